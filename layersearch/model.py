@@ -1,0 +1,152 @@
+"""The proxy model: a Llama-shaped decoder whose layers differ in their attention span only.
+
+Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
+
+Spans carry no weights: two schedules of one seed start from the same numbers.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layersearch.attention import attend
+from layersearch.recipe import ModelConfig
+from layersearch.schedule import Schedule, Span
+
+IGNORE = -100
+"""Target of a token whose prediction is not scored."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (1910.07467, eq. 4)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
+        # The product is taken in x's own precision: under autocast a float32 weight would widen the whole stream.
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), eps=1e-6)
+
+
+def rotary_table(tokens: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of rotary positions (RoFormer, 2104.09864, eq. 15), each (T, D)."""
+    rates = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)  # (D/2)
+    angles = torch.outer(torch.arange(tokens, device=device, dtype=torch.float32), rates)  # (T, D/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (T, D), halves rotated against each other as in Llama
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, heads, T, D) -> same
+    """Turn each head's halves by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-second, first), dim=-1) * sin
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the keys that ``span`` lets it see."""
+
+    def __init__(self, config: ModelConfig, span: Span) -> None:
+        super().__init__()
+        self.span = span
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.d_model, self.n_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
+        self.q_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        batch, tokens, _ = x.shape
+        q = self.q_proj(x).view(batch, tokens, self.n_heads, self.head_dim)
+        k = self.k_proj(x).view(batch, tokens, self.n_kv_heads, self.head_dim)
+        v = self.v_proj(x).view(batch, tokens, self.n_kv_heads, self.head_dim)
+        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)  # (B, H, T, D)
+        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)  # (B, G, T, D)
+        out = attend(q, k, v.transpose(1, 2), self.span)  # (B, H, T, D)
+        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (2002.05202, eq. 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: ModelConfig, span: Span) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model)
+        self.self_attn = Attention(config, span)
+        self.post_attention_layernorm = RMSNorm(config.d_model)
+        self.mlp = SwiGLU(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """The proxy model; its parameters bear the names of Hugging Face's Llama, without the ``model.`` prefix."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule) -> None:
+        super().__init__()
+        if len(schedule) != config.n_layers:
+            raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
+        self.config = config
+        self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
+        self.norm = RMSNorm(config.d_model)
+        self.lm_head = nn.Linear(config.d_model, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """GPT-2's initialisation: 0.02, and layers that write to the residual stream smaller by sqrt(2L)."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, Attention | SwiGLU):
+            writer = module.o_proj if isinstance(module, Attention) else module.down_proj
+            nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
+
+    def hidden(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        """Return the normalised residual stream after the last layer."""
+        x = self.embed_tokens(tokens)
+        cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
+        if torch.is_autocast_enabled(tokens.device.type):
+            # The residual stream stays float32; the tables are cast once so that rotation stays in q's precision.
+            kind = torch.get_autocast_dtype(tokens.device.type)
+            cos, sin = cos.to(kind), sin.to(kind)
+        for layer in self.layers:
+            x = layer(x, cos, sin)
+        return self.norm(x)
+
+    def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
+        """Return the scores of every next token."""
+        return self.lm_head(self.hidden(tokens))
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:  # (B, T), (B, T) -> ()
+        """Return the mean cross-entropy over scored targets, in nats."""
+        return F.cross_entropy(self.logits(tokens).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+
+    @torch.no_grad()
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each target's cross-entropy in nats (0 where not scored) and whether it was predicted, both (B, T)."""
+        logits = self.logits(tokens).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+        return losses.view_as(targets), (logits.argmax(-1) == targets)

@@ -1,0 +1,136 @@
+"""A trial's record: one line of ``trials.jsonl``, written once, read by every report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from layersearch.errors import UserError
+from layersearch.schedule import Schedule
+
+Phase = Literal["search", "confirm"]
+State = Literal["complete", "stopped", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRecord:
+    """One schedule trained once: what was asked, what it cost, what came out, what really ran."""
+
+    schedule: str
+    """The schedule's text form."""
+    seed: int
+    """Seed of the initial weights and of the data order, shared by all schedules (paired)."""
+    phase: Phase
+    """``search``: the search's own seed; ``confirm``: a fresh seed, used for inference only."""
+    role: str
+    """``proposed``, or the name of the baseline, for example ``all_full`` or ``bottom(1)``."""
+    state: State
+    """``complete``: trained to the last step; ``stopped``: early, at a rung; ``failed``: no number."""
+    flops: int
+    """Attention FLOPs of one forward pass over one sequence, exact."""
+    cost: float
+    """flops over those of the all-full schedule."""
+    steps: int
+    """Optimiser steps done."""
+    full_steps: int
+    """Optimiser steps of a full trial."""
+    loss: float | None
+    """Mean validation loss at the last step done, nats per predicted token; None if failed."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(step, validation loss) at every evaluation, the last one included."""
+    loss_by_position: tuple[float, ...] = ()
+    """Validation loss in equal bins of token position, first tokens first; NaN-free: empty bins are dropped."""
+    position_edges: tuple[int, ...] = ()
+    """Right edges of those bins, in tokens."""
+    metrics: tuple[tuple[str, float], ...] = ()
+    """Further named measures, for example the accuracy on recalled tokens."""
+    seconds: float = 0.0
+    """Wall time of the trial: set-up, training and evaluation."""
+    train_seconds: float = 0.0
+    """Of which optimiser steps."""
+    eval_seconds: float = 0.0
+    """Of which validation."""
+    peak_memory_bytes: int = 0
+    """Largest resident memory (CPU) or allocated memory (GPU) of one rank."""
+    kernels: tuple[str, ...] = ()
+    """The kernel that really ran, per layer."""
+    device: str = ""
+    """Device that really ran, for example ``cpu`` or ``cuda: NVIDIA H200``."""
+    precision: str = ""
+    """Precision of the matrix products that really ran."""
+    ranks: int = 1
+    """DeepSpeed ranks."""
+    zero_stage: int = 0
+    """DeepSpeed ZeRO stage."""
+    error: str | None = None
+    """Why it failed, in one line."""
+
+    def parsed(self) -> Schedule:
+        """Return the schedule itself."""
+        return Schedule.parse(self.schedule)
+
+    def to_json(self) -> str:
+        """Return the record as one line of JSON."""
+        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> TrialRecord:
+        """Read one line as `to_json` writes it.
+
+        Raises:
+            UserError: if the line is not such a record.
+        """
+        try:
+            mapping: dict[str, Any] = json.loads(line)
+            for name in ("curve", "metrics"):
+                mapping[name] = tuple(tuple(pair) for pair in mapping[name])
+            for name in ("loss_by_position", "position_edges", "kernels"):
+                mapping[name] = tuple(mapping[name])
+            return cls(**mapping)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"not a trial record ({error}): {line[:60]!r}") from None
+
+
+def append(path: Path, record: TrialRecord) -> None:
+    """Append one record and force it to the disk, so that a kill loses at most the trial in flight.
+
+    Raises:
+        OSError: if the disk is full or the file cannot be written.
+    """
+    with path.open("a", encoding="utf-8") as file:
+        file.write(record.to_json() + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def drop_torn_line(path: Path) -> bool:
+    """Cut a last line that has no newline (a kill in the middle of a write); tell whether there was one."""
+    if not path.exists():
+        return False
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole == len(data):
+        return False
+    with path.open("r+b") as file:
+        file.truncate(whole)
+    return True
+
+
+def read(path: Path) -> Iterator[TrialRecord]:
+    """Yield the records of a file in the order they were written; a torn last line is passed over.
+
+    Raises:
+        UserError: if another line is not a record; names the file and the line.
+    """
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = text.split("\n")
+    for number, line in enumerate(lines[:-1], start=1):
+        try:
+            yield TrialRecord.from_json(line)
+        except UserError as error:
+            raise UserError(f"{path} line {number}: {error}; restore the file or start a new run folder") from None

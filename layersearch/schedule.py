@@ -1,0 +1,338 @@
+"""Spans and schedules: which keys each layer's attention may see.
+
+A `Span` is what one layer sees, a `Schedule` is one span per layer. The forward pass, the cost count and every
+exporter read these very objects; nothing else in the package decides what is visible.
+
+Text form, one term per layer (spaces or commas between terms)::
+
+    full                 j <= i
+    window:W             i-W < j <= i: W keys, the token itself counted
+    window:W/D           W keys, every D-th: j = i - t*D, t = 0 ... W-1
+    window:W/D@H         dilation D on the first H heads only, the others undilated (Longformer, 2004.05150, sec. 4.1)
+    block:B              j <= i and floor(j/B) = floor(i/B) (MASFormer, 2310.12442)
+    ...+sink:G           the first G tokens stay visible
+    ...+las:B            LaS (2311.16620): logits times exp(-alpha_c*(i-j)), see `Span.alphas`
+    ...+las:B/P          and attention rows smoothed by causal average pooling of width P
+    full*4 block:1024*20 repetition
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, overload
+
+from layersearch.errors import UserError, did_you_mean
+
+SpanKind = Literal["full", "window", "block"]
+KINDS: tuple[str, ...] = ("full", "window", "block")
+GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """The keys one attention layer may see, and how it weighs them.
+
+    Raises:
+        UserError: if a field is out of range or does not belong to the kind.
+    """
+
+    kind: SpanKind
+    """``full``, ``window`` (sliding, causal) or ``block`` (block-diagonal, causal)."""
+    size: int | None = None
+    """Window W in keys (the token itself counted), or block size B in tokens; None for ``full``."""
+    dilation: int = 1
+    """Distance D between neighbouring keys of a window, in tokens."""
+    dilated_heads: int | None = None
+    """The first H query heads are dilated, the others not; None: every head."""
+    sink: int = 0
+    """The first G tokens that stay visible, in tokens."""
+    decay: float = 0.0
+    """LaS: the largest decay per token, B in [0, 1)."""
+    pool: int = 1
+    """LaS: width P of the causal average pooling of attention rows, in tokens."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise UserError(f"span kind {self.kind!r} is not known{did_you_mean(self.kind, KINDS)}")
+        for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
+                raise UserError(f"span {name} must be a whole number, not {value!r}")
+        if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
+            raise UserError(f"span decay must be a number, not {self.decay!r}")
+        object.__setattr__(self, "decay", float(self.decay))
+
+        if self.kind == "full":
+            if self.size is not None:
+                raise UserError("a full span has no size; write 'full'")
+            if self.sink:
+                raise UserError("a full span already sees the first tokens; drop '+sink'")
+        elif self.size is None or self.size < 1:
+            raise UserError(f"a {self.kind} needs a size of at least 1 token, not {self.size}")
+        if self.kind != "window" and (self.dilation != 1 or self.dilated_heads is not None):
+            raise UserError(f"only a window can be dilated, not {self.kind}")
+        if self.dilation < 1:
+            raise UserError(f"dilation must be at least 1 token, not {self.dilation}")
+        if self.dilated_heads is not None and self.dilated_heads < 1:
+            raise UserError(f"the number of dilated heads must be at least 1, not {self.dilated_heads}")
+        if self.sink < 0:
+            raise UserError(f"sink must be at least 0 tokens, not {self.sink}")
+        if not 0.0 <= self.decay < 1.0:
+            raise UserError(f"the LaS decay must lie in [0, 1), not {self.decay}")
+        if self.pool < 1:
+            raise UserError(f"the LaS pooling width must be at least 1 token, not {self.pool}")
+        # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
+        if self.size == 1:
+            object.__setattr__(self, "dilation", 1)
+        if self.dilation == 1:
+            object.__setattr__(self, "dilated_heads", None)
+
+    @property
+    def is_full(self) -> bool:
+        """True where every earlier token is visible (a layer that counts toward l)."""
+        return self.kind == "full"
+
+    @property
+    def is_las(self) -> bool:
+        """True where logits decay or attention rows are smoothed."""
+        return self.decay > 0 or self.pool > 1
+
+    def visible(self, i: Any, j: Any, head: Any = 0) -> Any:
+        """Tell whether query ``i`` may see key ``j`` in query head ``head``.
+
+        The definition of the span, written with operators only, so that the same lines serve Python integers, NumPy
+        arrays, torch tensors and FlexAttention's ``mask_mod``.
+
+        Args:
+            i: query position(s), counted from 0.
+            j: key position(s), counted from 0.
+            head: query head(s), counted from 0.
+
+        Returns:
+            A boolean, or a boolean array or tensor of the broadcast shape.
+        """
+        causal = j <= i
+        if self.kind == "full":
+            return causal
+        assert self.size is not None
+        if self.kind == "block":
+            near = (j // self.size) == (i // self.size)
+        else:
+            near = (i - j) < self.size
+            if self.dilation > 1:
+                dilated = ((i - j) < self.size * self.dilation) & ((i - j) % self.dilation == 0)
+                if self.dilated_heads is None:
+                    near = dilated
+                else:
+                    near = (near & (head >= self.dilated_heads)) | (dilated & (head < self.dilated_heads))
+        if self.sink:
+            near = near | (j < self.sink)
+        return causal & near
+
+    def reach(self) -> int | None:
+        """Return the farthest distance i-j, in tokens, at which this layer moves information; None: any distance.
+
+        Sinks are left out: they carry the first tokens to everybody and nothing else.
+        """
+        if self.kind == "full":
+            return None
+        assert self.size is not None
+        return (self.size - 1) * self.dilation + self.pool - 1
+
+    def alphas(self, n_heads: int) -> tuple[float, ...]:
+        """Return LaS's decay per head, in 1/token: 0 for head 0, then doubling from head to head up to B.
+
+        LaS (2311.16620) fixes one alpha_c per head with alpha_0 = 0 and spreads the others exponentially in (0, B].
+        The ratio between neighbours is ours (2, as between ALiBi's slopes): the paper's is not published.
+        """
+        return (0.0,) + tuple(self.decay * 2.0 ** (head - n_heads + 1) for head in range(1, n_heads))
+
+    def __str__(self) -> str:
+        text: str = self.kind
+        if self.size is not None:
+            text += f":{self.size}"
+        if self.dilation > 1:
+            text += f"/{self.dilation}"
+        if self.dilated_heads is not None:
+            text += f"@{self.dilated_heads}"
+        if self.sink:
+            text += f"+sink:{self.sink}"
+        if self.is_las:
+            text += f"+las:{self.decay!r}"
+            if self.pool > 1:
+                text += f"/{self.pool}"
+        return text
+
+    @classmethod
+    def parse(cls, text: str) -> Span:
+        """Read one span from its text form, for example ``window:512/2@2+sink:4``.
+
+        Raises:
+            UserError: if the term is wrong; the text says what was expected.
+        """
+        base, *extras = re.split(r"\+(?=[^\d])", text.strip())
+        match = re.fullmatch(r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@]*)(/(?P<dilation>[^@]*)(@(?P<heads>.*))?)?)?", base)
+        if match is None:
+            raise UserError(f"{text!r}: expected {GRAMMAR}")
+        kind = match["kind"]
+        if kind not in KINDS:
+            raise UserError(f"{text!r}: expected {GRAMMAR}{did_you_mean(kind, KINDS)}")
+        values: dict[str, Any] = {"kind": kind}
+        for name, what in (("size", "size"), ("dilation", "dilation"), ("heads", "number of heads")):
+            if match[name] is not None:
+                values["dilated_heads" if name == "heads" else name] = _whole(match[name], what, text)
+        for extra in extras:
+            name, _, value = extra.partition(":")
+            if name == "sink" and "sink" not in values:
+                values["sink"] = _whole(value, "sink", text)
+                if values["sink"] < 1:
+                    raise UserError(f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
+            elif name == "las" and "decay" not in values:
+                decay, slash, pool = value.partition("/")
+                try:
+                    values["decay"] = float(decay)
+                except ValueError:
+                    raise UserError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
+                if slash:
+                    values["pool"] = _whole(pool, "pooling width", text)
+                if values["decay"] == 0.0 and values.get("pool", 1) == 1:
+                    raise UserError(f"{text!r}: 'las:0' without pooling changes nothing; drop it")
+            else:
+                raise UserError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
+        try:
+            return cls(**values)
+        except UserError as error:
+            raise UserError(f"{text!r}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, mapping: Mapping[str, Any]) -> Span:
+        """Read one span from a mapping as `to_dict` writes it.
+
+        Raises:
+            UserError: for an unknown key or a value out of range.
+        """
+        if not isinstance(mapping, Mapping):
+            raise UserError(f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
+        known = [field.name for field in fields(cls)]
+        for key in mapping:
+            if key not in known:
+                raise UserError(f"a span has no key {key!r}{did_you_mean(str(key), known)}")
+        if "kind" not in mapping:
+            raise UserError(f"a span needs the key 'kind': one of {', '.join(KINDS)}")
+        return cls(**mapping)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the mapping that files hold: the kind and every field that differs from its default."""
+        return {"kind": self.kind} | {
+            field.name: getattr(self, field.name)
+            for field in fields(self)
+            if field.name != "kind" and getattr(self, field.name) != field.default
+        }
+
+
+def _whole(text: str, what: str, term: str) -> int:
+    if not re.fullmatch(r"-?\d+", text):
+        raise UserError(f"{term!r}: expected a whole number for the {what}, found {text!r}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Schedule(Sequence[Span]):
+    """One span per layer, bottom layer first.
+
+    Raises:
+        UserError: if there is no layer.
+    """
+
+    spans: tuple[Span, ...]
+    """Layer 0 reads the embeddings."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spans", tuple(self.spans))
+        if not self.spans:
+            raise UserError("a schedule needs at least one layer, for example 'full*2 window:32*2'")
+        for layer, span in enumerate(self.spans):
+            if not isinstance(span, Span):
+                raise UserError(f"layer {layer} of a schedule must be a Span, not {span!r}")
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """Read a schedule from its text form, for example ``"full*4 block:1024*20"``.
+
+        Raises:
+            UserError: names the wrong term, its position and what was expected.
+        """
+        spans: list[Span] = []
+        for number, match in enumerate(re.finditer(r"[^\s,]+", text), start=1):
+            term, star, times = match[0].partition("*")
+            try:
+                if star and not (times.isdigit() and int(times) >= 1):
+                    raise UserError(f"{match[0]!r}: expected a whole number of layers, at least 1, after '*'")
+                spans += [Span.parse(term)] * (int(times) if star else 1)
+            except UserError as error:
+                raise UserError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
+        if not spans:
+            raise UserError("an empty schedule: expected terms such as 'full*2 window:32*2'")
+        return cls(tuple(spans))
+
+    def __str__(self) -> str:
+        runs = ((str(span), len(list(run))) for span, run in itertools.groupby(self.spans))
+        return " ".join(text if times == 1 else f"{text}*{times}" for text, times in runs)
+
+    @classmethod
+    def from_dicts(cls, mappings: Iterable[Mapping[str, Any]]) -> Schedule:
+        """Read a schedule from a list of mappings, one per layer, as YAML and JSON files hold it."""
+        if isinstance(mappings, str | Mapping) or not isinstance(mappings, Iterable):
+            raise UserError(f"a schedule in a file is a list with one mapping per layer, not {mappings!r}")
+        spans = []
+        for layer, mapping in enumerate(mappings):
+            try:
+                spans.append(Span.from_dict(mapping))
+            except UserError as error:
+                raise UserError(f"layer {layer}: {error}") from None
+        return cls(tuple(spans))
+
+    def to_dicts(self) -> list[dict[str, Any]]:
+        """Return the list of mappings that files hold, one per layer."""
+        return [span.to_dict() for span in self.spans]
+
+    @property
+    def n_full(self) -> int:
+        """The number l of full-attention layers."""
+        return sum(span.is_full for span in self.spans)
+
+    @property
+    def full_layers(self) -> tuple[int, ...]:
+        """The layers with full attention, counted from 0."""
+        return tuple(layer for layer, span in enumerate(self.spans) if span.is_full)
+
+    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
+        """Refuse spans that a text of this length, or a model of this many heads, cannot hold.
+
+        Raises:
+            UserError: if a window, block or sink is longer than the text, or more heads are dilated than there are.
+        """
+        for layer, span in enumerate(self.spans):
+            keys = 0 if span.size is None else (span.size - 1) * span.dilation + 1
+            if max(keys, span.sink) > seq_len:
+                raise UserError(
+                    f"layer {layer}: {span} is longer than the text of {seq_len} tokens; use a smaller span or 'full'"
+                )
+            if n_heads is not None and (span.dilated_heads or 0) > n_heads:
+                raise UserError(f"layer {layer}: {span} dilates more heads than the model's {n_heads}")
+
+    def __len__(self) -> int:
+        return len(self.spans)
+
+    def __iter__(self) -> Iterator[Span]:
+        return iter(self.spans)
+
+    @overload
+    def __getitem__(self, index: int) -> Span: ...
+    @overload
+    def __getitem__(self, index: slice) -> Schedule: ...
+    def __getitem__(self, index: int | slice) -> Span | Schedule:
+        return Schedule(self.spans[index]) if isinstance(index, slice) else self.spans[index]
