@@ -1,0 +1,59 @@
+"""Attention over a span, written down literally: the truth that every fast kernel is held to.
+
+Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layersearch.schedule import Span
+
+
+def span_mask(span: Span, seq_len: int, n_heads: int, device: torch.device | str | None = None) -> Tensor:
+    """Return which keys each query may see, (H, T, T) boolean: head, query, key."""
+    tokens = torch.arange(seq_len, device=device)
+    heads = torch.arange(n_heads, device=device)
+    visible: Tensor = span.visible(tokens[None, :, None], tokens[None, None, :], heads[:, None, None])
+    return visible.expand(n_heads, seq_len, seq_len)
+
+
+def reference_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """Return causal attention over ``span``, with every (query, key) pair in memory.
+
+    Masked softmax attention (1706.03762, eq. 1). A LaS span (2311.16620) multiplies the scaled logits by
+    exp(-alpha_c (i-j)) before the softmax and then smooths each row of the attention matrix A by causal average
+    pooling of width P: A'_ij = 1/P sum_{p<P} A_{i,j+p}, zero beyond the last token.
+
+    Args:
+        q: queries, (B, H, T, D).
+        k: keys, (B, G, T, D), G dividing H.
+        v: values, (B, G, T, D).
+        span: what each query sees.
+
+    Returns:
+        (B, H, T, D) in q's precision; computed in float32 or wider.
+    """
+    heads, tokens, width = q.shape[1:]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    group = heads // k.shape[1]
+    queries = q.to(wide)
+    keys = k.to(wide).repeat_interleave(group, dim=1)
+    values = v.to(wide).repeat_interleave(group, dim=1)
+    logits = queries @ keys.transpose(-1, -2) / math.sqrt(width)  # (B, H, T, T)
+    if span.decay > 0:
+        position = torch.arange(tokens, device=q.device, dtype=wide)
+        distance = (position[:, None] - position[None, :]).clamp_min(0)  # (T, T)
+        alphas = torch.tensor(span.alphas(heads), device=q.device, dtype=wide)[:, None, None]
+        logits = logits * torch.exp(-alphas * distance)
+    visible = span_mask(span, tokens, heads, q.device)
+    weights = logits.masked_fill(~visible, -math.inf).softmax(dim=-1)
+    if span.pool > 1:
+        # The key axis runs over j ... j+P-1: P-1 zeros follow the last token, and the mean always divides by P.
+        padded = F.pad(weights, (0, span.pool - 1))
+        weights = padded.unfold(-1, span.pool, 1).mean(dim=-1)
+    return (weights @ values).to(q.dtype)
