@@ -1,0 +1,38 @@
+"""The Pareto frontier of loss against cost, both minimised; the algorithms are moocore's (Fonseca, Paquete,
+López-Ibáñez, "An improved dimension-sweep algorithm for the hypervolume indicator", CEC 2006)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def nondominated(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Return the indices of the points that no other one beats, cheapest first.
+
+    A point is out if another is at most as costly and at most as bad, and better in one. Equal points stay together.
+
+    Args:
+        points: (loss, cost) pairs.
+    """
+    import moocore
+
+    if not points:
+        return []
+    kept = np.flatnonzero(moocore.is_nondominated(np.asarray(points, dtype=np.float64), keep_weakly=True))
+    return sorted((int(index) for index in kept), key=lambda index: (points[index][1], points[index][0], index))
+
+
+def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
+    """Return the area that the points dominate up to the reference point, in nats times cost.
+
+    Args:
+        points: (loss, cost) pairs; one that is not better than the reference in both adds nothing.
+        reference: (loss, cost) of the worst point that still counts.
+    """
+    import moocore
+
+    if not points:
+        return 0.0
+    return float(moocore.hypervolume(np.asarray(points, dtype=np.float64), ref=np.asarray(reference, np.float64)))

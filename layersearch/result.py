@@ -1,0 +1,432 @@
+"""What a run's records say: the frontier, the winner, what it differs from, and how far that may be trusted.
+
+Losses of the phase ``search`` choose what is looked at; only losses of the phase ``confirm``, on fresh seeds, say how
+good it is: the lowest of many losses is low partly by luck, on its own seed only (the winner's curse).
+
+**The winner.** Among the schedules within the budget that were confirmed on the same seeds, the one of the lowest mean
+leads. The winner is the cheapest whose paired difference to the leader is not significant. These intervals are not
+corrected for their number: a correction widens them, and would give up a real gain for a cheaper schedule more easily.
+
+**The claims.** The winner's differences to all-full and to the best baseline are claims, and the winner was picked from
+several schedules with the same confirmed losses. So each claim also gets an interval corrected by Bonferroni for every
+schedule that could have been picked and compared with that reference; only where this one excludes zero is the winner
+called better or worse. Bonferroni's, not Holm's step-down, because it yields intervals and not only decisions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from layersearch import config, frontier, stats, words
+from layersearch.errors import UserError
+from layersearch.record import State, TrialRecord
+from layersearch.stats import Interval, RankAgreement
+
+VERSION = 1
+PROPOSED = "proposed"
+ALL_FULL = "all_full"
+_STATES: tuple[State, ...] = ("complete", "stopped", "failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One distinct schedule and everything that was measured on it."""
+
+    schedule: str
+    """Text form."""
+    names: tuple[str, ...]
+    """Names of the baselines that this schedule is; empty for one that the search proposed."""
+    n_full: int
+    """The number l of full-attention layers."""
+    cost: float
+    """Attention FLOPs over those of all-full."""
+    flops: int
+    state: State | None
+    """How its trial in the search ended; None if there was none."""
+    steps: int
+    """Steps of that trial."""
+    full_steps: int
+    """Steps of a full trial."""
+    search_loss: float | None
+    """Loss of the complete trial at the search's seed, nats; None if it did not complete."""
+    last_loss: float | None
+    """Loss where the trial ended, complete or not, nats: not comparable between different numbers of steps."""
+    confirm: tuple[tuple[int, float], ...]
+    """(seed, loss) on the fresh seeds, nats."""
+    failed_seeds: tuple[int, ...]
+    """Fresh seeds on which it failed."""
+    mean: Interval | None
+    """Mean of the confirmed losses: over the seeds that all candidates share where it has them, else over its own."""
+    within_budget: bool
+    on_frontier: bool
+
+    @property
+    def label(self) -> str:
+        """Return the baseline's name, or the schedule."""
+        return self.names[0] if self.names else self.schedule
+
+    @property
+    def loss(self) -> float | None:
+        """Return the best estimate there is: the confirmed mean, else the loss in the search, nats."""
+        return self.search_loss if self.mean is None else self.mean.mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """The winner against one reference, seed by seed; negative differences favour the winner."""
+
+    reference: str
+    """Name of the baseline."""
+    schedule: str
+    """Its text form."""
+    difference: Interval
+    """Winner minus reference, in nats."""
+    corrected: Interval
+    """The same with the interval corrected for the choice of the winner (Bonferroni)."""
+    comparisons: int
+    """Number of schedules that could have been picked and compared."""
+    seeds_needed: int | None
+    """Seeds that would show a difference of this size; None where it is shown, zero, or its spread is unknown."""
+    verdict: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Winner:
+    """The schedule to take, and why."""
+
+    schedule: str
+    leader: str
+    """The schedule of the lowest confirmed mean within the budget."""
+    to_leader: Interval | None
+    """Winner minus leader, in nats; None if they are the same."""
+    candidates: int
+    """Schedules within the budget that were confirmed on the same seeds."""
+    not_separated: int
+    """How many of them, the leader included, do not differ significantly from the leader."""
+    seeds: tuple[int, ...]
+    """The seeds that all candidates share."""
+    to_all_full: Comparison | None
+    to_best_baseline: Comparison | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """What the seed alone does to a loss, from the confirmed schedules; all in nats."""
+
+    schedules: int
+    """Schedules trained on two fresh seeds or more."""
+    seeds: int
+    """Fresh seeds that the candidates share."""
+    seed_std: float | None
+    """Standard deviation over seeds within a schedule, pooled."""
+    seed_std_range: tuple[float, float] | None
+    """Smallest and largest of the schedules' own: far apart, the pooled one describes neither."""
+    paired_std: float | None
+    """Standard deviation over seeds of the difference of two schedules, pooled over pairs."""
+    floor: float | None
+    """Differences of two schedules under this are not significant on that many seeds (one comparison)."""
+    resolvable: float | None
+    """The smallest true difference that this number of seeds finds four times in five."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerL:
+    """What the schedules of one number of full layers reached."""
+
+    n_full: int
+    trained: int
+    """Complete trials in the search; the best of many is low by luck too."""
+    search_schedule: str | None
+    search_loss: float | None
+    """Best loss in the search, nats."""
+    search_worst: float | None
+    """Worst loss of a complete trial, nats."""
+    confirmed_schedule: str | None
+    """The schedule of the lowest confirmed mean."""
+    confirmed: Interval | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """How well a cheap measure ranks schedules as the full one does."""
+
+    name: str
+    against: str
+    stopped: int
+    """Trials that the search ended on this measure's word."""
+    agreement: RankAgreement | None
+    """Over trials that have both; only survivors do, which lowers a correlation. None with fewer than four."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """Everything that a run lets its user believe; ``frontier.json`` holds it."""
+
+    budget: float
+    """Largest cost allowed, as a ratio to all-full."""
+    confidence: float
+    entries: tuple[Entry, ...]
+    """Cheapest first."""
+    frontier: tuple[str, ...]
+    """Schedules that no other beats in loss and cost, cheapest first."""
+    frontier_of: str
+    """``confirm``: of the confirmed means (as soon as two schedules have them); ``search``: of the search's losses."""
+    hypervolume: float | None
+    """Of the search's complete trials, in nats times cost; None without a baseline to refer to."""
+    hypervolume_reference: tuple[float, float] | None
+    """(loss, cost): the worst complete baseline's loss in the search, and all-full's cost."""
+    winner: Winner | None
+    """None before a schedule within the budget is confirmed."""
+    best_searched: str | None
+    """The lowest loss in the search within the budget: a proposal, not a finding."""
+    noise: Noise
+    best_per_l: tuple[PerL, ...]
+    trust: tuple[Fidelity, ...]
+    failed: int
+    """Records of failed trials."""
+    verdict: str
+
+    def entry(self, schedule: str) -> Entry:
+        """Return the entry of one schedule by its text form."""
+        return next(entry for entry in self.entries if entry.schedule == schedule)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what ``frontier.json`` holds."""
+        return {"version": VERSION, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_dict(cls, mapping: Any, where: str = "frontier.json") -> Result:
+        """Read what `to_dict` wrote.
+
+        Raises:
+            UserError: for another version or other keys; names the file.
+        """
+        if not isinstance(mapping, Mapping) or "version" not in mapping:
+            raise UserError(f"{where}: the key 'version' is missing; write the file again from trials.jsonl")
+        if mapping["version"] != VERSION:
+            raise UserError(
+                f"{where}: version {mapping['version']!r}, this layersearch reads {VERSION}; "
+                "write the file again from trials.jsonl"
+            )
+        return config.build(cls, {key: value for key, value in mapping.items() if key != "version"}, where)
+
+
+def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = stats.CONFIDENCE) -> Result:
+    """Turn a run's records, finished or not, into what they say.
+
+    Args:
+        records: in the order they were written; the last of several records of one schedule, phase and seed counts.
+        budget: largest cost allowed, as a ratio to all-full.
+        confidence: of every interval.
+    """
+    records = list(records)
+    grouped: dict[str, list[TrialRecord]] = {}
+    for record in records:
+        grouped.setdefault(record.schedule, []).append(record)
+    confirmed = {
+        text: {r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None}
+        for text, group in grouped.items()
+    }
+    shared = _shared_seeds(confirmed.values())
+    entries = [_entry(group, confirmed[text], shared, budget, confidence) for text, group in grouped.items()]
+    entries.sort(key=lambda entry: (entry.cost, entry.schedule))
+    points = [entry for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
+    frontier_of = "confirm"
+    if len(points) < 2:
+        points, frontier_of = [entry for entry in entries if entry.search_loss is not None], "search"
+    chosen = frontier.nondominated([(_known(entry.loss), entry.cost) for entry in points])
+    on_frontier = [points[index].schedule for index in chosen]
+    entries = [dataclasses.replace(entry, on_frontier=entry.schedule in on_frontier) for entry in entries]
+    complete = [entry for entry in entries if entry.search_loss is not None]
+    reference = max(((_known(entry.search_loss), 1.0) for entry in complete if entry.names), default=None)
+    best = min(
+        (entry for entry in complete if entry.within_budget),
+        key=lambda entry: (_known(entry.search_loss), entry.cost),
+        default=None,
+    )
+    winner = _winner(entries, confirmed, shared, confidence)
+    noise = _noise(confirmed.values(), len(shared), confidence)
+    return Result(
+        budget=budget,
+        confidence=confidence,
+        entries=tuple(entries),
+        frontier=tuple(on_frontier),
+        frontier_of=frontier_of,
+        hypervolume=None
+        if reference is None
+        else frontier.hypervolume([(_known(entry.search_loss), entry.cost) for entry in complete], reference),
+        hypervolume_reference=reference,
+        winner=winner,
+        best_searched=None if best is None else best.schedule,
+        noise=noise,
+        best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
+        trust=_trust(records, entries, confidence),
+        failed=sum(record.state == "failed" for record in records),
+        verdict=words.verdict(winner, best, entries),
+    )
+
+
+def _known(value: float | None) -> float:
+    assert value is not None
+    return value
+
+
+def _shared_seeds(losses: Iterable[Mapping[int, float]]) -> tuple[int, ...]:
+    """Return the seeds over which candidates are compared: the set, in a partial run, that keeps most trials in use."""
+    sets = Counter(frozenset(by_seed) for by_seed in losses if by_seed)
+    used = {seeds: len(seeds) * sum(times for other, times in sets.items() if seeds <= other) for seeds in sets}
+    best = max(used, key=lambda seeds: (used[seeds], len(seeds), sorted(seeds)), default=frozenset[int]())
+    return tuple(sorted(best))
+
+
+def _entry(
+    group: Sequence[TrialRecord],
+    confirmed: Mapping[int, float],
+    shared: Sequence[int],
+    budget: float,
+    confidence: float,
+) -> Entry:
+    first = group[0]
+    # A trial that was stopped and later taken up again has two records: the furthest one counts, the last of equals.
+    searched = sorted((r for r in group if r.phase == "search"), key=lambda r: -_STATES.index(r.state))
+    trial = searched[-1] if searched else None
+    seeds = [seed for seed in shared if seed in confirmed]
+    used = seeds if len(seeds) == len(shared) else sorted(confirmed)
+    return Entry(
+        schedule=first.schedule,
+        names=tuple(sorted({record.role for record in group} - {PROPOSED})),
+        n_full=first.parsed().n_full,
+        cost=first.cost,
+        flops=first.flops,
+        state=None if trial is None else trial.state,
+        steps=0 if trial is None else trial.steps,
+        full_steps=first.full_steps if trial is None else trial.full_steps,
+        search_loss=trial.loss if trial is not None and trial.state == "complete" else None,
+        last_loss=None if trial is None else trial.loss,
+        confirm=tuple(sorted(confirmed.items())),
+        failed_seeds=tuple(
+            sorted({r.seed for r in group if r.phase == "confirm" and r.state == "failed"} - confirmed.keys())
+        ),
+        mean=stats.mean_interval((confirmed[seed] for seed in used), confidence) if used else None,
+        within_budget=first.cost <= budget,
+        on_frontier=False,
+    )
+
+
+def _winner(
+    entries: Sequence[Entry], confirmed: Mapping[str, Mapping[int, float]], shared: Sequence[int], confidence: float
+) -> Winner | None:
+    whole = {
+        entry.schedule: {seed: confirmed[entry.schedule][seed] for seed in shared}
+        for entry in entries
+        if shared and confirmed[entry.schedule].keys() >= set(shared)
+    }
+    candidates = [entry for entry in entries if entry.within_budget and entry.schedule in whole]
+    if not candidates:
+        return None
+
+    def mean(entry: Entry) -> float:
+        return _known(None if entry.mean is None else entry.mean.mean)
+
+    leader = min(candidates, key=lambda entry: (mean(entry), entry.cost))
+    to_leader = {
+        entry.schedule: stats.paired_difference(whole[entry.schedule], whole[leader.schedule], confidence)
+        for entry in candidates
+    }
+    # A single seed has no interval, so nothing there may stand in for the leader.
+    near = [e for e in candidates if e is leader or (len(shared) > 1 and not to_leader[e.schedule].excludes_zero)]
+    pick = min(near, key=lambda entry: (entry.cost, mean(entry)))
+
+    def compare(reference: Entry | None) -> Comparison | None:
+        if reference is None or reference is pick:
+            return None
+        picks = sum(entry is not reference for entry in candidates)
+        a, b = whole[pick.schedule], whole[reference.schedule]
+        difference = stats.paired_difference(a, b, confidence)
+        corrected = stats.paired_difference(a, b, confidence, comparisons=picks)
+        return Comparison(
+            reference=reference.label,
+            schedule=reference.schedule,
+            difference=difference,
+            corrected=corrected,
+            comparisons=picks,
+            seeds_needed=stats.seeds_needed(difference.std, difference.mean, confidence)
+            if difference.std and difference.mean and not difference.excludes_zero
+            else None,
+            verdict=words.comparison(difference, corrected, picks),
+        )
+
+    full = next((entry for entry in entries if ALL_FULL in entry.names and entry.schedule in whole), None)
+    baselines = [entry for entry in candidates if entry.names]
+    return Winner(
+        schedule=pick.schedule,
+        leader=leader.schedule,
+        to_leader=None if pick is leader else to_leader[pick.schedule],
+        candidates=len(candidates),
+        not_separated=len(near),
+        seeds=tuple(shared),
+        to_all_full=compare(full),
+        to_best_baseline=compare(min(baselines, key=lambda entry: (mean(entry), entry.cost), default=None)),
+    )
+
+
+def _noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confidence: float) -> Noise:
+    repeated = [losses for losses in confirmed if len(losses) > 1]
+    own = [_known(stats.mean_interval(losses.values()).std) for losses in repeated]
+    paired = stats.paired_std(repeated)
+    usable = paired is not None and seeds > 1
+    return Noise(
+        schedules=len(repeated),
+        seeds=seeds,
+        seed_std=stats.pooled_std([list(losses.values()) for losses in repeated]),
+        seed_std_range=(min(own), max(own)) if own else None,
+        paired_std=paired,
+        floor=stats.half_width(_known(paired), seeds, confidence) if usable else None,
+        resolvable=stats.resolvable(_known(paired), seeds, confidence) if usable else None,
+    )
+
+
+def _per_l(n_full: int, entries: Sequence[Entry]) -> PerL:
+    here = [entry for entry in entries if entry.n_full == n_full]
+    complete = sorted((_known(e.search_loss), e.cost, e.schedule) for e in here if e.search_loss is not None)
+    means = sorted((e.mean.mean, e.cost, e.schedule) for e in here if e.mean is not None)
+    return PerL(
+        n_full=n_full,
+        trained=len(complete),
+        search_schedule=complete[0][2] if complete else None,
+        search_loss=complete[0][0] if complete else None,
+        search_worst=complete[-1][0] if complete else None,
+        confirmed_schedule=means[0][2] if means else None,
+        confirmed=next(e.mean for e in here if e.schedule == means[0][2]) if means else None,
+    )
+
+
+def _trust(records: Sequence[TrialRecord], entries: Sequence[Entry], confidence: float) -> tuple[Fidelity, ...]:
+    complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
+    finals = {text: _known(record.loss) for text, record in complete.items()}
+    curves = {text: dict(record.curve) for text, record in complete.items()}
+    rungs = Counter({r.schedule: r.steps for r in records if r.phase == "search" and r.state == "stopped"}.values())
+    full_steps = max((record.full_steps for record in complete.values()), default=0)
+    steps = rungs.keys() or {step for curve in curves.values() for step in curve if step < full_steps}
+    found = []
+    for step in sorted(steps):
+        both = [text for text, curve in curves.items() if step in curve]
+        found.append(
+            Fidelity(
+                name=f"step {step} of {full_steps}" if full_steps else f"step {step}",
+                against="the last step",
+                stopped=rungs[step],
+                agreement=stats.rank_agreement(
+                    [curves[text][step] for text in both], [finals[text] for text in both], confidence
+                ),
+            )
+        )
+    pairs = [(entry.search_loss, entry.mean.mean) for entry in entries if entry.search_loss is not None and entry.mean]
+    if pairs:
+        agreement = stats.rank_agreement([a for a, _ in pairs], [b for _, b in pairs], confidence)
+        found.append(Fidelity(name="the search's one seed", against="fresh seeds", stopped=0, agreement=agreement))
+    return tuple(found)

@@ -1,0 +1,118 @@
+"""The sentences of a result: what may be concluded, what may not, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from layersearch.stats import Interval, decimals
+
+if TYPE_CHECKING:
+    from layersearch.result import Comparison, Entry, Fidelity, Noise, Winner
+
+
+def comparison(difference: Interval, corrected: Interval, comparisons: int) -> str:
+    """Say whether the winner differs from a reference.
+
+    Args:
+        difference: winner minus reference, nats.
+        corrected: the same, its interval corrected for the number of comparisons.
+        comparisons: that number.
+    """
+    size = Interval(**{**vars(corrected), "mean": abs(corrected.mean), "low": None, "high": None})
+    word = "better" if difference.mean < 0 else "worse"
+    if difference.half_width is None:
+        direction = "lower" if difference.mean < 0 else "higher"
+        return f"{direction} by {size} nats on one seed, which gives no interval"
+    places = decimals(corrected.half_width)
+    if corrected.excludes_zero:
+        return f"{word} by {size.mean:.{places}f} ± {corrected.half_width:.{places}f} nats"
+    if difference.excludes_zero:
+        return (
+            f"no significant difference once {comparisons} possible choices are allowed for "
+            f"({difference} nats alone, ± {corrected.half_width:.{places}f} with them)"
+        )
+    return f"no significant difference ({difference} nats)"
+
+
+def verdict(winner: Winner | None, best: Entry | None, entries: Sequence[Entry]) -> str:
+    """Say in a few sentences what the run found.
+
+    Args:
+        winner: None before a schedule within the budget is confirmed.
+        best: the lowest loss in the search within the budget.
+        entries: all schedules.
+    """
+    if winner is None:
+        if not any(entry.state == "complete" or entry.confirm for entry in entries):
+            return "Nothing to conclude: no trial has completed."
+        if best is None:
+            return "No winner: no schedule within the budget has completed."
+        return (
+            f"No winner yet: no schedule within the budget is confirmed on fresh seeds. "
+            f"Lowest loss in the search, on one seed: {best.label}."
+        )
+    by_text = {entry.schedule: entry for entry in entries}
+    name = by_text[winner.schedule].label
+    said = [_why(winner, name, by_text[winner.leader].label)]
+    said.append(_against(winner.to_all_full, "all_full", winner, by_text, any("all_full" in e.names for e in entries)))
+    said.append(
+        _against(winner.to_best_baseline, "the best baseline", winner, by_text, any(entry.names for entry in entries))
+    )
+    return " ".join(sentence for sentence in said if sentence)
+
+
+def _why(winner: Winner, name: str, leader: str) -> str:
+    seeds = f"{len(winner.seeds)} fresh seed{'s' if len(winner.seeds) > 1 else ''}"
+    if winner.candidates == 1:
+        return f"{name} is the only schedule within the budget that is confirmed, on {seeds}."
+    if len(winner.seeds) == 1:
+        return f"{name} has the lowest loss of {winner.candidates} candidates, on {seeds}: no interval can be given."
+    if winner.not_separated == winner.candidates:
+        why = f"Nothing separates the {winner.candidates} candidates on {seeds}: {name} is taken, the cheapest"
+    elif winner.to_leader is None and winner.not_separated == 1:
+        return f"{name} has the lowest loss, significantly below the other {winner.candidates - 1}, on {seeds}."
+    elif winner.to_leader is None:
+        why = f"{name} has the lowest loss of {winner.candidates} candidates on {seeds}, and none as good is cheaper"
+    else:
+        why = (
+            f"{name} is the cheapest of {winner.not_separated} (of {winner.candidates}) that {seeds} cannot tell "
+            f"from the lowest loss"
+        )
+    return why + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
+
+
+def _against(found: Comparison | None, what: str, winner: Winner, by_text: dict[str, Entry], trained: bool) -> str:
+    if found is None:
+        names = by_text[winner.schedule].names
+        if (what in names) if what == "all_full" else names:
+            return f"It is {what} itself."
+        return f"Against {what}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
+    label = "all_full" if what == "all_full" else f"{what} {found.reference}"
+    more = f"; {found.seeds_needed} seeds would show one of this size" if found.seeds_needed else ""
+    return f"Against {label}: {found.verdict}{more}."
+
+
+def noise(found: Noise) -> str:
+    """Say which differences mean nothing here."""
+    if found.floor is None or found.resolvable is None or found.seed_std is None or found.seed_std_range is None:
+        return "Noise: unknown, it takes two schedules confirmed on the same two fresh seeds."
+    places = decimals(found.floor)
+    low, high = found.seed_std_range
+    return (
+        f"Differences under {found.floor:.{places}f} nats are noise here ({found.seeds} seeds); "
+        f"{found.resolvable:.{places}f} is found four times in five. "
+        f"Seed std {found.seed_std:.{places}f}, per schedule {low:.{places}f} to {high:.{places}f}."
+    )
+
+
+def trust(found: Fidelity) -> str:
+    """Say how well one cheap measure ranks."""
+    dropped = f", {found.stopped} trials ended there" if found.stopped else ""
+    if found.agreement is None:
+        return f"{found.name} against {found.against}: too few trials to tell{dropped}"
+    a = found.agreement
+    return (
+        f"{found.name} against {found.against}: Spearman {a.spearman:.2f} [{a.spearman_low:.2f}, {a.spearman_high:.2f}]"
+        f", Kendall {a.kendall:.2f} [{a.kendall_low:.2f}, {a.kendall_high:.2f}], {a.n} trials{dropped}"
+    )
