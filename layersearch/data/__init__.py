@@ -1,0 +1,44 @@
+"""What a trial reads: generated tasks with a planted truth, and text through `datasets`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from layersearch.data.cache import default_cache
+from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
+from layersearch.data.tasks import TASKS
+from layersearch.recipe import DataConfig
+
+
+def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> Source:
+    """Open what a recipe's data section names; prepare text that the cache lacks.
+
+    Args:
+        config: the recipe's data section.
+        seq_len: tokens in a sequence.
+        cache: folder of prepared text; None: `default_cache`.
+
+    Raises:
+        UserError: names the key that is wrong and the remedy.
+    """
+    if config.source in TASKS:
+        return TASKS[config.source](config, seq_len)
+    from layersearch.data.prepare import open_text
+
+    return open_text(config, seq_len, cache or default_cache())
+
+
+def describe(source: Source) -> dict[str, Any]:
+    """Return what a run folder records about its data, as plain data."""
+    return {
+        "source": source.name,
+        "fingerprint": source.fingerprint,
+        "seq_len": source.seq_len,
+        "vocab_size": source.vocab_size,
+        **source.details,
+        "known_optimal_l": source.answer.optimal_l if source.answer else None,
+    }
+
+
+__all__ = ["IGNORE", "TASKS", "Batch", "KnownAnswer", "Source", "default_cache", "describe", "open_source"]

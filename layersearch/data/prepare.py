@@ -1,0 +1,137 @@
+"""From documents to token streams: split, tokenised, written once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from layersearch.data import bpe, corpus, hub
+from layersearch.data.cache import prepared
+from layersearch.data.source import digest, require
+from layersearch.data.text import Text
+from layersearch.recipe import DataConfig
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+FORMAT = 1
+"""Raised with every change of what is prepared, so that older folders are left alone."""
+SHARE = 10
+"""One part in so many is validation text."""
+FEW = 20
+"""With fewer documents than this, the tail of each is validation text."""
+BYTES_PER_TOKEN = 8
+"""No more than ``max_tokens`` times this is read: above what a BPE packs into a token of text."""
+
+
+def open_text(config: DataConfig, seq_len: int, cache: Path) -> Text:
+    """Open a text source, preparing it first if the cache lacks it.
+
+    Raises:
+        UserError: names the key that is wrong with the text or the tokenizer.
+    """
+    own = bpe.tokenizer_path(config.tokenizer) if config.tokenizer else None
+    wanted = [
+        FORMAT,
+        config.source,
+        corpus.identity(config),
+        config.max_tokens,
+        config.tokenizer or config.vocab_size,
+        [str(own.resolve()), own.stat().st_size, own.stat().st_mtime_ns] if own else None,
+    ]
+    key = f"{config.source}-{digest(wanted)[:20]}"
+    folder, facts = prepared(cache, key, lambda draft: _prepare(config, own, draft))
+    return Text(folder, facts, config.source, seq_len)
+
+
+def _prepare(config: DataConfig, own: Path | None, folder: Path) -> dict[str, Any]:
+    """Fill a folder with token streams and a tokenizer; return its facts."""
+    ready = None
+    if config.tokenizer is not None:  # before any text is read: it is the cheaper thing to be wrong
+        file = own or hub.tokenizer_file(config.tokenizer)
+        tokenizer = bpe.load_tokenizer(file)
+        ready = tokenizer, bpe.end_token(tokenizer, file)
+    train, validation, how = _split(_read(config))
+    require(bool(train and validation), f"{_key(config)}: the text is too short to split; give more of it")
+    tokenizer, end = ready or bpe.train_bpe(train, config.vocab_size)
+    size = bpe.vocabulary(tokenizer)
+    # Validation first: it is the smaller side, and max_tokens must not starve it.
+    streams = {}
+    streams["validation"] = _tokenise(tokenizer, validation, end, config.max_tokens // SHARE or 1)
+    streams["train"] = _tokenise(tokenizer, train, end, config.max_tokens - len(streams["validation"]))
+    content = {}
+    for name, stream in streams.items():
+        stream = stream.astype("<u2" if size <= 1 << 16 else "<u4")
+        np.save(folder / f"{name}.npy", stream, allow_pickle=False)
+        content[name] = hashlib.sha256(stream.tobytes()).hexdigest()
+    text = tokenizer.to_str(pretty=True)
+    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
+    content["tokenizer"] = digest(json.loads(text))
+    return {
+        "content": content,
+        "vocab_size": size,
+        "train_tokens": len(streams["train"]),
+        "validation_tokens": len(streams["validation"]),
+        "train_documents": len(train),
+        "validation_documents": len(validation),
+        "split": how,
+        "python": corpus.python_version(),
+    }
+
+
+def _key(config: DataConfig) -> str:
+    return {"stdlib": "data.source stdlib", "hub": f"data.dataset {config.dataset}"}.get(
+        config.source, f"data.files {', '.join(config.files)}"
+    )
+
+
+def _read(config: DataConfig) -> list[corpus.Document]:
+    """Return the documents, the last one cut where more could not be used."""
+    left = config.max_tokens * BYTES_PER_TOKEN
+    found = []
+    for document in corpus.documents(config):
+        text = document.text[:left]
+        found.append(document._replace(text=text))
+        left -= len(text)
+        if left <= 0:
+            break
+    return found
+
+
+def _split(documents: list[corpus.Document]) -> tuple[list[str], list[str], str]:
+    """Return training texts, validation texts and how they were told apart.
+
+    Whole documents fall on a side by the hash of their key, so that a document that comes or goes moves no other and
+    equal documents stay together. The least hash is validation in any case, which leaves no side without text.
+    """
+    if len(documents) < FEW:
+        cuts = [len(document.text) - len(document.text) // SHARE for document in documents]
+        train = [document.text[:cut] for document, cut in zip(documents, cuts, strict=True)]
+        validation = [document.text[cut:] for document, cut in zip(documents, cuts, strict=True)]
+        return train, [text for text in validation if text], f"the last 1/{SHARE} of each document"
+    hashes = [int.from_bytes(hashlib.sha256(document.key.encode()).digest()[:8]) for document in documents]
+    least = min(hashes)
+    train, validation = [], []
+    for document, number in zip(documents, hashes, strict=True):
+        (validation if number % SHARE == 0 or number == least else train).append(document.text)
+    return train, validation, f"whole documents, 1 in {SHARE} by hash"
+
+
+def _tokenise(tokenizer: Tokenizer, texts: Sequence[str], end: int, most: int) -> npt.NDArray[np.int64]:
+    """Return the packed stream of texts, an end token after each, cut to ``most`` tokens."""
+    tokenizer.encode_special_tokens = True  # an end token that is written out in a text is text
+    pieces: list[npt.NDArray[np.int64]] = []
+    total = 0
+    for start in range(0, len(texts), 64):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + 64]), add_special_tokens=False):
+            pieces.append(np.array([*encoding.ids, end], dtype=np.int64))
+            total += len(pieces[-1])
+        if total >= most:
+            break
+    return np.concatenate(pieces)[:most] if pieces else np.empty(0, dtype=np.int64)
