@@ -49,11 +49,12 @@ def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
             raise UserError(f"no file {name!r}: give an existing path, or a bare name that ships in {folder}/")
     here = Path(__file__).resolve().parent
     shipped = next((base / folder for base in (here, here.parent) if (base / folder).is_dir()), here / folder)
-    path = shipped / (given.name if given.suffix else given.name + suffix)
+    stem = given.name.removesuffix(suffix)  # not given.stem: names such as masformer-1.3b hold a dot
+    path = shipped / (stem + suffix)
     if path.is_file():
         return path
     names = sorted(entry.stem for entry in shipped.glob("*" + suffix))
-    raise UserError(f"no file {name!r} here and none of that name ships in {folder}/{did_you_mean(given.stem, names)}")
+    raise UserError(f"no file {name!r} here and none of that name ships in {folder}/{did_you_mean(stem, names)}")
 
 
 def read_yaml(path: Path) -> Any:
