@@ -140,13 +140,17 @@ class Decoder(nn.Module):
         """Return the scores of every next token."""
         return self.lm_head(self.hidden(tokens))
 
-    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:  # (B, T), (B, T) -> ()
-        """Return the mean cross-entropy over scored targets, in nats."""
-        return F.cross_entropy(self.logits(tokens).float().flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    def forward(self, tokens: Tensor, targets: Tensor, reduce: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the cross-entropy of the targets in nats.
 
-    @torch.no_grad()
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each target's cross-entropy in nats (0 where not scored) and whether it was predicted, both (B, T)."""
+        Args:
+            tokens: (B, T) token ids.
+            targets: (B, T) token ids to predict after each token; `IGNORE` where not scored.
+            reduce: the mean over scored targets, (); else each target's own loss, 0 where not scored, and whether it
+                was predicted, both (B, T).
+        """
         logits = self.logits(tokens).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        return losses.view_as(targets), (logits.argmax(-1) == targets)
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="mean" if reduce else "none"
+        )
+        return losses if reduce else (losses.view_as(targets), logits.argmax(-1) == targets)

@@ -1,0 +1,191 @@
+"""The training engine: one model under DeepSpeed, at one rank or many, on CPU or GPU."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from layersearch.errors import UserError
+from layersearch.recipe import TrainingConfig
+
+# What the recipe owns: a DeepSpeed file may leave these out, say "auto", or say the same.
+_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "torch_autocast",
+    "bf16",
+    "fp16",
+    "optimizer",
+    "scheduler",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankGroup:
+    """The processes that train one model together."""
+
+    rank: int = 0
+    """This process's rank."""
+    size: int = 1
+    """Number of ranks."""
+    device: str = "cpu"
+    """``cpu`` or ``cuda:N``."""
+
+
+def join(group: RankGroup, rendezvous: Path) -> None:
+    """Set up the process group once per process; later trials reuse it.
+
+    Args:
+        group: this process's place in it.
+        rendezvous: a file that all ranks of the group name. A file needs no port, so trials side by side cannot clash.
+    """
+    on_cpu = group.device == "cpu"
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    os.environ.update(RANK=str(group.rank), LOCAL_RANK=str(group.rank), WORLD_SIZE=str(group.size))
+    if not on_cpu:
+        torch.cuda.set_device(group.device)
+    torch.distributed.init_process_group(
+        "gloo" if on_cpu else "nccl",
+        store=torch.distributed.FileStore(str(rendezvous), group.size),
+        rank=group.rank,
+        world_size=group.size,
+    )
+    deepspeed = _deepspeed()
+    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+
+
+def _deepspeed() -> Any:
+    """Import DeepSpeed quietly."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        import deepspeed.ops
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    # DeepSpeed would compile a C++ shared-memory all-reduce at first use (half a minute, and a compiler needed);
+    # gloo does the same for the few ranks that share a CPU.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    return deepspeed
+
+
+def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
+    """Read an ordinary DeepSpeed JSON and add what the recipe owns.
+
+    Raises:
+        UserError: if the file is not JSON, or says otherwise than the recipe; names the key.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
+    owned: dict[str, Any] = {
+        "train_batch_size": training.batch_size,
+        "train_micro_batch_size_per_gpu": training.batch_size // training.ranks,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": training.grad_clip,
+    }
+    if training.precision == "bf16":
+        owned["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    for key in _OWNED:
+        given = config.pop(key, "auto")
+        if given != "auto" and given != owned.get(key):
+            raise UserError(f"{path}: {key} is the recipe's to say (training.*); take it out or write \"auto\"")
+    stage = config.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    if stage:
+        config["zero_allow_untested_optimizer"] = True  # torch's own AdamW: DeepSpeed's fused one compiles C++ first
+    return config | owned | {"steps_per_print": 2**31}
+
+
+def zero_stage(path: Path) -> int:
+    """Return the ZeRO stage that a DeepSpeed JSON asks for."""
+    return int(json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0))
+
+
+def learning_rate_factor(step: int, training: TrainingConfig) -> float:
+    """Return the share of the peak learning rate at a step (from 0): linear warm-up, then a cosine to its end."""
+    if step < training.warmup_steps:
+        return (step + 1) / training.warmup_steps
+    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    cosine = 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
+    return training.final_lr_ratio + (1.0 - training.final_lr_ratio) * cosine
+
+
+class Engine:
+    """A model, its AdamW and its learning-rate schedule under DeepSpeed.
+
+    Every rank of the group builds one with the same model. Use `close` when the trial ends.
+    """
+
+    def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):
+        self.group, self.training = group, training
+        model.to(group.device)
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
+        vectors = [p for p in model.parameters() if p.dim() < 2]
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=training.learning_rate,
+            betas=training.betas,
+            fused=True,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self._engine, *_ = _deepspeed().initialize(
+                model=model,
+                optimizer=optimizer,
+                config=config,
+                dist_init_required=False,
+                lr_scheduler=lambda base: torch.optim.lr_scheduler.LambdaLR(
+                    base, lambda step: learning_rate_factor(step, training)
+                ),
+            )
+
+    def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Take one optimiser step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""
+        loss = self._engine(tokens, targets)
+        self._engine.backward(loss)
+        self._engine.step()
+        return loss.detach()
+
+    @torch.no_grad()
+    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return each target's loss in nats and whether it was predicted, both (B, T)."""
+        self._engine.eval()
+        try:
+            return self._engine(tokens, targets, reduce=False)
+        finally:
+            self._engine.train()
+
+    def optimizer_state_bytes(self) -> int:
+        """Return the bytes of optimiser state (moments and, under ZeRO, master weights) that this rank holds."""
+        optimizer = self._engine.optimizer
+        state = getattr(optimizer, "optimizer", optimizer).state
+        return sum(
+            value.numel() * value.element_size()
+            for values in state.values()
+            for value in values.values()
+            if isinstance(value, Tensor) and value.dim() > 0
+        )
+
+    @property
+    def module(self) -> torch.nn.Module:
+        """The model itself."""
+        return self._engine.module
+
+    def close(self) -> None:
+        """Release DeepSpeed's hooks and buffers."""
+        self._engine.destroy()

@@ -1,0 +1,77 @@
+"""The search: which schedules are trained, in what order, and what is believed in the end."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from layersearch.data import describe, open_source
+from layersearch.recipe import Recipe
+from layersearch.result import Result
+from layersearch.search.folder import RunFolder, read_config, unwritable
+from layersearch.search.ladder import Ladder, Listener, Plan, Progress, make_plan
+from layersearch.search.pool import LocalPool, Pool
+from layersearch.search.study import Study
+from layersearch.space import Space
+
+__all__ = ["LocalPool", "Plan", "Pool", "Progress", "RunFolder", "make_plan", "read_config", "search"]
+
+
+def _silent(progress: Progress) -> None:
+    del progress
+
+
+def search(
+    recipe: Recipe,
+    space: Space,
+    budget: float,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    cache: Path | None = None,
+    listener: Listener = _silent,
+) -> Result:
+    """Search a space for the best schedule within a budget, or go on with a search that was begun.
+
+    Args:
+        recipe: what one trial runs.
+        space: what may vary.
+        budget: the largest attention cost, as a share of the all-full schedule's.
+        out: the run folder; if it holds this very search, it is taken up where it stopped.
+        seed: of the search; the confirming phase uses the seeds after it.
+        cache: folder of prepared data; None: the default one.
+        listener: called after each trial.
+
+    Returns:
+        The analysed records; the same as ``frontier.json`` in the folder holds.
+
+    Raises:
+        UserError: names what is wrong and the remedy; finished trials are kept.
+    """
+    model, training = recipe.model, recipe.training
+    bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
+    plan = make_plan(recipe, bound, budget, seed)
+    source = open_source(recipe.data, training.seq_len, cache)
+    source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
+    out = Path(out)
+    folder = RunFolder(
+        out,
+        {
+            "recipe": recipe.to_dict(),
+            "space": dataclasses.asdict(space),
+            "budget": budget,
+            "seed": seed,
+            "data": describe(source),
+        },
+    )
+    pool: Pool | None = None
+    try:
+        study = Study(folder.journal, bound, budget, recipe.search, seed)
+        pool = LocalPool(recipe, recipe.search.workers, out / "logs", cache)
+        return Ladder(plan, bound, folder, study, pool, listener).run()
+    except OSError as error:
+        raise unwritable(out, error) from None
+    finally:
+        if pool is not None:
+            pool.close()
+        folder.release()

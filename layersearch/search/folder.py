@@ -1,0 +1,170 @@
+"""The run folder: what a search was asked, what it has found so far, and the lock that keeps it to one search."""
+
+from __future__ import annotations
+
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from layersearch import __version__
+from layersearch.errors import UserError
+from layersearch.record import TrialRecord, append, drop_torn_line, read
+
+FORMAT = 1
+"""Version of the run folder's layout."""
+_LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
+_ASKED = ("recipe", "space", "budget", "seed", "data")
+"""Keys of the configuration that define a run: a resumed run must have the same."""
+
+
+class RunFolder:
+    """A run folder that this process holds.
+
+    Args:
+        path: the folder; made if it does not exist.
+        asked: the resolved recipe, space, budget, seed and data description, as plain data.
+
+    Raises:
+        UserError: if the folder holds something else, another run, a run of another version, or a search that is
+            still going on; nothing in it is touched then.
+    """
+
+    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
+        assert set(asked) == set(_ASKED)
+        asked = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
+        self.path = path
+        self._lock: IO[str] | None = None
+        config = path / "config.json"
+        try:
+            if path.exists() and not path.is_dir():
+                raise UserError(f"--out {path}: a file stands there; name a folder")
+            fresh = not config.exists()
+            if fresh and path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir()):
+                raise UserError(f"--out {path}: the folder holds other things; name a new or empty folder")
+            if not fresh:
+                _check_same(read_config(path), asked, path)
+            path.mkdir(parents=True, exist_ok=True)
+            self._hold()
+            if fresh:
+                write_text(config, json.dumps(_stamp() | asked, indent=2) + "\n")
+            drop_torn_line(self.trials)
+        except OSError as error:
+            self.release()
+            raise unwritable(path, error) from None
+
+    @property
+    def trials(self) -> Path:
+        """One line per trial."""
+        return self.path / "trials.jsonl"
+
+    @property
+    def journal(self) -> Path:
+        """Optuna's study."""
+        return self.path / "study.journal"
+
+    def records(self) -> list[TrialRecord]:
+        """Return the records so far."""
+        return list(read(self.trials)) if self.trials.exists() else []
+
+    def append(self, record: TrialRecord) -> None:
+        """Add a record, forced to the disk."""
+        append(self.trials, record)
+
+    def _hold(self) -> None:
+        self._lock = (self.path / "run.lock").open("w")
+        try:
+            # The kernel drops this lock when the process dies, however it dies.
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.release()
+            raise UserError(f"--out {self.path}: another search is running there; wait for it or name another folder") from None
+
+    def release(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return what a run was asked.
+
+    Raises:
+        UserError: if the folder is no run folder, or one of another version.
+    """
+    file = path / "config.json"
+    if not file.is_file():
+        raise UserError(f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made")
+    try:
+        config = json.loads(file.read_text(encoding="utf-8"))
+        found = config["format"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UserError(f"{file}: not a run's configuration; restore it or start anew with another --out") from None
+    if found != FORMAT:
+        raise UserError(
+            f"{path}: a run folder of format {found!r}, this layersearch {__version__} reads format {FORMAT}; "
+            "use the version that made it, or start anew with another --out"
+        )
+    return dict(config)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def unwritable(path: Path, error: OSError) -> UserError:
+    """Return the one line for a folder that cannot be written."""
+    return UserError(
+        f"--out {path}: cannot be written ({error.strerror or error}); free space, mend its permissions or name another "
+        "folder, then run the same command again: finished trials are kept"
+    )
+
+
+def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    for key in _ASKED:
+        difference = _first_difference(config.get(key), asked[key], key)
+        if difference:
+            raise UserError(
+                f"--out {path}: holds a run with another {difference}; run the same command to resume it, "
+                "or name another folder"
+            )
+
+
+def _first_difference(old: Any, new: Any, key: str) -> str | None:
+    if isinstance(old, dict) and isinstance(new, dict):
+        for part in [*new, *(part for part in old if part not in new)]:
+            found = _first_difference(old.get(part), new.get(part), f"{key}.{part}")
+            if found:
+                return found
+        return None
+    return None if old == new else f"{key} ({old!r}, now {new!r})"
+
+
+def _stamp() -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "versions": {"layersearch": __version__, "python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in _LIBRARIES},
+        "git_commit": _git_commit(),
+    }
+
+
+def _git_commit() -> str | None:
+    """Return the commit of the checkout this package runs from; None for an installed wheel."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None

@@ -1,0 +1,275 @@
+"""The ladder of a search: baselines, then generations of proposals that race, then fresh seeds that confirm.
+
+1. Baselines are trained to the end at the search's seed, so that every figure has them.
+2. Generations of proposals race: at each rung the worse half, at equal cost, is stopped.
+3. The best proposals within the budget and all baselines are trained at fresh seeds, the same for all. The winner is
+   named from these alone: the seed that selected a schedule would flatter it.
+
+What a generation proposes and stops depends on earlier generations only. So the same seed gives the same records
+whatever the number of workers and whichever is quicker, and a search that was killed goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from layersearch.recipe import Recipe
+from layersearch.record import TrialRecord
+from layersearch.result import Result, analyse
+from layersearch.schedule import Schedule
+from layersearch.search.folder import RunFolder, write_text
+from layersearch.search.halving import Halving
+from layersearch.search.pool import Pool
+from layersearch.search.study import Study
+from layersearch.space import BoundSpace
+from layersearch.train import Trial
+
+GENERATION = 4
+"""Proposals of one generation; fixed, so that records do not depend on the number of workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a search will train, known before it starts."""
+
+    budget: float
+    seed: int
+    recipe: Recipe
+    baselines: tuple[tuple[str, str], ...]
+    """(name, schedule), distinct schedules."""
+    proposals: int
+    """Distinct schedules to be proposed, at the most."""
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps at which a trial is validated and may be stopped."""
+        steps = self.recipe.training.steps
+        return tuple(sorted({max(1, round(rung * steps)) for rung in self.recipe.search.rungs} - {steps}))
+
+    @property
+    def confirm_trials(self) -> int:
+        """Full trials of the confirming phase."""
+        finalists = min(self.recipe.search.finalists, self.proposals)
+        return (finalists + len(self.baselines)) * self.recipe.search.confirm_seeds
+
+    @property
+    def confirm_seeds(self) -> tuple[int, ...]:
+        """Fresh seeds; never the search's own."""
+        return tuple(self.seed + 1 + index for index in range(self.recipe.search.confirm_seeds))
+
+    @property
+    def trials(self) -> int:
+        """All trials, stopped ones included."""
+        return len(self.baselines) + self.proposals + self.confirm_trials
+
+    def full_trials(self) -> float:
+        """Return the expected training in full-trial equivalents, if each rung keeps one in ``reduction``."""
+        search = self.recipe.search
+        share, alive, before = 0.0, 1.0, 0.0
+        for rung in (*search.rungs, 1.0):
+            share += alive * (rung - before)
+            alive, before = alive / search.reduction, rung
+        return len(self.baselines) + self.proposals * share + self.confirm_trials
+
+
+def make_plan(recipe: Recipe, space: BoundSpace, budget: float, seed: int) -> Plan:
+    """Return what a search with these settings trains.
+
+    Raises:
+        UserError: if the budget is out of range or below what the space can reach.
+    """
+    baselines = tuple((name, str(schedule)) for name, schedule in space.named_baselines(budget).items())
+    inside = sum(space.encode(Schedule.parse(text)) is not None for _, text in baselines)
+    proposals = max(0, min(recipe.search.trials - len(baselines), space.size - inside))
+    return Plan(budget=budget, seed=seed, recipe=recipe, baselines=baselines, proposals=proposals)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a search is."""
+
+    phase: str
+    """``baselines``, ``search``, ``confirm`` or ``done``."""
+    done: int
+    """Trials finished, of this and of earlier calls."""
+    planned: int
+    """Trials in all."""
+    best: TrialRecord | None
+    """The lowest search loss within the budget so far, of complete trials."""
+    last: TrialRecord | None
+    """The trial that just finished."""
+    seconds_left: float | None
+    """Estimated from the trials of this call; None before the first."""
+
+
+Listener = Callable[[Progress], None]
+
+
+class Ladder:
+    """One search, from its first baseline to its winner. See the module's text."""
+
+    def __init__(self, plan: Plan, space: BoundSpace, folder: RunFolder, study: Study, pool: Pool, listener: Listener):
+        self._plan, self._space, self._folder, self._study, self._pool = plan, space, folder, study, pool
+        self._listener = listener
+        self._records = folder.records()
+        self._resumed = len(self._records)
+        self._planned = plan.trials
+        self._began = time.monotonic()
+
+    def run(self) -> Result:
+        """Run what is left and write the results; return them."""
+        for record in self._records:
+            if record.phase == "search":
+                self._study.tell(record)  # a kill may have come between the record and the study
+        self._train_baselines()
+        self._race()
+        self._confirm()
+        result = analyse(self._records, self._plan.budget)
+        self._write(result)
+        self._announce("done", None)
+        return result
+
+    def _train_baselines(self) -> None:
+        entered = self._study.generations()
+        for name, text in self._plan.baselines:
+            if text not in entered:
+                self._study.enqueue(Schedule.parse(text), name, 0)
+        self._train("baselines", [self._search_trial(text, name) for name, text in self._plan.baselines], None)
+
+    def _race(self) -> None:
+        baselines = {text for _, text in self._plan.baselines}
+        while True:
+            generations = self._study.generations()
+            proposed = {text: number for text, number in generations.items() if text not in baselines}
+            unfinished = [(text, role) for text, role, number in self._study.pending() if number > 0]
+            current = max(proposed.values(), default=0)
+            members = [text for text, number in proposed.items() if number == current]
+            # A killed search may have been in the middle of asking: the generation is filled up as it would have been.
+            begun = bool(unfinished) or (0 < len(members) < GENERATION and current > 0)
+            generation = current if begun and current > 0 else current + 1
+            room = min(
+                self._plan.proposals - len(proposed),
+                GENERATION - (len(members) if generation == current else 0),
+            )
+            if room > 0:
+                self._study.begin_generation(generation)
+                for _ in range(room):
+                    schedule = self._study.propose({*generations, *baselines, *proposed}, generation)
+                    if schedule is None:
+                        break
+                    proposed[str(schedule)] = generation
+                    unfinished.append((str(schedule), "proposed"))
+            if not unfinished:
+                return
+            earlier = [r for r in self._records if r.phase == "search" and proposed.get(r.schedule, 0) < generation]
+            halving = Halving(earlier, self._plan.recipe.search.reduction)
+            self._train("search", [self._search_trial(text, role) for text, role in unfinished], halving)
+
+    def _confirm(self) -> None:
+        chosen = list(self._plan.baselines)
+        named = {text for _, text in chosen}
+        complete = [r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named]
+        within = sorted((r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost))
+        chosen += [(r.role, r.schedule) for r in within[: self._plan.recipe.search.finalists]]
+        self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
+        self._train(
+            "confirm",
+            [
+                Trial(schedule=text, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
+                for seed in self._plan.confirm_seeds
+                for role, text in chosen
+            ],
+            None,
+        )
+
+    def _search_trial(self, text: str, role: str) -> Trial:
+        return Trial(schedule=text, seed=self._plan.seed, role=role, checkpoints=self._plan.checkpoints)
+
+    def _search_records(self) -> list[TrialRecord]:
+        return [r for r in self._records if r.phase == "search"]
+
+    def _train(self, phase: str, trials: Iterable[Trial], halving: Halving | None) -> None:
+        """Run the trials that have no record yet; tell the study in the order they were asked."""
+        done = {(r.schedule, r.seed, r.phase) for r in self._records}
+        todo = [t for t in trials if (t.schedule, t.seed, t.phase) not in done]
+        futures: dict[Future[TrialRecord], Trial] = {}
+        for trial in todo:
+            keep_going = None
+            if halving is not None:
+                keep_going = functools.partial(halving.keep_going, self._space.cost(Schedule.parse(trial.schedule)))
+            futures[self._pool.submit(trial, keep_going)] = trial
+        finished: dict[str, TrialRecord] = {}
+        try:
+            pending = set(futures)
+            while pending:
+                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    record = future.result()
+                    self._folder.append(record)
+                    self._records.append(record)
+                    finished[record.schedule] = record
+                    self._announce(phase, record)
+        finally:
+            for future in futures:
+                future.cancel()
+        if phase != "confirm":
+            for trial in todo:
+                self._study.tell(finished[trial.schedule])
+
+    def _announce(self, phase: str, last: TrialRecord | None) -> None:
+        new = len(self._records) - self._resumed
+        left = None
+        if new:
+            # Stopped trials are short: what is left is judged by training steps, not by trials.
+            done_steps = sum(r.steps for r in self._records[self._resumed :])
+            all_steps = self._plan.full_trials() * self._plan.recipe.training.steps
+            before = sum(r.steps for r in self._records[: self._resumed])
+            left = max(0.0, all_steps - before - done_steps) / max(1, done_steps) * (time.monotonic() - self._began)
+        within = [r for r in self._search_records() if r.state == "complete" and r.cost <= self._plan.budget]
+        self._listener(
+            Progress(
+                phase=phase,
+                done=len(self._records),
+                planned=max(self._planned, len(self._records)),
+                best=min(within, key=lambda r: (r.loss, r.cost), default=None),
+                last=last,
+                seconds_left=0.0 if phase == "done" else left,
+            )
+        )
+
+    def _write(self, result: Result) -> None:
+        from layersearch.plots import plot_pareto
+
+        write_text(self._folder.path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        plot_pareto(result, self._folder.path / "pareto")
+        if result.winner is not None:
+            text = yaml.safe_dump(winner_evidence(result, self._plan), sort_keys=False, allow_unicode=True, width=100)
+            write_text(self._folder.path / "winner.yaml", text)
+
+
+def winner_evidence(result: Result, plan: Plan) -> dict[str, Any]:
+    """Return the winning schedule with what speaks for it, as ``winner.yaml`` holds it."""
+    assert result.winner is not None
+    schedule = Schedule.parse(result.winner.schedule)
+    entry = result.entry(result.winner.schedule)
+    evidence: dict[str, Any] = {
+        "verdict": result.verdict,
+        "budget": plan.budget,
+        "cost": entry.cost,
+        "attention_flops": entry.flops,
+        "validation_loss": entry.mean.mean if entry.mean else None,
+        "seeds": list(result.winner.seeds),
+        "recipe": plan.recipe.name,
+        "seq_len": plan.recipe.training.seq_len,
+    }
+    if entry.mean is not None and entry.mean.low is not None:
+        evidence["validation_loss_95"] = [entry.mean.low, entry.mean.high]
+    return {"schedule": schedule.to_dicts(), "text": str(schedule), "evidence": evidence}
