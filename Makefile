@@ -1,0 +1,35 @@
+# Two commands on a machine with Python 3.11 or newer: `make run` and `make test`. Each makes its own .venv once.
+PYTHON ?= python3
+BUDGET ?= 0.27
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test check clean
+
+run: $(VENV)/installed
+	$(BIN)/layersearch run --budget $(BUDGET) $(ARGS)
+
+test: $(VENV)/installed-tests check
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/installed-tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(VENV)/bin/python:
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'layersearch needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)')"
+	$(PYTHON) -m venv $(VENV)
+
+# torch first, as pinned: DeepSpeed's build looks for it, and a later open range would be satisfied by it.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/installed-tests: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
