@@ -1,0 +1,73 @@
+"""Export: a schedule in the form that other programs read, or a refusal that says what they cannot hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layersearch.errors import UserError, did_you_mean
+from layersearch.export.families import FAMILIES
+from layersearch.export.files import write_schedule
+from layersearch.export.hf import save_weights, write_config
+from layersearch.recipe import ModelConfig
+from layersearch.schedule import Schedule
+
+__all__ = ["FAMILIES", "TARGETS", "export", "save_weights"]
+
+TARGETS: dict[str, str] = {
+    "hf": "config.json for Hugging Face transformers, and schedule.yaml",
+    "yaml": "schedule.yaml: the schedule with its evidence",
+    "json": "schedule.json: the schedule with its evidence",
+}
+"""What can be exported to, with one line each."""
+
+
+def export(
+    schedule: Schedule,
+    target: str,
+    *,
+    model: ModelConfig,
+    vocab_size: int,
+    seq_len: int,
+    out: Path,
+    family: str | None = None,
+    evidence: Mapping[str, Any] | None = None,
+) -> list[Path]:
+    """Write a schedule for another program.
+
+    Args:
+        schedule: one span per layer of ``model``.
+        target: a key of `TARGETS`.
+        model: the model's size, which need not be the proxy's.
+        vocab_size: tokens of the vocabulary.
+        seq_len: the longest text in tokens.
+        out: the folder to write to; made where it is missing.
+        family: for ``hf``: a key of `FAMILIES`.
+        evidence: what supports the schedule (plain data), kept beside it.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UserError: if the target or family is not known or cannot hold the schedule (names the layer and what it would
+            hold), the schedule does not fit the model, or the folder cannot be written or holds other files of the
+            same names.
+    """
+    if target not in TARGETS:
+        raise UserError(f"--to {target!r} is no export target{did_you_mean(target, TARGETS)}")
+    if len(schedule) != model.n_layers:
+        raise UserError(
+            f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
+        )
+    schedule.check(seq_len=seq_len, n_heads=model.n_heads)
+    if target != "hf":
+        if family is not None:
+            raise UserError(f"--family {family!r} has no meaning for --to {target}; drop it")
+        return [write_schedule(schedule, target, out, evidence or {})]
+    if family is None:
+        raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
+    if family not in FAMILIES:
+        raise UserError(f"--family {family!r} is not known{did_you_mean(family, FAMILIES)}")
+    config = write_config(schedule, family, model=model, vocab_size=vocab_size, seq_len=seq_len, out=out)
+    return [config, write_schedule(schedule, "yaml", out, evidence or {})]

@@ -1,0 +1,220 @@
+"""Exported configurations in the real transformers: what each layer sees, by experiment."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from layersearch.errors import UserError
+from layersearch.export import FAMILIES, export, save_weights
+from layersearch.model import Decoder
+from layersearch.recipe import ModelConfig
+from layersearch.schedule import Schedule
+
+torch.set_num_threads(1)
+VOCAB, TOKENS = 61, 24
+MIXED = Schedule.parse("window:5 full window:5*2 full")
+SCHEDULES = [MIXED, Schedule.parse("full*3"), Schedule.parse("window:1*2"), Schedule.parse("full window:24")]
+
+
+def size(schedule: Schedule, family: str = "ministral", **given: Any) -> ModelConfig:
+    sizes = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "qk_norm": FAMILIES[family].qk_norm} | given
+    return ModelConfig(n_layers=len(schedule), **sizes)
+
+
+def written(schedule: Schedule, family: str, out: Path, **given: Any) -> list[Path]:
+    config = size(schedule, family, **given)
+    return export(schedule, "hf", model=config, vocab_size=VOCAB, seq_len=TOKENS, out=out, family=family)
+
+
+def random_model(folder: Path, attention: str = "sdpa") -> Any:
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(folder)
+    config.initializer_range = 0.2  # strong enough that every visible key shows
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float64).eval()
+
+
+@torch.no_grad()
+def effective_masks(model: Any) -> list[torch.Tensor]:
+    """Return which inputs j move which outputs i of each decoder layer, each (TOKENS, TOKENS)."""
+    calls: list[tuple[torch.nn.Module, torch.Tensor, dict[str, Any]]] = []
+    layers = model.model.layers
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, kwargs: calls.append((m, args[0], kwargs)), with_kwargs=True)
+        for layer in layers
+    ]
+    model(torch.randint(VOCAB, (1, TOKENS)), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    masks = []
+    for layer, hidden, kwargs in calls:
+        moved = hidden.repeat(TOKENS, 1, 1)  # (j, TOKENS, width): copy j differs in token j
+        moved[range(TOKENS), range(TOKENS)] += torch.randn_like(hidden[0])
+        change = (layer(moved, **kwargs) - layer(hidden, **kwargs)).abs().amax(-1)  # (j, i)
+        masks.append(change.T > 1e-9)
+    assert len(masks) == len(layers)
+    return masks
+
+
+def expected_masks(schedule: Schedule) -> list[torch.Tensor]:
+    at = torch.arange(TOKENS)
+    return [span.visible(at[:, None], at[None, :]) for span in schedule]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_layer_of_the_loaded_model_sees_the_schedules_keys(
+    family: str, schedule: Schedule, attention: str, tmp_path: Path
+) -> None:
+    written(schedule, family, tmp_path)
+    model = random_model(tmp_path, attention)
+    assert type(model).__name__ == FAMILIES[family].architecture
+    for layer, (found, wanted) in enumerate(zip(effective_masks(model), expected_masks(schedule), strict=True)):
+        assert torch.equal(found, wanted), f"layer {layer}: {schedule[layer]}"
+
+
+def test_the_experiment_notices_a_window_that_is_ignored(tmp_path: Path) -> None:
+    config, _ = written(MIXED, "qwen3", tmp_path)
+    values = json.loads(config.read_text())
+    assert values.pop("use_sliding_window") is True
+    config.write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="sliding_window"):
+        effective_masks(random_model(tmp_path))
+
+
+def test_the_experiment_notices_a_family_that_ignores_the_schedule(tmp_path: Path) -> None:
+    config, _ = written(MIXED, "ministral", tmp_path)
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": "llama"}))
+    found = effective_masks(random_model(tmp_path))
+    assert [torch.equal(a, b) for a, b in zip(found, expected_masks(MIXED), strict=True)] == [
+        span.is_full for span in MIXED
+    ]
+
+
+def strong_decoder(config: ModelConfig, schedule: Schedule) -> Decoder:
+    torch.manual_seed(1)
+    decoder = Decoder(config, VOCAB, schedule).eval()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))
+    return decoder
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_exported_weights_give_the_trained_models_logits_and_texts(family: str, tied: bool, tmp_path: Path) -> None:
+    config = size(MIXED, family, tie_embeddings=tied, rope_theta=500.0)
+    decoder = strong_decoder(config, MIXED)
+    export(MIXED, "hf", model=config, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path, family=family)
+    save_weights(decoder.state_dict(), family, model=config, out=tmp_path)
+    model, report = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values()), report
+    tokens = torch.randint(VOCAB, (2, TOKENS))
+    with torch.no_grad():
+        ours, theirs = decoder.logits(tokens), model(tokens).logits
+        other = strong_decoder(config, Schedule.parse("window:6 full window:6*2 full")).logits(tokens)
+    assert (ours - theirs).norm() / ours.norm() < 1e-5
+    assert (ours - other).norm() / ours.norm() > 1e-2
+
+    grown = tokens[:1, :3]
+    with torch.no_grad():
+        for _ in range(TOKENS - 3):
+            grown = torch.cat((grown, decoder.logits(grown)[:, -1:].argmax(-1)), dim=1)
+    for cached in (True, False):
+        text = model.generate(tokens[:1, :3], max_new_tokens=TOKENS - 3, do_sample=False, use_cache=cached)
+        assert torch.equal(text, grown), f"use_cache={cached}"
+
+
+def test_config_holds_the_models_size_and_no_foreign_special_tokens(tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(written(MIXED, "ministral", tmp_path, rope_theta=500.0)[0].parent)
+    assert config.layer_types == ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention",
+                                  "full_attention"]  # fmt: skip
+    assert (config.sliding_window, config.max_position_embeddings, config.vocab_size) == (5, TOKENS, VOCAB)
+    assert (config.hidden_size, config.intermediate_size, config.head_dim) == (32, 48, 8)
+    assert config.rope_parameters["rope_theta"] == 500.0
+    assert (config.bos_token_id, config.eos_token_id, config.pad_token_id) == (None, None, None)
+    assert config.architectures == ["MinistralForCausalLM"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("full block:8", "layer 1: block:8: family {} holds no blocks; accepted there: full or window:8"),
+        ("full window:4/2", "layer 1: window:4/2: family {} holds no dilation; accepted there: full or window:4"),
+        ("window:4/2@2 full", "layer 0: window:4/2@2: family {} holds no dilation"),
+        ("full window:4+sink:2", "family {} holds no sinks"),
+        ("full+las:0.1 full", "layer 0: full+las:0.1: family {} holds no LaS decay or pooling"),
+        ("full window:4+las:0.0/3", "layer 1: window:4+las:0.0/3: family {} holds no LaS decay or pooling"),
+        ("window:8 full window:4", "layer 2: window:4, but layer 0 has window:8: family {} holds one window size"),
+    ],
+)
+def test_what_a_family_cannot_hold_is_refused_and_nothing_is_written(
+    family: str, text: str, words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as error:
+        written(Schedule.parse(text), family, tmp_path / "out")
+    assert words.format(family) in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("target", "given", "words"),
+    [
+        ("hg", {"family": "qwen3"}, "did you mean 'hf'"),
+        ("hf", {}, "needs --family"),
+        ("hf", {"family": "qwen"}, "did you mean 'qwen3'"),
+        ("yaml", {"family": "qwen3"}, "--family 'qwen3' has no meaning"),
+        ("yaml", {"model": size(Schedule.parse("full*2"))}, "the schedule has 5 layers, the model 2"),
+        ("json", {"seq_len": 4}, "layer 0: window:5 is longer than the text of 4 tokens"),
+    ],
+)
+def test_a_wrong_request_is_refused(target: str, given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    request = {"model": size(MIXED), "vocab_size": VOCAB, "seq_len": TOKENS, "out": tmp_path} | given
+    with pytest.raises(UserError) as error:
+        export(MIXED, target, **request)
+    assert words in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("target", ["yaml", "json", "hf"])
+def test_the_schedule_is_written_with_its_evidence(target: str, tmp_path: Path) -> None:
+    evidence = {"loss": 2.5, "interval": (2.4, 2.6), "budget": 0.27}
+    request: dict[str, Any] = {"model": size(MIXED), "vocab_size": VOCAB, "seq_len": TOKENS, "out": tmp_path / "new"}
+    request |= {"family": "ministral"} if target == "hf" else {}
+    paths = export(MIXED, target, evidence=evidence, **request)
+    assert export(MIXED, target, evidence=evidence, **request) == paths  # the same again is no conflict
+    text = paths[-1].read_text(encoding="utf-8")
+    content = json.loads(text) if target == "json" else yaml.safe_load(text)
+    assert Schedule.parse(content["schedule"]) == Schedule.from_dicts(content["layers"]) == MIXED
+    assert content["evidence"] == {"loss": 2.5, "interval": [2.4, 2.6], "budget": 0.27}
+    with pytest.raises(UserError, match="exists and differs"):
+        export(MIXED, target, evidence={}, **request)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        written(MIXED, "qwen3", tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(("family", "other"), [("qwen3", "ministral"), ("ministral", "qwen3")])
+def test_weights_that_the_family_would_not_load_are_refused(family: str, other: str, tmp_path: Path) -> None:
+    config = size(MIXED, other)
+    with pytest.raises(UserError, match=f"give --family {other}"):
+        save_weights(Decoder(config, VOCAB, MIXED).state_dict(), family, model=config, out=tmp_path)
+
+
+def test_weights_are_never_written_over_others(tmp_path: Path) -> None:
+    config = size(MIXED)
+    state = Decoder(config, VOCAB, MIXED).state_dict()
+    save_weights(state, "ministral", model=config, out=tmp_path)
+    with pytest.raises(UserError, match="exists; give --out another folder"):
+        save_weights(state, "ministral", model=config, out=tmp_path)
