@@ -175,6 +175,8 @@ class Result:
     """Schedules that no other beats in loss and cost, cheapest first."""
     frontier_of: str
     """``confirm``: of the confirmed means (as soon as two schedules have them); ``search``: of the search's losses."""
+    search_frontier: tuple[str, ...]
+    """The same of the search's losses alone, on its one seed."""
     hypervolume: float | None
     """Of the search's complete trials, in nats times cost; None without a baseline to refer to."""
     hypervolume_reference: tuple[float, float] | None
@@ -234,12 +236,13 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
     shared = _shared_seeds(confirmed.values())
     entries = [_entry(group, confirmed[text], shared, budget, confidence) for text, group in grouped.items()]
     entries.sort(key=lambda entry: (entry.cost, entry.schedule))
-    points = [entry for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
-    frontier_of = "confirm"
-    if len(points) < 2:
-        points, frontier_of = [entry for entry in entries if entry.search_loss is not None], "search"
-    chosen = frontier.nondominated([(_known(entry.loss), entry.cost) for entry in points])
-    on_frontier = [points[index].schedule for index in chosen]
+    complete = [entry for entry in entries if entry.search_loss is not None]
+    whole = [entry for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
+    search_frontier = _frontier(complete, [_known(entry.search_loss) for entry in complete])
+    frontier_of = "confirm" if len(whole) > 1 else "search"
+    on_frontier = search_frontier
+    if frontier_of == "confirm":
+        on_frontier = _frontier(whole, [_known(entry.loss) for entry in whole])
     entries = [dataclasses.replace(entry, on_frontier=entry.schedule in on_frontier) for entry in entries]
     complete = [entry for entry in entries if entry.search_loss is not None]
     reference = max(((_known(entry.search_loss), 1.0) for entry in complete if entry.names), default=None)
@@ -254,8 +257,9 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
         budget=budget,
         confidence=confidence,
         entries=tuple(entries),
-        frontier=tuple(on_frontier),
+        frontier=on_frontier,
         frontier_of=frontier_of,
+        search_frontier=search_frontier,
         hypervolume=None
         if reference is None
         else frontier.hypervolume([(_known(entry.search_loss), entry.cost) for entry in complete], reference),
@@ -268,6 +272,11 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
         failed=sum(record.state == "failed" for record in records),
         verdict=words.verdict(winner, best, entries),
     )
+
+
+def _frontier(entries: Sequence[Entry], losses: Sequence[float]) -> tuple[str, ...]:
+    points = [(loss, entry.cost) for loss, entry in zip(losses, entries, strict=True)]
+    return tuple(entries[index].schedule for index in frontier.nondominated(points))
 
 
 def _known(value: float | None) -> float:
@@ -418,7 +427,7 @@ def _trust(records: Sequence[TrialRecord], entries: Sequence[Entry], confidence:
         found.append(
             Fidelity(
                 name=f"step {step} of {full_steps}" if full_steps else f"step {step}",
-                against="the last step",
+                against="last step",
                 stopped=rungs[step],
                 agreement=stats.rank_agreement(
                     [curves[text][step] for text in both], [finals[text] for text in both], confidence
@@ -428,5 +437,5 @@ def _trust(records: Sequence[TrialRecord], entries: Sequence[Entry], confidence:
     pairs = [(entry.search_loss, entry.mean.mean) for entry in entries if entry.search_loss is not None and entry.mean]
     if pairs:
         agreement = stats.rank_agreement([a for a, _ in pairs], [b for _, b in pairs], confidence)
-        found.append(Fidelity(name="the search's one seed", against="fresh seeds", stopped=0, agreement=agreement))
+        found.append(Fidelity(name="search seed", against="fresh seeds", stopped=0, agreement=agreement))
     return tuple(found)

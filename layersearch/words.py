@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from layersearch.stats import Interval, decimals
 
 if TYPE_CHECKING:
-    from layersearch.result import Comparison, Entry, Fidelity, Noise, Winner
+    from layersearch.result import Comparison, Entry, Noise, Winner
 
 
 def comparison(difference: Interval, corrected: Interval, comparisons: int) -> str:
@@ -89,7 +89,7 @@ def _against(found: Comparison | None, what: str, winner: Winner, by_text: dict[
             return f"It is {what} itself."
         return f"Against {what}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
     label = "all_full" if what == "all_full" else f"{what} {found.reference}"
-    more = f"; {found.seeds_needed} seeds would show one of this size" if found.seeds_needed else ""
+    more = f"; {found.seeds_needed} seeds would show it" if found.seeds_needed else ""
     return f"Against {label}: {found.verdict}{more}."
 
 
@@ -102,17 +102,5 @@ def noise(found: Noise) -> str:
     return (
         f"Differences under {found.floor:.{places}f} nats are noise here ({found.seeds} seeds); "
         f"{found.resolvable:.{places}f} is found four times in five. "
-        f"Seed std {found.seed_std:.{places}f}, per schedule {low:.{places}f} to {high:.{places}f}."
-    )
-
-
-def trust(found: Fidelity) -> str:
-    """Say how well one cheap measure ranks."""
-    dropped = f", {found.stopped} trials ended there" if found.stopped else ""
-    if found.agreement is None:
-        return f"{found.name} against {found.against}: too few trials to tell{dropped}"
-    a = found.agreement
-    return (
-        f"{found.name} against {found.against}: Spearman {a.spearman:.2f} [{a.spearman_low:.2f}, {a.spearman_high:.2f}]"
-        f", Kendall {a.kendall:.2f} [{a.kendall_low:.2f}, {a.kendall_high:.2f}], {a.n} trials{dropped}"
+        f"Seed std {found.seed_std:.2g}, per schedule {low:.2g} to {high:.2g}."
     )
