@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from layersearch.recipe import Recipe, load_recipe
     from layersearch.result import Result, analyse
     from layersearch.schedule import Schedule, Span
-    from layersearch.search import search
+    from layersearch.ladder import search
     from layersearch.space import Space, load_space
 
 __version__ = "0.1.0"
@@ -36,7 +36,7 @@ _HOME = {
     "load_recipe": "recipe",
     "load_space": "space",
     "reference_attention": "attention",
-    "search": "search",
+    "search": "ladder",
     "span_mask": "attention",
 }
 

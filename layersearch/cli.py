@@ -110,7 +110,7 @@ def _command(commands: Any, name: str, function: Any, text: str) -> argparse.Arg
 
 def _run(options: argparse.Namespace) -> None:
     from layersearch.recipe import load_recipe
-    from layersearch.search import search
+    from layersearch.ladder import search
     from layersearch.space import load_space
 
     overrides = list(options.overrides)
@@ -152,7 +152,7 @@ def _show(options: argparse.Namespace) -> None:
 
 def _plot(options: argparse.Namespace) -> None:
     from layersearch.plots import plot_pareto
-    from layersearch.search.folder import unwritable
+    from layersearch.ladder.folder import unwritable
 
     stem = options.out or options.run / "pareto"
     result = _result(options.run)
@@ -166,7 +166,7 @@ def _plot(options: argparse.Namespace) -> None:
 def _result(run: Path) -> Any:
     from layersearch.record import read
     from layersearch.result import analyse
-    from layersearch.search.folder import read_config
+    from layersearch.ladder.folder import read_config
 
     config = read_config(run)
     trials = run / "trials.jsonl"
@@ -177,7 +177,7 @@ def _result(run: Path) -> Any:
 
 
 def _meta(run: Path) -> dict[str, Any]:
-    from layersearch.search.folder import read_config
+    from layersearch.ladder.folder import read_config
 
     return {"run": str(run)} | read_config(run)
 

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
-    from layersearch.search import Progress
+    from layersearch.ladder import Progress
 
 QUIET_SECONDS = 15.0
 """Without a terminal, a line at most so often, and one at each change of phase."""

@@ -25,10 +25,10 @@ from layersearch.recipe import Recipe
 from layersearch.record import TrialRecord
 from layersearch.result import Result, analyse
 from layersearch.schedule import Schedule
-from layersearch.search.folder import RunFolder, write_text
-from layersearch.search.halving import Halving
-from layersearch.search.pool import Pool
-from layersearch.search.study import Study
+from layersearch.ladder.folder import RunFolder, write_text
+from layersearch.ladder.halving import Halving
+from layersearch.ladder.pool import Pool
+from layersearch.ladder.study import Study
 from layersearch.space import BoundSpace
 from layersearch.train import Trial
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from layersearch.data import describe, open_source
 from layersearch.recipe import Recipe
 from layersearch.result import Result
-from layersearch.search.folder import RunFolder, read_config, unwritable
-from layersearch.search.ladder import Ladder, Listener, Plan, Progress, make_plan
-from layersearch.search.pool import LocalPool, Pool
-from layersearch.search.study import Study
+from layersearch.ladder.folder import RunFolder, read_config, unwritable
+from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan
+from layersearch.ladder.pool import LocalPool, Pool
+from layersearch.ladder.study import Study
 from layersearch.space import Space
 
 __all__ = ["LocalPool", "Plan", "Pool", "Progress", "RunFolder", "make_plan", "read_config", "search"]

@@ -1,0 +1,187 @@
+"""What a search will cost, before it trains anything: trials, FLOPs, memory and time."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from layersearch.cost import model_flops
+from layersearch.data import open_source
+from layersearch.engine import zero_stage
+from layersearch.ladder import LocalPool, Plan, make_plan
+from layersearch.presets import all_full
+from layersearch.recipe import ModelConfig, Recipe, deepspeed_file
+from layersearch.schedule import Schedule
+from layersearch.space import Space
+from layersearch.train import Trial
+
+TIMED_FLOPS = 2e12
+"""A recipe is timed by training steps of it if all steps timed take at most so many FLOPs."""
+_TIMED_STEPS = (2, 8)
+BACKWARD = 2
+"""FLOPs of a backward pass over those of the forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A plan and what it needs."""
+
+    budget: float
+    baselines: tuple[tuple[str, str, float], ...]
+    """(name, schedule, cost as a share of all-full)."""
+    schedules_in_space: int
+    """Distinct schedules the space holds, whatever they cost."""
+    proposals: int
+    """Distinct schedules that will be proposed and trained beside the baselines, at the most."""
+    confirm_trials: int
+    """Full trials at fresh seeds."""
+    full_trials: float
+    """All training, in full trials of the same number of steps; early stops counted."""
+    vocab_size: int
+    """Tokens the model knows."""
+    parameters: int
+    """Of the proxy model."""
+    step_flops: int
+    """Multiply-adds of one training step of the all-full schedule, forward and backward."""
+    total_flops: float
+    """Multiply-adds of the whole search, every trial counted as all-full: an upper bound."""
+    model_bytes: int
+    """Weights, gradients and AdamW's moments that one rank holds, float32, under the recipe's ZeRO stage."""
+    activation_bytes: int
+    """What one rank keeps of a forward pass of the all-full schedule for the backward pass."""
+    seconds: float | None
+    """Estimated from timed steps on this machine; None where that would take too long or no such device is here."""
+    seconds_note: str
+    """How the time was estimated, or why it was not."""
+
+
+def estimate(recipe: Recipe, space: Space, budget: float, seed: int, cache: Path | None = None) -> Estimate:
+    """Return what a search would cost.
+
+    Args:
+        recipe: what one trial runs.
+        space: what may vary.
+        budget: the largest attention cost, as a share of the all-full schedule's.
+        seed: of the search.
+        cache: folder of prepared data; None: the default one.
+
+    Raises:
+        UserError: as the search itself would.
+    """
+    model, training = recipe.model, recipe.training
+    bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
+    plan = make_plan(recipe, bound, budget, seed)
+    vocab_size = recipe.data.vocab_size
+    full = all_full(model.n_layers)
+    forward = model_flops(model, vocab_size, full, seq_len=training.seq_len)
+    step_flops = forward * (1 + BACKWARD) * training.batch_size
+    seconds, note = _seconds(recipe, plan, full, step_flops, cache)
+    return Estimate(
+        budget=budget,
+        baselines=tuple((name, text, bound.cost(Schedule.parse(text))) for name, text in plan.baselines),
+        schedules_in_space=bound.size,
+        proposals=plan.proposals,
+        confirm_trials=plan.confirm_trials,
+        full_trials=plan.full_trials(),
+        vocab_size=vocab_size,
+        parameters=parameters(model, vocab_size),
+        step_flops=step_flops,
+        total_flops=step_flops * training.steps * plan.full_trials(),
+        model_bytes=model_bytes(recipe, vocab_size),
+        activation_bytes=activation_bytes(recipe, vocab_size, full),
+        seconds=seconds,
+        seconds_note=note,
+    )
+
+
+def parameters(config: ModelConfig, vocab_size: int) -> int:
+    """Return the number of parameters of the proxy model."""
+    width, head = config.d_model, config.head_dim
+    attention = 2 * width * config.n_heads * head + 2 * width * config.n_kv_heads * head
+    norms = 2 * width + (2 * head if config.qk_norm else 0)
+    layer = attention + 3 * width * config.d_ff + norms
+    return config.n_layers * layer + width + vocab_size * width * (1 if config.tie_embeddings else 2)
+
+
+def model_bytes(recipe: Recipe, vocab_size: int) -> int:
+    """Return the bytes of weights, gradients and optimiser state on one rank.
+
+    Float32 throughout, as the engine trains (bf16 is autocast): 4 for weights, 4 for gradients and 8 for AdamW's two
+    moments per parameter. ZeRO shards the moments from stage 1 on, gradients from stage 2 on and weights at stage 3
+    (1910.02054, fig. 1); stages 1 and 2 keep a further float32 master shard of the weights.
+    """
+    count, ranks = parameters(recipe.model, vocab_size), recipe.training.ranks
+    stage = zero_stage(deepspeed_file(recipe))
+    weights = 4 * count / (ranks if stage == 3 else 1)
+    master = 4 * count / ranks if stage else 0
+    gradients = 4 * count / (ranks if stage >= 2 else 1)
+    moments = 8 * count / (ranks if stage >= 1 else 1)
+    return round(weights + master + gradients + moments)
+
+
+def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int:
+    """Return the bytes that autograd keeps of one rank's forward pass, counted on tensors without storage."""
+    import torch
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from layersearch.model import Decoder
+
+    training = recipe.training
+    rows = training.batch_size // training.ranks
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not isinstance(tensor, torch.nn.Parameter):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
+        return tensor
+
+    with FakeTensorMode():
+        model = Decoder(recipe.model, vocab_size, schedule)
+        tokens = torch.zeros(rows, training.seq_len, dtype=torch.int64)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
+        ):
+            model(tokens, tokens)
+    return sum(kept.values())
+
+
+def _seconds(
+    recipe: Recipe, plan: Plan, full: Schedule, step_flops: int, cache: Path | None
+) -> tuple[float | None, str]:
+    """Time a few real training steps of the all-full schedule in a worker process."""
+    if step_flops * sum(_TIMED_STEPS) > TIMED_FLOPS:
+        return None, "not timed: a few training steps are too long to try here"
+    if recipe.training.gpus:
+        import torch
+
+        if not torch.cuda.is_available():
+            return None, "not timed: the recipe asks for a GPU and none is here"
+    open_source(recipe.data, recipe.training.seq_len, cache)
+    workers = recipe.search.workers
+    timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
+    trial = Trial(schedule=str(full), seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
+    with tempfile.TemporaryDirectory() as logs:
+        pool = LocalPool(timed, workers, Path(logs), cache)
+        try:
+            # One trial a worker at a time, so that they slow each other as they will.
+            for _ in range(2):  # the first pays the start-up
+                futures = [pool.submit(dataclasses.replace(trial, seed=seed)) for seed in range(workers)]
+                records = [future.result() for future in futures]
+        finally:
+            pool.close()
+    train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * recipe.training.steps
+    checks = len(plan.checkpoints) + 1
+    evaluate = max(record.eval_seconds for record in records) / 2 * checks
+    setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)
+    seconds = (train + evaluate + setup) * plan.full_trials() / workers
+    return seconds, f"from {_TIMED_STEPS[1]} timed steps of the all-full schedule in each of {workers} workers, here"
+
+
+def to_dict(found: Estimate) -> dict[str, Any]:
+    """Return plain data, as ``--dry-run --json`` prints it."""
+    return dataclasses.asdict(found)
