@@ -1,0 +1,247 @@
+"""Attention whose work and memory grow with the span: one torch operator, its own backward, any device and precision.
+
+The operator ``layersearch::attend`` carries the span as text, so a traced graph says what each layer sees.
+
+Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width, R residues of a dilated window.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layersearch.attention import tiles
+from layersearch.schedule import Span
+
+# From this length the CPU's flash kernel also runs its causal backward faster than tiles do: it computes whole
+# squares of 512 keys on the diagonal, which weigh less the longer the text (measured, see analysis/span_speed).
+FLASH_BACKWARD_TOKENS = 2048
+
+FULL = Span(kind="full")
+
+
+@functools.lru_cache(maxsize=1024)
+def narrow(text: str, seq_len: int) -> Span:
+    """Return the span that sees the same in a text of ``seq_len`` tokens, full where it covers all of it."""
+    span = Span.parse(text)
+    if span.size is not None and span.dilation == 1 and max(span.size, span.sink) >= seq_len:
+        return Span(kind="full", decay=span.decay, pool=span.pool)
+    return span
+
+
+def runs_flash(span: Span, device: torch.device) -> bool:
+    """Tell whether torch's flash kernel serves the forward pass of ``span``, as `narrow` returns it."""
+    return span.is_full and span.decay == 0 and device.type == "cpu"
+
+
+def pool_values(v: Tensor, width: int) -> Tensor:
+    """Return causal means of ``width`` values, zero before the first: (..., T, D) -> same.
+
+    Pooling attention rows after the softmax equals pooling the values once:
+    sum_j (1/P sum_p A_{i,j+p}) V_j = sum_m A_im (1/P sum_p V_{m-p}).
+    """
+    pooled = v.clone()
+    for back in range(1, min(width, v.shape[-2])):
+        pooled[..., back:, :] += v[..., :-back, :]
+    return pooled.div_(width)
+
+
+def _unpool_gradient(grad: Tensor, width: int) -> Tensor:
+    """Return the transpose of `pool_values` applied to ``grad``."""
+    spread = grad.clone()
+    for back in range(1, min(width, grad.shape[-2])):
+        spread[..., :-back, :] += grad[..., back:, :]
+    return spread.div_(width)
+
+
+def _deal(x: Tensor, residues: int) -> Tensor:
+    """Deal tokens into one row per residue, zeros at the end: (B, H, T, D) -> (B*H*R, ceil(T/R), D), contiguous."""
+    batch, heads, tokens, width = x.shape
+    length = -(-tokens // residues)
+    if length * residues != tokens:
+        x = F.pad(x, (0, 0, 0, length * residues - tokens))
+    dealt = x.reshape(batch, heads, length, residues, width).transpose(2, 3)
+    return dealt.reshape(batch * heads * residues, length, width).contiguous()
+
+
+def _gather(x: Tensor, batch: int, residues: int, tokens: int) -> Tensor:
+    """Undo `_deal`: (B*H*R, ceil(T/R), D) -> (B, H, T, D)."""
+    _, length, width = x.shape
+    dealt = x.reshape(batch, -1, residues, length, width).transpose(2, 3)
+    return dealt.reshape(batch, -1, length * residues, width)[:, :, :tokens]
+
+
+def _head_groups(span: Span, heads: int) -> Sequence[tuple[slice, Span]]:
+    """Split the heads of a window that dilates only the first ones into those and the others."""
+    if span.dilated_heads is None or span.dilated_heads >= heads:
+        return [(slice(0, heads), replace(span, dilated_heads=None))]
+    cut = span.dilated_heads
+    return [
+        (slice(0, cut), replace(span, dilated_heads=None)),
+        (slice(cut, heads), replace(span, dilation=1, dilated_heads=None)),
+    ]
+
+
+def _band(span: Span, alphas: Sequence[float], batch: int, like: Tensor) -> tiles.Band:
+    """Return the band that rows dealt by the span's dilation see."""
+    decay = None
+    if span.decay > 0:
+        decay = like.new_tensor(alphas).repeat_interleave(span.dilation).repeat(batch)[:, None, None]
+    base = Span(kind=span.kind, size=span.size)
+    return tiles.Band(span=base, stride=span.dilation, alphas=decay, sinks=span if span.sink else None)
+
+
+def _sinks(x: Tensor, span: Span) -> Tensor:
+    """Return the sinks of every row: (B, H, T, D) -> (B*H*R, G, D)."""
+    return x[:, :, : span.sink].flatten(0, 1).repeat_interleave(span.dilation, dim=0)
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
+    """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
+    batch, heads, tokens, width = q.shape
+    span = narrow(text, tokens)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if runs_flash(span, q.device):
+        values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
+        return out, lse
+    queries = q.to(wide) * (1.0 / math.sqrt(width))
+    keys = k.to(wide).repeat_interleave(heads // k.shape[1], dim=1)
+    values = v.to(wide)
+    if span.pool > 1:
+        values = pool_values(values, span.pool)
+    values = values.repeat_interleave(heads // v.shape[1], dim=1)
+    outs, sums = [], []
+    for group, part in _head_groups(span, heads):
+        stride = part.dilation
+        band = _band(part, span.alphas(heads)[group], batch, queries)
+        gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
+        out, lse = tiles.forward(
+            _deal(gq, stride), _deal(gk, stride), _deal(gv, stride), _sinks(gk, part), _sinks(gv, part), band
+        )
+        outs.append(_gather(out, batch, stride, tokens))
+        sums.append(_gather(lse.unsqueeze(-1), batch, stride, tokens).squeeze(-1))
+    if len(outs) == 1:
+        return outs[0].to(q.dtype).contiguous(), sums[0].contiguous()
+    return torch.cat(outs, dim=1).to(q.dtype), torch.cat(sums, dim=1)
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
+    batch, heads, tokens, width = q.shape
+    span = narrow(text, tokens)
+    kv_heads = k.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    keys = k.repeat_interleave(heads // kv_heads, dim=1)
+    values = pool_values(v.to(wide), span.pool) if span.pool > 1 else v
+    values = values.repeat_interleave(heads // kv_heads, dim=1)
+    if runs_flash(span, q.device) and tokens >= FLASH_BACKWARD_TOKENS:
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, keys, values.to(v.dtype), out, lse, 0.0, True
+        )
+        dk, dv = dk.to(wide), dv.to(wide)
+    else:
+        dq, dk, dv = _tiled_backward(grad, q, keys, values, out, lse, span)
+    dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
+    dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
+    if span.pool > 1:
+        dv = _unpool_gradient(dv, span.pool)
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+def _tiled_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients (B, H, T, D) of queries, expanded keys and expanded, pooled values, in float32 or wider."""
+    batch, heads, tokens, width = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scale = 1.0 / math.sqrt(width)
+    grad = grad.to(wide)
+    queries, keys, values = q.to(wide) * scale, k.to(wide), v.to(wide)
+    delta = (grad * out).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
+    lse = lse.to(wide).unsqueeze(-1)
+    gradients: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group, part in _head_groups(span, heads):
+        stride = part.dilation
+        band = _band(part, span.alphas(heads)[group], batch, queries)
+        gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
+        dq, dk, dv, dsk, dsv = tiles.backward(
+            _deal(gq, stride),
+            _deal(gk, stride),
+            _deal(gv, stride),
+            _sinks(gk, part),
+            _sinks(gv, part),
+            _deal(lse[:, group], stride).squeeze(-1),
+            _deal(delta[:, group], stride).squeeze(-1),
+            _deal(grad[:, group], stride),
+            band,
+        )
+        dq, dk, dv = (_gather(x, batch, stride, tokens) for x in (dq, dk, dv))
+        if part.sink:
+            for into, sinks in ((dk, dsk), (dv, dsv)):
+                # Each sink was lent to every residue's row.
+                into[:, :, : part.sink] += sinks.unflatten(0, (batch, -1, stride)).sum(dim=2)
+        gradients.append((dq.mul_(scale), dk, dv))
+    if len(gradients) == 1:
+        return gradients[0]
+    dq, dk, dv = (torch.cat(parts, dim=1) for parts in zip(*gradients, strict=True))
+    return dq, dk, dv
+
+
+_LIBRARY = torch.library.Library("layersearch", "DEF")
+_LIBRARY.define("attend(Tensor q, Tensor k, Tensor v, str span) -> (Tensor, Tensor)")
+_LIBRARY.define(
+    "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str span)"
+    " -> (Tensor, Tensor, Tensor)"
+)
+_LIBRARY.impl("attend", _forward, "CompositeExplicitAutograd")
+_LIBRARY.impl("attend_backward", _backward, "CompositeExplicitAutograd")
+
+
+@torch.library.register_fake("layersearch::attend", lib=_LIBRARY)
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
+    batch, heads, tokens, _ = q.shape
+    return torch.empty_like(q), q.new_empty((batch, heads, tokens), dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+@torch.library.register_fake("layersearch::attend_backward", lib=_LIBRARY)
+def _fake_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+
+
+def _setup(
+    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, str], output: object
+) -> None:
+    q, k, v, ctx.span = inputs  # type: ignore[attr-defined]
+    out, lse = output  # type: ignore[misc]
+    ctx.save_for_backward(q, k, v, out, lse)
+    ctx.mark_non_differentiable(lse)
+
+
+def _autograd(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    saved = ctx.saved_tensors  # type: ignore[attr-defined]
+    return (*torch.ops.layersearch.attend_backward(grad, *saved, ctx.span), None)  # type: ignore[attr-defined]
+
+
+torch.library.register_autograd("layersearch::attend", _autograd, setup_context=_setup, lib=_LIBRARY)
+
+
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three."""
+    out, _ = torch.ops.layersearch.attend(q, k, v, _text(span))
+    return out
+
+
+@functools.lru_cache(maxsize=1024)
+def _text(span: Span) -> str:
+    return str(span)
