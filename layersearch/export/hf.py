@@ -135,6 +135,7 @@ def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig
     path = out / "model.safetensors"
     if path.exists():
         raise UserError(f"{path} exists; give --out another folder or remove it")
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors = {
@@ -146,6 +147,6 @@ def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig
     try:
         out.mkdir(parents=True, exist_ok=True)
         save_file(tensors, path, metadata={"format": "pt"})
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give --out a folder that can") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be written ({error}); give --out a folder that can") from None
     return path

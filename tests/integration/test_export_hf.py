@@ -218,3 +218,11 @@ def test_weights_are_never_written_over_others(tmp_path: Path) -> None:
     save_weights(state, "ministral", model=config, out=tmp_path)
     with pytest.raises(UserError, match="exists; give --out another folder"):
         save_weights(state, "ministral", model=config, out=tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["file/out", "/proc/self"])
+def test_weights_in_a_folder_that_cannot_be_written_are_one_line(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = size(MIXED)
+    with pytest.raises(UserError, match="cannot be written"):
+        save_weights(Decoder(config, VOCAB, MIXED).state_dict(), "ministral", model=config, out=tmp_path / folder)
