@@ -221,8 +221,9 @@ class BoundSpace:
 
         ``all_full`` (the reference of every cost, trained even where the space does not hold it), ``all_sparse`` (the
         cheapest sparse choice everywhere), and ``bottom(l)``, ``top(l)``, ``middle(l)`` and ``interleaved(l)``, each at
-        the largest l >= 1 that costs at most the budget and that the space can express; where there is none, the name
-        is absent. A schedule that several names mean stands under each of them, ``all_full`` first.
+        the largest 1 <= l < n_layers that costs at most the budget and that the space can express; where there is none,
+        the name is absent. Every schedule stands here once; if several names mean it, its key holds them all, as in
+        ``"middle(1) = interleaved(1)"``.
 
         Args:
             budget: largest cost, as a share of the all-full schedule's.
@@ -233,16 +234,18 @@ class BoundSpace:
         self.check_budget(budget)
         sparse = [[span for span in options if not span.is_full] or list(options) for options in self.options]
         all_sparse = self._schedule([min(options, key=self._pairs.__getitem__) for options in sparse])
-        named = {"all_full": presets.all_full(self.n_layers), "all_sparse": all_sparse}
+        all_full = presets.all_full(self.n_layers)
+        named: dict[Schedule, list[str]] = {all_sparse: ["all_sparse"]}
         span = self.baseline_span
         if span is not None:
             for place in (presets.bottom, presets.top, presets.middle, presets.interleaved):
-                for l in range(self.n_layers, 0, -1):  # noqa: E741
+                for l in range(self.n_layers - 1, 0, -1):  # noqa: E741
                     schedule = place(self.n_layers, l, span)
                     if self.cost(schedule) <= budget and self.encode(schedule) is not None:
-                        named[f"{place.__name__}({l})"] = schedule
+                        named.setdefault(schedule, []).append(f"{place.__name__}({l})")
                         break
-        return named
+        named.pop(all_full, None)  # a space that is full everywhere: nothing in it is sparse
+        return {"all_full": all_full} | {" = ".join(names): schedule for schedule, names in named.items()}
 
     @property
     def baseline_span(self) -> Span | None:

@@ -236,7 +236,8 @@ def test_baselines_take_the_largest_l_that_fits() -> None:
 def test_one_schedule_of_two_baselines_keeps_both_names() -> None:
     space = bound("full window:8", n_layers=3)
     baselines = space.named_baselines(space.cost(Schedule.parse("full window:8*2")))
-    assert baselines["middle(1)"] == baselines["interleaved(1)"] == Schedule.parse("window:8 full window:8")
+    assert baselines["middle(1) = interleaved(1)"] == Schedule.parse("window:8 full window:8")
+    assert len(set(baselines.values())) == len(baselines)
 
 
 def test_tied_layers_leave_out_baselines_they_cannot_express() -> None:
@@ -250,8 +251,14 @@ def test_no_full_layer_fits_a_small_budget() -> None:
     assert set(space.named_baselines(space.cost_range[0])) == {"all_full", "all_sparse"}
 
 
-def test_a_space_without_sparse_spans_has_no_placed_baseline() -> None:
-    assert bound("full").named_baselines(1.0) == dict.fromkeys(("all_full", "all_sparse"), Schedule.parse("full*4"))
+def test_a_space_without_sparse_spans_has_one_baseline() -> None:
+    assert bound("full").named_baselines(1.0) == {"all_full": Schedule.parse("full*4")}
+
+
+def test_at_a_budget_of_one_the_placed_baselines_still_differ_from_all_full() -> None:
+    baselines = bound("full window:8").named_baselines(1.0)
+    assert {"all_full", "bottom(3)", "top(3)"} < set(baselines)
+    assert len(set(baselines.values())) == len(baselines)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 2.0, float("nan"), float("inf")])
