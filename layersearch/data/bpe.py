@@ -7,6 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from layersearch.data.source import require
 from layersearch.errors import UserError
 
@@ -129,3 +132,31 @@ def _named_end(settings: Path) -> list[str]:
 def vocabulary(tokenizer: Tokenizer) -> int:
     """Return one more than the largest id: ids may have gaps, and an embedding needs a row for each."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def encode(tokenizer: Tokenizer, texts: Sequence[str], end: int, most: int) -> tuple[npt.NDArray[np.int64], int]:
+    """Return the packed stream of texts, an end token after each, cut to ``most`` tokens, and the texts it holds.
+
+    Raises:
+        UserError: if the tokenizer has no token for something in the text.
+    """
+    tokenizer.no_truncation()  # settings of a model's own input, which would cut or fill documents
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = True  # an end token that is written out in a text is text
+    pieces: list[npt.NDArray[np.int64]] = []
+    total = 0
+    for start in range(0, len(texts), 64):
+        if total >= most:
+            break
+        try:
+            encodings = tokenizer.encode_batch_fast(list(texts[start : start + 64]), add_special_tokens=False)
+        except Exception as error:  # the binding raises bare Exception
+            raise UserError(
+                f"data.tokenizer cannot encode the text ({error}): give one that has a token for unknown words"
+            ) from None
+        for encoding in encodings:
+            if total >= most:
+                break
+            pieces.append(np.array([*encoding.ids, end], dtype=np.int64)[: most - total])
+            total += len(pieces[-1])
+    return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int64), len(pieces)

@@ -12,13 +12,28 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from layersearch.errors import UserError
 
 INDEX = "prepared.json"
+
+
+class Prepared(NamedTuple):
+    """What a prepared folder is made of."""
+
+    facts: dict[str, Any]
+    """Plain data for the index."""
+    streams: dict[str, npt.NDArray[np.unsignedinteger[Any]]]
+    """Token streams by the stem of their file."""
+    tokenizer: str
+    """The tokenizer's JSON."""
 
 
 def default_cache() -> Path:
@@ -49,13 +64,13 @@ def _facts(folder: Path) -> dict[str, Any] | None:
         return None
 
 
-def prepared(cache: Path, key: str, prepare: Callable[[Path], dict[str, Any]]) -> tuple[Path, dict[str, Any]]:
+def prepared(cache: Path, key: str, prepare: Callable[[], Prepared]) -> tuple[Path, dict[str, Any]]:
     """Return the prepared folder of a key and its facts; prepare it if it is missing or damaged.
 
     Args:
         cache: the folder that holds all prepared folders; created if need be.
         key: names the folder; whatever determines its content is in it.
-        prepare: fills an empty folder and returns its facts, plain data.
+        prepare: called only if there is no intact folder.
 
     Raises:
         UserError: if the cache cannot be written, or whatever ``prepare`` raises.
@@ -63,26 +78,34 @@ def prepared(cache: Path, key: str, prepare: Callable[[Path], dict[str, Any]]) -
     folder = cache / key
     if (facts := _facts(folder)) is not None:
         return folder, facts
-    try:
+    with _writing(cache):
         cache.mkdir(parents=True, exist_ok=True)
-        draft = Path(tempfile.mkdtemp(dir=cache, prefix=".draft-"))
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {cache} cannot be written ({error.strerror}): set LAYERSEARCH_CACHE to one that can"
-        ) from None
+        draft = Path(tempfile.mkdtemp(dir=cache, prefix=".draft-"))  # before the work, to fail early
     try:
-        facts = prepare(draft)
-        files = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
-        (draft / INDEX).write_text(json.dumps({"facts": facts, "files": files}, indent=1) + "\n", encoding="utf-8")
-        draft.chmod(0o755)  # mkdtemp's own mode shuts out other users of a shared cache
-        return folder, _publish(draft, folder, facts)
-    except OSError as error:
-        raise UserError(
-            f"the cache folder {cache} cannot be written ({error.strerror or error}): free some space or set "
-            "LAYERSEARCH_CACHE to another folder"
-        ) from None
+        content = prepare()
+        with _writing(cache):
+            for name, stream in content.streams.items():
+                np.save(draft / f"{name}.npy", stream, allow_pickle=False)
+            (draft / "tokenizer.json").write_text(content.tokenizer, encoding="utf-8")
+            files = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
+            index = json.dumps({"facts": content.facts, "files": files}, indent=1)
+            (draft / INDEX).write_text(index + "\n", encoding="utf-8")
+            draft.chmod(0o755)  # mkdtemp's own mode shuts other users out of a shared cache
+            return folder, _publish(draft, folder, content.facts)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+@contextmanager
+def _writing(cache: Path) -> Iterator[None]:
+    """Turn an error of the file system into the line that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the cache folder {cache} cannot be written ({error.strerror or error}): free some space, or set "
+            "LAYERSEARCH_CACHE to another folder"
+        ) from None
 
 
 def _publish(draft: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import sys
 import sysconfig
 import tokenize
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -122,7 +123,14 @@ def documents(config: DataConfig) -> Iterator[Document]:
     if config.source == "hub":
         assert config.dataset is not None
         rows = hub.dataset(config.dataset, config.subset, streaming=config.streaming)
-        yield from _texts(rows, config.column, f"data.dataset {config.dataset}")
+        try:
+            yield from _texts(rows, config.column, f"data.dataset {config.dataset}")
+        except UserError:
+            raise
+        except Exception as error:  # the network and the formats each raise their own
+            raise UserError(
+                f"data.dataset {config.dataset} cannot be read ({hub.one_line(error)}); run the same command again"
+            ) from None
         return
     files = local_files(config)
     try:
@@ -144,7 +152,7 @@ def _local(config: DataConfig, files: list[Path]) -> Iterator[Document]:
 
     options = {"sample_by": "document"} if config.source == "text" else {}
     rows = datasets.load_dataset(
-        config.source, data_files=[str(path) for path in files], split="train", streaming=True, **options
+        config.source, data_files=[glob.escape(str(path)) for path in files], split="train", streaming=True, **options
     )
     column = "text" if config.source == "text" else config.column
     yield from _texts(rows, column, f"data.files {config.files[0]}")
@@ -163,20 +171,49 @@ def _texts(rows: IterableDataset, column: str, where: str) -> Iterator[Document]
 
 
 def _blame(config: DataConfig, files: list[Path], error: Exception) -> str:
-    """Return the line that names the file at fault and the innermost cause."""
-    culprit = files[0]
+    """Return the line that names the file at fault and the cause."""
+    culprit = "the files, each readable alone," if len(files) > 1 else str(files[0])
     for path in files if len(files) > 1 else ():
         try:
             for _ in _local(config, [path]):
                 pass
         except Exception as alone:
-            culprit, error = path, alone
+            culprit, error = str(path), alone
             break
-    return f"data.files: {culprit} cannot be read as {config.source} ({hub.cause(error)}); {_REMEDY[config.source]}"
+    return f"data.files: {culprit} cannot be read as {config.source} ({_cause(error)}); {_REMEDY[config.source]}"
 
 
 _REMEDY = {
     "text": "give UTF-8 text",
     "json": "give one JSON object a line",
-    "parquet": "give Parquet files",
+    "parquet": "give Parquet files of the same columns",
 }
+
+
+def _cause(error: BaseException) -> str:
+    """Return what went wrong in one line: Arrow's own word if it has one, which names the row, else the innermost."""
+    import pyarrow
+
+    arrow = None
+    while True:
+        arrow = error if isinstance(error, pyarrow.ArrowInvalid) else arrow
+        inner = error.__cause__ or error.__context__
+        if inner is None:
+            return hub.one_line(arrow or error)
+        error = inner
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep `datasets` from writing to the terminal what the error's one line says already, and its progress bars."""
+    import datasets
+
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()

@@ -16,10 +16,8 @@ PATIENCE = 3.0
 """Seconds that the hub has to answer. Its client would retry for 20 s and more before it says that there is no net."""
 
 
-def cause(error: BaseException) -> str:
-    """Return the innermost cause in one line: `datasets` wraps what went wrong in what it was doing."""
-    while inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__):
-        error = inner
+def one_line(error: BaseException) -> str:
+    """Return an error's text in one line of readable length."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 200 else text[:197] + "..."
 
@@ -79,7 +77,7 @@ def dataset(name: str, subset: str | None, *, streaming: bool) -> IterableDatase
         rows = load_dataset(name, subset, split="train", streaming=streaming)
     except Exception as error:  # the libraries raise many kinds
         raise UserError(
-            f"data.dataset {name} cannot be loaded ({cause(error)}); correct data.dataset or data.subset"
+            f"data.dataset {name} cannot be loaded ({one_line(error)}); correct data.dataset or data.subset"
         ) from None
     return rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset()
 
@@ -96,9 +94,9 @@ def tokenizer_file(name: str) -> Path:
     online = _reachable()
     try:
         return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not online))
-    except LocalEntryNotFoundError:
-        raise _unreachable("data.tokenizer", name, "connect, or give a local tokenizer.json") from None
     except Exception as error:  # the client raises many kinds
+        if not online and isinstance(error, LocalEntryNotFoundError):
+            raise _unreachable("data.tokenizer", name, "connect, or give a local tokenizer.json") from None
         raise UserError(
-            f"data.tokenizer {name} cannot be loaded ({cause(error)}); give a hub id whose files hold a tokenizer.json"
+            f"data.tokenizer {name} cannot be loaded ({one_line(error)}); give a hub id that holds a tokenizer.json"
         ) from None

@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import numpy.typing as npt
+from typing import TYPE_CHECKING
 
 from layersearch.data import bpe, corpus, hub
-from layersearch.data.cache import prepared
+from layersearch.data.cache import Prepared, prepared
 from layersearch.data.source import digest, require
 from layersearch.data.text import Text
 from layersearch.recipe import DataConfig
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    pass
 
 FORMAT = 1
 """Raised with every change of what is prepared, so that older folders are left alone."""
@@ -46,43 +42,40 @@ def open_text(config: DataConfig, seq_len: int, cache: Path) -> Text:
         [str(own.resolve()), own.stat().st_size, own.stat().st_mtime_ns] if own else None,
     ]
     key = f"{config.source}-{digest(wanted)[:20]}"
-    folder, facts = prepared(cache, key, lambda draft: _prepare(config, own, draft))
+    folder, facts = prepared(cache, key, lambda: _prepare(config, own))
     return Text(folder, facts, config.source, seq_len)
 
 
-def _prepare(config: DataConfig, own: Path | None, folder: Path) -> dict[str, Any]:
-    """Fill a folder with token streams and a tokenizer; return its facts."""
+def _prepare(config: DataConfig, own: Path | None) -> Prepared:
+    """Read, split and tokenise."""
     ready = None
     if config.tokenizer is not None:  # before any text is read: it is the cheaper thing to be wrong
         file = own or hub.tokenizer_file(config.tokenizer)
         tokenizer = bpe.load_tokenizer(file)
         ready = tokenizer, bpe.end_token(tokenizer, file)
-    train, validation, how = _split(_read(config))
+    with corpus.quiet():
+        train, validation, how = _split(_read(config))
     require(bool(train and validation), f"{_key(config)}: the text is too short to split; give more of it")
     tokenizer, end = ready or bpe.train_bpe(train, config.vocab_size)
     size = bpe.vocabulary(tokenizer)
     # Validation first: it is the smaller side, and max_tokens must not starve it.
-    streams = {}
-    streams["validation"] = _tokenise(tokenizer, validation, end, config.max_tokens // SHARE or 1)
-    streams["train"] = _tokenise(tokenizer, train, end, config.max_tokens - len(streams["validation"]))
-    content = {}
-    for name, stream in streams.items():
-        stream = stream.astype("<u2" if size <= 1 << 16 else "<u4")
-        np.save(folder / f"{name}.npy", stream, allow_pickle=False)
-        content[name] = hashlib.sha256(stream.tobytes()).hexdigest()
+    kept, kept_documents = bpe.encode(tokenizer, validation, end, max(1, config.max_tokens // SHARE))
+    stream, documents = bpe.encode(tokenizer, train, end, config.max_tokens - len(kept))
+    width = "<u2" if size <= 1 << 16 else "<u4"
+    packed = {"train": stream.astype(width), "validation": kept.astype(width)}
     text = tokenizer.to_str(pretty=True)
-    (folder / "tokenizer.json").write_text(text, encoding="utf-8")
-    content["tokenizer"] = digest(json.loads(text))
-    return {
-        "content": content,
+    facts = {
+        "content": {name: hashlib.sha256(stream.tobytes()).hexdigest() for name, stream in packed.items()}
+        | {"tokenizer": digest(json.loads(text))},
         "vocab_size": size,
-        "train_tokens": len(streams["train"]),
-        "validation_tokens": len(streams["validation"]),
-        "train_documents": len(train),
-        "validation_documents": len(validation),
+        "train_tokens": len(packed["train"]),
+        "validation_tokens": len(packed["validation"]),
+        "train_documents": documents,
+        "validation_documents": kept_documents,
         "split": how,
         "python": corpus.python_version(),
     }
+    return Prepared(facts, packed, text)
 
 
 def _key(config: DataConfig) -> str:
@@ -121,17 +114,3 @@ def _split(documents: list[corpus.Document]) -> tuple[list[str], list[str], str]
     for document, number in zip(documents, hashes, strict=True):
         (validation if number % SHARE == 0 or number == least else train).append(document.text)
     return train, validation, f"whole documents, 1 in {SHARE} by hash"
-
-
-def _tokenise(tokenizer: Tokenizer, texts: Sequence[str], end: int, most: int) -> npt.NDArray[np.int64]:
-    """Return the packed stream of texts, an end token after each, cut to ``most`` tokens."""
-    tokenizer.encode_special_tokens = True  # an end token that is written out in a text is text
-    pieces: list[npt.NDArray[np.int64]] = []
-    total = 0
-    for start in range(0, len(texts), 64):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + 64]), add_special_tokens=False):
-            pieces.append(np.array([*encoding.ids, end], dtype=np.int64))
-            total += len(pieces[-1])
-        if total >= most:
-            break
-    return np.concatenate(pieces)[:most] if pieces else np.empty(0, dtype=np.int64)
