@@ -86,19 +86,38 @@ def test_every_preset_is_written_by_hand_and_cites_its_source() -> None:
         assert source in text or "released configuration" in text
 
 
-@pytest.mark.parametrize("family", ["gpt_oss", "cohere2", "gemma3_text", "qwen2"])
-def test_preset_agrees_with_the_default_of_transformers(family: str) -> None:
+@pytest.mark.parametrize(
+    ("family", "given", "size_field", "schedule"),
+    [
+        ("gpt_oss", {}, "sliding_window", presets.gpt_oss(14)),
+        ("cohere2", {}, "sliding_window", presets.cohere2(14)),
+        ("llama4_text", {}, "attention_chunk_size", presets.llama4(14)),
+        ("gemma3_text", {"sliding_window": 1024}, "sliding_window", presets.gemma3(14)),
+        (
+            "qwen2",
+            {"use_sliding_window": True, "max_window_layers": 5, "sliding_window": 64},
+            "sliding_window",
+            presets.qwen2(14, 5, 64),
+        ),
+    ],
+)
+def test_preset_agrees_with_the_configuration_of_transformers(
+    family: str, given: dict[str, object], size_field: str, schedule: Schedule
+) -> None:
     from transformers import AutoConfig
 
-    given = {"use_sliding_window": True, "max_window_layers": 5, "sliding_window": 64} if family == "qwen2" else {}
     config = AutoConfig.for_model(family, num_hidden_layers=14, **given)
-    schedule = {
-        "gpt_oss": lambda: presets.gpt_oss(14),
-        "cohere2": lambda: presets.cohere2(14),
-        "gemma3_text": lambda: presets.gemma3(14),
-        "qwen2": lambda: presets.qwen2(14, 5, 64),
-    }[family]()
     assert [kind == "full_attention" for kind in config.layer_types] == [span.is_full for span in schedule]
+    assert {span.size for span in schedule if not span.is_full} == {getattr(config, size_field)}
+
+
+def test_gpt_neo_agrees_with_the_configuration_of_transformers() -> None:
+    from transformers import GPTNeoConfig
+
+    config = GPTNeoConfig()
+    schedule = presets.gpt_neo(config.num_layers)
+    assert [kind == "global" for kind in config.attention_layers] == [span.is_full for span in schedule]
+    assert schedule[1].size == config.window_size
 
 
 @pytest.mark.parametrize("block", [1, 5, 6])
