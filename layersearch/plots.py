@@ -156,7 +156,8 @@ def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
 def _firm(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[str, Transform]:
     """Draw baselines and confirmed schedules with their intervals; return the transform that places each of them."""
     styles = zip(itertools.cycle(BASELINE_MARKERS), itertools.cycle(BASELINE_COLOURS), strict=False)
-    labels = {"proposed": _confirmed_label(result)}
+    if any(entry.mean is not None for entry in entries):
+        axes.plot([], [], "o-", color=BLUE, ms=7, lw=1.3, label=_confirmed_label(result))
     points = _dodge(axes, entries, None if result.winner is None else result.winner.schedule)
     for entry in entries:
         marker, colour = "o", BLUE
@@ -166,10 +167,9 @@ def _firm(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[str, Tra
         low, high = _bar(axes, entry)
         axes.plot(x * 2, [low, high], "_-", color=colour, lw=1.3, ms=6, alpha=0.85, zorder=4, transform=place)
         size = 13 if marker == "*" else 7.0
-        label = None if entry.names else labels.pop("proposed", None)
-        axes.plot(x, y, marker, ms=size, color=colour, mec="white", mew=0.7, zorder=5, label=label, transform=place)
+        axes.plot(x, y, marker, ms=size, color=colour, mec="white", mew=0.7, zorder=5, transform=place)
         if result.winner is not None and entry.schedule == result.winner.schedule:
-            ring: dict[str, Any] = {"ms": 17, "mfc": "none", "mec": VERMILION, "mew": 2.2}
+            ring: dict[str, Any] = {"ms": 15, "mfc": "none", "mec": VERMILION, "mew": 2.2}
             axes.plot(x, y, "o", zorder=6, label="winner", transform=place, **ring)
     return points
 
@@ -276,7 +276,7 @@ def _label(
             marks.append(Bbox.from_extents(min(x0, x1) - 1, min(y0, y1) - 1, max(x0, x1) + 1, max(y0, y1) + 1))
     winner = None if result.winner is None else result.winner.schedule
     named = [entry for entry in shown if entry.names or entry.schedule == winner]
-    for entry in sorted(named, key=lambda entry: (-_loss(entry), entry.cost)):
+    for entry in sorted(named, key=lambda entry: (entry.schedule != winner, -_loss(entry), entry.cost)):
         bold = entry.schedule == winner
         x, y = points[entry.schedule].transform((entry.cost, _loss(entry)))
         note = axes.annotate(
@@ -291,6 +291,7 @@ def _label(
             color=VERMILION if bold else BLACK,
             fontweight="bold" if bold else "normal",
             zorder=7,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6},
             arrowprops={"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5},
         )
         box = note.get_window_extent(renderer)

@@ -32,8 +32,14 @@ ALL_FULL = "all_full"
 _STATES: tuple[State, ...] = ("complete", "stopped", "failed")
 
 
+class _Strict:
+    """What is read back from a file has these keys and no others."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+
+
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class Entry(_Strict):
     """One distinct schedule and everything that was measured on it."""
 
     schedule: str
@@ -76,7 +82,7 @@ class Entry:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison:
+class Comparison(_Strict):
     """The winner against one reference, seed by seed; negative differences favour the winner."""
 
     reference: str
@@ -95,7 +101,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Winner:
+class Winner(_Strict):
     """The schedule to take, and why."""
 
     schedule: str
@@ -114,7 +120,7 @@ class Winner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise:
+class Noise(_Strict):
     """What the seed alone does to a loss, from the confirmed schedules; all in nats."""
 
     schedules: int
@@ -134,7 +140,7 @@ class Noise:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerL:
+class PerL(_Strict):
     """What the schedules of one number of full layers reached."""
 
     n_full: int
@@ -151,7 +157,7 @@ class PerL:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fidelity:
+class Fidelity(_Strict):
     """How well a cheap measure ranks schedules as the full one does."""
 
     name: str
@@ -163,7 +169,7 @@ class Fidelity:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class Result(_Strict):
     """Everything that a run lets its user believe; ``frontier.json`` holds it."""
 
     budget: float
@@ -341,14 +347,14 @@ def _winner(
     def mean(entry: Entry) -> float:
         return _known(None if entry.mean is None else entry.mean.mean)
 
-    leader = min(candidates, key=lambda entry: (mean(entry), entry.cost))
+    leader = min(candidates, key=lambda entry: (mean(entry), entry.flops))
     to_leader = {
         entry.schedule: stats.paired_difference(whole[entry.schedule], whole[leader.schedule], confidence)
         for entry in candidates
     }
     # A single seed has no interval, so nothing there may stand in for the leader.
     near = [e for e in candidates if e is leader or (len(shared) > 1 and not to_leader[e.schedule].excludes_zero)]
-    pick = min(near, key=lambda entry: (entry.cost, mean(entry)))
+    pick = min(near, key=lambda entry: (entry.flops, mean(entry)))
 
     def compare(reference: Entry | None) -> Comparison | None:
         if reference is None or reference is pick:
@@ -379,7 +385,7 @@ def _winner(
         not_separated=len(near),
         seeds=tuple(shared),
         to_all_full=compare(full),
-        to_best_baseline=compare(min(baselines, key=lambda entry: (mean(entry), entry.cost), default=None)),
+        to_best_baseline=compare(min(baselines, key=lambda entry: (mean(entry), entry.flops), default=None)),
     )
 
 

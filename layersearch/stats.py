@@ -129,7 +129,7 @@ def paired_difference(
 
 
 def power_of(std: float, difference: float, seeds: int, confidence: float = CONFIDENCE) -> float:
-    """Return the probability that a paired t test on so many seeds finds a true difference (noncentral t).
+    """Return the probability that a paired t test on so many seeds finds a true difference.
 
     Args:
         std: standard deviation of the paired difference over seeds, in nats.
@@ -141,9 +141,11 @@ def power_of(std: float, difference: float, seeds: int, confidence: float = CONF
 
     if std == 0:
         return 1.0 if difference else 0.0
-    shift = abs(difference) / std * math.sqrt(seeds)
-    edge = _t_quantile(confidence, seeds - 1)
-    return float(stats.nct.sf(edge, seeds - 1, shift) + stats.nct.cdf(-edge, seeds - 1, shift))
+    shift = (difference / std) ** 2 * seeds
+    if shift < 1e-12:
+        return 1 - confidence
+    # Noncentral F of the squared statistic: scipy's noncentral t returns NaN in its far tail, for example at (2, 11.3).
+    return float(stats.ncf.sf(_t_quantile(confidence, seeds - 1) ** 2, 1, seeds - 1, shift))
 
 
 def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, power: float = POWER) -> int:

@@ -33,7 +33,7 @@ def record(
         role=role,
         state=state,
         flops=round(FULL_FLOPS * share),
-        cost=share,
+        cost=round(FULL_FLOPS * share) / FULL_FLOPS,
         steps=steps,
         full_steps=400,
         loss=loss,
@@ -99,9 +99,7 @@ def a_run(
         ended = role == "proposed" and number % 2 == 1
         curve = early[:1] if ended else (*early, (400, losses[schedule]))
         state: State = "stopped" if ended else "complete"
-        records.append(
-            record(schedule, curve[-1][1], role=role, state=state, steps=100 if ended else 400, curve=curve)
-        )
+        records.append(record(schedule, curve[-1][1], role=role, state=state, steps=100 if ended else 400, curve=curve))
     done = [r for r in records if r.state == "complete" and r.role == "proposed"]
     chosen = sorted(done, key=lambda r: r.loss or 0.0)[:finalists] + [r for r in records if r.role != "proposed"]
     for fresh in range(1, seeds + 1):

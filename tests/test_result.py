@@ -1,0 +1,301 @@
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from synthetic import a_run, confirmed, record
+
+from layersearch.errors import UserError
+from layersearch.record import TrialRecord
+from layersearch.result import Result, analyse
+
+FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
+    "full*4",
+    "window:32*4",
+    "window:32*3 full",
+    "full window:32*3",
+    "window:32 full window:32*2",
+)
+
+
+def test_a_significant_lead_wins_and_its_claims_say_by_how_much() -> None:
+    records = [
+        *confirmed(FULL, [2.50, 2.60, 2.55], role="all_full"),
+        *confirmed(SPARSE, [2.900, 3.001, 2.949], role="all_sparse"),
+        *confirmed(BOTTOM, [2.600, 2.701, 2.649], role="bottom(1)"),
+        *confirmed(MIDDLE, [2.400, 2.501, 2.449]),
+    ]
+    result = analyse(records, 0.5)
+    assert result.winner is not None
+    assert (result.winner.schedule, result.winner.leader, result.winner.not_separated) == (MIDDLE, MIDDLE, 1)
+    full, baseline = result.winner.to_all_full, result.winner.to_best_baseline
+    assert full is not None
+    assert baseline is not None
+    assert (full.reference, full.comparisons) == ("all_full", 3)
+    assert (baseline.reference, baseline.comparisons) == ("bottom(1)", 2)
+    assert full.difference.mean == pytest.approx(-0.1)
+    assert full.verdict == "better by 0.1000 ± 0.0044 nats"
+    # Between these two every seed differs by the same, up to rounding.
+    assert baseline.verdict.startswith("better by 0.2")
+    assert "lowest loss, significantly below the other 2" in result.verdict
+    assert result.frontier == (SPARSE, MIDDLE)
+    assert result.frontier_of == "confirm"
+
+
+def test_what_cannot_be_told_apart_goes_to_the_cheapest() -> None:
+    records = [
+        *confirmed(TOP, [2.40, 2.44, 2.42], cost=0.30),
+        *confirmed(MIDDLE, [2.43, 2.41, 2.43], cost=0.25),
+        *confirmed(BOTTOM, [2.60, 2.64, 2.62], cost=0.20),
+    ]
+    result = analyse(records, 0.5)
+    assert result.winner is not None
+    assert (result.winner.schedule, result.winner.leader) == (MIDDLE, TOP)
+    assert (result.winner.candidates, result.winner.not_separated) == (3, 2)
+    assert result.winner.to_leader is not None
+    assert result.winner.to_leader.mean == pytest.approx(0.01 / 3)
+    assert "the cheapest of 2 (of 3)" in result.verdict
+
+
+def test_at_equal_cost_the_lower_mean_wins() -> None:
+    records = [*confirmed(TOP, [2.42, 2.43, 2.41]), *confirmed(MIDDLE, [2.40, 2.44, 2.41])]
+    winner = analyse(records, 0.5).winner
+    assert winner is not None
+    assert winner.schedule == MIDDLE
+    tied = analyse([*confirmed(TOP, [2.4, 2.5]), *confirmed(MIDDLE, [2.4, 2.5])], 0.5).winner
+    assert tied is not None
+    assert tied.not_separated == 2
+
+
+def test_nothing_over_the_budget_can_win() -> None:
+    records = [
+        *confirmed(FULL, [1.0, 1.1, 1.05], role="all_full"),
+        *confirmed("full*2 window:32*2", [1.2, 1.3, 1.25]),
+        *confirmed(SPARSE, [2.9, 3.0, 2.95], role="all_sparse"),
+    ]
+    result = analyse(records, 0.5)
+    assert result.winner is not None
+    assert result.winner.schedule == SPARSE
+    assert result.winner.to_best_baseline is None
+    assert "worse by 1.9" in result.verdict
+    assert "It is the best baseline itself." in result.verdict
+    exact = analyse(records, result.entry("full*2 window:32*2").cost)
+    assert exact.winner is not None
+    assert exact.winner.schedule == "full*2 window:32*2"
+
+
+def test_where_nothing_separates_the_verdict_says_so() -> None:
+    records = [
+        *confirmed(FULL, [2.4, 2.6, 2.5], role="all_full"),
+        *confirmed(SPARSE, [2.5, 2.4, 2.6], role="all_sparse"),
+        *confirmed(TOP, [2.6, 2.5, 2.39], role="top(1)"),
+    ]
+    result = analyse(records, 0.5)
+    assert result.winner is not None
+    assert result.winner.schedule == SPARSE
+    assert result.verdict.startswith("Nothing separates the 2 candidates on 3 fresh seeds: all_sparse is taken")
+    assert "Against all_full: no significant difference (0.00 ± 0.43 nats)" in result.verdict
+
+
+def test_a_lead_that_the_choice_explains_is_not_claimed() -> None:
+    losses = [2.400, 2.404, 2.402]
+    many = [f"window:{16 + size}*3 full" for size in range(8)]
+    records = [*confirmed(FULL, [2.410, 2.410, 2.413], role="all_full"), *confirmed(TOP, losses)]
+    alone = analyse(records, 0.5).winner
+    assert alone is not None
+    assert alone.to_all_full is not None
+    assert alone.to_all_full.verdict.startswith("better by 0.009")
+    for schedule in many:
+        records += confirmed(schedule, [loss + 0.5 for loss in losses])
+    among = analyse(records, 0.5).winner
+    assert among is not None
+    assert among.schedule == TOP
+    assert among.to_all_full is not None
+    assert among.to_all_full.difference == alone.to_all_full.difference
+    assert among.to_all_full.comparisons == 9
+    assert "no significant difference once 9 possible choices are allowed for" in among.to_all_full.verdict
+
+
+def test_claims_are_false_at_most_as_often_as_stated() -> None:
+    rng = np.random.default_rng(5)
+    schedules = [f"window:{16 + size}*3 full" for size in range(4)]
+    false = 0
+    runs = 300
+    for _ in range(runs):
+        records = confirmed(FULL, list(rng.normal(2.4, 0.01, 3)), role="all_full")
+        for schedule in schedules:
+            records += confirmed(schedule, list(rng.normal(2.4, 0.01, 3)))
+        winner = analyse(records, 0.5).winner
+        assert winner is not None
+        assert winner.to_all_full is not None
+        false += winner.to_all_full.corrected.excludes_zero
+    assert false / runs <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
+
+
+def test_one_fresh_seed_gives_a_winner_and_no_interval() -> None:
+    result = analyse([*confirmed(TOP, [2.4]), *confirmed(SPARSE, [2.5], role="all_sparse")], 0.5)
+    assert result.winner is not None
+    assert result.winner.schedule == TOP
+    assert "no interval can be given" in result.verdict
+    assert "lower by 0.1000 nats on one seed" in result.verdict
+    assert (result.noise.seed_std, result.noise.paired_std, result.noise.floor) == (None, None, None)
+
+
+def test_before_any_confirmation_there_is_no_winner() -> None:
+    result = analyse([record(TOP, 2.4), record(SPARSE, 2.6, role="all_sparse"), record(FULL, 2.3)], 0.5)
+    assert result.winner is None
+    assert result.best_searched == TOP
+    assert result.frontier_of == "search"
+    assert result.frontier == (SPARSE, TOP, FULL)
+    assert result.verdict.startswith("No winner yet")
+    assert result.hypervolume_reference == (2.6, 1.0)
+    assert [row.confirmed for row in result.best_per_l] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("records", "words"),
+    [
+        ([], "no trial has completed"),
+        ([record(TOP, None, state="failed")], "no trial has completed"),
+        ([record(FULL, 2.0, role="all_full")], "no schedule within the budget has completed"),
+    ],
+)
+def test_with_nothing_to_go_by_the_result_says_so(records: list[TrialRecord], words: str) -> None:
+    result = analyse(records, 0.5)
+    assert result.winner is None
+    assert words in result.verdict
+    assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+def test_what_is_missing_is_unknown_and_named() -> None:
+    result = analyse([*confirmed(TOP, [2.4, 2.5, 2.6]), *confirmed(MIDDLE, [2.9, 3.0, 3.1])], 0.5)
+    assert result.winner is not None
+    assert result.winner.to_all_full is None
+    assert "Against all_full: unknown, none was trained." in result.verdict
+    searched = analyse([record(FULL, 2.0, role="all_full"), *confirmed(TOP, [2.4, 2.5])], 0.5)
+    assert "Against all_full: unknown, not confirmed on the same seeds." in searched.verdict
+
+
+def test_a_schedule_that_failed_on_a_seed_is_no_candidate() -> None:
+    failed = record(MIDDLE, None, seed=3, phase="confirm", state="failed")
+    records = [
+        *confirmed(TOP, [2.4, 2.5, 2.6]),
+        *confirmed(SPARSE, [2.7, 2.8, 2.9], role="all_sparse"),
+        *confirmed(BOTTOM, [2.6, 2.7, 2.8], role="bottom(1)"),
+        *confirmed(MIDDLE, [2.0, 2.1]),
+        failed,
+    ]
+    result = analyse(records, 0.5)
+    assert result.winner is not None
+    assert (result.winner.schedule, result.winner.candidates, result.winner.seeds) == (TOP, 3, (1, 2, 3))
+    assert result.entry(MIDDLE).failed_seeds == (3,)
+    assert MIDDLE not in result.frontier
+    assert result.failed == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "seeds", "candidates"), [((3, 3, 1), (1, 2, 3), 2), ((3, 2, 2), (1, 2), 3), ((1, 0, 0), (1,), 1)]
+)
+def test_a_run_cut_in_its_confirmations_compares_on_the_seeds_that_are_shared(
+    counts: tuple[int, ...], seeds: tuple[int, ...], candidates: int
+) -> None:
+    losses = {TOP: [2.4, 2.5, 2.6], MIDDLE: [2.9, 3.0, 3.1], BOTTOM: [2.7, 2.8, 2.9]}
+    records = [
+        made
+        for (text, values), count in zip(losses.items(), counts, strict=True)
+        for made in confirmed(text, values[:count])
+    ]
+    winner = analyse(records, 0.5).winner
+    assert winner is not None
+    assert (winner.seeds, winner.candidates) == (seeds, candidates)
+
+
+def test_a_stopped_trial_never_counts_as_a_complete_one() -> None:
+    stopped = record(TOP, 1.0, state="stopped", steps=100)
+    result = analyse([stopped, record(SPARSE, 2.6, role="all_sparse")], 0.5)
+    entry = result.entry(TOP)
+    assert (entry.search_loss, entry.loss, entry.last_loss, entry.state) == (None, None, 1.0, "stopped")
+    assert result.frontier == (SPARSE,)
+    assert result.best_searched == SPARSE
+    resumed = analyse([stopped, record(TOP, 0.9), stopped], 0.5).entry(TOP)
+    assert (resumed.state, resumed.search_loss) == ("complete", 0.9)
+
+
+def test_a_schedule_in_two_roles_is_one_entry_with_both_names() -> None:
+    result = analyse([record(TOP, 2.4), record(TOP, 2.4, role="top(1)"), record(TOP, 2.4, role="greedy")], 0.5)
+    assert [entry.names for entry in result.entries] == [("greedy", "top(1)")]
+
+
+def test_best_per_l_keeps_search_and_confirmation_apart() -> None:
+    records = [record(TOP, 2.1), record(BOTTOM, 2.3), *confirmed(BOTTOM, [2.4, 2.5]), record(SPARSE, 2.9)]
+    none, one = analyse(records, 0.5).best_per_l
+    assert (none.n_full, none.trained, none.confirmed) == (0, 1, None)
+    assert (one.n_full, one.trained, one.search_schedule, one.search_loss, one.search_worst) == (1, 2, TOP, 2.1, 2.3)
+    assert one.confirmed_schedule == BOTTOM
+    assert one.confirmed is not None
+    assert one.confirmed.mean == pytest.approx(2.45)
+
+
+def test_noise_is_that_of_the_confirmed_seeds() -> None:
+    records = [*confirmed(TOP, [1.0, 1.2]), *confirmed(MIDDLE, [2.0, 2.4]), record(BOTTOM, 9.0)]
+    noise = analyse(records, 0.5).noise
+    assert (noise.schedules, noise.seeds) == (2, 2)
+    assert noise.seed_std == pytest.approx(((0.02 + 0.08) / 2) ** 0.5)
+    assert noise.paired_std == pytest.approx(0.2 / 2**0.5)
+    assert noise.seed_std_range == pytest.approx((0.02**0.5, 0.08**0.5))
+    assert noise.floor is not None
+    assert noise.floor == pytest.approx(12.7062 * 0.1, rel=1e-4)
+    assert noise.resolvable is not None
+    assert noise.resolvable > noise.floor
+
+
+def test_trust_compares_each_rung_with_the_last_step() -> None:
+    records = [
+        record(
+            f"window:{size}*4", 2.0 + size / 100, curve=((100, 5.0 - size), (200, 3.0 + size), (400, 2.0 + size / 100))
+        )
+        for size in range(8, 14)
+    ]
+    by_name = {found.name: found for found in analyse(records, 0.5).trust}
+    assert by_name["step 100 of 400"].agreement.spearman == pytest.approx(-1)  # type: ignore[union-attr]
+    assert by_name["step 200 of 400"].agreement.kendall == pytest.approx(1)  # type: ignore[union-attr]
+    # Once the search ends trials at a rung, the rungs are what the user must trust.
+    records.append(record(TOP, 3.0, state="stopped", steps=200))
+    (rung,) = analyse(records, 0.5).trust
+    assert (rung.name, rung.stopped) == ("step 200 of 400", 1)
+    (few,) = analyse([*records[:3], records[-1]], 0.5).trust
+    assert few.agreement is None
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"seeds": 0}, {"seeds": 1}, {"n_schedules": 60, "layers": 24, "budget": 0.27}])
+def test_json_round_trip_is_exact(kwargs: dict[str, float]) -> None:
+    result = analyse(a_run(**kwargs), 0.5)  # type: ignore[arg-type]
+    text = json.dumps(result.to_dict(), allow_nan=False)
+    again = Result.from_dict(json.loads(text))
+    assert again == result
+    assert json.dumps(again.to_dict()) == text
+    assert json.loads(text)["version"] == 1
+
+
+@pytest.mark.parametrize("change", [{"version": 7}, {"budget": "much"}, {"surplus": 1}])
+def test_another_version_or_key_is_refused_in_one_line(change: dict[str, object]) -> None:
+    mapping = analyse(a_run(6), 0.5).to_dict() | change
+    with pytest.raises(UserError, match=next(iter(change))) as error:
+        Result.from_dict(mapping, "run/frontier.json")
+    assert str(error.value).startswith("run/frontier.json")
+    with pytest.raises(UserError, match="version"):
+        Result.from_dict([])
+
+
+def test_the_order_of_the_records_does_not_change_the_result() -> None:
+    records = a_run(20)
+    assert analyse(records, 0.5).entries == analyse(records[::-1], 0.5).entries
+    assert analyse(records, 0.5).winner == analyse(records[::-1], 0.5).winner
+
+
+def test_analysing_needs_no_torch() -> None:
+    code = "import sys, layersearch.result; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
