@@ -129,7 +129,8 @@ def documents(config: DataConfig) -> Iterator[Document]:
             raise
         except Exception as error:  # the network and the formats each raise their own
             raise UserError(
-                f"data.dataset {config.dataset} cannot be read ({hub.one_line(error)}); run the same command again"
+                f"data.dataset {config.dataset} cannot be read ({_cause(error)}); run the command again if the "
+                "connection broke, else give another data set"
             ) from None
         return
     files = local_files(config)
