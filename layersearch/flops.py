@@ -63,7 +63,7 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with warnings.catch_warnings():
         # Tracing freezes Python numbers taken from shapes, which is what a count for one shape wants.
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.simplefilter("ignore", DeprecationWarning)
         counts = analysis.by_operator()
     unknown = sorted(
@@ -75,5 +75,5 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
 
 
 def traced_attention_flops(model: nn.Module, seq_len: int) -> int:
-    """Return the multiply-adds of QK^T and AV of one sequence's forward pass; arguments and errors as `traced_flops`."""
+    """Return the multiply-adds of QK^T and AV of one sequence; arguments and errors as `traced_flops`."""
     return traced_flops(model, seq_len).get(OPERATOR.split("::")[1], 0)

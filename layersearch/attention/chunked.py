@@ -16,14 +16,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.attention import tiles
+from layersearch.attention import strips, tiles
 from layersearch.schedule import Span
 
 # From this length the CPU's flash kernel also runs its causal backward faster than tiles do: it computes whole
 # squares of 512 keys on the diagonal, which weigh less the longer the text (measured, see analysis/span_speed).
 FLASH_BACKWARD_TOKENS = 2048
 
-FULL = Span(kind="full")
+# From this window or block on, tiles run the backward pass faster than strips (measured, see analysis/span_speed).
+TILED_BACKWARD_SIZE = 256
 
 
 @functools.lru_cache(maxsize=1024)
@@ -102,6 +103,13 @@ def _sinks(x: Tensor, span: Span) -> Tensor:
     return x[:, :, : span.sink].flatten(0, 1).repeat_interleave(span.dilation, dim=0)
 
 
+def _strips(part: Span, dealt: Tensor) -> tuple[strips.Part, ...] | None:
+    """Return the strips that serve a span of one head group on its dealt rows (N, T, D), or None where tiles do."""
+    if dealt.device.type != "cpu" or part.size is None or (part.dilation > 1 and part.sink):
+        return None
+    return strips.parts(narrow(str(replace(part, dilation=1, pool=1)), dealt.shape[1]), dealt.shape[1])
+
+
 def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
     batch, heads, tokens, width = q.shape
@@ -122,9 +130,12 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor
         stride = part.dilation
         band = _band(part, span.alphas(heads)[group], batch, queries)
         gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
-        out, lse = tiles.forward(
-            _deal(gq, stride), _deal(gk, stride), _deal(gv, stride), _sinks(gk, part), _sinks(gv, part), band
-        )
+        dealt = [_deal(x, stride) for x in (gq, gk, gv)]
+        plan = _strips(part, dealt[0])
+        if plan is None:
+            out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band)
+        else:
+            out, lse = strips.forward(*dealt, plan, 1.0)
         outs.append(_gather(out, batch, stride, tokens))
         sums.append(_gather(lse.unsqueeze(-1), batch, stride, tokens).squeeze(-1))
     if len(outs) == 1:
@@ -166,26 +177,25 @@ def _tiled_backward(
     scale = 1.0 / math.sqrt(width)
     grad = grad.to(wide)
     queries, keys, values = q.to(wide) * scale, k.to(wide), v.to(wide)
-    delta = (grad * out).sum(dim=-1, keepdim=True)  # (B, H, T, 1)
     lse = lse.to(wide).unsqueeze(-1)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
     for group, part in _head_groups(span, heads):
         stride = part.dilation
         band = _band(part, span.alphas(heads)[group], batch, queries)
         gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
-        dq, dk, dv, dsk, dsv = tiles.backward(
-            _deal(gq, stride),
-            _deal(gk, stride),
-            _deal(gv, stride),
-            _sinks(gk, part),
-            _sinks(gv, part),
-            _deal(lse[:, group], stride).squeeze(-1),
-            _deal(delta[:, group], stride).squeeze(-1),
-            _deal(grad[:, group], stride),
-            band,
-        )
+        dealt = [_deal(x, stride) for x in (gq, gk, gv)]
+        dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
+        plan = _strips(part, dealt[0])
+        if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
+            dealt_out = _deal(out[:, group].to(wide), stride)
+            dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, 1.0)
+        else:
+            dealt_delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
+            sinks = (_sinks(gk, part), _sinks(gv, part))
+            dq, dk, dv, dsk, dsv = tiles.backward(*dealt, *sinks, dealt_lse, dealt_delta, dealt_grad, band)
+            plan = None
         dq, dk, dv = (_gather(x, batch, stride, tokens) for x in (dq, dk, dv))
-        if part.sink:
+        if part.sink and plan is None:
             for into, sinks in ((dk, dsk), (dv, dsv)):
                 # Each sink was lent to every residue's row.
                 into[:, :, : part.sink] += sinks.unflatten(0, (batch, -1, stride)).sum(dim=2)
