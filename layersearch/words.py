@@ -89,7 +89,7 @@ def _against(found: Comparison | None, what: str, winner: Winner, by_text: dict[
             return f"It is {what} itself."
         return f"Against {what}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
     label = "all_full" if what == "all_full" else f"{what} {found.reference}"
-    more = f"; {found.seeds_needed} seeds would show it" if found.seeds_needed else ""
+    more = f"; about {found.seeds_needed} seeds would show it" if found.seeds_needed else ""
     return f"Against {label}: {found.verdict}{more}."
 
 

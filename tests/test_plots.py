@@ -50,8 +50,6 @@ def test_both_files_are_written_and_name_what_they_show(tmp_path: Path, name: st
 def test_labels_cover_neither_each_other_nor_the_edge(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
     from matplotlib.figure import Figure
     from matplotlib.text import Annotation
 
