@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
+from layersearch.schedulefile import schedule_text
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -43,8 +41,4 @@ def write_schedule(schedule: Schedule, target: str, out: Path, evidence: Mapping
     Raises:
         UserError: as `write_text`.
     """
-    content = {"schedule": str(schedule), "layers": schedule.to_dicts(), "evidence": dict(evidence)}
-    text = json.dumps(content, indent=2, allow_nan=False) + "\n"
-    if target == "yaml":
-        text = yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True)
-    return write_text(out / f"schedule.{target}", text)
+    return write_text(out / f"schedule.{target}", schedule_text(schedule, evidence, target))

@@ -6,15 +6,25 @@ import dataclasses
 from pathlib import Path
 
 from layersearch.data import describe, open_source
-from layersearch.recipe import Recipe
-from layersearch.result import Result
 from layersearch.ladder.folder import RunFolder, read_config, unwritable
-from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan
+from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan, winner_evidence
 from layersearch.ladder.pool import LocalPool, Pool
 from layersearch.ladder.study import Study
+from layersearch.recipe import Recipe
+from layersearch.result import Result
 from layersearch.space import Space
 
-__all__ = ["LocalPool", "Plan", "Pool", "Progress", "RunFolder", "make_plan", "read_config", "search"]
+__all__ = [
+    "LocalPool",
+    "Plan",
+    "Pool",
+    "Progress",
+    "RunFolder",
+    "make_plan",
+    "read_config",
+    "search",
+    "winner_evidence",
+]
 
 
 def _silent(progress: Progress) -> None:

@@ -83,7 +83,9 @@ class RunFolder:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self.release()
-            raise UserError(f"--out {self.path}: another search is running there; wait for it or name another folder") from None
+            raise UserError(
+                f"--out {self.path}: another search is running there; wait for it or name another folder"
+            ) from None
 
     def release(self) -> None:
         """Let another process have the folder."""

@@ -19,16 +19,15 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
-from layersearch.recipe import Recipe
-from layersearch.record import TrialRecord
-from layersearch.result import Result, analyse
-from layersearch.schedule import Schedule
 from layersearch.ladder.folder import RunFolder, write_text
 from layersearch.ladder.halving import Halving
 from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
+from layersearch.recipe import Recipe
+from layersearch.record import TrialRecord
+from layersearch.result import Result, analyse
+from layersearch.schedule import Schedule
+from layersearch.schedulefile import schedule_text
 from layersearch.space import BoundSpace
 from layersearch.train import Trial
 
@@ -176,7 +175,9 @@ class Ladder:
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)
         named = {text for _, text in chosen}
-        complete = [r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named]
+        complete = [
+            r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named
+        ]
         within = sorted((r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost))
         chosen += [(r.role, r.schedule) for r in within[: self._plan.recipe.search.finalists]]
         self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
@@ -251,25 +252,24 @@ class Ladder:
         write_text(self._folder.path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
         plot_pareto(result, self._folder.path / "pareto")
         if result.winner is not None:
-            text = yaml.safe_dump(winner_evidence(result, self._plan), sort_keys=False, allow_unicode=True, width=100)
-            write_text(self._folder.path / "winner.yaml", text)
+            winner = Schedule.parse(result.winner.schedule)
+            write_text(self._folder.path / "winner.yaml", schedule_text(winner, winner_evidence(result)))
 
 
-def winner_evidence(result: Result, plan: Plan) -> dict[str, Any]:
-    """Return the winning schedule with what speaks for it, as ``winner.yaml`` holds it."""
+def winner_evidence(result: Result) -> dict[str, Any]:
+    """Return what speaks for a run's winner, as plain data: ``winner.yaml`` and exports hold it."""
     assert result.winner is not None
-    schedule = Schedule.parse(result.winner.schedule)
     entry = result.entry(result.winner.schedule)
     evidence: dict[str, Any] = {
         "verdict": result.verdict,
-        "budget": plan.budget,
+        "budget": result.budget,
         "cost": entry.cost,
         "attention_flops": entry.flops,
-        "validation_loss": entry.mean.mean if entry.mean else None,
         "seeds": list(result.winner.seeds),
-        "recipe": plan.recipe.name,
-        "seq_len": plan.recipe.training.seq_len,
     }
-    if entry.mean is not None and entry.mean.low is not None:
-        evidence["validation_loss_95"] = [entry.mean.low, entry.mean.high]
-    return {"schedule": schedule.to_dicts(), "text": str(schedule), "evidence": evidence}
+    if entry.mean is not None:
+        evidence["validation_loss"] = entry.mean.mean
+        if entry.mean.low is not None and entry.mean.high is not None:
+            evidence["validation_loss_interval"] = [entry.mean.low, entry.mean.high]
+            evidence["confidence"] = result.confidence
+    return evidence

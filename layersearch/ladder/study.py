@@ -15,8 +15,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import UserError
-from layersearch.record import TrialRecord, drop_torn_line
 from layersearch.recipe import SearchConfig
+from layersearch.record import TrialRecord, drop_torn_line
 from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace
 

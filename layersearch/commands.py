@@ -1,0 +1,193 @@
+"""What each command does. Every command imports what it needs when it is called, so that ``--help`` stays quick."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from layersearch.errors import UserError
+
+if TYPE_CHECKING:
+    from layersearch.result import Result
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search, or plan a search."""
+    from layersearch.recipe import load_recipe
+    from layersearch.space import load_space
+
+    sizes = {"search.trials": options.trials, "search.workers": options.workers}
+    given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
+    recipe = load_recipe(options.recipe, [*options.overrides, *given])
+    space = load_space(options.space or recipe.name)
+    budget = options.budget if options.budget is not None else space.budget
+    if budget is None:
+        raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
+    if options.seed < 0:
+        raise UserError(f"--seed must not be negative, not {options.seed}")
+    if options.dry_run:
+        from layersearch.estimate import estimate
+
+        found = estimate(recipe, space, budget, options.seed)
+        if options.json:
+            print(json.dumps(dataclasses.asdict(found), indent=1))
+        else:
+            from layersearch.tables import estimate_table
+
+            estimate_table(found)
+        return
+    out = options.out or Path("runs") / f"{recipe.name}-{space.name}-{budget:g}-s{options.seed}"
+    from layersearch.ladder import search
+    from layersearch.progress import ProgressDisplay
+
+    with ProgressDisplay() as display:
+        result = search(recipe, space, budget, out, seed=options.seed, listener=display)
+    _show_result(result, out, options.json)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Print what a run has found so far."""
+    _show_result(_result(options.run), options.run, options.json)
+
+
+def plot(options: argparse.Namespace) -> None:
+    """Draw what a run has found so far."""
+    from layersearch.ladder.folder import unwritable
+    from layersearch.plots import plot_pareto
+
+    stem = options.out or options.run / "pareto"
+    result = _result(options.run)
+    try:
+        for path in plot_pareto(result, stem):
+            print(path)
+    except OSError as error:
+        raise unwritable(stem.parent, error) from None
+
+
+def export(options: argparse.Namespace) -> None:
+    """Write a schedule for other software."""
+    from layersearch.config import build
+    from layersearch.data import open_source
+    from layersearch.export import export as write
+    from layersearch.ladder import read_config, winner_evidence
+    from layersearch.recipe import Recipe, load_recipe
+    from layersearch.schedule import Schedule
+    from layersearch.schedulefile import schedule_argument
+
+    evidence: dict[str, Any] = {}
+    recipe = load_recipe(options.recipe) if options.recipe else None
+    if Path(options.schedule).is_dir():
+        run = Path(options.schedule)
+        config = read_config(run)
+        result = _result(run)
+        if result.winner is None:
+            raise UserError(f"{run}: no winner yet ({result.verdict}); run the command that made it again to go on")
+        schedule = Schedule.parse(result.winner.schedule)
+        vocab_size = config["data"]["vocab_size"]
+        evidence = winner_evidence(result)
+        if recipe is None:
+            recipe = build(Recipe, config["recipe"], f"{run / 'config.json'}: recipe")
+    else:
+        schedule = schedule_argument(options.schedule)
+        if recipe is None:
+            raise UserError("--recipe is missing: a schedule alone has no model size; name a recipe, or export a run")
+        vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
+    paths = write(
+        schedule,
+        options.to,
+        model=recipe.model,
+        vocab_size=vocab_size,
+        seq_len=recipe.training.seq_len,
+        out=options.out,
+        family=options.family,
+        evidence=evidence,
+    )
+    for path in paths:
+        print(path)
+
+
+def cost(options: argparse.Namespace) -> None:
+    """Count a schedule's cost in closed form."""
+    from layersearch.cost import attention_flops, budget_ratio, kv_cache_bytes, layer_costs
+    from layersearch.schedulefile import schedule_argument
+
+    for flag in ("seq_len", "heads", "kv_heads", "head_dim", "bytes"):
+        value = getattr(options, flag)
+        if value is not None and value < 1:
+            raise UserError(f"--{flag.replace('_', '-')} must be at least 1, not {value}")
+    kv_heads = options.kv_heads or options.heads
+    if options.heads % kv_heads:
+        raise UserError(f"--kv-heads {kv_heads} must divide --heads {options.heads}")
+    schedule = schedule_argument(options.schedule)
+    schedule.check(seq_len=options.seq_len, n_heads=options.heads)
+    size = {"seq_len": options.seq_len, "n_heads": options.heads, "head_dim": options.head_dim}
+    cache = {**size, "n_kv_heads": kv_heads, "bytes_per_value": options.bytes}
+    layers = layer_costs(schedule, **cache)
+    flops = attention_flops(schedule, **size)
+    ratio = budget_ratio(schedule, seq_len=options.seq_len, n_heads=options.heads)
+    cache_bytes = kv_cache_bytes(schedule, **cache)
+    if options.json:
+        rows = [dataclasses.asdict(layer) | {"span": str(layer.span)} for layer in layers]
+        report = {"schedule": str(schedule), **cache, "ratio": ratio, "attention_flops": flops}
+        print(json.dumps(report | {"kv_cache_bytes": cache_bytes, "layers": rows}, indent=1))
+        return
+    from layersearch.tables import cost_table
+
+    cost_table(schedule, layers, ratio=ratio, flops=flops, cache_bytes=cache_bytes, seq_len=options.seq_len)
+
+
+def presets(options: argparse.Namespace) -> None:
+    """List the literature's schedules, or print one."""
+    from layersearch.presets import PRESETS, make_preset
+
+    if options.name:
+        pairs = [pair.partition("=") for pair in options.sizes]
+        for key, equals, _ in pairs:
+            if not equals:
+                raise UserError(f"presets {options.name}: expected KEY=VALUE such as n_layers=24, found {key!r}")
+        schedule = make_preset(options.name, {key: value for key, _, value in pairs})
+        print(json.dumps(schedule.to_dicts(), indent=1) if options.json else schedule)
+        return
+    if options.json:
+        rows = {
+            name: {"summary": preset.summary, "source": preset.source, "parameters": preset.parameters}
+            for name, preset in PRESETS.items()
+        }
+        print(json.dumps(rows, indent=1))
+        return
+    from layersearch.tables import preset_table
+
+    preset_table(PRESETS)
+
+
+def _result(run: Path) -> Result:
+    """Analyse the records of a run folder.
+
+    Raises:
+        UserError: if it is no run folder, or no trial has finished.
+    """
+    from layersearch.ladder import read_config
+    from layersearch.record import read
+    from layersearch.result import analyse
+
+    config = read_config(run)
+    trials = run / "trials.jsonl"
+    records = list(read(trials)) if trials.exists() else []
+    if not records:
+        raise UserError(f"{run}: no trial has finished yet; run the command that made it again to go on")
+    return analyse(records, config["budget"])
+
+
+def _show_result(result: Result, run: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    from layersearch.ladder import read_config
+    from layersearch.report import show as print_result
+
+    config = read_config(run)
+    meta = {"run": run, "recipe": config["recipe"]["name"], "space": config["space"]["name"], "seed": config["seed"]}
+    print_result(result, meta | {"data": config["data"]["source"]})

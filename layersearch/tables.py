@@ -1,0 +1,106 @@
+"""Aligned tables of the smaller commands: cost, presets and the plan of a dry run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from layersearch.progress import duration
+
+if TYPE_CHECKING:
+    from layersearch.cost import LayerCost
+    from layersearch.estimate import Estimate
+    from layersearch.presets import Preset
+    from layersearch.schedule import Schedule
+
+WIDTH = 100
+"""Columns where there is no terminal to ask."""
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def _table(*columns: str, left: int = 1) -> Table:
+    """Return a borderless table, the first ``left`` columns aligned left, the others right."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index < left else "right", no_wrap=index >= left)
+    return table
+
+
+def size(count: float) -> str:
+    """Return a number of bytes with a binary unit."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if count < 1024 or unit == "TiB":
+            break
+        count /= 1024
+    return f"{count:,.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+
+
+def cost_table(
+    schedule: Schedule, layers: Sequence[LayerCost], *, ratio: float, flops: int, cache_bytes: int, seq_len: int
+) -> None:
+    """Print a schedule's exact cost: the whole, then runs of equal layers."""
+    console = _console()
+    console.print(f"schedule         {schedule}", soft_wrap=True)
+    console.print(f"attention cost   {ratio:.3f} of all-full at {seq_len:,} tokens (l = {schedule.n_full})")
+    console.print(f"attention FLOPs  {flops:,} a sequence, forward (one multiply-add = one FLOP)")
+    console.print(f"KV cache         {size(cache_bytes)} ({cache_bytes:,} bytes)\n")
+    table = _table("layers", "span", "share", "of a full layer", "FLOPs a layer", "KV cache a layer", left=2)
+    for _, run in itertools.groupby(layers, key=lambda layer: layer.span):
+        group = list(run)
+        first, last = group[0].layer, group[-1].layer
+        table.add_row(
+            str(first) if first == last else f"{first}-{last}",
+            str(group[0].span),
+            f"{sum(layer.share for layer in group):.1%}",
+            f"{group[0].ratio:.4f}",
+            f"{group[0].flops:,}",
+            size(group[0].cache_bytes),
+        )
+    console.print(table)
+
+
+def preset_table(presets: Mapping[str, Preset]) -> None:
+    """Print the literature's schedules: name, parameters, what it is, where it comes from."""
+    table = _table("preset", "parameters", "what it is", "source", left=4)
+    for name, preset in presets.items():
+        parameters = (key if value is None else f"{key}={value}" for key, value in preset.parameters.items())
+        table.add_row(name, " ".join(parameters), preset.summary, preset.source)
+    console = _console()
+    console.print(table)
+    console.print("\nPrint one: layersearch presets masformer l=4 n_layers=24 block=1024")
+
+
+def estimate_table(found: Estimate) -> None:
+    """Print the plan of a search and what it needs."""
+    console = _console()
+    rows = [
+        ("schedules in the space", f"{found.schedules_in_space:,}"),
+        ("baselines", f"{len(found.baselines)}, trained to the end"),
+        ("proposals", f"{found.proposals} at the most, within budget {found.budget:g}, stopped early where behind"),
+        ("confirmation", f"{found.confirm_trials} full trials at fresh seeds"),
+        ("training in all", f"about {found.full_trials:.1f} full trials"),
+        ("model", f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}"),
+        ("one training step", f"{found.step_flops:.3g} FLOPs (all-full, forward and backward)"),
+        ("whole search", f"{found.total_flops:.3g} FLOPs at the most"),
+        ("memory of a rank", f"{size(found.model_bytes)} weights, gradients and optimiser state"),
+        ("", f"{size(found.activation_bytes)} activations kept for the backward pass (all-full)"),
+        ("time", "not estimated" if found.seconds is None else f"about {duration(found.seconds)}"),
+        ("", found.seconds_note),
+    ]
+    grid = Table.grid(padding=(0, 2))
+    for key, value in rows:
+        grid.add_row(key, value)
+    console.print(grid)
+    console.print()
+    table = _table("baseline", "schedule", "cost", left=2)
+    for name, schedule, cost in found.baselines:
+        table.add_row(name, schedule, f"{cost:.3f}")
+    console.print(table)
