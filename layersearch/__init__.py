@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from layersearch.attention import attend, reference_attention, span_mask
     from layersearch.cost import attention_flops, budget_ratio, kv_cache_bytes
     from layersearch.errors import UserError
+    from layersearch.ladder import search
     from layersearch.recipe import Recipe, load_recipe
     from layersearch.result import Result, analyse
     from layersearch.schedule import Schedule, Span
-    from layersearch.ladder import search
     from layersearch.space import Space, load_space
 
 __version__ = "0.1.0"

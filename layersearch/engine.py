@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor
+from torch._C._distributed_c10d import FileStore
 
 from layersearch.errors import UserError
 from layersearch.recipe import TrainingConfig
@@ -58,7 +59,7 @@ def join(group: RankGroup, rendezvous: Path) -> None:
         torch.cuda.set_device(group.device)
     torch.distributed.init_process_group(
         "gloo" if on_cpu else "nccl",
-        store=torch.distributed.FileStore(str(rendezvous), group.size),
+        store=FileStore(str(rendezvous), group.size),
         rank=group.rank,
         world_size=group.size,
     )
@@ -102,7 +103,7 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     for key in _OWNED:
         given = config.pop(key, "auto")
         if given != "auto" and given != owned.get(key):
-            raise UserError(f"{path}: {key} is the recipe's to say (training.*); take it out or write \"auto\"")
+            raise UserError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
     stage = config.get("zero_optimization", {}).get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")

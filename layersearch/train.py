@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ from layersearch.engine import Engine, RankGroup, deepspeed_config, zero_stage
 from layersearch.errors import UserError
 from layersearch.model import IGNORE, Decoder
 from layersearch.recipe import Recipe, deepspeed_file
-from layersearch.record import Phase, TrialRecord
+from layersearch.record import Phase, State, TrialRecord
 from layersearch.schedule import Schedule
 
 POSITION_BINS = 8
@@ -100,13 +100,17 @@ def run_trial(
     record = blank_record(trial, recipe)
     curve: list[tuple[int, float]] = []
     train_seconds = eval_seconds = 0.0
-    state, error, measured = "complete", None, None
+    state: State = "complete"
+    error: str | None = None
+    measured: _Measured | None = None
     checkpoints = {step for step in trial.checkpoints if 0 < step < training.steps} | {training.steps}
     step = 0
     mark = time.perf_counter()
     try:
         for step in range(1, training.steps + 1):
-            engine.step(*_rank_rows(source.train(seed=trial.seed, step=step - 1, batch_size=training.batch_size), group))
+            engine.step(
+                *_rank_rows(source.train(seed=trial.seed, step=step - 1, batch_size=training.batch_size), group)
+            )
             if step not in checkpoints:
                 continue
             now = time.perf_counter()
@@ -163,7 +167,9 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
     # Every rank walks through all chunks, its rows of each, so that ZeRO-3's gathers meet.
     for start in range(0, n_rows, rows_at_once):
         stop = min(start + rows_at_once, n_rows)
-        own = slice(start + (stop - start) * group.rank // group.size, start + (stop - start) * (group.rank + 1) // group.size)
+        own = slice(
+            start + (stop - start) * group.rank // group.size, start + (stop - start) * (group.rank + 1) // group.size
+        )
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
         chunk = Batch(batch.tokens[rows], batch.targets[rows])
         token_losses, predicted = engine.token_losses(*_to_device(chunk, group))
@@ -206,10 +212,8 @@ def _reset_peak_memory(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return
-    try:
+    with contextlib.suppress(OSError):  # elsewhere the mark is that of the process's life, see _peak_memory
         Path("/proc/self/clear_refs").write_text("5")  # Linux: restart the high-water mark of resident memory
-    except OSError:
-        pass  # elsewhere the mark is that of the process's life, see _peak_memory
 
 
 def _peak_memory(device: str) -> int:
@@ -227,14 +231,3 @@ def _peak_memory(device: str) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
-
-
-def trial_to_dict(trial: Trial) -> dict[str, Any]:
-    """Return a plain mapping, as the worker's protocol carries it."""
-    return {
-        "schedule": trial.schedule,
-        "seed": trial.seed,
-        "phase": trial.phase,
-        "role": trial.role,
-        "checkpoints": list(trial.checkpoints),
-    }

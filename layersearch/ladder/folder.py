@@ -37,7 +37,7 @@ class RunFolder:
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
         assert set(asked) == set(_ASKED)
-        asked = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
+        wanted: dict[str, Any] = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
         self.path = path
         self._lock: IO[str] | None = None
         config = path / "config.json"
@@ -48,11 +48,11 @@ class RunFolder:
             if fresh and path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir()):
                 raise UserError(f"--out {path}: the folder holds other things; name a new or empty folder")
             if not fresh:
-                _check_same(read_config(path), asked, path)
+                _check_same(read_config(path), wanted, path)
             path.mkdir(parents=True, exist_ok=True)
             self._hold()
             if fresh:
-                write_text(config, json.dumps(_stamp() | asked, indent=2) + "\n")
+                write_text(config, json.dumps(_stamp() | wanted, indent=2) + "\n")
             drop_torn_line(self.trials)
         except OSError as error:
             self.release()

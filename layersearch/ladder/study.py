@@ -43,7 +43,7 @@ class Study:
     """
 
     def __init__(self, path: Path, space: BoundSpace, budget: float, search: SearchConfig, seed: int) -> None:
-        optuna = _optuna()
+        library = _optuna()
         from optuna.storages import JournalStorage
         from optuna.storages.journal import JournalFileBackend
 
@@ -52,7 +52,7 @@ class Study:
         for stale in (path.with_name(path.name + ".lock"), path.with_name(path.name + ".lock.rename")):
             stale.unlink(missing_ok=True)  # of a search that was killed; the run folder's own lock is ours by now
         try:
-            self._study: optuna.Study = optuna.create_study(
+            self._study: optuna.Study = library.create_study(
                 study_name=NAME,
                 storage=JournalStorage(JournalFileBackend(str(path))),
                 directions=["minimize", "minimize"],
@@ -66,7 +66,7 @@ class Study:
         self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._asked: dict[str, optuna.Trial] = {}
         self._distributions: dict[str, Any] = {
-            name: optuna.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
+            name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
         }
 
     def begin_generation(self, generation: int) -> None:
