@@ -49,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="layersearch",
-        description="Find which layers of a long-context transformer need full attention, and the cheapest span for the others.",
+        description="Find which layers of a long-context transformer need full attention, "
+        "and the cheapest span for the others.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"layersearch {__version__}")

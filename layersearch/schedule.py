@@ -148,7 +148,7 @@ class Span:
         LaS (2311.16620) fixes one alpha_c per head with alpha_0 = 0 and spreads the others exponentially in (0, B].
         The ratio between neighbours is ours (2, as between ALiBi's slopes): the paper's is not published.
         """
-        return (0.0,) + tuple(self.decay * 2.0 ** (head - n_heads + 1) for head in range(1, n_heads))
+        return (0.0, *(self.decay * 2.0 ** (head - n_heads + 1) for head in range(1, n_heads)))
 
     def __str__(self) -> str:
         text: str = self.kind

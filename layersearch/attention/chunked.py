@@ -11,6 +11,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,12 +20,13 @@ from torch import Tensor
 from layersearch.attention import strips, tiles
 from layersearch.schedule import Span
 
-# From this length the CPU's flash kernel also runs its causal backward faster than tiles do: it computes whole
-# squares of 512 keys on the diagonal, which weigh less the longer the text (measured, see analysis/span_speed).
-FLASH_BACKWARD_TOKENS = 2048
-
+# Below this length the CPU's flash kernel runs its bf16 backward slower than its float32 one, which is used instead
+# (measured, see analysis/span_speed).
+NARROW_BACKWARD_TOKENS = 2048
 # From this window or block on, tiles run the backward pass faster than strips (measured, see analysis/span_speed).
 TILED_BACKWARD_SIZE = 256
+# Values of one tensor worked on together: fresh pages cost more than the arithmetic of a short window on them.
+PIECE_VALUES = 1 << 17
 
 
 @functools.lru_cache(maxsize=1024)
@@ -110,8 +112,21 @@ def _strips(part: Span, dealt: Tensor) -> tuple[strips.Part, ...] | None:
     return strips.parts(narrow(str(replace(part, dilation=1, pool=1)), dealt.shape[1]), dealt.shape[1])
 
 
+def _batches(q: Tensor) -> list[slice]:
+    """Cut the batch into pieces whose working copies stay in the cache and in reused memory."""
+    size = max(1, PIECE_VALUES // q[0].numel())
+    return [slice(first, first + size) for first in range(0, q.shape[0], size)]
+
+
 def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
+    if q.device.type == "cpu" and not runs_flash(narrow(text, q.shape[2]), q.device) and len(_batches(q)) > 1:
+        pieces = [_forward_piece(q[piece], k[piece], v[piece], text) for piece in _batches(q)]
+        return torch.cat([out for out, _ in pieces]), torch.cat([lse for _, lse in pieces])
+    return _forward_piece(q, k, v, text)
+
+
+def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     span = narrow(text, tokens)
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -130,7 +145,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor
         stride = part.dilation
         band = _band(part, span.alphas(heads)[group], batch, queries)
         gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
-        dealt = [_deal(x, stride) for x in (gq, gk, gv)]
+        dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         plan = _strips(part, dealt[0])
         if plan is None:
             out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band)
@@ -147,6 +162,19 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
+    if q.device.type == "cpu" and len(_batches(q)) > 1:
+        pieces = [
+            _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
+            for piece in _batches(q)
+        ]
+        dq, dk, dv = (torch.cat(parts) for parts in zip(*pieces, strict=True))
+        return dq, dk, dv
+    return _backward_piece(grad, q, k, v, out, lse, text)
+
+
+def _backward_piece(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     span = narrow(text, tokens)
     kv_heads = k.shape[1]
@@ -154,13 +182,14 @@ def _backward(
     keys = k.repeat_interleave(heads // kv_heads, dim=1)
     values = pool_values(v.to(wide), span.pool) if span.pool > 1 else v
     values = values.repeat_interleave(heads // kv_heads, dim=1)
-    if runs_flash(span, q.device) and tokens >= FLASH_BACKWARD_TOKENS:
+    if runs_flash(span, q.device):
+        kind = q.dtype if tokens >= NARROW_BACKWARD_TOKENS else wide
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            grad, q, keys, values.to(v.dtype), out, lse, 0.0, True
+            *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
         )
         dk, dv = dk.to(wide), dv.to(wide)
     else:
-        dq, dk, dv = _tiled_backward(grad, q, keys, values, out, lse, span)
+        dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
     dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
     if span.pool > 1:
@@ -168,7 +197,7 @@ def _backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
-def _tiled_backward(
+def _sparse_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients (B, H, T, D) of queries, expanded keys and expanded, pooled values, in float32 or wider."""
@@ -183,7 +212,7 @@ def _tiled_backward(
         stride = part.dilation
         band = _band(part, span.alphas(heads)[group], batch, queries)
         gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
-        dealt = [_deal(x, stride) for x in (gq, gk, gv)]
+        dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
         plan = _strips(part, dealt[0])
         if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
@@ -191,14 +220,14 @@ def _tiled_backward(
             dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, 1.0)
         else:
             dealt_delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
-            sinks = (_sinks(gk, part), _sinks(gv, part))
-            dq, dk, dv, dsk, dsv = tiles.backward(*dealt, *sinks, dealt_lse, dealt_delta, dealt_grad, band)
+            sink_k, sink_v = _sinks(gk, part), _sinks(gv, part)
+            dq, dk, dv, dsk, dsv = tiles.backward(*dealt, sink_k, sink_v, dealt_lse, dealt_delta, dealt_grad, band)
             plan = None
         dq, dk, dv = (_gather(x, batch, stride, tokens) for x in (dq, dk, dv))
         if part.sink and plan is None:
-            for into, sinks in ((dk, dsk), (dv, dsv)):
+            for into, lent in ((dk, dsk), (dv, dsv)):
                 # Each sink was lent to every residue's row.
-                into[:, :, : part.sink] += sinks.unflatten(0, (batch, -1, stride)).sum(dim=2)
+                into[:, :, : part.sink] += lent.view(batch, -1, stride, *lent.shape[1:]).sum(dim=2)
         gradients.append((dq.mul_(scale), dk, dv))
     if len(gradients) == 1:
         return gradients[0]
@@ -206,52 +235,52 @@ def _tiled_backward(
     return dq, dk, dv
 
 
-_LIBRARY = torch.library.Library("layersearch", "DEF")
-_LIBRARY.define("attend(Tensor q, Tensor k, Tensor v, str span) -> (Tensor, Tensor)")
-_LIBRARY.define(
-    "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str span)"
-    " -> (Tensor, Tensor, Tensor)"
-)
-_LIBRARY.impl("attend", _forward, "CompositeExplicitAutograd")
-_LIBRARY.impl("attend_backward", _backward, "CompositeExplicitAutograd")
+_LIBRARY = torch.library.Library("layersearch", "DEF")  # type: ignore[no-untyped-call]
+for _schema, _kernel in (
+    ("attend(Tensor q, Tensor k, Tensor v, str span) -> (Tensor, Tensor)", _forward),
+    (
+        "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str span)"
+        " -> (Tensor, Tensor, Tensor)",
+        _backward,
+    ),
+):
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_schema.split("(")[0], _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
-@torch.library.register_fake("layersearch::attend", lib=_LIBRARY)
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, _ = q.shape
     return torch.empty_like(q), q.new_empty((batch, heads, tokens), dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-@torch.library.register_fake("layersearch::attend_backward", lib=_LIBRARY)
 def _fake_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
 
 
-def _setup(
-    ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, str], output: object
-) -> None:
-    q, k, v, ctx.span = inputs  # type: ignore[attr-defined]
-    out, lse = output  # type: ignore[misc]
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.span = inputs
+    out, lse = output
     ctx.save_for_backward(q, k, v, out, lse)
     ctx.mark_non_differentiable(lse)
 
 
-def _autograd(ctx: torch.autograd.function.FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    saved = ctx.saved_tensors  # type: ignore[attr-defined]
-    return (*torch.ops.layersearch.attend_backward(grad, *saved, ctx.span), None)  # type: ignore[attr-defined]
+def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.layersearch.attend_backward(grad, *ctx.saved_tensors, ctx.span), None)
 
 
+torch.library.register_fake("layersearch::attend", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake("layersearch::attend_backward", _fake_backward, lib=_LIBRARY)
 torch.library.register_autograd("layersearch::attend", _autograd, setup_context=_setup, lib=_LIBRARY)
-
-
-def chunked_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
-    """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three."""
-    out, _ = torch.ops.layersearch.attend(q, k, v, _text(span))
-    return out
 
 
 @functools.lru_cache(maxsize=1024)
 def _text(span: Span) -> str:
     return str(span)
+
+
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three."""
+    out: Tensor = torch.ops.layersearch.attend(q, k, v, _text(span))[0]
+    return out

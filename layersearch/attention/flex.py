@@ -1,6 +1,6 @@
 """FlexAttention for CUDA: the span's own definition as mask, LaS decay as a change of scores.
 
-FlexAttention compiles one kernel for all spans of a form; blocks of 128 by 128 scores that no query of theirs sees
+Blocks of 128 by 128 scores that no query of theirs sees
 are skipped, so that work grows with the span. It has no backward pass on CPU.
 """
 
@@ -49,8 +49,12 @@ def _prepared(
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    # Schedules of one search differ in spans and lengths: each form may be compiled anew, never run uncompiled.
-    return torch.compile(flex_attention, dynamic=False)
+    # Schedules of one search differ in spans and lengths, and each form is compiled anew. Past dynamo's limits
+    # (8 and 256 forms) it would silently run uncompiled, with every pair in memory; fullgraph makes that an error.
+    limits: Any = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, 1024)
+    limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4096)
+    return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
 def flex_span_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
@@ -61,8 +65,9 @@ def flex_span_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise UserError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
-    values = pool_values(v, span.pool) if span.pool > 1 else v
+    wide = torch.promote_types(v.dtype, torch.float32)
+    values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
     mask, score = _prepared(span, q.shape[2], q.shape[1], q.device)
-    run = flex_attention if q.device.type == "cpu" else _compiled()
+    run: Any = flex_attention if q.device.type == "cpu" else _compiled()
     out: Tensor = run(q, k, values, score_mod=score, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
     return out

@@ -32,12 +32,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, kernel: Kernel | None = 
     Raises:
         UserError: if the shapes do not fit each other, the kernel is unknown, or flex is asked for gradients on CPU.
     """
-    if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
-        raise UserError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected (B, H|G, T, D) alike")
-    if q.shape[1] % k.shape[1]:
-        raise UserError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key-value heads")
-    if (span.dilated_heads or 0) > q.shape[1]:
-        raise UserError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if not tracing:  # under tracing shapes are tensors, which a branch would freeze
+        _check(q, k, v, span)
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         common = torch.get_autocast_dtype(q.device.type)
     else:
@@ -45,7 +42,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, kernel: Kernel | None = 
     q, k, v = q.to(common), k.to(common), v.to(common)
     if kernel is None:
         # A traced graph must show the operator that names the span, and FlexAttention cannot be traced.
-        kernel = "flex" if q.device.type == "cuda" and not torch.jit.is_tracing() else "chunked"
+        kernel = "flex" if q.device.type == "cuda" and not tracing else "chunked"
     if kernel == "chunked":
         return chunked_attention(q, k, v, span)
     if kernel == "flex":
@@ -55,6 +52,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, kernel: Kernel | None = 
     if kernel == "reference":
         return reference_attention(q, k, v, span)
     raise UserError(f"attention kernel {kernel!r} is not known{did_you_mean(str(kernel), get_args(Kernel))}")
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, span: Span) -> None:
+    if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
+        raise UserError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected (B, H|G, T, D) alike")
+    if q.shape[1] % k.shape[1]:
+        raise UserError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key-value heads")
+    if (span.dilated_heads or 0) > q.shape[1]:
+        raise UserError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
 
 
 def kernel_for(
@@ -69,12 +75,12 @@ def kernel_for(
         kernel: as given to `attend`.
 
     Returns:
-        ``reference``, ``flex``, ``chunked-flash`` (torch's CPU flash kernel; gradients of texts shorter than 2,048
-        tokens by tiles) or ``chunked-tiles``.
+        ``reference``, ``flex``, ``chunked-flash`` (torch's CPU flash kernel over every earlier token) or
+        ``chunked-span``.
     """
     where = torch.device(device)
     name = kernel or ("flex" if where.type == "cuda" else "chunked")
     if name != "chunked":
         return name
     effective = span if seq_len is None else narrow(str(span), seq_len)
-    return "chunked-flash" if runs_flash(effective, where) else "chunked-tiles"
+    return "chunked-flash" if runs_flash(effective, where) else "chunked-span"

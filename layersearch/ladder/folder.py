@@ -129,8 +129,8 @@ def write_text(path: Path, text: str) -> None:
 def unwritable(path: Path, error: OSError) -> UserError:
     """Return the one line for a folder that cannot be written."""
     return UserError(
-        f"--out {path}: cannot be written ({error.strerror or error}); free space, mend its permissions or name another "
-        "folder, then run the same command again: finished trials are kept"
+        f"--out {path}: cannot be written ({error.strerror or error}); free space, mend its permissions or name "
+        "another folder, then run the same command again: finished trials are kept"
     )
 
 

@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
+from layersearch.frontier import nondominated
 from layersearch.ladder.folder import RunFolder, write_text
 from layersearch.ladder.halving import Halving
 from layersearch.ladder.pool import Pool
@@ -179,7 +180,10 @@ class Ladder:
             r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named
         ]
         within = sorted((r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost))
-        chosen += [(r.role, r.schedule) for r in within[: self._plan.recipe.search.finalists]]
+        # The frontier's own schedules first, lowest loss first, so that the confirmed frontier is the found one.
+        front = [within[at] for at in nondominated([(r.cost, r.loss or 0.0) for r in within])]
+        ranked = sorted(within, key=lambda r: (r not in front, r.loss))
+        chosen += [(r.role, r.schedule) for r in ranked[: self._plan.recipe.search.finalists]]
         self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
         self._train(
             "confirm",
