@@ -113,17 +113,31 @@ def _strips(part: Span, dealt: Tensor) -> tuple[strips.Part, ...] | None:
 
 
 def _batches(q: Tensor) -> list[slice]:
-    """Cut the batch into pieces whose working copies stay in the cache and in reused memory."""
+    """Cut the batch into pieces whose working copies stay in the cache and in reused memory; none on CUDA."""
+    if q.device.type != "cpu":
+        return [slice(None)]
     size = max(1, PIECE_VALUES // q[0].numel())
     return [slice(first, first + size) for first in range(0, q.shape[0], size)]
 
 
+def _empty(like: Tensor) -> Tensor:
+    """Return (B, H, T, D) with all heads of a token side by side, as the output projection reads them."""
+    batch, heads, tokens, width = like.shape
+    return like.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+
+
+def _empty_lse(q: Tensor) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
 def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
-    if q.device.type == "cpu" and not runs_flash(narrow(text, q.shape[2]), q.device) and len(_batches(q)) > 1:
-        pieces = [_forward_piece(q[piece], k[piece], v[piece], text) for piece in _batches(q)]
-        return torch.cat([out for out, _ in pieces]), torch.cat([lse for _, lse in pieces])
-    return _forward_piece(q, k, v, text)
+    out, lse = _empty(q), _empty_lse(q)
+    for piece in _batches(q):
+        some, sums = _forward_piece(q[piece], k[piece], v[piece], text)
+        out[piece].copy_(some)
+        lse[piece].copy_(sums)
+    return out, lse
 
 
 def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
@@ -154,22 +168,20 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         outs.append(_gather(out, batch, stride, tokens))
         sums.append(_gather(lse.unsqueeze(-1), batch, stride, tokens).squeeze(-1))
     if len(outs) == 1:
-        return outs[0].to(q.dtype).contiguous(), sums[0].contiguous()
-    return torch.cat(outs, dim=1).to(q.dtype), torch.cat(sums, dim=1)
+        return outs[0], sums[0]
+    return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
 
 
 def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
-    if q.device.type == "cpu" and len(_batches(q)) > 1:
-        pieces = [
-            _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
-            for piece in _batches(q)
-        ]
-        dq, dk, dv = (torch.cat(parts) for parts in zip(*pieces, strict=True))
-        return dq, dk, dv
-    return _backward_piece(grad, q, k, v, out, lse, text)
+    dq, dk, dv = _empty(q), _empty(k), _empty(v)
+    for piece in _batches(q):
+        gradients = _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
+        for into, some in zip((dq, dk, dv), gradients, strict=True):
+            into[piece].copy_(some)
+    return dq, dk, dv
 
 
 def _backward_piece(
@@ -187,14 +199,13 @@ def _backward_piece(
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
         )
-        dk, dv = dk.to(wide), dv.to(wide)
     else:
         dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
     dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
     if span.pool > 1:
         dv = _unpool_gradient(dv, span.pool)
-    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+    return dq, dk, dv
 
 
 def _sparse_backward(
@@ -249,14 +260,13 @@ for _schema, _kernel in (
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
-    batch, heads, tokens, _ = q.shape
-    return torch.empty_like(q), q.new_empty((batch, heads, tokens), dtype=torch.promote_types(q.dtype, torch.float32))
+    return _empty(q), _empty_lse(q)
 
 
 def _fake_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    return _empty(q), _empty(k), _empty(v)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:

@@ -181,7 +181,7 @@ class Ladder:
         ]
         within = sorted((r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost))
         # The frontier's own schedules first, lowest loss first, so that the confirmed frontier is the found one.
-        front = [within[at] for at in nondominated([(r.cost, r.loss or 0.0) for r in within])]
+        front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
         ranked = sorted(within, key=lambda r: (r not in front, r.loss))
         chosen += [(r.role, r.schedule) for r in ranked[: self._plan.recipe.search.finalists]]
         self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
