@@ -126,14 +126,23 @@ def _empty(like: Tensor) -> Tensor:
     return like.new_empty((batch, tokens, heads, width)).transpose(1, 2)
 
 
+def _settle(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` in the layout of `_empty`, copied only if it is not there already."""
+    return x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+
+
 def _empty_lse(q: Tensor) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
+    pieces = _batches(q)
+    if len(pieces) == 1:
+        out, lse = _forward_piece(q, k, v, text)
+        return _settle(out, q.dtype), lse.contiguous()
     out, lse = _empty(q), _empty_lse(q)
-    for piece in _batches(q):
+    for piece in pieces:
         some, sums = _forward_piece(q[piece], k[piece], v[piece], text)
         out[piece].copy_(some)
         lse[piece].copy_(sums)
@@ -176,8 +185,12 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
+    pieces = _batches(q)
+    if len(pieces) == 1:
+        dq, dk, dv = _backward_piece(grad, q, k, v, out, lse, text)
+        return _settle(dq, q.dtype), _settle(dk, q.dtype), _settle(dv, q.dtype)
     dq, dk, dv = _empty(q), _empty(k), _empty(v)
-    for piece in _batches(q):
+    for piece in pieces:
         gradients = _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
         for into, some in zip((dq, dk, dv), gradients, strict=True):
             into[piece].copy_(some)

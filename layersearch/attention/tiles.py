@@ -72,15 +72,15 @@ def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
 
 
 @functools.lru_cache(maxsize=256)
-def _hidden(span: Span, first: int, last: int, low: int, high: int, device: torch.device) -> Tensor:
-    """Return where queries [first, last) may not see keys [low, high), (C, S) boolean."""
+def _bias(span: Span, first: int, last: int, low: int, high: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Return 0 where queries [first, last) see keys [low, high), else -inf, (C, S)."""
     queries = torch.arange(first, last, device=device)[:, None]
     visible: Tensor = span.visible(queries, torch.arange(low, high, device=device)[None, :])
-    return ~visible
+    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
 
 
-def _hide(scores: Tensor, value: float, span: Span, tile: _Tile, low: int) -> None:
-    """Overwrite, in place, the scores (N, C, S) of keys [low, low+S) that their query does not see."""
+def _hide(scores: Tensor, span: Span, tile: _Tile, low: int) -> None:
+    """Set to -inf, in place, the scores (N, C, S) of keys [low, low+S) that their query does not see."""
     high = low + scores.shape[-1]
     first, last = tile.first, tile.last
     # Spans look alike everywhere along the text, so positions count from the tile's first key or query: one mask
@@ -94,12 +94,12 @@ def _hide(scores: Tensor, value: float, span: Span, tile: _Tile, low: int) -> No
         regions = [(low, high)] if far > near else [(low, far), (near, high)]
     for start, end in regions:
         if start < end:
-            mask = _hidden(span, first - origin, last - origin, start - origin, end - origin, scores.device)
-            scores[:, :, start - low : end - low].masked_fill_(mask, value)
+            place = (first - origin, last - origin, start - origin, end - origin)
+            scores[:, :, start - low : end - low].add_(_bias(span, *place, scores.device, scores.dtype))
 
 
-def _hide_sinks(scores: Tensor, value: float, band: Band, tile: _Tile, rows: slice) -> None:
-    """Overwrite, in place, the sinks (N, C, G) that come after their query, or that the band sees itself."""
+def _hide_sinks(scores: Tensor, band: Band, tile: _Tile, rows: slice) -> None:
+    """Set to -inf, in place, the sinks (N, C, G) that come after their query, or that the band sees itself."""
     count = scores.shape[-1]
     if tile.low * band.stride >= count or band.sinks is None:
         return
@@ -108,7 +108,7 @@ def _hide_sinks(scores: Tensor, value: float, band: Band, tile: _Tile, rows: sli
     queries = torch.arange(tile.first, tile.last, device=device)[None, :, None] * band.stride + residue
     keys = torch.arange(count, device=device)
     base = replace(band.sinks, sink=0)
-    scores.masked_fill_(~band.sinks.visible(queries, keys) | base.visible(queries, keys), value)
+    scores.masked_fill_(~band.sinks.visible(queries, keys) | base.visible(queries, keys), -torch.inf)
 
 
 class _Scratch:
@@ -188,9 +188,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, ban
                     _decay(band, rows, tile, tile.low, tile.last, decay[:, :, sinks:])
                     decayed = shape
                 p.mul_(decay)
-            _hide(p[:, :, sinks:], -torch.inf, band.span, tile, tile.low)
+            _hide(p[:, :, sinks:], band.span, tile, tile.low)
             if sinks:
-                _hide_sinks(p[:, :, :sinks], -torch.inf, band, tile, rows)
+                _hide_sinks(p[:, :, :sinks], band, tile, rows)
             highest = p.amax(dim=-1, keepdim=True)
             p.sub_(highest).exp_()
             mass = p.sum(dim=-1, keepdim=True)
@@ -261,11 +261,12 @@ def backward(
                         _decay(band, rows, tile, low, high, decay)
                         decayed = shape
                     p.mul_(decay)
-                p.sub_(lse[rows, queries]).exp_()
+                p.sub_(lse[rows, queries])
                 if into_k is dsk:
-                    _hide_sinks(p, 0.0, band, tile, rows)
+                    _hide_sinks(p, band, tile, rows)
                 else:
-                    _hide(p, 0.0, band.span, tile, low)
+                    _hide(p, band.span, tile, low)
+                p.exp_()
                 into_v[rows, keys].baddbmm_(p.transpose(1, 2), tile_grad)
                 torch.bmm(tile_grad, source_v[rows, keys].transpose(1, 2), out=ds)
                 ds.sub_(delta[rows, queries]).mul_(p)
