@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import logging
 import os
+import shutil
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,6 +119,16 @@ def zero_stage(path: Path) -> int:
     return int(json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0))
 
 
+def can_compile(device: str) -> bool:
+    """Tell whether torch.compile can make code for a device: it needs a C++ compiler for the CPU, Triton for CUDA."""
+    if device != "cpu":
+        return importlib.util.find_spec("triton") is not None
+    from torch._inductor import config
+
+    names = config.cpp.cxx
+    return any(shutil.which(name) for name in ((names,) if isinstance(names, str) else names) if name)
+
+
 def learning_rate_factor(step: int, training: TrainingConfig) -> float:
     """Return the share of the peak learning rate at a step (from 0): linear warm-up, then a cosine to its end."""
     if step < training.warmup_steps:
@@ -162,12 +174,14 @@ class Engine:
         self._engine.step()
         return loss.detach()
 
-    @torch.no_grad()
     def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return each target's loss in nats and whether it was predicted, both (B, T)."""
         self._engine.eval()
         try:
-            return self._engine(tokens, targets, reduce=False)
+            # Compiled regions stay as they were trained: compiling them again without gradients costs more than it saves.
+            with torch.set_grad_enabled(getattr(self.module, "compiled", False)):
+                losses, predicted = self._engine(tokens, targets, reduce=False)
+            return losses.detach(), predicted
         finally:
             self._engine.train()
 

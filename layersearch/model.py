@@ -7,7 +7,10 @@ Spans carry no weights: two schedules of one seed start from the same numbers.
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -41,10 +44,10 @@ def rotary_table(tokens: int, head_dim: int, theta: float, device: torch.device)
     return angles.cos(), angles.sin()
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, heads, T, D) -> same
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, heads, D), (T, D), (T, D) -> (B, T, heads, D)
     """Turn each head's halves by their position's angle."""
     first, second = x.chunk(2, dim=-1)
-    return x * cos + torch.cat((-second, first), dim=-1) * sin
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
 
 class Attention(nn.Module):
@@ -61,15 +64,18 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries (B, H, T, D), rotated keys and values (B, G, T, D) of x (B, T, C)."""
         batch, tokens, _ = x.shape
         q = self.q_proj(x).view(batch, tokens, self.n_heads, self.head_dim)
         k = self.k_proj(x).view(batch, tokens, self.n_kv_heads, self.head_dim)
         v = self.v_proj(x).view(batch, tokens, self.n_kv_heads, self.head_dim)
-        q = rotate(self.q_norm(q).transpose(1, 2), cos, sin)  # (B, H, T, D)
-        k = rotate(self.k_norm(k).transpose(1, 2), cos, sin)  # (B, G, T, D)
-        out = attend(q, k, v.transpose(1, 2), self.span)  # (B, H, T, D)
-        return self.o_proj(out.transpose(1, 2).reshape(batch, tokens, -1))
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+
+    def gather(self, out: Tensor) -> Tensor:  # (B, H, T, D) -> (B, T, C)
+        """Return the heads' outputs, joined and projected back to the residual stream."""
+        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -86,7 +92,7 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm decoder layer."""
+    """One pre-norm decoder layer: what comes before attention, attention over the span, what comes after."""
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
@@ -95,19 +101,44 @@ class Layer(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.d_model)
         self.mlp = SwiGLU(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C)."""
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after(self, x: Tensor, out: Tensor) -> Tensor:  # (B, T, C), (B, H, T, D) -> (B, T, C)
+        """Return the residual stream after attention's output and the feed-forward layer."""
+        x = x + self.self_attn.gather(out)
         return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def mean_loss(head: nn.Linear, norm: RMSNorm, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
+    """Return the mean cross-entropy of the next tokens, in nats."""
+    logits = head(norm(x)).float()
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a region once per process. Weights are its inputs, so all layers of all schedules share it."""
+    return torch.compile(function, dynamic=False)
 
 
 class Decoder(nn.Module):
     """The proxy model; its parameters bear the names of Hugging Face's Llama, without the ``model.`` prefix."""
 
-    def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule) -> None:
+    def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule, compiled: bool = False) -> None:
+        """Build the model from the current random state.
+
+        Args:
+            config: its size.
+            vocab_size: V.
+            schedule: one span per layer.
+            compiled: compile what lies between attention calls with torch.compile; the same code for all schedules.
+        """
         super().__init__()
         if len(schedule) != config.n_layers:
             raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
-        self.config = config
+        self.config, self.compiled = config, compiled
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
         self.norm = RMSNorm(config.d_model)
@@ -124,21 +155,25 @@ class Decoder(nn.Module):
             writer = module.o_proj if isinstance(module, Attention) else module.down_proj
             nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
 
-    def hidden(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        """Return the normalised residual stream after the last layer."""
+    def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        """Return the residual stream after the last layer."""
+        before, after = (
+            (_compiled(Layer.before), _compiled(Layer.after)) if self.compiled else (Layer.before, Layer.after)
+        )
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
         if torch.is_autocast_enabled(tokens.device.type):
             # The residual stream stays float32; the tables are cast once so that rotation stays in q's precision.
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
-        for layer in self.layers:
-            x = layer(x, cos, sin)
-        return self.norm(x)
+        for layer in cast(list[Layer], list(self.layers)):
+            q, k, v = before(layer, x, cos, sin)
+            x = after(layer, x, attend(q, k, v, layer.self_attn.span))
+        return x
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
         """Return the scores of every next token."""
-        return self.lm_head(self.hidden(tokens))
+        return self.lm_head(self.norm(self.stream(tokens)))
 
     def forward(self, tokens: Tensor, targets: Tensor, reduce: bool = True) -> Tensor | tuple[Tensor, Tensor]:
         """Return the cross-entropy of the targets in nats.
@@ -149,8 +184,9 @@ class Decoder(nn.Module):
             reduce: the mean over scored targets, (); else each target's own loss, 0 where not scored, and whether it
                 was predicted, both (B, T).
         """
-        logits = self.logits(tokens).float()
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="mean" if reduce else "none"
-        )
-        return losses if reduce else (losses.view_as(targets), logits.argmax(-1) == targets)
+        x = self.stream(tokens)
+        if reduce:
+            return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
+        logits = self.lm_head(self.norm(x)).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+        return losses.view_as(targets), logits.argmax(-1) == targets

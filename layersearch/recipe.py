@@ -129,6 +129,8 @@ class TrainingConfig:
     """Largest global gradient norm."""
     precision: Literal["bf16", "float32"] = "bf16"
     """bf16: autocast of matrix products, float32 weights and optimiser."""
+    compile: bool = True
+    """torch.compile of what lies between attention calls; not under ZeRO-3, nor where no C++ compiler is found."""
     val_sequences: int = 64
     """Sequences of the validation set."""
     ranks: int = 1

@@ -63,6 +63,8 @@ class TrialRecord:
     """Device that really ran, for example ``cpu`` or ``cuda: NVIDIA H200``."""
     precision: str = ""
     """Precision of the matrix products that really ran."""
+    compiled: bool = False
+    """Whether the regions between attention calls ran compiled."""
     ranks: int = 1
     """DeepSpeed ranks."""
     zero_stage: int = 0

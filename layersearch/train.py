@@ -17,7 +17,7 @@ from torch import Tensor
 from layersearch.attention import kernel_for
 from layersearch.cost import attention_flops, budget_ratio
 from layersearch.data import Batch, Source
-from layersearch.engine import Engine, RankGroup, deepspeed_config, zero_stage
+from layersearch.engine import Engine, RankGroup, can_compile, deepspeed_config, zero_stage
 from layersearch.errors import UserError
 from layersearch.model import IGNORE, Decoder
 from layersearch.recipe import Recipe, deepspeed_file
@@ -92,8 +92,9 @@ def run_trial(
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
 
     torch.manual_seed(trial.seed)
-    model = Decoder(recipe.model, source.vocab_size, schedule)
     path = deepspeed_file(recipe)
+    compiled = training.compile and zero_stage(path) < 3 and can_compile(group.device)
+    model = Decoder(recipe.model, source.vocab_size, schedule, compiled)
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
 
@@ -146,6 +147,7 @@ def run_trial(
         kernels=tuple(kernel_for(span, group.device) for span in schedule),
         device=_device_name(group.device),
         precision=training.precision,
+        compiled=compiled,
         zero_stage=zero_stage(path),
         error=error,
     )
