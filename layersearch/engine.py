@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import importlib
 import json
 import logging
 import os
@@ -67,6 +68,8 @@ def join(group: RankGroup, rendezvous: Path) -> None:
     )
     deepspeed = _deepspeed()
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
+    # The first optimiser of a process imports torch's compiler, a second or more: paid here, not in a trial's time.
+    importlib.import_module("torch._dynamo")
 
 
 def _deepspeed() -> Any:
@@ -114,6 +117,19 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     return config | owned | {"steps_per_print": 2**31}
 
 
+def _check_settings(config: dict[str, Any], training: TrainingConfig) -> None:
+    """Let DeepSpeed read its configuration by itself, so that its refusal is not taken for a trial that failed."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            DeepSpeedConfig(config)
+    except Exception as error:  # pydantic's and several of DeepSpeed's own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it") from None
+
+
 def zero_stage(path: Path) -> int:
     """Return the ZeRO stage that a DeepSpeed JSON asks for."""
     return int(json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0))
@@ -142,10 +158,20 @@ class Engine:
     """A model, its AdamW and its learning-rate schedule under DeepSpeed.
 
     Every rank of the group builds one with the same model. Use `close` when the trial ends.
+
+    Args:
+        model: called with (tokens, targets), and with ``reduce=False`` for losses by token.
+        training: the recipe's.
+        config: what `deepspeed_config` returned.
+        group: this process's place among the ranks; `join` must have been called.
+
+    Raises:
+        UserError: if DeepSpeed refuses a setting of the recipe's DeepSpeed JSON.
     """
 
     def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):
         self.group, self.training = group, training
+        _check_settings(config, training)
         model.to(group.device)
         matrices = [p for p in model.parameters() if p.dim() >= 2]
         vectors = [p for p in model.parameters() if p.dim() < 2]
@@ -178,7 +204,7 @@ class Engine:
         """Return each target's loss in nats and whether it was predicted, both (B, T)."""
         self._engine.eval()
         try:
-            # Compiled regions stay as they were trained: compiling them again without gradients costs more than it saves.
+            # Compiled regions stay as they are: compiling them anew without gradients costs more than it saves.
             with torch.set_grad_enabled(getattr(self.module, "compiled", False)):
                 losses, predicted = self._engine(tokens, targets, reduce=False)
             return losses.detach(), predicted
@@ -186,15 +212,13 @@ class Engine:
             self._engine.train()
 
     def optimizer_state_bytes(self) -> int:
-        """Return the bytes of optimiser state (moments and, under ZeRO, master weights) that this rank holds."""
+        """Return the bytes of AdamW's two moments that this rank holds; 0 before the first step.
+
+        Under ZeRO DeepSpeed's optimiser wraps torch's, whose parameters are then this rank's flat partitions.
+        """
         optimizer = self._engine.optimizer
         state = getattr(optimizer, "optimizer", optimizer).state
-        return sum(
-            value.numel() * value.element_size()
-            for values in state.values()
-            for value in values.values()
-            if isinstance(value, Tensor) and value.dim() > 0
-        )
+        return sum(values[name].nbytes for values in state.values() for name in ("exp_avg", "exp_avg_sq"))
 
     @property
     def module(self) -> torch.nn.Module:
