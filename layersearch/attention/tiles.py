@@ -236,42 +236,46 @@ def backward(
     for start in range(0, total, together):
         rows = slice(start, min(start + together, total))
         count = rows.stop - rows.start
+        group_q, group_grad, group_lse, group_delta = q[rows], grad[rows], lse[rows], delta[rows]
+        group_dq = dq[rows]
+        near, far = (k[rows], v[rows], dk[rows], dv[rows]), (sink_k[rows], sink_v[rows], dsk[rows], dsv[rows])
         decayed: tuple[int, ...] = ()
         for tile in tiles:
-            queries = slice(tile.first, tile.last)
-            n_queries = tile.last - tile.first
-            tile_q, tile_grad = q[rows, queries], grad[rows, queries]
+            first, n_queries = tile.first, tile.last - tile.first
+            tile_q, tile_grad = group_q.narrow(1, first, n_queries), group_grad.narrow(1, first, n_queries)
+            tile_lse, tile_delta = group_lse.narrow(1, first, n_queries), group_delta.narrow(1, first, n_queries)
+            tile_dq = group_dq.narrow(1, first, n_queries)
             # Without a softmax across the row, its keys can be taken piece by piece, each small enough for the cache.
             width = max(256, CACHED_SCORES // (count * n_queries)) // 16 * 16
-            pieces = [(k, v, dk, dv, low, min(low + width, tile.last)) for low in range(tile.low, tile.last, width)]
+            pieces = [(near, low, min(low + width, tile.last)) for low in range(tile.low, tile.last, width)]
             if sinks:
-                pieces.append((sink_k, sink_v, dsk, dsv, 0, sinks))
-            for source_k, source_v, into_k, into_v, low, high in pieces:
-                keys = slice(low, high)
+                pieces.append((far, 0, sinks))
+            for source, low, high in pieces:
+                some_k, some_v, into_k, into_v = (x.narrow(1, low, high - low) for x in source)
                 p = scratch(0, count, n_queries, high - low)
                 ds = scratch(1, count, n_queries, high - low)
-                torch.bmm(tile_q, source_k[rows, keys].transpose(1, 2), out=p)
+                torch.bmm(tile_q, some_k.transpose(1, 2), out=p)
                 if band.alphas is not None:
                     decay = scratch(2, count, n_queries, high - low)
                     shape = (n_queries, high - low, tile.first - low)
-                    if into_k is dsk:
+                    if source is far:
                         _decay_sinks(band, rows, tile, decay)
                         decayed = ()
                     elif shape != decayed:
                         _decay(band, rows, tile, low, high, decay)
                         decayed = shape
                     p.mul_(decay)
-                p.sub_(lse[rows, queries])
-                if into_k is dsk:
+                p.sub_(tile_lse)
+                if source is far:
                     _hide_sinks(p, band, tile, rows)
                 else:
                     _hide(p, band.span, tile, low)
                 p.exp_()
-                into_v[rows, keys].baddbmm_(p.transpose(1, 2), tile_grad)
-                torch.bmm(tile_grad, source_v[rows, keys].transpose(1, 2), out=ds)
-                ds.sub_(delta[rows, queries]).mul_(p)
+                into_v.baddbmm_(p.transpose(1, 2), tile_grad)
+                torch.bmm(tile_grad, some_v.transpose(1, 2), out=ds)
+                ds.sub_(tile_delta).mul_(p)
                 if band.alphas is not None:
                     ds.mul_(decay)
-                dq[rows, queries].baddbmm_(ds, source_k[rows, keys])
-                into_k[rows, keys].baddbmm_(ds.transpose(1, 2), tile_q)
+                tile_dq.baddbmm_(ds, some_k)
+                into_k.baddbmm_(ds.transpose(1, 2), tile_q)
     return dq, dk, dv, dsk, dsv
