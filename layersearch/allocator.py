@@ -25,3 +25,16 @@ def keep_freed_memory() -> bool:
     if not hasattr(library, "mallopt"):
         return False
     return bool(library.mallopt(M_TRIM_THRESHOLD, LARGEST)) and bool(library.mallopt(M_MMAP_THRESHOLD, LARGEST))
+
+
+def give_back_freed_memory() -> bool:
+    """Hand the pages of freed memory back to the system once, so that resident memory is what is in use.
+
+    Returns:
+        False where the C library has no such call (anything but glibc); nothing changes there.
+    """
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(library, "malloc_trim"):
+        return False
+    library.malloc_trim(0)
+    return True

@@ -127,7 +127,9 @@ def _check_settings(config: dict[str, Any], training: TrainingConfig) -> None:
             DeepSpeedConfig(config)
     except Exception as error:  # pydantic's and several of DeepSpeed's own
         reason = " ".join(str(error).split())[:200]
-        raise UserError(f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it") from None
+        raise UserError(
+            f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it"
+        ) from None
 
 
 def zero_stage(path: Path) -> int:

@@ -69,6 +69,8 @@ class TrialRecord:
     """DeepSpeed ranks."""
     zero_stage: int = 0
     """DeepSpeed ZeRO stage."""
+    optimizer_state_bytes: tuple[int, ...] = ()
+    """AdamW's moments that each rank held, rank 0 first: equal shares where ZeRO sharded them."""
     error: str | None = None
     """Why it failed, in one line."""
 
@@ -91,7 +93,7 @@ class TrialRecord:
             mapping: dict[str, Any] = json.loads(line)
             for name in ("curve", "metrics"):
                 mapping[name] = tuple(tuple(pair) for pair in mapping[name])
-            for name in ("loss_by_position", "position_edges", "kernels"):
+            for name in ("loss_by_position", "position_edges", "kernels", "optimizer_state_bytes"):
                 mapping[name] = tuple(mapping[name])
             return cls(**mapping)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from layersearch.allocator import give_back_freed_memory
 from layersearch.attention import kernel_for
 from layersearch.cost import attention_flops, budget_ratio
 from layersearch.data import Batch, Source
@@ -127,6 +128,7 @@ def run_trial(
                 state = "stopped"
                 break
             mark = time.perf_counter()
+        state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
     finally:
         engine.close()
     assert measured is not None
@@ -149,6 +151,7 @@ def run_trial(
         precision=training.precision,
         compiled=compiled,
         zero_stage=zero_stage(path),
+        optimizer_state_bytes=state_bytes,
         error=error,
     )
 
@@ -177,9 +180,7 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
         token_losses, predicted = engine.token_losses(*_to_device(chunk, group))
         if rows == own:
             losses[rows], correct[rows] = token_losses.double().cpu(), predicted.double().cpu()
-    if group.size > 1:
-        torch.distributed.all_reduce(losses)
-        torch.distributed.all_reduce(correct)
+    losses, correct = _sum_over_ranks(losses, group), _sum_over_ranks(correct, group)
     scored = torch.from_numpy(batch.targets != IGNORE)
     edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]
     by_position, kept = [], []
@@ -194,6 +195,22 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
         edges=tuple(kept),
         correct=(correct > 0.5).numpy(),
     )
+
+
+def _sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
+    """Return the ranks' sum, on the CPU; every rank calls this."""
+    if group.size == 1:
+        return values
+    values = values.to(group.device)  # NCCL reduces on GPUs only
+    torch.distributed.all_reduce(values)
+    return values.cpu()
+
+
+def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
+    """Return every rank's value, rank 0 first."""
+    values = torch.zeros(group.size, dtype=torch.int64)
+    values[group.rank] = value
+    return tuple(_sum_over_ranks(values, group).tolist())
 
 
 def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
@@ -214,6 +231,7 @@ def _reset_peak_memory(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    give_back_freed_memory()  # else an earlier trial's freed pages would count as this one's
     with contextlib.suppress(OSError):  # elsewhere the mark is that of the process's life, see _peak_memory
         Path("/proc/self/clear_refs").write_text("5")  # Linux: restart the high-water mark of resident memory
 

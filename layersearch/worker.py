@@ -34,6 +34,7 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(start["threads"])
+    from layersearch.allocator import keep_freed_memory
     from layersearch.config import build
     from layersearch.data import open_source
     from layersearch.engine import RankGroup, join
@@ -43,6 +44,8 @@ def main() -> int:
 
     group = RankGroup(rank=start["rank"], size=start["ranks"], device=start["device"])
     recipe = build(Recipe, start["recipe"], "recipe")
+    if group.device == "cpu":
+        keep_freed_memory()
     try:
         source = open_source(recipe.data, recipe.training.seq_len, Path(start["cache"]) if start["cache"] else None)
         join(group, Path(start["rendezvous"]))
@@ -66,6 +69,8 @@ def main() -> int:
         except Exception as error:
             # The trial is lost, not the search: its record says why, the log has the whole story.
             traceback.print_exc()
+            if group.rank != 0:
+                return 1  # rank 0, which waits for this one in a collective, hears of it and reports
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             record = replace(blank_record(trial, recipe), error=reason)
         if group.rank == 0:

@@ -9,7 +9,6 @@ import queue
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -75,6 +74,11 @@ class LocalPool:
         finally:
             self._idle.put(group)
 
+    @property
+    def process_ids(self) -> tuple[int, ...]:
+        """The worker processes that are alive now, group by group, rank 0 first."""
+        return tuple(pid for group in self._groups for pid in group.process_ids)
+
     def close(self) -> None:
         """End every worker and wait for their threads."""
         for group in self._groups:
@@ -89,6 +93,11 @@ class _Group:
         self._recipe, self._index, self._logs, self._cache = recipe, index, logs, cache
         self._processes: list[subprocess.Popen[str]] = []
         self._files: list[IO[str]] = []
+        self._rendezvous: Path | None = None
+
+    @property
+    def process_ids(self) -> tuple[int, ...]:
+        return tuple(process.pid for process in self._processes)
 
     def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
         try:
@@ -112,6 +121,7 @@ class _Group:
         descriptor, rendezvous = tempfile.mkstemp(prefix="layersearch-")
         os.close(descriptor)
         os.unlink(rendezvous)  # the store makes it; a left-over would hold another group's ranks
+        self._rendezvous = Path(rendezvous)
         for rank in range(training.ranks):
             log = (self._logs / f"worker-{self._index}-rank-{rank}.log").open("a", encoding="utf-8")
             process = subprocess.Popen(
@@ -184,7 +194,6 @@ class _Group:
             process.wait()
         for file in self._files:
             file.close()
-        self._processes, self._files = [], []
-
-
-PoolFactory = Callable[[Recipe, int, Path, Path | None], Pool]
+        if self._rendezvous is not None:
+            self._rendezvous.unlink(missing_ok=True)  # a killed process leaves it
+        self._processes, self._files, self._rendezvous = [], [], None
