@@ -118,7 +118,7 @@ def test_a_rank_that_dies_fails_the_trial_and_not_the_search(tmp_path: Path) -> 
 
 def test_a_diverging_trial_is_a_failed_record(tmp_path: Path) -> None:
     """It has a reason and no number, and the worker goes on."""
-    first, second = train(small(learning_rate=1.0e30, warmup_steps=0), tmp_path, TRIAL, replace(TRIAL, seed=4))
+    first, second = train(small(learning_rate="1.0e+30", warmup_steps=0), tmp_path, TRIAL, replace(TRIAL, seed=4))
     for record in (first, second):
         assert record.state == "failed"
         assert record.loss is None
