@@ -120,6 +120,11 @@ def _batches(q: Tensor) -> list[slice]:
     return [slice(first, first + size) for first in range(0, q.shape[0], size)]
 
 
+def _expand(x: Tensor, heads: int) -> Tensor:
+    """Return one key-value head for each query head: (B, G, T, D) -> (B, H, T, D)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
 def _empty(like: Tensor) -> Tensor:
     """Return (B, H, T, D) with all heads of a token side by side, as the output projection reads them."""
     batch, heads, tokens, width = like.shape
@@ -157,12 +162,11 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
         return out, lse
-    queries = q.to(wide) * (1.0 / math.sqrt(width))
-    keys = k.to(wide).repeat_interleave(heads // k.shape[1], dim=1)
-    values = v.to(wide)
+    scale = 1.0 / math.sqrt(width)
+    queries, keys, values = q.to(wide), k.to(wide), v.to(wide)
     if span.pool > 1:
         values = pool_values(values, span.pool)
-    values = values.repeat_interleave(heads // v.shape[1], dim=1)
+    keys, values = _expand(keys, heads), _expand(values, heads)
     outs, sums = [], []
     for group, part in _head_groups(span, heads):
         stride = part.dilation
@@ -171,9 +175,9 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         plan = _strips(part, dealt[0])
         if plan is None:
-            out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band)
+            out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band, scale)
         else:
-            out, lse = strips.forward(*dealt, plan, 1.0)
+            out, lse = strips.forward(*dealt, plan, scale)
         outs.append(_gather(out, batch, stride, tokens))
         sums.append(_gather(lse.unsqueeze(-1), batch, stride, tokens).squeeze(-1))
     if len(outs) == 1:
@@ -204,9 +208,8 @@ def _backward_piece(
     span = narrow(text, tokens)
     kv_heads = k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
-    keys = k.repeat_interleave(heads // kv_heads, dim=1)
-    values = pool_values(v.to(wide), span.pool) if span.pool > 1 else v
-    values = values.repeat_interleave(heads // kv_heads, dim=1)
+    keys = _expand(k, heads)
+    values = _expand(pool_values(v.to(wide), span.pool) if span.pool > 1 else v, heads)
     if runs_flash(span, q.device):
         kind = q.dtype if tokens >= NARROW_BACKWARD_TOKENS else wide
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -229,7 +232,7 @@ def _sparse_backward(
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = 1.0 / math.sqrt(width)
     grad = grad.to(wide)
-    queries, keys, values = q.to(wide) * scale, k.to(wide), v.to(wide)
+    queries, keys, values = q.to(wide), k.to(wide), v.to(wide)
     lse = lse.to(wide).unsqueeze(-1)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
     for group, part in _head_groups(span, heads):
@@ -241,18 +244,20 @@ def _sparse_backward(
         plan = _strips(part, dealt[0])
         if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
             dealt_out = _deal(out[:, group].to(wide), stride)
-            dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, 1.0)
+            dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale)
         else:
             dealt_delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
             sink_k, sink_v = _sinks(gk, part), _sinks(gv, part)
-            dq, dk, dv, dsk, dsv = tiles.backward(*dealt, sink_k, sink_v, dealt_lse, dealt_delta, dealt_grad, band)
+            dq, dk, dv, dsk, dsv = tiles.backward(
+                *dealt, sink_k, sink_v, dealt_lse, dealt_delta, dealt_grad, band, scale
+            )
             plan = None
         dq, dk, dv = (_gather(x, batch, stride, tokens) for x in (dq, dk, dv))
         if part.sink and plan is None:
             for into, lent in ((dk, dsk), (dv, dsv)):
                 # Each sink was lent to every residue's row.
                 into[:, :, : part.sink] += lent.view(batch, -1, stride, *lent.shape[1:]).sum(dim=2)
-        gradients.append((dq.mul_(scale), dk, dv))
+        gradients.append((dq, dk, dv))
     if len(gradients) == 1:
         return gradients[0]
     dq, dk, dv = (torch.cat(parts, dim=1) for parts in zip(*gradients, strict=True))

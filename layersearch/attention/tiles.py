@@ -10,6 +10,7 @@ tile, G sinks.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -23,6 +24,9 @@ CACHED_SCORES = 1 << 17
 # Queries of a tile. A window of W keys computes W + C scores a query, so short windows want few queries, but matrix
 # products below 32 rows run at a third of the speed (measured, see analysis/span_speed).
 FEWEST_QUERIES, MOST_QUERIES = 32, 128
+# Logits are kept in base 2: torch's exp takes 5 to 40 times as long on a CPU where its results underflow, as masked
+# scores do, and exp2 does not (measured, see analysis/span_speed).
+LOG2_E = math.log2(math.e)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,8 +139,8 @@ def _decay(band: Band, rows: slice, tile: _Tile, low: int, high: int, out: Tenso
     assert band.alphas is not None
     queries = torch.arange(tile.first, tile.last, device=out.device, dtype=out.dtype)
     keys = torch.arange(low, high, device=out.device, dtype=out.dtype)
-    distance = (queries[:, None] - keys[None, :]).clamp_min_(0).mul_(-band.stride)
-    return torch.mul(band.alphas[rows], distance, out=out).exp_()
+    distance = (queries[:, None] - keys[None, :]).clamp_min_(0).mul_(-band.stride * LOG2_E)
+    return torch.mul(band.alphas[rows], distance, out=out).exp2_()
 
 
 def _decay_sinks(band: Band, rows: slice, tile: _Tile, out: Tensor) -> Tensor:
@@ -144,20 +148,28 @@ def _decay_sinks(band: Band, rows: slice, tile: _Tile, out: Tensor) -> Tensor:
     assert band.alphas is not None
     residue = (torch.arange(rows.start, rows.stop, device=out.device) % band.stride)[:, None, None]
     queries = torch.arange(tile.first, tile.last, device=out.device)[None, :, None] * band.stride + residue
-    distance = (queries - torch.arange(out.shape[-1], device=out.device)).clamp_min_(0).to(out.dtype)
-    return torch.mul(-band.alphas[rows], distance, out=out).exp_()
+    distance = (queries - torch.arange(out.shape[-1], device=out.device)).clamp_min_(0).to(out.dtype).mul_(-LOG2_E)
+    return torch.mul(band.alphas[rows], distance, out=out).exp2_()
 
 
-def forward(q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, band: Band) -> tuple[Tensor, Tensor]:
+def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
+    """Write factor * a @ b into ``out``, whatever it holds."""
+    return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, band: Band, scale: float
+) -> tuple[Tensor, Tensor]:
     """Attend over a band.
 
     Args:
-        q: queries, already divided by sqrt(D), (N, T, D).
+        q: queries, (N, T, D).
         k: keys, (N, T, D).
         v: values, (N, T, D).
         sink_k: keys of the sinks, (N, G, D).
         sink_v: values of the sinks, (N, G, D).
         band: what each row sees.
+        scale: factor of the logits.
 
     Returns:
         The output (N, T, D) and the log-sum-exp of each query's logits (N, T).
@@ -178,7 +190,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, ban
             if sinks:
                 tile_k = torch.cat((sink_k[rows], tile_k), dim=1)
                 tile_v = torch.cat((sink_v[rows], tile_v), dim=1)
-            p = torch.bmm(q[rows, queries], tile_k.transpose(1, 2), out=scratch(0, count, n_queries, sinks + n_keys))
+            p = scratch(0, count, n_queries, sinks + n_keys)
+            _product(q[rows, queries], tile_k.transpose(1, 2), scale * LOG2_E, p)
             if band.alphas is not None:
                 decay = scratch(1, count, n_queries, sinks + n_keys)
                 shape = (n_queries, n_keys, tile.first - tile.low)
@@ -192,10 +205,10 @@ def forward(q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, ban
             if sinks:
                 _hide_sinks(p[:, :, :sinks], band, tile, rows)
             highest = p.amax(dim=-1, keepdim=True)
-            p.sub_(highest).exp_()
+            p.sub_(highest).exp2_()
             mass = p.sum(dim=-1, keepdim=True)
             torch.div(torch.bmm(p, tile_v), mass, out=out[rows, queries])
-            lse[rows, queries] = mass.log_().add_(highest).squeeze(-1)
+            lse[rows, queries] = mass.log2_().add_(highest).mul_(1 / LOG2_E).squeeze(-1)
     return out, lse
 
 
@@ -209,11 +222,12 @@ def backward(
     delta: Tensor,
     grad: Tensor,
     band: Band,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of `forward` with the weights recomputed (FlashAttention, 2205.14135, appendix B.2).
 
     Args:
-        q: queries, already divided by sqrt(D), (N, T, D).
+        q: queries, (N, T, D).
         k: keys, (N, T, D).
         v: values, (N, T, D).
         sink_k: keys of the sinks, (N, G, D).
@@ -222,6 +236,7 @@ def backward(
         delta: inner product of each query's output and its gradient, (N, T).
         grad: gradient of the output, (N, T, D).
         band: what each row sees.
+        scale: factor of the logits.
 
     Returns:
         Gradients of q, k, v, sink_k and sink_v.
@@ -232,7 +247,7 @@ def backward(
     dsk, dsv = torch.zeros_like(sink_k), torch.zeros_like(sink_v)
     tiles, together, scores = _plan(band, total, tokens, sinks)
     scratch = _Scratch(q, scores, 2 if band.alphas is None else 3)
-    lse, delta = lse.unsqueeze(-1), delta.unsqueeze(-1)
+    lse, delta = (lse * LOG2_E).unsqueeze(-1), delta.unsqueeze(-1)
     for start in range(0, total, together):
         rows = slice(start, min(start + together, total))
         count = rows.stop - rows.start
@@ -254,7 +269,7 @@ def backward(
                 some_k, some_v, into_k, into_v = (x.narrow(1, low, high - low) for x in source)
                 p = scratch(0, count, n_queries, high - low)
                 ds = scratch(1, count, n_queries, high - low)
-                torch.bmm(tile_q, some_k.transpose(1, 2), out=p)
+                _product(tile_q, some_k.transpose(1, 2), scale * LOG2_E, p)
                 if band.alphas is not None:
                     decay = scratch(2, count, n_queries, high - low)
                     shape = (n_queries, high - low, tile.first - low)
@@ -270,12 +285,12 @@ def backward(
                     _hide_sinks(p, band, tile, rows)
                 else:
                     _hide(p, band.span, tile, low)
-                p.exp_()
+                p.exp2_()
                 into_v.baddbmm_(p.transpose(1, 2), tile_grad)
                 torch.bmm(tile_grad, some_v.transpose(1, 2), out=ds)
                 ds.sub_(tile_delta).mul_(p)
                 if band.alphas is not None:
                     ds.mul_(decay)
-                tile_dq.baddbmm_(ds, some_k)
-                into_k.baddbmm_(ds.transpose(1, 2), tile_q)
+                tile_dq.baddbmm_(ds, some_k, alpha=scale)
+                into_k.baddbmm_(ds.transpose(1, 2), tile_q, alpha=scale)
     return dq, dk, dv, dsk, dsv
