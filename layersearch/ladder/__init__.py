@@ -6,11 +6,12 @@ import dataclasses
 from pathlib import Path
 
 from layersearch.data import describe, open_source
+from layersearch.engine import deepspeed_config
 from layersearch.ladder.folder import RunFolder, read_config, unwritable
 from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan, winner_evidence
 from layersearch.ladder.pool import LocalPool, Pool
 from layersearch.ladder.study import Study
-from layersearch.recipe import Recipe
+from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.result import Result
 from layersearch.space import Space
 
@@ -63,6 +64,7 @@ def search(
     plan = make_plan(recipe, bound, budget, seed)
     source = open_source(recipe.data, training.seq_len, cache)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
+    deepspeed_config(training, deepspeed_file(recipe))
     out = Path(out)
     folder = RunFolder(
         out,
@@ -77,6 +79,7 @@ def search(
     pool: Pool | None = None
     try:
         study = Study(folder.journal, bound, budget, recipe.search, seed)
+        folder.mend()
         pool = LocalPool(recipe, recipe.search.workers, out / "logs", cache)
         return Ladder(plan, bound, folder, study, pool, listener).run()
     except OSError as error:

@@ -21,6 +21,20 @@ FORMAT = 1
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 _ASKED = ("recipe", "space", "budget", "seed", "data")
 """Keys of the configuration that define a run: a resumed run must have the same."""
+_KINDS: dict[str, Any] = {
+    "recipe": dict,
+    "recipe.name": str,
+    "space": dict,
+    "space.name": str,
+    "budget": int | float,
+    "seed": int,
+    "data": dict,
+    "data.source": str,
+    "data.vocab_size": int,
+}
+"""What a configuration must hold for a run to be shown, exported or resumed; parents before their keys."""
+_BEGUN = ("run.lock", "config.json.part")
+"""What a search that was killed at its very start leaves."""
 
 
 class RunFolder:
@@ -45,7 +59,7 @@ class RunFolder:
             if path.exists() and not path.is_dir():
                 raise UserError(f"--out {path}: a file stands there; name a folder")
             fresh = not config.exists()
-            if fresh and path.is_dir() and any(entry.name != "run.lock" for entry in path.iterdir()):
+            if fresh and path.is_dir() and any(entry.name not in _BEGUN for entry in path.iterdir()):
                 raise UserError(f"--out {path}: the folder holds other things; name a new or empty folder")
             if not fresh:
                 _check_same(read_config(path), wanted, path)
@@ -53,10 +67,13 @@ class RunFolder:
             self._hold()
             if fresh:
                 write_text(config, json.dumps(_stamp() | wanted, indent=2) + "\n")
-            drop_torn_line(self.trials)
+            self.records()  # refuses a damaged file before anything is changed
         except OSError as error:
             self.release()
             raise unwritable(path, error) from None
+        except UserError:
+            self.release()
+            raise
 
     @property
     def trials(self) -> Path:
@@ -71,6 +88,10 @@ class RunFolder:
     def records(self) -> list[TrialRecord]:
         """Return the records so far."""
         return list(read(self.trials)) if self.trials.exists() else []
+
+    def mend(self) -> None:
+        """Cut what a kill in the middle of a write left."""
+        drop_torn_line(self.trials)
 
     def append(self, record: TrialRecord) -> None:
         """Add a record, forced to the disk."""
@@ -98,7 +119,7 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return what a run was asked.
 
     Raises:
-        UserError: if the folder is no run folder, or one of another version.
+        UserError: if the folder is no run folder, one of another version, or its configuration is damaged.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -113,6 +134,15 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: a run folder of format {found!r}, this layersearch {__version__} reads format {FORMAT}; "
             "use the version that made it, or start anew with another --out"
         )
+    for key, kind in _KINDS.items():
+        *parents, last = key.split(".")
+        held = config
+        for parent in parents:
+            held = held[parent]  # a mapping: it stands before its own keys in _KINDS
+        if not isinstance(held.get(last), kind) or isinstance(held[last], bool):
+            raise UserError(
+                f"{file}: the key {key!r} is missing or damaged; restore it or start anew with another --out"
+            )
     return dict(config)
 
 

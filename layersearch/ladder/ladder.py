@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -26,7 +26,7 @@ from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
 from layersearch.recipe import Recipe
 from layersearch.record import TrialRecord
-from layersearch.result import Result, analyse
+from layersearch.result import PROPOSED, Result, analyse
 from layersearch.schedule import Schedule
 from layersearch.schedulefile import schedule_text
 from layersearch.space import BoundSpace
@@ -126,9 +126,6 @@ class Ladder:
 
     def run(self) -> Result:
         """Run what is left and write the results; return them."""
-        for record in self._records:
-            if record.phase == "search":
-                self._study.tell(record)  # a kill may have come between the record and the study
         self._train_baselines()
         self._race()
         self._confirm()
@@ -141,37 +138,32 @@ class Ladder:
         entered = self._study.generations()
         for name, text in self._plan.baselines:
             if text not in entered:
-                self._study.enqueue(Schedule.parse(text), name, 0)
+                self._study.enter(Schedule.parse(text), name, 0)
         self._train("baselines", [self._search_trial(text, name) for name, text in self._plan.baselines], None)
 
     def _race(self) -> None:
-        baselines = {text for _, text in self._plan.baselines}
         while True:
-            generations = self._study.generations()
-            proposed = {text: number for text, number in generations.items() if text not in baselines}
-            unfinished = [(text, role) for text, role, number in self._study.pending() if number > 0]
-            current = max(proposed.values(), default=0)
-            members = [text for text, number in proposed.items() if number == current]
+            entered = self._study.generations()
+            generation = max([1, *entered.values()])
+            members = [text for text, number in entered.items() if number == generation]
+            trained = {record.schedule for record in self._search_records()}
+            if len(members) == GENERATION and trained.issuperset(members):
+                generation, members = generation + 1, []
             # A killed search may have been in the middle of asking: the generation is filled up as it would have been.
-            begun = bool(unfinished) or (0 < len(members) < GENERATION and current > 0)
-            generation = current if begun and current > 0 else current + 1
-            room = min(
-                self._plan.proposals - len(proposed),
-                GENERATION - (len(members) if generation == current else 0),
-            )
-            if room > 0:
-                self._study.begin_generation(generation)
-                for _ in range(room):
-                    schedule = self._study.propose({*generations, *baselines, *proposed}, generation)
-                    if schedule is None:
-                        break
-                    proposed[str(schedule)] = generation
-                    unfinished.append((str(schedule), "proposed"))
-            if not unfinished:
+            proposed = sum(number > 0 for number in entered.values())
+            seen = {*entered, *(text for _, text in self._plan.baselines)}
+            room = min(self._plan.proposals - proposed, GENERATION - len(members))
+            for index in range(len(members), len(members) + room):
+                schedule = self._study.propose(seen, generation, index)
+                if schedule is None:
+                    break
+                members.append(str(schedule))
+                seen.add(str(schedule))
+            todo = [self._search_trial(text, PROPOSED) for text in members if text not in trained]
+            if not todo:
                 return
-            earlier = [r for r in self._records if r.phase == "search" and proposed.get(r.schedule, 0) < generation]
-            halving = Halving(earlier, self._plan.recipe.search.reduction)
-            self._train("search", [self._search_trial(text, role) for text, role in unfinished], halving)
+            earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
+            self._train("search", todo, Halving(earlier, self._plan.recipe.search.reduction))
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)
@@ -179,7 +171,9 @@ class Ladder:
         complete = [
             r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named
         ]
-        within = sorted((r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost))
+        within = sorted(
+            (r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost, r.schedule)
+        )
         # The frontier's own schedules first, lowest loss first, so that the confirmed frontier is the found one.
         front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
         ranked = sorted(within, key=lambda r: (r not in front, r.loss))
@@ -201,7 +195,7 @@ class Ladder:
     def _search_records(self) -> list[TrialRecord]:
         return [r for r in self._records if r.phase == "search"]
 
-    def _train(self, phase: str, trials: Iterable[Trial], halving: Halving | None) -> None:
+    def _train(self, phase: str, trials: Sequence[Trial], halving: Halving | None) -> None:
         """Run the trials that have no record yet; tell the study in the order they were asked."""
         done = {(r.schedule, r.seed, r.phase) for r in self._records}
         todo = [t for t in trials if (t.schedule, t.seed, t.phase) not in done]
@@ -211,7 +205,6 @@ class Ladder:
             if halving is not None:
                 keep_going = functools.partial(halving.keep_going, self._space.cost(Schedule.parse(trial.schedule)))
             futures[self._pool.submit(trial, keep_going)] = trial
-        finished: dict[str, TrialRecord] = {}
         try:
             pending = set(futures)
             while pending:
@@ -220,14 +213,15 @@ class Ladder:
                     record = future.result()
                     self._folder.append(record)
                     self._records.append(record)
-                    finished[record.schedule] = record
                     self._announce(phase, record)
         finally:
             for future in futures:
                 future.cancel()
         if phase != "confirm":
-            for trial in todo:
-                self._study.tell(finished[trial.schedule])
+            # Those with a record from before too: a kill may have come between the record and the study.
+            records = {r.schedule: r for r in self._search_records()}
+            for trial in trials:
+                self._study.tell(records[trial.schedule])
 
     def _announce(self, phase: str, last: TrialRecord | None) -> None:
         new = len(self._records) - self._resumed

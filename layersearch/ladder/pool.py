@@ -176,7 +176,7 @@ class _Group:
         stdout = self._processes[0].stdout
         assert stdout is not None
         line = stdout.readline()
-        if not line:
+        if not line.endswith("\n"):  # a killed process may leave half a line
             raise EOFError
         message: dict[str, Any] = json.loads(line)
         if message["event"] == "refused":

@@ -7,6 +7,7 @@ early is told as pruned, without a loss.
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections import deque
 from collections.abc import Collection
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import UserError
 from layersearch.recipe import SearchConfig
-from layersearch.record import TrialRecord, drop_torn_line
+from layersearch.record import TrialRecord
+from layersearch.result import PROPOSED
 from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace
 
@@ -24,6 +26,12 @@ if TYPE_CHECKING:
     import optuna
 
 NAME = "layersearch"
+CREATE_TRIAL, SET_USER_ATTR = 4, 8
+"""Operations of Optuna's journal."""
+EXHAUSTED = "no new schedule within the budget"
+"""Marks the proposal after which there was nothing left to propose."""
+_LABEL = "schedule, role, generation"
+"""The user attribute of every trial that is trained."""
 _SEARCHED = 20_000
 """Schedules looked at, at the most, for one that is new and within the budget."""
 
@@ -36,10 +44,10 @@ class Study:
         space: the bound search space.
         budget: the largest attention cost that is trained, relative to all-full.
         search: which sampler proposes.
-        seed: seeds the sampler anew for each generation, so that a resumed search proposes what an unbroken one would.
+        seed: seeds the sampler anew for each proposal, so that a resumed search proposes what an unbroken one would.
 
     Raises:
-        UserError: if the journal is damaged beyond a torn last line.
+        UserError: if the journal is damaged beyond a torn end; it is not touched then.
     """
 
     def __init__(self, path: Path, space: BoundSpace, budget: float, search: SearchConfig, seed: int) -> None:
@@ -48,74 +56,85 @@ class Study:
         from optuna.storages.journal import JournalFileBackend
 
         self._space, self._budget, self._search, self._seed = space, budget, search, seed
-        drop_torn_line(path)
+        whole = _whole_proposals(path)
         for stale in (path.with_name(path.name + ".lock"), path.with_name(path.name + ".lock.rename")):
             stale.unlink(missing_ok=True)  # of a search that was killed; the run folder's own lock is ours by now
+        if whole is not None:
+            with path.open("r+b") as file:
+                file.truncate(whole)
         try:
-            self._study: optuna.Study = library.create_study(
-                study_name=NAME,
-                storage=JournalStorage(JournalFileBackend(str(path))),
-                directions=["minimize", "minimize"],
-                load_if_exists=True,
-            )
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            if whole:
+                self._study: optuna.Study = library.load_study(study_name=NAME, storage=storage)
+            else:
+                self._study = library.create_study(
+                    study_name=NAME, storage=storage, directions=["minimize", "minimize"]
+                )
             self._trials()
-        except (ValueError, KeyError, TypeError, AttributeError, UnicodeDecodeError, AssertionError) as error:
-            raise UserError(
-                f"{path}: the journal is damaged ({type(error).__name__}): restore it, or start anew with another --out"
-            ) from None
-        self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
+        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
+            raise _damaged(path, type(error).__name__) from None
+        if self._study.metric_names is None:
+            self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._asked: dict[str, optuna.Trial] = {}
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
         }
+        for trial in self._trials():
+            if trial.state == library.trial.TrialState.RUNNING and _LABEL not in trial.user_attrs:
+                self._study.tell(trial.number, state=library.trial.TrialState.FAIL)  # killed while it was being asked
 
-    def begin_generation(self, generation: int) -> None:
-        """Seed the sampler for a generation."""
-        self._study.sampler = _sampler(self._search.sampler, (self._seed * 100_003 + generation) % 2**32)
+    def propose(self, seen: Collection[str], generation: int, index: int) -> Schedule | None:
+        """Return a schedule within the budget that is not among ``seen``; None if there is none left.
 
-    def propose(self, seen: Collection[str], generation: int) -> Schedule | None:
-        """Return a schedule within the budget that is not among ``seen``; None if there is none left."""
+        Args:
+            seen: text forms of the schedules that were proposed before.
+            generation: counted from 1.
+            index: of the proposal in its generation; with the seed and the generation it decides every draw.
+        """
+        key = f"{self._seed}/{generation}/{index}"
+        self._study.sampler = _sampler(self._search.sampler, Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
         proposed = self._space.decode(trial.params)
-        rng = Random(f"{self._seed}/{trial.number}")
-        schedule = self._nearest_new(self._space.repair(trial.params, self._budget, rng), seen)
-        if schedule != proposed:
-            over = self._space.cost(proposed) > self._budget
-            trial.set_user_attr("not trained", "over the budget" if over else "trained before")
-            self._tell_pruned(trial.number)
-            if schedule is None:
-                return None
-            trial = self._ask_for(schedule)
-        self._label(trial, schedule, "proposed", generation)
+        schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
+        if schedule == proposed:
+            trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
+            self._asked[str(schedule)] = trial
+            return schedule
+        over = self._space.cost(proposed) > self._budget
+        trial.set_user_attr("not trained", "over the budget" if over else "trained before")
+        self._tell_pruned(trial.number)
+        if schedule is not None:
+            self.enter(schedule, PROPOSED, generation)
         return schedule
 
-    def enqueue(self, schedule: Schedule, role: str, generation: int) -> None:
-        """Enter a schedule that is trained whatever the sampler thinks of it (a baseline)."""
-        if self._space.encode(schedule) is None:
-            return  # a baseline outside the space (all-full where no layer may be full) has no place in the study
-        self._label(self._ask_for(schedule), schedule, role, generation)
+    def enter(self, schedule: Schedule, role: str, generation: int) -> None:
+        """Enter a schedule that is trained whatever the sampler thinks of it, in one write.
 
-    def pending(self) -> list[tuple[str, str, int]]:
-        """Return (schedule, role, generation) of the trials that were begun and never told, oldest first."""
-        optuna = _optuna()
-        running = (t for t in self._trials() if t.state == optuna.trial.TrialState.RUNNING)
-        return [
-            (t.user_attrs["schedule"], t.user_attrs["role"], t.user_attrs["generation"])
-            for t in running
-            if "generation" in t.user_attrs
-        ]
+        One outside the space (all-full where no layer may be full) has no place in the study.
+        """
+        params = self._space.encode(schedule)
+        if params is None:
+            return
+        library = _optuna()
+        self._study.add_trial(
+            library.trial.create_trial(
+                state=library.trial.TrialState.RUNNING,
+                params=params,
+                distributions=self._distributions,
+                user_attrs={_LABEL: [str(schedule), role, generation]},
+            )
+        )
 
     def generations(self) -> dict[str, int]:
         """Return the generation in which each schedule was entered."""
-        return {
-            t.user_attrs["schedule"]: t.user_attrs["generation"] for t in self._trials() if "generation" in t.user_attrs
-        }
+        labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
+        return {schedule: generation for schedule, _, generation in labels}
 
     def tell(self, record: TrialRecord) -> None:
         """Enter a record: both objectives if it is complete, pruned if it was stopped, failed if it failed."""
         optuna = _optuna()
         for trial in self._trials():
-            if trial.user_attrs.get("schedule") == record.schedule and not trial.state.is_finished():
+            if trial.user_attrs.get(_LABEL, [None])[0] == record.schedule and not trial.state.is_finished():
                 break
         else:
             return  # told before, or outside the space
@@ -137,18 +156,6 @@ class Study:
     def _tell_pruned(self, number: int) -> None:
         self._study.tell(number, state=_optuna().trial.TrialState.PRUNED)
 
-    def _ask_for(self, schedule: Schedule) -> optuna.Trial:
-        params = self._space.encode(schedule)
-        assert params is not None
-        self._study.enqueue_trial(params)
-        return self._study.ask(self._distributions)
-
-    def _label(self, trial: optuna.Trial, schedule: Schedule, role: str, generation: int) -> None:
-        self._asked[str(schedule)] = trial
-        trial.set_user_attr("schedule", str(schedule))
-        trial.set_user_attr("role", role)
-        trial.set_user_attr("generation", generation)
-
     def _nearest_new(self, start: Schedule, seen: Collection[str]) -> Schedule | None:
         """Return the nearest schedule to ``start``, in changed layers, that is new and within the budget."""
         visited, frontier = {start}, deque([start])
@@ -161,6 +168,38 @@ class Study:
                     visited.add(neighbour)
                     frontier.append(neighbour)
         return None
+
+
+def _whole_proposals(path: Path) -> int | None:
+    """Return how many bytes of a journal hold whole lines and whole proposals; None: there is no journal.
+
+    A proposal takes several lines, the last of which labels it. Where a kill came in between, the proposal is made
+    anew, with the same outcome: the sampler is seeded by the number of trials before it.
+
+    Raises:
+        UserError: if a whole line is not one of a journal.
+    """
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    position, trials, closed = 0, 0, 0
+    begun: dict[int, int] = {}
+    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), start=1):
+        try:
+            entry = json.loads(line)
+            if entry["op_code"] == CREATE_TRIAL:
+                begun[trials] = position
+                trials += 1
+            elif entry["op_code"] == SET_USER_ATTR and not {"generation", EXHAUSTED}.isdisjoint(entry["user_attr"]):
+                closed = max(closed, entry["trial_id"] + 1)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, f"line {number}: {type(error).__name__}") from None
+        position += len(line)
+    return begun.get(closed, position)
+
+
+def _damaged(path: Path, why: str) -> UserError:
+    return UserError(f"{path}: the journal is damaged ({why}): restore it, or start anew with another --out")
 
 
 def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
