@@ -85,18 +85,30 @@ def _deepspeed() -> Any:
     return deepspeed
 
 
-def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
-    """Read an ordinary DeepSpeed JSON and add what the recipe owns.
-
-    Raises:
-        UserError: if the file is not JSON, or says otherwise than the recipe; names the key.
-    """
+def _settings(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON."""
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
     if not isinstance(config, dict):
         raise UserError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    return config
+
+
+def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
+    """Read an ordinary DeepSpeed JSON and add what the recipe owns.
+
+    Raises:
+        UserError: if the file is not JSON, or says otherwise than the recipe; names the key.
+    """
+    config = _settings(path)
     owned: dict[str, Any] = {
         "train_batch_size": training.batch_size,
         "train_micro_batch_size_per_gpu": training.batch_size // training.ranks,
@@ -109,10 +121,7 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
         given = config.pop(key, "auto")
         if given != "auto" and given != owned.get(key):
             raise UserError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
-    stage = config.get("zero_optimization", {}).get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
-    if stage:
+    if config.get("zero_optimization", {}).get("stage", 0):
         config["zero_allow_untested_optimizer"] = True  # torch's own AdamW: DeepSpeed's fused one compiles C++ first
     return config | owned | {"steps_per_print": 2**31}
 
@@ -133,8 +142,12 @@ def _check_settings(config: dict[str, Any], training: TrainingConfig) -> None:
 
 
 def zero_stage(path: Path) -> int:
-    """Return the ZeRO stage that a DeepSpeed JSON asks for."""
-    return int(json.loads(path.read_text(encoding="utf-8")).get("zero_optimization", {}).get("stage", 0))
+    """Return the ZeRO stage that a DeepSpeed JSON asks for.
+
+    Raises:
+        UserError: if the file is not JSON, or names no such stage.
+    """
+    return int(_settings(path).get("zero_optimization", {}).get("stage", 0))
 
 
 def can_compile(device: str) -> bool:

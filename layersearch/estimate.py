@@ -74,7 +74,7 @@ def estimate(recipe: Recipe, space: Space, budget: float, seed: int, cache: Path
     model, training = recipe.model, recipe.training
     bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
     plan = make_plan(recipe, bound, budget, seed)
-    vocab_size = recipe.data.vocab_size
+    vocab_size = _vocabulary(recipe)
     full = all_full(model.n_layers)
     forward = model_flops(model, vocab_size, full, seq_len=training.seq_len)
     step_flops = forward * (1 + BACKWARD) * training.batch_size
@@ -97,6 +97,14 @@ def estimate(recipe: Recipe, space: Space, budget: float, seed: int, cache: Path
     )
 
 
+def _vocabulary(recipe: Recipe) -> int:
+    """Return the tokens of a local tokenizer, else the recipe's own word: nothing is fetched or trained for a plan."""
+    from layersearch.data import bpe
+
+    local = bpe.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
+    return bpe.vocabulary(bpe.load_tokenizer(local)) if local else recipe.data.vocab_size
+
+
 def parameters(config: ModelConfig, vocab_size: int) -> int:
     """Return the number of parameters of the proxy model."""
     width, head = config.d_model, config.head_dim
@@ -111,7 +119,8 @@ def model_bytes(recipe: Recipe, vocab_size: int) -> int:
 
     Float32 throughout, as the engine trains (bf16 is autocast): 4 for weights, 4 for gradients and 8 for AdamW's two
     moments per parameter. ZeRO shards the moments from stage 1 on, gradients from stage 2 on and weights at stage 3
-    (1910.02054, fig. 1); stages 1 and 2 keep a further float32 master shard of the weights.
+    (1910.02054, fig. 1); DeepSpeed keeps a further float32 master shard of the weights at each of them. Gradients of
+    stage 1 are whole until they are reduced, and counted so.
     """
     count, ranks = parameters(recipe.model, vocab_size), recipe.training.ranks
     stage = zero_stage(deepspeed_file(recipe))
@@ -123,7 +132,10 @@ def model_bytes(recipe: Recipe, vocab_size: int) -> int:
 
 
 def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int:
-    """Return the bytes that autograd keeps of one rank's forward pass, counted on tensors without storage."""
+    """Return the bytes that autograd keeps of one rank's forward pass, counted on tensors without storage.
+
+    Weights are not counted, their copies in bf16 are. Weights gathered under ZeRO-3 come and go and are not counted.
+    """
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -134,20 +146,22 @@ def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int
     kept: dict[int, int] = {}
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, torch.nn.Parameter):
-            storage = tensor.untyped_storage()
-            kept[storage._cdata] = storage.nbytes()
+        storage = tensor.untyped_storage()
+        kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with FakeTensorMode():
         model = Decoder(recipe.model, vocab_size, schedule)
+        weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         tokens = torch.zeros(rows, training.seq_len, dtype=torch.int64)
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
-            model(tokens, tokens)
-    return sum(kept.values())
+            loss = model(tokens, tokens)  # held until the sum is taken: a freed storage's address may serve again
+        count = sum(size for address, size in kept.items() if address not in weights)
+    del loss
+    return count
 
 
 def _seconds(

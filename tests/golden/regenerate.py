@@ -6,9 +6,10 @@ import json
 import tempfile
 from pathlib import Path
 
+from test_losses import CHECKPOINTS, GOLDEN, RECIPE
+
 from layersearch.ladder import LocalPool
 from layersearch.train import Trial
-from test_losses import CHECKPOINTS, GOLDEN, RECIPE
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from layersearch.errors import UserError
 from layersearch.estimate import parameters
 from layersearch.ladder import LocalPool
 from layersearch.recipe import Recipe, load_recipe
@@ -147,3 +148,11 @@ def test_stopped_trials_and_bugs_leave_the_worker_whole(tmp_path: Path) -> None:
     assert "Traceback (most recent call last)" in log.read_text()
     # Nothing but the story of that bug: libraries do not chatter.
     assert len(log.read_text().splitlines()) < 60
+
+
+def test_a_setting_that_deepspeed_refuses_ends_the_search(tmp_path: Path) -> None:
+    """It would fail every trial alike: one line that names the file."""
+    path = tmp_path / "odd.json"
+    path.write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "many"}}')
+    with pytest.raises(UserError, match=r"odd\.json: DeepSpeed refuses it .*reduce_bucket_size"):
+        train(small(deepspeed=path), tmp_path, TRIAL)
