@@ -18,6 +18,13 @@ DEFAULT_RECIPE = "laptop"
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with a remedy."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse what is not known here and now: a subcommand's own parser knows its flags, the outer one does not."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments: "):
             word = message.removeprefix("unrecognized arguments: ").split()[0]
@@ -33,17 +40,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         options.command(options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"layersearch: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except BrokenPipeError:
-        # The reader of a pipe has gone (`| head`); there is nobody to tell.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _discard_output()  # the reader of a pipe has gone (`| head`); there is nobody to tell
         return 0
+    except OSError as error:  # what no command foresaw of files that vanish, names too long and disks that are full
+        where = f"{error.filename}: " if error.filename else ""
+        reason = error.strerror or " ".join(str(error).split())
+        print(f"layersearch: {where}{reason}; mend that file or folder, or name another", file=sys.stderr)
+        try:
+            sys.stdout.flush()
+        except OSError:  # it was the output itself, which the interpreter would try once more to write
+            _discard_output()
+        return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("layersearch: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return 0
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:

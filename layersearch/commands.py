@@ -8,10 +8,13 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.errors import UserError
+from layersearch.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from layersearch.result import Result
+
+MOST_SEED = 2**31
+"""Seeds below this suit every generator of random numbers, the confirming seeds after them too."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -22,12 +25,17 @@ def run(options: argparse.Namespace) -> None:
     sizes = {"search.trials": options.trials, "search.workers": options.workers}
     given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
     recipe = load_recipe(options.recipe, [*options.overrides, *given])
-    space = load_space(options.space or recipe.name)
+    try:
+        space = load_space(options.space or recipe.name)
+    except UserError as error:
+        if options.space:
+            raise
+        raise UserError(f"--space is missing and the recipe's name gives none: {error}") from None
     budget = options.budget if options.budget is not None else space.budget
     if budget is None:
         raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
-    if options.seed < 0:
-        raise UserError(f"--seed must not be negative, not {options.seed}")
+    if not 0 <= options.seed < MOST_SEED:
+        raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
     if options.dry_run:
         from layersearch.estimate import estimate
 
@@ -71,6 +79,7 @@ def export(options: argparse.Namespace) -> None:
     """Write a schedule for other software."""
     from layersearch.config import build
     from layersearch.data import open_source
+    from layersearch.export import TARGETS
     from layersearch.export import export as write
     from layersearch.ladder import read_config, winner_evidence
     from layersearch.recipe import Recipe, load_recipe
@@ -79,7 +88,9 @@ def export(options: argparse.Namespace) -> None:
 
     evidence: dict[str, Any] = {}
     recipe = load_recipe(options.recipe) if options.recipe else None
-    if Path(options.schedule).is_dir():
+    if options.to not in TARGETS:
+        raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
+    if _is_folder(options.schedule):
         run = Path(options.schedule)
         config = read_config(run)
         result = _result(run)
@@ -91,7 +102,10 @@ def export(options: argparse.Namespace) -> None:
         if recipe is None:
             recipe = build(Recipe, config["recipe"], f"{run / 'config.json'}: recipe")
     else:
-        schedule = schedule_argument(options.schedule)
+        try:
+            schedule = schedule_argument(options.schedule)
+        except UserError as error:
+            raise UserError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
         if recipe is None:
             raise UserError("--recipe is missing: a schedule alone has no model size; name a recipe, or export a run")
         vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
@@ -161,6 +175,13 @@ def presets(options: argparse.Namespace) -> None:
     from layersearch.tables import preset_table
 
     preset_table(PRESETS)
+
+
+def _is_folder(text: str) -> bool:
+    try:
+        return Path(text).is_dir()
+    except OSError:  # a schedule that is longer than a file's name may be
+        return False
 
 
 def _result(run: Path) -> Result:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,11 +18,16 @@ T = TypeVar("T")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key written twice, which plain YAML resolves silently to the last."""
+    """A safe loader that refuses a key written twice, which plain YAML resolves silently to the last.
+
+    It also reads 1e-3 as the number it is; YAML 1.1 wants 1.0e-3 and takes the other for a word.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue  # `<<: *base`: what it brings may be written anew
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, list | dict):
                 raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
@@ -29,6 +37,11 @@ class _UniqueKeyLoader(yaml.SafeLoader):
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+_UniqueKeyLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
 
 
 def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
@@ -66,15 +79,23 @@ def read_yaml(path: Path) -> Any:
         UserError: if it is missing, not text, or not YAML; names the file and the line.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain data
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct it") from None
+        text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError:
         raise UserError(f"{path}: not UTF-8 text; give a YAML file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
+    try:
+        return _load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct it") from None
+    except (ValueError, RecursionError) as error:  # a date that no calendar holds, a number of thousands of digits
+        raise UserError(f"{path}: not valid YAML ({error}); correct it") from None
+
+
+def _load(text: str) -> Any:
+    return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain data
 
 
 def build(cls: type[T], mapping: Any, where: str) -> T:
@@ -88,12 +109,18 @@ def build(cls: type[T], mapping: Any, where: str) -> T:
     Raises:
         UserError: names the first wrong key, what was found and what was expected; a typo names its neighbour.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     if not isinstance(mapping, Mapping):
         raise UserError(f"{where}: expected a mapping of keys to values, found {type(mapping).__name__}")
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(mapping, default=str), strict=True)
+        text = json.dumps(mapping, default=str)
+    except (ValueError, TypeError, RecursionError) as error:  # an anchor inside itself, a key that is no word
+        raise UserError(f"{where}: no plain mapping ({error}); write it out") from None
+    try:
+        kind: Any = cls
+        built: T = _adapter(kind).validate_json(text, strict=True)
+        return built
     except ValidationError as invalid:
         problem = invalid.errors()[0]
         path = [str(part) for part in problem["loc"]]
@@ -105,8 +132,15 @@ def build(cls: type[T], mapping: Any, where: str) -> T:
             raise UserError(f"{where}: unknown key {key!r}{did_you_mean(path[-1], _keys(cls, path[:-1]))}") from None
         if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
             raise UserError(f"{where}: the key {key!r} is missing; add it") from None
-        found = "" if isinstance(problem["input"], Mapping) else f", found {problem['input']!r}"
+        found = "" if isinstance(problem["input"], Mapping) else f", found {reprlib.repr(problem['input'])}"
         raise UserError(f"{where}: {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{found}") from None
+
+
+@functools.cache
+def _adapter(cls: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(cls)
 
 
 def _keys(cls: Any, path: list[str]) -> list[str]:
@@ -131,9 +165,11 @@ def override(mapping: Any, assignment: str) -> None:
     if not equals or not key:
         raise UserError(f"--set {assignment!r}: expected KEY=VALUE, for example training.steps=200")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _load(text)
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise UserError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
+    if not isinstance(mapping, dict):
+        return  # no mapping to set a key of, which `build` says in better words
     *parents, last = key.split(".")
     for parent in parents:
         mapping = mapping.setdefault(parent, {}) if isinstance(mapping, dict) else None

@@ -8,8 +8,9 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from layersearch.config import build
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
 
@@ -20,6 +21,8 @@ State = Literal["complete", "stopped", "failed"]
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
     """One schedule trained once: what was asked, what it cost, what came out, what really ran."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     schedule: str
     """The schedule's text form."""
@@ -90,13 +93,10 @@ class TrialRecord:
             UserError: if the line is not such a record.
         """
         try:
-            mapping: dict[str, Any] = json.loads(line)
-            for name in ("curve", "metrics"):
-                mapping[name] = tuple(tuple(pair) for pair in mapping[name])
-            for name in ("loss_by_position", "position_edges", "kernels", "optimizer_state_bytes"):
-                mapping[name] = tuple(mapping[name])
-            return cls(**mapping)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            record = build(cls, json.loads(line), "record")
+            Schedule.parse(record.schedule)
+            return record
+        except (ValueError, RecursionError) as error:
             raise UserError(f"not a trial record ({error}): {line[:60]!r}") from None
 
 

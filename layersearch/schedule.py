@@ -30,6 +30,9 @@ SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
 GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
 
+MOST_LAYERS = 100_000
+"""Layers that one term may stand for; more is a slip of the hand, and a list that fills the memory."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
@@ -234,7 +237,7 @@ class Span:
 
 
 def _whole(text: str, what: str, term: str) -> int:
-    if not re.fullmatch(r"-?\d+", text):
+    if not re.fullmatch(r"-?\d{1,18}", text):
         raise UserError(f"{term!r}: expected a whole number for the {what}, found {text!r}")
     return int(text)
 
@@ -269,8 +272,8 @@ class Schedule(Sequence[Span]):
         for number, match in enumerate(re.finditer(r"[^\s,]+", text), start=1):
             term, star, times = match[0].partition("*")
             try:
-                if star and not (times.isdigit() and int(times) >= 1):
-                    raise UserError(f"{match[0]!r}: expected a whole number of layers, at least 1, after '*'")
+                if star and not (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS):
+                    raise UserError(f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
                 spans += [Span.parse(term)] * (int(times) if star else 1)
             except UserError as error:
                 raise UserError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
