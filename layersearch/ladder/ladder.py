@@ -126,6 +126,8 @@ class Ladder:
 
     def run(self) -> Result:
         """Run what is left and write the results; return them."""
+        for record in self._search_records():
+            self._study.tell(record)  # a kill may have come between the record and the study
         self._train_baselines()
         self._race()
         self._confirm()
@@ -218,9 +220,8 @@ class Ladder:
             for future in futures:
                 future.cancel()
         if phase != "confirm":
-            # Those with a record from before too: a kill may have come between the record and the study.
             records = {r.schedule: r for r in self._search_records()}
-            for trial in trials:
+            for trial in todo:
                 self._study.tell(records[trial.schedule])
 
     def _announce(self, phase: str, last: TrialRecord | None) -> None:
