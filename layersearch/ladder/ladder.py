@@ -155,17 +155,19 @@ class Ladder:
             proposed = sum(number > 0 for number in entered.values())
             seen = {*entered, *(text for _, text in self._plan.baselines)}
             room = min(self._plan.proposals - proposed, GENERATION - len(members))
+            added = 0
             for index in range(len(members), len(members) + room):
                 schedule = self._study.propose(seen, generation, index)
                 if schedule is None:
                     break
                 members.append(str(schedule))
                 seen.add(str(schedule))
-            todo = [self._search_trial(text, PROPOSED) for text in members if text not in trained]
-            if not todo:
+                added += 1
+            if not added and trained.issuperset(members):
                 return
             earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
-            self._train("search", todo, Halving(earlier, self._plan.recipe.search.reduction))
+            halving = Halving(earlier, self._plan.recipe.search.reduction)
+            self._train("search", [self._search_trial(text, PROPOSED) for text in members], halving)
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)
@@ -221,7 +223,7 @@ class Ladder:
                 future.cancel()
         if phase != "confirm":
             records = {r.schedule: r for r in self._search_records()}
-            for trial in todo:
+            for trial in trials:  # those too that have a record from before: the journal may have lost its end
                 self._study.tell(records[trial.schedule])
 
     def _announce(self, phase: str, last: TrialRecord | None) -> None:

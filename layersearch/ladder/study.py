@@ -79,9 +79,6 @@ class Study:
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
         }
-        for trial in self._trials():
-            if trial.state == library.trial.TrialState.RUNNING and _LABEL not in trial.user_attrs:
-                self._study.tell(trial.number, state=library.trial.TrialState.FAIL)  # killed while it was being asked
 
     def propose(self, seen: Collection[str], generation: int, index: int) -> Schedule | None:
         """Return a schedule within the budget that is not among ``seen``; None if there is none left.
@@ -91,6 +88,8 @@ class Study:
             generation: counted from 1.
             index: of the proposal in its generation; with the seed and the generation it decides every draw.
         """
+        if any(EXHAUSTED in trial.user_attrs for trial in self._trials()):
+            return None
         key = f"{self._seed}/{generation}/{index}"
         self._study.sampler = _sampler(self._search.sampler, Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
@@ -102,6 +101,8 @@ class Study:
             return schedule
         over = self._space.cost(proposed) > self._budget
         trial.set_user_attr("not trained", "over the budget" if over else "trained before")
+        if schedule is None:
+            trial.set_user_attr(EXHAUSTED, True)
         self._tell_pruned(trial.number)
         if schedule is not None:
             self.enter(schedule, PROPOSED, generation)
@@ -173,8 +174,8 @@ class Study:
 def _whole_proposals(path: Path) -> int | None:
     """Return how many bytes of a journal hold whole lines and whole proposals; None: there is no journal.
 
-    A proposal takes several lines, the last of which labels it. Where a kill came in between, the proposal is made
-    anew, with the same outcome: the sampler is seeded by the number of trials before it.
+    A proposal takes several lines, the last of which labels it. Where a kill came in between, its lines are dropped, so
+    that it is made anew from what was known before it, with the same outcome.
 
     Raises:
         UserError: if a whole line is not one of a journal.
@@ -190,7 +191,9 @@ def _whole_proposals(path: Path) -> int | None:
             if entry["op_code"] == CREATE_TRIAL:
                 begun[trials] = position
                 trials += 1
-            elif entry["op_code"] == SET_USER_ATTR and not {"generation", EXHAUSTED}.isdisjoint(entry["user_attr"]):
+                if _LABEL in entry.get("user_attrs", {}):
+                    closed = trials
+            elif entry["op_code"] == SET_USER_ATTR and not {_LABEL, EXHAUSTED}.isdisjoint(entry["user_attr"]):
                 closed = max(closed, entry["trial_id"] + 1)
         except (ValueError, KeyError, TypeError) as error:
             raise _damaged(path, f"line {number}: {type(error).__name__}") from None
