@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,3 +13,13 @@ import pytest
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return one cache of prepared text for the whole session: the standard library is prepared once."""
     return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of one finished ``layersearch run --recipe smoke``; copy it before changing it."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    command = [sys.executable, "-P", "-m", "layersearch.cli", "run", "--recipe", "smoke", "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return out

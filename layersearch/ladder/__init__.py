@@ -9,7 +9,7 @@ from layersearch.data import describe, open_source
 from layersearch.engine import deepspeed_config
 from layersearch.ladder.folder import RunFolder, read_config, unwritable
 from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan, winner_evidence
-from layersearch.ladder.pool import LocalPool, Pool
+from layersearch.ladder.pool import LocalPool, Pool, gpus_here
 from layersearch.ladder.study import Study
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.result import Result
@@ -65,6 +65,7 @@ def search(
     source = open_source(recipe.data, training.seq_len, cache)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
     deepspeed_config(training, deepspeed_file(recipe))
+    gpus_here(recipe)
     out = Path(out)
     folder = RunFolder(
         out,

@@ -86,6 +86,25 @@ class LocalPool:
         self._threads.shutdown(wait=True, cancel_futures=True)
 
 
+def gpus_here(recipe: Recipe) -> int:
+    """Return the number of GPUs that trials may use; 0 where the recipe asks for none.
+
+    Raises:
+        UserError: if it asks for more than there are.
+    """
+    if not recipe.training.gpus:
+        return 0
+    import torch
+
+    count = torch.cuda.device_count()
+    if count < recipe.training.ranks:
+        raise UserError(
+            f"the recipe asks for {recipe.training.ranks} GPU ranks and {count} GPUs are here: "
+            "set training.gpus=0 to train on the CPU, or training.ranks"
+        )
+    return count
+
+
 class _Group:
     """The processes of one trial at a time: one per rank, started when first needed."""
 
@@ -154,17 +173,8 @@ class _Group:
         assert self._hear()["event"] == "ready"
 
     def _device(self, rank: int) -> str:
-        if not self._recipe.training.gpus:
-            return "cpu"
-        import torch
-
-        count = torch.cuda.device_count()
-        if count < self._recipe.training.ranks:
-            raise UserError(
-                f"the recipe asks for {self._recipe.training.ranks} GPU ranks and {count} GPUs are here: "
-                "set training.gpus=0 to train on the CPU, or training.ranks"
-            )
-        return f"cuda:{(self._index * self._recipe.training.ranks + rank) % count}"
+        count = gpus_here(self._recipe)
+        return f"cuda:{(self._index * self._recipe.training.ranks + rank) % count}" if count else "cpu"
 
     def _tell(self, **message: Any) -> None:
         for process in self._processes:
