@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from typing import Any
 from layersearch.cost import model_flops
 from layersearch.data import open_source
 from layersearch.engine import zero_stage
-from layersearch.ladder import LocalPool, Plan, make_plan
+from layersearch.errors import UserError
+from layersearch.ladder import LocalPool, Plan, Pool, make_plan
 from layersearch.presets import all_full
 from layersearch.recipe import ModelConfig, Recipe, deepspeed_file
+from layersearch.record import TrialRecord
 from layersearch.schedule import Schedule
 from layersearch.space import Space
-from layersearch.train import Trial
+from layersearch.train import KeepGoing, Trial
 
 TIMED_FLOPS = 2e12
 """A recipe is timed by training steps of it if all steps timed take at most so many FLOPs."""
@@ -179,21 +182,37 @@ def _seconds(
     workers = recipe.search.workers
     timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
     trial = Trial(schedule=str(full), seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
+    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as logs:
         pool = LocalPool(timed, workers, Path(logs), cache)
         try:
-            # One trial a worker at a time, so that they slow each other as they will.
-            for _ in range(2):  # the first pays the start-up
-                futures = [pool.submit(dataclasses.replace(trial, seed=seed)) for seed in range(workers)]
-                records = [future.result() for future in futures]
+            # One trial a worker at a time, so that they slow each other as they will. The first starts the workers
+            # and compiles what is compiled; it need not be long.
+            _on_each(pool, trial, workers, lambda step, loss: False)
+            start_up = time.perf_counter() - began
+            records = _on_each(pool, trial, workers, None)
         finally:
             pool.close()
     train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * recipe.training.steps
     checks = len(plan.checkpoints) + 1
     evaluate = max(record.eval_seconds for record in records) / 2 * checks
     setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)
-    seconds = (train + evaluate + setup) * plan.full_trials() / workers
-    return seconds, f"from {_TIMED_STEPS[1]} timed steps of the all-full schedule in each of {workers} workers, here"
+    started_anew = plan.trials / workers if zero_stage(deepspeed_file(recipe)) == 3 else 1
+    seconds = start_up * started_anew + (train + evaluate + setup) * plan.full_trials() / workers
+    return (
+        seconds,
+        f"if all trials were all-full: {_TIMED_STEPS[1]} steps of it timed in each of {workers} workers here",
+    )
+
+
+def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | None) -> list[TrialRecord]:
+    """Run one trial on each worker, all at once."""
+    futures = [pool.submit(replace(trial, seed=trial.seed + index), keep_going) for index in range(workers)]
+    records = [future.result() for future in futures]
+    for record in records:
+        if record.state == "failed":
+            raise UserError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
+    return records
 
 
 def to_dict(found: Estimate) -> dict[str, Any]:

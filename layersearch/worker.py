@@ -17,6 +17,7 @@ import queue
 import sys
 import threading
 import traceback
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -31,6 +32,8 @@ def main() -> int:
     threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
     start = inbox.get()
 
+    # DeepSpeed calls collectives by names that torch renames; it would say so at every trial of several ranks.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import torch
 
     torch.set_num_threads(start["threads"])
