@@ -148,12 +148,17 @@ class Decoder(nn.Module):
         self.apply(self._initialise)
 
     def _initialise(self, module: nn.Module) -> None:
-        """GPT-2's initialisation: 0.02, and layers that write to the residual stream smaller by sqrt(2L)."""
+        """Draw the weights; those that write to the residual stream are smaller by sqrt(2L), as GPT-2's are."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=0.02)
+            nn.init.normal_(module.weight, std=self._deviation(module))
         if isinstance(module, Attention | SwiGLU):
             writer = module.o_proj if isinstance(module, Attention) else module.down_proj
-            nn.init.normal_(writer.weight, std=0.02 / math.sqrt(2 * self.config.n_layers))
+            nn.init.normal_(writer.weight, std=self._deviation(writer) / math.sqrt(2 * self.config.n_layers))
+
+    def _deviation(self, module: nn.Linear | nn.Embedding) -> float:
+        if self.config.init == "gpt2":
+            return 0.02
+        return 1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5
 
     def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
         """Return the residual stream after the last layer."""

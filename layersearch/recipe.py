@@ -39,6 +39,9 @@ class ModelConfig:
     """RMSNorm on queries and keys, as in Qwen3."""
     tie_embeddings: bool = True
     """One matrix for the embedding and the output."""
+    init: Literal["gpt2", "width"] = "gpt2"
+    """Standard deviation of the initial weights. ``gpt2``: 0.02 at any width; ``width``: 1/sqrt(fan-in), embeddings 1,
+    which small models learn from much sooner; untie the embeddings then."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff"):
@@ -56,7 +59,8 @@ class ModelConfig:
         return self.d_model // self.n_heads
 
 
-SourceKind = Literal["stdlib", "recall", "text", "json", "parquet", "hub"]
+TaskKind = Literal["recall", "hops", "induction", "copy", "needle", "listops", "local"]
+SourceKind = Literal[TaskKind, "stdlib", "text", "json", "parquet", "hub", "mix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +70,9 @@ class DataConfig:
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     source: SourceKind
-    """``stdlib``: the Python library's own source files; ``recall``: generated; ``text``, ``json`` (lines),
-    ``parquet``: local files; ``hub``: a data set id."""
+    """``stdlib``: the Python library's own source files; ``text``, ``json`` (lines), ``parquet``: local files; ``hub``:
+    a data set id; ``mix``: ``stdlib`` and ``recall`` in one stream; the others are generated, see
+    `layersearch.data.tasks`."""
     files: tuple[str, ...] = ()
     """Paths or glob patterns (text, json, parquet)."""
     dataset: str | None = None
@@ -85,11 +90,27 @@ class DataConfig:
     vocab_size: int = 1024
     """Tokens of the BPE, or of the generated task."""
     pairs: int = 8
-    """recall: key-value pairs in a sequence."""
+    """recall, mix: key-value pairs in a sequence; hops: chains."""
     queries: int = 4
-    """recall: queried pairs in a sequence."""
+    """recall, mix: queried pairs in a sequence; hops: queried chains."""
     distance: int = 64
-    """recall: the least distance in tokens between a query and its pair."""
+    """recall, mix, hops, induction, copy: the least distance in tokens over which a query must look back."""
+    fillers: int | None = None
+    """Kinds of filler token of a generated task; None: an eighth of the vocabulary."""
+    hops: int = 2
+    """hops: links of a chain, k."""
+    depth: float = 0.5
+    """needle: where the needle lies, as a share of the places it could have: 0 at the start, 1 before the question."""
+    list_depth: int = 10
+    """listops: levels of nesting, the innermost numbers counted as one (Long Range Arena: 10)."""
+    list_args: int = 10
+    """listops: most arguments of one operator (Long Range Arena: 10)."""
+    reach: int = 8
+    """local: the farthest token back, in tokens, that the next one depends on."""
+    recall_share: float = 0.5
+    """mix: share of the sequences that are recall."""
+    recall_vocab: int = 64
+    """mix: tokens of the recall sequences, numbered above the text's."""
 
     def __post_init__(self) -> None:
         if self.source in ("text", "json", "parquet"):
@@ -98,8 +119,13 @@ class DataConfig:
             _require(bool(self.dataset), "data.dataset is missing: name the hub id, for example allenai/c4")
         _require(self.vocab_size >= 2, f"vocab_size must be at least 2, not {self.vocab_size}")
         _require(self.max_tokens >= 1, f"max_tokens must be at least 1, not {self.max_tokens}")
-        for name in ("pairs", "queries", "distance"):
+        for name in ("pairs", "queries", "distance", "hops", "reach", "list_depth"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        for name in ("list_args", "recall_vocab"):
+            _require(getattr(self, name) >= 2, f"{name} must be at least 2, not {getattr(self, name)}")
+        _require(self.fillers is None or self.fillers >= 1, f"fillers must be at least 1, not {self.fillers}")
+        _require(0 <= self.depth <= 1, f"depth must lie in [0, 1], not {self.depth}")
+        _require(0 < self.recall_share < 1, f"recall_share must lie between 0 and 1, not {self.recall_share}")
         _require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
 
 
