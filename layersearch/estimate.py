@@ -199,10 +199,7 @@ def _seconds(
     setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)
     started_anew = plan.trials / workers if zero_stage(deepspeed_file(recipe)) == 3 else 1
     seconds = start_up * started_anew + (train + evaluate + setup) * plan.full_trials() / workers
-    return (
-        seconds,
-        f"if all trials were all-full: {_TIMED_STEPS[1]} steps of it timed in each of {workers} workers here",
-    )
+    return seconds, f"as if all were all-full, from {_TIMED_STEPS[1]} steps timed in each of {workers} workers here"
 
 
 def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | None) -> list[TrialRecord]:

@@ -92,7 +92,7 @@ def estimate_table(found: Estimate) -> None:
         ("whole search", f"{found.total_flops:.3g} FLOPs at the most"),
         ("memory of a rank", f"{size(found.model_bytes)} weights, gradients and optimiser state"),
         ("", f"{size(found.activation_bytes)} activations kept for the backward pass (all-full)"),
-        ("time", "not estimated" if found.seconds is None else f"about {duration(found.seconds)}"),
+        ("time of training", "not estimated" if found.seconds is None else f"about {duration(found.seconds)}"),
         ("", found.seconds_note),
     ]
     grid = Table.grid(padding=(0, 2))
