@@ -24,6 +24,10 @@ def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> 
     """
     if config.source in TASKS:
         return TASKS[config.source](config, seq_len)
+    if config.source == "mix":
+        from layersearch.data.mix import Mix
+
+        return Mix(config, seq_len, cache or default_cache())
     from layersearch.data.prepare import open_text
 
     return open_text(config, seq_len, cache or default_cache())
@@ -38,6 +42,7 @@ def describe(source: Source) -> dict[str, Any]:
         "vocab_size": source.vocab_size,
         **source.details,
         "known_optimal_l": source.answer.optimal_l if source.answer else None,
+        "known_stepwise_l": source.answer.stepwise_l if source.answer else None,
     }
 
 

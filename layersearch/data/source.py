@@ -34,11 +34,15 @@ class KnownAnswer:
     """The planted truth of a generated task."""
 
     optimal_l: int
-    """The least number of full layers that solves the task."""
+    """The least number of full layers that solves the task; a lower bound unless ``exact``."""
     note: str
     """The condition under which that holds."""
     source: str
     """Where the argument is made."""
+    stepwise_l: int | None = None
+    """Full layers of the step-by-step solution, which training may find in place of a shorter one; None: no others."""
+    exact: bool = True
+    """False: fewer than ``optimal_l`` cannot do, but whether so many can is not known."""
 
 
 class Source(ABC):
@@ -80,6 +84,10 @@ class Source(ABC):
         Raises:
             UserError: if there is less validation text than that.
         """
+
+    def groups(self, batch: Batch) -> Mapping[str, npt.NDArray[np.bool_]]:
+        """Return named parts of a batch, [sequences, seq_len] each, whose losses are reported beside the whole."""
+        return {}
 
     def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
         """Return named measures beside the loss.

@@ -11,19 +11,20 @@ sec. 3.2) with a least distance in place of their power law.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.data.source import KnownAnswer, Tokens, require
-from layersearch.data.tasks.task import Task
+from layersearch.data.source import Batch, KnownAnswer, require
+from layersearch.data.tasks.task import Task, below, filler_kinds, next_token, spread
 from layersearch.recipe import DataConfig
 
 
-def _split(vocab_size: int) -> tuple[int, int]:
-    """Return the first key's id and the first value's id: an eighth is filler, keys and values share the rest."""
-    filler = max(1, vocab_size // 8)
+def _split(config: DataConfig, vocab_size: int) -> tuple[int, int]:
+    """Return the first key's id and the first value's id: below is filler, keys and values share the rest."""
+    filler = filler_kinds(config, vocab_size)
     return filler, filler + (vocab_size - filler) // 2
 
 
@@ -35,12 +36,12 @@ class Recall(Task):
     def __init__(self, config: DataConfig, seq_len: int) -> None:
         super().__init__(config, seq_len)
         self.pairs, self.queries, self.distance = config.pairs, config.queries, config.distance
-        self.first_key, self.first_value = _split(config.vocab_size)
+        self.first_key, self.first_value = _split(config, config.vocab_size)
         keys = self.first_value - self.first_key
         # Fewer than two values would leave nothing to recall.
-        enough = next(size for size in range(2, 8 * self.pairs + 16) if _fits(size, self.pairs))
+        enough = next(size for size in itertools.count(2) if _fits(config, size))
         require(
-            _fits(config.vocab_size, self.pairs),
+            _fits(config, config.vocab_size),
             f"data.vocab_size {config.vocab_size} is too small for data.pairs {self.pairs}: raise it to {enough}",
         )
         least = 2 * self.pairs + self.distance - 1 + 2 * self.queries
@@ -62,30 +63,34 @@ class Recall(Task):
         )
 
     def parameters(self, config: DataConfig) -> dict[str, Any]:
-        return {"pairs": config.pairs, "queries": config.queries, "distance": config.distance}
+        return {
+            "pairs": config.pairs,
+            "queries": config.queries,
+            "distance": config.distance,
+            "fillers": filler_kinds(config, config.vocab_size),
+        }
 
-    def generate(self, uniform: npt.NDArray[np.float64]) -> tuple[Tokens, npt.NDArray[np.bool_]]:
+    def generate(self, uniform: npt.NDArray[np.float64], judged: bool) -> Batch:
         filler, places, keys, values, asked = np.split(uniform, np.cumsum(self.widths)[:-1], axis=1)
         rows = np.arange(len(uniform))[:, None]
-        stream = (filler * self.first_key).astype(np.int64)
+        stream = below(filler, self.first_key)
 
-        # Items in their closest packing, each then moved right by its rank in the slack: even spreads, order kept.
         compact = 2 * np.arange(self.pairs + self.queries)
         compact[self.pairs :] += self.distance - 1
-        place = compact + np.sort((places * (self.slack + 1)).astype(np.int64), axis=1)
+        place = spread(compact, places, self.slack)
         pair, query = place[:, : self.pairs], place[:, self.pairs :]
 
         key = self.first_key + np.argsort(keys, axis=1)[:, : self.pairs]
-        value = self.first_value + (values * (self.vocab_size - self.first_value)).astype(np.int64)
+        value = self.first_value + below(values, self.vocab_size - self.first_value)
         chosen = np.argsort(asked, axis=1)[:, : self.queries]
 
         stream[rows, pair], stream[rows, pair + 1] = key, value
         stream[rows, query], stream[rows, query + 1] = key[rows, chosen], value[rows, chosen]
         answers = np.zeros(stream.shape, dtype=bool)
         answers[rows, query + 1] = True
-        return stream, answers
+        return next_token(stream, answers)
 
 
-def _fits(vocab_size: int, pairs: int) -> bool:
-    first_key, first_value = _split(vocab_size)
-    return first_value - first_key >= pairs and vocab_size - first_value >= 2
+def _fits(config: DataConfig, vocab_size: int) -> bool:
+    first_key, first_value = _split(config, vocab_size)
+    return first_value - first_key >= config.pairs and vocab_size - first_value >= 2

@@ -48,26 +48,49 @@ class Task(Source):
         """Return the settings that this task reads, beside its vocabulary and length."""
 
     @abstractmethod
-    def generate(self, uniform: npt.NDArray[np.float64]) -> tuple[Tokens, npt.NDArray[np.bool_]]:
+    def generate(self, uniform: npt.NDArray[np.float64], judged: bool) -> Batch:
         """Make sequences.
 
         Args:
             uniform: numbers in [0, 1), [sequences, draws]; row s decides sequence s and nothing else.
-
-        Returns:
-            The token stream and which of its tokens are answers to predict, both [sequences, seq_len + 1].
+            judged: score only what the task is judged by; else also what helps to learn it.
         """
 
-    def _batch(self, rng: np.random.Generator, sequences: int) -> Batch:
-        stream, answers = self.generate(rng.random((sequences, self.draws)))
-        return Batch(stream[:, :-1], np.where(answers, stream, IGNORE)[:, 1:])
-
     def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
-        return self._batch(generator(TRAIN, seed, step), batch_size)
+        return self.generate(generator(TRAIN, seed, step).random((batch_size, self.draws)), judged=False)
 
     def validation(self, sequences: int) -> Batch:
-        return self._batch(generator(VALIDATION), sequences)
+        return self.generate(generator(VALIDATION).random((sequences, self.draws)), judged=True)
 
     def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
         """Return the share of scored answers that were predicted, in [0, 1]."""
         return {f"{self.name}_accuracy": float(correct[batch.targets != IGNORE].mean())}
+
+
+def next_token(stream: Tokens, scored: npt.NDArray[np.bool_]) -> Batch:
+    """Return the batch in which the scored tokens of a stream are predicted, both [sequences, seq_len + 1]."""
+    return Batch(stream[:, :-1], np.where(scored, stream, IGNORE)[:, 1:])
+
+
+def filler_kinds(config: DataConfig, vocab_size: int) -> int:
+    """Return how many token ids, from 0 up, are filler."""
+    return config.fillers or max(1, vocab_size // 8)
+
+
+def below(uniform: npt.NDArray[np.float64], limit: int) -> Tokens:
+    """Return whole numbers in [0, limit) of numbers in [0, 1)."""
+    return (uniform * limit).astype(np.int64)
+
+
+def spread(compact: Tokens, uniform: npt.NDArray[np.float64], slack: int) -> Tokens:
+    """Move items apart: each is shifted by its rank in the slack, which keeps their order and their least distances.
+
+    Args:
+        compact: places in the closest packing, [items].
+        uniform: numbers in [0, 1), [sequences, items].
+        slack: tokens to spare.
+
+    Returns:
+        Places, [sequences, items].
+    """
+    return compact + np.sort(below(uniform, slack + 1), axis=1)

@@ -1,0 +1,80 @@
+"""Text and recall in one source: text keeps its own loss, recall shows what a loss on text can hide."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from layersearch.data.prepare import open_text
+from layersearch.data.source import Batch, Source, Tokens, digest
+from layersearch.data.tasks.recall import Recall
+from layersearch.recipe import DataConfig
+
+
+class Mix(Source):
+    """The standard library's text, and among its sequences recall ones, their tokens numbered above the text's.
+
+    Sequence s of a batch is recall where floor((s + 1) share) exceeds floor(s share), share being ``recall_share``, so
+    that recall is spread evenly and a smaller batch is a prefix of a larger one.
+    """
+
+    name = "mix"
+
+    def __init__(self, config: DataConfig, seq_len: int, cache: Path) -> None:
+        self.text = open_text(replace(config, source="stdlib"), seq_len, cache)
+        self.recall = Recall(replace(config, source="recall", vocab_size=config.recall_vocab), seq_len)
+        self.seq_len, self.share = seq_len, config.recall_share
+        self.vocab_size = self.text.vocab_size + self.recall.vocab_size
+        self.tokenizer_file = self.text.tokenizer_file
+        self.fingerprint = digest([self.text.fingerprint, self.recall.fingerprint, self.share])
+        self.details = {
+            **self.text.details,
+            **self.recall.details,
+            "recall_share": self.share,
+            "recall_vocab": self.recall.vocab_size,
+        }
+        self.answer = self.recall.answer
+
+    def recall_rows(self, sequences: int) -> npt.NDArray[np.bool_]:
+        """Return which sequences of a batch are recall, [sequences]."""
+        count = np.floor(np.arange(sequences + 1) * self.share)
+        return count[1:] > count[:-1]
+
+    def _join(self, text: Batch, recall: Batch) -> Batch:
+        rows = self.recall_rows(len(text.tokens) + len(recall.tokens))
+        above = self.text.vocab_size
+
+        def join(words: Tokens, keys: Tokens) -> Tokens:
+            joined = np.empty((len(rows), self.seq_len), dtype=np.int64)
+            joined[~rows], joined[rows] = words, np.where(keys >= 0, keys + above, keys)
+            return joined
+
+        return Batch(join(text.tokens, recall.tokens), join(text.targets, recall.targets))
+
+    def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
+        recall = int(self.recall_rows(batch_size).sum())
+        return self._join(
+            self.text.train(seed=seed, step=step, batch_size=batch_size - recall),
+            self.recall.train(seed=seed, step=step, batch_size=recall),
+        )
+
+    def validation(self, sequences: int) -> Batch:
+        recall = int(self.recall_rows(sequences).sum())
+        return self._join(self.text.validation(sequences - recall), self.recall.validation(recall))
+
+    def groups(self, batch: Batch) -> Mapping[str, npt.NDArray[np.bool_]]:
+        rows = self.recall_rows(len(batch.tokens))
+        return {
+            name: np.broadcast_to(part[:, None], batch.tokens.shape)
+            for name, part in (("text", ~rows), ("recall", rows))
+            if part.any()
+        }
+
+    def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
+        """Return the share of recalled values that were predicted, in [0, 1]."""
+        rows = self.recall_rows(len(batch.tokens))
+        return self.recall.metrics(correct[rows], Batch(batch.tokens[rows], batch.targets[rows])) if rows.any() else {}
