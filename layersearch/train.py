@@ -141,7 +141,7 @@ def run_trial(
         curve=tuple(curve),
         loss_by_position=() if failed else measured.by_position,
         position_edges=() if failed else measured.edges,
-        metrics=() if failed else tuple(sorted(source.metrics(measured.correct, validation).items())),
+        metrics=() if failed else tuple(sorted(_metrics(source, validation, measured).items())),
         seconds=time.perf_counter() - began,
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
@@ -161,7 +161,17 @@ class _Measured:
     loss: float
     by_position: tuple[float, ...]
     edges: tuple[int, ...]
+    losses: np.ndarray
     correct: np.ndarray
+
+
+def _metrics(source: Source, batch: Batch, measured: _Measured) -> dict[str, float]:
+    """Return the source's measures and the loss of each part that it names."""
+    scored = batch.targets != IGNORE
+    by_group = {
+        f"{name}_loss": float(measured.losses[part & scored].mean()) for name, part in source.groups(batch).items()
+    }
+    return source.metrics(measured.correct, batch) | by_group
 
 
 def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup) -> _Measured:
@@ -193,6 +203,7 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
         loss=float(losses.sum()) / int(scored.sum()),
         by_position=tuple(by_position),
         edges=tuple(kept),
+        losses=losses.numpy(),
         correct=(correct > 0.5).numpy(),
     )
 

@@ -108,7 +108,7 @@ def test_the_known_answer_is_data():
     assert source.answer.optimal_l == 1
     assert "16 tokens" in source.answer.note
     assert describe(source)["known_optimal_l"] == 1
-    assert describe(source)["parameters"] == {"pairs": 4, "queries": 2, "distance": 16}
+    assert describe(source)["parameters"] == {"pairs": 4, "queries": 2, "distance": 16, "fillers": 8}
 
 
 @pytest.mark.parametrize(

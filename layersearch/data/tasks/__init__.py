@@ -9,9 +9,7 @@ from layersearch.data.tasks.needle import Needle
 from layersearch.data.tasks.recall import Recall
 from layersearch.data.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (Recall, Hops, Induction, Copy, Needle, ListOps, Local)
-}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Recall, Hops, Induction, Copy, Needle, ListOps, Local)}
 """Every task by the name that ``data.source`` gives it."""
 
 __all__ = ["TASKS", "Task"]

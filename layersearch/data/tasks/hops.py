@@ -38,7 +38,7 @@ from layersearch.recipe import DataConfig
 
 
 class Hops(Task):
-    """See the module; ``hops``, ``pairs`` (chains), ``queries``, ``distance`` and ``vocab_size`` come from the recipe."""
+    """See the module; ``hops``, ``pairs`` (chains), ``queries`` and ``distance`` come from the recipe's data section."""
 
     name = "hops"
 
@@ -56,8 +56,8 @@ class Hops(Task):
         least = self.hops * (2 * self.chains + self.distance - 1) + self.queries
         require(
             seq_len >= least,
-            f"training.seq_len {seq_len} is too short for data.hops {self.hops}, data.pairs {self.chains}, data.queries "
-            f"{self.queries} and data.distance {self.distance}: raise it to {least} or lower one of them",
+            f"training.seq_len {seq_len} is too short for data.hops {self.hops}, data.pairs {self.chains}, "
+            f"data.queries {self.queries} and data.distance {self.distance}: raise it to {least} or lower one of them",
         )
         self.slack = seq_len - least
         items = self.hops * self.chains + self.queries

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.data.source import Batch, KnownAnswer, require
-from layersearch.data.tasks.task import Task, below, generator, next_token
+from layersearch.data.source import Batch, KnownAnswer, generator, require
+from layersearch.data.tasks.task import Task, below, next_token
 from layersearch.recipe import DataConfig
 
 TABLES = 2
