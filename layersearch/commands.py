@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -90,7 +91,7 @@ def export(options: argparse.Namespace) -> None:
     recipe = load_recipe(options.recipe) if options.recipe else None
     if options.to not in TARGETS:
         raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
-    if _is_folder(options.schedule):
+    if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
         run = Path(options.schedule)
         config = read_config(run)
         result = _result(run)
@@ -175,13 +176,6 @@ def presets(options: argparse.Namespace) -> None:
     from layersearch.tables import preset_table
 
     preset_table(PRESETS)
-
-
-def _is_folder(text: str) -> bool:
-    try:
-        return Path(text).is_dir()
-    except OSError:  # a schedule that is longer than a file's name may be
-        return False
 
 
 def _result(run: Path) -> Result:

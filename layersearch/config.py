@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 import reprlib
 from collections.abc import Mapping
@@ -58,7 +59,7 @@ def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
     """
     given = Path(name)
     if given.suffix or len(given.parts) > 1:
-        if given.is_file():
+        if os.path.isfile(given):  # not Path.is_file, which raises where a name is too long
             return given
         if len(given.parts) > 1:
             raise UserError(f"no file {name!r}: give an existing path, or a bare name that ships in {folder}/")
@@ -66,7 +67,7 @@ def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
     shipped = next((base / folder for base in (here, here.parent) if (base / folder).is_dir()), here / folder)
     stem = given.name.removesuffix(suffix)  # not given.stem: names such as masformer-1.3b hold a dot
     path = shipped / (stem + suffix)
-    if path.is_file():
+    if os.path.isfile(path):
         return path
     names = sorted(entry.stem for entry in shipped.glob("*" + suffix))
     raise UserError(f"no file {name!r} here and none of that name ships in {folder}/{did_you_mean(stem, names)}")
@@ -122,7 +123,9 @@ def build(cls: type[T], mapping: Any, where: str) -> T:
         built: T = _adapter(kind).validate_json(text, strict=True)
         return built
     except ValidationError as invalid:
-        problem = invalid.errors()[0]
+        problems = invalid.errors()
+        # A misspelt key is missing under its right name too; the misspelling says more.
+        problem = next((p for p in problems if p["type"] == "unexpected_keyword_argument"), problems[0])
         path = [str(part) for part in problem["loc"]]
         cause = problem.get("ctx", {}).get("error")
         if isinstance(cause, UserError):

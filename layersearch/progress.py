@@ -18,14 +18,15 @@ class ProgressDisplay:
     """Shows trials done, the best schedule within the budget so far, and the time left.
 
     Args:
-        stream: where to; a bar is drawn only if it is a terminal.
+        stream: where to; a bar is drawn only if it is a terminal. None: standard error.
     """
 
-    def __init__(self, stream: TextIO = sys.stderr) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
         from rich.progress import Progress as Bar
 
+        stream = sys.stderr if stream is None else stream
         self._stream = stream
         self._phase = ""
         self._last_line = 0.0
