@@ -130,6 +130,8 @@ class _Group:
                 go = keep_going is None or keep_going(message["step"], message["loss"])
                 self._tell(op="go" if go else "stop")
         except (BrokenPipeError, EOFError):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._processes[0].wait(timeout=5)  # its pipe ends a moment before the process does
             codes = [process.poll() for process in self._processes]
             self.end()
             reason = f"a worker process died (exit codes {codes}): out of memory? see {self._logs}"
