@@ -1,0 +1,127 @@
+"""What the package promises: its public names, its files, and the commands that its README prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import layersearch
+from layersearch.cli import _parser
+from layersearch.config import find_file
+from layersearch.engine import deepspeed_config
+from layersearch.recipe import deepspeed_file, load_recipe
+from layersearch.space import load_space
+
+ROOT = Path(layersearch.__file__).parent.parent
+PUBLIC = [
+    "Recipe",
+    "Result",
+    "Schedule",
+    "Space",
+    "Span",
+    "UserError",
+    "analyse",
+    "attend",
+    "attention_flops",
+    "budget_ratio",
+    "kv_cache_bytes",
+    "load_recipe",
+    "load_space",
+    "presets",
+    "reference_attention",
+    "search",
+    "span_mask",
+]
+
+
+def names(folder: str, suffix: str) -> list[str]:
+    """Return the names of the files that ship in a folder."""
+    return sorted(path.name.removesuffix(suffix) for path in (ROOT / folder).glob("*" + suffix))
+
+
+def test_the_public_names_are_these() -> None:
+    assert list(layersearch.__all__) == PUBLIC
+    assert set(PUBLIC) <= set(dir(layersearch))
+
+
+def test_every_name_is_imported_on_demand_and_stays_what_it_is(tmp_path: Path) -> None:
+    script = f"""
+import importlib, sys
+import layersearch
+assert not {{"torch", "numpy", "yaml", "optuna"}} & set(sys.modules), "heavy"
+from layersearch import {", ".join(PUBLIC)}
+for module in ("ladder", "ladder.study", "presets", "cost", "attention", "cli", "commands", "result"):
+    importlib.import_module("layersearch." + module)
+assert callable(layersearch.search) and layersearch.search is search
+assert layersearch.presets.masformer(l=4, n_layers=6, block=8).n_full == 4
+assert [name for name in {PUBLIC!r} if getattr(layersearch, name) is not globals()[name]] == []
+"""
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'serach'"):
+        layersearch.serach  # noqa: B018
+
+
+@pytest.mark.parametrize("name", names("trials", ".yaml"))
+def test_every_recipe_loads_with_its_deepspeed_file_and_its_space(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert deepspeed_config(recipe.training, deepspeed_file(recipe))["train_batch_size"] == recipe.training.batch_size
+    space = load_space(name)
+    bound = space.bind(n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
+    assert space.budget is not None
+    bound.check_budget(space.budget)
+    assert find_file(name, "trials").read_text().startswith("# layersearch run ")
+
+
+@pytest.mark.parametrize("name", names("search_spaces", ".yaml"))
+def test_every_space_loads(name: str) -> None:
+    assert load_space(name).name == name
+
+
+@pytest.mark.parametrize("name", names("trials/deepspeed", ".json"))
+def test_every_deepspeed_file_loads(name: str) -> None:
+    settings = json.loads(find_file(name, "trials/deepspeed", ".json").read_text())
+    recipe = load_recipe("smoke", [f"training.deepspeed={name}"])
+    assert (
+        deepspeed_config(recipe.training, deepspeed_file(recipe))["zero_optimization"] == settings["zero_optimization"]
+    )
+
+
+def commands(file: Path) -> list[str]:
+    """Return the commands of the program that a text prints, in indented or fenced lines, comments or backticks."""
+    text = file.read_text()
+    return sorted(
+        set(
+            re.findall(r"(?m)^(?:# |\\$ |    )?(layersearch [^\n`#]+)", text)
+            + re.findall(r"`(layersearch [^`\n]+)`", text)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "file",
+    [ROOT / "README.md", *sorted(ROOT.glob("trials/*.yaml")), *sorted(ROOT.glob("search_spaces/*"))],
+    ids=lambda file: file.relative_to(ROOT).as_posix(),
+)
+def test_every_printed_command_can_be_parsed(file: Path) -> None:
+    for command in commands(file):
+        words = shlex.split(command)[1:]
+        if words and words[0] in ("run", "show", "plot", "export", "cost", "presets"):
+            assert _parser().parse_args(words).command
+
+
+@pytest.mark.parametrize("file", ["README.md", "trials/laptop.yaml", "search_spaces/laptop.yaml"])
+def test_the_texts_that_print_commands_do(file: str) -> None:
+    assert any("run" in command for command in commands(ROOT / file))
