@@ -7,7 +7,8 @@ answer to a query is the end of its chain. Two chains of two links::
     b1 c1 . b2 c2 . . . . . . . . a2 b2 . a1 b1 . . . . . . . . a1 . a2
                                                                 c1   c2     to predict
 
-Training also scores the end of the chain after the second token of every pair, where fewer links are left; without
+All tokens come from one alphabet, in whatever place of a chain: matching a token to its earlier use is then learnt once
+and serves every link. Training also scores the end of the chain after the second token of every pair, where fewer links are left; without
 that the deeper links are learnt late or never. Validation scores the queries only. Answers never enter the stream, so
 that no answer can be copied from nearby.
 
@@ -38,7 +39,7 @@ from layersearch.recipe import DataConfig
 
 
 class Hops(Task):
-    """See the module; ``hops``, ``pairs`` (chains), ``queries`` and ``distance`` come from the recipe's data section."""
+    """See the module; ``hops``, ``pairs`` (chains), ``queries`` and ``distance`` come from the recipe."""
 
     name = "hops"
 
