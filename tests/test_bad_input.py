@@ -317,6 +317,7 @@ def deepspeed(name: str, content: str, *words: str) -> None:
 deepspeed("broken", '{"zero_optimization": ', "not a DeepSpeed JSON", "correct it")
 deepspeed("a list", "[]", "holds a mapping", "correct it")
 deepspeed("stage 7", '{"zero_optimization": {"stage": 7}}', "zero_optimization.stage", "0, 1, 2 or 3, not 7")
+deepspeed("section that is a list", '{"zero_optimization": []}', "zero_optimization must be a mapping", "correct it")
 deepspeed("stage in words", '{"zero_optimization": {"stage": "two"}}', "zero_optimization.stage", "0, 1, 2 or 3")
 deepspeed("batch size of its own", '{"train_batch_size": 7}', "train_batch_size", 'take it out or write "auto"')
 

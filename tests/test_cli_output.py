@@ -60,9 +60,9 @@ def test_cost_reads_a_winners_file(smoke_run: Path, capsys: pytest.CaptureFixtur
 def test_presets_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "presets")
     listed = json.loads(printed(capsys, "presets", "--json"))
-    assert (
-        [entry["name"] for entry in listed] == list(PRESETS) if isinstance(listed, list) else list(listed) == [*PRESETS]
-    )
+    assert list(listed) == list(PRESETS)
+    assert listed["masformer"]["source"] == "arXiv:2310.12442"
+    assert listed["masformer"]["parameters"] == {"l": None, "n_layers": 24, "block": 1024}
     for name in PRESETS:
         assert re.search(rf"(?m)^{name} ", out)
     assert "arXiv:2310.12442" in out
