@@ -127,7 +127,7 @@ def test_chains_lead_from_query_to_answer(hops, pairs, share, distance, slack, s
     source = task(
         "hops",
         hops * (2 * pairs + distance - 1) + queries + slack,
-        vocab_size=pairs * (hops + 1) + fillers + spare,
+        vocab_size=max(2, pairs) * (hops + 1) + fillers + spare,
         **config,
     )
     batch = source.train(seed=seed, step=0, batch_size=3)

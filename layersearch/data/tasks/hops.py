@@ -8,9 +8,8 @@ answer to a query is the end of its chain. Two chains of two links::
                                                                 c1   c2     to predict
 
 All tokens come from one alphabet, in whatever place of a chain: matching a token to its earlier use is then learnt once
-and serves every link. Training also scores the end of the chain after the second token of every pair, where fewer links are left; without
-that the deeper links are learnt late or never. Validation scores the queries only. Answers never enter the stream, so
-that no answer can be copied from nearby.
+and serves every link. Training also scores the end of the chain after the second token of every pair, where fewer links
+are left; validation scores the queries only. Answers never enter the stream, so that none can be copied from nearby.
 
 How many full layers it takes, above one local layer that tells every token of its left neighbour:
 
