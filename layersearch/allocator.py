@@ -34,7 +34,8 @@ def give_back_freed_memory() -> bool:
         False where the C library has no such call (anything but glibc); nothing changes there.
     """
     library = ctypes.CDLL(None) if sys.platform == "linux" else None
-    if not hasattr(library, "malloc_trim"):
+    trim = getattr(library, "malloc_trim", None)
+    if trim is None:
         return False
-    library.malloc_trim(0)
+    trim(0)
     return True

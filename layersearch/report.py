@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from layersearch import words
-from layersearch.result import Entry, Fidelity, PerL, Result
+from layersearch.result import Entry, PerL, Result
 from layersearch.stats import Interval, decimals
+from layersearch.trust import Fidelity
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -24,7 +24,8 @@ from typing import Any
 from layersearch import config, frontier, stats, words
 from layersearch.errors import UserError
 from layersearch.record import State, TrialRecord
-from layersearch.stats import Interval, RankAgreement
+from layersearch.stats import Interval
+from layersearch.trust import Fidelity, Noise, Strict, known, measure_noise, rank_fidelities
 
 VERSION = 1
 PROPOSED = "proposed"
@@ -32,14 +33,8 @@ ALL_FULL = "all_full"
 _STATES: tuple[State, ...] = ("complete", "stopped", "failed")
 
 
-class _Strict:
-    """What is read back from a file has these keys and no others."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
-
-
 @dataclass(frozen=True, kw_only=True)
-class Entry(_Strict):
+class Entry(Strict):
     """One distinct schedule and everything that was measured on it."""
 
     schedule: str
@@ -82,7 +77,7 @@ class Entry(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(_Strict):
+class Comparison(Strict):
     """The winner against one reference, seed by seed; negative differences favour the winner."""
 
     reference: str
@@ -101,7 +96,7 @@ class Comparison(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Winner(_Strict):
+class Winner(Strict):
     """The schedule to take, and why."""
 
     schedule: str
@@ -120,27 +115,7 @@ class Winner(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Noise(_Strict):
-    """What the seed alone does to a loss, from the confirmed schedules; all in nats."""
-
-    schedules: int
-    """Schedules trained on two fresh seeds or more."""
-    seeds: int
-    """Fresh seeds that the candidates share."""
-    seed_std: float | None
-    """Standard deviation over seeds within a schedule, pooled."""
-    seed_std_range: tuple[float, float] | None
-    """Smallest and largest of the schedules' own: far apart, the pooled one describes neither."""
-    paired_std: float | None
-    """Standard deviation over seeds of the difference of two schedules, pooled over pairs."""
-    floor: float | None
-    """Differences of two schedules under this are not significant on that many seeds (one comparison)."""
-    resolvable: float | None
-    """The smallest true difference that this number of seeds finds four times in five."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerL(_Strict):
+class PerL(Strict):
     """What the schedules of one number of full layers reached."""
 
     n_full: int
@@ -157,19 +132,7 @@ class PerL(_Strict):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fidelity(_Strict):
-    """How well a cheap measure ranks schedules as the full one does."""
-
-    name: str
-    against: str
-    stopped: int
-    """Trials that the search ended on this measure's word."""
-    agreement: RankAgreement | None
-    """Over trials that have both; only survivors do, which lowers a correlation. None with fewer than four."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result(_Strict):
+class Result(Strict):
     """Everything that a run lets its user believe; ``frontier.json`` holds it."""
 
     budget: float
@@ -244,21 +207,21 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
     entries.sort(key=lambda entry: (entry.cost, entry.schedule))
     complete = [entry for entry in entries if entry.search_loss is not None]
     whole = [entry for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
-    search_frontier = _frontier(complete, [_known(entry.search_loss) for entry in complete])
+    search_frontier = _frontier(complete, [known(entry.search_loss) for entry in complete])
     frontier_of = "confirm" if len(whole) > 1 else "search"
     on_frontier = search_frontier
     if frontier_of == "confirm":
-        on_frontier = _frontier(whole, [_known(entry.loss) for entry in whole])
+        on_frontier = _frontier(whole, [known(entry.loss) for entry in whole])
     entries = [dataclasses.replace(entry, on_frontier=entry.schedule in on_frontier) for entry in entries]
     complete = [entry for entry in entries if entry.search_loss is not None]
-    reference = max(((_known(entry.search_loss), 1.0) for entry in complete if entry.names), default=None)
+    reference = max(((known(entry.search_loss), 1.0) for entry in complete if entry.names), default=None)
     best = min(
         (entry for entry in complete if entry.within_budget),
-        key=lambda entry: (_known(entry.search_loss), entry.cost),
+        key=lambda entry: (known(entry.search_loss), entry.cost),
         default=None,
     )
     winner = _winner(entries, confirmed, shared, confidence)
-    noise = _noise(confirmed.values(), len(shared), confidence)
+    noise = measure_noise(confirmed.values(), len(shared), confidence)
     return Result(
         budget=budget,
         confidence=confidence,
@@ -268,13 +231,17 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
         search_frontier=search_frontier,
         hypervolume=None
         if reference is None
-        else frontier.hypervolume([(_known(entry.search_loss), entry.cost) for entry in complete], reference),
+        else frontier.hypervolume([(known(entry.search_loss), entry.cost) for entry in complete], reference),
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,
         noise=noise,
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
-        trust=_trust(records, entries, confidence),
+        trust=rank_fidelities(
+            records,
+            [(e.search_loss, e.mean.mean) for e in entries if e.search_loss is not None and e.mean],
+            confidence,
+        ),
         failed=sum(record.state == "failed" for record in records),
         verdict=words.verdict(winner, best, entries),
     )
@@ -283,11 +250,6 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
 def _frontier(entries: Sequence[Entry], losses: Sequence[float]) -> tuple[str, ...]:
     points = [(loss, entry.cost) for loss, entry in zip(losses, entries, strict=True)]
     return tuple(entries[index].schedule for index in frontier.nondominated(points))
-
-
-def _known(value: float | None) -> float:
-    assert value is not None
-    return value
 
 
 def _shared_seeds(losses: Iterable[Mapping[int, float]]) -> tuple[int, ...]:
@@ -345,7 +307,7 @@ def _winner(
         return None
 
     def mean(entry: Entry) -> float:
-        return _known(None if entry.mean is None else entry.mean.mean)
+        return known(None if entry.mean is None else entry.mean.mean)
 
     leader = min(candidates, key=lambda entry: (mean(entry), entry.flops))
     to_leader = {
@@ -389,25 +351,9 @@ def _winner(
     )
 
 
-def _noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confidence: float) -> Noise:
-    repeated = [losses for losses in confirmed if len(losses) > 1]
-    own = [_known(stats.mean_interval(losses.values()).std) for losses in repeated]
-    paired = stats.paired_std(repeated)
-    usable = paired is not None and seeds > 1
-    return Noise(
-        schedules=len(repeated),
-        seeds=seeds,
-        seed_std=stats.pooled_std([list(losses.values()) for losses in repeated]),
-        seed_std_range=(min(own), max(own)) if own else None,
-        paired_std=paired,
-        floor=stats.half_width(_known(paired), seeds, confidence) if usable else None,
-        resolvable=stats.resolvable(_known(paired), seeds, confidence) if usable else None,
-    )
-
-
 def _per_l(n_full: int, entries: Sequence[Entry]) -> PerL:
     here = [entry for entry in entries if entry.n_full == n_full]
-    complete = sorted((_known(e.search_loss), e.cost, e.schedule) for e in here if e.search_loss is not None)
+    complete = sorted((known(e.search_loss), e.cost, e.schedule) for e in here if e.search_loss is not None)
     means = sorted((e.mean.mean, e.cost, e.schedule) for e in here if e.mean is not None)
     return PerL(
         n_full=n_full,
@@ -418,30 +364,3 @@ def _per_l(n_full: int, entries: Sequence[Entry]) -> PerL:
         confirmed_schedule=means[0][2] if means else None,
         confirmed=next(e.mean for e in here if e.schedule == means[0][2]) if means else None,
     )
-
-
-def _trust(records: Sequence[TrialRecord], entries: Sequence[Entry], confidence: float) -> tuple[Fidelity, ...]:
-    complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
-    finals = {text: _known(record.loss) for text, record in complete.items()}
-    curves = {text: dict(record.curve) for text, record in complete.items()}
-    rungs = Counter({r.schedule: r.steps for r in records if r.phase == "search" and r.state == "stopped"}.values())
-    full_steps = max((record.full_steps for record in complete.values()), default=0)
-    steps = rungs.keys() or {step for curve in curves.values() for step in curve if step < full_steps}
-    found = []
-    for step in sorted(steps):
-        both = [text for text, curve in curves.items() if step in curve]
-        found.append(
-            Fidelity(
-                name=f"step {step} of {full_steps}" if full_steps else f"step {step}",
-                against="last step",
-                stopped=rungs[step],
-                agreement=stats.rank_agreement(
-                    [curves[text][step] for text in both], [finals[text] for text in both], confidence
-                ),
-            )
-        )
-    pairs = [(entry.search_loss, entry.mean.mean) for entry in entries if entry.search_loss is not None and entry.mean]
-    if pairs:
-        agreement = stats.rank_agreement([a for a, _ in pairs], [b for _, b in pairs], confidence)
-        found.append(Fidelity(name="search seed", against="fresh seeds", stopped=0, agreement=agreement))
-    return tuple(found)

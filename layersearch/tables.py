@@ -21,9 +21,9 @@ WIDTH = 100
 """Columns where there is no terminal to ask."""
 
 
-def _console() -> Console:
+def _console(width: int = WIDTH) -> Console:
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    return console if console.is_terminal else Console(highlight=False, width=width)
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -73,7 +73,7 @@ def preset_table(presets: Mapping[str, Preset]) -> None:
     for name, preset in presets.items():
         parameters = (key if value is None else f"{key}={value}" for key, value in preset.parameters.items())
         table.add_row(name, " ".join(parameters), preset.summary, preset.source)
-    console = _console()
+    console = _console(width=180)
     console.print(table)
     console.print("\nPrint one: layersearch presets masformer l=4 n_layers=24 block=1024")
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from layersearch.stats import Interval, decimals
 
 if TYPE_CHECKING:
-    from layersearch.result import Comparison, Entry, Noise, Winner
+    from layersearch.result import Comparison, Entry, Winner
+    from layersearch.trust import Noise
 
 
 def comparison(difference: Interval, corrected: Interval, comparisons: int) -> str:
