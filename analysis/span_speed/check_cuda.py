@@ -42,7 +42,7 @@ def errors(span: Span, kernel: str, dtype: torch.dtype, tokens: int, kv_heads: i
 def main() -> None:
     """Check every span by both kernels and report."""
     print(torch.__version__, torch.cuda.get_device_name())
-    worst = True
+    all_fine = True
     for text in SPANS:
         for kernel, dtype, limit in (
             ("flex", torch.float32, FLEX_TOLERANCE),
@@ -51,10 +51,10 @@ def main() -> None:
             for tokens, kv_heads in ((256, 4), (333, 2)):
                 found = errors(Span.parse(text), kernel, dtype, tokens, kv_heads)
                 fine = max(found) < limit
-                worst &= fine
+                all_fine &= fine
                 numbers = " ".join(f"{error:.1e}" for error in found)
                 print(f"{'ok  ' if fine else 'FAIL'} {kernel:8s}{text:34s}{tokens:5d} tokens {numbers}", flush=True)
-    sys.exit(not worst)
+    sys.exit(not all_fine)
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from layersearch.schedule import Span
 # Below this length the CPU's flash kernel runs its bf16 backward slower than its float32 one, which is used instead
 # (measured, see analysis/span_speed).
 NARROW_BACKWARD_TOKENS = 2048
-# From this window or block on, tiles run the backward pass faster than strips (measured, see analysis/span_speed).
-TILED_BACKWARD_SIZE = 256
+# From these windows or blocks on, tiles run a pass faster than strips (measured, see analysis/span_speed).
+TILED_FORWARD_SIZE, TILED_BACKWARD_SIZE = 512, 256
 # Values of one tensor worked on together: fresh pages cost more than the arithmetic of a short window on them.
 PIECE_VALUES = 1 << 17
 
@@ -112,9 +112,13 @@ def _strips(part: Span, dealt: Tensor) -> tuple[strips.Part, ...] | None:
     return strips.parts(narrow(str(replace(part, dilation=1, pool=1)), dealt.shape[1]), dealt.shape[1])
 
 
-def _batches(q: Tensor) -> list[slice]:
-    """Cut the batch into pieces whose working copies stay in the cache and in reused memory; none on CUDA."""
-    if q.device.type != "cpu":
+def _batches(q: Tensor, text: str, kind: torch.dtype) -> list[slice]:
+    """Cut the batch into pieces whose working copies, in precision ``kind``, stay in the cache and in reused memory.
+
+    CUDA needs none, nor does torch's flash kernel, except for copies in another precision.
+    """
+    flash = runs_flash(narrow(text, q.shape[2]), q.device) and kind == q.dtype
+    if q.device.type != "cpu" or flash:
         return [slice(None)]
     size = max(1, PIECE_VALUES // q[0].numel())
     return [slice(first, first + size) for first in range(0, q.shape[0], size)]
@@ -123,6 +127,11 @@ def _batches(q: Tensor) -> list[slice]:
 def _expand(x: Tensor, heads: int) -> Tensor:
     """Return one key-value head for each query head: (B, G, T, D) -> (B, H, T, D)."""
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _backward_kind(q: Tensor) -> torch.dtype:
+    """Return the precision in which the flash kernel runs the backward pass."""
+    return q.dtype if q.shape[2] >= NARROW_BACKWARD_TOKENS else torch.promote_types(q.dtype, torch.float32)
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -142,7 +151,7 @@ def _empty_lse(q: Tensor) -> Tensor:
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
-    pieces = _batches(q)
+    pieces = _batches(q, text, q.dtype)
     if len(pieces) == 1:
         out, lse = _forward_piece(q, k, v, text)
         return _settle(out, q.dtype), lse.contiguous()
@@ -174,7 +183,7 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
         dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         plan = _strips(part, dealt[0])
-        if plan is None:
+        if plan is None or (part.size or 0) >= TILED_FORWARD_SIZE:
             out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
@@ -189,7 +198,7 @@ def _backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
-    pieces = _batches(q)
+    pieces = _batches(q, text, _backward_kind(q))
     if len(pieces) == 1:
         dq, dk, dv = _backward_piece(grad, q, k, v, out, lse, text)
         return _settle(dq, q.dtype), _settle(dk, q.dtype), _settle(dv, q.dtype)
@@ -211,7 +220,7 @@ def _backward_piece(
     keys = _expand(k, heads)
     values = _expand(pool_values(v.to(wide), span.pool) if span.pool > 1 else v, heads)
     if runs_flash(span, q.device):
-        kind = q.dtype if tokens >= NARROW_BACKWARD_TOKENS else wide
+        kind = _backward_kind(q)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
         )

@@ -23,10 +23,12 @@ from layersearch.schedule import Span
 CACHED_SCORES = 1 << 17
 # Queries of a tile. A window of W keys computes W + C scores a query, so short windows want few queries, but matrix
 # products below 32 rows run at a third of the speed (measured, see analysis/span_speed).
-FEWEST_QUERIES, MOST_QUERIES = 32, 128
+FEWEST_QUERIES, SOME_QUERIES, MOST_QUERIES = 32, 64, 128
 # Logits are kept in base 2: torch's exp takes 5 to 40 times as long on a CPU where its results underflow, as masked
 # scores do, and exp2 does not (measured, see analysis/span_speed).
 LOG2_E = math.log2(math.e)
+# Between these, sums of exponentials and their products with values keep their precision in float32.
+SAFE_MASS = 2.0**-60, 2.0**60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
             for first in range(low, end, most):
                 yield _Tile(first, min(first + most, end), low)
         return
-    rows = max(FEWEST_QUERIES, min(MOST_QUERIES, size // 4, 4 * CACHED_SCORES // size))
+    rows = min(SOME_QUERIES, size // 64 * 16) if size < 5 * SOME_QUERIES else min(MOST_QUERIES, size // 80 * 16)
+    rows = max(FEWEST_QUERIES, min(rows, 4 * CACHED_SCORES // size))
     for first in range(0, tokens, rows):
         # Starting on a multiple of 16 keeps the keys of a tile aligned and their number round: faster products.
         low = 0 if span.size is None else max(0, first - size + 1) // 16 * 16
@@ -83,8 +86,8 @@ def _bias(span: Span, first: int, last: int, low: int, high: int, device: torch.
     return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
 
 
-def _hide(scores: Tensor, span: Span, tile: _Tile, low: int) -> None:
-    """Set to -inf, in place, the scores (N, C, S) of keys [low, low+S) that their query does not see."""
+def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int) -> list[tuple[Tensor, Tensor]]:
+    """Return the parts of the scores (N, C, S) of keys [low, low+S) that hold unseen ones, and what hides those."""
     high = low + scores.shape[-1]
     first, last = tile.first, tile.last
     # Spans look alike everywhere along the text, so positions count from the tile's first key or query: one mask
@@ -96,10 +99,14 @@ def _hide(scores: Tensor, span: Span, tile: _Tile, low: int) -> None:
         far = tile.low if span.size is None else min(last - span.size, high)
         near = max(first + 1, low)
         regions = [(low, high)] if far > near else [(low, far), (near, high)]
-    for start, end in regions:
-        if start < end:
-            place = (first - origin, last - origin, start - origin, end - origin)
-            scores[:, :, start - low : end - low].add_(_bias(span, *place, scores.device, scores.dtype))
+    return [
+        (
+            scores[:, :, start - low : end - low],
+            _bias(span, first - origin, last - origin, start - origin, end - origin, scores.device, scores.dtype),
+        )
+        for start, end in regions
+        if start < end
+    ]
 
 
 def _hide_sinks(scores: Tensor, band: Band, tile: _Tile, rows: slice) -> None:
@@ -118,12 +125,41 @@ def _hide_sinks(scores: Tensor, band: Band, tile: _Tile, rows: slice) -> None:
 class _Scratch:
     """Score-sized buffers that tiles reuse: a fresh allocation costs as much as the product that fills it."""
 
-    def __init__(self, like: Tensor, scores: int, count: int) -> None:
-        self.buffers = like.new_empty((count, scores))
+    def __init__(self, like: Tensor, scores: int, by_key: bool) -> None:
+        self.buffers = like.new_empty((3, scores))
+        # The backward pass holds scores key by key: of its five products, four are then faster, by a tenth.
+        self.by_key = by_key
+        self.stages: dict[tuple[int, ...], _Stage] = {}
 
-    def __call__(self, number: int, *shape: int) -> Tensor:
-        size = shape[0] * shape[1] * shape[2]
-        return self.buffers[number, :size].view(shape)
+    def stage(self, band: Band, tile: _Tile, rows: int, sinks: int, low: int, high: int) -> _Stage:
+        """Return the buffers for the scores of a tile's queries and its keys [low, high), after those of the sinks."""
+        queries, keys = tile.last - tile.first, sinks + high - low
+        place = (rows, queries, keys, sinks, tile.first - tile.low, low - tile.low)
+        if place not in self.stages:
+            flat = self.buffers[:, : rows * queries * keys]
+            if self.by_key:
+                p, ds, decay = flat.view(3, rows, keys, queries).transpose(2, 3)
+            else:
+                p, ds, decay = flat.view(3, rows, queries, keys)
+            doubtful = _doubtful(p[:, :, sinks:], band.span, tile, low) if high > low else []
+            if self.by_key:
+                doubtful = [(part, bias.t().contiguous().t()) for part, bias in doubtful]
+            self.stages[place] = _Stage(p, ds, decay, doubtful)
+        return self.stages[place]
+
+
+class _Stage:
+    """Buffers (N, C, S) in the shape of one tile, shared by all tiles alike, and the views of them that tiles need."""
+
+    def __init__(self, p: Tensor, ds: Tensor, decay: Tensor, doubtful: list[tuple[Tensor, Tensor]]) -> None:
+        self.p, self.ds, self.decay = p, ds, decay
+        self.p_by_key, self.ds_by_key = self.p.transpose(1, 2), self.ds.transpose(1, 2)
+        self._doubtful = doubtful
+
+    def hide(self) -> None:
+        """Set the scores of unseen keys to -inf."""
+        for part, bias in self._doubtful:
+            part.add_(bias)
 
 
 def _plan(band: Band, rows: int, tokens: int, sinks: int) -> tuple[list[_Tile], int, int]:
@@ -132,6 +168,12 @@ def _plan(band: Band, rows: int, tokens: int, sinks: int) -> tuple[list[_Tile], 
     largest = max((tile.last - tile.first) * (tile.last - tile.low + sinks) for tile in tiles)
     together = max(1, min(rows, CACHED_SCORES // largest))
     return tiles, together, together * largest
+
+
+def _by_tile(tiles: list[_Tile], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Cut each tensor (N, T, ...) into views of the tiles' queries."""
+    sizes = [tile.last - tile.first for tile in tiles]
+    return [x.split_with_sizes(sizes, dim=1) for x in tensors]
 
 
 def _decay(band: Band, rows: slice, tile: _Tile, low: int, high: int, out: Tensor) -> Tensor:
@@ -174,42 +216,66 @@ def forward(
     Returns:
         The output (N, T, D) and the log-sum-exp of each query's logits (N, T).
     """
+    if q.device.type == "cpu":
+        # Finding and subtracting each row's highest score costs a tenth of the pass. It only guards the range, so it is
+        # left out first, and done where a sum then comes near the ends of float32.
+        out, mass = _forward(q, k, v, sink_k, sink_v, band, scale, None)
+        if bool(((mass > SAFE_MASS[0]) & (mass < SAFE_MASS[1])).all()):
+            return out, mass.log2_().mul_(1 / LOG2_E)
+    highest = q.new_empty(q.shape[:2])
+    out, mass = _forward(q, k, v, sink_k, sink_v, band, scale, highest)
+    return out, mass.log2_().add_(highest).mul_(1 / LOG2_E)
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink_k: Tensor,
+    sink_v: Tensor,
+    band: Band,
+    scale: float,
+    highest: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Return the output and each row's sum of exponentials, taken off ``highest``, which is filled, if there is one."""
     total, tokens, _ = q.shape
     sinks = sink_k.shape[1]
-    out, lse = torch.empty_like(q), q.new_empty(total, tokens)
+    out, mass = torch.empty_like(q), q.new_empty(total, tokens)
     tiles, together, scores = _plan(band, total, tokens, sinks)
-    scratch = _Scratch(q, scores, 1 if band.alphas is None else 2)
+    scratch = _Scratch(q, scores, by_key=False)
     for start in range(0, total, together):
         rows = slice(start, min(start + together, total))
         count = rows.stop - rows.start
-        decayed: tuple[int, ...] = ()
-        for tile in tiles:
-            queries, keys = slice(tile.first, tile.last), slice(tile.low, tile.last)
-            n_queries, n_keys = tile.last - tile.first, tile.last - tile.low
-            tile_k, tile_v = k[rows, keys], v[rows, keys]
+        some_k, some_v, some_mass = k[rows], v[rows], mass[rows].unsqueeze(-1)
+        decayed: _Stage | None = None
+        for tile, tile_q, tile_out, tile_mass in zip(
+            tiles, *_by_tile(tiles, q[rows], out[rows], some_mass), strict=True
+        ):
+            n_keys = tile.last - tile.low
+            tile_k, tile_v = some_k.narrow(1, tile.low, n_keys), some_v.narrow(1, tile.low, n_keys)
             if sinks:
                 tile_k = torch.cat((sink_k[rows], tile_k), dim=1)
                 tile_v = torch.cat((sink_v[rows], tile_v), dim=1)
-            p = scratch(0, count, n_queries, sinks + n_keys)
-            _product(q[rows, queries], tile_k.transpose(1, 2), scale * LOG2_E, p)
+            stage = scratch.stage(band, tile, count, sinks, tile.low, tile.last)
+            p = stage.p
+            _product(tile_q, tile_k.transpose(1, 2), scale * LOG2_E, p)
             if band.alphas is not None:
-                decay = scratch(1, count, n_queries, sinks + n_keys)
-                shape = (n_queries, n_keys, tile.first - tile.low)
+                decay = stage.decay
                 if sinks:
                     _decay_sinks(band, rows, tile, decay[:, :, :sinks])
-                if sinks or shape != decayed:
+                if sinks or stage is not decayed:
                     _decay(band, rows, tile, tile.low, tile.last, decay[:, :, sinks:])
-                    decayed = shape
+                    decayed = stage
                 p.mul_(decay)
-            _hide(p[:, :, sinks:], band.span, tile, tile.low)
+            stage.hide()
             if sinks:
                 _hide_sinks(p[:, :, :sinks], band, tile, rows)
-            highest = p.amax(dim=-1, keepdim=True)
-            p.sub_(highest).exp2_()
-            mass = p.sum(dim=-1, keepdim=True)
-            torch.div(torch.bmm(p, tile_v), mass, out=out[rows, queries])
-            lse[rows, queries] = mass.log2_().add_(highest).mul_(1 / LOG2_E).squeeze(-1)
-    return out, lse
+            if highest is not None:
+                top = highest[rows, tile.first : tile.last].unsqueeze(-1)
+                p.sub_(torch.amax(p, dim=-1, keepdim=True, out=top))
+            torch.sum(p.exp2_(), dim=-1, keepdim=True, out=tile_mass)
+            torch.bmm(p, tile_v, out=tile_out).div_(tile_mass)
+    return out, mass
 
 
 def backward(
@@ -243,54 +309,53 @@ def backward(
     """
     total, tokens, _ = q.shape
     sinks = sink_k.shape[1]
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dsk, dsv = torch.zeros_like(sink_k), torch.zeros_like(sink_v)
     tiles, together, scores = _plan(band, total, tokens, sinks)
-    scratch = _Scratch(q, scores, 2 if band.alphas is None else 3)
+    scratch = _Scratch(q, scores, by_key=True)
     lse, delta = (lse * LOG2_E).unsqueeze(-1), delta.unsqueeze(-1)
     for start in range(0, total, together):
         rows = slice(start, min(start + together, total))
         count = rows.stop - rows.start
-        group_q, group_grad, group_lse, group_delta = q[rows], grad[rows], lse[rows], delta[rows]
-        group_dq = dq[rows]
         near, far = (k[rows], v[rows], dk[rows], dv[rows]), (sink_k[rows], sink_v[rows], dsk[rows], dsv[rows])
-        decayed: tuple[int, ...] = ()
-        for tile in tiles:
-            first, n_queries = tile.first, tile.last - tile.first
-            tile_q, tile_grad = group_q.narrow(1, first, n_queries), group_grad.narrow(1, first, n_queries)
-            tile_lse, tile_delta = group_lse.narrow(1, first, n_queries), group_delta.narrow(1, first, n_queries)
-            tile_dq = group_dq.narrow(1, first, n_queries)
+        by_tile = _by_tile(tiles, *(x[rows] for x in (q, grad, lse, delta, dq, dk, dv)))
+        decayed: _Stage | None = None
+        for tile, tile_q, tile_grad, tile_lse, tile_delta, tile_dq, new_dk, new_dv in zip(tiles, *by_tile, strict=True):
+            # No earlier tile sees these keys; zeros written just before they are used are still in the cache.
+            new_dk.zero_()
+            new_dv.zero_()
             # Without a softmax across the row, its keys can be taken piece by piece, each small enough for the cache.
-            width = max(256, CACHED_SCORES // (count * n_queries)) // 16 * 16
+            width = max(256, CACHED_SCORES // (count * (tile.last - tile.first))) // 16 * 16
             pieces = [(near, low, min(low + width, tile.last)) for low in range(tile.low, tile.last, width)]
             if sinks:
                 pieces.append((far, 0, sinks))
             for source, low, high in pieces:
                 some_k, some_v, into_k, into_v = (x.narrow(1, low, high - low) for x in source)
-                p = scratch(0, count, n_queries, high - low)
-                ds = scratch(1, count, n_queries, high - low)
-                _product(tile_q, some_k.transpose(1, 2), scale * LOG2_E, p)
+                if source is far:
+                    stage = scratch.stage(band, tile, count, sinks, tile.low, tile.low)
+                else:
+                    stage = scratch.stage(band, tile, count, 0, low, high)
+                p, ds = stage.p, stage.ds
+                _product(some_k, tile_q.transpose(1, 2), scale * LOG2_E, stage.p_by_key)
                 if band.alphas is not None:
-                    decay = scratch(2, count, n_queries, high - low)
-                    shape = (n_queries, high - low, tile.first - low)
+                    decay = stage.decay
                     if source is far:
                         _decay_sinks(band, rows, tile, decay)
-                        decayed = ()
-                    elif shape != decayed:
+                    elif stage is not decayed:
                         _decay(band, rows, tile, low, high, decay)
-                        decayed = shape
+                    decayed = None if source is far else stage
                     p.mul_(decay)
                 p.sub_(tile_lse)
+                stage.hide()
                 if source is far:
                     _hide_sinks(p, band, tile, rows)
-                else:
-                    _hide(p, band.span, tile, low)
                 p.exp2_()
-                into_v.baddbmm_(p.transpose(1, 2), tile_grad)
-                torch.bmm(tile_grad, some_v.transpose(1, 2), out=ds)
+                into_v.baddbmm_(stage.p_by_key, tile_grad)
+                torch.bmm(some_v, tile_grad.transpose(1, 2), out=stage.ds_by_key)
                 ds.sub_(tile_delta).mul_(p)
                 if band.alphas is not None:
                     ds.mul_(decay)
-                tile_dq.baddbmm_(ds, some_k, alpha=scale)
-                into_k.baddbmm_(ds.transpose(1, 2), tile_q, alpha=scale)
+                kept = 0 if source is near and low == tile.low else 1  # the first piece overwrites
+                tile_dq.baddbmm_(ds, some_k, beta=kept, alpha=scale)
+                into_k.baddbmm_(stage.ds_by_key, tile_q, alpha=scale)
     return dq, dk, dv, dsk, dsv

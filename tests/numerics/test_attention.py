@@ -61,16 +61,27 @@ def differences(found: list[Tensor], truth: list[Tensor]) -> list[float]:
 
 
 @pytest.mark.parametrize("text", KINDS)
-@pytest.mark.parametrize(("tokens", "kv_heads"), [(1, 4), (2, 1), (35, 2), (211, 4)])
+@pytest.mark.parametrize(("tokens", "kv_heads"), [(35, 2), (131, 4)])
 def test_chunked_is_the_reference(text: str, tokens: int, kv_heads: int) -> None:
     span, case = Span.parse(text), tensors(2, 4, kv_heads, tokens, 5)
     found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
     assert max(differences(found, truth)) < 1e-10
 
 
-@pytest.mark.parametrize("text", ["window:300", "window:300+sink:9", "block:300+sink:7", "window:260/2@1+las:0.01/3"])
-def test_spans_wide_enough_for_tiled_gradients(text: str) -> None:
-    span, case = Span.parse(text), tensors(1, 2, 1, 1001, 8)
+@pytest.mark.parametrize("text", PLAIN)
+def test_shortest_texts(text: str) -> None:
+    for tokens in (1, 2):
+        span, case = Span.parse(text), tensors(1, 4, 2, tokens, 3)
+        found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
+        assert max(differences(found, truth)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["window:300", "window:520", "block:520", "window:300+sink:9", "block:300+sink:7", "window:260/2@1+las:0.01/3"],
+)
+def test_spans_wide_enough_for_tiles(text: str) -> None:
+    span, case = Span.parse(text), tensors(1, 2, 1, 733, 8)
     found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
     assert max(differences(found, truth)) < 1e-10
 
@@ -87,7 +98,7 @@ spans = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     span=spans,
     decay=st.sampled_from([0.0, 0.05, 0.95]),
@@ -149,8 +160,10 @@ def test_decayed_logits_by_hand() -> None:
 def test_large_logits_stay_finite() -> None:
     q, k, v, grad = tensors(1, 2, 2, 150, 4, dtype=torch.float32)
     case = [(200 * q.detach()).requires_grad_(), k, v, grad]
+    exact = [x.detach().double().requires_grad_() for x in case]
     for text in ("full", "window:16+sink:2", "window:5/3+sink:4", "full+las:0.9", "block:40"):
-        assert all(torch.isfinite(x).all() for x in outcome(attend, Span.parse(text), *case))
+        found, truth = outcome(attend, Span.parse(text), *case), outcome(reference_attention, Span.parse(text), *exact)
+        assert max(differences(found, truth)) < 1e-3
 
 
 class Largest(TorchDispatchMode):
@@ -205,7 +218,7 @@ def test_operator_obeys_torchs_rules() -> None:
         torch.library.opcheck(torch.ops.layersearch.attend.default, (q, k, v, "window:4+sink:1"))
 
 
-@pytest.mark.parametrize("text", KINDS)
+@pytest.mark.parametrize("text", PLAIN)
 def test_flex_sees_the_same_keys(text: str) -> None:
     span, tokens, heads = Span.parse(text), 60, 4
     mask = mask_mod(span)
