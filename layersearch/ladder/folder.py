@@ -21,6 +21,8 @@ FORMAT = 1
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 _ASKED = ("recipe", "space", "budget", "seed", "data")
 """Keys of the configuration that define a run: a resumed run must have the same."""
+_FREE = ("recipe.search.workers",)
+"""Keys that change no record; a resumed run may have others."""
 _KINDS: dict[str, Any] = {
     "recipe": dict,
     "recipe.name": str,
@@ -175,6 +177,8 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path)
 
 
 def _first_difference(old: Any, new: Any, key: str) -> str | None:
+    if key in _FREE:
+        return None
     if isinstance(old, dict) and isinstance(new, dict):
         for part in [*new, *(part for part in old if part not in new)]:
             found = _first_difference(old.get(part), new.get(part), f"{key}.{part}")

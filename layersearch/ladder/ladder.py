@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
 
+from layersearch.errors import UserError
 from layersearch.frontier import nondominated
 from layersearch.ladder.folder import RunFolder, write_text
 from layersearch.ladder.halving import Halving
@@ -129,6 +130,11 @@ class Ladder:
         for record in self._search_records():
             self._study.tell(record)  # a kill may have come between the record and the study
         self._train_baselines()
+        reasons = [record.error for record in self._records if record.state == "failed"]
+        if len(reasons) == len(self._records):
+            raise UserError(
+                f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out"
+            )
         self._race()
         self._confirm()
         result = analyse(self._records, self._plan.budget)
