@@ -5,8 +5,9 @@ Time:     about 1 minute on one core
 Shows:    whether, at 8,192 tokens, head dimension 64, float32, one thread, window:512 takes at most 1.6 times its
           share (0.121) of the full attention's time (exit status 1 if not).
 
-Every repetition times each span once, in turn with full attention, so that a busy machine slows both. Writes
-record.json and span_speed.png beside itself.
+Every repetition times each span once, in turn with full attention, so that a busy machine slows both. Times are CPU
+time of the one thread: waiting for other programs is not counted, though their use of memory and caches still tells.
+Writes record.json and span_speed.png beside itself.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ LONG_SPANS += ["block:256", "block:512", "block:1024", "window:512/2", "window:5
 LONG_SPANS += ["window:512+las:0.01", "window:512+las:0.01/3", "block:1024+sink:4", "full"]
 PROXY_SPANS = ["full", "window:16", "window:32", "window:64", "block:32", "block:64", "window:16/4", "window:16/4@1"]
 PROXY_SPANS += ["window:32+sink:4", "window:32+las:0.1/3"]
-CASES: list[tuple[dict[str, Any], list[str], int]] = [(LONG, LONG_SPANS, 7)]
+CASES: list[tuple[dict[str, Any], list[str], int]] = [(LONG, LONG_SPANS, 11)]
 for tokens in (256, 512):
     for dtype in ("bfloat16", "float32"):
         shape = {"batch": 8, "heads": 4, "tokens": tokens, "head_dim": 32, "dtype": dtype}
@@ -65,12 +66,12 @@ def over(text: str) -> Callable[..., Tensor]:
 
 
 def seconds(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[float, float]:
-    """Return the wall time of one forward and one backward pass."""
-    start = time.perf_counter()
+    """Return the CPU time of one forward and one backward pass."""
+    start = time.process_time()
     out = attention(q, k, v)
-    middle = time.perf_counter()
+    middle = time.process_time()
     torch.autograd.grad(out, (q, k, v), grad)
-    return middle - start, time.perf_counter() - middle
+    return middle - start, time.process_time() - middle
 
 
 def timed(shape: dict[str, Any], spans: list[str], repetitions: int) -> dict[str, Any]:
@@ -88,13 +89,15 @@ def timed(shape: dict[str, Any], spans: list[str], repetitions: int) -> dict[str
     rows = {}
     for name, pairs in times.items():
         share = 1.0 if name == "sdpa" else span_pairs(Span.parse(name), shape["tokens"], shape["heads"]) / full_pairs
-        relative = statistics.median(sum(pair) / sum(full) for pair, full in zip(pairs, times["sdpa"], strict=True))
+        ratios = [sum(pair) / sum(full) for pair, full in zip(pairs, times["sdpa"], strict=True)]
+        relative = statistics.median(ratios)
         rows[name] = {
             "forward_ms": round(1e3 * statistics.median(forward for forward, _ in pairs), 3),
             "backward_ms": round(1e3 * statistics.median(backward for _, backward in pairs), 3),
             "share_of_flops": round(share, 5),
             "share_of_time": round(relative, 5),
             "time_over_flops": round(relative / share, 3),
+            "time_over_flops_range": [round(ratio / share, 3) for ratio in (min(ratios), max(ratios))],
         }
     return {"shape": shape, "repetitions": repetitions, "spans": rows}
 
@@ -150,7 +153,12 @@ def figure(record: dict[str, Any], path: Path) -> None:
     for name, row in timings[0]["spans"].items():
         if name in ("window:64", "window:512", "window:2048", "block:256"):
             axes[0].annotate(
-                name, (row["share_of_flops"], row["share_of_time"]), (6, -11), textcoords="offset points", fontsize=8
+                name,
+                (row["share_of_flops"], row["share_of_time"]),
+                (7, -13),
+                textcoords="offset points",
+                fontsize=8,
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
     axes[0].legend(fontsize=8, loc="upper left")
     panels.savefig(path, dpi=130)
@@ -179,6 +187,7 @@ def main() -> None:
         "torch": torch.__version__,
         "cpu": platform.processor() or platform.machine(),
         "threads": 1,
+        "clock": "CPU time of the process",
         "freed_memory_kept": kept,
         "seconds": round(time.perf_counter() - start, 1),
         "timings": timings,
@@ -191,8 +200,9 @@ def main() -> None:
         for name, row in timing["spans"].items():
             print(f"  {name:22s}", "  ".join(f"{key} {value}" for key, value in row.items()))
     print(memory)
-    found = timings[0]["spans"]["window:512"]["time_over_flops"]
-    print(f"window:512 at 8,192 tokens: {found} times its share of full attention (limit {LIMIT})")
+    window = timings[0]["spans"]["window:512"]
+    found, (low, high) = window["time_over_flops"], window["time_over_flops_range"]
+    print(f"window:512 at 8,192 tokens: {found} ({low} to {high}) times its share of full attention (limit {LIMIT})")
     sys.exit(found > LIMIT)
 
 

@@ -127,7 +127,7 @@ class _Scratch:
 
     def __init__(self, like: Tensor, scores: int, by_key: bool) -> None:
         self.buffers = like.new_empty((3, scores))
-        # The backward pass holds scores key by key: of its five products, four are then faster, by a tenth.
+        # The backward pass holds scores key by key: four of its five products are then faster.
         self.by_key = by_key
         self.stages: dict[tuple[int, ...], _Stage] = {}
 
