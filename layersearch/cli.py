@@ -85,9 +85,7 @@ def _parser() -> argparse.ArgumentParser:
         default=DEFAULT_RECIPE,
         help="what a trial runs: a YAML file or a name in trials/ (default: %(default)s)",
     )
-    run.add_argument(
-        "--space", help="what may vary: a YAML file or a name in search_spaces/ (default: the recipe's name)"
-    )
+    run.add_argument("--space", help="what may vary: a YAML file or a name in search_spaces/ (default: the recipe's)")
     run.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")
     run.add_argument(
         "--seed", type=int, default=0, help="of the search; confirming uses the seeds after it (default: %(default)s)"

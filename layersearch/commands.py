@@ -27,11 +27,11 @@ def run(options: argparse.Namespace) -> None:
     given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
     recipe = load_recipe(options.recipe, [*options.overrides, *given])
     try:
-        space = load_space(options.space or recipe.name)
+        space = load_space(options.space or recipe.default_space)
     except UserError as error:
         if options.space:
             raise
-        raise UserError(f"--space is missing and the recipe's name gives none: {error}") from None
+        raise UserError(f"--space is missing and the recipe gives none: {error}") from None
     budget = options.budget if options.budget is not None else space.budget
     if budget is None:
         raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")

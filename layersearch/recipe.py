@@ -231,12 +231,19 @@ class Recipe:
     data: DataConfig
     training: TrainingConfig
     search: SearchConfig = field(default_factory=SearchConfig)
+    space: str | None = None
+    """The search space that goes with it; None: the one of the recipe's name."""
 
     def __post_init__(self) -> None:
         _require(
             bool(self.name) and all(letter.isalnum() or letter in "-_." for letter in self.name),
             f"name must be letters, digits, '-', '_' or '.', not {self.name!r}",
         )
+
+    @property
+    def default_space(self) -> str:
+        """The search space that is searched if none is named."""
+        return self.space or self.name
 
     def to_dict(self) -> dict[str, Any]:
         """Return nested plain mappings, as YAML and JSON hold them."""

@@ -139,8 +139,9 @@ def test_model_bytes_are_deepspeeds(stage: int, observed: dict[str, dict[str, in
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_count(name: str) -> None:
-    """Every recipe is read with the space of its name and fits its schedules' lengths and heads."""
-    recipe, space = load_recipe(name), load_space(name)
+    """Every recipe is read with its space and fits its schedules' lengths and heads."""
+    recipe = load_recipe(name)
+    space = load_space(recipe.default_space)
     assert space.budget is not None
     bound = space.bind(n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
     assert bound.named_baselines(space.budget)

@@ -78,7 +78,7 @@ def test_every_recipe_loads_with_its_deepspeed_file_and_its_space(name: str) -> 
     recipe = load_recipe(name)
     assert recipe.name == name
     assert deepspeed_config(recipe.training, deepspeed_file(recipe))["train_batch_size"] == recipe.training.batch_size
-    space = load_space(name)
+    space = load_space(recipe.default_space)
     bound = space.bind(n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
     assert space.budget is not None
     bound.check_budget(space.budget)
