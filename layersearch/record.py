@@ -77,6 +77,11 @@ class TrialRecord:
     error: str | None = None
     """Why it failed, in one line."""
 
+    @property
+    def key(self) -> tuple[str, int, Phase]:
+        """What one trial is: two records of the same are an attempt and a later one, which counts."""
+        return (self.schedule, self.seed, self.phase)
+
     def parsed(self) -> Schedule:
         """Return the schedule itself."""
         return Schedule.parse(self.schedule)

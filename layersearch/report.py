@@ -80,7 +80,8 @@ def _prose(result: Result, width: int) -> list[tuple[str, bool]]:
         text = f"Winner: {entry.schedule} (l = {entry.n_full}, cost {entry.cost:.3f}, budget {result.budget:g})"
         lines += [(line, True) for line in textwrap.wrap(text, width)]
     lines += [(line, False) for line in textwrap.wrap(result.verdict, width)]
-    lines += [(line, False) for line in textwrap.wrap(words.noise(result.noise), width)]
+    for sentences in (words.noise(result.noise), words.signal(result.signal), words.by_position(result) or ""):
+        lines += [(line, False) for line in textwrap.wrap(sentences, width)]
     if result.failed:
         lines.append((f"Failed trials: {result.failed}; their errors are in trials.jsonl.", False))
     return lines
@@ -109,16 +110,23 @@ def _half(interval: Interval | None, places: int) -> str:
     return "" if half is None else f"{half:.{places}f}"
 
 
+def _value(found: tuple[str, float] | None) -> str:
+    return "" if found is None else f"{found[1]:.3f}"
+
+
 def _entries(result: Result, entries: Sequence[Entry], by: str, width: int) -> Table:
     from rich.text import Text
 
     full = by == "schedule"
-    table = _table(by, *(["l"] if full else []), "cost", "loss", "±", "seeds")
+    probes = {entry.schedule: words.probe(entry) for entry in entries} if full else {}
+    probe = next((found[0] for found in probes.values() if found is not None), None)
+    heads = [] if probe is None else [probe.replace("_", " ")]
+    table = _table(by, *(["l"] if full else []), "cost", "loss", "±", *heads, "seeds")
     places = _places([entry.mean for entry in entries])
     for entry in entries:
         mark = "* " if result.winner is not None and entry.schedule == result.winner.schedule else "  "
         name = entry.schedule + (f"  ({', '.join(entry.names)})" if entry.names else "") if full else entry.label
-        room = width - (36 if full else 30)
+        room = width - (36 if full else 30) - sum(len(head) + 2 for head in heads)
         name = name if len(name) <= room else name[: room - 1] + "…"
         # A trial that ended early has a loss of fewer steps, which must not stand in this column.
         loss = (entry.state or "untrained") if entry.loss is None else f"{entry.loss:.{places}f}"
@@ -128,6 +136,7 @@ def _entries(result: Result, entries: Sequence[Entry], by: str, width: int) -> T
             f"{entry.cost:.3f}",
             loss,
             _half(entry.mean, places),
+            *([] if probe is None else [_value(probes[entry.schedule])]),
             "search" if entry.mean is None and entry.loss is not None else str(entry.mean.n if entry.mean else 0),
         )
     return table

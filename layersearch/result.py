@@ -19,15 +19,17 @@ import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from layersearch import config, frontier, stats, words
 from layersearch.errors import UserError
 from layersearch.record import State, TrialRecord
+from layersearch.signal import Signal, measure_signal
 from layersearch.stats import Interval
 from layersearch.trust import Fidelity, Noise, Strict, known, measure_noise, rank_fidelities
 
-VERSION = 1
+VERSION = 2
 PROPOSED = "proposed"
 ALL_FULL = "all_full"
 _STATES: tuple[State, ...] = ("complete", "stopped", "failed")
@@ -62,6 +64,12 @@ class Entry(Strict):
     """Fresh seeds on which it failed."""
     mean: Interval | None
     """Mean of the confirmed losses: over the seeds that all candidates share where it has them, else over its own."""
+    metrics: tuple[tuple[str, float], ...]
+    """The data source's own measures by name: their means over the seeds of ``mean``, else of the complete search."""
+    loss_by_position: tuple[float, ...]
+    """Validation loss in bins of token position, nats, of the same trials as ``metrics``."""
+    position_edges: tuple[int, ...]
+    """Right edges of those bins, in tokens."""
     within_budget: bool
     on_frontier: bool
 
@@ -155,10 +163,11 @@ class Result(Strict):
     best_searched: str | None
     """The lowest loss in the search within the budget: a proposal, not a finding."""
     noise: Noise
+    signal: Signal
     best_per_l: tuple[PerL, ...]
     trust: tuple[Fidelity, ...]
     failed: int
-    """Records of failed trials."""
+    """Trials that failed and were not made good by a later one."""
     verdict: str
 
     def entry(self, schedule: str) -> Entry:
@@ -236,13 +245,14 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
         winner=winner,
         best_searched=None if best is None else best.schedule,
         noise=noise,
+        signal=measure_signal(entries, shared),
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
         trust=rank_fidelities(
             records,
             [(e.search_loss, e.mean.mean) for e in entries if e.search_loss is not None and e.mean],
             confidence,
         ),
-        failed=sum(record.state == "failed" for record in records),
+        failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
         verdict=words.verdict(winner, best, entries),
     )
 
@@ -268,11 +278,17 @@ def _entry(
     confidence: float,
 ) -> Entry:
     first = group[0]
+    by_seed = {r.seed: r for r in group if r.phase == "confirm" and r.state == "complete"}
     # A trial that was stopped and later taken up again has two records: the furthest one counts, the last of equals.
     searched = sorted((r for r in group if r.phase == "search"), key=lambda r: -_STATES.index(r.state))
     trial = searched[-1] if searched else None
     seeds = [seed for seed in shared if seed in confirmed]
     used = seeds if len(seeds) == len(shared) else sorted(confirmed)
+    measured = [by_seed[seed] for seed in used]
+    if not used and trial is not None and trial.state == "complete":
+        measured = [trial]
+    metrics = [dict(record.metrics) for record in measured]
+    positions = zip(*(record.loss_by_position for record in measured), strict=True)
     return Entry(
         schedule=first.schedule,
         names=tuple(sorted({record.role for record in group} - {PROPOSED})),
@@ -289,6 +305,9 @@ def _entry(
             sorted({r.seed for r in group if r.phase == "confirm" and r.state == "failed"} - confirmed.keys())
         ),
         mean=stats.mean_interval((confirmed[seed] for seed in used), confidence) if used else None,
+        metrics=tuple((name, fmean(found[name] for found in metrics)) for name in (metrics[0] if metrics else ())),
+        loss_by_position=tuple(fmean(losses) for losses in positions),
+        position_edges=measured[0].position_edges if measured else (),
         within_budget=first.cost <= budget,
         on_frontier=False,
     )

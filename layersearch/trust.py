@@ -10,6 +10,11 @@ from layersearch import stats
 from layersearch.record import TrialRecord
 from layersearch.stats import RankAgreement
 
+ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
+"""Differences in nats for which the number of seeds is stated, largest first."""
+SMALLER = 2
+"""How many of them below what a run's own seeds resolve."""
+
 
 class Strict:
     """What is read back from a file has these keys and no others."""
@@ -35,6 +40,8 @@ class Noise(Strict):
     """Differences of two schedules under this are not significant on that many seeds (one comparison)."""
     resolvable: float | None
     """The smallest true difference that this number of seeds finds four times in five."""
+    seeds_for: tuple[tuple[float, int], ...]
+    """(true difference in nats, seeds that find it four times in five): `resolvable`, and smaller round ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,12 @@ def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confiden
     own = [known(stats.mean_interval(losses.values()).std) for losses in repeated]
     paired = stats.paired_std(repeated)
     usable = paired is not None and seeds > 1
+    resolvable = stats.resolvable(known(paired), seeds, confidence) if usable else None
+    seeds_for = []
+    if resolvable:
+        smaller = [size for size in ROUND_SIZES if size < resolvable][:SMALLER]
+        seeds_for = [(size, stats.seeds_needed(known(paired), size, confidence)) for size in smaller]
+        seeds_for.insert(0, (resolvable, seeds))
     return Noise(
         schedules=len(repeated),
         seeds=seeds,
@@ -73,7 +86,8 @@ def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confiden
         seed_std_range=(min(own), max(own)) if own else None,
         paired_std=paired,
         floor=stats.half_width(known(paired), seeds, confidence) if usable else None,
-        resolvable=stats.resolvable(known(paired), seeds, confidence) if usable else None,
+        resolvable=resolvable,
+        seeds_for=tuple(seeds_for),
     )
 
 

@@ -69,7 +69,7 @@ def test_a_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]
     show(analyse(records, 1.0), {})
     out = capsys.readouterr().out
     shown = int(re.search(r"and (\d+) cheaper ones in frontier.json", out)[1])  # type: ignore[index]
-    frontier = out[out.index("Frontier") : out.index("and ")].splitlines()[2:-1]
+    frontier = out[out.index("Frontier") : out.index("  and ")].splitlines()[2:]
     assert len(frontier) + shown == 31
     assert len(out.splitlines()) <= 40
     assert re.search(r"and \d+ more", out)

@@ -277,7 +277,7 @@ def test_json_round_trip_is_exact(kwargs: dict[str, float]) -> None:
     again = Result.from_dict(json.loads(text))
     assert again == result
     assert json.dumps(again.to_dict()) == text
-    assert json.loads(text)["version"] == 1
+    assert json.loads(text)["version"] == 2
 
 
 @pytest.mark.parametrize("change", [{"version": 7}, {"budget": "much"}, {"surplus": 1}])
