@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import itertools
-import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layersearch.canvas import BLACK, BLUE, GREY, LOG_RATIO, VERMILION, plain, scale_losses, styles, write_figure
 from layersearch.result import ALL_FULL, Entry, Result
 
 Line = tuple[list[float], list[float]]
@@ -18,20 +18,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox, Transform
 
-# Okabe and Ito's palette ("Color Universal Design", 2008), told apart under the common colour-vision deficiencies;
-# every series also has its own marker.
-BLUE, VERMILION, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#9A9A9A"
-BASELINE_COLOURS = ("#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D")
-BASELINE_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
-DPI = 110
-INCHES = (9.6, 6.1)
-"""Width, and height without the title's lines."""
-LINE = 0.19
-"""Height of a line of the title, in inches."""
+HEIGHT = 6.1
+"""Without the title's lines, in inches."""
+LEFT = 0.085
+"""Where the axes begin, as a share of the width."""
 DODGE = 6.5
 """Distance in points between confirmed schedules of the same cost, which would hide each other."""
-LOG_RATIO = 6.0
-"""An axis whose largest value is more than this times its smallest is logarithmic."""
 
 
 def plot_pareto(result: Result, path_stem: Path | str) -> list[Path]:
@@ -49,39 +41,15 @@ def plot_pareto(result: Result, path_stem: Path | str) -> list[Path]:
     Raises:
         OSError: if a file cannot be written.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    title = _title(result)
-    stem = Path(path_stem)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
-    with matplotlib.rc_context():
-        # Settings of the user's own matplotlibrc must not change the figure, nor its text become outlines.
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update({"svg.hashsalt": "layersearch", "svg.fonttype": "none", "font.size": 10})
-        height = INCHES[1] + LINE * len(title)
-        figure = Figure(figsize=(INCHES[0], height), dpi=DPI)
-        FigureCanvasAgg(figure)
-        axes = figure.add_subplot()
-        top = 1 - (LINE * len(title) + 0.2) / height
-        figure.subplots_adjust(left=0.085, right=0.985, bottom=1.12 / height, top=top)
-        for number, (line, bold) in enumerate(title):
-            weight = "bold" if bold else "normal"
-            figure.text(0.085, 1 - (0.1 + LINE * number) / height, line, va="top", fontsize=10.5, fontweight=weight)
-        _draw(axes, result)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
-
-
-def _title(result: Result) -> list[tuple[str, bool]]:
-    """Return the verdict as lines, each with whether it is bold: the first sentence is."""
     first, *others = result.verdict.split(". ")
-    lines = [(line, True) for line in textwrap.wrap(first.rstrip(".") + ".", 92)]
-    for sentence in others:
-        lines += [(line, False) for line in textwrap.wrap(sentence.rstrip(".") + ".", 112)]
-    return lines
+    title = [sentence.rstrip(".") + "." for sentence in (first, *others)]
+
+    def draw(figure: Figure, top: float) -> None:
+        axes = figure.add_subplot()
+        figure.subplots_adjust(left=LEFT, right=0.985, bottom=1.12 / figure.get_figheight(), top=top)
+        _draw(axes, result)
+
+    return write_figure(path_stem, title, HEIGHT, LEFT, draw)
 
 
 def _loss(entry: Entry) -> float:
@@ -117,12 +85,12 @@ def _draw(axes: Axes, result: Result) -> None:
     if result.search_frontier:
         searched = [result.entry(text) for text in result.search_frontier]
         lines.append(_steps([(entry.cost, entry.search_loss or 0.0) for entry in searched], edge))
-        plain = result.frontier_of == "search"
+        only = result.frontier_of == "search"
         axes.plot(
             *lines[-1],
-            color=BLUE if plain else GREY,
-            lw=1.9 if plain else 1.1,
-            zorder=3 if plain else 2,
+            color=BLUE if only else GREY,
+            lw=1.9 if only else 1.1,
+            zorder=3 if only else 2,
             label="frontier of the search, one seed",
         )
     if result.frontier_of == "confirm":
@@ -136,10 +104,7 @@ def _draw(axes: Axes, result: Result) -> None:
         axes.plot([], [], ls="", label="equal cost: side by side")
     axes.set_xlabel("attention cost (FLOPs, all-full = 1)")
     axes.set_ylabel("validation loss (nats per token)")
-    axes.grid(color="#E4E4E4", lw=0.6, zorder=0)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain(axes)
     axes.figure.legend(loc="lower center", ncols=3, fontsize=9, frameon=False, borderaxespad=0.2)
     _label(axes, result, shown, points, lines)
 
@@ -155,14 +120,12 @@ def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
 
 def _firm(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[str, Transform]:
     """Draw baselines and confirmed schedules with their intervals; return the transform that places each of them."""
-    styles = zip(itertools.cycle(BASELINE_MARKERS), itertools.cycle(BASELINE_COLOURS), strict=False)
+    style = styles(entries)
     if any(entry.mean is not None for entry in entries):
         axes.plot([], [], "o-", color=BLUE, ms=7, lw=1.3, label=_confirmed_label(result))
     points = _dodge(axes, entries, None if result.winner is None else result.winner.schedule)
     for entry in entries:
-        marker, colour = "o", BLUE
-        if entry.names:
-            marker, colour = ("*", BLACK) if ALL_FULL in entry.names else next(styles)
+        marker, colour = style[entry.schedule]
         x, y, place = [entry.cost], [_loss(entry)], points[entry.schedule]
         low, high = _bar(axes, entry)
         axes.plot(x * 2, [low, high], "_-", color=colour, lw=1.3, ms=6, alpha=0.85, zorder=4, transform=place)
@@ -217,7 +180,7 @@ def _dodge(axes: Axes, entries: Sequence[Entry], winner: str | None) -> dict[str
 
 def _scale(axes: Axes, result: Result, shown: Sequence[Entry]) -> None:
     """Set limits and scales: every mean is inside, long intervals may be cut at the edge."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     costs = [entry.cost for entry in shown] + [result.budget, 1.0]
     losses = [_loss(entry) for entry in shown] or [0.0, 1.0]
@@ -234,21 +197,7 @@ def _scale(axes: Axes, result: Result, shown: Sequence[Entry]) -> None:
     else:
         axes.set_xlim(low - 0.06 * (high - low), high + 0.06 * (high - low))
     ends = [end for entry in shown if entry.mean for end in (entry.mean.low, entry.mean.high) if end is not None]
-    bottom, top = min(losses), max(losses)
-    if bottom > 0 and top / bottom > LOG_RATIO:
-        # An interval may reach zero or below, which this scale does not have: it is cut a little under the best mean.
-        reach = [end for end in ends if bottom / 1.6 < end < top * 1.6]
-        axes.set_yscale("log")
-        axes.set_ylim(min([bottom, *reach]) / 1.2, max([top, *reach]) * 1.25)
-        axes.yaxis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-        return
-    spread = (top - bottom) or max(abs(top), 1.0) * 0.01
-    ends = [min(max(end, bottom - 0.6 * spread), top + 0.6 * spread) for end in ends]
-    axes.set_ylim(min([bottom, *ends]) - 0.08 * spread, max([top, *ends]) + 0.08 * spread)
-    axes.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
+    scale_losses(axes, "y", losses, ends)
 
 
 def _label(
