@@ -111,9 +111,9 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", type=Path, help="a run folder, finished or not")
     show.add_argument("--json", action="store_true", help="print what frontier.json holds")
 
-    plot = _command(groups, "plot", commands.plot, "draw the cost-quality frontier as PNG and SVG")
+    plot = _command(groups, "plot", commands.plot, "draw the cost-quality frontier, and signal against noise")
     plot.add_argument("run", type=Path, help="a run folder, finished or not")
-    plot.add_argument("--out", type=Path, help="path without suffix (default: RUN/pareto)")
+    plot.add_argument("--out", type=Path, help="the folder to draw into (default: RUN)")
 
     export = _command(
         groups, "export", commands.export, "write a schedule as a configuration that other software loads"

@@ -66,14 +66,16 @@ def plot(options: argparse.Namespace) -> None:
     """Draw what a run has found so far."""
     from layersearch.ladder.folder import unwritable
     from layersearch.plots import plot_pareto
+    from layersearch.signalplot import plot_signal
 
-    stem = options.out or options.run / "pareto"
+    out = options.out or options.run
     result = _result(options.run)
     try:
-        for path in plot_pareto(result, stem):
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (*plot_pareto(result, out / "pareto"), *plot_signal(result, out / "signal")):
             print(path)
     except OSError as error:
-        raise unwritable(stem.parent, error) from None
+        raise unwritable(out, error) from None
 
 
 def export(options: argparse.Namespace) -> None:

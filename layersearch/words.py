@@ -141,8 +141,8 @@ def signal(found: Signal) -> str:
         said.append(f"all_sparse is {side} all_full by {spread(found.sparse_and_full, places)}")
     if not said:
         return "Signal: unknown, it takes two placements of equal cost, or all_sparse and all_full."
-    where = "" if found.seeds else " (on one seed, the search's own)"
-    return f"Signal{where}: {'; '.join(said)}."
+    one = "" if len(found.seeds) > 1 else " (on one fresh seed)" if found.seeds else " (on one seed, the search's own)"
+    return f"Signal{one}: {'; '.join(said)}."
 
 
 def by_position(result: Result) -> str | None:

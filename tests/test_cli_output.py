@@ -89,9 +89,13 @@ def test_shows_json_is_the_frontier_file(smoke_run: Path, capsys: pytest.Capture
 
 
 def test_plot_names_what_it_wrote(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    paths = printed(capsys, "plot", str(smoke_run), "--out", str(tmp_path / "p")).splitlines()
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(Path(path).name for path in paths)
-    assert {Path(path).suffix for path in paths} == {".png", ".svg"}
+    paths = printed(capsys, "plot", str(smoke_run), "--out", str(tmp_path / "a" / "b")).splitlines()
+    assert sorted(map(str, (tmp_path / "a" / "b").iterdir())) == sorted(paths)
+    figures = [f"{name}.{kind}" for name in ("pareto", "signal") for kind in ("png", "svg")]
+    assert sorted(Path(path).name for path in paths) == figures
+    assert {path.read_bytes() for path in (tmp_path / "a" / "b").iterdir()} == {
+        (smoke_run / name).read_bytes() for name in figures
+    }
 
 
 def test_a_run_prints_plain_progress_and_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -255,9 +255,11 @@ class Ladder:
 
     def _write(self, result: Result) -> None:
         from layersearch.plots import plot_pareto
+        from layersearch.signalplot import plot_signal
 
         write_text(self._folder.path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
         plot_pareto(result, self._folder.path / "pareto")
+        plot_signal(result, self._folder.path / "signal")
         if result.winner is not None:
             winner = Schedule.parse(result.winner.schedule)
             write_text(self._folder.path / "winner.yaml", schedule_text(winner, winner_evidence(result)))

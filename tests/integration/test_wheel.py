@@ -90,6 +90,7 @@ def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dic
     (run,) = (tmp_path / "runs").iterdir()
     assert json.loads((run / "config.json").read_text())["git_commit"] is None
     assert (run / "pareto.svg").is_file()
+    assert (run / "signal.svg").is_file()
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
