@@ -22,10 +22,9 @@ def record(
     cost: float | None = None,
     steps: int = 400,
     curve: tuple[tuple[int, float], ...] = (),
-    by_position: tuple[float, ...] = (),
     metrics: tuple[tuple[str, float], ...] = (),
 ) -> TrialRecord:
-    """Return one record; without a cost, a full layer counts 1 and any other `WINDOW_COST`; bins have 64 tokens."""
+    """Return one record; without a cost, a full layer counts 1 and any other `WINDOW_COST`."""
     spans = Schedule.parse(schedule)
     share = sum(1.0 if span.is_full else WINDOW_COST for span in spans) / len(spans) if cost is None else cost
     return TrialRecord(
@@ -40,14 +39,14 @@ def record(
         full_steps=400,
         loss=loss,
         curve=curve or (((steps, loss),) if loss is not None else ()),
-        loss_by_position=by_position,
-        position_edges=tuple(64 * (index + 1) for index in range(len(by_position))),
         metrics=metrics,
         error="it failed" if state == "failed" else None,
     )
 
 
-def confirmed(schedule: str, losses: list[float], *, role: str = "proposed", cost: float | None = None) -> list:
+def confirmed(
+    schedule: str, losses: list[float], *, role: str = "proposed", cost: float | None = None
+) -> list[TrialRecord]:
     """Return one record per fresh seed, the seeds counted from 1."""
     return [
         record(schedule, loss, seed=seed, phase="confirm", role=role, cost=cost)

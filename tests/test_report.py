@@ -1,12 +1,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from synthetic import a_run, confirmed, record
 
+from layersearch.record import TrialRecord
 from layersearch.report import show
 from layersearch.result import analyse
+from layersearch.stats import power_of
 
 META = {"run": "runs/first", "recipe": "laptop", "seconds": 512}
 
@@ -26,7 +29,11 @@ META = {"run": "runs/first", "recipe": "laptop", "seconds": 512}
 )
 def test_the_report_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     budget = kwargs.get("budget", 0.5)
-    result = analyse(a_run(**kwargs), budget)  # type: ignore[arg-type]
+    records = [
+        replace(r, loss_by_position=(3.0, 2.0), position_edges=(64, 128), metrics=(("recall_accuracy", 0.5),))
+        for r in a_run(**kwargs)  # type: ignore[arg-type]
+    ]
+    result = analyse(records, budget)
     show(result, META)
     out = capsys.readouterr().out
     lines = out.splitlines()
@@ -37,7 +44,14 @@ def test_the_report_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest
     assert " ".join(result.verdict.split()) in " ".join(out.split())
     assert ("Winner: " in out) == (result.winner is not None)
     assert "Rank agreement" in out
-    for heading in ("Frontier (", "Baselines", "Loss against l, the number of full layers"):
+    for heading in (
+        "By position: ",
+        "Signal",
+        "recall accuracy",
+        "Frontier (",
+        "Baselines",
+        "Loss against l, the number of full layers",
+    ):
         assert heading in out
 
 
@@ -89,3 +103,80 @@ def test_a_perfect_order_has_no_bound(capsys: pytest.CaptureFixture[str]) -> Non
     ]
     show(analyse(records, 0.5), {})
     assert re.search(r"step 100 of 400 → last step +1\.00 +no bound +1\.00 +no bound +5", capsys.readouterr().out)
+
+
+def lines_of(out: str, first: str) -> str:
+    """Return a sentence of the prose, unwrapped, from its first words to the next blank line."""
+    return " ".join(out[out.index(first) :].split("\n\n")[0].split())
+
+
+def test_the_noise_and_the_seeds_that_differences_take_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        *confirmed("full window:32*3", [2.40, 2.52, 2.48], role="bottom(1)"),
+        *confirmed("window:32*3 full", [2.30, 2.50, 2.40], role="top(1)"),
+    ]
+    result = analyse(records, 0.5)
+    show(result, {})
+    said = lines_of(capsys.readouterr().out, "Differences under")
+    noise = result.noise
+    assert f"Seed std {noise.seed_std:.2g} (per schedule 0.061 to 0.1), paired-difference std 0.042." in said
+    assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
+    assert noise.paired_std is not None
+    for size, seeds in noise.seeds_for[1:]:
+        assert power_of(noise.paired_std, size, seeds) >= 0.8 > power_of(noise.paired_std, size, seeds - 1)
+    (_, most), (_, more) = noise.seeds_for[1:]
+    assert f"found four times in five by 3 seeds, 0.1 by {most}, 0.05 by {more}." in said
+    assert (
+        "Signal: 2 placements at equal cost (l = 1, cost 0.340) spread over 0.067 nats, 0.8 times the seed std" in said
+    )
+
+
+def test_the_sources_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    def with_probe(text: str, accuracies: list[float], role: str) -> list[TrialRecord]:
+        return [
+            replace(r, metrics=(("recall_accuracy", accuracy), ("recall_loss", 9.0), ("text_loss", 8.0)))
+            for r, accuracy in zip(confirmed(text, [2.0 + accuracies[0], 2.1, 2.2], role=role), accuracies, strict=True)
+        ]
+
+    records = [*with_probe("full*4", [0.2, 0.9, 0.7], "all_full"), *with_probe("window:32*4", [0.4, 0.1, 0.1], "x")]
+    result = analyse(records, 0.5)
+    assert dict(result.entry("full*4").metrics) == pytest.approx(
+        {"recall_accuracy": 0.6, "recall_loss": 9, "text_loss": 8}
+    )
+    show(result, {})
+    out = capsys.readouterr().out
+    assert re.search(r"^schedule +l +cost +loss +± +recall accuracy +seeds$", out, re.MULTILINE)
+    assert re.search(r"^  full\*4  \(all_full\) +4 +1.000 .* 0\.600 +3$", out, re.MULTILINE)
+    # A source without an accuracy shows what it has; the search's losses come with the search's measures.
+    searched = analyse([record("full*4", 2.0, metrics=(("text_loss", 1.25),)), record("window:32*4", 2.5)], 1.0)
+    show(searched, {})
+    out = capsys.readouterr().out
+    assert re.search(r"^  full\*4 +4 +1.000 +2\.0000 +1\.250 +search$", out, re.MULTILINE)
+    assert re.search(r"^  window:32\*4 +0 +0.120 +2\.5000 +search$", out, re.MULTILINE)
+
+
+def test_where_in_the_text_full_attention_helps_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def placed(text: str, losses: list[float], bins: list[tuple[float, ...]], role: str) -> list[TrialRecord]:
+        made = confirmed(text, losses, role=role)
+        return [
+            replace(r, loss_by_position=found, position_edges=(64, 128, 192))
+            for r, found in zip(made, bins, strict=True)
+        ]
+
+    full = placed("full*4", [2.50, 2.52], [(3.0, 2.5, 2.0), (3.2, 2.5, 2.2)], "all_full")
+    sparse = placed("window:32*4", [2.70, 2.71], [(3.1, 2.7, 2.6), (3.1, 2.7, 2.6)], "all_sparse")
+    best = placed("window:32*3 full", [2.40, 2.43], [(3.0, 2.4, 1.9), (3.1, 2.4, 2.0)], "proposed")
+    result = analyse([*full, *sparse, *best], 0.5)
+    assert result.entry("full*4").loss_by_position == pytest.approx((3.1, 2.5, 2.1))
+    assert result.entry("full*4").position_edges == (64, 128, 192)
+    show(result, {})
+    said = lines_of(capsys.readouterr().out, "By position")
+    assert said == (
+        "By position: the winner less all_full is -0.150 nats in the last scored bin (to token 192), -0.050 in the "
+        "first (to 64)."
+    )
+    show(analyse([*full, *sparse], 1.0), {})  # all_full wins: what is left to compare is all_sparse
+    said = lines_of(capsys.readouterr().out, "By position")
+    assert said.startswith("By position: all_sparse less all_full is +0.500 nats in the last scored bin")
+    show(analyse([*sparse, *best], 0.5), {})
+    assert "By position" not in capsys.readouterr().out
