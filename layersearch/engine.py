@@ -207,6 +207,9 @@ class Engine:
                     base, lambda step: learning_rate_factor(step, training)
                 ),
             )
+        if group.size == 1 and config.get("zero_optimization", {}).get("stage", 0) == 0:
+            # Nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
+            self._engine.enable_backward_allreduce = False
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Take one optimiser step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""

@@ -134,6 +134,15 @@ def _backward_kind(q: Tensor) -> torch.dtype:
     return q.dtype if q.shape[2] >= NARROW_BACKWARD_TOKENS else torch.promote_types(q.dtype, torch.float32)
 
 
+def _forward_kind(span: Span, q: Tensor) -> torch.dtype:
+    """Return the precision in which a span, as `narrow` returns it, runs its forward pass."""
+    # The flash kernel takes strips in bf16 as they are; what joins or decays scores is done in float32.
+    by_strips = q.device.type == "cpu" and span.size is not None and span.dilated_heads is None
+    if by_strips and span.decay == 0 and span.pool == 1 and span.sink == 0:
+        return q.dtype
+    return torch.promote_types(q.dtype, torch.float32)
+
+
 def _empty(like: Tensor) -> Tensor:
     """Return (B, H, T, D) with all heads of a token side by side, as the output projection reads them."""
     batch, heads, tokens, width = like.shape
@@ -172,7 +181,8 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
         return out, lse
     scale = 1.0 / math.sqrt(width)
-    queries, keys, values = q.to(wide), k.to(wide), v.to(wide)
+    kind = _forward_kind(span, q)
+    queries, keys, values = q.to(kind), k.to(kind), v.to(kind)
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = _expand(keys, heads), _expand(values, heads)
@@ -183,7 +193,7 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
         dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         plan = _strips(part, dealt[0])
-        if plan is None or (part.size or 0) >= TILED_FORWARD_SIZE:
+        if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
@@ -200,9 +210,10 @@ def _backward(
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
     pieces = _batches(q, text, _backward_kind(q))
     if len(pieces) == 1:
-        dq, dk, dv = _backward_piece(grad, q, k, v, out, lse, text)
-        return _settle(dq, q.dtype), _settle(dk, q.dtype), _settle(dv, q.dtype)
-    dq, dk, dv = _empty(q), _empty(k), _empty(v)
+        gradients = _backward_piece(grad, q, k, v, out, lse, text)
+        dq, dk, dv = (x.to(q.dtype).contiguous() for x in gradients)
+        return dq, dk, dv
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     for piece in pieces:
         gradients = _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
         for into, some in zip((dq, dk, dv), gradients, strict=True):
@@ -240,8 +251,8 @@ def _sparse_backward(
     batch, heads, tokens, width = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = 1.0 / math.sqrt(width)
-    grad = grad.to(wide)
-    queries, keys, values = q.to(wide), k.to(wide), v.to(wide)
+    # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.
+    grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
     lse = lse.to(wide).unsqueeze(-1)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
     for group, part in _head_groups(span, heads):
@@ -252,7 +263,7 @@ def _sparse_backward(
         dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
         plan = _strips(part, dealt[0])
         if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
-            dealt_out = _deal(out[:, group].to(wide), stride)
+            dealt_out = _deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
             dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale)
         else:
             dealt_delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
@@ -293,7 +304,7 @@ def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, T
 def _fake_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(q), _empty(k), _empty(v)
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
 def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:

@@ -136,7 +136,7 @@ def backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: tuple[Part, ...], scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; arguments as in `forward`, (N, T, D) and contiguous."""
-    dq, dk, dv = torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
     sums = lse.unsqueeze(-1)
     for part in plan:
         rows = (part.first, part.strips, part.queries, part.queries)
@@ -153,7 +153,11 @@ def backward(
             attn_mask=_bias(part, q.dtype),
             scale=scale,
         )
-        _cut(dq, *rows).add_(some_q)
+        into_q = _cut(dq, *rows)
+        if part.joins:
+            into_q.add_(some_q)
+        else:
+            into_q.copy_(some_q)
         # Strips share keys: their gradients are added a step's width at a time, which never overlaps.
         step = part.step or part.keys
         for offset in range(0, part.keys, step):
