@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from random import Random
-from typing import Any
 
 from layersearch import presets
+from layersearch.choices import expand, span_texts
 from layersearch.config import build, find_file, read_yaml
 from layersearch.cost import budget_ratio, span_pairs
 from layersearch.errors import UserError, did_you_mean
@@ -48,12 +48,12 @@ class Space:
     def __post_init__(self) -> None:
         if not self.name:
             raise UserError("name is empty; give the space a name")
-        object.__setattr__(self, "choices", _texts(self.choices, "choices"))
+        object.__setattr__(self, "choices", span_texts(self.choices, "choices"))
         restricted = {}
         for layer, texts in self.layers.items():
             if layer < 0:
                 raise UserError(f"layers: there is no layer {layer}; count from 0")
-            chosen = _texts(texts, f"layers.{layer}")
+            chosen = span_texts(texts, f"layers.{layer}")
             for text in chosen:
                 if text not in self.choices:
                     raise UserError(f"layers.{layer}: {text} is not among choices{did_you_mean(text, self.choices)}")
@@ -346,60 +346,12 @@ def load_space(name: str) -> Space:
     if isinstance(mapping, dict):
         mapping = dict(mapping)
         if "choices" in mapping:
-            mapping["choices"] = _expand(mapping["choices"], f"{path.name}: choices")
+            mapping["choices"] = expand(mapping["choices"], f"{path.name}: choices")
         if isinstance(mapping.get("layers"), dict):
             mapping["layers"] = {
-                layer: _expand(choices, f"{path.name}: layers.{layer}") for layer, choices in mapping["layers"].items()
+                layer: expand(choices, f"{path.name}: layers.{layer}") for layer, choices in mapping["layers"].items()
             }
     return build(Space, mapping, path.name)
-
-
-def _expand(choices: Any, where: str) -> list[str]:
-    """Return the text forms of a list of choices: terms as they stand, mappings with their lists multiplied out."""
-    if not isinstance(choices, list):
-        raise UserError(f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
-    texts: list[str] = []
-    for position, choice in enumerate(choices):
-        at = f"{where}.{position}"
-        try:
-            texts += [choice] if isinstance(choice, str) else _multiply_out(choice)
-        except UserError as error:
-            raise UserError(f"{at}: {error}") from None
-    return texts
-
-
-def _multiply_out(choice: Any) -> list[str]:
-    if not isinstance(choice, dict):
-        raise UserError(f"expected a span such as 'window:32' or {{kind: window, size: [32, 64]}}, found {choice!r}")
-    for key in choice:
-        known = [entry.name for entry in fields(Span)]
-        if key not in known:
-            raise UserError(f"unknown key {key!r}{did_you_mean(str(key), known)}")
-    lists = {key: value if isinstance(value, list) else [value] for key, value in choice.items()}
-    for key, values in lists.items():
-        if not values:
-            raise UserError(f"{key} is an empty list; give at least one value or drop the key")
-        if any(value in values[:index] for index, value in enumerate(values)):
-            raise UserError(f"{key} holds a value twice: {values}; write it once")
-    spans = [Span.from_dict(dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
-    # Products may meet: without dilation, every number of dilated heads means the same span.
-    return list(dict.fromkeys(str(span) for span in spans))
-
-
-def _texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return spans in their one text form, each once."""
-    if not texts:
-        raise UserError(f"{where} is empty; name at least one span, for example full")
-    seen: list[str] = []
-    for position, text in enumerate(texts):
-        try:
-            span = str(Span.parse(text))
-        except UserError as error:
-            raise UserError(f"{where}.{position}: {error}") from None
-        if span in seen:
-            raise UserError(f"{where}: {span} is named twice; name it once")
-        seen.append(span)
-    return tuple(seen)
 
 
 def _check_range(budget: float) -> None:
