@@ -7,6 +7,7 @@
 
 What a generation proposes and stops depends on earlier generations only. So the same seed gives the same records
 whatever the number of workers and whichever is quicker, and a search that was killed goes on as if it had not been.
+A trial that failed is trained again when the search is taken up again; its later record counts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 from typing import Any
@@ -120,7 +121,10 @@ class Ladder:
     def __init__(self, plan: Plan, space: BoundSpace, folder: RunFolder, study: Study, pool: Pool, listener: Listener):
         self._plan, self._space, self._folder, self._study, self._pool = plan, space, folder, study, pool
         self._listener = listener
-        self._records = folder.records()
+        found = folder.records()
+        self._records = [record for record in found if record.state != "failed"]
+        made = {record.key for record in self._records}
+        self._to_retry = {r.schedule for r in found if r.phase == "search" and r.key not in made}
         self._resumed = len(self._records)
         self._planned = plan.trials
         self._began = time.monotonic()
@@ -129,11 +133,14 @@ class Ladder:
         """Run what is left and write the results; return them."""
         for record in self._search_records():
             self._study.tell(record)  # a kill may have come between the record and the study
+        for text in sorted(self._to_retry):
+            self._study.retry(text)
         self._train_baselines()
         reasons = [record.error for record in self._records if record.state == "failed"]
         if len(reasons) == len(self._records):
             raise UserError(
-                f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out"
+                f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out, "
+                "or, if the machine was the cause, run the same command again"
             )
         self._race()
         self._confirm()
@@ -150,6 +157,9 @@ class Ladder:
         self._train("baselines", [self._search_trial(text, name) for name, text in self._plan.baselines], None)
 
     def _race(self) -> None:
+        entered = self._study.generations()
+        for generation in sorted({entered[text] for text in self._to_retry if entered.get(text, 0) > 0}):
+            self._train_generation(generation, entered)
         while True:
             entered = self._study.generations()
             generation = max([1, *entered.values()])
@@ -171,9 +181,13 @@ class Ladder:
                 added += 1
             if not added and trained.issuperset(members):
                 return
-            earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
-            halving = Halving(earlier, self._plan.recipe.search.reduction)
-            self._train("search", [self._search_trial(text, PROPOSED) for text in members], halving)
+            self._train_generation(generation, self._study.generations())
+
+    def _train_generation(self, generation: int, entered: Mapping[str, int]) -> None:
+        members = [text for text, number in entered.items() if number == generation]
+        earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
+        halving = Halving(earlier, self._plan.recipe.search.reduction)
+        self._train("search", [self._search_trial(text, PROPOSED) for text in members], halving)
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)

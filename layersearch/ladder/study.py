@@ -131,6 +131,13 @@ class Study:
         labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
         return {schedule: generation for schedule, _, generation in labels}
 
+    def retry(self, schedule: str) -> None:
+        """Enter a schedule once more whose trial failed, to be trained and told again; no more than one at a time."""
+        entered = [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == schedule]
+        if entered and entered[-1].state == _optuna().trial.TrialState.FAIL:
+            _, role, generation = entered[-1].user_attrs[_LABEL]
+            self.enter(Schedule.parse(schedule), role, generation)
+
     def tell(self, record: TrialRecord) -> None:
         """Enter a record: both objectives if it is complete, pruned if it was stopped, failed if it failed."""
         optuna = _optuna()

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 
 import optuna
@@ -20,9 +22,13 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from layersearch.ladder import Ladder, LocalPool, RunFolder, make_plan, read_config
+from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
 from layersearch.recipe import load_recipe
+from layersearch.record import TrialRecord
+from layersearch.result import PROPOSED
 from layersearch.space import load_space
+from layersearch.train import KeepGoing, Trial, blank_record
 
 PATIENCE = 120.0
 """Seconds after which a process that should have got somewhere is given up."""
@@ -236,3 +242,91 @@ def test_a_search_goes_on_without_a_worker_that_was_killed(tmp_path: Path, smoke
     assert json.loads((out / "frontier.json").read_text())["failed"] == 1
     assert json.loads((out / "frontier.json").read_text())["winner"] is not None
     check_study(out)
+    before = lines(out)
+    found = json.loads(run(out))  # the same command again
+    assert found["failed"] == 0
+    after = lines(out)
+    assert after[: len(before)] == before
+    latest = latest_of(out)
+    assert {state for state, _, _ in latest.values()} <= {"complete", "stopped"}
+    assert len(after) == len(latest) + 1
+    unbroken = records(smoke_run)
+    whole = [key for key in latest.keys() & unbroken.keys() if latest[key][0] == unbroken[key][0] == "complete"]
+    assert len(whole) >= 4  # the baselines at the search's seed
+    assert [latest[key] for key in whole] == [unbroken[key] for key in whole]
+    run(out)
+    assert lines(out) == after  # nothing is left to try
+
+
+def latest_of(out: Path) -> dict[tuple[str, int, str], tuple[str, float | None, str]]:
+    """Return what the later record of each trial says."""
+    return {
+        (record["schedule"], record["seed"], record["phase"]): (record["state"], record["loss"], record["role"])
+        for record in map(json.loads, lines(out))
+    }
+
+
+class FailsOnce:
+    """A pool in which chosen trials fail, as where memory runs out; another pool runs the rest."""
+
+    def __init__(self, pool: LocalPool, fails: Callable[[Trial], bool]) -> None:
+        self._pool, self._fails, self.failed = pool, fails, list[Trial]()
+
+    def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
+        if not self._fails(trial):
+            return self._pool.submit(trial, keep_going)
+        self.failed.append(trial)
+        future: Future[TrialRecord] = Future()
+        future.set_result(replace(blank_record(trial, load_recipe("smoke")), error="out of memory?"))
+        return future
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def test_what_failed_in_an_earlier_generation_and_in_confirmation_is_tried_again(
+    tmp_path: Path, smoke_run: Path, pool: LocalPool
+) -> None:
+    recipe = load_recipe("smoke", ["search.trials=10"])
+    model, config = recipe.model, read_config(smoke_run)
+    space = load_space("smoke").bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+    plan = make_plan(recipe, space, config["budget"], config["seed"])
+    out = tmp_path / "run"
+    asked = {key: config[key] for key in ("space", "budget", "seed", "data")} | {"recipe": recipe.to_dict()}
+
+    def go(found: Pool) -> Study:
+        folder = RunFolder(out, asked)
+        study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
+        Ladder(plan, space, folder, study, found, lambda progress: None).run()
+        folder.release()
+        return study
+
+    proposed: list[str] = []
+
+    def unlucky(trial: Trial) -> bool:
+        if trial.phase == "search" and trial.role == PROPOSED:
+            proposed.append(trial.schedule)
+        return trial.schedule in proposed[:1] or (trial.phase, trial.role, trial.seed) == ("confirm", "all_full", 1)
+
+    failing = FailsOnce(pool, unlucky)
+    generations = go(failing).generations()
+    assert [trial.phase for trial in failing.failed] == ["search", "confirm"]
+    assert generations[proposed[0]] == 1
+    assert max(generations.values()) == 2
+    before = lines(out)
+    assert json.loads((out / "frontier.json").read_text())["failed"] == 2
+    go(pool)
+    assert lines(out)[: len(before)] == before
+    latest = latest_of(out)
+    for trial in failing.failed:
+        assert latest[trial.schedule, trial.seed, trial.phase][0] in ("complete", "stopped")
+    assert json.loads((out / "frontier.json").read_text())["failed"] == 0
+    # Plain Optuna sees the failure and the new attempt, with the loss of the record.
+    told = [trial for trial in study(out) if trial.user_attrs.get(LABEL, [None])[0] == proposed[0]]
+    state, loss, _ = latest[proposed[0], 0, "search"]
+    finished = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
+    assert [trial.state for trial in told] == [TrialState.FAIL, finished[state]]
+    assert told[1].values is None or told[1].values[0] == loss
+    after = lines(out)
+    go(pool)
+    assert lines(out) == after
