@@ -24,8 +24,8 @@ CACHED_SCORES = 1 << 17
 # Queries of a tile. A window of W keys computes W + C scores a query, so short windows want few queries, but matrix
 # products below 32 rows run at a third of the speed (measured, see analysis/span_speed).
 FEWEST_QUERIES, SOME_QUERIES, MOST_QUERIES = 32, 64, 128
-# Logits are kept in base 2: torch's exp takes 5 to 40 times as long on a CPU where its results underflow, as masked
-# scores do, and exp2 does not (measured, see analysis/span_speed).
+# Decays are taken in base 2: torch's exp takes 5 to 40 times as long on a CPU where its results underflow, as decays
+# over long distances do, and exp2 does not (measured, see analysis/span_speed).
 LOG2_E = math.log2(math.e)
 # Between these, sums of exponentials and their products with values keep their precision in float32.
 SAFE_MASS = 2.0**-60, 2.0**60
@@ -47,11 +47,34 @@ class Band:
 
 @dataclass(frozen=True)
 class _Tile:
-    """Queries [first, last) against keys [low, last), and sinks."""
+    """Queries [first, last) against keys [low, last), and sinks; or a run of such tiles, evenly spaced."""
 
     first: int
     last: int
     low: int
+    run: int = 1
+    """Tiles of the run. They share buffers and masks, and their views are made at once."""
+    step: int = 0
+    """Tokens from one to the next."""
+
+    @property
+    def queries(self) -> int:
+        """Queries of a tile."""
+        return self.last - self.first
+
+    def at(self, index: int) -> _Tile:
+        """Return a tile of the run, or what would be the next one."""
+        moved = index * self.step
+        return _Tile(self.first + moved, self.last + moved, self.low + moved)
+
+    def cut(self, first: int, *tensors: Tensor, last: int | None = None) -> list[tuple[Tensor, ...]]:
+        """View each tensor (N, T, ...) in tokens [first, last) of the first tile, and as far on for every other."""
+        views, size = [], (last or self.last) - first
+        for x in tensors:
+            rows, token, value = x.stride()
+            shape, strides = (self.run, len(x), size, x.shape[2]), (self.step * token, rows, token, value)
+            views.append(x.as_strided(shape, strides, x.storage_offset() + first * token).unbind())
+        return views
 
 
 def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
@@ -59,16 +82,16 @@ def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
     size = tokens if span.size is None else min(span.size, tokens)
     if span.kind == "block":
         # A tile holds part of one block or several whole ones.
-        most = size if size < MOST_QUERIES else MOST_QUERIES
-        step = size * (MOST_QUERIES // (2 * size)) if 2 * size <= MOST_QUERIES else None
-        if step is not None:
+        if 2 * size <= MOST_QUERIES:
+            step = MOST_QUERIES // (2 * size) * size
             for first in range(0, tokens, step):
                 yield _Tile(first, min(first + step, tokens), first)
             return
-        for low in range(0, tokens, size):
-            end = min(low + size, tokens)
-            for first in range(low, end, most):
-                yield _Tile(first, min(first + most, end), low)
+        most = min(size, MOST_QUERIES)
+        # Tiles at the same place of their blocks follow one another, since they are alike.
+        for place in range(0, size, most):
+            for low in range(0, tokens - place, size):
+                yield _Tile(low + place, min(low + min(place + most, size), tokens), low)
         return
     rows = min(SOME_QUERIES, size // 64 * 16) if size < 5 * SOME_QUERIES else min(MOST_QUERIES, size // 80 * 16)
     rows = max(FEWEST_QUERIES, min(rows, 4 * CACHED_SCORES // size))
@@ -78,16 +101,32 @@ def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
         yield _Tile(first, min(first + rows, tokens), low)
 
 
+@functools.lru_cache(maxsize=64)
+def _runs(span: Span, tokens: int) -> tuple[_Tile, ...]:
+    """Cut a span into runs of equal tiles."""
+    runs: list[_Tile] = []
+    for tile in _tiles(span, tokens):
+        if runs:
+            run = runs[-1] if runs[-1].run > 1 else replace(runs[-1], step=tile.first - runs[-1].first)
+            if run.at(run.run) == tile:
+                runs[-1] = replace(run, run=run.run + 1)
+                continue
+        runs.append(tile)
+    return tuple(runs)
+
+
 @functools.lru_cache(maxsize=256)
-def _bias(span: Span, first: int, last: int, low: int, high: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return 0 where queries [first, last) see keys [low, high), else -inf, (C, S)."""
+def _cap(
+    span: Span, first: int, last: int, low: int, high: int, unseen: float, device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Return inf where queries [first, last) see keys [low, high), else ``unseen``, (C, S)."""
     queries = torch.arange(first, last, device=device)[:, None]
     visible: Tensor = span.visible(queries, torch.arange(low, high, device=device)[None, :])
-    return torch.zeros(visible.shape, dtype=dtype, device=device).masked_fill_(~visible, -torch.inf)
+    return torch.full(visible.shape, torch.inf, dtype=dtype, device=device).masked_fill_(~visible, unseen)
 
 
-def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int) -> list[tuple[Tensor, Tensor]]:
-    """Return the parts of the scores (N, C, S) of keys [low, low+S) that hold unseen ones, and what hides those."""
+def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int, unseen: float) -> list[tuple[Tensor, Tensor]]:
+    """Return the parts of the scores (N, C, S) of keys [low, low+S) that hold unseen ones, and the caps of those."""
     high = low + scores.shape[-1]
     first, last = tile.first, tile.last
     # Spans look alike everywhere along the text, so positions count from the tile's first key or query: one mask
@@ -102,7 +141,7 @@ def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int) -> list[tuple[T
     return [
         (
             scores[:, :, start - low : end - low],
-            _bias(span, first - origin, last - origin, start - origin, end - origin, scores.device, scores.dtype),
+            _cap(span, *(x - origin for x in (first, last, start, end)), unseen, scores.device, scores.dtype),
         )
         for start, end in regions
         if start < end
@@ -125,25 +164,23 @@ def _hide_sinks(scores: Tensor, band: Band, tile: _Tile, rows: slice) -> None:
 class _Scratch:
     """Score-sized buffers that tiles reuse: a fresh allocation costs as much as the product that fills it."""
 
-    def __init__(self, like: Tensor, scores: int, by_key: bool) -> None:
+    def __init__(self, like: Tensor, scores: int, by_key: bool, unseen: float) -> None:
         self.buffers = like.new_empty((3, scores))
+        self.unseen = unseen
         # The backward pass holds scores key by key: four of its five products are then faster.
         self.by_key = by_key
         self.stages: dict[tuple[int, ...], _Stage] = {}
 
     def stage(self, band: Band, tile: _Tile, rows: int, sinks: int, low: int, high: int) -> _Stage:
         """Return the buffers for the scores of a tile's queries and its keys [low, high), after those of the sinks."""
-        queries, keys = tile.last - tile.first, sinks + high - low
+        queries, keys = tile.queries, sinks + high - low
         place = (rows, queries, keys, sinks, tile.first - tile.low, low - tile.low)
         if place not in self.stages:
             flat = self.buffers[:, : rows * queries * keys]
+            p, ds, decay = flat.view(3, rows, keys, queries).mT if self.by_key else flat.view(3, rows, queries, keys)
+            doubtful = _doubtful(p[:, :, sinks:], band.span, tile, low, self.unseen) if high > low else []
             if self.by_key:
-                p, ds, decay = flat.view(3, rows, keys, queries).transpose(2, 3)
-            else:
-                p, ds, decay = flat.view(3, rows, queries, keys)
-            doubtful = _doubtful(p[:, :, sinks:], band.span, tile, low) if high > low else []
-            if self.by_key:
-                doubtful = [(part, bias.t().contiguous().t()) for part, bias in doubtful]
+                doubtful = [(part, cap.t().contiguous().t()) for part, cap in doubtful]
             self.stages[place] = _Stage(p, ds, decay, doubtful)
         return self.stages[place]
 
@@ -157,23 +194,17 @@ class _Stage:
         self._doubtful = doubtful
 
     def hide(self) -> None:
-        """Set the scores of unseen keys to -inf."""
-        for part, bias in self._doubtful:
-            part.add_(bias)
+        """Set ``p`` to the scratch's ``unseen`` at unseen keys, infinite or not, and leave it elsewhere."""
+        for part, cap in self._doubtful:
+            torch.minimum(part, cap, out=part)
 
 
-def _plan(band: Band, rows: int, tokens: int, sinks: int) -> tuple[list[_Tile], int, int]:
-    """Return the tiles, how many batch rows share one, and the scores of the largest."""
-    tiles = list(_tiles(band.span, tokens))
-    largest = max((tile.last - tile.first) * (tile.last - tile.low + sinks) for tile in tiles)
+def _plan(band: Band, rows: int, tokens: int, sinks: int) -> tuple[tuple[_Tile, ...], int, int]:
+    """Return the runs of tiles, how many batch rows share one, and the scores of the largest."""
+    runs = _runs(band.span, tokens)
+    largest = max(run.queries * (run.last - run.low + sinks) for run in runs)
     together = max(1, min(rows, CACHED_SCORES // largest))
-    return tiles, together, together * largest
-
-
-def _by_tile(tiles: list[_Tile], *tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Cut each tensor (N, T, ...) into views of the tiles' queries."""
-    sizes = [tile.last - tile.first for tile in tiles]
-    return [x.split_with_sizes(sizes, dim=1) for x in tensors]
+    return runs, together, together * largest
 
 
 def _decay(band: Band, rows: slice, tile: _Tile, low: int, high: int, out: Tensor) -> Tensor:
@@ -221,10 +252,10 @@ def forward(
         # left out first, and done where a sum then comes near the ends of float32.
         out, mass = _forward(q, k, v, sink_k, sink_v, band, scale, None)
         if bool(((mass > SAFE_MASS[0]) & (mass < SAFE_MASS[1])).all()):
-            return out, mass.log2_().mul_(1 / LOG2_E)
+            return out, mass.log_()
     highest = q.new_empty(q.shape[:2])
     out, mass = _forward(q, k, v, sink_k, sink_v, band, scale, highest)
-    return out, mass.log2_().add_(highest).mul_(1 / LOG2_E)
+    return out, mass.log_().add_(highest)
 
 
 def _forward(
@@ -240,42 +271,44 @@ def _forward(
     """Return the output and each row's sum of exponentials, taken off ``highest``, which is filled, if there is one."""
     total, tokens, _ = q.shape
     sinks = sink_k.shape[1]
-    out, mass = torch.empty_like(q), q.new_empty(total, tokens)
-    tiles, together, scores = _plan(band, total, tokens, sinks)
-    scratch = _Scratch(q, scores, by_key=False)
-    for start in range(0, total, together):
-        rows = slice(start, min(start + together, total))
-        count = rows.stop - rows.start
-        some_k, some_v, some_mass = k[rows], v[rows], mass[rows].unsqueeze(-1)
-        decayed: _Stage | None = None
-        for tile, tile_q, tile_out, tile_mass in zip(
-            tiles, *_by_tile(tiles, q[rows], out[rows], some_mass), strict=True
-        ):
-            n_keys = tile.last - tile.low
-            tile_k, tile_v = some_k.narrow(1, tile.low, n_keys), some_v.narrow(1, tile.low, n_keys)
-            if sinks:
-                tile_k = torch.cat((sink_k[rows], tile_k), dim=1)
-                tile_v = torch.cat((sink_v[rows], tile_v), dim=1)
-            stage = scratch.stage(band, tile, count, sinks, tile.low, tile.last)
-            p = stage.p
-            _product(tile_q, tile_k.transpose(1, 2), scale * LOG2_E, p)
-            if band.alphas is not None:
-                decay = stage.decay
-                if sinks:
-                    _decay_sinks(band, rows, tile, decay[:, :, :sinks])
-                if sinks or stage is not decayed:
-                    _decay(band, rows, tile, tile.low, tile.last, decay[:, :, sinks:])
-                    decayed = stage
-                p.mul_(decay)
-            stage.hide()
-            if sinks:
-                _hide_sinks(p[:, :, :sinks], band, tile, rows)
-            if highest is not None:
-                top = highest[rows, tile.first : tile.last].unsqueeze(-1)
-                p.sub_(torch.amax(p, dim=-1, keepdim=True, out=top))
-            torch.sum(p.exp2_(), dim=-1, keepdim=True, out=tile_mass)
-            torch.bmm(p, tile_v, out=tile_out).div_(tile_mass)
-    return out, mass
+    out, mass = torch.empty_like(q), q.new_empty(total, tokens, 1)
+    runs, together, scores = _plan(band, total, tokens, sinks)
+    # exp takes two thirds of the time of exp2 unless its results underflow, so unseen keys are hidden after it, except
+    # where the highest score is wanted.
+    scratch = _Scratch(q, scores, by_key=False, unseen=0.0 if highest is None else -torch.inf)
+    # Outside inference mode each view keeps a record of what it is a view of: 2% of a pass.
+    with torch.inference_mode():
+        for start in range(0, total, together):
+            rows = slice(start, min(start + together, total))
+            by_query, by_key = [x[rows] for x in (q, out, mass)], [x[rows] for x in (k, v)]
+            for run in runs:
+                stage = scratch.stage(band, run, rows.stop - rows.start, sinks, run.low, run.last)
+                p, decay = stage.p, stage.decay
+                if band.alphas is not None:
+                    _decay(band, rows, run, run.low, run.last, decay[:, :, sinks:])
+                views = run.cut(run.first, *by_query) + run.cut(run.low, *by_key)
+                for index, (tile_q, tile_out, tile_mass, tile_k, tile_v) in enumerate(zip(*views, strict=True)):
+                    if sinks:
+                        tile_k = torch.cat((sink_k[rows], tile_k), dim=1)
+                        tile_v = torch.cat((sink_v[rows], tile_v), dim=1)
+                    _product(tile_q, tile_k.transpose(1, 2), scale, p)
+                    if band.alphas is not None:
+                        if sinks:
+                            _decay_sinks(band, rows, run.at(index), decay[:, :, :sinks])
+                        p.mul_(decay)
+                    if sinks:
+                        _hide_sinks(p[:, :, :sinks], band, run.at(index), rows)
+                    if highest is None:
+                        p.exp_()
+                        stage.hide()
+                    else:
+                        stage.hide()
+                        tile = run.at(index)
+                        top = highest[rows, tile.first : tile.last].unsqueeze(-1)
+                        p.sub_(torch.amax(p, dim=-1, keepdim=True, out=top)).exp_()
+                    torch.sum(p, dim=-1, keepdim=True, out=tile_mass)
+                    torch.bmm(p, tile_v, out=tile_out).div_(tile_mass)
+    return out, mass.squeeze(-1)
 
 
 def backward(
@@ -311,51 +344,56 @@ def backward(
     sinks = sink_k.shape[1]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dsk, dsv = torch.zeros_like(sink_k), torch.zeros_like(sink_v)
-    tiles, together, scores = _plan(band, total, tokens, sinks)
-    scratch = _Scratch(q, scores, by_key=True)
-    lse, delta = (lse * LOG2_E).unsqueeze(-1), delta.unsqueeze(-1)
-    for start in range(0, total, together):
-        rows = slice(start, min(start + together, total))
-        count = rows.stop - rows.start
-        near, far = (k[rows], v[rows], dk[rows], dv[rows]), (sink_k[rows], sink_v[rows], dsk[rows], dsv[rows])
-        by_tile = _by_tile(tiles, *(x[rows] for x in (q, grad, lse, delta, dq, dk, dv)))
-        decayed: _Stage | None = None
-        for tile, tile_q, tile_grad, tile_lse, tile_delta, tile_dq, new_dk, new_dv in zip(tiles, *by_tile, strict=True):
-            # No earlier tile sees these keys; zeros written just before they are used are still in the cache.
-            new_dk.zero_()
-            new_dv.zero_()
-            # Without a softmax across the row, its keys can be taken piece by piece, each small enough for the cache.
-            width = max(256, CACHED_SCORES // (count * (tile.last - tile.first))) // 16 * 16
-            pieces = [(near, low, min(low + width, tile.last)) for low in range(tile.low, tile.last, width)]
-            if sinks:
-                pieces.append((far, 0, sinks))
-            for source, low, high in pieces:
-                some_k, some_v, into_k, into_v = (x.narrow(1, low, high - low) for x in source)
-                if source is far:
-                    stage = scratch.stage(band, tile, count, sinks, tile.low, tile.low)
-                else:
-                    stage = scratch.stage(band, tile, count, 0, low, high)
-                p, ds = stage.p, stage.ds
-                _product(some_k, tile_q.transpose(1, 2), scale * LOG2_E, stage.p_by_key)
-                if band.alphas is not None:
-                    decay = stage.decay
-                    if source is far:
-                        _decay_sinks(band, rows, tile, decay)
-                    elif stage is not decayed:
-                        _decay(band, rows, tile, low, high, decay)
-                    decayed = None if source is far else stage
-                    p.mul_(decay)
-                p.sub_(tile_lse)
-                stage.hide()
-                if source is far:
-                    _hide_sinks(p, band, tile, rows)
-                p.exp2_()
-                into_v.baddbmm_(stage.p_by_key, tile_grad)
-                torch.bmm(some_v, tile_grad.transpose(1, 2), out=stage.ds_by_key)
-                ds.sub_(tile_delta).mul_(p)
-                if band.alphas is not None:
-                    ds.mul_(decay)
-                kept = 0 if source is near and low == tile.low else 1  # the first piece overwrites
-                tile_dq.baddbmm_(ds, some_k, beta=kept, alpha=scale)
-                into_k.baddbmm_(stage.ds_by_key, tile_q, alpha=scale)
+    runs, together, scores = _plan(band, total, tokens, sinks)
+    scratch = _Scratch(q, scores, by_key=True, unseen=0.0)
+    lse, delta = lse.unsqueeze(-1), delta.unsqueeze(-1)
+    with torch.inference_mode():
+        for start in range(0, total, together):
+            rows = slice(start, min(start + together, total))
+            near, far = (k[rows], v[rows], dk[rows], dv[rows]), (sink_k[rows], sink_v[rows], dsk[rows], dsv[rows])
+            by_query = [x[rows] for x in (q, grad, lse, delta, dq, dk, dv)]
+            for run in runs:
+                # Without a softmax across the row, its keys can be taken piece by piece, each small enough for the
+                # cache. The sinks are a piece of none of the band's keys.
+                count = rows.stop - rows.start
+                width = max(256, CACHED_SCORES // (count * run.queries)) // 16 * 16
+                pieces = []
+                for low in range(run.low, run.last, width):
+                    high = min(low + width, run.last)
+                    stage = scratch.stage(band, run, count, 0, low, high)
+                    pieces.append((stage, low, high, list(zip(*run.cut(low, *near, last=high), strict=True))))
+                if sinks:
+                    stage = scratch.stage(band, run, count, sinks, run.low, run.low)
+                    pieces.append((stage, run.low, run.low, [far] * run.run))
+                decayed: _Stage | None = None
+                for index, views in enumerate(zip(*run.cut(run.first, *by_query), strict=True)):
+                    tile_q, tile_grad, tile_lse, tile_delta, tile_dq, new_dk, new_dv = views
+                    # No earlier tile sees these keys; zeros written just before they are used are still in the cache.
+                    new_dk.zero_()
+                    new_dv.zero_()
+                    kept = 0  # the first piece overwrites
+                    for stage, low, high, sources in pieces:
+                        some_k, some_v, into_k, into_v = sources[index]
+                        p, ds, decay = stage.p, stage.ds, stage.decay
+                        _product(some_k, tile_q.transpose(1, 2), scale, stage.p_by_key)
+                        if band.alphas is not None:
+                            if low == high:
+                                _decay_sinks(band, rows, run.at(index), decay)
+                            elif stage is not decayed:
+                                _decay(band, rows, run, low, high, decay)
+                            decayed = None if low == high else stage
+                            p.mul_(decay)
+                        p.sub_(tile_lse)
+                        if low == high:
+                            _hide_sinks(p, band, run.at(index), rows)
+                        p.exp_()
+                        stage.hide()
+                        into_v.baddbmm_(stage.p_by_key, tile_grad)
+                        torch.bmm(some_v, tile_grad.transpose(1, 2), out=stage.ds_by_key)
+                        ds.sub_(tile_delta).mul_(p)
+                        if band.alphas is not None:
+                            ds.mul_(decay)
+                        tile_dq.baddbmm_(ds, some_k, beta=kept, alpha=scale)
+                        into_k.baddbmm_(stage.ds_by_key, tile_q, alpha=scale)
+                        kept = 1
     return dq, dk, dv, dsk, dsv

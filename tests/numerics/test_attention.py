@@ -166,6 +166,17 @@ def test_large_logits_stay_finite() -> None:
         assert max(differences(found, truth)) < 1e-3
 
 
+@pytest.mark.parametrize("text", ["full+las:0.5", "window:300", "window:270/2+sink:2", "block:300"])
+def test_unseen_keys_may_have_infinite_weights(text: str) -> None:
+    q, k, v, grad = tensors(1, 1, 1, 700, 4)
+    q, k = q.detach().abs().requires_grad_(), k.detach().clone()
+    # exp(1000) overflows. The last key is unseen by all queries but the last, the first by most of a window's.
+    k[:, :, [0, -1]] = 1000.0
+    case = [q, k.requires_grad_(), v, grad]
+    found, truth = outcome(attend, Span.parse(text), *case), outcome(reference_attention, Span.parse(text), *case)
+    assert max(differences(found, truth)) < 1e-10
+
+
 class Largest(TorchDispatchMode):
     """Records the most values that any tensor made inside holds in memory of its own."""
 
