@@ -19,6 +19,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore
 
 from layersearch.errors import UserError
+from layersearch.optimizer import make_optimizer
 from layersearch.recipe import TrainingConfig
 
 # What the recipe owns: a DeepSpeed file may leave these out, say "auto", or say the same.
@@ -122,6 +123,11 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
         if given != "auto" and given != owned.get(key):
             raise UserError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
     if config.get("zero_optimization", {}).get("stage", 0):
+        if training.optimizer == "muon":
+            raise UserError(
+                f"training.optimizer muon needs whole matrices, which training.deepspeed {training.deepspeed} cuts up: "
+                "name a file of ZeRO stage 0, or set training.optimizer=adamw"
+            )
         config["zero_allow_untested_optimizer"] = True  # torch's own AdamW: DeepSpeed's fused one compiles C++ first
     return config | owned | {"steps_per_print": 2**31}
 
@@ -170,7 +176,7 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
 
 
 class Engine:
-    """A model, its AdamW and its learning-rate schedule under DeepSpeed.
+    """A model, its optimiser and its learning-rate schedule under DeepSpeed.
 
     Every rank of the group builds one with the same model. Use `close` when the trial ends.
 
@@ -188,14 +194,7 @@ class Engine:
         self.group, self.training = group, training
         _check_settings(config, training)
         model.to(group.device)
-        matrices = [p for p in model.parameters() if p.dim() >= 2]
-        vectors = [p for p in model.parameters() if p.dim() < 2]
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": training.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=training.learning_rate,
-            betas=training.betas,
-            fused=True,
-        )
+        optimizer = make_optimizer(model, training)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self._engine, *_ = _deepspeed().initialize(
@@ -230,13 +229,14 @@ class Engine:
             self._engine.train()
 
     def optimizer_state_bytes(self) -> int:
-        """Return the bytes of AdamW's two moments that this rank holds; 0 before the first step.
+        """Return the bytes of the optimiser's moments that this rank holds; 0 before the first step.
 
         Under ZeRO DeepSpeed's optimiser wraps torch's, whose parameters are then this rank's flat partitions.
         """
         optimizer = self._engine.optimizer
         state = getattr(optimizer, "optimizer", optimizer).state
-        return sum(values[name].nbytes for values in state.values() for name in ("exp_avg", "exp_avg_sq"))
+        names = ("exp_avg", "exp_avg_sq", "momentum_buffer")
+        return sum(values[name].nbytes for values in state.values() for name in names if name in values)
 
     @property
     def module(self) -> torch.nn.Module:

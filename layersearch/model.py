@@ -70,7 +70,7 @@ class Attention(nn.Module):
         # One product for all three: on a CPU narrow products run far below their peak.
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         heads = F.linear(x, weight).view(batch, tokens, -1, self.head_dim)
-        q, k, v = heads.split((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        q, k, v = heads.split_with_sizes((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
 
@@ -114,9 +114,13 @@ class Layer(nn.Module):
 
 
 def mean_loss(head: nn.Linear, norm: RMSNorm, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
-    """Return the mean cross-entropy of the next tokens, in nats."""
+    """Return the cross-entropy of the next tokens in nats: each sequence's mean over what is scored, then their mean.
+
+    Sequences weigh alike, however few of their tokens are scored.
+    """
     logits = head(norm(x)).float()
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return (losses.view_as(targets).sum(dim=1) / (targets != IGNORE).sum(dim=1)).mean()
 
 
 @functools.cache

@@ -143,12 +143,17 @@ class TrainingConfig:
     """Optimiser steps of a full trial."""
     learning_rate: float
     """Peak learning rate of AdamW."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """``muon``: Muon for the layers' matrices, AdamW for embeddings, output and gains; at ZeRO 0 only, which leaves
+    matrices whole."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon, in units of a matrix's spectral norm."""
     warmup_steps: int = 0
     """Linear warm-up."""
     final_lr_ratio: float = 0.1
     """The cosine ends at this share of the peak."""
     weight_decay: float = 0.1
-    """AdamW's, on matrices only."""
+    """On matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW's."""
     grad_clip: float = 1.0
@@ -172,7 +177,8 @@ class TrainingConfig:
         for name in ("seq_len", "batch_size", "steps", "val_sequences", "ranks", "threads"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.seq_len >= 2, f"seq_len must be at least 2 tokens, not {self.seq_len}")
-        _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
+        for name in ("learning_rate", "muon_learning_rate"):
+            _require(getattr(self, name) > 0, f"{name} must be positive, not {getattr(self, name)}")
         _require(
             0 <= self.warmup_steps <= self.steps,
             f"warmup_steps must lie between 0 and steps ({self.steps}), not {self.warmup_steps}",

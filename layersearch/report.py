@@ -83,7 +83,9 @@ def _prose(result: Result, width: int) -> list[tuple[str, bool]]:
     for sentences in (words.noise(result.noise), words.signal(result.signal), words.by_position(result) or ""):
         lines += [(line, False) for line in textwrap.wrap(sentences, width)]
     if result.failed:
-        lines.append((f"Failed trials: {result.failed}; their errors are in trials.jsonl; the same command tries again.", False))
+        lines.append(
+            (f"Failed trials: {result.failed}; their errors are in trials.jsonl; the same command tries again.", False)
+        )
     return lines
 
 

@@ -200,7 +200,7 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
             by_position.append(float(losses[:, low:high].sum()) / count)
             kept.append(high)
     return _Measured(
-        loss=float(losses.sum()) / int(scored.sum()),
+        loss=float((losses.sum(dim=1) / scored.sum(dim=1)).mean()),
         by_position=tuple(by_position),
         edges=tuple(kept),
         losses=losses.numpy(),
