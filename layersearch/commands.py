@@ -195,7 +195,7 @@ def _result(run: Path) -> Result:
     records = list(read(trials)) if trials.exists() else []
     if not records:
         raise UserError(f"{run}: no trial has finished yet; run the command that made it again to go on")
-    return analyse(records, config["budget"])
+    return analyse(records, config["budget"], tolerance=config["recipe"]["search"].get("tolerance", 0.0))
 
 
 def _show_result(result: Result, run: Path, as_json: bool) -> None:

@@ -211,12 +211,15 @@ class SearchConfig:
     """Schedules within the budget that are confirmed beside the baselines."""
     confirm_seeds: int = 3
     """Fresh seeds for every finalist and baseline; the search's own seed is not among them."""
+    tolerance: float = 0.0
+    """Nats above the lowest loss that are worth a cheaper schedule: the winner is the cheapest within them."""
     workers: int = 2
     """Trials trained side by side."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "finalists", "workers"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.tolerance >= 0, f"tolerance must not be negative, not {self.tolerance}")
         _require(self.reduction >= 2, f"reduction must be at least 2, not {self.reduction}")
         _require(self.confirm_seeds >= 2, f"confirm_seeds must be at least 2 for an interval, not {self.confirm_seeds}")
         _require(

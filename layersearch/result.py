@@ -115,7 +115,9 @@ class Winner(Strict):
     candidates: int
     """Schedules within the budget that were confirmed on the same seeds."""
     not_separated: int
-    """How many of them, the leader included, do not differ significantly from the leader."""
+    """How many of them, the leader included, are not significantly more than the tolerance above the leader."""
+    tolerance: float
+    """Nats above the lowest loss that are worth a cheaper schedule."""
     seeds: tuple[int, ...]
     """The seeds that all candidates share."""
     to_all_full: Comparison | None
@@ -195,13 +197,16 @@ class Result(Strict):
         return config.build(cls, {key: value for key, value in mapping.items() if key != "version"}, where)
 
 
-def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = stats.CONFIDENCE) -> Result:
+def analyse(
+    records: Iterable[TrialRecord], budget: float, confidence: float = stats.CONFIDENCE, tolerance: float = 0.0
+) -> Result:
     """Turn a run's records, finished or not, into what they say.
 
     Args:
         records: in the order they were written; the last of several records of one schedule, phase and seed counts.
         budget: largest cost allowed, as a ratio to all-full.
         confidence: of every interval.
+        tolerance: nats above the lowest loss that are worth a cheaper schedule.
     """
     records = list(records)
     grouped: dict[str, list[TrialRecord]] = {}
@@ -229,7 +234,7 @@ def analyse(records: Iterable[TrialRecord], budget: float, confidence: float = s
         key=lambda entry: (known(entry.search_loss), entry.cost),
         default=None,
     )
-    winner = _winner(entries, confirmed, shared, confidence)
+    winner = _winner(entries, confirmed, shared, confidence, tolerance)
     noise = measure_noise(confirmed.values(), len(shared), confidence)
     return Result(
         budget=budget,
@@ -314,7 +319,11 @@ def _entry(
 
 
 def _winner(
-    entries: Sequence[Entry], confirmed: Mapping[str, Mapping[int, float]], shared: Sequence[int], confidence: float
+    entries: Sequence[Entry],
+    confirmed: Mapping[str, Mapping[int, float]],
+    shared: Sequence[int],
+    confidence: float,
+    tolerance: float,
 ) -> Winner | None:
     whole = {
         entry.schedule: {seed: confirmed[entry.schedule][seed] for seed in shared}
@@ -333,8 +342,12 @@ def _winner(
         entry.schedule: stats.paired_difference(whole[entry.schedule], whole[leader.schedule], confidence)
         for entry in candidates
     }
-    # A single seed has no interval, so nothing there may stand in for the leader.
-    near = [e for e in candidates if e is leader or (len(shared) > 1 and not to_leader[e.schedule].excludes_zero)]
+
+    def not_above(difference: stats.Interval) -> bool:
+        # A single seed has no interval, so nothing there may stand in for the leader.
+        return difference.low is not None and difference.low <= tolerance
+
+    near = [e for e in candidates if e is leader or not_above(to_leader[e.schedule])]
     pick = min(near, key=lambda entry: (entry.flops, mean(entry)))
 
     def compare(reference: Entry | None) -> Comparison | None:
@@ -364,6 +377,7 @@ def _winner(
         to_leader=None if pick is leader else to_leader[pick.schedule],
         candidates=len(candidates),
         not_separated=len(near),
+        tolerance=tolerance,
         seeds=tuple(shared),
         to_all_full=compare(full),
         to_best_baseline=compare(min(baselines, key=lambda entry: (mean(entry), entry.flops), default=None)),

@@ -80,7 +80,7 @@ def _why(winner: Winner, name: str, leader: str) -> str:
     else:
         why = (
             f"{name} is the cheapest of {winner.not_separated} (of {winner.candidates}) that {seeds} cannot tell "
-            f"from the lowest loss"
+            f"from {f'{winner.tolerance:g} nats above ' if winner.tolerance else ''}the lowest loss"
         )
     return why + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
 

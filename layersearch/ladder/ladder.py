@@ -144,7 +144,7 @@ class Ladder:
             )
         self._race()
         self._confirm()
-        result = analyse(self._records, self._plan.budget)
+        result = analyse(self._records, self._plan.budget, tolerance=self._plan.recipe.search.tolerance)
         self._write(result)
         self._announce("done", None)
         return result
