@@ -1,0 +1,319 @@
+"""Can one network with shared weights rank the schedules of a planted task as full trials do?
+
+Command:  python analysis/signal/shared_weights.py trials|shared|table [--recipe recall] [--way uniform] [--seed 0]
+          [--steps N] [--tune N] [--rate SHARE]
+Time:     one core: 16 full trials of recall 1 minute, of hops2 4 minutes; a shared network less than half of that
+Shows:    rank correlation of all 16 schedules' losses under shared weights with those of full trials, what it cost in
+          full trials, and whether schedules that solve the task are told from those that do not. Finished runs are
+          taken from shared_weights.jsonl, which holds one line per full trial and per shared network.
+
+Spans carry no weights, so a network can run a batch whose sequences follow different schedules: attention is called
+once per span on the rows that use it, everything else on the whole batch. A schedule is a word of letters, ``w`` for
+the window and ``f`` for full, bottom layer first. Training is the package's own model, optimiser and learning-rate
+curve in a plain loop (no DeepSpeed, no compilation), on one thread.
+
+Ways to choose what a step trains, 32 sequences a step unless said otherwise:
+
+- ``uniform``: 8 schedules drawn at random, 4 sequences each.
+- ``stratified``: all 16 schedules, 2 sequences each.
+- ``sandwich``: all-full, all-window and 6 drawn at random, 4 sequences each.
+- ``local_first``: 8 drawn from those with a window at the bottom and a full layer above; after a third of the steps
+  every second one, after two thirds all, is drawn from the whole space.
+- ``tree``: 4 sequences, each under all 16 schedules; shared prefixes are computed once, which costs about as much as
+  30 sequences.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layersearch.attention import attend
+from layersearch.data import Source, open_source
+from layersearch.engine import learning_rate_factor
+from layersearch.model import Decoder, mean_loss, rotary_table
+from layersearch.optimizer import make_optimizer
+from layersearch.recipe import Recipe, TrainingConfig, load_recipe
+from layersearch.schedule import Schedule, Span
+from layersearch.stats import rank_agreement
+
+HERE = Path(__file__).resolve().parent
+RECORDS = HERE / "shared_weights.jsonl"
+SPANS = {"f": Span.parse("full"), "w": Span.parse("window:2")}
+WORDS = ["".join(letters) for letters in itertools.product("fw", repeat=4)]
+LOCAL_BELOW = [word for word in WORDS if word[0] == "w" and "f" in word]
+TREE_SEQUENCES = 4
+POINTS = 8
+TUNE_SEED = 1_000
+"""Fine-tuning reads batches that the shared network has not seen: those of the seed this much higher."""
+
+
+def pick(way: str, done: float, rng: Random) -> list[str]:
+    """Return the schedules of one step, each for an equal share of the batch, when a share ``done`` of steps is."""
+    if way == "stratified":
+        return rng.sample(WORDS, len(WORDS))
+    if way == "sandwich":
+        return ["ffff", "wwww", *rng.choices(WORDS, k=6)]
+    if way == "local_first":
+        narrow = 8 if done < 1 / 3 else 4 if done < 2 / 3 else 0
+        return rng.choices(LOCAL_BELOW, k=narrow) + rng.choices(WORDS, k=8 - narrow)
+    assert way == "uniform", way
+    return rng.choices(WORDS, k=8)
+
+
+def tables(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rotary tables in the precision of the products."""
+    cos, sin = rotary_table(tokens.shape[1], model.config.head_dim, model.config.rope_theta, tokens.device)
+    return cos.to(torch.bfloat16), sin.to(torch.bfloat16)
+
+
+def grouped(model: Decoder, tokens: Tensor, words: list[str]) -> Tensor:
+    """Return the residual stream (B, T, C) of tokens (B, T), whose rows follow the words in equal blocks."""
+    x = model.embed_tokens(tokens)
+    cos, sin = tables(model, tokens)
+    rows = len(tokens) // len(words)
+    for index, layer in enumerate(model.layers):
+        q, k, v = layer.before(x, cos, sin)  # type: ignore[operator]
+        letters = [word[index] for word in words for _ in range(rows)]
+        order, parts = [], []
+        for letter, span in SPANS.items():
+            chosen = [row for row, own in enumerate(letters) if own == letter]
+            if chosen:
+                order += chosen
+                parts.append(attend(q[chosen], k[chosen], v[chosen], span))
+        x = layer.after(x, torch.cat(parts)[torch.tensor(order).argsort()])  # type: ignore[operator]
+    return x
+
+
+def tree(model: Decoder, tokens: Tensor) -> Tensor:
+    """Return the streams (16 B, T, C) of tokens (B, T) under all schedules, in the order of `WORDS`."""
+    x = model.embed_tokens(tokens)
+    cos, sin = tables(model, tokens)
+    batch = len(tokens)
+    for layer in model.layers:
+        q, k, v = layer.before(x, cos, sin)  # type: ignore[operator]
+        outs = [attend(q, k, v, span).unflatten(0, (-1, batch)) for span in SPANS.values()]
+        out = torch.stack(outs, dim=1).flatten(0, 2)  # every prefix followed by each letter
+        x = x.unflatten(0, (-1, batch)).repeat_interleave(len(SPANS), dim=0).flatten(0, 1)
+        x = layer.after(x, out)  # type: ignore[operator]
+    return x
+
+
+@torch.no_grad()
+def losses_of_all(model: Decoder, source: Source, training: TrainingConfig) -> dict[str, float]:
+    """Return the validation loss of every schedule under the model's weights, in nats."""
+    held_out = source.validation(training.val_sequences)
+    tokens, targets = torch.from_numpy(held_out.tokens), torch.from_numpy(held_out.targets)
+    with torch.autocast("cpu", torch.bfloat16):
+        streams = tree(model, tokens).unflatten(0, (len(WORDS), -1))
+        found = [float(mean_loss(model.lm_head, model.norm, stream, targets)) for stream in streams]
+    return {word: round(loss, 4) for word, loss in zip(WORDS, found, strict=True)}
+
+
+def train(
+    model: Decoder,
+    source: Source,
+    training: TrainingConfig,
+    seed: int,
+    words_at: Callable[[int], list[str] | None],
+    after: Callable[[int], None] = lambda step: None,
+) -> None:
+    """Train a model; ``words_at`` names the schedules of a step, None for all of them through the tree."""
+    optimizer = make_optimizer(model, training)
+    peaks = [group["lr"] for group in optimizer.param_groups]
+    for step in range(training.steps):
+        factor = learning_rate_factor(step, training)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * factor
+        words = words_at(step)
+        size = training.batch_size if words else TREE_SEQUENCES
+        batch = source.train(seed=seed, step=step, batch_size=size)
+        tokens, targets = torch.from_numpy(batch.tokens), torch.from_numpy(batch.targets)
+        with torch.autocast("cpu", torch.bfloat16):
+            x = grouped(model, tokens, words) if words else tree(model, tokens)
+            loss = mean_loss(model.lm_head, model.norm, x, targets.repeat(len(x) // len(targets), 1))
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        after(step + 1)
+
+
+def decoder(recipe: Recipe, source: Source, seed: int) -> Decoder:
+    """Return the model that a trial of this seed starts from; which schedule it names does not matter here."""
+    torch.manual_seed(seed)
+    return Decoder(recipe.model, source.vocab_size, Schedule.parse("full*4"))
+
+
+def full_trials(recipe: Recipe, source: Source, seed: int, rows: list[dict[str, Any]]) -> None:
+    """Train every schedule on its own."""
+    done = {row["word"] for row in rows if row["kind"] == "trial" and _is(row, recipe=recipe.name, seed=seed)}
+    for word in [word for word in WORDS if word not in done]:
+        began = time.process_time()
+        model = decoder(recipe, source, seed)
+        train(model, source, recipe.training, seed, lambda step, word=word: [word])  # type: ignore[misc]
+        loss = losses_of_all(model, source, recipe.training)[word]
+        seconds = round(time.process_time() - began, 1)
+        _append({"kind": "trial", "recipe": recipe.name, "seed": seed, "word": word, "loss": loss, "seconds": seconds})
+        print(recipe.name, seed, word, loss, seconds, flush=True)
+
+
+def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace) -> dict[str, Any]:
+    """Train one network for all schedules, score them along the way and after fine-tuning; return the record."""
+    way, seed = options.way, options.seed
+    training = dataclasses.replace(
+        recipe.training,
+        steps=options.steps,
+        learning_rate=recipe.training.learning_rate * options.rate,
+        muon_learning_rate=recipe.training.muon_learning_rate * options.rate,
+    )
+    rng = Random(seed)
+    curve: list[tuple[int, dict[str, float]]] = []
+    model = decoder(recipe, source, seed)
+
+    def score(step: int) -> None:
+        if step % (options.steps // POINTS) == 0:
+            curve.append((step, losses_of_all(model, source, training)))
+
+    def words_at(step: int) -> list[str] | None:
+        return None if way == "tree" else pick(way, step / options.steps, rng)
+
+    began = time.process_time()
+    train(model, source, training, seed, words_at, score)
+    seconds = round(time.process_time() - began, 1)
+    tuned = {}
+    if options.tune:
+        brief = dataclasses.replace(
+            recipe.training,
+            steps=options.tune,
+            warmup_steps=min(3, options.tune),
+            learning_rate=recipe.training.learning_rate * options.tune_rate,
+            muon_learning_rate=recipe.training.muon_learning_rate * options.tune_rate,
+        )
+        for word in WORDS:
+            own = copy.deepcopy(model)
+            train(own, source, brief, seed + TUNE_SEED, lambda step, word=word: [word])  # type: ignore[misc]
+            tuned[word] = losses_of_all(own, source, brief)[word]
+    return {
+        "kind": "shared",
+        **_settings(recipe, options),
+        "shared_cost": round(options.steps / recipe.training.steps, 2),
+        "cost": round((options.steps + len(WORDS) * options.tune) / recipe.training.steps, 2),
+        "shared_seconds": seconds,
+        "seconds": round(time.process_time() - began, 1),
+        "curve": curve,
+        "tuned": tuned,
+    }
+
+
+def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float) -> str:
+    """Return the rank correlation in words, and how many pairs of a solved and an unsolved schedule are in order."""
+    found = rank_agreement([cheap[word] for word in WORDS], [full[word] for word in WORDS])
+    assert found is not None
+    best = min(full.values())
+    solved = [word for word in WORDS if full[word] <= best + tolerance]
+    pairs = [cheap[a] < cheap[b] for a in solved for b in WORDS if b not in solved]
+    # Schedules that solve the task alike are in no order: their differences are noise, in either measure.
+    tied = rank_agreement(_floored(cheap, tolerance), _floored(full, tolerance))
+    assert tied is not None
+    lowest = sorted(WORDS, key=lambda word: cheap[word])[: len(solved)]
+    return (
+        f"Spearman {found.spearman:.2f} [{found.spearman_low:.2f}, {found.spearman_high:.2f}], "
+        f"Kendall {found.kendall:.2f} [{found.kendall_low:.2f}, {found.kendall_high:.2f}], "
+        f"with ties within {tolerance} nats of the best {tied.spearman:.2f} [{tied.spearman_low:.2f}, "
+        f"{tied.spearman_high:.2f}] and {tied.kendall:.2f} [{tied.kendall_low:.2f}, {tied.kendall_high:.2f}]; "
+        f"AUC {sum(pairs) / max(1, len(pairs)):.2f}, {sum(word not in solved for word in lowest)} of {len(solved)} "
+        f"solved misplaced"
+    )
+
+
+def _floored(losses: dict[str, float], tolerance: float) -> list[float]:
+    return [max(losses[word], min(losses.values()) + tolerance) for word in WORDS]
+
+
+def table(rows: list[dict[str, Any]], recipe: Recipe) -> None:
+    """Print every shared network against the full trials of its seed, and the seeds' full trials with each other."""
+    full: dict[int, dict[str, float]] = {}
+    for row in rows:
+        if row["kind"] == "trial" and row["recipe"] == recipe.name:
+            full.setdefault(row["seed"], {})[row["word"]] = row["loss"]
+    whole = {seed: losses for seed, losses in full.items() if len(losses) == len(WORDS)}
+    tolerance = recipe.search.tolerance
+    for seed, losses in whole.items():
+        print(f"{recipe.name} trials, seed {seed}:", dict(sorted(losses.items(), key=lambda item: item[1])))
+    for a, b in itertools.permutations(whole, 2):
+        print(f"  trials of seed {a} for seed {b}: {agreement(whole[a], whole[b], tolerance)}")
+    for row in rows:
+        if row["kind"] != "shared" or row["recipe"] != recipe.name or row["seed"] not in whole:
+            continue
+        name = f"{row['way']} seed {row['seed']} rate {row['rate']} steps {row['steps']}"
+        against = whole[row["seed"]]
+        for step, losses in row["curve"][1::2]:
+            cost = step / recipe.training.steps
+            print(f"  {name}: {step} steps, {cost:.1f} trials: {agreement(losses, against, tolerance)}")
+        if row["tuned"]:
+            print(
+                f"  {name}: + {row['tune']} x16 at {row['tune_rate']}, {row['cost']:.1f} trials: "
+                f"{agreement(row['tuned'], against, tolerance)}"
+            )
+
+
+def _settings(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+    return {"recipe": recipe.name} | {
+        name: getattr(options, name) for name in ("way", "seed", "steps", "rate", "tune", "tune_rate")
+    }
+
+
+def _is(row: dict[str, Any], **wanted: Any) -> bool:
+    return all(row.get(name) == value for name, value in wanted.items())
+
+
+def _append(row: dict[str, Any]) -> None:
+    with RECORDS.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def main() -> None:
+    """Run what has no record yet."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("part", choices=["trials", "shared", "table"])
+    parser.add_argument("--recipe", choices=["recall", "hops2"], default="recall")
+    parser.add_argument(
+        "--way", choices=["uniform", "stratified", "sandwich", "local_first", "tree"], default="uniform"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=320, help="of the shared network")
+    parser.add_argument("--rate", type=float, default=1.0, help="its peak learning rates, as a share of the recipe's")
+    parser.add_argument("--tune", type=int, default=0, help="steps of fine-tuning per schedule")
+    parser.add_argument("--tune-rate", type=float, default=0.5, help="as --rate, for fine-tuning")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    recipe = load_recipe(options.recipe)
+    assert recipe.training.precision == "bf16"
+    source = open_source(recipe.data, recipe.training.seq_len)
+    rows = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    if options.part == "trials":
+        full_trials(recipe, source, options.seed, rows)
+    elif options.part == "shared" and not any(
+        row["kind"] == "shared" and _is(row, **_settings(recipe, options)) for row in rows
+    ):
+        rows.append(shared_network(recipe, source, options))
+        _append(rows[-1])
+        print(rows[-1]["seconds"], "s", rows[-1]["curve"][-1], rows[-1]["tuned"])
+    if options.part != "trials":
+        table(rows, recipe)
+
+
+if __name__ == "__main__":
+    main()
