@@ -64,9 +64,11 @@ def nanogpt_step(folder: Path, recipe: Recipe) -> Callable[[Tensor, Tensor], Non
     return step
 
 
-def our_step(recipe: Recipe, schedule: str, *, precision: str, compiled: bool) -> Callable[[Tensor, Tensor], None]:
+def our_step(
+    recipe: Recipe, schedule: str, *, precision: str, compiled: bool, optimizer: str = "adamw"
+) -> Callable[[Tensor, Tensor], None]:
     """Return one training step of ours through DeepSpeed."""
-    training = replace(recipe.training, precision=precision)
+    training = replace(recipe.training, precision=precision, optimizer=optimizer)
     torch.manual_seed(0)
     model = Decoder(recipe.model, recipe.data.vocab_size, Schedule.parse(schedule), compiled)
     engine = Engine(model, training, deepspeed_config(training, deepspeed_file(recipe)), RankGroup())
@@ -118,12 +120,15 @@ def main() -> None:
     recipe = load_recipe(options.recipe)
     join(RankGroup(), Path(tempfile.mkdtemp()) / "rendezvous")
     layers = recipe.model.n_layers
-    full, hybrid = f"full*{layers}", f"window:32*{layers - 1} full"
+    full, hybrid = f"full*{layers}", f"window:{recipe.training.seq_len // 16}*{layers - 1} full"
     ways = {"nanoGPT, float32, eager, all-full": nanogpt_step(options.nanogpt, recipe)}
     for schedule, name in ((full, "all-full"), (hybrid, hybrid)):
         for precision, compiled in (("float32", False), ("bf16", False), ("bf16", True)):
             label = f"ours, {precision}, {'compiled' if compiled else 'eager'}, {name}"
             ways[label] = our_step(recipe, schedule, precision=precision, compiled=compiled)
+    if recipe.training.optimizer != "adamw":
+        label = f"ours, bf16, compiled, {recipe.training.optimizer}, {hybrid}"
+        ways[label] = our_step(recipe, hybrid, precision="bf16", compiled=True, optimizer=recipe.training.optimizer)
     generator = torch.Generator().manual_seed(0)
     size = (recipe.training.batch_size, recipe.training.seq_len)
     tokens = torch.randint(recipe.data.vocab_size, size, generator=generator)
