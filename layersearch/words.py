@@ -71,7 +71,12 @@ def _why(winner: Winner, name: str, leader: str) -> str:
         return f"{name} is the only schedule within the budget that is confirmed, on {seeds}."
     if len(winner.seeds) == 1:
         return f"{name} has the lowest loss of {winner.candidates} candidates, on {seeds}: no interval can be given."
-    if winner.not_separated == winner.candidates:
+    if winner.not_separated == winner.candidates and winner.tolerance:
+        why = (
+            f"None of the {winner.candidates} candidates is shown on {seeds} to lie more than {winner.tolerance:g} nats "
+            f"above the lowest loss: {name} is taken, the cheapest"
+        )
+    elif winner.not_separated == winner.candidates:
         why = f"Nothing separates the {winner.candidates} candidates on {seeds}: {name} is taken, the cheapest"
     elif winner.to_leader is None and winner.not_separated == 1:
         return f"{name} has the lowest loss, significantly below the other {winner.candidates - 1}, on {seeds}."

@@ -139,6 +139,16 @@ recipe("number of 5000 digits", f"name: {'9' * 5000}\n", "mine.yaml", "digits", 
 recipe("section that is a number", re.sub(r"(?m)^model:.*", "model: 7", SMOKE), "mine.yaml: model", "found 7")
 recipe("name with a slash", SMOKE.replace("name: smoke", "name: a/b"), "name", "letters, digits")
 key("training.stesp=3", "'training.stesp'", "did you mean 'steps'")
+key("training.optimizer=muno", "adamw", "muon", "muno")
+key("training.muon_learning_rate=0", "positive, not 0")
+key("search.tolerance=-0.1", "must not be negative, not -0.1")
+add(
+    "Muon under ZeRO",
+    [*RUN, "--set", "training.optimizer=muon", "--set", "training.deepspeed=zero2"],
+    "training.deepspeed zero2",
+    "ZeRO stage 0",
+    "training.optimizer=adamw",
+)
 key("training.steps=many", "valid integer", "'many'")
 key("training.steps=1.5", "valid integer", "1.5")
 key("training.steps=true", "valid integer", "True")

@@ -60,6 +60,22 @@ def test_what_cannot_be_told_apart_goes_to_the_cheapest() -> None:
     assert "the cheapest of 2 (of 3)" in result.verdict
 
 
+def test_what_a_tolerance_forgives_goes_to_the_cheapest() -> None:
+    """A difference that every seed shows, and that is nothing to the user."""
+    records = [*confirmed(TOP, [2.400, 2.401, 2.402], cost=0.30), *confirmed(SPARSE, [2.440, 2.442, 2.441], cost=0.10)]
+    strict, lenient, barely = (analyse(records, 0.5, tolerance=nats).winner for nats in (0.0, 0.05, 0.03))
+    assert strict is not None
+    assert (strict.schedule, strict.not_separated) == (TOP, 1)
+    assert lenient is not None
+    assert (lenient.schedule, lenient.leader, lenient.not_separated) == (SPARSE, TOP, 2)
+    assert barely is not None
+    assert barely.schedule == TOP
+    assert "lie more than 0.05 nats above the lowest loss" in analyse(records, 0.5, tolerance=0.05).verdict
+    worse = confirmed(BOTTOM, [2.9, 2.901, 2.902], cost=0.05)
+    verdict = analyse([*records, *worse], 0.5, tolerance=0.05).verdict
+    assert "cannot tell from 0.05 nats above the lowest loss" in verdict
+
+
 def test_at_equal_cost_the_lower_mean_wins() -> None:
     records = [*confirmed(TOP, [2.42, 2.43, 2.41]), *confirmed(MIDDLE, [2.40, 2.44, 2.41])]
     winner = analyse(records, 0.5).winner
