@@ -73,8 +73,8 @@ def _why(winner: Winner, name: str, leader: str) -> str:
         return f"{name} has the lowest loss of {winner.candidates} candidates, on {seeds}: no interval can be given."
     if winner.not_separated == winner.candidates and winner.tolerance:
         why = (
-            f"None of the {winner.candidates} candidates is shown on {seeds} to lie more than {winner.tolerance:g} nats "
-            f"above the lowest loss: {name} is taken, the cheapest"
+            f"None of the {winner.candidates} candidates is shown on {seeds} to lie more than {winner.tolerance:g} "
+            f"nats above the lowest loss: {name} is taken, the cheapest"
         )
     elif winner.not_separated == winner.candidates:
         why = f"Nothing separates the {winner.candidates} candidates on {seeds}: {name} is taken, the cheapest"
