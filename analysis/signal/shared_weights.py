@@ -19,6 +19,8 @@ Ways to choose what a step trains, 32 sequences a step unless said otherwise:
 - ``sandwich``: all-full, all-window and 6 drawn at random, 4 sequences each.
 - ``local_first``: 8 drawn from those with a window at the bottom and a full layer above; after a third of the steps
   every second one, after two thirds all, is drawn from the whole space.
+- ``one_full``: for the mix, whose 6 layers are full or a window of 2, 4 or 6 (letters ``f246``): 6 schedules with one
+  full layer and 2 with none, 4 sequences each.
 - ``tree``: 4 sequences, each under all 16 schedules; shared prefixes are computed once, which costs about as much as
   30 sequences.
 """
@@ -50,17 +52,29 @@ from layersearch.stats import rank_agreement
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "shared_weights.jsonl"
-SPANS = {"f": Span.parse("full"), "w": Span.parse("window:2")}
+SPANS = {"f": Span.parse("full"), "w": Span.parse("window:2")} | {
+    letter: Span.parse(f"window:{letter}") for letter in "246"
+}
 WORDS = ["".join(letters) for letters in itertools.product("fw", repeat=4)]
 LOCAL_BELOW = [word for word in WORDS if word[0] == "w" and "f" in word]
 TREE_SEQUENCES = 4
+WAYS = ["uniform", "stratified", "sandwich", "local_first", "tree", "one_full"]
 POINTS = 8
+KNOWN_L = HERE / "known_l.jsonl"
+CHANGES = {"laptop": ["data.recall_vocab=28"]}
+"""The mix as the trials recorded here had it."""
+SOLVED = 0.3
+"""A schedule solves a planted task below this loss, a tenth of chance."""
 TUNE_SEED = 1_000
 """Fine-tuning reads batches that the shared network has not seen: those of the seed this much higher."""
 
 
 def pick(way: str, done: float, rng: Random) -> list[str]:
     """Return the schedules of one step, each for an equal share of the batch, when a share ``done`` of steps is."""
+    if way == "one_full":
+        return ["".join(rng.sample(["f", *rng.choices("246", k=5)], k=6)) for _ in range(6)] + [
+            "".join(rng.choices("246", k=6)) for _ in range(2)
+        ]
     if way == "stratified":
         return rng.sample(WORDS, len(WORDS))
     if way == "sandwich":
@@ -87,11 +101,10 @@ def grouped(model: Decoder, tokens: Tensor, words: list[str]) -> Tensor:
         q, k, v = layer.before(x, cos, sin)  # type: ignore[operator]
         letters = [word[index] for word in words for _ in range(rows)]
         order, parts = [], []
-        for letter, span in SPANS.items():
+        for letter in sorted(set(letters)):
             chosen = [row for row, own in enumerate(letters) if own == letter]
-            if chosen:
-                order += chosen
-                parts.append(attend(q[chosen], k[chosen], v[chosen], span))
+            order += chosen
+            parts.append(attend(q[chosen], k[chosen], v[chosen], SPANS[letter]))
         x = layer.after(x, torch.cat(parts)[torch.tensor(order).argsort()])  # type: ignore[operator]
     return x
 
@@ -103,22 +116,29 @@ def tree(model: Decoder, tokens: Tensor) -> Tensor:
     batch = len(tokens)
     for layer in model.layers:
         q, k, v = layer.before(x, cos, sin)  # type: ignore[operator]
-        outs = [attend(q, k, v, span).unflatten(0, (-1, batch)) for span in SPANS.values()]
+        outs = [attend(q, k, v, span).unflatten(0, (-1, batch)) for span in (SPANS["f"], SPANS["w"])]
         out = torch.stack(outs, dim=1).flatten(0, 2)  # every prefix followed by each letter
-        x = x.unflatten(0, (-1, batch)).repeat_interleave(len(SPANS), dim=0).flatten(0, 1)
+        x = x.unflatten(0, (-1, batch)).repeat_interleave(2, dim=0).flatten(0, 1)
         x = layer.after(x, out)  # type: ignore[operator]
     return x
 
 
 @torch.no_grad()
-def losses_of_all(model: Decoder, source: Source, training: TrainingConfig) -> dict[str, float]:
-    """Return the validation loss of every schedule under the model's weights, in nats."""
+def losses_of(model: Decoder, source: Source, training: TrainingConfig, words: list[str]) -> dict[str, float]:
+    """Return each schedule's validation loss under the model's weights, in nats; that of the text as ``word:text``."""
     held_out = source.validation(training.val_sequences)
     tokens, targets = torch.from_numpy(held_out.tokens), torch.from_numpy(held_out.targets)
+    found = {}
     with torch.autocast("cpu", torch.bfloat16):
-        streams = tree(model, tokens).unflatten(0, (len(WORDS), -1))
-        found = [float(mean_loss(model.lm_head, model.norm, stream, targets)) for stream in streams]
-    return {word: round(loss, 4) for word, loss in zip(WORDS, found, strict=True)}
+        streams = tree(model, tokens).unflatten(0, (len(WORDS), -1)) if words == WORDS else None
+        for index, word in enumerate(words):
+            x = grouped(model, tokens, [word]) if streams is None else streams[index]
+            found[word] = round(float(mean_loss(model.lm_head, model.norm, x, targets)), 4)
+            text = source.groups(held_out).get("text")
+            if text is not None:
+                rows = torch.from_numpy(text[:, 0].copy())
+                found[f"{word}:text"] = round(float(mean_loss(model.lm_head, model.norm, x[rows], targets[rows])), 4)
+    return found
 
 
 def train(
@@ -153,23 +173,28 @@ def train(
 def decoder(recipe: Recipe, source: Source, seed: int) -> Decoder:
     """Return the model that a trial of this seed starts from; which schedule it names does not matter here."""
     torch.manual_seed(seed)
-    return Decoder(recipe.model, source.vocab_size, Schedule.parse("full*4"))
+    return Decoder(recipe.model, source.vocab_size, Schedule.parse(f"full*{recipe.model.n_layers}"))
 
 
 def full_trials(recipe: Recipe, source: Source, seed: int, rows: list[dict[str, Any]]) -> None:
     """Train every schedule on its own."""
-    done = {row["word"] for row in rows if row["kind"] == "trial" and _is(row, recipe=recipe.name, seed=seed)}
+    done = {
+        row["word"]
+        for row in rows
+        if _is(row, kind="trial", recipe=recipe.name, seed=seed, steps=recipe.training.steps)
+    }
     for word in [word for word in WORDS if word not in done]:
         began = time.process_time()
         model = decoder(recipe, source, seed)
         train(model, source, recipe.training, seed, lambda step, word=word: [word])  # type: ignore[misc]
-        loss = losses_of_all(model, source, recipe.training)[word]
+        loss = losses_of(model, source, recipe.training, [word])[word]
         seconds = round(time.process_time() - began, 1)
-        _append({"kind": "trial", "recipe": recipe.name, "seed": seed, "word": word, "loss": loss, "seconds": seconds})
+        row = {"kind": "trial", "recipe": recipe.name, "seed": seed, "steps": recipe.training.steps, "word": word}
+        _append(row | {"loss": loss, "seconds": seconds})
         print(recipe.name, seed, word, loss, seconds, flush=True)
 
 
-def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace) -> dict[str, Any]:
+def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace, words: list[str]) -> dict[str, Any]:
     """Train one network for all schedules, score them along the way and after fine-tuning; return the record."""
     way, seed = options.way, options.seed
     training = dataclasses.replace(
@@ -184,7 +209,7 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace) 
 
     def score(step: int) -> None:
         if step % (options.steps // POINTS) == 0:
-            curve.append((step, losses_of_all(model, source, training)))
+            curve.append((step, losses_of(model, source, training, words)))
 
     def words_at(step: int) -> list[str] | None:
         return None if way == "tree" else pick(way, step / options.steps, rng)
@@ -201,15 +226,13 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace) 
             learning_rate=recipe.training.learning_rate * options.tune_rate,
             muon_learning_rate=recipe.training.muon_learning_rate * options.tune_rate,
         )
-        for word in WORDS:
+        for word in words:
             own = copy.deepcopy(model)
             train(own, source, brief, seed + TUNE_SEED, lambda step, word=word: [word])  # type: ignore[misc]
-            tuned[word] = losses_of_all(own, source, brief)[word]
+            tuned[word] = losses_of(own, source, brief, [word])[word]
     return {
         "kind": "shared",
         **_settings(recipe, options),
-        "shared_cost": round(options.steps / recipe.training.steps, 2),
-        "cost": round((options.steps + len(WORDS) * options.tune) / recipe.training.steps, 2),
         "shared_seconds": seconds,
         "seconds": round(time.process_time() - began, 1),
         "curve": curve,
@@ -217,56 +240,79 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace) 
     }
 
 
-def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float) -> str:
-    """Return the rank correlation in words, and how many pairs of a solved and an unsolved schedule are in order."""
-    found = rank_agreement([cheap[word] for word in WORDS], [full[word] for word in WORDS])
+def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float | None) -> str:
+    """Return in words how well a cheap measure ranks schedules.
+
+    Args:
+        cheap: its loss of each schedule, in nats.
+        full: the loss of each schedule's own trial, in nats.
+        tolerance: losses this close to the best solve the task alike; None: there is nothing to solve.
+    """
+    words = list(full)
+    found = rank_agreement([cheap[word] for word in words], [full[word] for word in words])
     assert found is not None
-    best = min(full.values())
-    solved = [word for word in WORDS if full[word] <= best + tolerance]
-    pairs = [cheap[a] < cheap[b] for a in solved for b in WORDS if b not in solved]
-    # Schedules that solve the task alike are in no order: their differences are noise, in either measure.
-    tied = rank_agreement(_floored(cheap, tolerance), _floored(full, tolerance))
-    assert tied is not None
-    lowest = sorted(WORDS, key=lambda word: cheap[word])[: len(solved)]
-    return (
+    text = (
         f"Spearman {found.spearman:.2f} [{found.spearman_low:.2f}, {found.spearman_high:.2f}], "
-        f"Kendall {found.kendall:.2f} [{found.kendall_low:.2f}, {found.kendall_high:.2f}], "
-        f"with ties within {tolerance} nats of the best {tied.spearman:.2f} [{tied.spearman_low:.2f}, "
-        f"{tied.spearman_high:.2f}] and {tied.kendall:.2f} [{tied.kendall_low:.2f}, {tied.kendall_high:.2f}]; "
-        f"AUC {sum(pairs) / max(1, len(pairs)):.2f}, {sum(word not in solved for word in lowest)} of {len(solved)} "
-        f"solved misplaced"
+        f"Kendall {found.kendall:.2f} [{found.kendall_low:.2f}, {found.kendall_high:.2f}]"
     )
+    if tolerance is None:
+        return text
+    # Schedules that solve the task alike are in no order: their differences are noise, in either measure.
+    first, second = ([max(m[word], min(m.values()) + tolerance) for word in words] for m in (cheap, full))
+    tied = rank_agreement(first, second)
+    ties = f"{tied.spearman:.2f} [{tied.spearman_low:.2f}, {tied.spearman_high:.2f}]" if tied else "none"
+    solved = [word for word in words if full[word] <= SOLVED]
+    pairs = [cheap[a] < cheap[b] for a in solved for b in words if b not in solved]
+    lowest = sorted(words, key=lambda word: cheap[word])[: len(solved)]
+    wrong = sum(word not in solved for word in lowest)
+    return f"{text}; tied {ties}; AUC {sum(pairs) / len(pairs):.2f}, {wrong} of {len(solved)} misplaced"
 
 
-def _floored(losses: dict[str, float], tolerance: float) -> list[float]:
-    return [max(losses[word], min(losses.values()) + tolerance) for word in WORDS]
-
-
-def table(rows: list[dict[str, Any]], recipe: Recipe) -> None:
-    """Print every shared network against the full trials of its seed, and the seeds' full trials with each other."""
-    full: dict[int, dict[str, float]] = {}
+def truths(rows: list[dict[str, Any]], recipe: Recipe) -> dict[tuple[int, int, str], dict[str, float]]:
+    """Return the losses of full trials by (seed, their steps, where from); of the mix also those of its text."""
+    found: dict[tuple[int, int, str], dict[str, float]] = {}
     for row in rows:
-        if row["kind"] == "trial" and row["recipe"] == recipe.name:
-            full.setdefault(row["seed"], {})[row["word"]] = row["loss"]
-    whole = {seed: losses for seed, losses in full.items() if len(losses) == len(WORDS)}
-    tolerance = recipe.search.tolerance
-    for seed, losses in whole.items():
-        print(f"{recipe.name} trials, seed {seed}:", dict(sorted(losses.items(), key=lambda item: item[1])))
-    for a, b in itertools.permutations(whole, 2):
-        print(f"  trials of seed {a} for seed {b}: {agreement(whole[a], whole[b], tolerance)}")
+        if _is(row, kind="trial", recipe=recipe.name):
+            found.setdefault((row["seed"], row["steps"], row.get("from", "loop")), {})[row["word"]] = row["loss"]
+            if "text_loss" in row:
+                found.setdefault((row["seed"], row["steps"], "text"), {})[row["word"]] = row["text_loss"]
+    letters = {str(SPANS["f"]): "f", str(SPANS["w"]): "w"}
+    for line in KNOWN_L.read_text().splitlines():
+        row = json.loads(line)
+        if row["recipe"] == recipe.name and len(row["searched"]) == len(WORDS):
+            found[row["seed"], recipe.training.steps, "run"] = {
+                "".join(letters[str(span)] for span in Schedule.parse(text)): loss
+                for text, loss in row["searched"].items()
+            }
+    return found
+
+
+def table(rows: list[dict[str, Any]], recipe: Recipe, points: int) -> None:
+    """Print every shared network against the full trials, and the full trials of one seed against another's."""
+    full = truths(rows, recipe)
+    tolerance = recipe.search.tolerance or None
+    for (seed, steps, origin), losses in full.items():
+        print(f"{origin}, seed {seed}, {steps} steps:", dict(sorted(losses.items(), key=lambda item: item[1])))
+    for a, b in itertools.permutations(full, 2):
+        both = sorted(full[a].keys() & full[b].keys())
+        if a[1:] == b[1:] and len(both) >= 8:
+            one, other = ({word: losses[word] for word in both} for losses in (full[a], full[b]))
+            print(f"  {a[2]} seed {a[0]} for seed {b[0]}, {len(both)} schedules:", agreement(one, other, tolerance))
+    every = POINTS // points
     for row in rows:
-        if row["kind"] != "shared" or row["recipe"] != recipe.name or row["seed"] not in whole:
+        if not _is(row, kind="shared", recipe=recipe.name):
             continue
-        name = f"{row['way']} seed {row['seed']} rate {row['rate']} steps {row['steps']}"
-        against = whole[row["seed"]]
-        for step, losses in row["curve"][1::2]:
-            cost = step / recipe.training.steps
-            print(f"  {name}: {step} steps, {cost:.1f} trials: {agreement(losses, against, tolerance)}")
+        name = f"{row['way']} seed {row['seed']} rate {row['rate']} of {row['steps']}"
+        measured = [(f"{step} steps", step, losses) for step, losses in row["curve"][every - 1 :: every]]
         if row["tuned"]:
-            print(
-                f"  {name}: + {row['tune']} x16 at {row['tune_rate']}, {row['cost']:.1f} trials: "
-                f"{agreement(row['tuned'], against, tolerance)}"
-            )
+            spent = row["steps"] + len(row["tuned"]) * row["tune"]
+            measured.append((f"tuned {row['tune']} at {row['tune_rate']}", spent, row["tuned"]))
+        for label, spent, losses in measured:
+            for (seed, steps, origin), truth in full.items():
+                if seed == row["seed"]:
+                    ending = ":text" if origin == "text" else ""
+                    found = agreement({word: losses[word + ending] for word in truth}, truth, tolerance)
+                    print(f"  {name}, {label}: {spent / steps:.1f} trials, {origin} of {steps}: {found}")
 
 
 def _settings(recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
@@ -288,31 +334,30 @@ def main() -> None:
     """Run what has no record yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["trials", "shared", "table"])
-    parser.add_argument("--recipe", choices=["recall", "hops2"], default="recall")
-    parser.add_argument(
-        "--way", choices=["uniform", "stratified", "sandwich", "local_first", "tree"], default="uniform"
-    )
+    parser.add_argument("--recipe", choices=["recall", "hops2", "laptop"], default="recall")
+    parser.add_argument("--way", choices=WAYS, default="uniform")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=320, help="of the shared network")
     parser.add_argument("--rate", type=float, default=1.0, help="its peak learning rates, as a share of the recipe's")
     parser.add_argument("--tune", type=int, default=0, help="steps of fine-tuning per schedule")
     parser.add_argument("--tune-rate", type=float, default=0.5, help="as --rate, for fine-tuning")
+    parser.add_argument("--points", type=int, default=4, choices=[1, 2, 4, 8], help="of a run's scores to print")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    recipe = load_recipe(options.recipe)
+    recipe = load_recipe(options.recipe, CHANGES.get(options.recipe, []))
     assert recipe.training.precision == "bf16"
     source = open_source(recipe.data, recipe.training.seq_len)
     rows = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
     if options.part == "trials":
         full_trials(recipe, source, options.seed, rows)
-    elif options.part == "shared" and not any(
-        row["kind"] == "shared" and _is(row, **_settings(recipe, options)) for row in rows
-    ):
-        rows.append(shared_network(recipe, source, options))
+    elif options.part == "shared" and not any(_is(row, kind="shared", **_settings(recipe, options)) for row in rows):
+        words = WORDS
+        if recipe.name == "laptop":
+            words = sorted({row["word"] for row in rows if _is(row, kind="trial", recipe=recipe.name)})
+        rows.append(shared_network(recipe, source, options, words))
         _append(rows[-1])
-        print(rows[-1]["seconds"], "s", rows[-1]["curve"][-1], rows[-1]["tuned"])
     if options.part != "trials":
-        table(rows, recipe)
+        table(rows, recipe, options.points)
 
 
 if __name__ == "__main__":
