@@ -2,10 +2,13 @@
 
 Command:  python analysis/signal/shared_weights.py trials|shared|table [--recipe recall] [--way uniform] [--seed 0]
           [--steps N] [--tune N] [--rate SHARE]
-Time:     one core: 16 full trials of recall 1 minute, of hops2 4 minutes; a shared network less than half of that
-Shows:    rank correlation of all 16 schedules' losses under shared weights with those of full trials, what it cost in
+Time:     one core: 16 full trials of recall 1 to 2 minutes, of hops2 4 minutes; a shared network 20 seconds (recall) to
+          2 minutes (laptop)
+Shows:    rank correlation of the schedules' losses under shared weights with those of full trials, what it cost in
           full trials, and whether schedules that solve the task are told from those that do not. Finished runs are
-          taken from shared_weights.jsonl, which holds one line per full trial and per shared network.
+          taken from shared_weights.jsonl, which holds one line per full trial and per shared network. Trials of recall
+          are also read from known_l.jsonl; those of laptop are those of a run (`layersearch run --budget 0.27 --set
+          data.recall_vocab=28`), entered from its trials.jsonl.
 
 Spans carry no weights, so a network can run a batch whose sequences follow different schedules: attention is called
 once per span on the rows that use it, everything else on the whole batch. A schedule is a word of letters, ``w`` for
@@ -116,7 +119,7 @@ def tree(model: Decoder, tokens: Tensor) -> Tensor:
     batch = len(tokens)
     for layer in model.layers:
         q, k, v = layer.before(x, cos, sin)  # type: ignore[operator]
-        outs = [attend(q, k, v, span).unflatten(0, (-1, batch)) for span in (SPANS["f"], SPANS["w"])]
+        outs = [attend(q, k, v, span).unflatten(0, (-1, batch)) for span in (SPANS["f"], SPANS["w"])]  # type: ignore[no-untyped-call]
         out = torch.stack(outs, dim=1).flatten(0, 2)  # every prefix followed by each letter
         x = x.unflatten(0, (-1, batch)).repeat_interleave(2, dim=0).flatten(0, 1)
         x = layer.after(x, out)  # type: ignore[operator]
@@ -130,7 +133,7 @@ def losses_of(model: Decoder, source: Source, training: TrainingConfig, words: l
     tokens, targets = torch.from_numpy(held_out.tokens), torch.from_numpy(held_out.targets)
     found = {}
     with torch.autocast("cpu", torch.bfloat16):
-        streams = tree(model, tokens).unflatten(0, (len(WORDS), -1)) if words == WORDS else None
+        streams = tree(model, tokens).unflatten(0, (len(WORDS), -1)) if words == WORDS else None  # type: ignore[no-untyped-call]
         for index, word in enumerate(words):
             x = grouped(model, tokens, [word]) if streams is None else streams[index]
             found[word] = round(float(mean_loss(model.lm_head, model.norm, x, targets)), 4)
@@ -208,7 +211,7 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace, 
     model = decoder(recipe, source, seed)
 
     def score(step: int) -> None:
-        if step % (options.steps // POINTS) == 0:
+        if step in {options.steps * point // POINTS for point in range(1, POINTS + 1)}:
             curve.append((step, losses_of(model, source, training, words)))
 
     def words_at(step: int) -> list[str] | None:
@@ -217,7 +220,7 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace, 
     began = time.process_time()
     train(model, source, training, seed, words_at, score)
     seconds = round(time.process_time() - began, 1)
-    tuned = {}
+    tuned: dict[str, float] = {}
     if options.tune:
         brief = dataclasses.replace(
             recipe.training,
@@ -229,7 +232,7 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace, 
         for word in words:
             own = copy.deepcopy(model)
             train(own, source, brief, seed + TUNE_SEED, lambda step, word=word: [word])  # type: ignore[misc]
-            tuned[word] = losses_of(own, source, brief, [word])[word]
+            tuned |= losses_of(own, source, brief, [word])
     return {
         "kind": "shared",
         **_settings(recipe, options),
@@ -305,12 +308,13 @@ def table(rows: list[dict[str, Any]], recipe: Recipe, points: int) -> None:
         name = f"{row['way']} seed {row['seed']} rate {row['rate']} of {row['steps']}"
         measured = [(f"{step} steps", step, losses) for step, losses in row["curve"][every - 1 :: every]]
         if row["tuned"]:
-            spent = row["steps"] + len(row["tuned"]) * row["tune"]
+            spent = row["steps"] + sum(":" not in word for word in row["tuned"]) * row["tune"]
             measured.append((f"tuned {row['tune']} at {row['tune_rate']}", spent, row["tuned"]))
         for label, spent, losses in measured:
             for (seed, steps, origin), truth in full.items():
-                if seed == row["seed"]:
-                    ending = ":text" if origin == "text" else ""
+                ending = ":text" if origin == "text" else ""
+                # The first fine-tuning of the mix was scored as a whole only.
+                if seed == row["seed"] and all(word + ending in losses for word in truth):
                     found = agreement({word: losses[word + ending] for word in truth}, truth, tolerance)
                     print(f"  {name}, {label}: {spent / steps:.1f} trials, {origin} of {steps}: {found}")
 
