@@ -194,7 +194,9 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         plan = _strips(part, dealt[0])
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
-            out, lse = tiles.forward(*dealt, _sinks(gk, part), _sinks(gv, part), band, scale)
+            # Tiles add up in the precision they are given.
+            sinks = (_sinks(gk, part), _sinks(gv, part))
+            out, lse = tiles.forward(*(x.to(wide) for x in (*dealt, *sinks)), band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
         outs.append(_gather(out, batch, stride, tokens))

@@ -109,7 +109,8 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: tuple[Part, ...], scale: floa
     Returns:
         The output (N, T, D) and the log-sum-exp of each query's logits (N, T).
     """
-    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2])
+    # The log-sum-exp stays wide: the backward pass recomputes every weight from it.
+    out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
     for part in plan:
         some, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             _cut(q, part.first, part.strips, part.queries, part.queries),
