@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Mapping
 
 # glibc's mallopt parameters, malloc.h.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -40,12 +39,3 @@ def give_back_freed_memory() -> bool:
         return False
     trim(0)
     return True
-
-
-def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return an environment in which a process of glibc 2.35 or newer takes memory in huge pages where it can.
-
-    Every trial touches hundreds of megabytes anew; in pages of 4 KiB, each a fault, that can take seconds.
-    """
-    tunables = [environment["GLIBC_TUNABLES"]] if environment.get("GLIBC_TUNABLES") else []
-    return dict(environment) | {"GLIBC_TUNABLES": ":".join([*tunables, "glibc.malloc.hugetlb=1"])}

@@ -52,7 +52,7 @@ class Estimate:
     total_flops: float
     """Multiply-adds of the whole search, every trial counted as all-full: an upper bound."""
     model_bytes: int
-    """Weights, gradients and AdamW's moments that one rank holds, float32, under the recipe's ZeRO stage."""
+    """Weights, gradients and the optimiser's moments that one rank holds, float32, under the recipe's ZeRO stage."""
     activation_bytes: int
     """What one rank keeps of a forward pass of the all-full schedule for the backward pass."""
     seconds: float | None
@@ -108,29 +108,34 @@ def _vocabulary(recipe: Recipe) -> int:
     return bpe.vocabulary(bpe.load_tokenizer(local)) if local else recipe.data.vocab_size
 
 
+def matrices(config: ModelConfig) -> int:
+    """Return the number of parameters in the layers' matrices."""
+    attention = 2 * config.d_model * (config.n_heads + config.n_kv_heads) * config.head_dim
+    return config.n_layers * (attention + 3 * config.d_model * config.d_ff)
+
+
 def parameters(config: ModelConfig, vocab_size: int) -> int:
     """Return the number of parameters of the proxy model."""
-    width, head = config.d_model, config.head_dim
-    attention = 2 * width * config.n_heads * head + 2 * width * config.n_kv_heads * head
-    norms = 2 * width + (2 * head if config.qk_norm else 0)
-    layer = attention + 3 * width * config.d_ff + norms
-    return config.n_layers * layer + width + vocab_size * width * (1 if config.tie_embeddings else 2)
+    gains = config.n_layers * (2 * config.d_model + (2 * config.head_dim if config.qk_norm else 0)) + config.d_model
+    outer = vocab_size * config.d_model * (1 if config.tie_embeddings else 2)
+    return matrices(config) + gains + outer
 
 
 def model_bytes(recipe: Recipe, vocab_size: int) -> int:
     """Return the bytes of weights, gradients and optimiser state on one rank.
 
     Float32 throughout, as the engine trains (bf16 is autocast): 4 for weights, 4 for gradients and 8 for AdamW's two
-    moments per parameter. ZeRO shards the moments from stage 1 on, gradients from stage 2 on and weights at stage 3
-    (1910.02054, fig. 1); DeepSpeed keeps a further float32 master shard of the weights at each of them. Gradients of
-    stage 1 are whole until they are reduced, and counted so.
+    moments per parameter; Muon keeps one moment of a layer's matrix. ZeRO shards the moments from stage 1 on,
+    gradients from stage 2 on and weights at stage 3 (1910.02054, fig. 1); DeepSpeed keeps a further float32 master
+    shard of the weights at each of them. Gradients of stage 1 are whole until they are reduced, and counted so.
     """
     count, ranks = parameters(recipe.model, vocab_size), recipe.training.ranks
     stage = zero_stage(deepspeed_file(recipe))
     weights = 4 * count / (ranks if stage == 3 else 1)
     master = 4 * count / ranks if stage else 0
     gradients = 4 * count / (ranks if stage >= 2 else 1)
-    moments = 8 * count / (ranks if stage >= 1 else 1)
+    single = matrices(recipe.model) if recipe.training.optimizer == "muon" else 0
+    moments = (8 * count - 4 * single) / (ranks if stage >= 1 else 1)
     return round(weights + master + gradients + moments)
 
 

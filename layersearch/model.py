@@ -116,7 +116,7 @@ class Layer(nn.Module):
 def mean_loss(head: nn.Linear, norm: RMSNorm, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
     """Return the cross-entropy of the next tokens in nats: each sequence's mean over what is scored, then their mean.
 
-    Sequences weigh alike, however few of their tokens are scored.
+    Sequences weigh alike, however few of their tokens are scored; each must have one that is, as in all sources.
     """
     logits = head(norm(x)).float()
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")

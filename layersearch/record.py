@@ -43,7 +43,8 @@ class TrialRecord:
     full_steps: int
     """Optimiser steps of a full trial."""
     loss: float | None
-    """Mean validation loss at the last step done, nats per predicted token; None if failed."""
+    """Validation loss at the last step done, nats: the mean over sequences of each one's mean per predicted token;
+    None if failed."""
     curve: tuple[tuple[int, float], ...] = ()
     """(step, validation loss) at every evaluation, the last one included."""
     loss_by_position: tuple[float, ...] = ()
@@ -73,7 +74,7 @@ class TrialRecord:
     zero_stage: int = 0
     """DeepSpeed ZeRO stage."""
     optimizer_state_bytes: tuple[int, ...] = ()
-    """AdamW's moments that each rank held, rank 0 first: equal shares where ZeRO sharded them."""
+    """The optimiser's moments that each rank held, rank 0 first: equal shares where ZeRO sharded them."""
     error: str | None = None
     """Why it failed, in one line."""
 

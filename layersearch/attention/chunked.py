@@ -195,8 +195,8 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         plan = _strips(part, dealt[0])
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             # Tiles add up in the precision they are given.
-            sinks = (_sinks(gk, part), _sinks(gv, part))
-            out, lse = tiles.forward(*(x.to(wide) for x in (*dealt, *sinks)), band, scale)
+            wq, wk, wv, sink_k, sink_v = (x.to(wide) for x in (*dealt, _sinks(gk, part), _sinks(gv, part)))
+            out, lse = tiles.forward(wq, wk, wv, sink_k, sink_v, band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
         outs.append(_gather(out, batch, stride, tokens))

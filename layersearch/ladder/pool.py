@@ -14,7 +14,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from layersearch.allocator import worker_environment
 from layersearch.engine import zero_stage
 from layersearch.errors import UserError
 from layersearch.recipe import Recipe, deepspeed_file
@@ -153,7 +152,7 @@ class _Group:
                 stderr=log,
                 text=True,
                 bufsize=1,
-                env=worker_environment(os.environ) | {"OMP_NUM_THREADS": str(training.threads)},
+                env=os.environ | {"OMP_NUM_THREADS": str(training.threads)},
             )
             self._files.append(log)
             self._processes.append(process)
