@@ -187,6 +187,19 @@ class BoundSpace:
                 params[name] = str(span)
         return params
 
+    def check(self, schedule: Schedule) -> None:
+        """Refuse a schedule that the space does not hold.
+
+        Raises:
+            UserError: names the space.
+        """
+        if len(schedule) != self.n_layers:
+            raise UserError(
+                f"schedule '{schedule}' has {len(schedule)} layers, the model {self.n_layers}; give one span per layer"
+            )
+        if self.encode(schedule) is None:
+            raise UserError(f"schedule '{schedule}' lies outside search space {self.space.name!r}")
+
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost as a share of the all-full schedule's."""
         return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
@@ -319,8 +332,7 @@ class BoundSpace:
         Raises:
             UserError: if the schedule lies outside the space.
         """
-        if self.encode(schedule) is None:
-            raise UserError(f"schedule '{schedule}' lies outside search space {self.space.name!r}")
+        self.check(schedule)
         chosen = [schedule[group[0]] for group in self.groups]
         for at, options in enumerate(self.options):
             for span in options:

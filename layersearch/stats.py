@@ -84,6 +84,13 @@ def _t_quantile(confidence: float, degrees: int) -> float:
     return float(stats.t.ppf(0.5 + confidence / 2, degrees))
 
 
+def normal_quantile(confidence: float = CONFIDENCE) -> float:
+    """Return how many standard deviations of a known error an interval reaches to either side of its middle."""
+    from scipy import stats
+
+    return float(stats.norm.ppf(0.5 + confidence / 2))
+
+
 def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE, *, comparisons: int = 1) -> Interval:
     """Return the mean of independent values and its Student t interval.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 from layersearch.data import describe, open_source
@@ -13,6 +14,7 @@ from layersearch.ladder.pool import LocalPool, Pool, gpus_here
 from layersearch.ladder.study import Study
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.result import Result
+from layersearch.schedule import Schedule
 from layersearch.space import Space
 
 __all__ = [
@@ -41,6 +43,7 @@ def search(
     seed: int = 0,
     cache: Path | None = None,
     listener: Listener = _silent,
+    confirm: Sequence[Schedule] | None = None,
 ) -> Result:
     """Search a space for the best schedule within a budget, or go on with a search that was begun.
 
@@ -52,6 +55,8 @@ def search(
         seed: of the search; the confirming phase uses the seeds after it.
         cache: folder of prepared data; None: the default one.
         listener: called after each trial.
+        confirm: do not go on with the search; train these schedules at its confirming seeds, so that they stand beside
+            what it confirmed.
 
     Returns:
         The analysed records; the same as ``frontier.json`` in the folder holds.
@@ -62,6 +67,8 @@ def search(
     model, training = recipe.model, recipe.training
     bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
     plan = make_plan(recipe, bound, budget, seed)
+    for schedule in confirm or ():
+        bound.check(schedule)
     source = open_source(recipe.data, training.seq_len, cache)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
     deepspeed_config(training, deepspeed_file(recipe))
@@ -82,7 +89,8 @@ def search(
         study = Study(folder.journal, bound, budget, recipe.search, seed)
         folder.mend()
         pool = LocalPool(recipe, recipe.search.workers, out / "logs", cache)
-        return Ladder(plan, bound, folder, study, pool, listener).run()
+        ladder = Ladder(plan, bound, folder, study, pool, listener)
+        return ladder.run() if confirm is None else ladder.confirm(confirm)
     except OSError as error:
         raise unwritable(out, error) from None
     finally:

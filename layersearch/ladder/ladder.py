@@ -127,6 +127,7 @@ class Ladder:
         self._to_retry = {r.schedule for r in found if r.phase == "search" and r.key not in made}
         self._resumed = len(self._records)
         self._planned = plan.trials
+        self._planned_steps = plan.full_trials() * plan.recipe.training.steps
         self._began = time.monotonic()
 
     def run(self) -> Result:
@@ -144,6 +145,30 @@ class Ladder:
             )
         self._race()
         self._confirm()
+        return self._finish()
+
+    def confirm(self, schedules: Sequence[Schedule]) -> Result:
+        """Train schedules at the confirming seeds, whatever the search thought of them."""
+        names = {text: name for name, text in self._plan.baselines}
+        trials = [
+            Trial(
+                schedule=str(schedule),
+                seed=seed,
+                phase="confirm",
+                role=names.get(str(schedule), PROPOSED),
+                checkpoints=self._plan.checkpoints,
+            )
+            for seed in self._plan.confirm_seeds
+            for schedule in dict.fromkeys(schedules)
+        ]
+        made = {record.key for record in self._records}
+        new = sum((trial.schedule, trial.seed, trial.phase) not in made for trial in trials)
+        self._planned = len(self._records) + new
+        self._planned_steps = sum(r.steps for r in self._records) + new * self._plan.recipe.training.steps
+        self._train("confirm", trials, None)
+        return self._finish()
+
+    def _finish(self) -> Result:
         result = analyse(self._records, self._plan.budget, tolerance=self._plan.recipe.search.tolerance)
         self._write(result)
         self._announce("done", None)
@@ -252,9 +277,12 @@ class Ladder:
         if new:
             # Stopped trials are short: what is left is judged by training steps, not by trials.
             done_steps = sum(r.steps for r in self._records[self._resumed :])
-            all_steps = self._plan.full_trials() * self._plan.recipe.training.steps
             before = sum(r.steps for r in self._records[: self._resumed])
-            left = max(0.0, all_steps - before - done_steps) / max(1, done_steps) * (time.monotonic() - self._began)
+            left = (
+                max(0.0, self._planned_steps - before - done_steps)
+                / max(1, done_steps)
+                * (time.monotonic() - self._began)
+            )
         within = [r for r in self._search_records() if r.state == "complete" and r.cost <= self._plan.budget]
         self._listener(
             Progress(
