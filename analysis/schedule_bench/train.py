@@ -4,8 +4,8 @@ Command:  python analysis/schedule_bench/train.py [mix recall] [--seeds 3] [--wo
 Time:     about 6 seconds a trial for mix and 4 for recall on one core, 729 trials each
 Writes:   CORPUS.parquet, one row per trial and checkpoint, every 20 trials; finished trials are not trained again
 
-The trials are those of `layersearch run`: its worker processes, its records, its paired seeds. One seed of all schedules
-comes before the next, in an order drawn once, so that what is there is a fair sample at any time.
+The trials are those of `layersearch run`: its worker processes, its records, its paired seeds. One seed of all
+schedules comes before the next, in an order drawn once, so that what is there is a fair sample at any time.
 """
 
 from __future__ import annotations

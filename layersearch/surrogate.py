@@ -1,0 +1,263 @@
+"""The surrogate: what a schedule's loss will be, learnt from schedules that were trained.
+
+A Gaussian process over schedules, additive plus pairwise in (layer, span):
+
+    loss = constant + sum_v u_v(x_v) + sum_{v<w} p_vw(x_v, x_w) + rest(x) + seed effect + noise
+
+Its prior holds that neighbouring layers and spans of like size have like effects, as far as the data say so (every
+scale is fitted). ``rest`` is what single layers and pairs cannot express, independent for each schedule: it widens
+intervals where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen,
+"Additive Gaussian processes", 1112.4394; hyperparameters by the maximum of their posterior density (Rasmussen and
+Williams, "Gaussian processes for machine learning", section 5.4).
+
+Shape legend: N trials, M schedules asked for, V variables (groups of layers that share a choice), S distinct spans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import linalg, optimize
+
+from layersearch.cost import span_pairs
+from layersearch.errors import UserError
+from layersearch.schedule import Schedule
+from layersearch.space import BoundSpace
+
+Array = NDArray[np.float64]
+
+FEWEST = 4
+"""Distinct schedules below which nothing is fitted."""
+# Log of each hyperparameter: mean and standard deviation of its normal prior. Losses are in units of their spread.
+_PRIOR: dict[str, tuple[float, float]] = {
+    "single": (-0.5, 1.0),  # standard deviation of the single layers' part
+    "pair": (-1.5, 1.0),  # of pairs that are all alike at first sight
+    "shared_pair": (-1.0, 1.0),  # of pairs that are alike for like layers
+    "rest": (-2.5, 1.0),
+    "noise": (-2.5, 1.5),
+    "seed": (-2.5, 1.5),
+    "reach": (-0.5, 1.0),  # over how many layers, as a share of the depth, effects are alike
+    "width": (0.0, 1.0),  # over how much of the spans' logarithmic range effects are alike
+}
+_JITTER = 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coefficients:
+    """The additive and pairwise parts of the posterior mean, in nats, by the indices of `BoundSpace.options`."""
+
+    constant: float
+    single: list[Array]
+    """One array per variable, a value for each of its options."""
+    pair: dict[tuple[int, int], Array]
+    """(v, w), v < w: (options of v, options of w)."""
+
+    def __call__(self, chosen: Sequence[int]) -> float:
+        """Return the mean loss of a schedule, given the index of each variable's option."""
+        total = self.constant + sum(float(values[at]) for values, at in zip(self.single, chosen, strict=True))
+        return total + sum(float(values[chosen[v], chosen[w]]) for (v, w), values in self.pair.items())
+
+
+class Surrogate:
+    """Predicts the mean loss over seeds of any schedule of a space.
+
+    Args:
+        space: the bound space; schedules outside it can be neither fitted nor asked for.
+    """
+
+    def __init__(self, space: BoundSpace) -> None:
+        self._space = space
+        spans = list(dict.fromkeys(span for options in space.options for span in options))
+        self._index = {span: at for at, span in enumerate(spans)}
+        pairs = np.log([span_pairs(span, space.seq_len, space.n_heads) for span in spans])
+        spread = max(float(np.ptp(pairs)), 1e-12)
+        other = [[float(a.kind != b.kind and not (a.is_full or b.is_full)) for b in spans] for a in spans]
+        decay = np.array([span.decay for span in spans])
+        pool = np.array([float(span.pool > 1) for span in spans])
+        far = np.abs(pairs[:, None] - pairs[None, :]) / spread + np.array(other)
+        self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
+        places = np.array([np.mean(group) for group in space.groups])
+        self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)
+        self._fitted: dict[str, float] = {}
+
+    def index(self, schedule: Schedule) -> list[int]:
+        """Return the index of each variable's option.
+
+        Raises:
+            UserError: if the schedule lies outside the space.
+        """
+        found = []
+        for group, options in zip(self._space.groups, self._space.options, strict=True):
+            if len(schedule) != self._space.n_layers or schedule[group[0]] not in options:
+                raise UserError(f"{schedule} lies outside search space {self._space.space.name!r}")
+            found.append(options.index(schedule[group[0]]))
+        return found
+
+    def _codes(self, schedules: Sequence[Schedule]) -> NDArray[np.int64]:
+        rows = [[self._index[schedule[group[0]]] for group in self._space.groups] for schedule in schedules]
+        return np.array(rows, dtype=np.int64).reshape(len(schedules), len(self._space.groups))
+
+    def fit(
+        self, schedules: Sequence[Schedule], losses: Sequence[float], seeds: Sequence[int] | None = None
+    ) -> Surrogate:
+        """Fit the hyperparameters and condition on trials; return itself.
+
+        Args:
+            schedules: one per trial, N.
+            losses: their validation losses, nats.
+            seeds: their seeds, so that what a seed does to all schedules alike is no noise; None: all the same.
+
+        Raises:
+            UserError: if fewer than `FEWEST` distinct schedules are given.
+        """
+        if len(set(schedules)) < FEWEST:
+            raise UserError(f"{len(set(schedules))} schedules are too few to learn from: train at least {FEWEST}")
+        self._x = self._codes(schedules)
+        losses_, seeds_ = np.asarray(losses, dtype=np.float64), np.asarray(seeds or [0] * len(losses))
+        self._centre, self._unit = float(losses_.mean()), max(float(losses_.std()), 1e-9)
+        self._y = (losses_ - self._centre) / self._unit
+        _, self._of = np.unique(self._x, axis=0, return_inverse=True)
+        self._same = (self._of[:, None] == self._of[None, :]).astype(np.float64)
+        self._same_seed = (seeds_[:, None] == seeds_[None, :]).astype(np.float64)
+        self._one_seed = bool(np.all(self._same_seed))
+        names = [name for name in _PRIOR if not (name == "seed" and self._one_seed)]
+        start = np.array([_PRIOR[name][0] for name in names])
+        bounds = [(-7.0, 4.0)] * len(names)
+        found = optimize.minimize(self._objective, start, args=(names,), method="L-BFGS-B", bounds=bounds)
+        self._condition(dict(zip(names, found.x, strict=True)))
+        return self
+
+    @property
+    def noise(self) -> float:
+        """The standard deviation of one trial's loss around its schedule's mean, what its seed does to all left out."""
+        return self._unit * float(np.exp(self._fitted["noise"]))
+
+    def _kernel(self, left: NDArray[np.int64], right: NDArray[np.int64], log: dict[str, float]) -> Array:
+        """Return the prior covariance of what layers and pairs do, (rows of left, rows of right)."""
+        scale = {name: float(np.exp(value)) for name, value in log.items()}
+        spans = np.exp(-self._span_distance / scale["width"])
+        # Centred, so that a single layer's effect is a departure from the average over spans.
+        spans = spans - spans.mean(0) - spans.mean(1)[:, None] + spans.mean()
+        spans /= max(float(np.diag(spans).mean()), 1e-12)
+        places = np.exp(-self._place_distance / scale["reach"])
+        count = left.shape[1]
+        layers = _embed(spans)
+        a, b = layers[left], layers[right]  # (rows, V, S)
+        mixed = np.einsum("nvs,vw->nws", a, places).reshape(len(left), -1)
+        single: Array = mixed @ b.reshape(len(right), -1).T / count
+        each = np.einsum("nvs,mvs->nmv", a, b)
+        pair = (each.sum(-1) ** 2 - (each**2).sum(-1)) / max(1, count * (count - 1))
+        result: Array = (
+            1.0 + scale["single"] ** 2 * single + scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
+        )
+        return result
+
+    def _covariance(self, log: dict[str, float]) -> Array:
+        """Return the prior covariance of the observed losses, (N, N)."""
+        covariance = self._kernel(self._x, self._x, log) + np.exp(2 * log["rest"]) * self._same
+        covariance += np.exp(2 * log.get("seed", -np.inf)) * self._same_seed
+        covariance[np.diag_indices_from(covariance)] += np.exp(2 * log["noise"]) + _JITTER
+        return covariance
+
+    def _objective(self, values: Array, names: list[str]) -> float:
+        """Return the negative log density of losses and hyperparameters, up to a constant."""
+        log = dict(zip(names, values, strict=True))
+        try:
+            factor = linalg.cholesky(self._covariance(log), lower=True)
+        except linalg.LinAlgError:
+            return 1e12
+        white = linalg.solve_triangular(factor, self._y, lower=True)
+        penalty = sum(((log[name] - _PRIOR[name][0]) / _PRIOR[name][1]) ** 2 for name in names)
+        return float(0.5 * white @ white + np.log(np.diag(factor)).sum() + 0.5 * penalty)
+
+    def _condition(self, log: dict[str, float]) -> None:
+        self._fitted = log
+        inverse = linalg.inv(self._covariance(log))
+        self._inverse: Array = (inverse + inverse.T) / 2
+        self._weights: Array = self._inverse @ self._y
+        self._stretch = max(1.0, self._surprise())
+
+    def _surprise(self) -> float:
+        """Return the root mean square of what schedules left out lie off their prediction, in its standard deviations.
+
+        Closed form, all trials of a schedule left out at once (Rasmussen and Williams, section 5.4.2).
+        """
+        squares = []
+        for at in range(self._of.max() + 1):
+            held = np.flatnonzero(self._of == at)
+            block = linalg.inv(self._inverse[np.ix_(held, held)])
+            off = block @ self._weights[held]
+            squares.append(float(off.mean() ** 2 / block.mean()))
+        return float(np.sqrt(np.mean(squares)))
+
+    def predict(self, schedules: Sequence[Schedule]) -> tuple[Array, Array]:
+        """Return the mean loss over seeds and its standard deviation, nats, (M,) each.
+
+        The standard deviation is that of the mean over seeds: what one more trial's seed adds is not in it. It is
+        stretched where schedules left out of the fit lay farther off than it said.
+
+        Raises:
+            UserError: if a schedule lies outside the space.
+        """
+        for schedule in schedules:
+            self.index(schedule)
+        codes = self._codes(schedules)
+        log = self._fitted
+        rest = float(np.exp(2 * log["rest"]))
+        cross = self._kernel(codes, self._x, log)
+        cross += rest * np.all(codes[:, None] == self._x[None], axis=-1)
+        prior = np.array([float(self._kernel(row[None], row[None], log)[0, 0]) for row in codes]) + rest
+        variance = prior - np.einsum("mn,nk,mk->m", cross, self._inverse, cross)
+        mean: Array = self._centre + self._unit * (cross @ self._weights)
+        return mean, self._unit * self._stretch * np.sqrt(np.maximum(variance, _JITTER))
+
+    def coefficients(self) -> Coefficients:
+        """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only."""
+        options = [[self._index[span] for span in choices] for choices in self._space.options]
+        base = [choices[0] for choices in options]
+        rows: list[list[int]] = [base]
+        places: list[tuple[int, ...]] = [()]
+        for v, choices in enumerate(options):
+            for a in range(1, len(choices)):
+                rows.append([*base[:v], choices[a], *base[v + 1 :]])
+                places.append((v, a))
+                for w in range(v + 1, len(options)):
+                    for b in range(1, len(options[w])):
+                        rows.append([*base[:v], choices[a], *base[v + 1 : w], options[w][b], *base[w + 1 :]])
+                        places.append((v, a, w, b))
+        means = self._smooth(np.array(rows))
+        constant = float(means[0])
+        single = [np.zeros(len(choices)) for choices in options]
+        pair = {
+            (v, w): np.zeros((len(options[v]), len(options[w])))
+            for v in range(len(options))
+            for w in range(v + 1, len(options))
+        }
+        for place, value in zip(places, means, strict=True):
+            if len(place) == 2:
+                single[place[0]][place[1]] = value - constant
+        for place, value in zip(places, means, strict=True):
+            if len(place) == 4:
+                v, a, w, b = place
+                pair[v, w][a, b] = value - constant - single[v][a] - single[w][b]
+        return Coefficients(constant=constant, single=single, pair=pair)
+
+    def _smooth(self, codes: NDArray[np.int64]) -> Array:
+        """Return the posterior mean without ``rest``, in pieces that bound the memory."""
+        pieces: list[Any] = [
+            self._kernel(codes[first : first + 2048], self._x, self._fitted) @ self._weights
+            for first in range(0, len(codes), 2048)
+        ]
+        result: Array = self._centre + self._unit * np.concatenate(pieces)
+        return result
+
+
+def _embed(covariance: Array) -> Array:
+    """Return vectors whose inner products are a positive semidefinite matrix, (S, S)."""
+    values, vectors = linalg.eigh(covariance)
+    result: Array = vectors * np.sqrt(np.maximum(values, 0.0))
+    return result
