@@ -72,11 +72,14 @@ def write_figure(
 
 
 def styles(entries: Sequence[Entry]) -> dict[str, tuple[str, str]]:
-    """Return a marker and a colour for each schedule: a baseline has its own, all others share one."""
+    """Return a marker and a colour for each schedule: a baseline has its own, in every figure of a run the same.
+
+    All others share one.
+    """
     own = zip(itertools.cycle(_BASELINE_MARKERS), itertools.cycle(_BASELINE_COLOURS), strict=False)
     return {
         entry.schedule: ("o", BLUE) if not entry.names else ("*", BLACK) if ALL_FULL in entry.names else next(own)
-        for entry in entries
+        for entry in sorted(entries, key=lambda entry: entry.names)
     }
 
 

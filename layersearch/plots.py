@@ -120,7 +120,7 @@ def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
 
 def _firm(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[str, Transform]:
     """Draw baselines and confirmed schedules with their intervals; return the transform that places each of them."""
-    style = styles(entries)
+    style = styles(result.entries)
     if any(entry.mean is not None for entry in entries):
         axes.plot([], [], "o-", color=BLUE, ms=7, lw=1.3, label=_confirmed_label(result))
     points = _dodge(axes, entries, None if result.winner is None else result.winner.schedule)

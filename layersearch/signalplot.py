@@ -101,7 +101,9 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Entry]) -> None:
     if floor is not None and means:
         what = f"within {floor:.{decimals(floor)}f} nats of the lowest mean: noise on {result.noise.seeds} seeds"
         axes.axvspan(min(means), min(min(means) + floor, high), color=BAND, lw=0, zorder=0, label=what)
-    for y, (entry, (marker, colour)) in enumerate(zip(rows, styles(rows).values(), strict=True)):
+    style = styles(result.entries)
+    for y, entry in enumerate(rows):
+        marker, colour = style[entry.schedule]
         mean = entry.mean if seeds else None
         if mean is not None and mean.low is not None and mean.high is not None:
             axes.plot([max(mean.low, low), min(mean.high, high)], [y, y], "|-", color=colour, lw=1.2, ms=5, zorder=2)
