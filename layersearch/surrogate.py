@@ -4,13 +4,16 @@ A Gaussian process over schedules, additive plus pairwise in (layer, span):
 
     loss = constant + sum_v u_v(x_v) + sum_{v<w} p_vw(x_v, x_w) + rest(x) + seed effect + noise
 
+Losses before the end of training may be given too. They are taken in units of their own spread at that point, and count
+for the end as far as losses of the two points go together (a kernel over the share of training, fitted like the rest).
+
 Its prior holds that neighbouring layers and spans of like size have like effects, as far as the data say so (every
 scale is fitted). ``rest`` is what single layers and pairs cannot express, independent for each schedule: it widens
 intervals where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen,
 "Additive Gaussian processes", 1112.4394; hyperparameters by the maximum of their posterior density (Rasmussen and
 Williams, "Gaussian processes for machine learning", section 5.4).
 
-Shape legend: N trials, M schedules asked for, V variables (groups of layers that share a choice), S distinct spans.
+Shape legend: N losses, M schedules asked for, V variables (groups of layers that share a choice), S distinct spans.
 """
 
 from __future__ import annotations
@@ -42,6 +45,7 @@ _PRIOR: dict[str, tuple[float, float]] = {
     "seed": (-2.5, 1.5),
     "reach": (-0.5, 1.0),  # over how many layers, as a share of the depth, effects are alike
     "width": (0.0, 1.0),  # over how much of the spans' logarithmic range effects are alike
+    "early": (0.0, 1.0),  # over how much of the training losses go together
 }
 _JITTER = 1e-9
 
@@ -102,39 +106,66 @@ class Surrogate:
         return np.array(rows, dtype=np.int64).reshape(len(schedules), len(self._space.groups))
 
     def fit(
-        self, schedules: Sequence[Schedule], losses: Sequence[float], seeds: Sequence[int] | None = None
+        self,
+        schedules: Sequence[Schedule],
+        losses: Sequence[float],
+        seeds: Sequence[int] | None = None,
+        shares: Sequence[float] | None = None,
+        like: Surrogate | None = None,
     ) -> Surrogate:
-        """Fit the hyperparameters and condition on trials; return itself.
+        """Fit the hyperparameters and condition on losses; return itself.
 
         Args:
-            schedules: one per trial, N.
-            losses: their validation losses, nats.
-            seeds: their seeds, so that what a seed does to all schedules alike is no noise; None: all the same.
+            schedules: one per loss, N.
+            losses: validation losses, nats.
+            seeds: their trials' seeds, so that what a seed does to all schedules alike is no noise; None: all the same.
+            shares: how far each trial was, as a share of its training; None: all at the end. A trial may stand here
+                several times. Whatever share is given, some trials must have both it and the end.
+            like: take the hyperparameters of this one, which is quicker.
 
         Raises:
-            UserError: if fewer than `FEWEST` distinct schedules are given.
+            UserError: if fewer than `FEWEST` distinct schedules are given that were trained to the end.
         """
-        if len(set(schedules)) < FEWEST:
-            raise UserError(f"{len(set(schedules))} schedules are too few to learn from: train at least {FEWEST}")
-        self._x = self._codes(schedules)
-        losses_, seeds_ = np.asarray(losses, dtype=np.float64), np.asarray(seeds or [0] * len(losses))
-        self._centre, self._unit = float(losses_.mean()), max(float(losses_.std()), 1e-9)
-        self._y = (losses_ - self._centre) / self._unit
+        share = np.asarray([1.0] * len(losses) if shares is None else shares, dtype=np.float64)
+        seed = np.asarray([0] * len(losses) if seeds is None else seeds)
+        loss = np.asarray(losses, dtype=np.float64)
+        whole = {(s, at) for s, at, part in zip(schedules, seed, share, strict=True) if part == 1.0}
+        if len({s for s, _ in whole}) < FEWEST:
+            raise UserError(
+                f"{len({s for s, _ in whole})} schedules are too few to learn from: train at least {FEWEST}"
+            )
+        self._x, self._share = self._codes(schedules), share
+        # Trials that were stopped were the worse ones: only those that ended say where a share's losses lie.
+        ended = np.array([(s, at) in whole for s, at in zip(schedules, seed, strict=True)])
+        self._scale = {}
+        for part in np.unique(share):
+            some = loss[ended & (share == part)]
+            assert len(some), "a share of the training that no complete trial has"
+            self._scale[float(part)] = (float(some.mean()), max(float(some.std()), 1e-9))
+        self._y = np.array(
+            [(y - self._scale[part][0]) / self._scale[part][1] for y, part in zip(loss, share, strict=True)]
+        )
         _, self._of = np.unique(self._x, axis=0, return_inverse=True)
         self._same = (self._of[:, None] == self._of[None, :]).astype(np.float64)
-        self._same_seed = (seeds_[:, None] == seeds_[None, :]).astype(np.float64)
-        self._one_seed = bool(np.all(self._same_seed))
-        names = [name for name in _PRIOR if not (name == "seed" and self._one_seed)]
+        self._same_seed = (seed[:, None] == seed[None, :]).astype(np.float64)
+        if like is not None:
+            self._condition(like._fitted)
+            return self
+        unknown = {"seed"} if np.all(self._same_seed) else set()
+        unknown |= {"early"} if len(self._scale) == 1 else set()
+        names = [name for name in _PRIOR if name not in unknown]
         start = np.array([_PRIOR[name][0] for name in names])
         bounds = [(-7.0, 4.0)] * len(names)
         found = optimize.minimize(self._objective, start, args=(names,), method="L-BFGS-B", bounds=bounds)
-        self._condition(dict(zip(names, found.x, strict=True)))
+        self._condition(
+            {name: _PRIOR[name][0] for name in _PRIOR} | {"seed": -np.inf} | dict(zip(names, found.x, strict=True))
+        )
         return self
 
     @property
     def noise(self) -> float:
         """The standard deviation of one trial's loss around its schedule's mean, what its seed does to all left out."""
-        return self._unit * float(np.exp(self._fitted["noise"]))
+        return self._scale[1.0][1] * float(np.exp(self._fitted["noise"]))
 
     def _kernel(self, left: NDArray[np.int64], right: NDArray[np.int64], log: dict[str, float]) -> Array:
         """Return the prior covariance of what layers and pairs do, (rows of left, rows of right)."""
@@ -160,8 +191,16 @@ class Surrogate:
         """Return the prior covariance of the observed losses, (N, N)."""
         covariance = self._kernel(self._x, self._x, log) + np.exp(2 * log["rest"]) * self._same
         covariance += np.exp(2 * log.get("seed", -np.inf)) * self._same_seed
-        covariance[np.diag_indices_from(covariance)] += np.exp(2 * log["noise"]) + _JITTER
+        covariance += np.exp(2 * log["noise"]) * self._same * self._same_seed
+        covariance *= self._alike(self._share, self._share, log)
+        covariance[np.diag_indices_from(covariance)] += _JITTER
         return covariance
+
+    @staticmethod
+    def _alike(left: Array, right: Array, log: dict[str, float]) -> Array:
+        """Return how far losses at these shares of the training go together, in [0, 1]."""
+        result: Array = np.exp(-np.abs(left[:, None] - right[None, :]) / np.exp(log.get("early", 0.0)))
+        return result
 
     def _objective(self, values: Array, names: list[str]) -> float:
         """Return the negative log density of losses and hyperparameters, up to a constant."""
@@ -184,14 +223,17 @@ class Surrogate:
     def _surprise(self) -> float:
         """Return the root mean square of what schedules left out lie off their prediction, in its standard deviations.
 
-        Closed form, all trials of a schedule left out at once (Rasmussen and Williams, section 5.4.2).
+        Closed form, all losses of a schedule left out at once (Rasmussen and Williams, section 5.4.2).
         """
         squares = []
         for at in range(self._of.max() + 1):
             held = np.flatnonzero(self._of == at)
+            end = self._share[held] == 1.0
+            if not end.any():
+                continue
             block = linalg.inv(self._inverse[np.ix_(held, held)])
-            off = block @ self._weights[held]
-            squares.append(float(off.mean() ** 2 / block.mean()))
+            off = (block @ self._weights[held])[end]
+            squares.append(float(off.mean() ** 2 / block[np.ix_(end, end)].mean()))
         return float(np.sqrt(np.mean(squares)))
 
     def predict(self, schedules: Sequence[Schedule]) -> tuple[Array, Array]:
@@ -210,10 +252,12 @@ class Surrogate:
         rest = float(np.exp(2 * log["rest"]))
         cross = self._kernel(codes, self._x, log)
         cross += rest * np.all(codes[:, None] == self._x[None], axis=-1)
+        cross *= self._alike(np.ones(len(codes)), self._share, log)
         prior = np.array([float(self._kernel(row[None], row[None], log)[0, 0]) for row in codes]) + rest
         variance = prior - np.einsum("mn,nk,mk->m", cross, self._inverse, cross)
-        mean: Array = self._centre + self._unit * (cross @ self._weights)
-        return mean, self._unit * self._stretch * np.sqrt(np.maximum(variance, _JITTER))
+        centre, unit = self._scale[1.0]
+        mean: Array = centre + unit * (cross @ self._weights)
+        return mean, unit * self._stretch * np.sqrt(np.maximum(variance, _JITTER))
 
     def coefficients(self) -> Coefficients:
         """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only."""
@@ -248,11 +292,13 @@ class Surrogate:
 
     def _smooth(self, codes: NDArray[np.int64]) -> Array:
         """Return the posterior mean without ``rest``, in pieces that bound the memory."""
+        weights = self._weights * self._alike(np.ones(1), self._share, self._fitted)[0]
         pieces: list[Any] = [
-            self._kernel(codes[first : first + 2048], self._x, self._fitted) @ self._weights
+            self._kernel(codes[first : first + 2048], self._x, self._fitted) @ weights
             for first in range(0, len(codes), 2048)
         ]
-        result: Array = self._centre + self._unit * np.concatenate(pieces)
+        centre, unit = self._scale[1.0]
+        result: Array = centre + unit * np.concatenate(pieces)
         return result
 
 
