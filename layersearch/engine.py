@@ -8,11 +8,14 @@ import json
 import logging
 import os
 import shutil
+import socket
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import psutil
 import torch
 import torch.distributed
 from torch import Tensor
@@ -48,29 +51,46 @@ class RankGroup:
     """``cpu`` or ``cuda:N``."""
 
 
-def join(group: RankGroup, rendezvous: Path) -> None:
+def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> None:
     """Set up the process group once per process; later trials reuse it.
 
     Args:
         group: this process's place in it.
-        rendezvous: a file that all ranks of the group name. A file needs no port, so trials side by side cannot clash.
+        rendezvous: where the ranks meet. A file that all of them name, for ranks of one machine: it needs no port, so
+            trials side by side cannot clash. Or ``tcp://ADDRESS:PORT`` of rank 0, for ranks of several machines.
+        listening: with an address, rank 0's socket, open there; it listens at that address alone.
     """
     on_cpu = group.device == "cpu"
+    address = urlsplit(rendezvous)  # a path has neither host nor port
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    os.environ.update(RANK=str(group.rank), LOCAL_RANK=str(group.rank), WORLD_SIZE=str(group.size))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address.hostname or "127.0.0.1"))
+    # DeepSpeed takes the GPU of this number; on the CPU the number means nothing to it.
+    local = group.device.removeprefix("cuda:") if not on_cpu else str(group.rank)
+    os.environ.update(RANK=str(group.rank), LOCAL_RANK=local, WORLD_SIZE=str(group.size))
     if not on_cpu:
         torch.cuda.set_device(group.device)
+    store: torch.distributed.Store
+    if address.hostname and address.port:
+        store = torch.distributed.TCPStore(
+            address.hostname, address.port, group.size, is_master=group.rank == 0, master_listen_fd=listening
+        )
+    else:
+        store = FileStore(rendezvous, group.size)
     torch.distributed.init_process_group(
-        "gloo" if on_cpu else "nccl",
-        store=FileStore(str(rendezvous), group.size),
-        rank=group.rank,
-        world_size=group.size,
+        "gloo" if on_cpu else "nccl", store=store, rank=group.rank, world_size=group.size
     )
     deepspeed = _deepspeed()
     deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
     # The first optimiser of a process imports torch's compiler, a second or more: paid here, not in a trial's time.
     importlib.import_module("torch._dynamo")
+
+
+def _interface(host: str) -> str:
+    """Return the name of the network interface by which this machine reaches another, or itself."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))  # a datagram socket: sends nothing, but the kernel picks the way
+        own = probe.getsockname()[0]
+    return next(name for name, held in psutil.net_if_addrs().items() if any(part.address == own for part in held))
 
 
 def _deepspeed() -> Any:

@@ -4,9 +4,10 @@ It pays the imports and the process group once. It reads one JSON message a line
 one a line to its standard output; whatever libraries print goes to standard error. If its standard input ends (the
 search is gone, even by ``kill -9``) it ends at once.
 
-To the worker: ``{"op": "train", "trial": {...}}``, and after each checkpoint ``{"op": "go"}`` or ``{"op": "stop"}``.
-From rank 0: ``{"event": "ready"}``, ``{"event": "checkpoint", "step": s, "loss": x}``,
-``{"event": "record", "record": "..."}`` and ``{"event": "refused", "message": "..."}``.
+To the worker: its settings once, then ``{"op": "train", "trial": {...}}``, and after each checkpoint ``{"op": "go"}``
+or ``{"op": "stop"}``. From every rank: ``{"event": "opened"}`` once its data are, or
+``{"event": "refused", "message": "..."}``. From rank 0: ``{"event": "ready"}`` once all have met,
+``{"event": "checkpoint", "step": s, "loss": x}`` and ``{"event": "record", "record": "..."}``.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import socket
 import sys
 import threading
 import traceback
@@ -51,7 +53,13 @@ def main() -> int:
         keep_freed_memory()
     try:
         source = open_source(recipe.data, recipe.training.seq_len, Path(start["cache"]) if start["cache"] else None)
-        join(group, Path(start["rendezvous"]))
+        if start["fingerprint"] not in (None, source.fingerprint):
+            raise UserError(
+                f"{socket.gethostname()}: its data differ from those here (data.source {recipe.data.source}): "
+                "give every machine the same files, the same Python and the same layersearch"
+            )
+        _say(channel, event="opened")
+        join(group, start["rendezvous"], start["listening"])
     except UserError as error:
         _say(channel, event="refused", message=str(error))
         return 2

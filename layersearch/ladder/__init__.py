@@ -10,7 +10,8 @@ from layersearch.data import describe, open_source
 from layersearch.engine import deepspeed_config
 from layersearch.ladder.folder import RunFolder, read_config, unwritable
 from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan, winner_evidence
-from layersearch.ladder.pool import LocalPool, Pool, gpus_here
+from layersearch.ladder.pool import LocalPool, Pool, PoolFactory
+from layersearch.ladder.raypool import RayPool
 from layersearch.ladder.study import Study
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.result import Result
@@ -21,7 +22,9 @@ __all__ = [
     "LocalPool",
     "Plan",
     "Pool",
+    "PoolFactory",
     "Progress",
+    "RayPool",
     "RunFolder",
     "make_plan",
     "read_config",
@@ -42,6 +45,7 @@ def search(
     *,
     seed: int = 0,
     cache: Path | None = None,
+    pool: PoolFactory = LocalPool,
     listener: Listener = _silent,
     confirm: Sequence[Schedule] | None = None,
 ) -> Result:
@@ -54,6 +58,8 @@ def search(
         out: the run folder; if it holds this very search, it is taken up where it stopped.
         seed: of the search; the confirming phase uses the seeds after it.
         cache: folder of prepared data; None: the default one.
+        pool: where the trials run: `LocalPool`, `RayPool` or ``functools.partial(RayPool, address=...)``. It changes
+            no record, see `layersearch.ladder.raypool`; a search may be taken up on another.
         listener: called after each trial.
         confirm: do not go on with the search; train these schedules at its confirming seeds, so that they stand beside
             what it confirmed.
@@ -72,28 +78,27 @@ def search(
     source = open_source(recipe.data, training.seq_len, cache)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
     deepspeed_config(training, deepspeed_file(recipe))
-    gpus_here(recipe)
     out = Path(out)
-    folder = RunFolder(
-        out,
-        {
-            "recipe": recipe.to_dict(),
-            "space": dataclasses.asdict(space),
-            "budget": budget,
-            "seed": seed,
-            "data": describe(source),
-        },
-    )
-    pool: Pool | None = None
+    made = pool(recipe, recipe.search.workers, out / "logs", cache)
+    folder: RunFolder | None = None
     try:
+        folder = RunFolder(
+            out,
+            {
+                "recipe": recipe.to_dict(),
+                "space": dataclasses.asdict(space),
+                "budget": budget,
+                "seed": seed,
+                "data": describe(source),
+            },
+        )
         study = Study(folder.journal, bound, budget, recipe.search, seed)
         folder.mend()
-        pool = LocalPool(recipe, recipe.search.workers, out / "logs", cache)
-        ladder = Ladder(plan, bound, folder, study, pool, listener)
+        ladder = Ladder(plan, bound, folder, study, made, listener)
         return ladder.run() if confirm is None else ladder.confirm(confirm)
     except OSError as error:
         raise unwritable(out, error) from None
     finally:
-        if pool is not None:
-            pool.close()
-        folder.release()
+        made.close()
+        if folder is not None:
+            folder.release()

@@ -1,24 +1,26 @@
-"""The pool: where trials run. This one keeps worker processes on this machine."""
+"""The pool: where trials run. The one here keeps worker processes on this machine."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import queue
-import subprocess
-import sys
 import tempfile
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, replace
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Protocol
 
 from layersearch.engine import zero_stage
 from layersearch.errors import UserError
+from layersearch.ladder.group import Group
+from layersearch.ladder.process import WorkerProcess
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.record import TrialRecord
-from layersearch.train import KeepGoing, Trial, blank_record
+from layersearch.train import KeepGoing, Trial
+
+_GLANCE = 0.5
+"""Seconds that a trial waits for one group's place before it looks at the next group's."""
 
 
 class Pool(Protocol):
@@ -33,8 +35,20 @@ class Pool(Protocol):
         ...
 
 
-class LocalPool:
-    """Worker processes on this machine, each group training one trial at a time on ``recipe.training.ranks`` ranks.
+class PoolFactory(Protocol):
+    """Makes the pool of a search: `LocalPool`, or `layersearch.ladder.raypool.RayPool`."""
+
+    def __call__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool:
+        """Return a pool; nothing is written and no worker started before the first trial.
+
+        Raises:
+            UserError: if the recipe's trials cannot run there.
+        """
+        ...
+
+
+class GroupPool:
+    """A pool of groups, each training one trial at a time.
 
     A group trains many trials, so that imports and DeepSpeed's start-up are paid once. Under ZeRO-3, which leaks
     memory when it is initialised again in one process (643 to 2165 MB over 8 trials with DeepSpeed 0.19.8), a group
@@ -42,22 +56,17 @@ class LocalPool:
 
     Args:
         recipe: what the trials run.
-        workers: groups side by side.
-        cache: folder of prepared data; None: the default one.
-        logs: folder for the workers' standard error.
+        groups: those that train side by side.
     """
 
-    def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
-        self._recipe, self._cache, self._logs = recipe, cache, logs
+    def __init__(self, recipe: Recipe, groups: Sequence[Group]) -> None:
         self._replace_after_each = zero_stage(deepspeed_file(recipe)) == 3
-        logs.mkdir(parents=True, exist_ok=True)
-        self._groups: list[_Group] = []
-        self._idle: queue.Queue[_Group] = queue.Queue()
-        for index in range(workers):
-            group = _Group(recipe, index, logs, cache)
-            self._groups.append(group)
+        self._groups = tuple(groups)
+        self._idle: queue.Queue[Group] = queue.Queue()
+        for group in self._groups:
             self._idle.put(group)
-        self._threads = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="trial")
+        self._closed = False
+        self._threads = ThreadPoolExecutor(max_workers=len(self._groups), thread_name_prefix="trial")
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
         """Queue one trial; its future holds the record, or raises UserError if the worker refused it."""
@@ -66,6 +75,11 @@ class LocalPool:
     def _run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
         group = self._idle.get()
         try:
+            while not group.placed(_GLANCE):
+                if self._closed:
+                    raise CancelledError
+                self._idle.put(group)
+                group = self._idle.get()
             record = group.run(trial, keep_going)
             # One failed rank leaves the others in the middle of a collective: none of them is of further use.
             if self._replace_after_each or (record.state == "failed" and record.ranks > 1):
@@ -76,17 +90,37 @@ class LocalPool:
 
     @property
     def process_ids(self) -> tuple[int, ...]:
-        """The worker processes that are alive now, group by group, rank 0 first."""
-        return tuple(pid for group in self._groups for pid in group.process_ids)
+        """The workers' processes that are alive now, group by group, rank 0 first."""
+        return tuple(rank.pid for group in self._groups for rank in group.ranks)
 
     def close(self) -> None:
         """End every worker and wait for their threads."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
         for group in self._groups:
             group.end()
-        self._threads.shutdown(wait=True, cancel_futures=True)
+        self._threads.shutdown(wait=True)
 
 
-def gpus_here(recipe: Recipe) -> int:
+class LocalPool(GroupPool):
+    """Worker processes on this machine, in groups of ``recipe.training.ranks``.
+
+    Args:
+        recipe: what the trials run.
+        workers: groups side by side.
+        logs: folder for the workers' standard error.
+        cache: folder of prepared data; None: the default one.
+
+    Raises:
+        UserError: if the recipe asks for more GPUs than there are.
+    """
+
+    def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
+        gpus = _gpus_here(recipe)
+        super().__init__(recipe, [_LocalGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
+
+
+def _gpus_here(recipe: Recipe) -> int:
     """Return the number of GPUs that trials may use; 0 where the recipe asks for none.
 
     Raises:
@@ -105,107 +139,33 @@ def gpus_here(recipe: Recipe) -> int:
     return count
 
 
-class _Group:
-    """The processes of one trial at a time: one per rank, started when first needed."""
+class _LocalGroup(Group):
+    """Processes of this one's. They meet at a file, which needs no port and is closed to other users."""
 
-    def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None) -> None:
-        self._recipe, self._index, self._logs, self._cache = recipe, index, logs, cache
-        self._processes: list[subprocess.Popen[str]] = []
-        self._files: list[IO[str]] = []
+    def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, gpus: int) -> None:
+        super().__init__(recipe, index, logs, cache)
+        self._gpus = gpus
         self._rendezvous: Path | None = None
 
-    @property
-    def process_ids(self) -> tuple[int, ...]:
-        return tuple(process.pid for process in self._processes)
-
-    def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
-        try:
-            if not self._processes:
-                self._start()
-            self._tell(op="train", trial=asdict(trial))
-            while True:
-                message = self._hear()
-                if message["event"] == "record":
-                    return TrialRecord.from_json(message["record"])
-                go = keep_going is None or keep_going(message["step"], message["loss"])
-                self._tell(op="go" if go else "stop")
-        except (BrokenPipeError, EOFError):
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._processes[0].wait(timeout=5)  # its pipe ends a moment before the process does
-            codes = [process.poll() for process in self._processes]
-            self.end()
-            reason = f"a worker process died (exit codes {codes}): out of memory? see {self._logs}"
-            return replace(blank_record(trial, self._recipe), error=reason)
-
-    def _start(self) -> None:
-        training = self._recipe.training
-        descriptor, rendezvous = tempfile.mkstemp(prefix="layersearch-")
+    def launch(self) -> None:
+        self.logs.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(prefix="layersearch-")
         os.close(descriptor)
-        os.unlink(rendezvous)  # the store makes it; a left-over would hold another group's ranks
-        self._rendezvous = Path(rendezvous)
-        for rank in range(training.ranks):
-            log = (self._logs / f"worker-{self._index}-rank-{rank}.log").open("a", encoding="utf-8")
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "layersearch.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
-                bufsize=1,
-                env=os.environ | {"OMP_NUM_THREADS": str(training.threads)},
-            )
-            self._files.append(log)
-            self._processes.append(process)
-            assert process.stdin is not None
-            process.stdin.write(
-                json.dumps(
-                    {
-                        "recipe": self._recipe.to_dict(),
-                        "rank": rank,
-                        "ranks": training.ranks,
-                        "threads": training.threads,
-                        "device": self._device(rank),
-                        "rendezvous": rendezvous,
-                        "cache": str(self._cache) if self._cache else None,
-                    }
-                )
-                + "\n"
-            )
-            process.stdin.flush()
-        assert self._hear()["event"] == "ready"
+        os.unlink(name)  # the store makes it; a left-over would hold another group's ranks
+        self._rendezvous = Path(name)
+        ranks: list[WorkerProcess] = []
+        self.ranks = ranks
+        for rank in range(self.recipe.training.ranks):
+            process = WorkerProcess()
+            process.start(self.settings(rank, self._device(rank)) | {"rendezvous": name}, self.log(rank))
+            ranks.append(process)
 
     def _device(self, rank: int) -> str:
-        count = gpus_here(self._recipe)
-        return f"cuda:{(self._index * self._recipe.training.ranks + rank) % count}" if count else "cpu"
-
-    def _tell(self, **message: Any) -> None:
-        for process in self._processes:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps(message) + "\n")
-            process.stdin.flush()
-
-    def _hear(self) -> dict[str, Any]:
-        stdout = self._processes[0].stdout
-        assert stdout is not None
-        line = stdout.readline()
-        if not line.endswith("\n"):  # a killed process may leave half a line
-            raise EOFError
-        message: dict[str, Any] = json.loads(line)
-        if message["event"] == "refused":
-            self.end()
-            raise UserError(message["message"])
-        return message
+        return f"cuda:{(self.index * self.recipe.training.ranks + rank) % self._gpus}" if self._gpus else "cpu"
 
     def end(self) -> None:
-        for process in self._processes:
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(OSError):
-                        pipe.close()
-            process.kill()
-            process.wait()
-        for file in self._files:
-            file.close()
+        super().end()
         if self._rendezvous is not None:
-            self._rendezvous.unlink(missing_ok=True)  # a killed process leaves it
-        self._processes, self._files, self._rendezvous = [], [], None
+            with contextlib.suppress(OSError):
+                self._rendezvous.unlink()  # a killed process leaves it
+            self._rendezvous = None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 
 import torch
 
@@ -58,7 +57,7 @@ def main() -> None:
     """Serve as ``observe_state.py RENDEZVOUS RANK SIZE``."""
     torch.set_num_threads(1)
     group = RankGroup(rank=int(sys.argv[2]), size=int(sys.argv[3]))
-    join(group, Path(sys.argv[1]))
+    join(group, sys.argv[1])
     found = {stage: observe(stage, group) for stage in range(4)}
     print("OBSERVED " + json.dumps(found))
 
