@@ -101,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--trials", type=int, help="distinct schedules trained; the same as --set search.trials=N")
     run.add_argument("--workers", type=int, help="trials side by side; the same as --set search.workers=N")
     run.add_argument(
+        "--pool",
+        choices=("local", "ray"),
+        default="local",
+        help="where trials run: processes on this machine, or a Ray cluster (default: %(default)s)",
+    )
+    run.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="with --pool ray: the cluster, or 'auto' (default: $RAY_ADDRESS, else one of its own on this machine)",
+    )
+    run.add_argument(
         "--dry-run", action="store_true", help="print the plan, its FLOPs, memory and estimated time; train nothing"
     )
     run.add_argument("--json", action="store_true", help="print the result (or the plan) as JSON")

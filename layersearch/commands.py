@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import json
 import os
 from pathlib import Path
@@ -37,6 +38,8 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
     if not 0 <= options.seed < MOST_SEED:
         raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
+    if options.ray_address is not None and options.pool != "ray":
+        raise UserError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
     if options.dry_run:
         from layersearch.estimate import estimate
 
@@ -49,11 +52,14 @@ def run(options: argparse.Namespace) -> None:
             estimate_table(found)
         return
     out = options.out or Path("runs") / f"{recipe.name}-{space.name}-{budget:g}-s{options.seed}"
-    from layersearch.ladder import search
+    from layersearch.ladder import LocalPool, PoolFactory, RayPool, search
     from layersearch.progress import ProgressDisplay
 
+    pool: PoolFactory = LocalPool
+    if options.pool == "ray":
+        pool = functools.partial(RayPool, address=options.ray_address)
     with ProgressDisplay() as display:
-        result = search(recipe, space, budget, out, seed=options.seed, listener=display)
+        result = search(recipe, space, budget, out, seed=options.seed, pool=pool, listener=display)
     _show_result(result, out, options.json)
 
 
