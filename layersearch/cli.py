@@ -122,6 +122,39 @@ def _parser() -> argparse.ArgumentParser:
     show.add_argument("run", type=Path, help="a run folder, finished or not")
     show.add_argument("--json", action="store_true", help="print what frontier.json holds")
 
+    solve = _command(
+        groups,
+        "solve",
+        commands.solve,
+        "answer for another budget, cache or latency from a run's trials; train nothing",
+    )
+    solve.add_argument("run", type=Path, help="a run folder, finished or not")
+    limit = solve.add_mutually_exclusive_group(required=True)
+    limit.add_argument("--budget", type=float, help="at most this attention cost, as a share of all-full")
+    limit.add_argument(
+        "--kv-cache", metavar="BYTES", help="at most this KV cache for one sequence, for example 65536 or 64KiB"
+    )
+    limit.add_argument(
+        "--latency", type=float, metavar="MS", help="at most this sum over the layers of --latency-table"
+    )
+    solve.add_argument(
+        "--latency-table",
+        type=Path,
+        metavar="FILE",
+        help="YAML: milliseconds of one layer by span, for example 'window:32: 0.08'",
+    )
+    solve.add_argument("--bytes", type=int, default=2, help="bytes of a cached value (default: %(default)s)")
+    solve.add_argument("--json", action="store_true", help="print as JSON")
+
+    confirm = _command(
+        groups, "confirm", commands.confirm, "train given schedules at a run's fresh seeds, beside what it confirmed"
+    )
+    confirm.add_argument("run", type=Path, help="a run folder, finished or not")
+    confirm.add_argument(
+        "schedules", nargs="+", metavar="SCHEDULE", help="for example 'full window:32*3', or a winner.yaml"
+    )
+    confirm.add_argument("--json", action="store_true", help="print what frontier.json then holds")
+
     plot = _command(groups, "plot", commands.plot, "draw the cost-quality frontier, and signal against noise")
     plot.add_argument("run", type=Path, help="a run folder, finished or not")
     plot.add_argument("--out", type=Path, help="the folder to draw into (default: RUN)")

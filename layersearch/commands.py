@@ -7,13 +7,17 @@ import dataclasses
 import functools
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from layersearch.recipe import Recipe
+    from layersearch.record import TrialRecord
     from layersearch.result import Result
+    from layersearch.space import Space
 
 MOST_SEED = 2**31
 """Seeds below this suit every generator of random numbers, the confirming seeds after them too."""
@@ -66,6 +70,59 @@ def run(options: argparse.Namespace) -> None:
 def show(options: argparse.Namespace) -> None:
     """Print what a run has found so far."""
     _show_result(_result(options.run), options.run, options.json)
+
+
+def solve(options: argparse.Namespace) -> None:
+    """Answer for another constraint from a run's trials."""
+    from layersearch import constraint, tables
+    from layersearch.cost import attention_flops
+    from layersearch.schedule import Schedule
+    from layersearch.solve import solve as find
+
+    if (options.latency is None) != (options.latency_table is None):
+        there, missing = (
+            ("--latency", "--latency-table") if options.latency_table is None else ("--latency-table", "--latency")
+        )
+        raise UserError(f"{there} needs {missing}: the limit in milliseconds, and a YAML file of one layer's by span")
+    recipe, space, _ = _asked(options.run)
+    model = recipe.model
+    bound = space.bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+    if options.budget is not None:
+        limit = constraint.cost_limit(bound, options.budget)
+    elif options.kv_cache is not None:
+        limit = constraint.cache_limit(bound, constraint.parse_bytes(options.kv_cache), model, options.bytes)
+    else:
+        limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
+    found = find(_records(options.run), bound, limit, tolerance=recipe.search.tolerance)
+    answer = Schedule.parse(found.answer.schedule)
+    flops = attention_flops(answer, seq_len=bound.seq_len, n_heads=model.n_heads, head_dim=model.head_dim)
+    command = None
+    if found.proposal is not None:
+        command = shlex.join(["layersearch", "confirm", str(options.run), found.proposal.schedule])
+    if options.json:
+        print(json.dumps(found.to_dict() | {"attention_flops": flops, "confirm_with": command}, indent=1))
+    else:
+        tables.solution_table(found, flops=flops, confirm_with=command)
+
+
+def confirm(options: argparse.Namespace) -> None:
+    """Train given schedules at the confirming seeds of a run."""
+    from layersearch.ladder import read_config, search
+    from layersearch.progress import ProgressDisplay
+    from layersearch.schedulefile import schedule_argument
+    from layersearch.solve import against_best
+    from layersearch.tables import confirmed_table
+
+    config = read_config(options.run)
+    recipe, space, budget = _asked(options.run)
+    schedules = [schedule_argument(text) for text in options.schedules]
+    with ProgressDisplay() as display:
+        result = search(recipe, space, budget, options.run, seed=config["seed"], listener=display, confirm=schedules)
+    if options.json:
+        print(json.dumps(result.to_dict(), indent=1))
+        return
+    texts = [str(schedule) for schedule in dict.fromkeys(schedules)]
+    confirmed_table([(result.entry(text), *against_best(result, text)) for text in texts])
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -193,15 +250,32 @@ def _result(run: Path) -> Result:
         UserError: if it is no run folder, or no trial has finished.
     """
     from layersearch.ladder import read_config
-    from layersearch.record import read
     from layersearch.result import analyse
 
     config = read_config(run)
+    return analyse(_records(run), config["budget"], tolerance=config["recipe"]["search"].get("tolerance", 0.0))
+
+
+def _records(run: Path) -> list[TrialRecord]:
+    from layersearch.record import read
+
     trials = run / "trials.jsonl"
     records = list(read(trials)) if trials.exists() else []
     if not records:
         raise UserError(f"{run}: no trial has finished yet; run the command that made it again to go on")
-    return analyse(records, config["budget"], tolerance=config["recipe"]["search"].get("tolerance", 0.0))
+    return records
+
+
+def _asked(run: Path) -> tuple[Recipe, Space, float]:
+    """Return the recipe, the space and the budget of a run folder."""
+    from layersearch.config import build
+    from layersearch.ladder import read_config
+    from layersearch.recipe import Recipe
+    from layersearch.space import Space
+
+    config, where = read_config(run), run / "config.json"
+    recipe = build(Recipe, config["recipe"], f"{where}: recipe")
+    return recipe, build(Space, config["space"], f"{where}: space"), config["budget"]
 
 
 def _show_result(result: Result, run: Path, as_json: bool) -> None:

@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
+from layersearch import words
 from layersearch.progress import duration
+from layersearch.stats import decimals
 
 if TYPE_CHECKING:
     from layersearch.cost import LayerCost
     from layersearch.estimate import Estimate
     from layersearch.presets import Preset
+    from layersearch.result import Entry
     from layersearch.schedule import Schedule
+    from layersearch.solve import Candidate, Solution
+    from layersearch.stats import Interval
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -104,3 +111,82 @@ def estimate_table(found: Estimate) -> None:
     for name, schedule, cost in found.baselines:
         table.add_row(name, schedule, f"{cost:.3f}")
     console.print(table)
+
+
+def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> None:
+    """Print what a run says about a constraint, and the command that puts it to the test.
+
+    Args:
+        found: the answer and its alternatives.
+        flops: attention FLOPs of the answer, forward, for one sequence.
+        confirm_with: a command; None where there is nothing to confirm.
+    """
+    console = _console()
+    answer = found.answer
+    what = {"cost": "attention cost", "kv_cache": "KV cache", "latency": "latency"}[found.kind]
+    level = f"{found.confidence:.0%}"
+
+    def say(text: str, style: str = "") -> None:
+        for line in textwrap.wrap(text, console.width):
+            console.print(Text(line, style=style), soft_wrap=True)
+
+    def taken(amount: float) -> str:
+        if found.kind == "cost":
+            return f"{amount:.4g} of all-full"
+        return f"{size(amount)} ({int(amount):,} bytes)" if found.kind == "kv_cache" else f"{amount:.6g} ms"
+
+    say(f"Constraint: {what} at most {taken(found.limit)}")
+    say(f"Answer: {answer.schedule} (l = {answer.n_full})", "bold")
+    source = {
+        "confirmed": f"measured, the mean over {answer.seeds} fresh seeds",
+        "trained": "predicted for the mean over seeds; trained, but not confirmed",
+        "stopped": "predicted for the mean over seeds; its trial was stopped early",
+        "untrained": "predicted for the mean over seeds; never trained",
+    }[answer.state]
+    places = decimals(answer.high - answer.loss)
+    say(f"Loss {answer.loss:.{places}f} nats, {level} interval {_ends(answer, places)}: {source}.")
+    more = "" if found.kind == "cost" else f"; {what} {taken(answer.takes)}"
+    say(f"Attention cost {answer.cost:.6f} of all-full, {flops:,} FLOPs a sequence{more}.")
+    say(words.alternatives(found))
+    table = _table("", "schedule", "l", "cost", "loss", f"{level} interval", "seeds", left=2)
+    table.columns[0].no_wrap = True
+    rows = (
+        ("confirmed", found.measured),
+        ("cheapest as good", found.cheaper),
+        ("predicted", found.proposal),
+        (f"nearest ({found.changed} unlike)", found.nearest),
+    )
+    for name, one in rows:
+        if one is not None:
+            places = decimals(one.high - one.loss)
+            seeds = str(one.seeds) if one.seeds else "search" if one.state == "trained" else one.state
+            cells = [name, one.schedule, str(one.n_full), f"{one.cost:.3f}", f"{one.loss:.{places}f}"]
+            table.add_row(*(Text(cell) for cell in [*cells, _ends(one, places), seeds]))
+    console.print()
+    console.print(table)
+    console.print()
+    say(words.learnt(found))
+    if confirm_with is not None:
+        console.print(Text(f"Confirm with: {confirm_with}"), soft_wrap=True)
+
+
+def _ends(one: Candidate, places: int) -> str:
+    return f"{one.low:.{places}f} to {one.high:.{places}f}"
+
+
+def confirmed_table(rows: Sequence[tuple[Entry, Entry | None, Interval | None]]) -> None:
+    """Print what schedules reached on the fresh seeds.
+
+    Args:
+        rows: the schedule, the best confirmed one that costs no more, and the paired difference to it, nats.
+    """
+    console = _console()
+    for entry, rival, difference in rows:
+        console.print(Text(entry.schedule, style="bold"), soft_wrap=True)
+        reached = "failed on every fresh seed" if entry.mean is None else f"loss {entry.mean} nats"
+        console.print(f"  l = {entry.n_full}, cost {entry.cost:.4f}, {reached}, fresh seeds {len(entry.confirm)}")
+        if rival is not None and difference is not None:
+            said = words.comparison(difference, difference, 1)
+            console.print(
+                Text(f"  against the best confirmed that costs no more, {rival.label}: {said}"), soft_wrap=True
+            )

@@ -11,6 +11,7 @@ from layersearch.stats import Interval, decimals
 if TYPE_CHECKING:
     from layersearch.result import Comparison, Entry, Result, Winner
     from layersearch.signal import Signal, Spread
+    from layersearch.solve import Solution
     from layersearch.trust import Noise
 
 
@@ -171,3 +172,45 @@ def by_position(result: Result) -> str | None:
 def probe(entry: Entry) -> tuple[str, float] | None:
     """Return the name and value of the measure to show beside a schedule's loss: an accuracy, where there is one."""
     return min(entry.metrics, key=lambda found: (not found[0].endswith("accuracy"), found[0]), default=None)
+
+
+def alternatives(found: Solution) -> str:
+    """Say how the best confirmed schedule within a constraint and the best prediction stand to each other."""
+    if found.proposal is None:
+        return "All that could be proposed within the constraint is confirmed: this is measured, nothing is predicted."
+    if found.measured is None or found.difference is None:
+        return "No schedule within the constraint is confirmed on fresh seeds yet."
+    gap = found.difference
+    places = decimals(gap.high - gap.mean)
+    size = (
+        f"{gap.mean:+.{places}f} nats, {found.confidence:.0%} interval {gap.low:+.{places}f} to {gap.high:+.{places}f}"
+    )
+    if gap.mean >= 0:
+        return f"No other schedule is predicted to lie below the best confirmed one; the best of them by {size}."
+    if gap.shown:
+        return f"The model puts it below the best confirmed schedule by {size}."
+    return f"It is not shown to be better than the best confirmed schedule: the model puts the difference at {size}."
+
+
+def learnt(found: Solution) -> str:
+    """Say what a solution rests on, and whether a better prediction may have been missed."""
+    stopped = f" and {found.stopped} stopped" if found.stopped else ""
+    said = (
+        f"Learnt from {found.trials} complete{stopped} trials of {found.schedules} schedules, {found.within} of them "
+        f"within the constraint. Only numbers of full layers that were trained are proposed: "
+        f"l = {', '.join(map(str, found.n_full))}. "
+    )
+    if found.noise is not None:
+        said = f"Seed std {found.noise:.2g} nats. " + said
+    best = found.optimum
+    if best is None:
+        return said + "No untrained schedule of theirs is within the constraint."
+    if best.proven:
+        return said + "Of all others none is predicted lower: proven by the integer program."
+    why = f"the integer program held the {best.pairs_held} largest of {best.pairs} pairs of layers"
+    if best.timed_out:
+        why += " and was given up before its end"
+    return (
+        f"{said}Not proven the lowest prediction of all others: {why}, and a local search on the whole "
+        f"model went on from there. One may lie lower by {best.gap:.2g} nats at the most."
+    )
