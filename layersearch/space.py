@@ -326,6 +326,10 @@ class BoundSpace:
             used += (most - low) * width
         return self._schedule(chosen)
 
+    def schedules(self) -> Iterator[Schedule]:
+        """Yield every schedule; for small spaces only."""
+        return map(self._schedule, itertools.product(*self.options))
+
     def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
         """Yield every schedule that differs in one variable.
 

@@ -7,11 +7,11 @@ A Gaussian process over schedules, additive plus pairwise in (layer, span):
 Losses before the end of training may be given too. They are taken in units of their own spread at that point, and count
 for the end as far as losses of the two points go together (a kernel over the share of training, fitted like the rest).
 
-Its prior holds that neighbouring layers and spans of like size have like effects, as far as the data say so (every
-scale is fitted). ``rest`` is what single layers and pairs cannot express, independent for each schedule: it widens
-intervals where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen,
-"Additive Gaussian processes", 1112.4394; hyperparameters by the maximum of their posterior density (Rasmussen and
-Williams, "Gaussian processes for machine learning", section 5.4).
+The prior holds that neighbouring layers and spans of like size have like effects, as far as the data say so (every scale
+is fitted). ``rest`` is what single layers and pairs cannot express, independent for each schedule: it widens intervals
+where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen, "Additive
+Gaussian processes", 1112.4394; hyperparameters by the maximum of their posterior density (Rasmussen and Williams,
+"Gaussian processes for machine learning", section 5.4).
 
 Shape legend: N losses, M schedules asked for, V variables (groups of layers that share a choice), S distinct spans.
 """
@@ -47,6 +47,11 @@ _PRIOR: dict[str, tuple[float, float]] = {
     "width": (0.0, 1.0),  # over how much of the spans' logarithmic range effects are alike
     "early": (0.0, 1.0),  # over how much of the training losses go together
 }
+_SMOOTH: dict[str, tuple[float, float]] = {
+    "single": (-1.5, 1.0),
+    "bend": (0.0, 0.7),  # standard deviation of what any layers do together
+    "bent": (0.0, 1.0),  # over how much of the spread of schedules that is alike
+} | {name: _PRIOR[name] for name in ("rest", "noise", "seed", "reach", "width", "early")}
 _JITTER = 1e-9
 
 
@@ -71,10 +76,14 @@ class Surrogate:
 
     Args:
         space: the bound space; schedules outside it can be neither fitted nor asked for.
+        pairwise: additive plus pairwise, as above, which `coefficients` takes apart. Otherwise layers may act together
+            in any number: in place of pairs stands a squared exponential of the distance between schedules, which
+            needs fewer trials where one layer is of use only below another.
     """
 
-    def __init__(self, space: BoundSpace) -> None:
-        self._space = space
+    def __init__(self, space: BoundSpace, *, pairwise: bool = True) -> None:
+        self._space, self._pairwise = space, pairwise
+        self._prior = _PRIOR if pairwise else _SMOOTH
         spans = list(dict.fromkeys(span for options in space.options for span in options))
         self._index = {span: at for at, span in enumerate(spans)}
         pairs = np.log([span_pairs(span, space.seq_len, space.n_heads) for span in spans])
@@ -153,13 +162,12 @@ class Surrogate:
             return self
         unknown = {"seed"} if np.all(self._same_seed) else set()
         unknown |= {"early"} if len(self._scale) == 1 else set()
-        names = [name for name in _PRIOR if name not in unknown]
-        start = np.array([_PRIOR[name][0] for name in names])
+        names = [name for name in self._prior if name not in unknown]
+        start = np.array([self._prior[name][0] for name in names])
         bounds = [(-7.0, 4.0)] * len(names)
         found = optimize.minimize(self._objective, start, args=(names,), method="L-BFGS-B", bounds=bounds)
-        self._condition(
-            {name: _PRIOR[name][0] for name in _PRIOR} | {"seed": -np.inf} | dict(zip(names, found.x, strict=True))
-        )
+        fixed = {name: middle for name, (middle, _) in self._prior.items()} | {"seed": -np.inf}
+        self._condition(fixed | dict(zip(names, found.x, strict=True)))
         return self
 
     @property
@@ -168,9 +176,9 @@ class Surrogate:
         return self._scale[1.0][1] * float(np.exp(self._fitted["noise"]))
 
     def _kernel(self, left: NDArray[np.int64], right: NDArray[np.int64], log: dict[str, float]) -> Array:
-        """Return the prior covariance of what layers and pairs do, (rows of left, rows of right)."""
+        """Return the prior covariance of what layers do, (rows of left, rows of right)."""
         scale = {name: float(np.exp(value)) for name, value in log.items()}
-        spans = np.exp(-self._span_distance / scale["width"])
+        spans = np.exp(-((self._span_distance / scale["width"]) ** 2))
         # Centred, so that a single layer's effect is a departure from the average over spans.
         spans = spans - spans.mean(0) - spans.mean(1)[:, None] + spans.mean()
         spans /= max(float(np.diag(spans).mean()), 1e-12)
@@ -178,13 +186,17 @@ class Surrogate:
         count = left.shape[1]
         layers = _embed(spans)
         a, b = layers[left], layers[right]  # (rows, V, S)
-        mixed = np.einsum("nvs,vw->nws", a, places).reshape(len(left), -1)
-        single: Array = mixed @ b.reshape(len(right), -1).T / count
+        mixed_a, mixed_b = (np.einsum("nvs,vw->nws", x, places) / count for x in (a, b))
+        single: Array = mixed_a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
+        result: Array = 1.0 + scale["single"] ** 2 * single
+        if not self._pairwise:
+            norms = [(x * y).sum(axis=(1, 2)) for x, y in ((mixed_a, a), (mixed_b, b))]
+            distance = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
+            result += scale["bend"] ** 2 * np.exp(-distance / (2 * scale["bent"] ** 2))
+            return result
         each = np.einsum("nvs,mvs->nmv", a, b)
         pair = (each.sum(-1) ** 2 - (each**2).sum(-1)) / max(1, count * (count - 1))
-        result: Array = (
-            1.0 + scale["single"] ** 2 * single + scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
-        )
+        result += scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
         return result
 
     def _covariance(self, log: dict[str, float]) -> Array:
@@ -210,7 +222,7 @@ class Surrogate:
         except linalg.LinAlgError:
             return 1e12
         white = linalg.solve_triangular(factor, self._y, lower=True)
-        penalty = sum(((log[name] - _PRIOR[name][0]) / _PRIOR[name][1]) ** 2 for name in names)
+        penalty = sum(((log[name] - self._prior[name][0]) / self._prior[name][1]) ** 2 for name in names)
         return float(0.5 * white @ white + np.log(np.diag(factor)).sum() + 0.5 * penalty)
 
     def _condition(self, log: dict[str, float]) -> None:
@@ -261,6 +273,7 @@ class Surrogate:
 
     def coefficients(self) -> Coefficients:
         """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only."""
+        assert self._pairwise
         options = [[self._index[span] for span in choices] for choices in self._space.options]
         base = [choices[0] for choices in options]
         rows: list[list[int]] = [base]

@@ -1,0 +1,201 @@
+"""The outlook of a search: which schedule is worth training next, and whether a trial is worth its end.
+
+Worth is the area that a schedule is expected to add under the cost-quality frontier: cost is exact and known, so only
+the loss is uncertain, and the expected hypervolume improvement has a closed form in the surrogate's mean and standard
+deviation (expected improvement, summed over the frontier's steps; Emmerich, Deutz, Klinkenberg, "Hypervolume-based
+expected improvement", CEC 2011). A trial goes on past a checkpoint while what its end is expected to add, for the
+training that is left, is no less than what the best fresh schedule adds for a whole training.
+
+Shape legend: M schedules, K steps of the frontier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from layersearch import presets
+from layersearch.frontier import nondominated
+from layersearch.schedule import Schedule
+from layersearch.space import BoundSpace
+from layersearch.surrogate import FEWEST, Surrogate
+
+Array = NDArray[np.float64]
+
+ENUMERATED = 4096
+"""Spaces up to this size are looked at whole; of larger ones, schedules near the frontier and random ones."""
+_DRAWN, _CLIMBS = 512, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one trial has shown so far."""
+
+    schedule: Schedule
+    seed: int
+    curve: tuple[tuple[float, float], ...]
+    """(share of the training, validation loss in nats), rising; a share of 1 is the end."""
+
+    @property
+    def complete(self) -> bool:
+        """Whether the trial was trained to its end."""
+        return bool(self.curve) and self.curve[-1][0] == 1.0
+
+
+class Outlook:
+    """What is known and expected, given the trials so far.
+
+    Args:
+        space: the bound space.
+        budget: the largest cost that is of interest, as a share of the all-full schedule's.
+        observations: trials; those outside the space are left out.
+        pending: schedules in training, taken to end as predicted (the kriging believer of Ginsbourger, Le Riche,
+            Carraro, "Kriging is well-suited to parallelize optimization", 2010).
+    """
+
+    def __init__(
+        self, space: BoundSpace, budget: float, observations: Sequence[Observation], pending: Sequence[Schedule] = ()
+    ) -> None:
+        self._space, self._budget = space, budget
+        self._seen = [o for o in observations if o.curve and space.encode(o.schedule) is not None]
+        self._surrogate: Surrogate | None = None
+        if len({o.schedule for o in self._seen if o.complete}) < FEWEST:
+            return
+        self._surrogate = self._fit(self._seen)
+        if pending:
+            means, _ = self._surrogate.predict(pending)
+            believed = [
+                Observation(schedule=schedule, seed=self._seen[0].seed, curve=((1.0, float(mean)),))
+                for schedule, mean in zip(pending, means, strict=True)
+            ]
+            self._seen = [*self._seen, *believed]
+            self._surrogate = self._fit(self._seen, like=self._surrogate)
+        self._levels = self._steps(self._surrogate)
+
+    @property
+    def ready(self) -> bool:
+        """Whether there are trials enough to predict from."""
+        return self._surrogate is not None
+
+    def _fit(self, seen: Sequence[Observation], like: Surrogate | None = None) -> Surrogate:
+        ended = {share for o in seen if o.complete for share, _ in o.curve}
+        rows = [(o.schedule, loss, o.seed, share) for o in seen for share, loss in o.curve if share in ended]
+        schedules, losses, seeds, shares = zip(*rows, strict=True)
+        return Surrogate(self._space, pairwise=False).fit(schedules, losses, seeds, shares, like=like)
+
+    def _steps(self, surrogate: Surrogate) -> tuple[Array, Array]:
+        """Return where the frontier's steps begin in cost, and their losses, (K + 1,) each.
+
+        Losses are the surrogate's means of what was trained, so that one lucky trial does not stand in the way.
+        """
+        schedules = list(dict.fromkeys(o.schedule for o in self._seen if o.complete))
+        means, _ = surrogate.predict(schedules)
+        costs = [self._space.cost(schedule) for schedule in schedules]
+        points = [(float(mean), cost) for mean, cost in zip(means, costs, strict=True) if cost <= self._budget]
+        kept = [points[at] for at in nondominated(points)]
+        worst = float(means.max())
+        return np.array([0.0, *(cost for _, cost in kept)]), np.array([worst, *(loss for loss, _ in kept)])
+
+    def _gain(self, means: Array, stds: Array, costs: Array) -> Array:
+        """Return the expected area that schedules add under the frontier, nats times cost, (M,)."""
+        begins, levels = self._levels
+        ends = np.append(begins[1:], self._budget)
+        widths = np.maximum(ends[None, :] - np.maximum(begins[None, :], costs[:, None]), 0.0)
+        # No loss is below 0: where the frontier is almost there, nothing much is left to gain.
+        expected = _below(levels[None, :], means[:, None], stds[:, None]) - _below(0.0, means[:, None], stds[:, None])
+        result: Array = (widths * expected).sum(axis=1)
+        return result
+
+    def gain(self, schedules: Sequence[Schedule]) -> Array:
+        """Return the expected area that each schedule adds under the frontier, nats times cost, (M,)."""
+        assert self._surrogate is not None
+        means, stds = self._surrogate.predict(schedules)
+        return self._gain(means, stds, np.array([self._space.cost(schedule) for schedule in schedules]))
+
+    def propose(self, taken: Collection[Schedule], rng: Random) -> tuple[Schedule | None, float]:
+        """Return the schedule of the largest expected gain that is not taken, and that gain.
+
+        Before there are trials enough to predict from, it is the next of `anchors`, and the gain is infinite.
+
+        Args:
+            taken: schedules not to be proposed.
+            rng: decides between equals and draws candidates in large spaces.
+        """
+        if not self.ready:
+            fresh = [schedule for schedule in anchors(self._space, self._budget, rng) if schedule not in taken]
+            return (fresh[0], np.inf) if fresh else (None, 0.0)
+        candidates = [s for s in self._candidates(rng) if s not in taken and self._space.cost(s) <= self._budget]
+        if not candidates:
+            return None, 0.0
+        rng.shuffle(candidates)
+        gains = self.gain(candidates)
+        best, most = candidates[int(gains.argmax())], float(gains.max())
+        if self._space.size <= ENUMERATED:
+            return best, most
+        for _ in range(_CLIMBS):
+            near = [s for s in self._space.neighbours(best) if s not in taken and self._space.cost(s) <= self._budget]
+            gains = self.gain(near)
+            if not near or float(gains.max()) <= most:
+                break
+            best, most = near[int(gains.argmax())], float(gains.max())
+        return best, most
+
+    def _candidates(self, rng: Random) -> list[Schedule]:
+        if self._space.size <= ENUMERATED:
+            return list(self._space.schedules())
+        known = list(dict.fromkeys(o.schedule for o in self._seen if o.complete))
+        points = [
+            (min(loss for o in self._seen if o.schedule == s for _, loss in o.curve[-1:]), self._space.cost(s))
+            for s in known
+        ]
+        near = [other for at in nondominated(points) for other in self._space.neighbours(known[at])]
+        drawn = [self._space.sample(rng) for _ in range(_DRAWN)]
+        return list(dict.fromkeys([*rng.sample(near, min(len(near), 2 * _DRAWN)), *drawn]))
+
+    def keep_going(self, schedule: Schedule, seed: int, curve: Sequence[tuple[float, float]], fresh: float) -> bool:
+        """Tell whether a trial is worth the rest of its training.
+
+        Args:
+            schedule: in training.
+            seed: of the trial.
+            curve: (share of the training, validation loss) at its checkpoints so far.
+            fresh: the gain of the best schedule that could be trained instead, as `propose` returned it.
+        """
+        if not self.ready or self._space.encode(schedule) is None:
+            return True
+        cost = np.array([self._space.cost(schedule)])
+        if cost[0] > self._budget:
+            return True
+        trial = Observation(schedule=schedule, seed=seed, curve=tuple(curve))
+        others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
+        means, stds = self._fit([*others, trial], like=self._surrogate).predict([schedule])
+        left = 1.0 - curve[-1][0]
+        return float(self._gain(means, stds, cost)[0]) >= fresh * left
+
+
+def _below(level: Array | float, means: Array, stds: Array) -> Array:
+    """Return how far normal variables are expected to fall below a level: E max(0, level - Y)."""
+    z = (level - means) / stds
+    result: Array = stds * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
+    return result
+
+
+def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
+    """Return schedules that span a space, to begin with: the cheapest, one full layer in the middle, and so on.
+
+    Those within the budget that the space can express: the cheapest; one full layer in the middle, on top and at the
+    bottom of the baselines' span; that span everywhere; the dearest; then random ones.
+    """
+    found = [space.cheapest()]
+    span = space.baseline_span
+    if span is not None:
+        layers = space.n_layers
+        found += [presets.middle(layers, 1, span), presets.all_sparse(layers, span)]
+        found += [presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
+    found += [space.sample(rng) for _ in range(64)]
+    return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
