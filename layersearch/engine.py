@@ -19,7 +19,7 @@ import psutil
 import torch
 import torch.distributed
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore
+from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from layersearch.errors import UserError
 from layersearch.optimizer import make_optimizer
@@ -69,9 +69,9 @@ def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> Non
     os.environ.update(RANK=str(group.rank), LOCAL_RANK=local, WORLD_SIZE=str(group.size))
     if not on_cpu:
         torch.cuda.set_device(group.device)
-    store: torch.distributed.Store
+    store: Store
     if address.hostname and address.port:
-        store = torch.distributed.TCPStore(
+        store = TCPStore(
             address.hostname, address.port, group.size, is_master=group.rank == 0, master_listen_fd=listening
         )
     else:

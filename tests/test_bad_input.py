@@ -20,6 +20,7 @@ import yaml
 
 from layersearch.cli import main
 from layersearch.config import find_file
+from layersearch.ladder import raypool
 
 SMOKE = find_file("smoke", "trials").read_text()
 SPACE = find_file("smoke", "search_spaces").read_text()
@@ -93,6 +94,13 @@ add("seed too large", [*RUN, "--seed", str(2**63)], "--seed", "[0, 2147483648)")
 add("trials 0", [*RUN, "--trials", "0"], "trials", "at least 1, not 0")
 add("trials 1.5", [*RUN, "--trials", "1.5"], "--trials", "int")
 add("workers 0", [*RUN, "--workers", "0"], "workers", "at least 1, not 0")
+RAY = [*RUN, "--pool", "ray", "--ray-address"]
+add("pool that is none", [*RUN, "--pool", "rya"], "--pool", "unknown: 'rya'", "local", "ray")
+add("Ray's address without Ray", [*RUN, "--ray-address", "auto"], "--ray-address auto needs --pool ray", "drop the")
+add("Ray's address without port", [*RAY, "head"], "--ray-address head", "HOST:PORT", "10.0.0.1:6379")
+add("Ray's address of the client", [*RAY, "ray://head:10001"], "--ray-address ray://head:10001", "HOST:PORT")
+add("Ray's address with a port too large", [*RAY, "head:65536"], "--ray-address head:65536", "HOST:PORT")
+add("Ray's address where nobody listens", [*RAY, "127.0.0.1:1"], "127.0.0.1:1: no answer", "start the cluster")
 add("--set without =", [*RUN, "--set", "training.steps"], "--set 'training.steps'", "KEY=VALUE")
 add("--set without key", [*RUN, "--set", "=3"], "--set '=3'", "KEY=VALUE")
 add("--set through a number", [*RUN, "--set", "training.steps.x=1"], "training.steps holds no keys", "drop")
@@ -603,6 +611,33 @@ def test_a_hub_that_is_down_is_said_at_once(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     check_line(done.stderr, ("data.dataset me/tiny", "does not answer and there is no local copy", "connect, or give"))
     assert not (tmp_path / "new").exists()
+
+
+def test_a_port_that_is_no_ray_cluster_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A server that listens and never answers."""
+    monkeypatch.setattr(raypool, "_ANSWER", 3.0)
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        assert main([*RAY, address]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    check_line(err, (f"--ray-address {address}", "no Ray cluster answers there", "give the port of its head node"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_ray_the_line_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)  # what Python itself makes of a module that cannot be imported
+    monkeypatch.chdir(tmp_path)
+    assert main([*RUN, "--pool", "ray"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    check_line(err, ("--pool ray needs Ray", 'pip install "layersearch[ray]"'))
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("room", [1000, 6000], ids=["configuration", "journal"])

@@ -146,9 +146,10 @@ def _one_line(error: object) -> str:
     return " ".join(str(error).split())[:200]
 
 
-def _needs(training: TrainingConfig) -> dict[str, float]:
+def _needs(training: TrainingConfig) -> dict[str, int]:
     """Return what Ray sets aside for one rank."""
-    return {"CPU": training.threads} | ({"GPU": training.gpus} if training.gpus else {})
+    needs = {"CPU": training.threads, "GPU": training.gpus}
+    return {name: count for name, count in needs.items() if count}
 
 
 def _check_room(training: TrainingConfig) -> None:
@@ -163,7 +164,7 @@ def _check_room(training: TrainingConfig) -> None:
     held = [
         " and ".join(f"{machine.get(name, 0):g} {name}s" for name in needs) for machine in machines if "CPU" in machine
     ]
-    each = " and ".join(f"{count:g} {name}s" for name, count in needs.items())
+    each = " and ".join(f"{count} {name}s" for name, count in needs.items())
     raise UserError(
         f"--pool ray: a trial of training.ranks {training.ranks} needs {each} a rank and the cluster's machines have "
         f"{'; '.join(held) or 'none'}: lower training.ranks, training.threads or training.gpus, or add machines"
