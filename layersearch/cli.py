@@ -143,7 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FILE",
         help="YAML: milliseconds of one layer by span, for example 'window:32: 0.08'",
     )
-    solve.add_argument("--bytes", type=int, default=2, help="bytes of a cached value (default: %(default)s)")
+    solve.add_argument("--bytes", type=int, help="with --kv-cache: bytes of a cached value (default: 2)")
     solve.add_argument("--json", action="store_true", help="print as JSON")
 
     confirm = _command(

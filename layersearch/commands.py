@@ -84,13 +84,16 @@ def solve(options: argparse.Namespace) -> None:
             ("--latency", "--latency-table") if options.latency_table is None else ("--latency-table", "--latency")
         )
         raise UserError(f"{there} needs {missing}: the limit in milliseconds, and a YAML file of one layer's by span")
+    if options.bytes is not None and options.kv_cache is None:
+        raise UserError("--bytes is of a cached value: it needs --kv-cache; drop it")
     recipe, space, _ = _asked(options.run)
     model = recipe.model
     bound = space.bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
     if options.budget is not None:
         limit = constraint.cost_limit(bound, options.budget)
     elif options.kv_cache is not None:
-        limit = constraint.cache_limit(bound, constraint.parse_bytes(options.kv_cache), model, options.bytes)
+        value_bytes = 2 if options.bytes is None else options.bytes
+        limit = constraint.cache_limit(bound, constraint.parse_bytes(options.kv_cache), model, value_bytes)
     else:
         limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
     found = find(_records(options.run), bound, limit, tolerance=recipe.search.tolerance)

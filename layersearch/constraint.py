@@ -7,6 +7,7 @@ limit is admitted.
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -186,17 +187,14 @@ def parse_bytes(text: str) -> int:
         UserError: if it is none.
     """
     units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-    number = text.rstrip("BKMGTikmgtb ")
-    unit = text[len(number) :].strip()
+    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,12})?) ?([A-Za-z]*)", text, re.ASCII)
+    if match is None:
+        raise UserError(f"--kv-cache {text!r}: expected bytes such as 65536 or 64KiB")
+    number, unit = match.groups()
     if unit not in units:
-        raise UserError(
-            f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, [name for name in units if name])}"
-        )
-    try:
-        size = Fraction(number) * units[unit]
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"--kv-cache {text!r}: expected bytes such as 65536 or 64KiB") from None
-    return int(size)
+        known = [name for name in units if name]
+        raise UserError(f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, known)}")
+    return int(Fraction(number) * units[unit])
 
 
 def _decimal(value: float) -> Fraction:

@@ -107,7 +107,8 @@ class _Model:
         over = [value - low for values, low in zip(weights, least, strict=True) for value in values]
         divisor = math.gcd(*over) or 1
         self.weight = np.array([value // divisor for value in over], dtype=np.int64)
-        self.room = (most - sum(least)) // divisor
+        dearest = sum(max(values) for values in weights)
+        self.room = (min(most, dearest) - sum(least)) // divisor
         self.mark = np.array([value for values in marks for value in values], dtype=np.int64)
         self.counted = np.zeros(sum(max(values) for values in marks) + 1, dtype=bool)
         """Whether so many marks are admitted."""
@@ -223,7 +224,7 @@ def _program(
         costs.append(table.ravel())
         after += table.size
     room = model.room
-    if room and sum(int(model.weight[model.part(v)].max()) for v in range(model.variables)) > room:
+    if 0 < room < sum(int(model.weight[model.part(v)].max()) for v in range(model.variables)):
         add(range(n_options), [float(weight) / room for weight in model.weight], -np.inf, 1.0)
     for options in banned:
         add(options, 1.0, -np.inf, model.variables - 1.0)

@@ -161,6 +161,11 @@ def solve(
     optimum = _optimum(surrogate, space, constraint, list(within.values()), n_full, seconds)
     untrained = None if optimum is None else _schedule(space, optimum)
     asked = [*within.values(), *([] if untrained is None else [untrained])]
+    if not asked:
+        raise UserError(
+            f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
+            f"over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other l"
+        )
     means, stds = surrogate.predict(asked)
     predictions = {str(s): (float(m), float(d)) for s, m, d in zip(asked, means, stds, strict=True)}
     measured_here = [record for record in complete if record.schedule in within]
@@ -183,11 +188,7 @@ def solve(
         half = stats.normal_quantile(confidence) * math.hypot(proposal.predicted_std, measured.predicted_std)
         difference = Difference(mean=mean, low=mean - half, high=mean + half)
     answer = measured if proposal is None or (difference is not None and difference.mean >= 0) else proposal
-    if answer is None:
-        raise UserError(
-            f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
-            f"over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other l"
-        )
+    assert answer is not None, "something is within the constraint"
     trained = {text: schedule for text, schedule in within.items() if text in ended}
     near = None if proposal is None else _nearest(Schedule.parse(proposal.schedule), trained, predictions)
     return Solution(

@@ -148,7 +148,7 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
     more = "" if found.kind == "cost" else f"; {what} {taken(answer.takes)}"
     say(f"Attention cost {answer.cost:.6f} of all-full, {flops:,} FLOPs a sequence{more}.")
     say(words.alternatives(found))
-    table = _table("", "schedule", "l", "cost", "loss", f"{level} interval", "seeds", left=2)
+    table = _table("", "schedule", "l", "cost", "loss", f"{level} interval", "seeds", "model", left=2)
     table.columns[0].no_wrap = True
     rows = (
         ("confirmed", found.measured),
@@ -161,7 +161,7 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
             places = decimals(one.high - one.loss)
             seeds = str(one.seeds) if one.seeds else "search" if one.state == "trained" else one.state
             cells = [name, one.schedule, str(one.n_full), f"{one.cost:.3f}", f"{one.loss:.{places}f}"]
-            table.add_row(*(Text(cell) for cell in [*cells, _ends(one, places), seeds]))
+            table.add_row(*(Text(cell) for cell in [*cells, _ends(one, places), seeds, f"{one.predicted:.{places}f}"]))
     console.print()
     console.print(table)
     console.print()

@@ -475,6 +475,109 @@ def begun(at: Path, run: Path, records: bytes = b"") -> Path:
     return at / "begun"
 
 
+def solve(name: str, what: list[str], *words: str, table: str | None = None) -> None:
+    """Enter a case of a question to the finished run, with a table of latencies in ``ms.yaml``."""
+
+    def arguments(at: Path, run: Path) -> list[str]:
+        if table is not None:
+            write(at / "ms.yaml", table)
+        return ["solve", str(run), *what]
+
+    add(f"solve: {name}", arguments, *words)
+
+
+solve("no constraint", [], "--budget --kv-cache --latency is required", "solve --help")
+solve("two constraints", ["--budget", "0.3", "--kv-cache", "9KiB"], "--kv-cache", "not allowed with argument --budget")
+for number in ("0", "-1", "2", "nan", "inf"):
+    solve(f"budget {number}", [f"--budget={number}"], "budget", "(0, 1]")
+solve("budget below the space", ["--budget", "0.01"], "budget 0.01", "raise the budget to 0.1582")
+solve("budget of letters", ["--budget", "low"], "--budget", "float")
+solve("cache too small", ["--kv-cache", "300"], "--kv-cache 300", "window:4*2", "raise it to 512")
+solve("cache of nothing", ["--kv-cache", "0"], "--kv-cache", "at least 1 byte")
+solve("cache in words", ["--kv-cache", "small"], "--kv-cache 'small'", "65536 or 64KiB")
+solve("cache below zero", ["--kv-cache=-5"], "--kv-cache '-5'", "65536 or 64KiB")
+solve("cache of another unit", ["--kv-cache", "3kib"], "unknown unit 'kib'", "known: B, KiB")
+solve("values of no bytes", ["--kv-cache", "9KiB", "--bytes", "0"], "--bytes", "at least 1, not 0")
+solve("bytes without a cache", ["--budget", "0.3", "--bytes", "4"], "--bytes", "needs --kv-cache")
+solve("latency without its table", ["--latency", "3"], "--latency needs --latency-table")
+solve("table without its limit", ["--budget", "0.3", "--latency-table", "x"], "--latency-table needs --latency")
+LATENCIES = "full: 0.3\nwindow:4: 0.1\nwindow:8: 0.1\nblock:12: 0.1\n"
+LATENCY = ["--latency", "3", "--latency-table", "ms.yaml"]
+for number in ("0", "-1", "nan", "inf"):
+    solve(
+        f"latency {number}",
+        [f"--latency={number}", "--latency-table", "ms.yaml"],
+        "--latency",
+        "positive number of milliseconds",
+        table=LATENCIES,
+    )
+solve(
+    "latency too short",
+    ["--latency", "0.1", "--latency-table", "ms.yaml"],
+    "--latency 0.1",
+    "takes 0.2 ms",
+    "raise it",
+    table=LATENCIES,
+)
+solve("no table", LATENCY, "ms.yaml", "give an existing file")
+solve("empty table", LATENCY, "ms.yaml", "milliseconds of one layer by span", table="")
+solve("table that is a list", LATENCY, "ms.yaml", "milliseconds of one layer by span", table="- 3\n")
+solve("missing spans", LATENCY, "no latency of window:8, block:12", "add", table="full: 1\nwindow:4: 1\n")
+solve("latency of no span", LATENCY, "ms.yaml", "did you mean 'full'", table=LATENCIES + "ful: 2\n")
+solve("latency in words", LATENCY, "ms.yaml: full", "found 'slow'", table=LATENCIES.replace("0.3", "slow"))
+solve("latency of zero", LATENCY, "--latency-table: full", "(0, 1000000)", table=LATENCIES.replace("0.3", "0"))
+solve("latency that is no number", LATENCY, "--latency-table: full", "not nan", table=LATENCIES.replace("0.3", ".nan"))
+solve("span twice", LATENCY, "ms.yaml", "window:4 is named twice", table=LATENCIES + "'window:4/1': 1\n")
+add("solve: nothing there", ["solve", "no", "--budget", "0.3"], "no:", "give a folder that 'layersearch run' made")
+add(
+    "solve: no trials",
+    lambda at, run: ["solve", str(begun(at, run)), "--budget", "0.3"],
+    "no trial has finished yet",
+    "run the command",
+)
+add(
+    "solve: too few trials",
+    lambda at, run: [
+        "solve",
+        str(begun(at, run, b"".join((run / "trials.jsonl").read_bytes().splitlines(keepends=True)[:3]))),
+        "--budget",
+        "0.3",
+    ],
+    "3 schedules",
+    "too few to learn from",
+    "--trials",
+)
+add(
+    "solve: damaged space",
+    lambda at, run: [
+        "solve",
+        str(edited(at, run, '"choices": \\[', '"choices": [3, ')),
+        "--budget",
+        "0.3",
+    ],
+    "config.json: space",
+    "choices.0",
+)
+add("confirm: nothing there", ["confirm", "no", "full*2"], "no:", "give a folder that 'layersearch run' made")
+add("confirm: no schedule", lambda at, run: ["confirm", str(run)], "SCHEDULE", "confirm --help")
+add("confirm: unknown kind", lambda at, run: ["confirm", str(run), "ful*2"], "did you mean 'full'")
+add("confirm: another depth", lambda at, run: ["confirm", str(run), "full*3"], "3 layers", "one span per layer")
+add(
+    "confirm: outside the space",
+    lambda at, run: ["confirm", str(run), "full window:5"],
+    "'full window:5'",
+    "outside search space 'smoke'",
+)
+add("confirm: missing file", lambda at, run: ["confirm", str(run), "w.yaml"], "w.yaml", "give an existing file")
+
+
+def edited(at: Path, run: Path, pattern: str, replacement: str) -> Path:
+    """Return a run with one place of its configuration changed."""
+    begun(at, run)
+    edit("config.json", pattern, replacement)(at / "begun")
+    return at / "begun"
+
+
 def export(name: str, what: list[str], *words: str) -> None:
     """Enter a case of an export of a schedule of the smoke recipe's size."""
     add(f"export: {name}", ["export", *what, "--recipe", "smoke", "--out", "new"], *words)

@@ -118,7 +118,7 @@ def commands(file: Path) -> list[str]:
 def test_every_printed_command_can_be_parsed(file: Path) -> None:
     for command in commands(file):
         words = shlex.split(command)[1:]
-        if words and words[0] in ("run", "show", "plot", "export", "cost", "presets"):
+        if words and words[0] in ("run", "show", "solve", "confirm", "plot", "export", "cost", "presets"):
             assert _parser().parse_args(words).command
 
 
