@@ -11,7 +11,9 @@ partly by luck; it is not taken at its word, since the surrogate sets its noise 
 
 What is proposed: only numbers l of full layers that were trained. Loss is far from additive in l (where one full
 layer does what the task needs, a second brings nothing), so that a sum of effects of layers and pairs says nothing of
-an l it never saw: learnt at l = 0, 1 and 6, it puts l = 3 of six layers 1.8 nats too low.
+an l it never saw: learnt at l = 0, 1 and 6, it puts l = 3 of six layers 1.8 nats too low. For the same reason a
+predicted interval always reaches up to the lowest loss that was trained and its noise, and no loss is predicted below
+0: losses level off where a sum goes on falling.
 """
 
 from __future__ import annotations
@@ -59,19 +61,20 @@ class Candidate:
     seeds: int
     """Fresh seeds that it was trained on."""
     predicted: float
-    """The surrogate's mean, nats; its own trials are in it."""
+    """The surrogate's mean as it stands, nats; what was measured on the schedule is in it."""
     predicted_std: float
     """The surrogate's standard deviation of the mean over seeds, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Proposal less measured, both as the surrogate sees them, in nats."""
+    """Proposal less measured, both as the surrogate sees them but none below 0, in nats."""
 
     mean: float
     low: float
     high: float
-    """The ends are those of independent errors: like schedules err alike, so that they lie closer than this."""
+    """The ends are those of independent errors: like schedules err alike, so that they lie closer than this. As for a
+    prediction, the upper end reaches to where the proposal is no better than the lowest loss that was trained."""
 
     @property
     def shown(self) -> bool:
@@ -114,6 +117,8 @@ class Solution:
     """The numbers of full layers among them: no other is proposed."""
     within: int
     """Of which so many are within the constraint."""
+    lowest: float
+    """The lowest loss of a complete trial, whatever it costs, nats."""
     noise: float | None
     """Standard deviation over fresh seeds of a schedule's loss, pooled, nats; None if none has two seeds."""
     confidence: float
@@ -166,8 +171,8 @@ def solve(
             f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
             f"over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other l"
         )
-    means, stds = surrogate.predict(asked)
-    predictions = {str(s): (float(m), float(d)) for s, m, d in zip(asked, means, stds, strict=True)}
+    lowest = min(record.loss for record in complete if record.loss is not None)
+    predictions = _predict(surrogate, asked, lowest, confidence)
     measured_here = [record for record in complete if record.schedule in within]
     found = analyse(measured_here, 1.0, confidence, tolerance) if measured_here else None
     entries = {} if found is None else {entry.schedule: entry for entry in found.entries}
@@ -176,7 +181,7 @@ def solve(
     def candidate(schedule: Schedule) -> Candidate:
         text = str(schedule)
         state: State = "trained" if text in entries else "stopped" if text in within else "untrained"
-        return _candidate(schedule, state, space, constraint, entries.get(text), shared, predictions[text], confidence)
+        return _candidate(schedule, state, space, constraint, entries.get(text), shared, predictions[text])
 
     candidates = {str(schedule): candidate(schedule) for schedule in asked}
     measured, cheaper = _confirmed(found, candidates)
@@ -184,9 +189,7 @@ def solve(
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
     difference = None
     if proposal is not None and measured is not None:
-        mean = proposal.predicted - measured.predicted
-        half = stats.normal_quantile(confidence) * math.hypot(proposal.predicted_std, measured.predicted_std)
-        difference = Difference(mean=mean, low=mean - half, high=mean + half)
+        difference = _difference(predictions[proposal.schedule], predictions[measured.schedule], confidence)
     answer = measured if proposal is None or (difference is not None and difference.mean >= 0) else proposal
     assert answer is not None, "something is within the constraint"
     trained = {text: schedule for text, schedule in within.items() if text in ended}
@@ -207,6 +210,7 @@ def solve(
         schedules=len(parsed),
         n_full=tuple(n_full),
         within=len(within),
+        lowest=lowest,
         noise=_noise(complete),
         confidence=confidence,
     )
@@ -239,13 +243,48 @@ def _fit(learnt: Sequence[TrialRecord], parsed: Mapping[str, Schedule], space: B
     early = {record.steps for record in learnt if record.state == "stopped"}
     rows: list[tuple[Schedule, float, int, float]] = []
     for record in learnt:
-        known = dict(record.curve)
-        ends = {record.steps} if record.state == "stopped" else early & known.keys()
-        rows += [(parsed[record.schedule], known[step], record.seed, step / record.full_steps) for step in sorted(ends)]
-        if record.state == "complete" and record.loss is not None:
-            rows.append((parsed[record.schedule], record.loss, record.seed, 1.0))
+        assert record.loss is not None
+        known = {} if record.state == "stopped" else {step: loss for step, loss in record.curve if step in early}
+        for step, loss in sorted((known | {record.steps: record.loss}).items()):
+            rows.append((parsed[record.schedule], loss, record.seed, step / record.full_steps))
     schedules, losses, seeds, shares = zip(*rows, strict=True)
     return Surrogate(space).fit(schedules, losses, seeds, shares)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Prediction:
+    """Of the mean loss over seeds, nats."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+
+    @property
+    def loss(self) -> float:
+        return max(0.0, self.mean)
+
+
+def _predict(
+    surrogate: Surrogate, schedules: Sequence[Schedule], lowest: float, confidence: float
+) -> dict[str, _Prediction]:
+    wide = stats.normal_quantile(confidence)
+    means, stds = surrogate.predict(schedules)
+    return {
+        str(schedule): _Prediction(
+            mean=float(mean),
+            std=float(std),
+            low=max(0.0, float(mean - wide * std)),
+            high=max(float(mean + wide * std), lowest + wide * surrogate.noise),
+        )
+        for schedule, mean, std in zip(schedules, means, stds, strict=True)
+    }
+
+
+def _difference(proposal: _Prediction, measured: _Prediction, confidence: float) -> Difference:
+    mean = proposal.loss - measured.loss
+    half = stats.normal_quantile(confidence) * math.hypot(proposal.std, measured.std)
+    return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - measured.loss))
 
 
 def _optimum(
@@ -287,12 +326,9 @@ def _candidate(
     constraint: Constraint,
     entry: Entry | None,
     shared: int,
-    prediction: tuple[float, float],
-    confidence: float,
+    prediction: _Prediction,
 ) -> Candidate:
-    mean, std = prediction
-    half = stats.normal_quantile(confidence) * std
-    loss, low, high = mean, mean - half, mean + half
+    loss, low, high = prediction.loss, prediction.low, prediction.high
     interval = None if entry is None else entry.mean
     if interval is not None and interval.low is not None and interval.high is not None and interval.n >= shared:
         state = "confirmed"
@@ -307,8 +343,8 @@ def _candidate(
         low=low,
         high=high,
         seeds=0 if entry is None else len(entry.confirm),
-        predicted=mean,
-        predicted_std=std,
+        predicted=prediction.mean,
+        predicted_std=prediction.std,
     )
 
 
@@ -323,7 +359,7 @@ def _confirmed(found: Result | None, candidates: Mapping[str, Candidate]) -> tup
 
 
 def _nearest(
-    schedule: Schedule, trained: Mapping[str, Schedule], predictions: Mapping[str, tuple[float, float]]
+    schedule: Schedule, trained: Mapping[str, Schedule], predictions: Mapping[str, _Prediction]
 ) -> tuple[str, int] | None:
     """Return the trained schedule with the fewest layers unlike, other than itself, and their number."""
     unlike = {
@@ -333,7 +369,7 @@ def _nearest(
     }
     if not unlike:
         return None
-    text = min(unlike, key=lambda text: (unlike[text], predictions[text][0], text))
+    text = min(unlike, key=lambda text: (unlike[text], predictions[text].mean, text))
     return text, unlike[text]
 
 

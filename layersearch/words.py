@@ -178,8 +178,14 @@ def alternatives(found: Solution) -> str:
     """Say how the best confirmed schedule within a constraint and the best prediction stand to each other."""
     if found.proposal is None:
         return "All that could be proposed within the constraint is confirmed: this is measured, nothing is predicted."
+    low = ""
+    if found.proposal.predicted < found.lowest:
+        low = (
+            f" The prediction is below every loss that was trained ({found.lowest:.4g} nats): the model does not know "
+            "where losses level off, so the interval reaches up to there."
+        )
     if found.measured is None or found.difference is None:
-        return "No schedule within the constraint is confirmed on fresh seeds yet."
+        return "No schedule within the constraint is confirmed on fresh seeds yet." + low
     gap = found.difference
     places = decimals(gap.high - gap.mean)
     size = (
@@ -188,8 +194,10 @@ def alternatives(found: Solution) -> str:
     if gap.mean >= 0:
         return f"No other schedule is predicted to lie below the best confirmed one; the best of them by {size}."
     if gap.shown:
-        return f"The model puts it below the best confirmed schedule by {size}."
-    return f"It is not shown to be better than the best confirmed schedule: the model puts the difference at {size}."
+        return f"The model puts it below the best confirmed schedule by {size}.{low}"
+    return (
+        f"It is not shown to be better than the best confirmed schedule: the model puts the difference at {size}.{low}"
+    )
 
 
 def learnt(found: Solution) -> str:

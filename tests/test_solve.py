@@ -99,6 +99,7 @@ def test_the_proposal_has_the_lowest_prediction_of_all_that_is_not_confirmed(see
         assert found.proposal.predicted == pytest.approx(min(free.values()), abs=1e-6)
         assert free[found.proposal.schedule] == pytest.approx(found.proposal.predicted, abs=1e-6)
         assert found.proposal.low < found.proposal.loss == found.proposal.predicted < found.proposal.high
+        assert found.proposal.high > found.lowest == min(r.loss or 0.0 for r in records)
         assert found.optimum is not None
         assert found.optimum.proven
         states = {r.schedule for r in records}
@@ -207,6 +208,29 @@ def test_numbers_of_full_layers_that_were_never_trained_are_not_proposed() -> No
     only = [r for r in records if r.parsed().n_full == 4] + [r for r in records if r.parsed().n_full == 1]
     with pytest.raises(UserError, match=r"l = 1, 4 full layers.*is over the limit of 0\.2; raise it"):
         solve(only, space, cost_limit(space, 0.2))
+
+
+def test_a_loss_that_levels_off_is_not_promised_below_what_was_seen() -> None:
+    """A full layer above a window of 16 solves a task, more do not help: a sum over layers and pairs falls below 0."""
+    space = bound()
+    rng = np.random.default_rng(1)
+
+    def loss(schedule: Schedule) -> float:
+        spans = list(map(str, schedule))
+        solved = any(spans[at] == "full" and spans[at - 1] != "window:4" for at in range(1, LAYERS))
+        return (0.01 if solved else 2.5) + float(rng.normal(0, 0.001))
+
+    losses = {schedule: loss(schedule) for schedule in every(space)}
+    fallen = 0
+    for seed in range(6):
+        chosen = np.random.default_rng(seed).permutation(len(losses))[:25]
+        records = [record(str(schedule), losses[schedule]) for schedule in (list(losses)[at] for at in chosen)]
+        found = solve(records, space, cost_limit(space, 0.7))
+        assert found.proposal is not None
+        fallen += found.proposal.predicted < 0
+        assert 0 <= found.proposal.low <= found.proposal.loss
+        assert losses[Schedule.parse(found.proposal.schedule)] <= found.proposal.high
+    assert fallen >= 3
 
 
 def test_a_stopped_trial_is_learnt_from_and_not_called_untrained() -> None:
