@@ -137,7 +137,10 @@ def _check_answers(address: str) -> None:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER, check=False)
     except subprocess.TimeoutExpired:
         raise UserError(f"{where}: no Ray cluster answers there; give the port of its head node (6379)") from None
-    if found.returncode:
+    if "AuthenticationError" in found.stderr:
+        if address != "auto":  # for a cluster of this machine Ray finds the token itself
+            raise UserError(f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+    elif found.returncode:
         lines = [line for line in found.stderr.splitlines() if line.strip()] or ["no reason given"]
         raise UserError(f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address")
 
@@ -161,13 +164,12 @@ def _check_room(training: TrainingConfig) -> None:
     room = sum(min(int(machine.get(name, 0) // count) for name, count in needs.items()) for machine in machines)
     if room >= training.ranks:
         return
-    held = [
-        " and ".join(f"{machine.get(name, 0):g} {name}s" for name in needs) for machine in machines if "CPU" in machine
-    ]
-    each = " and ".join(f"{count} {name}s" for name, count in needs.items())
+    each = " and ".join(f"{count} {name}" for name, count in needs.items())
+    total = " and ".join(f"{sum(machine.get(name, 0) for machine in machines):g} {name}" for name in needs)
     raise UserError(
-        f"--pool ray: a trial of training.ranks {training.ranks} needs {each} a rank and the cluster's machines have "
-        f"{'; '.join(held) or 'none'}: lower training.ranks, training.threads or training.gpus, or add machines"
+        f"--pool ray: a trial is training.ranks {training.ranks} of {each}, and the cluster ({total} on "
+        f"{len(machines)} machines) has room for {room}: lower training.ranks, training.threads or training.gpus, or "
+        "add machines"
     )
 
 

@@ -243,12 +243,9 @@ def test_a_pool_leaves_a_connection_open_that_it_did_not_make(connected: str, tm
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        (("training.threads=2",), "ranks 1 needs 2 CPUs a rank and the cluster's machines have 1 CPUs; 1 CPUs: lower "),
-        (("training.ranks=4",), "a trial of training.ranks 4 needs 1 CPUs a rank"),
-        (
-            ("training.gpus=1",),
-            "needs 1 CPUs and 1 GPUs a rank and .* have 1 CPUs and 0 GPUs; .*: lower training.ranks",
-        ),
+        (("training.threads=2",), r"ranks 1 of 2 CPU, and the cluster \(2 CPU on 2 machines\) has room for 0: lower "),
+        (("training.ranks=4",), r"ranks 4 of 1 CPU, and the cluster \(2 CPU on 2 machines\) has room for 2: lower "),
+        (("training.gpus=1",), r"ranks 1 of 1 CPU and 1 GPU, and the cluster \(2 CPU and 0 GPU on 2 machines\)"),
     ],
 )
 def test_a_cluster_too_small_for_one_trial_is_said(
@@ -285,3 +282,33 @@ assert "ray" not in sys.modules
         [sys.executable, "-P", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_cluster_whose_token_is_not_given_is_said(tmp_path: Path) -> None:
+    """Ray guards a cluster that it starts with a token, which a stranger has to be given."""
+    script = """
+import ray
+ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+print(ray.get_runtime_context().gcs_address, flush=True)
+input()
+"""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with subprocess.Popen(
+        [sys.executable, "-P", "-c", script],
+        env=clean,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as host:
+        assert host.stdout is not None
+        address = host.stdout.readline().strip()
+        command = [*RUN, "--out", "new", "--pool", "ray", "--ray-address", address]
+        done = subprocess.run(command, cwd=tmp_path, env=clean, capture_output=True, text=True, check=False)
+        host.communicate("\n")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"layersearch: --ray-address {address}: the cluster asks for its token: "
+        "set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN\n"
+    )
+    assert list(tmp_path.iterdir()) == []
