@@ -11,7 +11,7 @@ Shape legend: M schedules, K steps of the frontier.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -29,6 +29,8 @@ Array = NDArray[np.float64]
 
 ENUMERATED = 4096
 """Spaces up to this size are looked at whole; of larger ones, schedules near the frontier and random ones."""
+AT_RANDOM = 5
+"""Every so many proposals one is drawn at random: a search that trusts a wrong model would go on for ever."""
 _DRAWN, _CLIMBS = 512, 8
 
 
@@ -117,30 +119,42 @@ class Outlook:
         means, stds = self._surrogate.predict(schedules)
         return self._gain(means, stds, np.array([self._space.cost(schedule) for schedule in schedules]))
 
-    def propose(self, taken: Collection[Schedule], rng: Random) -> tuple[Schedule | None, float]:
-        """Return the schedule of the largest expected gain that is not taken, and that gain.
+    def propose(self, taken: Collection[Schedule], rng: Random) -> Schedule | None:
+        """Return the schedule to be trained next; None where nothing within the budget is left.
 
-        Before there are trials enough to predict from, it is the next of `anchors`, and the gain is infinite.
+        Before there are trials enough to predict from, it is the next of `anchors`; then that of the largest expected
+        gain, but one in `AT_RANDOM` is drawn uniformly.
 
         Args:
             taken: schedules not to be proposed.
             rng: decides between equals and draws candidates in large spaces.
         """
         if not self.ready:
-            fresh = [schedule for schedule in anchors(self._space, self._budget, rng) if schedule not in taken]
-            return (fresh[0], np.inf) if fresh else (None, 0.0)
-        candidates = [s for s in self._candidates(rng) if s not in taken and self._space.cost(s) <= self._budget]
+            return next((s for s in anchors(self._space, self._budget, rng) if s not in taken), None)
+        candidates = self._open(self._candidates(rng), taken)
+        if candidates and len(taken) % AT_RANDOM == AT_RANDOM - 1:
+            return rng.choice(candidates)
+        return self._best(candidates, taken, rng)[0]
+
+    def fresh_gain(self, taken: Collection[Schedule], rng: Random) -> float:
+        """Return the largest expected gain of a schedule that is not taken; arguments as in `propose`."""
+        return self._best(self._open(self._candidates(rng), taken), taken, rng)[1] if self.ready else 0.0
+
+    def _open(self, schedules: Iterable[Schedule], taken: Collection[Schedule]) -> list[Schedule]:
+        return [s for s in schedules if s not in taken and self._space.cost(s) <= self._budget]
+
+    def _best(
+        self, candidates: list[Schedule], taken: Collection[Schedule], rng: Random
+    ) -> tuple[Schedule | None, float]:
         if not candidates:
             return None, 0.0
         rng.shuffle(candidates)
         gains = self.gain(candidates)
         best, most = candidates[int(gains.argmax())], float(gains.max())
-        if self._space.size <= ENUMERATED:
-            return best, most
-        for _ in range(_CLIMBS):
-            near = [s for s in self._space.neighbours(best) if s not in taken and self._space.cost(s) <= self._budget]
-            gains = self.gain(near)
-            if not near or float(gains.max()) <= most:
+        for _ in range(0 if self._space.size <= ENUMERATED else _CLIMBS):
+            near = self._open(self._space.neighbours(best), taken)
+            gains = self.gain(near) if near else np.zeros(1)
+            if float(gains.max()) <= most:
                 break
             best, most = near[int(gains.argmax())], float(gains.max())
         return best, most
@@ -164,7 +178,7 @@ class Outlook:
             schedule: in training.
             seed: of the trial.
             curve: (share of the training, validation loss) at its checkpoints so far.
-            fresh: the gain of the best schedule that could be trained instead, as `propose` returned it.
+            fresh: the gain of the best schedule that could be trained instead, `fresh_gain`.
         """
         if not self.ready or self._space.encode(schedule) is None:
             return True

@@ -201,8 +201,8 @@ class SearchConfig:
 
     trials: int = 24
     """Distinct schedules trained, baselines included."""
-    sampler: Literal["gp", "tpe", "nsga2", "random"] = "gp"
-    """Optuna's sampler that proposes."""
+    sampler: Literal["gain", "gp", "tpe", "nsga2", "random"] = "gp"
+    """What proposes: ``gain``, the project's own (`layersearch.sampler`), or one of Optuna's."""
     rungs: tuple[float, ...] = (0.25, 0.5)
     """Shares of the steps at which a trial may be stopped; empty: every trial runs to the end."""
     reduction: int = 2

@@ -10,7 +10,7 @@ user attribute `CURVE` holds them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
 
@@ -33,10 +33,18 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         space: the bound space whose ``variables`` the study has.
         budget: the largest cost that is proposed, as a share of the all-full schedule's.
         seed: decides between equals, and draws candidates in spaces too large to be looked at whole.
+        seen: losses along the training, where they are kept elsewhere than in the trials' `CURVE`.
     """
 
-    def __init__(self, space: BoundSpace, *, budget: float = 1.0, seed: int = 0) -> None:
-        self._space, self._budget, self._rng = space, budget, Random(seed)
+    def __init__(
+        self,
+        space: BoundSpace,
+        *,
+        budget: float = 1.0,
+        seed: int = 0,
+        seen: Mapping[Schedule, Observation] | None = None,
+    ) -> None:
+        self._space, self._budget, self._rng, self._seen = space, budget, Random(seed), seen or {}
         self._fallback = optuna.samplers.RandomSampler(seed=seed)
 
     def reseed_rng(self) -> None:
@@ -54,8 +62,7 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         """Return the variables of the schedule to be trained next; nothing, where all within the budget were."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
         taken = {self._space.decode(t.params) for t in trials if t.state != TrialState.FAIL}
-        outlook = outlook_of(self._space, self._budget, trials)
-        schedule, _ = outlook.propose(taken, self._rng)
+        schedule = self._outlook(trials).propose(taken, self._rng)
         found = None if schedule is None else self._space.encode(schedule)
         return found or {}
 
@@ -65,23 +72,21 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         """Draw at random what is no variable of the space."""
         return self._fallback.sample_independent(study, trial, param_name, param_distribution)
 
-
-def outlook_of(space: BoundSpace, budget: float, trials: Sequence[FrozenTrial]) -> Outlook:
-    """Return what a study's trials let expect."""
-    seen, pending = [], []
-    for trial in trials:
-        schedule = space.decode(trial.params)
-        curve = tuple((share, loss) for share, loss in trial.user_attrs.get(CURVE, []))
-        if trial.state == TrialState.COMPLETE:
-            assert trial.values is not None
-            curve = (*(point for point in curve if point[0] < 1.0), (1.0, trial.values[0]))
-        if trial.state in (TrialState.COMPLETE, TrialState.PRUNED):
-            seen.append(Observation(schedule=schedule, seed=0, curve=curve))
-        elif not trial.state.is_finished():
-            pending.append(schedule)
-    return Outlook(space, budget, seen, pending)
+    def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
+        seen, pending = [], []
+        for trial in trials:
+            schedule = self._space.decode(trial.params)
+            if trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and CURVE in trial.user_attrs):
+                seen.append(self._seen.get(schedule) or _observation(schedule, trial))
+            elif trial.state == TrialState.PRUNED and schedule in self._seen:
+                seen.append(self._seen[schedule])
+            elif not trial.state.is_finished():
+                pending.append(schedule)
+        return Outlook(self._space, self._budget, seen, pending)
 
 
-def schedule_of(space: BoundSpace, trial: optuna.Trial) -> Schedule:
-    """Return the schedule that a trial stands for, drawing its variables."""
-    return space.decode({n: trial.suggest_categorical(n, choices) for n, choices in space.variables.items()})
+def _observation(schedule: Schedule, trial: FrozenTrial) -> Observation:
+    curve = [(share, loss) for share, loss in trial.user_attrs.get(CURVE, []) if share < 1.0]
+    if trial.state == TrialState.COMPLETE:
+        curve.append((1.0, trial.values[0]))
+    return Observation(schedule=schedule, seed=0, curve=tuple(curve))

@@ -7,11 +7,11 @@ A Gaussian process over schedules, additive plus pairwise in (layer, span):
 Losses before the end of training may be given too. They are taken in units of their own spread at that point, and count
 for the end as far as losses of the two points go together (a kernel over the share of training, fitted like the rest).
 
-The prior holds that neighbouring layers and spans of like size have like effects, as far as the data say so (every scale
-is fitted). ``rest`` is what single layers and pairs cannot express, independent for each schedule: it widens intervals
-where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen, "Additive
-Gaussian processes", 1112.4394; hyperparameters by the maximum of their posterior density (Rasmussen and Williams,
-"Gaussian processes for machine learning", section 5.4).
+The prior holds that neighbouring layers and spans of like size have like effects, as far as the data say so (every
+scale is fitted). ``rest`` is what single layers and pairs cannot express, independent for each schedule: it widens
+intervals where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen,
+"Additive Gaussian processes", 1112.4394; hyperparameters by the maximum of their posterior density (Rasmussen and
+Williams, "Gaussian processes for machine learning", section 5.4).
 
 Shape legend: N losses, M schedules asked for, V variables (groups of layers that share a choice), S distinct spans.
 """
@@ -35,6 +35,8 @@ Array = NDArray[np.float64]
 
 FEWEST = 4
 """Distinct schedules below which nothing is fitted."""
+LEAST_SPREAD = 0.05
+"""Schedules are taken to differ by at least this share of their loss, until trials say otherwise."""
 # Log of each hyperparameter: mean and standard deviation of its normal prior. Losses are in units of their spread.
 _PRIOR: dict[str, tuple[float, float]] = {
     "single": (-0.5, 1.0),  # standard deviation of the single layers' part
@@ -150,7 +152,9 @@ class Surrogate:
         for part in np.unique(share):
             some = loss[ended & (share == part)]
             assert len(some), "a share of the training that no complete trial has"
-            self._scale[float(part)] = (float(some.mean()), max(float(some.std()), 1e-9))
+            # Few trials that are all alike are no sign that nothing can differ.
+            unit = max(float(some.std()), LEAST_SPREAD * abs(float(some.mean())), 1e-9)
+            self._scale[float(part)] = (float(some.mean()), unit)
         self._y = np.array(
             [(y - self._scale[part][0]) / self._scale[part][1] for y, part in zip(loss, share, strict=True)]
         )

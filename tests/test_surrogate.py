@@ -96,7 +96,7 @@ def test_equal_losses_are_predicted_equal() -> None:
     surrogate = Surrogate(space).fit(schedules[:8], [2.0] * 8)
     mean, std = surrogate.predict(schedules[8:12])
     assert np.allclose(mean, 2.0)
-    assert (std < 1e-3).all()
+    assert (std > 0).all()
 
 
 def test_knows_large_spaces() -> None:

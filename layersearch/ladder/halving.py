@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterable, Mapping
 
 from layersearch.record import TrialRecord
+from layersearch.schedule import Schedule
+from layersearch.space import BoundSpace
 
 
 class Halving:
@@ -20,16 +22,19 @@ class Halving:
     depend on which worker is quicker.
 
     Args:
+        space: the bound space.
         records: trials of earlier generations, of the same phase and seed.
         reduction: of the trials at a rung that cost no more, one in so many goes on.
     """
 
-    def __init__(self, records: Iterable[TrialRecord], reduction: int) -> None:
+    def __init__(self, space: BoundSpace, records: Iterable[TrialRecord], reduction: int) -> None:
+        self._space = space
         self._peers: list[tuple[float, Mapping[int, float]]] = [(r.cost, dict(r.curve)) for r in records]
         self._reduction = reduction
 
-    def keep_going(self, cost: float, step: int, loss: float) -> bool:
-        """Tell whether a trial of this cost and this loss at this rung is worth its full training."""
+    def keep_going(self, schedule: str, step: int, loss: float) -> bool:
+        """Tell whether a trial with this loss at this rung is worth its full training."""
+        cost = self._space.cost(Schedule.parse(schedule))
         losses = [curve[step] for peer_cost, curve in self._peers if peer_cost <= cost and step in curve]
         if len(losses) < self._reduction:
             return True  # too few to compare with

@@ -1,7 +1,8 @@
 """The ladder of a search: baselines, then generations of proposals that race, then fresh seeds that confirm.
 
 1. Baselines are trained to the end at the search's seed, so that every figure has them.
-2. Generations of proposals race: at each rung the worse half, at equal cost, is stopped.
+2. Generations of proposals race: at each rung the worse half, at equal cost, is stopped; with the search's own sampler,
+   whatever is no longer expected to be worth its end.
 3. The best proposals within the budget and all baselines are trained at fresh seeds, the same for all. The winner is
    named from these alone: the seed that selected a schedule would flatter it.
 
@@ -23,6 +24,7 @@ from typing import Any
 from layersearch.errors import UserError
 from layersearch.frontier import nondominated
 from layersearch.ladder.folder import RunFolder, write_text
+from layersearch.ladder.foresight import Foresight
 from layersearch.ladder.halving import Halving
 from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
@@ -211,8 +213,14 @@ class Ladder:
     def _train_generation(self, generation: int, entered: Mapping[str, int]) -> None:
         members = [text for text, number in entered.items() if number == generation]
         earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
-        halving = Halving(earlier, self._plan.recipe.search.reduction)
-        self._train("search", [self._search_trial(text, PROPOSED) for text in members], halving)
+        search, steps = self._plan.recipe.search, self._plan.recipe.training.steps
+        rule: Halving | Foresight
+        if search.sampler == "gain" and self._plan.checkpoints:
+            schedules = [Schedule.parse(text) for text in members]
+            rule = Foresight(self._space, self._plan.budget, earlier, schedules, steps)
+        else:
+            rule = Halving(self._space, earlier, search.reduction)
+        self._train("search", [self._search_trial(text, PROPOSED) for text in members], rule)
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)
@@ -244,15 +252,15 @@ class Ladder:
     def _search_records(self) -> list[TrialRecord]:
         return [r for r in self._records if r.phase == "search"]
 
-    def _train(self, phase: str, trials: Sequence[Trial], halving: Halving | None) -> None:
+    def _train(self, phase: str, trials: Sequence[Trial], rule: Halving | Foresight | None) -> None:
         """Run the trials that have no record yet; tell the study in the order they were asked."""
         done = {(r.schedule, r.seed, r.phase) for r in self._records}
         todo = [t for t in trials if (t.schedule, t.seed, t.phase) not in done]
         futures: dict[Future[TrialRecord], Trial] = {}
         for trial in todo:
             keep_going = None
-            if halving is not None:
-                keep_going = functools.partial(halving.keep_going, self._space.cost(Schedule.parse(trial.schedule)))
+            if rule is not None:
+                keep_going = functools.partial(rule.keep_going, trial.schedule)
             futures[self._pool.submit(trial, keep_going)] = trial
         try:
             pending = set(futures)

@@ -16,6 +16,8 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import UserError
+from layersearch.ladder.foresight import observation
+from layersearch.outlook import Observation
 from layersearch.recipe import SearchConfig
 from layersearch.record import TrialRecord
 from layersearch.result import PROPOSED
@@ -76,6 +78,7 @@ class Study:
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._asked: dict[str, optuna.Trial] = {}
+        self._seen: dict[Schedule, Observation] = {}
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
         }
@@ -91,7 +94,7 @@ class Study:
         if any(EXHAUSTED in trial.user_attrs for trial in self._trials()):
             return None
         key = f"{self._seed}/{generation}/{index}"
-        self._study.sampler = _sampler(self._search.sampler, Random(key).getrandbits(32))
+        self._study.sampler = self._sampler(Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
         proposed = self._space.decode(trial.params)
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
@@ -141,6 +144,8 @@ class Study:
     def tell(self, record: TrialRecord) -> None:
         """Enter a record: both objectives if it is complete, pruned if it was stopped, failed if it failed."""
         optuna = _optuna()
+        if record.state != "failed":
+            self._seen[record.parsed()] = observation(record)
         for trial in self._trials():
             if trial.user_attrs.get(_LABEL, [None])[0] == record.schedule and not trial.state.is_finished():
                 break
@@ -160,6 +165,24 @@ class Study:
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
+
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
+        """Return the sampler that the recipe names."""
+        samplers = _optuna().samplers
+        name = self._search.sampler
+        if name == "gain":
+            from layersearch.sampler import ScheduleSampler
+
+            return ScheduleSampler(self._space, budget=self._budget, seed=seed, seen=self._seen)
+        if name == "gp":
+            # Paired seeds make the loss of a schedule at the search's seed a fixed number.
+            return samplers.GPSampler(seed=seed, deterministic_objective=True)
+        if name == "tpe":
+            return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+        if name == "nsga2":
+            return samplers.NSGAIISampler(seed=seed)
+        assert name == "random"
+        return samplers.RandomSampler(seed=seed)
 
     def _tell_pruned(self, number: int) -> None:
         self._study.tell(number, state=_optuna().trial.TrialState.PRUNED)
@@ -210,21 +233,6 @@ def _whole_proposals(path: Path) -> int | None:
 
 def _damaged(path: Path, why: str) -> UserError:
     return UserError(f"{path}: the journal is damaged ({why}): restore it, or start anew with another --out")
-
-
-def _sampler(name: str, seed: int) -> optuna.samplers.BaseSampler:
-    """Return a sampler by name."""
-    optuna = _optuna()
-    samplers = optuna.samplers
-    if name == "gp":
-        # Paired seeds make the loss of a schedule at the search's seed a fixed number.
-        return samplers.GPSampler(seed=seed, deterministic_objective=True)
-    if name == "tpe":
-        return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
-    if name == "nsga2":
-        return samplers.NSGAIISampler(seed=seed)
-    assert name == "random"
-    return samplers.RandomSampler(seed=seed)
 
 
 def _optuna() -> Any:

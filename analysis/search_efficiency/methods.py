@@ -1,0 +1,226 @@
+"""The searches that compete, each given the same table of real trainings to pay for."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+from optuna.trial import TrialState
+
+from layersearch import presets
+from layersearch.bench import Bench
+from layersearch.frontier import nondominated
+from layersearch.outlook import Observation, Outlook
+from layersearch.sampler import CURVE, ScheduleSampler
+from layersearch.schedule import Schedule
+
+BUDGETS = (0.2, 0.27, 0.5)
+
+
+class Exhausted(Exception):
+    """The training that a search may spend is spent."""
+
+
+class Training:
+    """Pays for trainings at one seed, and keeps what they have brought so far.
+
+    A trial is paid for by the steps it was trained, as a share of a full trial's; one that was trained to the end
+    before costs nothing. What a search has found at any time is the frontier of the losses it has seen of complete
+    trials.
+    """
+
+    def __init__(self, bench: Bench, seed: int, limit: float) -> None:
+        self.bench, self.seed, self.limit = bench, seed, limit
+        self.spent = 0.0
+        self.complete: dict[Schedule, float] = {}
+        self.trace: list[tuple[float, ...]] = []
+        self.shares = tuple(step / bench.steps[-1] for step in bench.steps)
+
+    def curve(self, schedule: Schedule) -> Iterator[tuple[float, float]]:
+        """Yield (share of the training, loss) at each checkpoint; who stops asking stops the trial."""
+        before = 0.0
+        known = schedule in self.complete
+        for share, step in zip(self.shares, self.bench.steps, strict=True):
+            if not known and self.spent >= self.limit:
+                raise Exhausted
+            self.spent += 0.0 if known else share - before
+            before = share
+            loss = self.bench.query(schedule, self.seed, step)
+            if share == 1.0 and not known:
+                self.complete[schedule] = loss
+                self.note()
+            yield share, loss
+
+    def full(self, schedule: Schedule) -> float:
+        """Train a schedule to its end."""
+        return [loss for _, loss in self.curve(schedule)][-1]
+
+    def note(self) -> None:
+        """Keep the share of the true hypervolume that is found, and the true regret at each budget."""
+        bench, found = self.bench, list(self.complete)
+        points = [(self.complete[s], bench.cost(s)) for s in found]
+        front = [found[at] for at in nondominated(points)]
+        truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
+        regrets = []
+        for budget in BUDGETS:
+            best = min(loss for s, loss in truth.items() if bench.cost(s) <= budget)
+            within = [s for s in found if bench.cost(s) <= budget]
+            chosen = min(within, key=self.complete.__getitem__, default=None)
+            worst = max(truth.values())
+            regrets.append((worst if chosen is None else truth[chosen]) - best)
+        row = (round(self.spent, 3), round(bench.hypervolume(front), 5), *(round(regret, 5) for regret in regrets))
+        if not self.trace or self.trace[-1][1:] != row[1:]:
+            self.trace.append(row)
+
+
+def anchors(bench: Bench) -> list[Schedule]:
+    """Return what `layersearch run` always trains: all-full, all-sparse, and the placements at each budget."""
+    named = [bench.space.named_baselines(budget) for budget in BUDGETS]
+    return list(dict.fromkeys(itertools.chain.from_iterable(part.values() for part in named)))
+
+
+def random(training: Training, seed: int, first: list[Schedule]) -> None:
+    """Schedules drawn uniformly, none twice."""
+    rest = [schedule for schedule in training.bench.schedules if schedule not in first]
+    Random(seed).shuffle(rest)
+    for schedule in [*first, *rest]:
+        training.full(schedule)
+
+
+def grid(training: Training, seed: int, first: list[Schedule]) -> None:
+    """Every placement of every number of full layers, with either sparse span, in random order."""
+    layers = training.bench.space.n_layers
+    places: list[Callable[[int, int, str], Schedule]] = [
+        presets.bottom,
+        presets.top,
+        presets.middle,
+        presets.interleaved,
+    ]
+    spans = [text for text in training.bench.space.space.choices if text != "full"]
+    cells = [place(layers, l, span) for l in range(1, layers) for place in places for span in spans]  # noqa: E741
+    cells += [presets.all_sparse(layers, span) for span in spans] + [presets.all_full(layers)]
+    cells = list(dict.fromkeys(cells))
+    Random(seed).shuffle(cells)
+    for schedule in [*first, *cells]:
+        training.full(schedule)
+
+
+def greedy(training: Training, seed: int, first: list[Schedule]) -> None:
+    """From all-sparse, the layer whose restoration to full lowers the loss most is restored, one after the other."""
+    bench = training.bench
+    span, full = bench.space.baseline_span, presets.FULL
+    assert span is not None
+    now = list(presets.all_sparse(bench.space.n_layers, span))
+    training.full(Schedule(tuple(now)))
+    while any(layer != full for layer in now):
+        steps = [Schedule((*now[:at], full, *now[at + 1 :])) for at, layer in enumerate(now) if layer != full]
+        Random(seed).shuffle(steps)
+        now = list(min(steps, key=training.full))
+
+
+def _optuna(sampler: Callable[[int], optuna.samplers.BaseSampler]) -> Callable[[Training, int, list[Schedule]], None]:
+    def search(training: Training, seed: int, first: list[Schedule]) -> None:
+        space = training.bench.space
+        study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler(seed))
+        for schedule in first:
+            study.enqueue_trial(space.encode(schedule))
+        for _ in range(20 * space.size):  # proposals that were trained before cost nothing
+            trial = study.ask()
+            schedule = space.decode({n: trial.suggest_categorical(n, c) for n, c in space.variables.items()})
+            study.tell(trial, [training.full(schedule), training.bench.cost(schedule)])
+
+    return search
+
+
+def ray_asha(training: Training, seed: int, first: list[Schedule]) -> None:
+    """Ray Tune's asynchronous halving on the loss, over random schedules; its own scheduler, fed by the table."""
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
+    from ray.tune.schedulers import AsyncHyperBandScheduler, TrialScheduler
+
+    scheduler = AsyncHyperBandScheduler(max_t=len(training.shares), grace_period=1, reduction_factor=2)
+    scheduler.set_search_properties("loss", "min")
+    for number, schedule in enumerate(_shuffled(training, seed, first)):
+        trial = SimpleNamespace(trial_id=str(number))
+        scheduler.on_trial_add(None, trial)
+        for at, (_, loss) in enumerate(training.curve(schedule), start=1):
+            result = {"training_iteration": at, "loss": loss}
+            if scheduler.on_trial_result(None, trial, result) == TrialScheduler.STOP:
+                break
+
+
+def mo_asha(training: Training, seed: int, first: list[Schedule]) -> None:
+    """Syne Tune's multi-objective asynchronous halving over random schedules; its own scheduler, fed by the table."""
+    from syne_tune.backend.trial_status import Trial
+    from syne_tune.optimizer.scheduler import SchedulerDecision
+    from syne_tune.optimizer.schedulers.multiobjective.moasha import MOASHA
+
+    scheduler = MOASHA(
+        config_space={},
+        metrics=["loss", "cost"],
+        time_attr="step",
+        max_t=len(training.shares),
+        grace_period=1,
+        reduction_factor=2,
+        random_seed=seed,
+    )
+    for number, schedule in enumerate(_shuffled(training, seed, first)):
+        trial: Any = Trial(trial_id=number, config={}, creation_time=None)
+        scheduler.on_trial_add(trial)
+        for at, (_, loss) in enumerate(training.curve(schedule), start=1):
+            result = {"step": at, "loss": loss, "cost": training.bench.cost(schedule)}
+            if scheduler.on_trial_result(trial, result) == SchedulerDecision.STOP:
+                break
+
+
+def _shuffled(training: Training, seed: int, first: list[Schedule]) -> list[Schedule]:
+    rest = [schedule for schedule in training.bench.schedules if schedule not in first]
+    Random(seed).shuffle(rest)
+    return [*first, *rest]
+
+
+def ours(training: Training, seed: int, first: list[Schedule], rungs: tuple[float, ...] = (0.625,)) -> None:
+    """The project's sampler, and its rule for stopping a trial, on an ordinary Optuna study."""
+    space = training.bench.space
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=ScheduleSampler(space, seed=seed))
+    for schedule in first:
+        study.enqueue_trial(space.encode(schedule))
+    seen: list[Observation] = []
+    while True:
+        trial = study.ask()
+        schedule = space.decode({n: trial.suggest_categorical(n, c) for n, c in space.variables.items()})
+        outlook = Outlook(space, 1.0, seen) if rungs else None
+        taken = {o.schedule for o in seen} | {schedule}
+        fresh = outlook.fresh_gain(taken, Random(seed)) if outlook else 0.0
+        curve: list[tuple[float, float]] = []
+        for share, loss in training.curve(schedule):
+            if share in rungs or share == 1.0:
+                curve.append((share, loss))
+            if outlook and share in rungs and not outlook.keep_going(schedule, 0, curve, fresh):
+                break
+        seen.append(Observation(schedule=schedule, seed=0, curve=tuple(curve)))
+        trial.set_user_attr(CURVE, curve)
+        if curve[-1][0] == 1.0:
+            study.tell(trial, [curve[-1][1], training.bench.cost(schedule)])
+        else:
+            study.tell(trial, state=TrialState.PRUNED)
+
+
+METHODS: dict[str, Callable[[Training, int, list[Schedule]], None]] = {
+    "random": random,
+    "grid of presets": grid,
+    "greedy restore-one-layer": greedy,
+    "NSGA-II": _optuna(lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=16)),
+    "NSGA-III": _optuna(lambda seed: optuna.samplers.NSGAIIISampler(seed=seed, population_size=16)),
+    "TPE": _optuna(lambda seed: optuna.samplers.TPESampler(seed=seed, multivariate=True)),
+    "GP": _optuna(lambda seed: optuna.samplers.GPSampler(seed=seed, deterministic_objective=True)),
+    "ASHA (Ray Tune)": ray_asha,
+    "MO-ASHA (Syne Tune)": mo_asha,
+    "layersearch": ours,
+}
+ANCHORED = {"random", "NSGA-II", "NSGA-III", "TPE", "GP", "ASHA (Ray Tune)", "MO-ASHA (Syne Tune)", "layersearch"}
+"""Methods that are also run with the anchor schedules trained first."""
