@@ -5,9 +5,9 @@ placement group, of one bundle a rank (``training.threads`` CPUs and ``training.
 bundle. An actor holds a ``layersearch.worker`` process, the same as on one machine: training inside the actor would
 either make it deaf to the search, or move it off the main thread, where the C library's allocator keeps less.
 
-What is the same on any pool, to the bit: which trials there are, their states, steps, losses and schedules, if
-machines, versions and ``training.*`` are the same. What is not: the order of the lines in ``trials.jsonl``, seconds and
-memory.
+What is the same on any pool, to the bit: which trials there are, their schedules, states, steps, losses and kernels,
+where machines and versions are the same and the trials train on the CPU (kernels of GPUs need not repeat themselves,
+on any pool). What is not: the order of the lines in ``trials.jsonl``, seconds and memory.
 
 Every machine of the cluster needs layersearch of the same version, with Ray; the recipe's local files, the cache and
 the run folder's logs are looked for at the same paths. Ranks of one machine meet on its loopback interface; ranks of
