@@ -31,6 +31,8 @@ Array = NDArray[np.float64]
 
 MOST_PRODUCTS = 6000
 """Products y that a program holds at the most."""
+FEWER_PRODUCTS = 1500
+"""So many where the whole model would need more than that: then it is a start for the local search, no proof."""
 SECONDS = 20.0
 """A program is given up after so many; the best schedule until then is taken."""
 UPSETS = 100
@@ -126,6 +128,12 @@ class _Model:
         """Return each variable's first option and the slice of all of them."""
         return [(int(self.first[v]), self.part(v)) for v in range(self.variables)]
 
+    def largest(self, products: int) -> list[tuple[int, int]]:
+        """Return as many pairs, those of the largest effect first, as so many products can express."""
+        sizes = np.diff(self.first)
+        taken = np.cumsum([int(sizes[v] * sizes[w]) for v, w in self.pairs])
+        return self.pairs[: int(np.searchsorted(taken, products, side="right"))]
+
     def value(self, options: NDArray[np.int64]) -> float:
         """Return the loss of one option per variable, counted over all variables."""
         return self.constant + float(self.single[options].sum() + self.pair[np.ix_(options, options)].sum() / 2)
@@ -161,12 +169,9 @@ def minimise(
     if model.room < 0 or not model.counts:
         return None
     banned = {tuple(int(o) for o in model.first[:-1] + np.array(chosen)) for chosen in excluded}
-    held, products = [], 0
-    for v, w in model.pairs:
-        products += (model.part(v).stop - model.part(v).start) * (model.part(w).stop - model.part(w).start)
-        if products > most_products:
-            break
-        held.append((v, w))
+    held = model.largest(most_products)
+    if len(held) < len(model.pairs):
+        held = model.largest(min(most_products, FEWER_PRODUCTS))
     options, low, timed_out = _program(model, held, banned, seconds)
     if options is None and timed_out:  # any admitted choice will do to start from
         options, _, _ = _program(model, (), banned, math.inf)

@@ -275,7 +275,7 @@ def _predict(
             mean=float(mean),
             std=float(std),
             low=max(0.0, float(mean - wide * std)),
-            high=max(float(mean + wide * std), lowest + wide * surrogate.noise),
+            high=max(float(mean + wide * std), float(lowest + wide * surrogate.noise)),
         )
         for schedule, mean, std in zip(schedules, means, stds, strict=True)
     }
