@@ -202,7 +202,10 @@ class BoundSpace:
 
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost as a share of the all-full schedule's."""
-        return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
+        try:
+            return sum([self._pairs[span] for span in schedule]) / self._full_pairs
+        except KeyError:  # all-full, in a space that does not hold it
+            return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
 
     def cheapest(self) -> Schedule:
         """Return the schedule of lowest cost; of equal choices, the first in the file."""

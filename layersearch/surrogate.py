@@ -55,6 +55,7 @@ _SMOOTH: dict[str, tuple[float, float]] = {
     "bent": (0.0, 1.0),  # over how much of the spread of schedules that is alike
 } | {name: _PRIOR[name] for name in ("rest", "noise", "seed", "reach", "width", "early")}
 _JITTER = 1e-9
+_FITTING = {"maxiter": 40, "ftol": 1e-5}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,8 +114,15 @@ class Surrogate:
         return found
 
     def _codes(self, schedules: Sequence[Schedule]) -> NDArray[np.int64]:
-        rows = [[self._index[schedule[group[0]]] for group in self._space.groups] for schedule in schedules]
-        return np.array(rows, dtype=np.int64).reshape(len(schedules), len(self._space.groups))
+        """Return the index of each variable's span, (M, V)."""
+        firsts = [group[0] for group in self._space.groups]
+        try:
+            rows = [[self._index[schedule[at]] for at in firsts] for schedule in schedules]
+        except (KeyError, IndexError):
+            for schedule in schedules:
+                self.index(schedule)  # says which lies outside
+            raise
+        return np.array(rows, dtype=np.int64).reshape(len(schedules), len(firsts))
 
     def fit(
         self,
@@ -158,7 +166,7 @@ class Surrogate:
         self._y = np.array(
             [(y - self._scale[part][0]) / self._scale[part][1] for y, part in zip(loss, share, strict=True)]
         )
-        _, self._of = np.unique(self._x, axis=0, return_inverse=True)
+        self._distinct, self._of = np.unique(self._x, axis=0, return_inverse=True)
         self._same = (self._of[:, None] == self._of[None, :]).astype(np.float64)
         self._same_seed = (seed[:, None] == seed[None, :]).astype(np.float64)
         if like is not None:
@@ -169,7 +177,9 @@ class Surrogate:
         names = [name for name in self._prior if name not in unknown]
         start = np.array([self._prior[name][0] for name in names])
         bounds = [(-7.0, 4.0)] * len(names)
-        found = optimize.minimize(self._objective, start, args=(names,), method="L-BFGS-B", bounds=bounds)
+        found = optimize.minimize(
+            self._objective, start, args=(names,), method="L-BFGS-B", bounds=bounds, options=_FITTING
+        )
         fixed = {name: middle for name, (middle, _) in self._prior.items()} | {"seed": -np.inf}
         self._condition(fixed | dict(zip(names, found.x, strict=True)))
         return self
@@ -179,18 +189,20 @@ class Surrogate:
         """The standard deviation of one trial's loss around its schedule's mean, what its seed does to all left out."""
         return self._scale[1.0][1] * float(np.exp(self._fitted["noise"]))
 
-    def _kernel(self, left: NDArray[np.int64], right: NDArray[np.int64], log: dict[str, float]) -> Array:
-        """Return the prior covariance of what layers do, (rows of left, rows of right)."""
-        scale = {name: float(np.exp(value)) for name, value in log.items()}
+    def _features(self, codes: NDArray[np.int64], scale: dict[str, float]) -> tuple[Array, Array]:
+        """Return each layer's span as a vector, and what it has in common with all layers, (rows, V, S) each."""
         spans = np.exp(-((self._span_distance / scale["width"]) ** 2))
         # Centred, so that a single layer's effect is a departure from the average over spans.
         spans = spans - spans.mean(0) - spans.mean(1)[:, None] + spans.mean()
         spans /= max(float(np.diag(spans).mean()), 1e-12)
+        layers = _embed(spans)[codes]
         places = np.exp(-self._place_distance / scale["reach"])
-        count = left.shape[1]
-        layers = _embed(spans)
-        a, b = layers[left], layers[right]  # (rows, V, S)
-        mixed_a, mixed_b = (np.einsum("nvs,vw->nws", x, places) / count for x in (a, b))
+        return layers, np.einsum("vw,nvs->nws", places, layers, optimize=True) / codes.shape[1]
+
+    def _kernel(self, left: NDArray[np.int64], right: NDArray[np.int64], log: dict[str, float]) -> Array:
+        """Return the prior covariance of what layers do, (rows of left, rows of right)."""
+        scale = {name: float(np.exp(value)) for name, value in log.items()}
+        (a, mixed_a), (b, mixed_b) = self._features(left, scale), self._features(right, scale)
         single: Array = mixed_a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         result: Array = 1.0 + scale["single"] ** 2 * single
         if not self._pairwise:
@@ -198,14 +210,31 @@ class Surrogate:
             distance = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
             result += scale["bend"] ** 2 * np.exp(-distance / (2 * scale["bent"] ** 2))
             return result
-        each = np.einsum("nvs,mvs->nmv", a, b)
+        count = left.shape[1]
+        each = np.einsum("nvs,mvs->nmv", a, b, optimize=True)
         pair = (each.sum(-1) ** 2 - (each**2).sum(-1)) / max(1, count * (count - 1))
+        result += scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
+        return result
+
+    def _own(self, codes: NDArray[np.int64], log: dict[str, float]) -> Array:
+        """Return the diagonal of `_kernel`, (rows,)."""
+        scale = {name: float(np.exp(value)) for name, value in log.items()}
+        layers, mixed = self._features(codes, scale)
+        single = (layers * mixed).sum(axis=(1, 2))
+        result: Array = 1.0 + scale["single"] ** 2 * single
+        if not self._pairwise:
+            result += scale["bend"] ** 2
+            return result
+        count = codes.shape[1]
+        each = (layers**2).sum(axis=2)
+        pair = (each.sum(1) ** 2 - (each**2).sum(1)) / max(1, count * (count - 1))
         result += scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
         return result
 
     def _covariance(self, log: dict[str, float]) -> Array:
         """Return the prior covariance of the observed losses, (N, N)."""
-        covariance = self._kernel(self._x, self._x, log) + np.exp(2 * log["rest"]) * self._same
+        covariance = self._kernel(self._distinct, self._distinct, log)[self._of][:, self._of]
+        covariance += np.exp(2 * log["rest"]) * self._same
         covariance += np.exp(2 * log.get("seed", -np.inf)) * self._same_seed
         covariance += np.exp(2 * log["noise"]) * self._same * self._same_seed
         covariance *= self._alike(self._share, self._share, log)
@@ -261,16 +290,13 @@ class Surrogate:
         Raises:
             UserError: if a schedule lies outside the space.
         """
-        for schedule in schedules:
-            self.index(schedule)
         codes = self._codes(schedules)
         log = self._fitted
         rest = float(np.exp(2 * log["rest"]))
-        cross = self._kernel(codes, self._x, log)
+        cross = self._kernel(codes, self._distinct, log)[:, self._of]
         cross += rest * np.all(codes[:, None] == self._x[None], axis=-1)
         cross *= self._alike(np.ones(len(codes)), self._share, log)
-        prior = np.array([float(self._kernel(row[None], row[None], log)[0, 0]) for row in codes]) + rest
-        variance = prior - np.einsum("mn,nk,mk->m", cross, self._inverse, cross)
+        variance = self._own(codes, log) + rest - ((cross @ self._inverse) * cross).sum(axis=1)
         centre, unit = self._scale[1.0]
         mean: Array = centre + unit * (cross @ self._weights)
         return mean, unit * self._stretch * np.sqrt(np.maximum(variance, _JITTER))
@@ -311,7 +337,7 @@ class Surrogate:
         """Return the posterior mean without ``rest``, in pieces that bound the memory."""
         weights = self._weights * self._alike(np.ones(1), self._share, self._fitted)[0]
         pieces: list[Any] = [
-            self._kernel(codes[first : first + 2048], self._x, self._fitted) @ weights
+            self._kernel(codes[first : first + 2048], self._distinct, self._fitted)[:, self._of] @ weights
             for first in range(0, len(codes), 2048)
         ]
         centre, unit = self._scale[1.0]

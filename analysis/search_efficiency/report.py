@@ -1,0 +1,146 @@
+"""Draw the contest and write its table, from contest.jsonl.
+
+Command:  python analysis/search_efficiency/report.py
+Writes:   contest.png and table.md
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from contest import LIMIT, SLOW
+from methods import BUDGETS
+
+mpl.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).resolve().parent
+SHARES = (0.9, 0.95, 0.99)
+COLOURS = {
+    "layersearch": "#0072B2",
+    "random": "#555555",
+    "NSGA-II": "#D55E00",
+    "TPE": "#009E73",
+    "GP": "#CC79A7",
+    "MO-ASHA (Syne Tune)": "#B8860B",
+    "ASHA (Ray Tune)": "#56B4E9",
+    "greedy restore-one-layer": "#8B4513",
+}
+Group = tuple[str, str, bool]
+
+
+def reached(trace: list[list[float]], share: float) -> float:
+    """Return the training after which a share of the true hypervolume was found and kept; infinity if it was not."""
+    found = np.inf
+    for spent, volume, *_ in trace:
+        if volume < share:
+            found = np.inf
+        elif np.isinf(found):
+            found = spent
+    return found
+
+
+def at(trace: list[list[float]], spent: float, column: int, before: float) -> float:
+    """Return a column of the trace as it stood when so much was spent."""
+    rows = [row for row in trace if row[0] <= spent]
+    return rows[-1][column] if rows else before
+
+
+def quartiles(values: list[float], limit: float) -> str:
+    """Return the median and the quartiles in words; what was not reached counts as over the limit."""
+    low, middle, high = (float(np.quantile(values, q, method="inverted_cdf")) for q in (0.25, 0.5, 0.75))
+
+    def word(value: float) -> str:
+        return f"over {limit:g}" if np.isinf(value) else f"{value:.1f}"
+
+    return f"{word(middle)} ({word(low)} to {word(high)})"
+
+
+def main() -> None:
+    """Read the records, write the table, draw the figure."""
+    groups: dict[Group, list[list[list[float]]]] = defaultdict(list)
+    seconds: dict[Group, list[float]] = defaultdict(list)
+    for line in (HERE / "contest.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        key = (row["corpus"], row["method"], row["anchors"])
+        groups[key].append(row["trace"])
+        seconds[key].append(row["search_seconds"])
+    corpora = list(dict.fromkeys(corpus for corpus, _, _ in groups))
+    lines = []
+    for corpus in corpora:
+        mine = {key: traces for key, traces in groups.items() if key[0] == corpus}
+        lines += [
+            f"### {corpus}",
+            "",
+            "Full trials until a share of the true hypervolume is found for good, median (quartiles); regret in nats "
+            "after 10 full trials, median.",
+            "",
+            "| search | anchors | 90% | 95% | 99% | " + " | ".join(f"regret at {b:g}" for b in BUDGETS) + " | runs |",
+            "|---|---|---|---|---|" + "---|" * (len(BUDGETS) + 1),
+        ]
+        order = sorted(mine, key=lambda key: float(np.median([reached(trace, 0.95) for trace in mine[key]])))
+        for key in order:
+            traces, limit = mine[key], SLOW.get(key[1], LIMIT)
+            cells = [quartiles([reached(trace, share) for trace in traces], limit) for share in SHARES]
+            regrets = [np.median([at(trace, 10.0, 2 + i, np.nan) for trace in traces]) for i in range(len(BUDGETS))]
+            cells += [f"{regret:.3f}" for regret in regrets]
+            name = f"**{key[1]}**" if key[1] == "layersearch" else key[1]
+            lines.append(f"| {name} | {'yes' if key[2] else 'no'} | {' | '.join(cells)} | {len(traces)} |")
+        lines.append("")
+    (HERE / "table.md").write_text("\n".join(lines), encoding="utf-8")
+    print("\n".join(lines))
+    draw(groups, corpora)
+
+
+def draw(groups: dict[Group, list[list[list[float]]]], corpora: list[str]) -> None:
+    """Draw the hypervolume that is still missing against training spent, and the regret at one budget."""
+    figure, grid = plt.subplots(2, len(corpora), figsize=(5.6 * len(corpora), 8.2), sharex=True, squeeze=False)
+    spent = np.concatenate((np.arange(1, 10, 0.25), np.arange(10, 61, 1.0)))
+    for axes, corpus in zip(grid.T, corpora, strict=True):
+        for method, colour in COLOURS.items():
+            for anchored in (False, True):
+                traces = groups.get((corpus, method, anchored))
+                if not traces or (anchored and method != "layersearch"):
+                    continue
+                end = spent[spent <= SLOW.get(method, LIMIT)]
+                style = {
+                    "color": colour,
+                    "lw": 2.4 if method == "layersearch" else 1.3,
+                    "ls": "--" if anchored else "-",
+                }
+                for place, column, before in ((axes[0], 1, 0.0), (axes[1], 3, np.nan)):
+                    values = np.array([[at(trace, s, column, before) for s in end] for trace in traces])
+                    values = 1 - values if column == 1 else values
+                    low, middle, high = np.nanquantile(values, (0.25, 0.5, 0.75), axis=0)
+                    floor = 2e-4
+                    label = method + (" + anchors" if anchored else "")
+                    place.plot(
+                        end, np.maximum(middle, floor), label=label, zorder=4 if method == "layersearch" else 3, **style
+                    )
+                    if method in ("layersearch", "random") and not anchored:
+                        band = (np.maximum(low, floor), np.maximum(high, floor))
+                        place.fill_between(end, *band, color=colour, alpha=0.15, lw=0)
+        axes[0].axhline(0.01, color="black", lw=0.8, ls=":")
+        axes[0].annotate("99% found", (58, 0.0107), fontsize=8, ha="right", va="bottom")
+        axes[0].set_title(corpus)
+        axes[0].set_ylabel("share of the true hypervolume missing")
+        axes[1].set_ylabel(f"regret at budget {BUDGETS[1]:g} (nats)")
+        axes[1].set_xlabel("training spent (full trials)")
+        for place in axes:
+            place.set_xscale("log")
+            place.set_yscale("log")
+            place.set_xticks([1, 2, 5, 10, 20, 50], ["1", "2", "5", "10", "20", "50"])
+            place.grid(color="#E4E4E4", lw=0.6)
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncols=3, frameon=False, fontsize=9)
+    figure.suptitle("Median of the repetitions; bands hold half of them", fontsize=11)
+    figure.tight_layout(rect=(0, 0.085, 1, 0.99))
+    figure.savefig(HERE / "contest.png", dpi=110)
+
+
+if __name__ == "__main__":
+    main()
