@@ -102,28 +102,32 @@ def _connect(address: str | None) -> bool:
         if address is not None and address != joined:
             raise UserError(f"--ray-address {address}: this process is connected to {joined}; disconnect it first")
         return False
-    cluster = address or os.environ.get("RAY_ADDRESS") or None
+    cluster, origin = address, "--ray-address"
+    if cluster is None and os.environ.get("RAY_ADDRESS"):
+        cluster, origin = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
     if cluster is not None:
-        _check_answers(cluster)
+        _check_answers(cluster, f"{origin} {cluster}")
     # Else Ray hides the GPUs from ranks that ask for none, and warns that a later Ray will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if not cluster else {}
+    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    if cluster is not None:
+        started = {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        what = f"--ray-address {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
         raise UserError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
     return True
 
 
-def _check_answers(address: str) -> None:
+def _check_answers(address: str, where: str) -> None:
     """Refuse an address behind which no Ray cluster of this version answers."""
-    where = f"--ray-address {address}"
     host, colon, port = address.rpartition(":")
-    if "//" in address or (address != "auto" and not (colon and host and port.isdecimal() and int(port) < 2**16)):
+    known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
+    if address != "auto" and not known:
         raise UserError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
     if address != "auto":
         try:
@@ -253,7 +257,7 @@ class _RayRank:
 
         Raises:
             EOFError: if it died.
-            UserError: if its machine has another layersearch.
+            UserError: if its machine has another layersearch, or none.
         """
         found = dict(self._ask("home"))
         self.pid = found["pid"]
@@ -298,5 +302,11 @@ class _RayRank:
 
         try:
             return ray.get(getattr(self._actor, method).remote(*arguments))
-        except ray.exceptions.RayActorError:
-            raise EOFError from None
+        except ray.exceptions.RayActorError as error:
+            if not error.actor_init_failed:
+                raise EOFError from None
+            reason = _one_line(str(error).strip().splitlines()[-1])
+            raise UserError(
+                f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
+                "every machine of it"
+            ) from None

@@ -9,6 +9,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_
 
 from layersearch.errors import UserError
 from layersearch.estimate import parameters
-from layersearch.ladder import LocalPool, RayPool, search
+from layersearch.ladder import LocalPool, RayPool, raypool, search
 from layersearch.recipe import Recipe, load_recipe
 from layersearch.record import TrialRecord
 from layersearch.space import load_space
@@ -253,6 +254,22 @@ def test_a_cluster_too_small_for_one_trial_is_said(
 ) -> None:
     with pytest.raises(UserError, match=line):
         RayPool(small(*settings), 1, tmp_path)
+
+
+def test_a_machine_that_lacks_the_package_is_said(
+    connected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The actor's class lies in a module that only this process has."""
+    here = types.ModuleType("only_here")
+    monkeypatch.setattr(here, "_Actor", raypool._Actor, raising=False)
+    monkeypatch.setattr(raypool._Actor, "__module__", "only_here")
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    pool = RayPool(small(), 1, tmp_path)
+    try:
+        with pytest.raises(UserError, match=r"no worker can be started on the cluster \(.*only_here.*\): install "):
+            pool.submit(TRIAL).result()
+    finally:
+        pool.close()
 
 
 def test_data_that_differ_on_the_workers_machine_are_refused(connected: str, tmp_path: Path) -> None:
