@@ -27,11 +27,12 @@ from layersearch.surrogate import FEWEST, Surrogate
 
 Array = NDArray[np.float64]
 
-ENUMERATED = 4096
-"""Spaces up to this size are looked at whole; of larger ones, schedules near the frontier and random ones."""
-AT_RANDOM = 5
+EXPLORATION = 0.5
+"""Standard deviations are taken this much smaller than they are: a gain that only ignorance promises is worth less."""
+AT_RANDOM = 12
 """Every so many proposals one is drawn at random: a search that trusts a wrong model would go on for ever."""
-_DRAWN, _CLIMBS = 512, 8
+CHANGES, NEAREST, DRAWN = 2, 1024, 256
+"""Candidates are schedules within so many changes of the frontier, so many of them at the most, and so many drawn."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +99,11 @@ class Outlook:
         schedules = list(dict.fromkeys(o.schedule for o in self._seen if o.complete))
         means, _ = surrogate.predict(schedules)
         costs = [self._space.cost(schedule) for schedule in schedules]
-        points = [(float(mean), cost) for mean, cost in zip(means, costs, strict=True) if cost <= self._budget]
-        kept = [points[at] for at in nondominated(points)]
-        worst = float(means.max())
-        return np.array([0.0, *(cost for _, cost in kept)]), np.array([worst, *(loss for loss, _ in kept)])
+        inside = [at for at, cost in enumerate(costs) if cost <= self._budget]
+        front = [inside[at] for at in nondominated([(float(means[at]), costs[at]) for at in inside])]
+        self._front = [schedules[at] for at in front]
+        begins, levels = [0.0, *(costs[at] for at in front)], [float(means.max()), *(float(means[at]) for at in front)]
+        return np.array(begins), np.array(levels)
 
     def _gain(self, means: Array, stds: Array, costs: Array) -> Array:
         """Return the expected area that schedules add under the frontier, nats times cost, (M,)."""
@@ -116,8 +118,8 @@ class Outlook:
     def gain(self, schedules: Sequence[Schedule]) -> Array:
         """Return the expected area that each schedule adds under the frontier, nats times cost, (M,)."""
         assert self._surrogate is not None
-        means, stds = self._surrogate.predict(schedules)
-        return self._gain(means, stds, np.array([self._space.cost(schedule) for schedule in schedules]))
+        means, stds = self._surrogate.predict(schedules, stretched=False)
+        return self._gain(means, EXPLORATION * stds, np.array([self._space.cost(schedule) for schedule in schedules]))
 
     def propose(self, taken: Collection[Schedule], rng: Random) -> Schedule | None:
         """Return the schedule to be trained next; None where nothing within the budget is left.
@@ -132,44 +134,37 @@ class Outlook:
         if not self.ready:
             return next((s for s in anchors(self._space, self._budget, rng) if s not in taken), None)
         candidates = self._open(self._candidates(rng), taken)
-        if candidates and len(taken) % AT_RANDOM == AT_RANDOM - 1:
-            return rng.choice(candidates)
-        return self._best(candidates, taken, rng)[0]
+        if not candidates or len(taken) % AT_RANDOM == AT_RANDOM - 1:
+            anywhere = self._space.schedules() if self._space.size <= NEAREST else candidates
+            candidates = self._open(anywhere, taken)
+            return rng.choice(candidates) if candidates else None
+        return self._best(candidates, rng)[0]
 
     def fresh_gain(self, taken: Collection[Schedule], rng: Random) -> float:
         """Return the largest expected gain of a schedule that is not taken; arguments as in `propose`."""
-        return self._best(self._open(self._candidates(rng), taken), taken, rng)[1] if self.ready else 0.0
+        return self._best(self._open(self._candidates(rng), taken), rng)[1] if self.ready else 0.0
 
     def _open(self, schedules: Iterable[Schedule], taken: Collection[Schedule]) -> list[Schedule]:
         return [s for s in schedules if s not in taken and self._space.cost(s) <= self._budget]
 
-    def _best(
-        self, candidates: list[Schedule], taken: Collection[Schedule], rng: Random
-    ) -> tuple[Schedule | None, float]:
+    def _best(self, candidates: list[Schedule], rng: Random) -> tuple[Schedule | None, float]:
         if not candidates:
             return None, 0.0
         rng.shuffle(candidates)
         gains = self.gain(candidates)
-        best, most = candidates[int(gains.argmax())], float(gains.max())
-        for _ in range(0 if self._space.size <= ENUMERATED else _CLIMBS):
-            near = self._open(self._space.neighbours(best), taken)
-            gains = self.gain(near) if near else np.zeros(1)
-            if float(gains.max()) <= most:
-                break
-            best, most = near[int(gains.argmax())], float(gains.max())
-        return best, most
+        return candidates[int(gains.argmax())], float(gains.max())
 
     def _candidates(self, rng: Random) -> list[Schedule]:
-        if self._space.size <= ENUMERATED:
-            return list(self._space.schedules())
-        known = list(dict.fromkeys(o.schedule for o in self._seen if o.complete))
-        points = [
-            (min(loss for o in self._seen if o.schedule == s for _, loss in o.curve[-1:]), self._space.cost(s))
-            for s in known
-        ]
-        near = [other for at in nondominated(points) for other in self._space.neighbours(known[at])]
-        drawn = [self._space.sample(rng) for _ in range(_DRAWN)]
-        return list(dict.fromkeys([*rng.sample(near, min(len(near), 2 * _DRAWN)), *drawn]))
+        """Return schedules near the frontier, and some from anywhere."""
+        near: dict[Schedule, None] = dict.fromkeys(self._front)
+        last = list(near)
+        for _ in range(CHANGES):
+            last = [other for schedule in last for other in self._space.neighbours(schedule) if other not in near]
+            last = list(dict.fromkeys(last))
+            last = rng.sample(last, min(len(last), NEAREST))
+            near.update(dict.fromkeys(last))
+        drawn = [self._space.sample(rng) for _ in range(DRAWN)]
+        return list(dict.fromkeys([*near, *drawn]))
 
     def keep_going(self, schedule: Schedule, seed: int, curve: Sequence[tuple[float, float]], fresh: float) -> bool:
         """Tell whether a trial is worth the rest of its training.
@@ -187,9 +182,9 @@ class Outlook:
             return True
         trial = Observation(schedule=schedule, seed=seed, curve=tuple(curve))
         others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
-        means, stds = self._fit([*others, trial], like=self._surrogate).predict([schedule])
+        means, stds = self._fit([*others, trial], like=self._surrogate).predict([schedule], stretched=False)
         left = 1.0 - curve[-1][0]
-        return float(self._gain(means, stds, cost)[0]) >= fresh * left
+        return float(self._gain(means, EXPLORATION * stds, cost)[0]) >= fresh * left
 
 
 def _below(level: Array | float, means: Array, stds: Array) -> Array:

@@ -2,8 +2,10 @@
 
 Two candidates stand against each other. The *measured* one is the confirmed schedule of the lowest mean loss, as in
 `layersearch.result`. The *proposal* is the schedule of the lowest predicted loss among all others of the space: those
-that the search trained but did not confirm, and all that were never trained, of which an integer program finds the
-best. The surrogate predicts both, and the lower prediction is the answer.
+that the search trained but did not confirm, and all that were never trained. Of the latter an integer program finds the
+best by an additive-plus-pairwise surrogate, several of them; the surrogate in which layers act together in any number,
+which predicts better and whose intervals are more honest, then chooses. It predicts all, and the lowest prediction is
+the answer.
 
 What is learnt from: every trial, each with its seed; of a trial that was stopped early the loss where it was stopped,
 which counts as far as losses of that step went together with those of the end. A single low loss of the search is low
@@ -20,6 +22,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -34,6 +37,8 @@ from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace
 from layersearch.surrogate import FEWEST, Surrogate
 
+SHORTLIST = 8
+"""Schedules that the integer program offers to the model that predicts."""
 State = Literal["confirmed", "trained", "stopped", "untrained"]
 
 
@@ -106,7 +111,9 @@ class Solution:
     difference: Difference | None
     """None without both candidates."""
     optimum: Optimum | None
-    """What is known of the best untrained schedule; None if there is none left."""
+    """How the integer program came to the best untrained schedule; None if there is none left."""
+    shortlisted: int
+    """Untrained schedules that the integer program offered, best first by the pairwise model."""
     trials: int
     """Complete trials that were learnt from."""
     stopped: int
@@ -160,12 +167,12 @@ def solve(
             f"{len(ended)} schedules of the space are trained to the end, too few to learn from: {FEWEST} are needed; "
             "run the command that made the run again to go on, or search with more --trials into another --out"
         )
-    surrogate = _fit(learnt, parsed, space)
+    surrogate = _fit(learnt, parsed, space, pairwise=False)
     within = {text: schedule for text, schedule in sorted(parsed.items()) if constraint.admits(schedule)}
     n_full = sorted({schedule.n_full for schedule in parsed.values()})
-    optimum = _optimum(surrogate, space, constraint, list(within.values()), n_full, seconds)
-    untrained = None if optimum is None else _schedule(space, optimum)
-    asked = [*within.values(), *([] if untrained is None else [untrained])]
+    pairs = _fit(learnt, parsed, space, pairwise=True)
+    optima = _optima(pairs, space, constraint, list(within.values()), n_full, seconds)
+    asked = [*within.values(), *optima]
     if not asked:
         raise UserError(
             f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
@@ -185,6 +192,7 @@ def solve(
 
     candidates = {str(schedule): candidate(schedule) for schedule in asked}
     measured, cheaper = _confirmed(found, candidates)
+    best = min(optima, key=lambda schedule: predictions[str(schedule)].mean, default=None)
     others = [one for one in candidates.values() if one.state != "confirmed"]
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
     difference = None
@@ -204,7 +212,8 @@ def solve(
         nearest=None if near is None else candidates[near[0]],
         changed=None if near is None else near[1],
         difference=difference,
-        optimum=optimum,
+        optimum=None if best is None else optima[best],
+        shortlisted=len(optima),
         trials=len(complete),
         stopped=len(learnt) - len(complete),
         schedules=len(parsed),
@@ -239,7 +248,9 @@ def _noise(complete: Sequence[TrialRecord]) -> float | None:
     return stats.pooled_std(groups.values())
 
 
-def _fit(learnt: Sequence[TrialRecord], parsed: Mapping[str, Schedule], space: BoundSpace) -> Surrogate:
+def _fit(
+    learnt: Sequence[TrialRecord], parsed: Mapping[str, Schedule], space: BoundSpace, *, pairwise: bool
+) -> Surrogate:
     early = {record.steps for record in learnt if record.state == "stopped"}
     rows: list[tuple[Schedule, float, int, float]] = []
     for record in learnt:
@@ -248,7 +259,7 @@ def _fit(learnt: Sequence[TrialRecord], parsed: Mapping[str, Schedule], space: B
         for step, loss in sorted((known | {record.steps: record.loss}).items()):
             rows.append((parsed[record.schedule], loss, record.seed, step / record.full_steps))
     schedules, losses, seeds, shares = zip(*rows, strict=True)
-    return Surrogate(space).fit(schedules, losses, seeds, shares)
+    return Surrogate(space, pairwise=pairwise).fit(schedules, losses, seeds, shares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,27 +298,37 @@ def _difference(proposal: _Prediction, measured: _Prediction, confidence: float)
     return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - measured.loss))
 
 
-def _optimum(
+def _optima(
     surrogate: Surrogate,
     space: BoundSpace,
     constraint: Constraint,
     trained: Sequence[Schedule],
     n_full: Sequence[int],
     seconds: float,
-) -> Optimum | None:
-    """Return the best prediction of all untrained schedules within the constraint; None if there is none."""
+) -> dict[Schedule, Optimum]:
+    """Return the best untrained schedules within the constraint by the pairwise model, `SHORTLIST` at the most."""
     choices = list(zip(space.groups, space.options, strict=True))
-    found = minimise(
-        surrogate.coefficients(),
-        [[constraint.per_span[span] * len(group) for span in options] for group, options in choices],
-        constraint.most,
-        excluded={tuple(surrogate.index(schedule)) for schedule in trained},
-        marks=[[span.is_full * len(group) for span in options] for group, options in choices],
-        counts=n_full,
-        seconds=seconds,
-    )
-    assert found is None or constraint.admits(_schedule(space, found)), "the constraint holds exactly"
-    return found
+    coefficients = surrogate.coefficients()
+    excluded = {tuple(surrogate.index(schedule)) for schedule in trained}
+    optima: dict[Schedule, Optimum] = {}
+    end = time.monotonic() + seconds
+    while len(optima) < SHORTLIST and (not optima or time.monotonic() < end):
+        found = minimise(
+            coefficients,
+            [[constraint.per_span[span] * len(group) for span in options] for group, options in choices],
+            constraint.most,
+            excluded=excluded,
+            marks=[[span.is_full * len(group) for span in options] for group, options in choices],
+            counts=n_full,
+            seconds=max(1.0, end - time.monotonic()),
+        )
+        if found is None:
+            break
+        schedule = _schedule(space, found)
+        assert constraint.admits(schedule), "the constraint holds exactly"
+        optima[schedule] = found
+        excluded.add(tuple(found.chosen))
+    return optima
 
 
 def _schedule(space: BoundSpace, optimum: Optimum) -> Schedule:

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, optimize
+from scipy import linalg, optimize, stats
 
 from layersearch.cost import span_pairs
 from layersearch.errors import UserError
@@ -266,26 +266,29 @@ class Surrogate:
         self._stretch = max(1.0, self._surprise())
 
     def _surprise(self) -> float:
-        """Return the root mean square of what schedules left out lie off their prediction, in its standard deviations.
+        """Return by how much intervals must be stretched to hold 95% of schedules that are left out, each in turn.
 
-        Closed form, all losses of a schedule left out at once (Rasmussen and Williams, section 5.4.2).
+        Closed form, all losses of a schedule left out at once (Rasmussen and Williams, section 5.4.2); the rank is that
+        of split conformal prediction (Vovk, Gammerman, Shafer, "Algorithmic learning in a random world", 2005), which
+        the largest serves where there are too few.
         """
-        squares = []
+        off = []
         for at in range(self._of.max() + 1):
             held = np.flatnonzero(self._of == at)
             end = self._share[held] == 1.0
             if not end.any():
                 continue
             block = linalg.inv(self._inverse[np.ix_(held, held)])
-            off = (block @ self._weights[held])[end]
-            squares.append(float(off.mean() ** 2 / block[np.ix_(end, end)].mean()))
-        return float(np.sqrt(np.mean(squares)))
+            missed = (block @ self._weights[held])[end]
+            off.append(abs(float(missed.mean())) / float(block[np.ix_(end, end)].mean()) ** 0.5)
+        rank = min(len(off), int(np.ceil((len(off) + 1) * 0.95)))
+        return float(np.sort(off)[rank - 1] / stats.norm.ppf(0.975))
 
-    def predict(self, schedules: Sequence[Schedule]) -> tuple[Array, Array]:
+    def predict(self, schedules: Sequence[Schedule], *, stretched: bool = True) -> tuple[Array, Array]:
         """Return the mean loss over seeds and its standard deviation, nats, (M,) each.
 
         The standard deviation is that of the mean over seeds: what one more trial's seed adds is not in it. It is
-        stretched where schedules left out of the fit lay farther off than it said.
+        stretched where schedules left out of the fit lay farther off than it said, unless told not to.
 
         Raises:
             UserError: if a schedule lies outside the space.
@@ -299,7 +302,8 @@ class Surrogate:
         variance = self._own(codes, log) + rest - ((cross @ self._inverse) * cross).sum(axis=1)
         centre, unit = self._scale[1.0]
         mean: Array = centre + unit * (cross @ self._weights)
-        return mean, unit * self._stretch * np.sqrt(np.maximum(variance, _JITTER))
+        stretch = self._stretch if stretched else 1.0
+        return mean, unit * stretch * np.sqrt(np.maximum(variance, _JITTER))
 
     def coefficients(self) -> Coefficients:
         """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only."""

@@ -214,11 +214,14 @@ def learnt(found: Solution) -> str:
     if best is None:
         return said + "No untrained schedule of theirs is within the constraint."
     if best.proven:
-        return said + "Of all others none is predicted lower: proven by the integer program."
+        return (
+            f"{said}The untrained ones come from an integer program: the {found.shortlisted} best by single layers and "
+            "pairs, proven, of which the predictor chose."
+        )
     why = f"the integer program held the {best.pairs_held} largest of {best.pairs} pairs of layers"
     if best.timed_out:
         why += " and was given up before its end"
     return (
-        f"{said}Not proven the lowest prediction of all others: {why}, and a local search on the whole "
-        f"model went on from there. One may lie lower by {best.gap:.2g} nats at the most."
+        f"{said}Not proven the best by single layers and pairs: {why}, and a local search on the whole model went on "
+        f"from there. One may lie lower by {best.gap:.2g} nats at the most."
     )
