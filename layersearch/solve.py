@@ -37,7 +37,7 @@ from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace
 from layersearch.surrogate import FEWEST, Surrogate
 
-SHORTLIST = 8
+SHORTLIST = 5
 """Schedules that the integer program offers to the model that predicts."""
 State = Literal["confirmed", "trained", "stopped", "untrained"]
 

@@ -67,6 +67,20 @@ def test_a_killed_search_ends_as_an_unbroken_one(moment: str, tmp_path: Path, sm
     check_study(out)
 
 
+def test_our_own_sampler_goes_on_alike(tmp_path: Path) -> None:
+    """What `gain` proposes and stops depends on what was known, not on the process or the number of workers."""
+    own = ["--set", "search.sampler=gain", "--set", "search.rungs=[0.5]", "--set", "search.trials=10"]
+    run(tmp_path / "whole", *own, "--workers", "2")
+    out = tmp_path / "killed"
+    process = started(out, *own, "--workers", "1")
+    wait_until(lambda: len(lines(out)) >= 7, process)
+    process.kill()
+    process.wait()
+    run(out, *own, "--workers", "2")
+    assert records(out) == records(tmp_path / "whole")
+    check_study(out)
+
+
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:
     """Return workers that many searches share, to pay their start once."""

@@ -1,0 +1,57 @@
+"""Print what the benchmark's tables say: distinct losses, noise, how early ranks settle, the frontier.
+
+Command:  python analysis/schedule_bench/facts.py
+Time:     seconds
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy import stats
+
+from layersearch.bench import load_bench
+
+
+def main() -> None:
+    """Print the facts as Markdown."""
+    for name in ("mix", "recall"):
+        bench = load_bench(name)
+        final = bench.losses[:, :, -1]
+        paired = [
+            (final[:, a] - final[:, b]) - (final[:, a] - final[:, b]).mean()
+            for a in range(len(bench.seeds))
+            for b in range(a)
+        ]
+        print(f"### {name}\n")
+        print(f"- {len(bench.schedules)} schedules x {len(bench.seeds)} seeds x {len(bench.steps)} points, ", end="")
+        print(f"{len(np.unique(final))} distinct final losses, {bench.seconds.sum() / 3600:.1f} core hours.")
+        low, high = bench.means.min(), bench.means.max()
+        print(f"- Means over seeds from {low:.4f} to {high:.4f} nats; median {np.median(bench.means):.4f}.")
+        per_schedule = final.std(axis=1, ddof=1)
+        print(
+            f"- Seed standard deviation {bench.seed_std:.4f} nats pooled, {np.median(per_schedule):.4f} in the median ",
+            end="",
+        )
+        print(
+            f"schedule, {per_schedule.max():.4f} in the worst; {np.std(np.concatenate(paired)):.4f} for a difference ",
+            end="",
+        )
+        print("of two seeds once what a seed does to all is taken out.")
+        seeds = [stats.spearmanr(final[:, a], final[:, b]).statistic for a in range(3) for b in range(a)]
+        print(f"- Ranks of one seed with those of another (Spearman): {min(seeds):.3f} to {max(seeds):.3f}.\n")
+        print("| share of the training | " + " | ".join(f"{step / bench.steps[-1]:g}" for step in bench.steps) + " |")
+        print("|---|" + "---|" * len(bench.steps))
+        early = [stats.spearmanr(bench.losses[:, 0, at], final[:, 0]).statistic for at in range(len(bench.steps))]
+        kendall = [stats.kendalltau(bench.losses[:, 0, at], final[:, 0]).statistic for at in range(len(bench.steps))]
+        print("| Spearman with the end, seed 0 | " + " | ".join(f"{value:.2f}" for value in early) + " |")
+        print("| Kendall | " + " | ".join(f"{value:.2f}" for value in kendall) + " |\n")
+        print("| schedule on the true frontier | l | cost | mean loss, nats |")
+        print("|---|---|---|---|")
+        for schedule in bench.frontier:
+            mean = bench.means[bench.schedules.index(schedule)]
+            print(f"| `{schedule}` | {schedule.n_full} | {bench.cost(schedule):.4f} | {mean:.4f} |")
+        print()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Does `solve` keep its word? Its intervals and its proposals against trainings it has not seen.
+
+Command:  python analysis/search_efficiency/solve_check.py
+Time:     about five minutes on one core
+Writes:   solve_check.json
+
+Of a benchmark's schedules some are drawn as trained, at one seed; `solve` answers for a budget, and its untrained
+proposal is looked up: the mean over all seeds. The nearest trained schedule, the one that differs in the fewest layers,
+is what a user without a model would take.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from random import Random
+
+import numpy as np
+from rich.progress import track
+
+from layersearch import presets
+from layersearch.bench import Bench, load_bench
+from layersearch.constraint import cost_limit
+from layersearch.record import TrialRecord
+from layersearch.schedule import Schedule
+from layersearch.solve import solve
+
+HERE = Path(__file__).resolve().parent
+BUDGETS, TRAINED, REPETITIONS = (0.2, 0.27, 0.35, 0.5), (12, 24, 48), 12
+
+
+def records(bench: Bench, count: int, repetition: int) -> list[TrialRecord]:
+    """Return so many complete trials of one seed: all-full, the cheapest, and what was drawn."""
+    first = [presets.all_full(bench.space.n_layers), bench.space.cheapest()]
+    drawn = Random(repetition).sample([s for s in bench.schedules if s not in first], count - len(first))
+    seed = bench.seeds[repetition % len(bench.seeds)]
+    full = bench.steps[-1]
+    return [
+        TrialRecord(
+            schedule=str(schedule),
+            seed=seed,
+            phase="search",
+            role="proposed",
+            state="complete",
+            flops=0,
+            cost=bench.cost(schedule),
+            steps=full,
+            full_steps=full,
+            loss=bench.query(schedule, seed),
+            curve=((full, bench.query(schedule, seed)),),
+        )
+        for schedule in [*first, *drawn]
+    ]
+
+
+def main() -> None:
+    """Ask and look up."""
+    rows = []
+    for corpus in ("mix", "recall"):
+        bench = load_bench(corpus)
+        truth = dict(zip(map(str, bench.schedules), bench.means.tolist(), strict=True))
+        for count in TRAINED:
+            inside, better, regrets, widths, best = [], [], [], [], []
+            for repetition in track(range(REPETITIONS), description=f"{corpus} {count}"):
+                known = records(bench, count, repetition)
+                for budget in BUDGETS:
+                    found = solve(known, bench.space, cost_limit(bench.space, budget)).proposal
+                    if found is None or found.state != "untrained":
+                        continue
+                    true = truth[found.schedule]
+                    inside.append(found.low <= true <= found.high)
+                    widths.append(found.high - found.low)
+                    target = Schedule.parse(found.schedule)
+                    within = [r for r in known if r.cost <= budget]
+                    gaps = [sum(a != b for a, b in zip(target, r.parsed(), strict=True)) for r in within]
+                    nearest = [truth[r.schedule] for r, gap in zip(within, gaps, strict=True) if gap == min(gaps)]
+                    better.append(true < float(np.mean(nearest)))
+                    lowest = min(loss for s, loss in truth.items() if bench.cost(Schedule.parse(s)) <= budget)
+                    regrets.append(true - lowest)
+                    chosen = min(within, key=lambda r: r.loss or 0.0).schedule
+                    best.append(truth[chosen] - lowest)
+            rows.append(
+                {
+                    "corpus": corpus,
+                    "trained": count,
+                    "proposals": len(inside),
+                    "inside_95": round(float(np.mean(inside)), 3),
+                    "median_width": round(float(np.median(widths)), 3),
+                    "beats_nearest_trained": round(float(np.mean(better)), 3),
+                    "median_regret": round(float(np.median(regrets)), 4),
+                    "median_regret_best_trained": round(float(np.median(best)), 4),
+                }
+            )
+            print(rows[-1], flush=True)
+    (HERE / "solve_check.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""The tabular benchmark that ships: whole, the space's own costs, and one line for what it cannot answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from layersearch.bench import load_bench
+from layersearch.errors import UserError
+
+
+@pytest.mark.parametrize("name", ["mix", "recall"])
+def test_tables_are_whole(name: str) -> None:
+    bench = load_bench(name)
+    assert len(bench.schedules) == bench.space.size == 243
+    assert len(bench.seeds) >= 3
+    assert len(bench.steps) >= 8
+    assert np.isfinite(bench.losses).all()
+    assert (bench.losses > 0).all()
+    assert bench.costs.tolist() == [bench.space.cost(schedule) for schedule in bench.schedules]
+    assert bench.hypervolume(list(bench.frontier)) == pytest.approx(1.0)
+    assert 0 <= bench.hypervolume([bench.schedules[0]]) < 1
+    schedule, seed = bench.schedules[17], bench.seeds[1]
+    assert bench.query(schedule, seed) == bench.query(str(schedule), seed, bench.steps[-1]) == bench.losses[17, 1, -1]
+
+
+def test_tells_what_there_is() -> None:
+    bench = load_bench("recall")
+    with pytest.raises(UserError, match="lies outside its space of full, window:2, window:1"):
+        bench.query("window:3*5", 0)
+    with pytest.raises(UserError, match=r"no seed 99; choose from \[0, 1, 2\]"):
+        bench.query(bench.schedules[0], 99)
+    with pytest.raises(UserError, match="no step 1; choose from"):
+        bench.query(bench.schedules[0], 0, 1)
+    with pytest.raises(UserError, match="no file 'nothing' here"):
+        load_bench("nothing")
+
+
+def test_refuses_what_is_no_table(tmp_path: Path) -> None:
+    path = tmp_path / "torn.parquet"
+    path.write_bytes(b"PAR1 and then nothing")
+    with pytest.raises(UserError, match="no benchmark table"):
+        load_bench(str(path))
