@@ -2,10 +2,11 @@
 
 Two candidates stand against each other. The *measured* one is the confirmed schedule of the lowest mean loss, as in
 `layersearch.result`. The *proposal* is the schedule of the lowest predicted loss among all others of the space: those
-that the search trained but did not confirm, and all that were never trained. Of the latter an integer program finds the
-best by an additive-plus-pairwise surrogate, several of them; the surrogate in which layers act together in any number,
-which predicts better and whose intervals are more honest, then chooses. It predicts all, and the lowest prediction is
-the answer.
+that the search trained but did not confirm, and all that were never trained. Of the latter an integer program finds
+several of the best by an additive-plus-pairwise surrogate; the surrogate in which layers act together in any number,
+which predicts better and whose intervals are more honest, then chooses. The proposal is the answer if it is shown to
+lie below the measured one, or if nothing is confirmed; otherwise the answer is what `layersearch.result` names the
+winner: the cheapest confirmed schedule not shown to be worse.
 
 What is learnt from: every trial, each with its seed; of a trial that was stopped early the loss where it was stopped,
 which counts as far as losses of that step went together with those of the end. A single low loss of the search is low
@@ -198,7 +199,8 @@ def solve(
     difference = None
     if proposal is not None and measured is not None:
         difference = _difference(predictions[proposal.schedule], predictions[measured.schedule], confidence)
-    answer = measured if proposal is None or (difference is not None and difference.mean >= 0) else proposal
+    better = difference is None or (difference.shown and difference.mean < 0)
+    answer = proposal if proposal is not None and better else cheaper or measured
     assert answer is not None, "something is within the constraint"
     trained = {text: schedule for text, schedule in within.items() if text in ended}
     near = None if proposal is None else _nearest(Schedule.parse(proposal.schedule), trained, predictions)

@@ -196,7 +196,8 @@ def alternatives(found: Solution) -> str:
     if gap.shown:
         return f"The model puts it below the best confirmed schedule by {size}.{low}"
     return (
-        f"It is not shown to be better than the best confirmed schedule: the model puts the difference at {size}.{low}"
+        f"{found.proposal.schedule} is predicted to lie below the best confirmed schedule, which is not shown: "
+        f"{size}.{low}"
     )
 
 

@@ -27,8 +27,8 @@ HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "contest.jsonl"
 LIMIT = 120.0
 """Full trials that a search may spend."""
-SLOW = {"GP": 40.0}
-"""Optuna's GP needs seconds a proposal from there on."""
+SLOW = {"GP": 40.0, "layersearch": 40.0}
+"""Searches that take seconds a proposal from there on."""
 
 
 def main() -> None:
