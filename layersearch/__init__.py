@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from layersearch import presets
     from layersearch.attention import attend, reference_attention, span_mask
+    from layersearch.bench import load_bench
     from layersearch.cost import attention_flops, budget_ratio, kv_cache_bytes
     from layersearch.errors import UserError
     from layersearch.ladder import search
     from layersearch.recipe import Recipe, load_recipe
     from layersearch.result import Result, analyse
+    from layersearch.sampler import ScheduleSampler
     from layersearch.schedule import Schedule, Span
     from layersearch.space import Space, load_space
 
@@ -25,6 +27,7 @@ _HOME = {
     "Recipe": "recipe",
     "Result": "result",
     "Schedule": "schedule",
+    "ScheduleSampler": "sampler",
     "Space": "space",
     "Span": "schedule",
     "UserError": "errors",
@@ -33,6 +36,7 @@ _HOME = {
     "attention_flops": "cost",
     "budget_ratio": "cost",
     "kv_cache_bytes": "cost",
+    "load_bench": "bench",
     "load_recipe": "recipe",
     "load_space": "space",
     "reference_attention": "attention",
@@ -44,6 +48,7 @@ __all__ = [
     "Recipe",
     "Result",
     "Schedule",
+    "ScheduleSampler",
     "Space",
     "Span",
     "UserError",
@@ -52,6 +57,7 @@ __all__ = [
     "attention_flops",
     "budget_ratio",
     "kv_cache_bytes",
+    "load_bench",
     "load_recipe",
     "load_space",
     "presets",
