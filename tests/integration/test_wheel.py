@@ -82,6 +82,10 @@ def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dic
         Path(where.stdout.strip()).parts[: len(Path(installed["PYTHONPATH"]).parts)]
         == Path(installed["PYTHONPATH"]).parts
     )
+    loaded = "from layersearch import load_bench; print(load_bench('recall').space.size)"
+    command = [sys.executable, "-P", "-c", loaded]
+    asked = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
+    assert (asked.stdout, asked.returncode) == ("243\n", 0), asked.stderr
     # Workers are started as modules of their own: what finds the package here must reach them too.
     small = [f"search.{key}" for key in ("trials=3", "finalists=1", "workers=1")] + ["training.steps=2"]
     sets = [part for setting in [*small, "training.warmup_steps=0"] for part in ("--set", setting)]
