@@ -69,7 +69,7 @@ def main() -> None:
         key = (row["corpus"], row["method"], row["anchors"])
         groups[key].append(row["trace"])
         seconds[key].append(row["search_seconds"])
-    corpora = list(dict.fromkeys(corpus for corpus, _, _ in groups))
+    corpora = sorted({corpus for corpus, _, _ in groups})
     lines = []
     for corpus in corpora:
         mine = {key: traces for key, traces in groups.items() if key[0] == corpus}
@@ -125,7 +125,7 @@ def draw(groups: dict[Group, list[list[list[float]]]], corpora: list[str]) -> No
                         band = (np.maximum(low, floor), np.maximum(high, floor))
                         place.fill_between(end, *band, color=colour, alpha=0.15, lw=0)
         axes[0].axhline(0.01, color="black", lw=0.8, ls=":")
-        axes[0].annotate("99% found", (58, 0.0107), fontsize=8, ha="right", va="bottom")
+        axes[0].annotate("99% found", (1, 0.0104), fontsize=8, ha="left", va="bottom")
         axes[0].set_title(corpus)
         axes[0].set_ylabel("share of the true hypervolume missing")
         axes[1].set_ylabel(f"regret at budget {BUDGETS[1]:g} (nats)")
