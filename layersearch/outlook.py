@@ -159,8 +159,11 @@ class Outlook:
         near: dict[Schedule, None] = dict.fromkeys(self._front)
         last = list(near)
         for _ in range(CHANGES):
-            last = [other for schedule in last for other in self._space.neighbours(schedule) if other not in near]
-            last = list(dict.fromkeys(last))
+            if len(last) * sum(len(options) - 1 for options in self._space.options) <= 4 * NEAREST:
+                changed = [other for schedule in last for other in self._space.neighbours(schedule)]
+            else:  # too many to be made and then thrown away
+                changed = [self._space.neighbour(rng.choice(last), rng) for _ in range(NEAREST)]
+            last = list(dict.fromkeys(other for other in changed if other not in near))
             last = rng.sample(last, min(len(last), NEAREST))
             near.update(dict.fromkeys(last))
         drawn = [self._space.sample(rng) for _ in range(DRAWN)]

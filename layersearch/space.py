@@ -346,6 +346,13 @@ class BoundSpace:
                 if span != chosen[at]:
                     yield self._schedule([*chosen[:at], span, *chosen[at + 1 :]])
 
+    def neighbour(self, schedule: Schedule, rng: Random) -> Schedule:
+        """Return one of `neighbours`, drawn uniformly over variables and then over their other choices."""
+        chosen = [schedule[group[0]] for group in self.groups]
+        at = rng.choice([at for at, options in enumerate(self.options) if len(options) > 1])
+        chosen[at] = rng.choice([span for span in self.options[at] if span != chosen[at]])
+        return self._schedule(chosen)
+
     def _schedule(self, chosen: Sequence[Span]) -> Schedule:
         spans: list[Span | None] = [None] * self.n_layers
         for group, span in zip(self.groups, chosen, strict=True):
