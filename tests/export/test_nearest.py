@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layersearch.cost import attention_flops
-from layersearch.export.nearest import Capabilities, CannotHold, check_held, nearest
+from layersearch.export.nearest import CannotHold, Capabilities, check_held, nearest
 from layersearch.schedule import Schedule
 
 TOKENS, HEADS = 40, 4
