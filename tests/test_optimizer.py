@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from layersearch.model import Decoder
-from layersearch.optimizer import MuonAndAdamW, make_optimizer
+from layersearch.optimizer import GroupedMuon, MuonAndAdamW, make_optimizer
 from layersearch.recipe import ModelConfig, TrainingConfig
 from layersearch.schedule import Schedule
 
@@ -65,6 +65,27 @@ def test_the_two_step_as_they_would_alone() -> None:
     for name, weight in together.state_dict().items():
         torch.testing.assert_close(weight, apart.state_dict()[name], rtol=0, atol=0)
         assert not torch.equal(weight, before[name]), name
+
+
+def test_matrices_of_one_shape_together_are_torchs_muon_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Wide, tall and square ones, in groups, alone, without a gradient, and too large to be worth it."""
+    monkeypatch.setattr("layersearch.optimizer.LARGEST", 150)
+    torch.manual_seed(0)
+    shapes = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (7, 5), (16, 16), (8, 8)]
+    ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+    torchs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    mine = GroupedMuon(ours, lr=0.03, weight_decay=0.2)
+    theirs = torch.optim.Muon(torchs, lr=0.03, weight_decay=0.2)
+    for step in range(4):
+        for number, (p, q) in enumerate(zip(ours, torchs, strict=True)):
+            p.grad = None if number == 7 and step % 2 else torch.randn_like(p)
+            q.grad = None if p.grad is None else p.grad.clone()
+        mine.step()
+        theirs.step()
+        assert [p.grad is None for p in ours] == [q.grad is None for q in torchs]
+    for p, q in zip(ours, torchs, strict=True):
+        torch.testing.assert_close(p, q, rtol=0, atol=0)
+        torch.testing.assert_close(mine.state[p]["momentum_buffer"], theirs.state[q]["momentum_buffer"], rtol=0, atol=0)
 
 
 def test_a_schedule_of_the_learning_rate_reaches_both() -> None:

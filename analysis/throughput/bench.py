@@ -1,11 +1,13 @@
-"""Training throughput of the laptop proxy against a plain float32 eager decoder of the same size (nanoGPT's).
+"""Training throughput of proxies against a plain float32 eager decoder of the same size (nanoGPT's).
 
 Command:  python analysis/throughput/bench.py --nanogpt PATH_TO_A_NANOGPT_CHECKOUT
-Time:     about 3 minutes on one core, once torch.compile's cache is warm
+Time:     about 8 minutes on two cores, once torch.compile's cache is warm
 Shows:    tokens per second of each way to train, as ratios to nanoGPT's on its CPU settings (float32, eager, SDPA), all
-          interleaved in one process on one thread; and what share of a step's time its matrix products alone would
-          need in bf16. Writes record.json. Nothing of nanoGPT is part of this repository: give a checkout of
-          github.com/karpathy/nanoGPT (its model.py is loaded from there).
+          interleaved in one run: on one thread each, and on the whole machine (nanoGPT on two threads, which is how it
+          runs there by itself, against two of our trials side by side on one thread each, which is how a search runs);
+          and what share of a step's time its matrix products alone would need in bf16. Writes record.json. Nothing of
+          nanoGPT is part of this repository: give a checkout of github.com/karpathy/nanoGPT (its model.py is loaded
+          from there).
 """
 
 from __future__ import annotations
@@ -13,12 +15,15 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import multiprocessing
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,6 +36,17 @@ from layersearch.schedule import Schedule
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, STEPS = 7, 5
+SHAPES: dict[str, list[str]] = {
+    "the default recipe": [],
+    "the default recipe, width 128": ["model.d_model=128", "model.d_ff=320"],
+    "the default recipe, width 256": ["model.d_model=256", "model.n_heads=4", "model.n_kv_heads=4", "model.d_ff=640"],
+    "512 tokens, batch 4": ["training.seq_len=512", "training.batch_size=4"],
+    "512 tokens, batch 4, width 256": [
+        *("training.seq_len=512", "training.batch_size=4", "model.d_model=256", "model.n_heads=4"),
+        *("model.n_kv_heads=4", "model.d_ff=640"),
+    ],
+}
+"""Sizes that are timed, as changes of the default recipe."""
 
 
 def nanogpt_step(folder: Path, recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
@@ -109,68 +125,139 @@ def _timed(function: Callable[[], None]) -> float:
     return (time.perf_counter() - begun) / STEPS
 
 
-def main() -> None:
-    """Time all ways in turn and write the record."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--nanogpt", type=Path, required=True)
-    parser.add_argument("--recipe", default="laptop")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    keep_freed_memory()
-    recipe = load_recipe(options.recipe)
-    join(RankGroup(), Path(tempfile.mkdtemp()) / "rendezvous")
-    layers = recipe.model.n_layers
-    full, hybrid = f"full*{layers}", f"window:{recipe.training.seq_len // 16}*{layers - 1} full"
-    ways = {"nanoGPT, float32, eager, all-full": nanogpt_step(options.nanogpt, recipe)}
-    for schedule, name in ((full, "all-full"), (hybrid, hybrid)):
-        for precision, compiled in (("float32", False), ("bf16", False), ("bf16", True)):
-            label = f"ours, {precision}, {'compiled' if compiled else 'eager'}, {name}"
-            ways[label] = our_step(recipe, schedule, precision=precision, compiled=compiled)
-    if recipe.training.optimizer != "adamw":
-        label = f"ours, bf16, compiled, {recipe.training.optimizer}, {hybrid}"
-        ways[label] = our_step(recipe, hybrid, precision="bf16", compiled=True, optimizer=recipe.training.optimizer)
+def batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
+    """Return tokens and targets (B, T) of the recipe's size."""
     generator = torch.Generator().manual_seed(0)
     size = (recipe.training.batch_size, recipe.training.seq_len)
     tokens = torch.randint(recipe.data.vocab_size, size, generator=generator)
-    targets = tokens.roll(-1, 1)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    return tokens, tokens.roll(-1, 1)
+
+
+def in_process(pipe: Connection, recipe: Recipe, schedule: str | None, nanogpt: Path, threads: int) -> None:
+    """Train in a process of its own: time `STEPS` steps whenever told to, until told to stop."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    tokens, targets = batch(recipe)
+    if schedule is None:
+        step = nanogpt_step(nanogpt, recipe)
+    else:
+        join(RankGroup(), str(Path(tempfile.mkdtemp()) / "rendezvous"))
+        step = our_step(recipe, schedule, precision="bf16", compiled=True, optimizer=recipe.training.optimizer)
+    for _ in range(2 * STEPS):
+        step(tokens, targets)
+    pipe.send("ready")
+    while pipe.recv():
+        for _ in range(STEPS):
+            step(tokens, targets)
+        pipe.send("done")
+
+
+def on_the_machine(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, list[float]]:
+    """Return the tokens per second, round by round, of each way to keep two cores busy."""
+    # Tokens of a step count once a process: two of ours train two trials.
+    ways: dict[str, list[tuple[str | None, int]]] = {
+        "nanoGPT, one process on two threads": [(None, 2)],
+        "nanoGPT, two processes on one thread": [(None, 1), (None, 1)],
+        "ours, one process on two threads": [(schedule, 2)],
+        "ours, two processes on one thread": [(schedule, 1), (schedule, 1)],
+    }
+    spawn = multiprocessing.get_context("spawn")
+    pipes: dict[str, list[Any]] = {}
+    for way, processes in ways.items():
+        pipes[way] = []
+        for schedule_, threads in processes:
+            here, there = spawn.Pipe()
+            spawn.Process(target=in_process, args=(there, recipe, schedule_, nanogpt, threads), daemon=True).start()
+            pipes[way].append(here)
+        for pipe in pipes[way]:
+            pipe.recv()
+    rates: dict[str, list[float]] = {way: [] for way in ways}
+    for _ in range(ROUNDS):
+        for way, ends in pipes.items():
+            begun = time.perf_counter()
+            for pipe in ends:
+                pipe.send(True)
+            for pipe in ends:
+                pipe.recv()
+            tokens = len(ends) * STEPS * recipe.training.batch_size * recipe.training.seq_len
+            rates[way].append(tokens / (time.perf_counter() - begun))
+    for ends in pipes.values():
+        for pipe in ends:
+            pipe.send(False)
+    return rates
+
+
+def on_one_thread(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, list[float]]:
+    """Return the tokens per second, round by round, of each way to train on one thread."""
+    full = f"full*{recipe.model.n_layers}"
+    ways = {"nanoGPT, float32, eager, all-full": nanogpt_step(nanogpt, recipe)}
+    for name in (full, schedule):
+        for precision, compiled in (("float32", False), ("bf16", False), ("bf16", True)):
+            label = f"ours, AdamW, {precision}, {'compiled' if compiled else 'eager'}, {name}"
+            ways[label] = our_step(recipe, name, precision=precision, compiled=compiled)
+    label = f"ours, {recipe.training.optimizer}, bf16, compiled, {schedule}"
+    ways[label] = our_step(recipe, schedule, precision="bf16", compiled=True, optimizer=recipe.training.optimizer)
+    tokens, targets = batch(recipe)
+    rates: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(ROUNDS + 1):
         for name, step in ways.items():
             taken = _timed(lambda step=step: step(tokens, targets))  # type: ignore[misc]
             if round_:  # the first round compiles and warms up
-                seconds[name].append(taken)
-    base = seconds[next(iter(ways))]
-    rows = []
-    for name, taken in seconds.items():
-        ratios = sorted(a / b for a, b in zip(base, taken, strict=True))
-        rows.append(
+                rates[name].append(tokens.numel() / taken)
+    return rates
+
+
+def rows(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
+    """Return each way's median rate, and its ratio to the first's, taken round by round."""
+    base, made = rates[next(iter(rates))], []
+    for way, mine in rates.items():
+        ratios = sorted(rate / other for rate, other in zip(mine, base, strict=True))
+        row = {"way": way, "tokens_per_second": round(statistics.median(mine))}
+        row |= {
+            "ratio": round(statistics.median(ratios), 3),
+            "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+        }
+        made.append(row)
+    return made
+
+
+def main() -> None:
+    """Time all ways at all shapes and write the record."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--nanogpt", type=Path, required=True)
+    parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    keep_freed_memory()
+    join(RankGroup(), str(Path(tempfile.mkdtemp()) / "rendezvous"))
+    record: dict[str, Any] = {"torch": torch.__version__, "rounds": ROUNDS, "steps_a_round": STEPS, "shapes": []}
+    for shape in options.shapes:
+        recipe = load_recipe("laptop", SHAPES[shape])
+        schedule = f"window:{recipe.training.seq_len // 16}*{recipe.model.n_layers - 1} full"
+        single = on_one_thread(recipe, schedule, options.nanogpt)
+        alone, rate = products_seconds(recipe)
+        label = next(name for name in single if name.startswith("ours, AdamW, bf16, compiled") and schedule in name)
+        step = recipe.training.batch_size * recipe.training.seq_len / statistics.median(single[label])
+        record["shapes"].append(
             {
-                "way": name,
-                "tokens_per_second": round(tokens.numel() / statistics.median(taken)),
-                "ratio_to_nanogpt": round(statistics.median(ratios), 3),
-                "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+                "shape": shape,
+                "recipe": recipe.to_dict(),
+                "one_thread": rows(single),
+                "machine": rows(on_the_machine(recipe, schedule, options.nanogpt)),
+                "products_alone_ms": round(alone * 1e3, 2),
+                "products_gflops_per_second": round(rate / 1e9, 1),
+                "products_share_of_the_compiled_hybrid_step": round(alone / step, 3),
             }
         )
-    alone, rate = products_seconds(recipe)
-    best = statistics.median(seconds[f"ours, bf16, compiled, {hybrid}"])
-    record = {
-        "torch": torch.__version__,
-        "recipe": recipe.to_dict(),
-        "threads": 1,
-        "rounds": ROUNDS,
-        "rows": rows,
-        "products_alone_ms": round(alone * 1e3, 2),
-        "products_alone_gflops_per_second": round(rate / 1e9, 1),
-        "products_share_of_the_compiled_hybrid_step": round(alone / best, 3),
-    }
-    (HERE / "record.json").write_text(json.dumps(record, indent=1) + "\n")
-    width = max(len(name) for name in ways)
-    for row in rows:
-        low, high = row["ratio_range"]
-        speed = f"{row['tokens_per_second']:8,d} tokens/s"
-        print(f"{row['way']:{width}s} {speed} {row['ratio_to_nanogpt']:6.2f} ({low}-{high})")
-    share = f"{alone / best:.0%} of the compiled hybrid's step"
-    print(f"matrix products alone: {alone * 1e3:.1f} ms, {rate / 1e9:.0f} GFLOP/s, {share}")
+        (HERE / "record.json").write_text(json.dumps(record, indent=1) + "\n")
+        made = record["shapes"][-1]
+        print(f"{shape}: products {alone * 1e3:.1f} ms, {rate / 1e9:.0f} GFLOP/s, {alone / step:.0%} of a step")
+        for row in [*made["one_thread"], *made["machine"]]:
+            low, high = row["ratio_range"]
+            print(
+                f"  {row['way']:60s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":
