@@ -30,7 +30,7 @@ def main(name: str, seeds: int, records: Path, words: list[str]) -> None:
     source = open_source(recipe.data, recipe.training.seq_len)
     checkpoints = tuple(recipe.training.steps * eighth // 8 for eighth in range(1, 8))
     with tempfile.TemporaryDirectory() as folder:
-        join(RankGroup(), Path(folder, "rendezvous"))
+        join(RankGroup(), str(Path(folder, "rendezvous")))
         for seed in range(seeds):
             for word in words:
                 schedule = " ".join({"w": WINDOWS[name], "f": "full"}[letter] for letter in word)
