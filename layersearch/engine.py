@@ -258,6 +258,24 @@ class Engine:
         names = ("exp_avg", "exp_avg_sq", "momentum_buffer")
         return sum(values[name].nbytes for values in state.values() for name in names if name in values)
 
+    def state(self) -> dict[str, Any]:
+        """Return what a process that goes on needs: trained weights, moments and learning rate; at ZeRO 0 only."""
+        weights = {name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}
+        return {
+            "weights": weights,
+            "optimizer": self._engine.optimizer.state_dict(),
+            "lr_scheduler": self._engine.lr_scheduler.state_dict(),
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` returned, in an engine of the same model and recipe."""
+        named = dict(self.module.named_parameters())
+        with torch.no_grad():
+            for name, value in state["weights"].items():
+                named[name].copy_(value)
+        self._engine.optimizer.load_state_dict(state["optimizer"])
+        self._engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
+
     @property
     def module(self) -> torch.nn.Module:
         """The model itself."""

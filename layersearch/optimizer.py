@@ -13,8 +13,8 @@ from layersearch.recipe import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimiser that the recipe names, over all parameters of a decoder."""
-    named = list(model.named_parameters())
+    """Return the optimiser that the recipe names, over all parameters of a model that are to be trained."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     vectors = {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0}
     if training.optimizer == "adamw":
         matrices = {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": training.weight_decay}

@@ -42,11 +42,19 @@ class ModelConfig:
     init: Literal["gpt2", "width"] = "gpt2"
     """Standard deviation of the initial weights. ``gpt2``: 0.02 at any width; ``width``: 1/sqrt(fan-in), embeddings 1,
     which small models learn from much sooner; untie the embeddings then."""
+    head_width: int | None = None
+    """Width of one head where it is not d_model / n_heads, as in Gemma and some Qwen3."""
 
     def __post_init__(self) -> None:
         for name in ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
-        _require(self.d_model % self.n_heads == 0, f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}")
+        _require(
+            self.head_width is None or self.head_width >= 1, f"head_width must be at least 1, not {self.head_width}"
+        )
+        _require(
+            self.head_width is not None or self.d_model % self.n_heads == 0,
+            f"d_model {self.d_model} is no multiple of n_heads {self.n_heads}",
+        )
         _require(self.head_dim % 2 == 0, f"RoPE needs an even head dimension, not {self.head_dim}; change n_heads")
         _require(
             self.n_heads % self.n_kv_heads == 0, f"n_kv_heads {self.n_kv_heads} must divide n_heads {self.n_heads}"
@@ -56,7 +64,7 @@ class ModelConfig:
     @property
     def head_dim(self) -> int:
         """Width of one head."""
-        return self.d_model // self.n_heads
+        return self.head_width or self.d_model // self.n_heads
 
 
 TaskKind = Literal["recall", "hops", "induction", "copy", "needle", "listops", "local"]
@@ -242,8 +250,15 @@ class Recipe:
     search: SearchConfig = field(default_factory=SearchConfig)
     space: str | None = None
     """The search space that goes with it; None: the one of the recipe's name."""
+    pretrained: str | None = None
+    """A Hugging Face model folder or hub id: every trial starts from its weights, and ``model`` must say its sizes, as
+    ``layersearch run --model`` does. None: from random weights."""
 
     def __post_init__(self) -> None:
+        _require(
+            self.pretrained is None or self.training.optimizer == "adamw",
+            "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
+        )
         _require(
             bool(self.name) and all(letter.isalnum() or letter in "-_." for letter in self.name),
             f"name must be letters, digits, '-', '_' or '.', not {self.name!r}",

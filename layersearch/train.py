@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from layersearch.errors import UserError
 from layersearch.model import IGNORE, Decoder
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.record import Phase, State, TrialRecord
+from layersearch.routing import Routed
 from layersearch.schedule import Schedule
 
 POSITION_BINS = 8
@@ -94,8 +95,8 @@ def run_trial(
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)
-    compiled = training.compile and zero_stage(path) < 3 and can_compile(group.device)
-    model = Decoder(recipe.model, source.vocab_size, schedule, compiled)
+    model = _model(recipe, source, schedule, group)
+    compiled = model.compiled
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
 
@@ -104,20 +105,17 @@ def run_trial(
     train_seconds = eval_seconds = 0.0
     state: State = "complete"
     error: str | None = None
-    measured: _Measured | None = None
+    measured: Measured | None = None
     checkpoints = {step for step in trial.checkpoints if 0 < step < training.steps} | {training.steps}
     step = 0
     mark = time.perf_counter()
     try:
-        for step in range(1, training.steps + 1):
-            engine.step(
-                *_rank_rows(source.train(seed=trial.seed, step=step - 1, batch_size=training.batch_size), group)
-            )
+        for step, _ in train_steps(engine, source, seed=trial.seed):
             if step not in checkpoints:
                 continue
             now = time.perf_counter()
             train_seconds += now - mark
-            measured = _validate(engine, validation, training.batch_size, group)
+            measured = validate(engine.token_losses, validation, training.batch_size, group)
             mark = time.perf_counter()
             eval_seconds += mark - now
             if not math.isfinite(measured.loss):
@@ -141,7 +139,7 @@ def run_trial(
         curve=tuple(curve),
         loss_by_position=() if failed else measured.by_position,
         position_edges=() if failed else measured.edges,
-        metrics=() if failed else tuple(sorted(_metrics(source, validation, measured).items())),
+        metrics=() if failed else tuple(sorted(named_metrics(source, validation, measured).items())),
         seconds=time.perf_counter() - began,
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
@@ -156,16 +154,52 @@ def run_trial(
     )
 
 
+def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | Routed:
+    """Return the model that a trial starts from: new, or pre-trained and routed over the schedule."""
+    if recipe.pretrained is None:
+        training = recipe.training
+        compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
+        return Decoder(recipe.model, source.vocab_size, schedule, compiled)
+    from layersearch.pretrained import check_vocabulary, load_pretrained
+
+    routed = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
+    check_vocabulary(routed, source.vocab_size, recipe.data.tokenizer)
+    routed.set_schedule(schedule)
+    return routed
+
+
+def train_steps(engine: Engine, source: Source, *, seed: int, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+    """Train to the last step of the engine's recipe; yield the steps done so far and this rank's loss after each.
+
+    Args:
+        engine: with the model; every rank of its group calls this alike.
+        source: the data.
+        seed: of the data order.
+        first: steps that an earlier process did.
+    """
+    training, group = engine.training, engine.group
+    for step in range(first, training.steps):
+        batch = source.train(seed=seed, step=step, batch_size=training.batch_size)
+        yield step + 1, engine.step(*_rank_rows(batch, group))
+
+
 @dataclass(frozen=True, kw_only=True)
-class _Measured:
+class Measured:
+    """What one pass over the validation set found."""
+
     loss: float
+    """Nats: the mean over sequences of each one's mean per predicted token."""
     by_position: tuple[float, ...]
+    """In equal bins of token position, first tokens first; bins without a target are dropped."""
     edges: tuple[int, ...]
+    """Right edges of those bins, in tokens."""
     losses: np.ndarray
+    """Of each target, 0 where not scored, [sequences, tokens]."""
     correct: np.ndarray
+    """Whether each target was predicted, [sequences, tokens]."""
 
 
-def _metrics(source: Source, batch: Batch, measured: _Measured) -> dict[str, float]:
+def named_metrics(source: Source, batch: Batch, measured: Measured) -> dict[str, float]:
     """Return the source's measures and the loss of each part that it names."""
     scored = batch.targets != IGNORE
     by_group = {
@@ -174,8 +208,17 @@ def _metrics(source: Source, batch: Batch, measured: _Measured) -> dict[str, flo
     return source.metrics(measured.correct, batch) | by_group
 
 
-def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup) -> _Measured:
-    """Return the validation loss, whole and by position; each rank scores its share of the rows."""
+def validate(
+    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Batch, rows_at_once: int, group: RankGroup
+) -> Measured:
+    """Return the validation loss, whole and by position; each rank scores its share of the rows.
+
+    Args:
+        token_losses: as `Engine.token_losses`.
+        batch: the validation set.
+        rows_at_once: sequences, over all ranks.
+        group: this process's place among the ranks.
+    """
     n_rows, tokens = batch.tokens.shape
     losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
     correct = torch.zeros(n_rows, tokens, dtype=torch.float64)
@@ -187,9 +230,9 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
         )
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
         chunk = Batch(batch.tokens[rows], batch.targets[rows])
-        token_losses, predicted = engine.token_losses(*_to_device(chunk, group))
+        found, predicted = token_losses(*_to_device(chunk, group))
         if rows == own:
-            losses[rows], correct[rows] = token_losses.double().cpu(), predicted.double().cpu()
+            losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
     losses, correct = _sum_over_ranks(losses, group), _sum_over_ranks(correct, group)
     scored = torch.from_numpy(batch.targets != IGNORE)
     edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]
@@ -199,7 +242,7 @@ def _validate(engine: Engine, batch: Batch, rows_at_once: int, group: RankGroup)
         if count:
             by_position.append(float(losses[:, low:high].sum()) / count)
             kept.append(high)
-    return _Measured(
+    return Measured(
         loss=float((losses.sum(dim=1) / scored.sum(dim=1)).mean()),
         by_position=tuple(by_position),
         edges=tuple(kept),

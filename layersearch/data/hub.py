@@ -22,7 +22,7 @@ def one_line(error: BaseException) -> str:
     return text if len(text) <= 200 else text[:197] + "..."
 
 
-def _reachable() -> bool:
+def reachable() -> bool:
     """Tell whether the hub answers one request; any answer counts."""
     import httpx2
     from huggingface_hub import constants, get_session
@@ -50,7 +50,7 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def _unreachable(key: str, name: str, remedy: str) -> UserError:
+def unreachable(key: str, name: str, remedy: str) -> UserError:
     from huggingface_hub import constants
 
     why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} does not answer"
@@ -65,13 +65,13 @@ def dataset(name: str, subset: str | None, *, streaming: bool) -> IterableDatase
     """
     from datasets import IterableDataset, load_dataset
 
-    if not _reachable():
+    if not reachable():
         remedy = "connect, or give local files (data.source text, json or parquet with data.files)"
         try:
             with _offline():
                 copy = load_dataset(name, subset, split="train")
         except Exception:  # whatever the libraries raise, there is no copy
-            raise _unreachable("data.dataset", name, remedy) from None
+            raise unreachable("data.dataset", name, remedy) from None
         return copy.to_iterable_dataset()
     try:
         rows = load_dataset(name, subset, split="train", streaming=streaming)
@@ -91,12 +91,12 @@ def tokenizer_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
-    online = _reachable()
+    online = reachable()
     try:
         return Path(hf_hub_download(name, "tokenizer.json", local_files_only=not online))
     except Exception as error:  # the client raises many kinds
         if not online and isinstance(error, LocalEntryNotFoundError):
-            raise _unreachable("data.tokenizer", name, "connect, or give a local tokenizer.json") from None
+            raise unreachable("data.tokenizer", name, "connect, or give a local tokenizer.json") from None
         raise UserError(
             f"data.tokenizer {name} cannot be loaded ({one_line(error)}); give a hub id that holds a tokenizer.json"
         ) from None
