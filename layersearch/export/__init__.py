@@ -10,13 +10,15 @@ from layersearch.errors import UserError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_schedule
 from layersearch.export.hf import save_weights, write_config
+from layersearch.export.remotehf import save_remote, stock_config, write_remote
 from layersearch.recipe import ModelConfig
 from layersearch.schedule import Schedule
 
-__all__ = ["FAMILIES", "TARGETS", "export", "save_weights"]
+__all__ = ["FAMILIES", "TARGETS", "export", "save_remote", "save_weights", "write_remote"]
 
 TARGETS: dict[str, str] = {
     "hf": "config.json for Hugging Face transformers, and schedule.yaml",
+    "hf-remote": "a folder for transformers that runs any schedule, with a modelling file of its own",
     "yaml": "schedule.yaml: the schedule with its evidence",
     "json": "schedule.json: the schedule with its evidence",
 }
@@ -64,6 +66,9 @@ def export(
     if target != "hf":
         if family is not None:
             raise UserError(f"--family {family!r} has no meaning for --to {target}; drop it")
+        if target == "hf-remote":
+            stock = stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
+            return write_remote(schedule, config=stock, out=out, evidence=evidence)
         return [write_schedule(schedule, target, out, evidence or {})]
     if family is None:
         raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")

@@ -334,9 +334,7 @@ def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
         cache = kwargs["past_key_values"] = Cache(layers=cache_layers(config))
     if cache is not None and not all(isinstance(layer, SpanLayer) for layer in cache.layers):
         if type(cache) is not DynamicCache or cache.get_seq_length():
-            raise ValueError(
-                f"a {type(cache).__name__} does not keep to the spans; give none, or an empty DynamicCache"
-            )
+            raise ValueError(f"a {type(cache).__name__} does not keep to the spans; give none or an empty DynamicCache")
         cache.layers = cache_layers(config)
 
     inputs = kwargs.get("input_ids")
