@@ -170,6 +170,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--recipe", help="take the model's size from this recipe (default: the run's)")
     export.add_argument("--out", type=Path, required=True, help="the folder to write")
 
+    _convert(groups)
+
     cost = _command(
         groups, "cost", commands.cost, "count a schedule's attention FLOPs and cache, exactly and without a model"
     )
@@ -186,6 +188,41 @@ def _parser() -> argparse.ArgumentParser:
     presets.add_argument("sizes", nargs="*", metavar="KEY=VALUE", help="its sizes, for example l=4 n_layers=24")
     presets.add_argument("--json", action="store_true", help="print as JSON")
     return parser
+
+
+def _convert(groups: Any) -> None:
+    from layersearch.convert import command
+
+    convert = _command(
+        groups, "convert", command.convert, "give a pre-trained model another schedule and train it on; again to resume"
+    )
+    convert.add_argument("--model", required=True, metavar="PATH|ID", help="a Hugging Face model folder or hub id")
+    which = convert.add_mutually_exclusive_group(required=True)
+    which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
+    which.add_argument("--run", type=Path, help="take the winner of this run")
+    convert.add_argument(
+        "--data",
+        nargs="+",
+        metavar="DATA",
+        help="text, .jsonl or .parquet files, hub:ID, or a source such as stdlib (default: the recipe's)",
+    )
+    convert.add_argument("--steps", type=int, help="optimiser steps; the same as --set training.steps=N")
+    convert.add_argument("--out", type=Path, required=True, help="the folder: log, evaluations, checkpoint, model/")
+    convert.add_argument(
+        "--recipe", default="plain", help="a YAML file or a name in trials/convert/ (default: %(default)s)"
+    )
+    convert.add_argument("--distil", type=float, metavar="WEIGHT", help="share of the loss that is KL to the original")
+    convert.add_argument("--only-attention", action="store_true", help="train the attention layers only")
+    convert.add_argument("--lora", type=int, metavar="RANK", help="train low-rank updates, merged in the end")
+    convert.add_argument("--family", help="save as this family, or hf-remote (default: a stock one that can hold it)")
+    convert.add_argument("--seed", type=int, default=0, help="of the data order (default: %(default)s)")
+    convert.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe"
+    )
+    convert.add_argument(
+        "--trust-remote-code", action="store_true", help="run the modelling code that the model brings"
+    )
+    convert.add_argument("--json", action="store_true", help="print the evaluations as JSON")
 
 
 def _command(groups: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:

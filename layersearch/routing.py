@@ -120,17 +120,22 @@ def _register() -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from logging and warning what our one line says."""
-    from transformers.utils import logging
+    """Keep transformers from logging and warning what our one line says, and from drawing progress bars."""
+    from transformers.utils import logging as its_logging
 
-    level = logging.get_verbosity()
+    logging: Any = its_logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity(50)  # critical
+    logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
 
 
 class Routed(nn.Module):

@@ -66,9 +66,9 @@ class RunFolder:
             if not fresh:
                 _check_same(read_config(path), wanted, path)
             path.mkdir(parents=True, exist_ok=True)
-            self._hold()
+            self._lock = hold(path)
             if fresh:
-                write_text(config, json.dumps(_stamp() | wanted, indent=2) + "\n")
+                write_text(config, json.dumps(stamp() | wanted, indent=2) + "\n")
             self.records()  # refuses a damaged file before anything is changed
         except OSError as error:
             self.release()
@@ -99,22 +99,27 @@ class RunFolder:
         """Add a record, forced to the disk."""
         append(self.trials, record)
 
-    def _hold(self) -> None:
-        self._lock = (self.path / "run.lock").open("w")
-        try:
-            # The kernel drops this lock when the process dies, however it dies.
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self.release()
-            raise UserError(
-                f"--out {self.path}: another search is running there; wait for it or name another folder"
-            ) from None
-
     def release(self) -> None:
         """Let another process have the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
+
+
+def hold(path: Path) -> IO[str]:
+    """Keep a folder to this process until the file that is returned is closed.
+
+    Raises:
+        UserError: if another process has it.
+    """
+    lock = (path / "run.lock").open("w")
+    try:
+        # The kernel drops this lock when the process dies, however it dies.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise UserError(f"--out {path}: another search is running there; wait for it or name another folder") from None
+    return lock
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -168,7 +173,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
     for key in _ASKED:
-        difference = _first_difference(config.get(key), asked[key], key)
+        difference = first_difference(config.get(key), asked[key], key)
         if difference:
             raise UserError(
                 f"--out {path}: holds a run with another {difference}; run the same command to resume it, "
@@ -176,19 +181,21 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path)
             )
 
 
-def _first_difference(old: Any, new: Any, key: str) -> str | None:
+def first_difference(old: Any, new: Any, key: str) -> str | None:
+    """Return the first key by which two configurations differ, with both values; None if they are the same."""
     if key in _FREE:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
         for part in [*new, *(part for part in old if part not in new)]:
-            found = _first_difference(old.get(part), new.get(part), f"{key}.{part}")
+            found = first_difference(old.get(part), new.get(part), f"{key}.{part}")
             if found:
                 return found
         return None
     return None if old == new else f"{key} ({old!r}, now {new!r})"
 
 
-def _stamp() -> dict[str, Any]:
+def stamp() -> dict[str, Any]:
+    """Return what made a folder: its format, the libraries' versions and the checkout's commit."""
     return {
         "format": FORMAT,
         "versions": {"layersearch": __version__, "python": platform.python_version()}
