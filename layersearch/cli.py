@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from layersearch import __version__, commands
+from layersearch import __version__, commands, proving
 from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
 
 DEFAULT_RECIPE = "laptop"
@@ -36,10 +36,10 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; return 0, or 2 after one line that says what the user can mend."""
+    """Run one command; return 0, or 2 after one line that says what the user can mend, or a command's own code."""
     try:
         options = _parser().parse_args(arguments)
-        options.command(options)
+        code: int | None = options.command(options)
         sys.stdout.flush()
     except UserError as error:
         print(f"layersearch: {error}", file=sys.stderr)
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("layersearch: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
-    return 0
+    return code or 0
 
 
 def _discard_output() -> None:
@@ -171,6 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, help="the folder to write")
 
     _convert(groups)
+    _verify_export(groups)
 
     cost = _command(
         groups, "cost", commands.cost, "count a schedule's attention FLOPs and cache, exactly and without a model"
@@ -223,6 +224,20 @@ def _convert(groups: Any) -> None:
         "--trust-remote-code", action="store_true", help="run the modelling code that the model brings"
     )
     convert.add_argument("--json", action="store_true", help="print the evaluations as JSON")
+
+
+def _verify_export(groups: Any) -> None:
+    verify = _command(
+        groups,
+        "verify-export",
+        proving.verify_export,
+        "prove by experiment that an exported folder does what its schedule says; exit code 1 if it does not",
+    )
+    verify.add_argument("folder", type=Path, metavar="DIR", help="holds config.json and schedule.yaml")
+    verify.add_argument("--schedule", help="what it should do (default: its schedule.yaml)")
+    verify.add_argument("--attention", metavar="NAME", help="an attention of transformers, such as eager or sdpa")
+    verify.add_argument("--trust-remote-code", action="store_true", help="run code that lies in DIR; read it first")
+    verify.add_argument("--json", action="store_true", help="print as JSON")
 
 
 def _command(groups: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:

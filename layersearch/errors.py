@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+EXIT_NOT_PROVEN = 1
 EXIT_USER_ERROR = 2
 
 

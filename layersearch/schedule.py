@@ -135,6 +135,17 @@ class Span:
             near = near | (j < self.sink)
         return causal & near
 
+    def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
+        """Tell whether key ``j`` can move query ``i``'s output: it is visible, or pooled into one that is.
+
+        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
+        as for `visible`.
+        """
+        moved = self.visible(i, j, head)
+        for ahead in range(1, self.pool):
+            moved = moved | self.visible(i, j + ahead, head)
+        return moved
+
     def reach(self) -> int | None:
         """Return the farthest distance i-j, in tokens, at which this layer moves information; None: any distance.
 

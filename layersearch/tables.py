@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from layersearch.schedule import Schedule
     from layersearch.solve import Candidate, Solution
     from layersearch.stats import Interval
+    from layersearch.verify import Proof
 
 WIDTH = 100
 """Columns where there is no terminal to ask."""
@@ -190,3 +191,49 @@ def confirmed_table(rows: Sequence[tuple[Entry, Entry | None, Interval | None]])
             console.print(
                 Text(f"  against the best confirmed that costs no more, {rival.label}: {said}"), soft_wrap=True
             )
+
+
+def proof_table(proof: Proof) -> None:
+    """Print a proof: what was loaded, each layer's mask, logits, texts, and the verdict."""
+    screen = _console()
+    how = (
+        "every pair tested"
+        if proof.keys == proof.tokens
+        else (f"{proof.keys} keys tested against every query, those at the spans' edges among them")
+    )
+    masks = "random weights, widths shrunk" if proof.shrunk else "random weights"
+    screen.print(f"model      {proof.architecture}", soft_wrap=True)
+    screen.print(f"schedule   {proof.schedule}", soft_wrap=True)
+    screen.print(f"masks      {proof.tokens:,} tokens, {how}; {masks}\n", soft_wrap=True)
+    rows = _table("layer", "span", "pairs tested", "seen", "too many", "too few", "each head", "as scheduled", left=2)
+    for layer in proof.layers:
+        heads = "not tested" if not layer.by_head else "yes" if not layer.wrong_heads else f"{layer.wrong_heads:,} off"
+        rows.add_row(
+            str(layer.layer),
+            layer.span,
+            f"{layer.pairs:,}",
+            f"{layer.seen:,}",
+            f"{layer.too_many:,}",
+            f"{layer.too_few:,}",
+            heads,
+            "yes" if layer.proven else "NO",
+        )
+    screen.print(rows)
+    if proof.logits is None:
+        logits = f"not compared with layersearch's own model: {proof.logits_reason}"
+    else:
+        logits = f"{proof.logits.difference:.1e} of their norm from layersearch's own model, {proof.weights} weights"
+        if proof.logits.all_full:
+            logits += f" (all-full would be {proof.logits.all_full:.1e} off)"
+    screen.print(f"\nlogits     {logits}", soft_wrap=True)
+    texts = proof.texts
+    if texts.error is not None:
+        words = texts.error
+    else:
+        words = (
+            f"{texts.equal} of {texts.tokens} tokens up to position {texts.longest:,} are the same with and without a "
+            f"cache, logits within {texts.difference:.1e} of their spread, {proof.weights} weights"
+        )
+    screen.print(f"texts      {words}", soft_wrap=True)
+    verdict = "PROVEN: every layer does what the schedule says" if proof.proven else f"NOT PROVEN: {proof.problem}"
+    screen.print(f"\n{verdict}", soft_wrap=True)

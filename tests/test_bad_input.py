@@ -588,11 +588,15 @@ def export(name: str, what: list[str], *words: str) -> None:
 add("export: no target", ["export", "full*2", "--out", "new"], "--to", "export --help")
 add("export: nowhere", ["export", "full*2", "--to", "hf"], "--out", "export --help")
 export("unknown target", ["full*2", "--to", "hff"], "--to 'hff'", "did you mean 'hf'")
-export("no family", ["full*2", "--to", "hf"], "--to hf needs --family", "ministral, qwen3")
+export("no family", ["full*2", "--to", "hf"], "--to hf needs --family", "ministral, qwen2, qwen3")
 export("unknown family", ["full*2", "--to", "hf", "--family", "ministrel"], "--family", "did you mean 'ministral'")
 export("family of a file", ["full*2", "--to", "yaml", "--family", "qwen3"], "--family", "drop it")
-export("blocks", ["full block:8", "--to", "hf", "--family", "qwen3"], "layer 1: block:8", "accepted there: full or")
-export("sinks", ["full window:8+sink:2", "--to", "hf", "--family", "qwen3"], "no sinks", "accepted there: full or")
+export(
+    "blocks", ["full block:8", "--to", "hf", "--family", "qwen3"], "layer 1: block:8", "the nearest schedule it holds"
+)
+export(
+    "sinks", ["full window:8+sink:2", "--to", "hf", "--family", "qwen3"], "no sinks", "the nearest schedule it holds"
+)
 export("two windows", ["window:4 window:8", "--to", "hf", "--family", "qwen3"], "layer 1", "one window size")
 export("another depth", ["full*3", "--to", "hf", "--family", "qwen3"], "3 layers, the model 2", "at its own depth")
 export("neither run nor schedule", ["runs/mine", "--to", "hf", "--family", "qwen3"], "no run folder 'runs/mine'")

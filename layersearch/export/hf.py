@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import UserError
-from layersearch.export.families import FAMILIES, Family
+from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_text
+from layersearch.export.nearest import check_held
 from layersearch.recipe import ModelConfig
-from layersearch.schedule import Schedule, Span
+from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,83 +36,82 @@ def write_config(
         The file's path.
 
     Raises:
-        UserError: if the family cannot hold the schedule, or the file cannot be written.
+        CannotHold: if the family cannot hold the schedule.
+        UserError: if it cannot hold the model's size, or the file cannot be written.
     """
     held = FAMILIES[family]
-    fields = schedule_fields(schedule, family, seq_len=seq_len)
+    check_held(schedule, held.capabilities(family), seq_len=seq_len, n_heads=model.n_heads)
+    sizes = model_fields(family, model=model, vocab_size=vocab_size, seq_len=seq_len)
+    fields = sizes | schedule_fields(schedule, family, seq_len=seq_len)
     import transformers
 
-    config = getattr(transformers, held.config_class)(
-        architectures=[held.architecture],
-        vocab_size=vocab_size,
-        hidden_size=model.d_model,
-        intermediate_size=model.d_ff,
-        num_hidden_layers=model.n_layers,
-        num_attention_heads=model.n_heads,
-        num_key_value_heads=model.n_kv_heads,
-        head_dim=model.head_dim,
-        max_position_embeddings=seq_len,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        tie_word_embeddings=model.tie_embeddings,
-        # A family's own special tokens mean nothing in another vocabulary: its eos would end texts at random.
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-        **fields,
-    )
+    kind = getattr(transformers, held.config_class)
+    known = {entry.name for entry in dataclasses.fields(kind)} | {"architectures"}
+    config = kind(**{name: value for name, value in fields.items() if name in known})
     return write_text(out / "config.json", config.to_json_string())
 
 
+def model_fields(family: str, *, model: ModelConfig, vocab_size: int, seq_len: int) -> dict[str, Any]:
+    """Return the configuration's fields that hold a model's size; the family's class knows some of them only.
+
+    Raises:
+        UserError: if the family has no grouped-query attention and the model has.
+    """
+    held = FAMILIES[family]
+    if not held.grouped and model.n_kv_heads != model.n_heads:
+        grouped = next(name for name, other in FAMILIES.items() if other.grouped)
+        raise UserError(
+            f"n_kv_heads: family {family} has a key-value head for every query head, the model {model.n_kv_heads} for "
+            f"{model.n_heads}; give --family {grouped}, or a --recipe with n_kv_heads: {model.n_heads}"
+        )
+    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
+    sizes: dict[str, Any] = {
+        "vocab_size": vocab_size,
+        "hidden_size": model.d_model,
+        "intermediate_size": model.d_ff,
+        "num_hidden_layers": model.n_layers,
+        "num_attention_heads": model.n_heads,
+        "num_key_value_heads": model.n_kv_heads,
+        "head_dim": model.head_dim,
+        "attention_scale": model.head_dim**-0.5,
+        "max_position_embeddings": seq_len,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": model.tie_embeddings,
+        # A family's own special tokens mean nothing in another vocabulary: its eos would end texts at random.
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+        "architectures": [held.architecture],
+    }
+    if held.rope == "one":
+        sizes["rope_parameters"] = rope
+    elif held.rope == "by_type":
+        sizes["rope_parameters"] = {word: dict(rope) for word in held.layer_types.values()}
+    sizes |= {name: sizes[source] for name, source in held.copies.items()}
+    sizes |= {name: [value] * model.n_layers for name, value in held.per_layer.items()}
+    return sizes | dict(held.constants)
+
+
 def schedule_fields(schedule: Schedule, family: str, *, seq_len: int) -> dict[str, Any]:
-    """Return the configuration's fields that hold a schedule.
+    """Return the configuration's fields that hold a schedule which the family can hold.
 
     Args:
         schedule: one span per layer.
         family: a key of `FAMILIES`.
         seq_len: the longest text in tokens; stands in a size field that no layer uses but the model wants.
-
-    Raises:
-        UserError: if the family cannot hold the schedule; names the layer and what would be accepted.
     """
     held = FAMILIES[family]
-    sizes: dict[str, tuple[int, Span]] = {}
-    for layer, span in enumerate(schedule):
-        _check_layer(layer, span, family, held)
-        if span.kind in held.size_fields:
-            first, before = sizes.setdefault(span.kind, (layer, span))
-            if span.size != before.size:
-                raise UserError(
-                    f"layer {layer}: {span}, but layer {first} has {before}: family {family} holds one {span.kind} "
-                    f"size for all layers; accepted there: {_accepted(held, before)}"
-                )
-    fields: dict[str, Any] = {"layer_types": [held.layer_types[span.kind] for span in schedule]}
-    for kind, name in held.size_fields.items():
-        if kind in sizes:
-            fields[name] = sizes[kind][1].size
-        elif held.unused_size:
-            fields[name] = seq_len
+    words = [held.layer_types[span.kind] for span in schedule]
+    runs = [[[word], len(list(run))] for word, run in itertools.groupby(words)]
+    fields: dict[str, Any] = {name: words if form == "list" else runs for name, form in held.layer_fields.items()}
+    sizes = {span.kind: span.size for span in schedule if span.size is not None}
+    for kind, names in held.size_fields.items():
+        for name, factor in names.items():
+            if kind in sizes:
+                fields[name] = sizes[kind] * factor
+            else:
+                fields[name] = seq_len * factor if held.unused_size else None
     return fields | (dict(held.sparse_flags) if sizes else {})
-
-
-def _check_layer(layer: int, span: Span, family: str, held: Family) -> None:
-    plain = Span(kind=span.kind, size=span.size)
-    problems = {
-        f"no {span.kind}s": span.kind not in held.layer_types,
-        "no dilation": span.dilation > 1,
-        "no sinks": span.sink > 0,
-        "no LaS decay or pooling": span.is_las,
-    }
-    for problem, found in problems.items():
-        if found:
-            accepted = _accepted(held, plain)
-            raise UserError(f"layer {layer}: {span}: family {family} holds {problem}; accepted there: {accepted}")
-
-
-def _accepted(held: Family, span: Span) -> str:
-    """Return the terms that a layer may have, with the size at hand."""
-    size = span.size or "SIZE"
-    return " or ".join(kind if kind not in held.size_fields else f"{kind}:{size}" for kind in held.layer_types)
 
 
 def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig, out: Path) -> Path:
@@ -125,13 +127,15 @@ def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig
         The file's path; ``from_pretrained`` on the folder loads it.
 
     Raises:
-        UserError: if the family normalises queries and keys and the model does not, or the other way round, or the file
-            exists or cannot be written.
+        UserError: if the family has other weights than the decoder, or normalises queries and keys and the model does
+            not, or the other way round, or the file exists or cannot be written.
     """
-    if FAMILIES[family].qk_norm != model.qk_norm:
-        other = next((name for name, held in FAMILIES.items() if held.qk_norm == model.qk_norm), None)
-        remedy = f"give --family {other}" if other else "train with the other value of model.qk_norm"
-        raise UserError(f"weights with qk_norm={model.qk_norm} do not load into family {family}; {remedy}")
+    held = FAMILIES[family]
+    fitting = [name for name, other in FAMILIES.items() if other.decoder_weights and other.qk_norm == model.qk_norm]
+    if family not in fitting:
+        remedy = f"give --family {fitting[0]}" if fitting else "train with the other value of model.qk_norm"
+        what = f"weights with qk_norm={model.qk_norm}" if held.decoder_weights else "the decoder's weights"
+        raise UserError(f"{what} do not load into family {family}; {remedy}")
     path = out / "model.safetensors"
     if path.exists():
         raise UserError(f"{path} exists; give --out another folder or remove it")
