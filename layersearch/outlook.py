@@ -198,16 +198,21 @@ def _below(level: Array | float, means: Array, stds: Array) -> Array:
 
 
 def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
-    """Return schedules that span a space, to begin with: the cheapest, one full layer in the middle, and so on.
+    """Return schedules that span a space, to begin with: what a full layer does, and what the windows below it do.
 
-    Those within the budget that the space can express: the cheapest; one full layer in the middle, on top and at the
-    bottom of the baselines' span; that span everywhere; the dearest; then random ones.
+    Those within the budget that the space can express: the cheapest; one full layer in the middle with the baselines'
+    span below it, where tokens are joined before they are looked up, and the cheapest above; the baselines' span
+    everywhere; the cheapest with that full layer; one full layer in the baselines' span in the middle, on top and at
+    the bottom; then random ones.
     """
-    found = [space.cheapest()]
-    span = space.baseline_span
+    cheapest = space.cheapest()
+    found = [cheapest]
+    span, layers = space.baseline_span, space.n_layers
     if span is not None:
-        layers = space.n_layers
-        found += [presets.middle(layers, 1, span), presets.all_sparse(layers, span)]
+        middle = presets.middle(layers, 1, span)
+        at = next(layer for layer, held in enumerate(middle) if held.is_full)
+        found += [Schedule((*middle[: at + 1], *cheapest[at + 1 :])), presets.all_sparse(layers, span)]
+        found += [Schedule((*cheapest[:at], middle[at], *cheapest[at + 1 :])), middle]
         found += [presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     found += [space.sample(rng) for _ in range(64)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
