@@ -200,8 +200,8 @@ def _below(level: Array | float, means: Array, stds: Array) -> Array:
 def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
     """Return schedules that span a space, to begin with: what a full layer does, and what the windows below it do.
 
-    Those within the budget that the space can express: the cheapest; one full layer in the middle with the baselines'
-    span below it, where tokens are joined before they are looked up, and the cheapest above; the baselines' span
+    Those within the budget that the space can express: one full layer in the middle with the baselines' span below it,
+    where tokens are joined before they are looked up, and the cheapest above; the cheapest; the baselines' span
     everywhere; the cheapest with that full layer; one full layer in the baselines' span in the middle, on top and at
     the bottom; then random ones.
     """
@@ -211,7 +211,7 @@ def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
     if span is not None:
         middle = presets.middle(layers, 1, span)
         at = next(layer for layer, held in enumerate(middle) if held.is_full)
-        found += [Schedule((*middle[: at + 1], *cheapest[at + 1 :])), presets.all_sparse(layers, span)]
+        found = [Schedule((*middle[: at + 1], *cheapest[at + 1 :])), cheapest, presets.all_sparse(layers, span)]
         found += [Schedule((*cheapest[:at], middle[at], *cheapest[at + 1 :])), middle]
         found += [presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     found += [space.sample(rng) for _ in range(64)]

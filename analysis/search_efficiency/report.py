@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from itertools import combinations
 from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
 from contest import LIMIT, SLOW
 from methods import BUDGETS
+
+from layersearch.bench import Bench, load_bench
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -60,6 +63,37 @@ def quartiles(values: list[float], limit: float) -> str:
     return f"{word(middle)} ({word(low)} to {word(high)})"
 
 
+def fewest(bench: Bench, share: float) -> int:
+    """Return how many schedules hold a share of the hypervolume, if one knows which: what no search can undercut."""
+    count = 1
+    while max(map(bench.hypervolume, map(list, combinations(bench.frontier, count)))) < share:
+        count += 1
+    return count
+
+
+def behind(groups: dict[Group, list[list[list[float]]]], corpus: str) -> str:
+    """Say where, in training spent, the median of ours is worse than random's: hypervolume, and regret by budget."""
+    spent = np.arange(1, SLOW["layersearch"] + 0.1, 0.5)
+    mine, other = (groups[corpus, method, False] for method in ("layersearch", "random"))
+    found = []
+    for column, name in enumerate(["the hypervolume", *(f"the regret at {budget:g}" for budget in BUDGETS)], start=1):
+        ours, theirs = (
+            # What has found nothing within a budget yet is worse than anything.
+            [np.median([at(t, s, column, 0.0 if column == 1 else np.inf) for t in traces]) for s in spent]
+            for traces in (mine, other)
+        )
+        sign = -1 if column == 1 else 1
+        late = [s for s, a, b in zip(spent, ours, theirs, strict=True) if sign * (a - b) > 0.001]
+        if late:
+            worst = max(sign * (a - b) for a, b in zip(ours, theirs, strict=True) if np.isfinite(a - b))
+            unit = "" if column == 1 else " nats"
+            found.append(
+                f"{name} by up to {worst:.3f}{unit} at {len(late)} of {len(spent)} points "
+                f"({late[0]:g} to {late[-1]:g} trials)"
+            )
+    return "; ".join(found) or "nowhere"
+
+
 def main() -> None:
     """Read the records, write the table, draw the figure."""
     groups: dict[Group, list[list[list[float]]]] = defaultdict(list)
@@ -90,7 +124,13 @@ def main() -> None:
             cells += [f"{regret:.3f}" for regret in regrets]
             name = f"**{key[1]}**" if key[1] == "layersearch" else key[1]
             lines.append(f"| {name} | {'yes' if key[2] else 'no'} | {' | '.join(cells)} | {len(traces)} |")
-        lines.append("")
+        bench = load_bench(corpus)
+        lines += [
+            "",
+            f"Schedules that hold 99% of the hypervolume if one knows which: {fewest(bench, 0.99)}.",
+            f"Where layersearch's median is behind random's by more than 0.001: {behind(groups, corpus)}.",
+            "",
+        ]
     (HERE / "table.md").write_text("\n".join(lines), encoding="utf-8")
     print("\n".join(lines))
     draw(groups, corpora)
