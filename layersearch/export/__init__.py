@@ -9,6 +9,7 @@ from typing import Any
 from layersearch.errors import UserError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_schedule
+from layersearch.export.flexfile import write_flex
 from layersearch.export.hf import save_weights, write_config
 from layersearch.export.remotehf import save_remote, stock_config, write_remote
 from layersearch.recipe import ModelConfig
@@ -19,6 +20,7 @@ __all__ = ["FAMILIES", "TARGETS", "export", "save_remote", "save_weights", "writ
 TARGETS: dict[str, str] = {
     "hf": "config.json for Hugging Face transformers, and schedule.yaml",
     "hf-remote": "a folder for transformers that runs any schedule, with a modelling file of its own",
+    "flex": "a Python module of FlexAttention's mask_mod and score_mod per layer that needs torch only",
     "yaml": "schedule.yaml: the schedule with its evidence",
     "json": "schedule.json: the schedule with its evidence",
 }
@@ -69,6 +71,8 @@ def export(
         if target == "hf-remote":
             stock = stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
             return write_remote(schedule, config=stock, out=out, evidence=evidence)
+        if target == "flex":
+            return write_flex(schedule, n_heads=model.n_heads, out=out, evidence=evidence)
         return [write_schedule(schedule, target, out, evidence or {})]
     if family is None:
         raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")

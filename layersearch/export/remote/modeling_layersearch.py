@@ -330,7 +330,8 @@ def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     if config._attn_implementation != NAME:
         raise ValueError(f"attn_implementation={config._attn_implementation!r} ignores the schedule; leave it {NAME!r}")
     use_cache = kwargs.get("use_cache")
-    if cache is None and (config.use_cache if use_cache is None else use_cache):
+    recomputed = model.training and model.is_gradient_checkpointing
+    if cache is None and not recomputed and (config.use_cache if use_cache is None else use_cache):
         cache = kwargs["past_key_values"] = Cache(layers=cache_layers(config))
     if cache is not None and not all(isinstance(layer, SpanLayer) for layer in cache.layers):
         if type(cache) is not DynamicCache or cache.get_seq_length():

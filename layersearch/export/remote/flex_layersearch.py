@@ -1,0 +1,107 @@
+"""FlexAttention's ``mask_mod`` and ``score_mod`` of every layer. Needs torch only.
+
+    from flex_layersearch import MASK_MODS, SCORE_MODS, attention
+
+    block_mask = create_block_mask(MASK_MODS[layer], None, N_HEADS, tokens, tokens, device=...)
+    out = flex_attention(q, k, average_values(v, layer), score_mod=SCORE_MODS[layer], block_mask=block_mask)
+
+or `attention`, which does just that. Query i sees key j <= i where the span's ``kind`` says so: "full" always; "window"
+where j = i - t * dilation, t = 0 ... size-1 (a dilation may serve the first ``dilated_heads`` heads only); "block"
+where both lie in the same block of ``size`` tokens; and always where j is one of the first ``sink`` tokens. ``decay``
+and ``pool`` are LaS (arXiv:2311.16620): logits of head h times exp(-alpha_h (i - j)); rows of attention weights
+averaged over ``pool`` neighbours, which is the same as averaging values first.
+
+Empty blocks of 128 by 128 scores are skipped: work grows with the span on a GPU, in a compiled ``flex_attention``. On a
+CPU there is no backward pass (torch 2.13).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+N_HEADS = 1
+"""Query heads of the model; the decays and the dilated heads are of these."""
+
+SPANS: list[dict[str, Any]] = [{"kind": "full"}]
+"""One span per layer, bottom layer first."""
+
+
+def mask_mod(span: dict[str, Any]) -> Callable[..., Any]:
+    """Return the function that tells which (batch, head, query, key) is seen."""
+    kind, size = span["kind"], span.get("size", 0)
+    dilation, heads, sink = span.get("dilation", 1), span.get("dilated_heads"), span.get("sink", 0)
+
+    def visible(batch: Any, head: Any, i: Any, j: Any) -> Any:
+        if kind == "full":
+            return j <= i
+        if kind == "block":
+            near = j // size == i // size
+        else:
+            near = i - j < size
+            if dilation > 1:
+                dilated = (i - j < size * dilation) & ((i - j) % dilation == 0)
+                near = dilated if heads is None else (near & (head >= heads)) | (dilated & (head < heads))
+        return (j <= i) & (near | (j < sink)) if sink else (j <= i) & near
+
+    return visible
+
+
+def score_mod(span: dict[str, Any]) -> Callable[..., Any] | None:
+    """Return the function that multiplies scaled logits by LaS's decay, or None where there is none.
+
+    Alpha is 0 for head 0 and doubles from head to head up to the span's ``decay`` for the last.
+    """
+    largest = span.get("decay", 0.0)
+    if not largest:
+        return None
+
+    def decayed(score: Any, batch: Any, head: Any, i: Any, j: Any) -> Any:
+        alpha = torch.where(head > 0, largest * torch.exp2((head - (N_HEADS - 1)).to(torch.float32)), 0.0)
+        return score * torch.exp(-alpha * (i - j))
+
+    return decayed
+
+
+MASK_MODS = [mask_mod(span) for span in SPANS]
+SCORE_MODS = [score_mod(span) for span in SPANS]
+
+
+def average_values(v: Tensor, layer: int) -> Tensor:
+    """Return the mean of each value (B, G, T, D) and its predecessors, as the layer's ``pool`` says; zeros before."""
+    width = SPANS[layer].get("pool", 1)
+    if width == 1:
+        return v
+    wide = v.to(torch.promote_types(v.dtype, torch.float32))
+    padded = F.pad(wide, (0, 0, width - 1, 0))
+    return (padded.unfold(2, width, 1).sum(-1) / width).to(v.dtype)
+
+
+@functools.lru_cache(maxsize=64)
+def _block_mask(layer: int, tokens: int, device: str) -> Any:
+    heads = None if SPANS[layer].get("dilated_heads") is None else N_HEADS
+    return create_block_mask(MASK_MODS[layer], None, heads, tokens, tokens, device=device)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, layer: int, flex: Callable[..., Any] = flex_attention) -> Any:
+    """Return the layer's attention, (B, H, T, D).
+
+    Args:
+        q: queries, (B, H, T, D).
+        k: keys, (B, G, T, D), G dividing H.
+        v: values, as k.
+        layer: counted from 0.
+        flex: give ``torch.compile(flex_attention)`` on a GPU, made once.
+    """
+    return flex(
+        q,
+        k,
+        average_values(v, layer),
+        score_mod=SCORE_MODS[layer],
+        block_mask=_block_mask(layer, q.shape[2], str(q.device)),
+        enable_gqa=k.shape[1] != q.shape[1],
+    )
