@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from layersearch import presets
+from layersearch.cost import span_pairs
 from layersearch.frontier import nondominated
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, Span
 from layersearch.space import BoundSpace
 from layersearch.surrogate import FEWEST, Surrogate
 
@@ -200,19 +201,28 @@ def _below(level: Array | float, means: Array, stds: Array) -> Array:
 def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
     """Return schedules that span a space, to begin with: what a full layer does, and what the windows below it do.
 
-    Those within the budget that the space can express: one full layer in the middle with the baselines' span below it,
-    where tokens are joined before they are looked up, and the cheapest above; the cheapest; the baselines' span
+    Those within the budget that the space can express: one full layer in the middle with the widest sparse spans below
+    it, where tokens are joined before they are looked up, and the cheapest above; the cheapest; the baselines' span
     everywhere; the cheapest with that full layer; one full layer in the baselines' span in the middle, on top and at
     the bottom; then random ones.
     """
-    cheapest = space.cheapest()
+    cheapest, span, layers = space.cheapest(), space.baseline_span, space.n_layers
     found = [cheapest]
-    span, layers = space.baseline_span, space.n_layers
     if span is not None:
         middle = presets.middle(layers, 1, span)
         at = next(layer for layer, held in enumerate(middle) if held.is_full)
-        found = [Schedule((*middle[: at + 1], *cheapest[at + 1 :])), cheapest, presets.all_sparse(layers, span)]
-        found += [Schedule((*cheapest[:at], middle[at], *cheapest[at + 1 :])), middle]
+        rest = (middle[at], *cheapest[at + 1 :])
+        found = [Schedule((*_widest(space)[:at], *rest)), cheapest, presets.all_sparse(layers, span)]
+        found += [Schedule((*cheapest[:at], *rest)), middle]
         found += [presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     found += [space.sample(rng) for _ in range(64)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
+
+
+def _widest(space: BoundSpace) -> list[Span]:
+    """Return each layer's dearest choice that is not full, or full where it must be."""
+    chosen: dict[int, Span] = {}
+    for group, options in zip(space.groups, space.options, strict=True):
+        sparse = [span for span in options if not span.is_full] or list(options)
+        chosen |= dict.fromkeys(group, max(sparse, key=lambda span: span_pairs(span, space.seq_len, space.n_heads)))
+    return [chosen[layer] for layer in range(space.n_layers)]
