@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from layersearch import __version__, commands, proving
 from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
+from layersearch.optimal import command as optimal
 
 DEFAULT_RECIPE = "laptop"
 
@@ -154,6 +155,11 @@ def _parser() -> argparse.ArgumentParser:
         "schedules", nargs="+", metavar="SCHEDULE", help="for example 'full window:32*3', or a winner.yaml"
     )
     confirm.add_argument("--json", action="store_true", help="print what frontier.json then holds")
+
+    optimal_l = _command(
+        groups, "optimal-l", optimal.optimal_l, "find out how many layers need full attention, and how sure that is"
+    )
+    optimal.add_flags(optimal_l, DEFAULT_RECIPE)
 
     plot = _command(groups, "plot", commands.plot, "draw the cost-quality frontier, and signal against noise")
     plot.add_argument("run", type=Path, help="a run folder, finished or not")

@@ -180,6 +180,9 @@ class TrainingConfig:
     """GPUs of one rank: 0 (CPU) or 1."""
     deepspeed: str = "zero0"
     """An ordinary DeepSpeed JSON: a path, or the name of one in trials/deepspeed/."""
+    start: str | None = None
+    """Weights to go on from in place of random ones: a safetensors file that a trial of the same model left (see
+    `Trial.save`); ``{seed}`` in it stands for the trial's seed. The data go on where that trial ended."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size", "steps", "val_sequences", "ranks", "threads"):

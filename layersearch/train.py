@@ -25,6 +25,7 @@ from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.record import Phase, State, TrialRecord
 from layersearch.routing import Routed
 from layersearch.schedule import Schedule
+from layersearch.weights import load_weights, save_weights
 
 POSITION_BINS = 8
 
@@ -46,6 +47,8 @@ class Trial:
     """See `TrialRecord.role`."""
     checkpoints: tuple[int, ...] = ()
     """Steps before the last at which the validation loss is taken."""
+    save: str | None = None
+    """The safetensors file for the weights at the end of the training; None: they are not kept."""
 
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
@@ -97,6 +100,13 @@ def run_trial(
     path = deepspeed_file(recipe)
     model = _model(recipe, source, schedule, group)
     compiled = model.compiled
+    before = 0
+    if training.start is not None:
+        before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
+    if trial.save is not None and zero_stage(path) == 3:
+        raise UserError(
+            f"training.deepspeed {training.deepspeed} cuts up the weights, which are to be kept: use ZeRO 0-2"
+        )
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
 
@@ -110,7 +120,7 @@ def run_trial(
     step = 0
     mark = time.perf_counter()
     try:
-        for step, _ in train_steps(engine, source, seed=trial.seed):
+        for step, _ in train_steps(engine, source, seed=trial.seed, before=before):
             if step not in checkpoints:
                 continue
             now = time.perf_counter()
@@ -127,6 +137,8 @@ def run_trial(
                 break
             mark = time.perf_counter()
         state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
+        if trial.save is not None and state == "complete" and group.rank == 0:
+            save_weights(engine.module, Path(trial.save), before + step)
     finally:
         engine.close()
     assert measured is not None
@@ -168,7 +180,9 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
     return routed
 
 
-def train_steps(engine: Engine, source: Source, *, seed: int, first: int = 0) -> Iterator[tuple[int, Tensor]]:
+def train_steps(
+    engine: Engine, source: Source, *, seed: int, first: int = 0, before: int = 0
+) -> Iterator[tuple[int, Tensor]]:
     """Train to the last step of the engine's recipe; yield the steps done so far and this rank's loss after each.
 
     Args:
@@ -176,10 +190,11 @@ def train_steps(engine: Engine, source: Source, *, seed: int, first: int = 0) ->
         source: the data.
         seed: of the data order.
         first: steps that an earlier process did.
+        before: steps behind the weights it went on from, whose batches are not seen again.
     """
     training, group = engine.training, engine.group
     for step in range(first, training.steps):
-        batch = source.train(seed=seed, step=step, batch_size=training.batch_size)
+        batch = source.train(seed=seed, step=before + step, batch_size=training.batch_size)
         yield step + 1, engine.step(*_rank_rows(batch, group))
 
 

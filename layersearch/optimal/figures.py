@@ -1,0 +1,220 @@
+"""The figures of a study of l: loss against l, what each layer needs, and l* against length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layersearch.canvas import BLACK, BLUE, GREY, VERMILION, plain, scale_losses, write_figure
+from layersearch.optimal import say
+from layersearch.optimal.answer import BEST, Placed, SettingAnswer
+from layersearch.schedule import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from layersearch.optimal.study import OptimalL
+
+_STYLES = {
+    "bottom": ("s", "#CC79A7"),
+    "top": ("^", "#009E73"),
+    "interleaved": ("D", "#B8860B"),
+    "middle": ("v", "#56B4E9"),
+    BEST: ("o", BLUE),
+}
+_BAND = "#F5E3B8"
+_CELL = 0.46
+"""Side of a heat map's cell, in inches."""
+_MOST_NUMBERS = 12
+"""Layers up to which every cell holds its number."""
+
+
+def draw_setting(found: SettingAnswer, out: Path) -> list[Path]:
+    """Draw the figures of one length and depth into its folder; return their paths.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    paths = draw_curve(found, out / "loss_by_l")
+    if any(value is not None for value in (*found.effects.restore, *found.effects.remove)):
+        paths += draw_layers(found, out / "layers")
+    return paths
+
+
+def draw_curve(found: SettingAnswer, path_stem: Path) -> list[Path]:
+    """Draw loss against l, a line and a band of 95% intervals for each placement."""
+
+    def draw(figure: Figure, top: float) -> None:
+        axes = figure.add_subplot()
+        figure.subplots_adjust(left=0.085, right=0.985, bottom=1.05 / figure.get_figheight(), top=top)
+        _draw_curve(axes, found)
+        figure.legend(loc="lower center", ncols=4, fontsize=9, frameon=False, borderaxespad=0.2)
+
+    reference = Schedule.parse(found.l_star.reference)
+    title = [
+        say.l_star(found.l_star, f"the best schedule found (l = {reference.n_full})"),
+        say.choice(found.knee, "Knee of loss against cost"),
+        f"{found.n_layers} layers, {found.seq_len} tokens, {found.regime}; layers that are not full: {found.span}; "
+        f"{found.fresh_seeds} fresh seeds and more where l* was in doubt.",
+    ]
+    return write_figure(path_stem, title, 5.0, 0.085, draw)
+
+
+def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
+    lines: dict[str, list[tuple[int, Placed]]] = {}
+    for row in found.curve:
+        at_end = row.l in (0, found.n_layers)
+        for placed in row.placements:
+            for name in placed.name.split(" = "):
+                lines.setdefault(name, []).append((row.l, placed))
+        if at_end:
+            for name in _STYLES:
+                if name != BEST:
+                    lines.setdefault(name, []).append((row.l, row.placements[0]))
+    lines = {name: points for name, points in lines.items() if len({l for l, _ in points} - {0, found.n_layers})}
+    if not lines:
+        lines = {BEST: [(row.l, row.placements[0]) for row in found.curve]}
+    drawn = [placed.loss for points in lines.values() for _, placed in points]
+    ends = [end for loss in drawn for end in (loss.low, loss.high) if end is not None]
+    scale_losses(axes, "y", [loss.mean for loss in drawn] or [0.0, 1.0], ends)
+    low, high = axes.get_ylim()
+    reference = next(
+        (row.placements[0].loss.mean for row in found.curve if row.schedule == found.l_star.reference), None
+    )
+    if reference is not None:
+        what = f"within delta ({found.delta:g} nats) of the best found"
+        axes.axhspan(max(low, reference), min(high, reference + found.delta), color=_BAND, lw=0, zorder=0, label=what)
+    for name in sorted(lines, key=lambda name: name == BEST):
+        marker, colour = _STYLES[name]
+        points = sorted(lines[name], key=lambda point: point[0])
+        ls = [l for l, _ in points]
+        means = [placed.loss.mean for _, placed in points]
+        lows = [max(low, placed.loss.low if placed.loss.low is not None else placed.loss.mean) for _, placed in points]
+        highs = [
+            min(high, placed.loss.high if placed.loss.high is not None else placed.loss.mean) for _, placed in points
+        ]
+        axes.fill_between(ls, lows, highs, color=colour, alpha=0.15, lw=0, zorder=1)
+        width = 2.2 if name == BEST else 1.3
+        axes.plot(ls, means, marker + "-", color=colour, lw=width, ms=6, mec="white", mew=0.6, zorder=3, label=name)
+    star = found.l_star
+    text = f"l* = {star.value}" + ("" if star.decided else f", not told from {say.range_of(star.low, star.value - 1)}")
+    axes.axvline(star.value, color=VERMILION, lw=1.4, ls=(0, (4, 3)), zorder=2, label=text)
+    if not star.decided:
+        axes.axvspan(star.low, star.value, color=VERMILION, alpha=0.07, lw=0, zorder=0)
+    axes.plot([], [], color=GREY, lw=7, alpha=0.4, label="95% intervals of the means")
+    axes.set_xlim(-0.3, found.n_layers + 0.3)
+    axes.set_xticks([row.l for row in found.curve])
+    axes.set_xlabel("l, full layers")
+    axes.set_ylabel("validation loss (nats per token)")
+    plain(axes)
+
+
+def draw_layers(found: SettingAnswer, path_stem: Path) -> list[Path]:
+    """Draw how much each layer needs full attention: alone, removed, and in pairs."""
+    n = found.n_layers
+    side = _CELL * n
+    height = side + 1.25
+
+    def draw(figure: Figure, top: float) -> None:
+        tall, wide = figure.get_figheight(), figure.get_figwidth()
+        width, low = min(side, (wide - 2.6) / 2), 0.75
+        gap = (wide - 2 * width - 1.5) / 2 + 0.2
+        effects = found.effects
+        left = figure.add_axes((0.62 / wide, low / tall, width / wide, width / tall))
+        right = figure.add_axes(((0.62 + width + gap) / wide, low / tall, width / wide, width / tall))
+        singles = np.full((2, n), np.nan)
+        for row, values in enumerate((effects.restore, effects.remove)):
+            for at, value in enumerate(values):
+                singles[row, at] = np.nan if value is None else value
+        pairs = np.full((n, n), np.nan)
+        for i in range(n):
+            for j in range(n):
+                value = effects.pairs[i][j] if j > i else effects.interaction[i][j] if j < i else None
+                pairs[i, j] = np.nan if value is None else value
+        # Two rows in the lower half of the left square: the same cells as the right one's.
+        left.set_position((0.62 / wide, (low + width * (1 - 2 / n) / 2) / tall, width / wide, width * 2 / n / tall))
+        _heat(figure, left, singles, "gain of restoring one layer,\ncost of removing one (nats)")
+        left.set_yticks([0, 1], ["restore", "remove"], rotation=90, va="center")
+        _heat(figure, right, pairs, "above: gain of a pair; below: that\nless both single gains (nats)")
+        for axes in (left, right):
+            axes.set_xticks(range(n))
+            axes.set_xlabel("layer, 0 at the bottom")
+        right.set_yticks(range(n))
+        right.set_ylabel("layer")
+        del top
+
+    title = [
+        say.layers(found) or "How much each layer needs full attention, on one seed.",
+        f"Restore: that layer alone is full, against all-sparse ({found.span}). Remove: that layer alone is sparse, "
+        "against all-full. Grey was not trained.",
+    ]
+    return write_figure(path_stem, title, height, 0.02, draw)
+
+
+def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
+    reach = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    image = axes.imshow(values, cmap="PuOr", vmin=-reach or -1.0, vmax=reach or 1.0, aspect="auto")
+    axes.set_facecolor("#D5D5D5")
+    if values.shape[1] <= _MOST_NUMBERS:
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                dark = abs(value) > 0.6 * reach
+                axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="white" if dark else BLACK)
+    axes.set_title(name, fontsize=9)
+    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03)
+    bar.ax.tick_params(labelsize=8)
+
+
+def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
+    """Draw l* against length and depth with the l's not excluded and the fitted laws."""
+    from layersearch.optimal.study import size_of
+
+    groups: list[tuple[str, list[SettingAnswer]]] = []
+    for name in ("length", "depth"):
+        other = "depth" if name == "length" else "length"
+        held: dict[int, list[SettingAnswer]] = {}
+        for one in found.settings:
+            held.setdefault(size_of(one, other), []).append(one)
+        most = max(held.values(), key=len)
+        if len(most) > 1:
+            groups.append((name, most))
+
+    def draw(figure: Figure, top: float) -> None:
+        for number, (name, answers) in enumerate(groups):
+            axes = figure.add_subplot(1, len(groups), number + 1)
+            _draw_star(axes, name, answers, found)
+        figure.subplots_adjust(left=0.07, right=0.985, bottom=0.62 / figure.get_figheight(), top=top, wspace=0.18)
+
+    told = [line for name, answers in groups for line in say.law(name, found.laws.get(name, ()), len(answers))]
+    return write_figure(path_stem, ["How l* moves. Bars: the l's that are not excluded (95%).", *told], 4.0, 0.07, draw)
+
+
+def _draw_star(axes: Axes, name: str, answers: Sequence[SettingAnswer], found: OptimalL) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    from layersearch.optimal.study import size_of
+
+    answers = sorted(answers, key=lambda one: size_of(one, name))
+    sizes = [size_of(one, name) for one in answers]
+    values = [one.l_star.value for one in answers]
+    axes.set_xscale("log", base=2)
+    for size, one in zip(sizes, answers, strict=True):
+        axes.plot([size] * 2, [one.l_star.low, one.l_star.value], "_-", color=BLUE, lw=1.5, ms=8, zorder=3)
+    axes.plot(sizes, values, "o", color=BLUE, ms=8, mec="white", label="l*, against the best found", zorder=4)
+    full = [one.l_star_all_full.value for one in answers]
+    axes.plot(sizes, full, "s", color=VERMILION, ms=4.5, label="l*, against all-full", zorder=5)
+    grid = np.geomspace(sizes[0], sizes[-1], 60)
+    for law, style in zip(found.laws.get(name, ()), ("-", "--"), strict=False):
+        axes.plot(grid, [law.at(float(size)) for size in grid], style, color=GREY, lw=1.4, label=law.form, zorder=2)
+    axes.set_ylim(-0.4, max(*values, *full, 1) + 0.8)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_xlabel("sequence length (tokens)" if name == "length" else "depth (layers)")
+    axes.set_ylabel("l* (full layers)")
+    axes.legend(fontsize=9, frameon=False, loc="upper left")
+    plain(axes)

@@ -1,0 +1,188 @@
+"""l*: the smallest number of full layers that is as good as a reference, by a test, and the numbers not excluded.
+
+What is asked. On the selection seeds the best schedule *with at most l full layers*, e(l), is fixed for every l. On
+fresh seeds d(l) is the paired difference of e(l) to the reference, seed by seed. l* is the smallest l for which the
+mean of d(l) is below delta.
+
+Which reference. In few steps all-full may itself fail to learn what a hybrid learns. l* is therefore taken against the
+best schedule found, of any l: e(L), fixed on the selection seeds like the others, so that its own loss on the fresh
+seeds is not flattered by the choice. l* against all-full is reported beside it.
+
+From above (non-inferiority). A(l): "l* is above l", that is, no e(k) with k <= l is within delta. These hypotheses are
+nested, A(L) in A(L-1) in ... in A(0), and A(l) implies that e(l) itself is not within delta. So they are tested in the
+fixed order l = L, L-1, ..., each at the full level by one one-sided paired t test of e(l), and the first that is not
+rejected ends it: to reject a true one, the largest true one must be rejected first, which happens no more often than
+the level (fixed-sequence test: Maurer, Hothorn, Lehmacher 1995; Bretz et al., "A graphical approach to sequentially
+rejective multiple test procedures", Statistics in Medicine 28, 2009). No further correction for the l's is needed.
+
+From below. B(l): "l* is at most l", that is, some e(k) with k <= l is within delta. These are nested the other way and
+tested in the order l = 0, 1, ...: B(l) is rejected if B(l-1) was and e(l) is shown to lie more than delta above.
+
+The set of l's between the two ends holds l* with the confidence asked for, half the error on each side, and each side's
+half shared equally (Bonferroni) among the looks at the data between which seeds may be added.
+
+A reference that fails to learn at one seed makes one difference hugely negative and their variance huge: the worse the
+reference, the less would be shown. Its losses are therefore cut ten standard deviations above their median (the median
+schedule's standard deviation over seeds), where normal noise does not get. The cut can only lower the reference, so
+that the test from above errs to the safe side; the test from below takes the losses as they are.
+
+Limits. The t test is of means of roughly normal differences. A schedule that fails to learn at one seed in ten often
+shows no failure at three: then it passes, as it would in any test of so few seeds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from layersearch.schedule import Schedule
+from layersearch.stats import CONFIDENCE, Interval, paired_difference
+
+LOOKS = 3
+"""Looks at the data, at the most: after the first seeds, and after each of two additions."""
+_CUT = 10.0
+"""Standard deviations above its median at which a loss of the reference is cut."""
+
+Losses = Mapping[str, Mapping[int, float]]
+"""Validation loss in nats by schedule and fresh seed."""
+
+
+def level(confidence: float = CONFIDENCE, looks: int = LOOKS) -> float:
+    """Return the one-sided level of a single test."""
+    return (1 - confidence) / 2 / looks
+
+
+def p_within(differences: Sequence[float], delta: float) -> float:
+    """Return the one-sided p value of "the mean difference is at least delta".
+
+    Args:
+        differences: of a schedule to the reference, one per seed, nats.
+        delta: the margin, nats, above 0.
+    """
+    return _p_below(np.asarray(differences, dtype=np.float64) - delta)
+
+
+def p_beyond(differences: Sequence[float], delta: float) -> float:
+    """Return the one-sided p value of "the mean difference is at most delta". See `p_within`."""
+    return _p_below(delta - np.asarray(differences, dtype=np.float64))
+
+
+def cut(losses: Losses, reference: str) -> dict[int, float]:
+    """Return the reference's losses by seed, cut from above. See the module's text."""
+    held = losses.get(reference, {})
+    stds = [float(np.std(list(found.values()), ddof=1)) for found in losses.values() if len(found) > 1]
+    if not held or not stds:
+        return dict(held)
+    most = float(np.median(list(held.values()))) + _CUT * float(np.median(stds))
+    return {seed: min(loss, most) for seed, loss in held.items()}
+
+
+def _p_below(values: np.ndarray) -> float:
+    """Return the p value of "the mean is at least 0" by Student's t."""
+    from scipy import stats
+
+    n = len(values)
+    if n < 2:
+        return 1.0
+    mean, std = float(values.mean()), float(values.std(ddof=1))
+    if std <= 1e-12 * max(1.0, abs(mean)):
+        return 0.0 if mean < 0 else 1.0
+    return float(stats.t.cdf(mean * math.sqrt(n) / std, n - 1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What the tests say of one l."""
+
+    l: int
+    """Full layers allowed."""
+    schedule: str
+    """The best with at most l full layers, e(l)."""
+    n_full: int
+    """Full layers that it has."""
+    difference: Interval | None
+    """To the reference over the seeds both have, nats; None if they share no seed."""
+    within: float
+    """p of "it lies delta or more above"; 0 for the reference itself."""
+    beyond: float
+    """p of "it lies within delta"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LStar:
+    """The smallest l that is shown to be within delta of the reference, and the l's that are not excluded."""
+
+    reference: str
+    """Its schedule."""
+    delta: float
+    """Nats."""
+    value: int
+    """l*: the smallest l shown to be within delta. It is the upper end of the set too."""
+    low: int
+    """The lower end of the set: every smaller l is shown to lie beyond delta."""
+    confidence: float
+    """Of the set."""
+    steps: tuple[Step, ...]
+    """By l, ascending."""
+
+    @property
+    def decided(self) -> bool:
+        """Tell whether the set holds a single l."""
+        return self.low == self.value
+
+    @property
+    def undecided(self) -> tuple[str, ...]:
+        """The schedules on which more seeds would tell."""
+        return tuple(dict.fromkeys(s.schedule for s in self.steps if self.low <= s.n_full < self.value))
+
+
+def find_l_star(
+    envelope: Mapping[int, str],
+    losses: Losses,
+    reference: str,
+    delta: float,
+    confidence: float = CONFIDENCE,
+    looks: int = LOOKS,
+) -> LStar:
+    """Test every l from both ends. See the module's text.
+
+    Args:
+        envelope: by l, the schedule with at most l full layers that was best on the selection seeds.
+        losses: on fresh seeds.
+        reference: the schedule to compare with, fixed before the fresh seeds were looked at.
+        delta: the margin, nats, above 0.
+        confidence: of the set of l's.
+        looks: at which the tests may be made, in all.
+    """
+    each = level(confidence, looks)
+    lowered = cut(losses, reference)
+    steps = []
+    for at in sorted(envelope):
+        text = envelope[at]
+        mine, theirs = losses.get(text, {}), losses.get(reference, {})
+        seeds = sorted(mine.keys() & theirs.keys())
+        itself = text == reference
+        steps.append(
+            Step(
+                l=at,
+                schedule=text,
+                n_full=Schedule.parse(text).n_full,
+                difference=paired_difference(mine, theirs, confidence) if seeds else None,
+                within=0.0 if itself else p_within([mine[seed] - lowered[seed] for seed in seeds], delta),
+                beyond=1.0 if itself else p_beyond([mine[seed] - theirs[seed] for seed in seeds], delta),
+            )
+        )
+    value = Schedule.parse(reference).n_full
+    for step in reversed(steps):
+        if step.within > each:
+            break
+        value = min(value, step.n_full)
+    low = min(value, steps[0].n_full)
+    for step in steps:
+        if step.n_full >= value or step.beyond > each:
+            break
+        low = min(value, next((other.n_full for other in steps if other.n_full > step.n_full), value))
+    return LStar(reference=reference, delta=delta, value=value, low=low, confidence=confidence, steps=tuple(steps))

@@ -1,0 +1,190 @@
+"""The answer in words: one page, plain text that is Markdown too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from layersearch.optimal.answer import SettingAnswer
+from layersearch.optimal.curve import Choice
+from layersearch.optimal.law import Law
+from layersearch.optimal.noninferiority import LStar
+from layersearch.schedule import Schedule
+from layersearch.stats import Interval, decimals
+
+Laws = Mapping[str, Sequence[Law]]
+"""Fitted laws of l* by what varies: ``length`` and ``depth``."""
+
+
+def range_of(low: int, high: int) -> str:
+    """Return ``2``, or ``1 to 3``."""
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def l_star(found: LStar, what: str) -> str:
+    """Say what l* is against a reference, and whether the data tell."""
+    delta, sure = f"{found.delta:g} nats", f"{found.confidence:.0%}"
+    if found.decided and found.value == 0:
+        return f"l* = 0 ({sure}): no full layer is needed to be within {delta} of {what}."
+    if found.decided:
+        return (
+            f"l* = {found.value} ({sure}): {found.value} full {'layer is' if found.value == 1 else 'layers are'} "
+            f"within {delta} of {what}, fewer are shown to lie farther off."
+        )
+    seeds = min((s.difference.n for s in found.steps if s.schedule in found.undecided and s.difference), default=0)
+    return (
+        f"l* = {found.value} is shown to be enough for {what} ± {delta}, but the data cannot tell it from fewer: "
+        f"l* lies in {range_of(found.low, found.value)} ({sure}, {seeds} fresh seeds where it is in doubt)."
+    )
+
+
+def choice(found: Choice, what: str) -> str:
+    """Say which l was picked, and which are as likely."""
+    if found.l is None:
+        return f"{what}: none; {found.why}."
+    if found.decided:
+        return f"{what}: l = {found.l} ({found.confidence:.0%})."
+    return (
+        f"{what}: l = {found.l} by the means, but the data cannot tell it from l = "
+        f"{', '.join(str(l) for l in found.likely if l != found.l)} ({found.confidence:.0%})."
+    )
+
+
+def difference(found: Interval | None) -> str:
+    """Return a paired difference with its sign and interval, in nats."""
+    if found is None:
+        return ""
+    places = decimals(found.half_width)
+    half = "" if found.half_width is None else f" ± {found.half_width:.{places}f}"
+    return f"{found.mean:+.{places}f}{half}"
+
+
+def placements(found: SettingAnswer) -> str:
+    """Say which named placements are shown to be worse than the best found of the same l, and by how much."""
+    worse, open_ = [], 0
+    for row in found.curve:
+        for placed in row.placements:
+            gap = placed.to_best
+            if gap is None:
+                continue
+            if gap.excludes_zero and gap.mean > 0:
+                worse.append((gap.mean, f"{placed.name} at l = {row.l} by {difference(gap)}"))
+            elif not gap.excludes_zero:
+                open_ += 1
+    if not worse:
+        return (
+            f"No named placement is shown to be worse than the best found of the same l ({open_} compared)."
+            if open_
+            else ""
+        )
+    said = "; ".join(text for _, text in sorted(worse, reverse=True)[:5])
+    more = f"; {len(worse) - 5} more" if len(worse) > 5 else ""
+    rest = f" {open_} others cannot be told from the best." if open_ else ""
+    return f"Shown to be worse than the best found of the same l (paired, nats): {said}{more}.{rest}"
+
+
+def layers(found: SettingAnswer) -> str:
+    """Say which layer gains most alone, and which pair needs each other most."""
+    alone = [(gain, at) for at, gain in enumerate(found.effects.restore) if gain is not None]
+    if not alone:
+        return ""
+    gain, at = max(alone)
+    said = f"On one seed, full attention alone helps most in layer {at} (by {gain:.3g} nats)"
+    pairs = [
+        (value, i, j)
+        for i, row in enumerate(found.effects.interaction)
+        for j, value in enumerate(row)
+        if value is not None and i < j
+    ]
+    if pairs:
+        value, i, j = max(pairs)
+        if value > found.delta:
+            said += f"; layers {i} and {j} together gain {value:.3g} nats more than apart"
+    return said + " (layers counted from 0 at the bottom)."
+
+
+def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
+    """Say how l* moves with a size."""
+    if not fitted:
+        return [f"How l* moves with {name}: cannot tell from {n} size{'s' if n != 1 else ''}; three are needed."]
+    said = []
+    for found in fitted:
+        text = (
+            f"l* = {found.a:.3g} {found.b:+.3g} * log2({name})"
+            if "log2" in found.form
+            else (f"l* = {found.a:.3g} * {name}^{found.b:.3g}")
+        )
+        sure = "" if found.tells else f"; the data cannot tell whether l* moves with {name}"
+        said.append(
+            f"{text}: the coefficient {found.b:.3g} lies in {found.b_low:.3g} to {found.b_high:.3g}, "
+            f"misses by {found.residual:.2g} layers{sure}."
+        )
+    return said
+
+
+def page(title: str, answers: Sequence[SettingAnswer], laws: Laws) -> str:
+    """Return the answer on one page.
+
+    Args:
+        title: names the study.
+        answers: one per setting.
+        laws: by what varies.
+    """
+    lines = [f"# {title}", ""]
+    for found in answers:
+        if len(answers) > 1:
+            lines += [f"## {found.seq_len} tokens, {found.n_layers} layers", ""]
+        lines += [*_setting(found), ""]
+    for name, fitted in laws.items():
+        lines += [f"## l* against {name}", "", *law(name, fitted, len(answers)), ""]
+    first = answers[0]
+    lines += [
+        f"Placements were chosen on two seeds; every claim rests on others ({_seeds(answers)}). Intervals are 95%. "
+        f"l counts full layers, the others are {first.span}. It holds for this model, these data and this training "
+        "length; a schedule that fails at one seed in ten may show no failure at a few.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _seeds(answers: Sequence[SettingAnswer]) -> str:
+    low, high = min(a.fresh_seeds for a in answers), max(a.most_seeds_spent for a in answers)
+    return f"{range_of(low, high)} fresh seeds"
+
+
+def _setting(found: SettingAnswer) -> list[str]:
+    reference = Schedule.parse(found.l_star.reference)
+    best = f"the best schedule found ({reference}, l = {reference.n_full})"
+    told = [l_star(found.l_star, best), l_star(found.l_star_all_full, "all-full")]
+    if found.known_l is not None:
+        told.append(f"The task's known answer is l = {found.known_l}.")
+    told.append(choice(found.knee, "Knee of loss against cost"))
+    if found.at_budget is not None and found.budget is not None:
+        told.append(choice(found.at_budget, f"Best l at a cost of {found.budget:g} of all-full"))
+    told += [text for text in (placements(found), layers(found)) if text]
+    if found.failed:
+        told.append(f"{found.failed} trials failed; their errors are in trials.jsonl; the same command tries again.")
+    return [f"- {text}" for text in told] + ["", *table(found)]
+
+
+def table(found: SettingAnswer) -> list[str]:
+    """Return the curve as a Markdown table."""
+    names = list(dict.fromkeys(p.name for row in found.curve for p in row.placements[1:]))
+    singles = list(dict.fromkeys(part for name in names for part in name.split(" = ")))
+    head = ["l", "cost", "best found", "loss (nats)", "to reference", *(f"{name}, to best" for name in singles)]
+    steps = {step.schedule: step for step in found.l_star.steps}
+    rows = [head, ["---"] * len(head)]
+    for row in found.curve:
+        step = steps.get(row.schedule)
+        gap = (
+            ""
+            if step is None
+            else "reference"
+            if step.schedule == found.l_star.reference
+            else difference(step.difference)
+        )
+        cells = [str(row.l), f"{row.cost:.3f}", f"`{row.schedule}`", str(row.placements[0].loss), gap]
+        by_name = {part: p for p in row.placements for part in p.name.split(" = ")}
+        for name in singles:
+            placed = by_name.get(name)
+            cells.append("" if placed is None else "is it" if placed.to_best is None else difference(placed.to_best))
+        rows.append(cells)
+    return ["| " + " | ".join(cells) + " |" for cells in rows]

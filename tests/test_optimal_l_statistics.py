@@ -1,0 +1,178 @@
+"""The statistics of l*, held to their promises by simulation: how often a claim is wrong, how often a set holds l*."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from layersearch.optimal.curve import best_within, draw_means, find_knee, knee_index
+from layersearch.optimal.law import fit_laws
+from layersearch.optimal.noninferiority import LOOKS, cut, find_l_star, level, p_beyond, p_within
+
+RUNS = 2000
+ENVELOPE = {
+    0: "window:4*4",
+    1: "full window:4*3",
+    2: "full*2 window:4*2",
+    3: "full*3 window:4",
+    4: "full*4",
+}
+DELTA = 0.05
+
+
+def losses(means: list[float], std: float, seeds: int, rng: np.random.Generator) -> dict[str, dict[int, float]]:
+    """Return losses of the envelope: what a seed does to all schedules alike, and noise of each."""
+    common = rng.normal(0, 3 * std, size=seeds)
+    drawn = np.asarray(means) + common[:, None] + rng.normal(0, std, size=(seeds, len(means)))
+    return {text: {seed: float(drawn[seed, at]) for seed in range(seeds)} for at, text in ENVELOPE.items()}
+
+
+@pytest.mark.parametrize("std", [0.005, 0.03, 0.1, 0.5])
+def test_what_lies_just_at_delta_is_rarely_called_within_or_beyond(std: float) -> None:
+    rng = np.random.default_rng(1)
+    drawn = rng.normal(DELTA, std, size=(RUNS, 3))
+    for p in (p_within, p_beyond):
+        wrong = np.mean([p(list(row), DELTA) <= 0.025 for row in drawn])
+        # Three standard errors of a share of 0.025.
+        assert wrong <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / RUNS)
+
+
+def test_a_small_difference_is_found_within_and_a_large_one_beyond() -> None:
+    rng = np.random.default_rng(2)
+    near, far = rng.normal(0.0, 0.01, size=(400, 5)), rng.normal(0.2, 0.05, size=(400, 5))
+    assert np.mean([p_within(list(row), DELTA) <= level() for row in near]) > 0.9
+    assert np.mean([p_beyond(list(row), DELTA) <= level() for row in far]) > 0.9
+
+
+def test_a_reference_that_fails_at_one_seed_hides_nothing() -> None:
+    rng = np.random.default_rng(6)
+    held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, rng)
+    assert cut(held, ENVELOPE[4]) == held[ENVELOPE[4]]
+    held[ENVELOPE[4]][2] = 2.2
+    assert p_within([held[ENVELOPE[1]][s] - held[ENVELOPE[4]][s] for s in range(5)], DELTA) > 0.1
+    found = find_l_star(ENVELOPE, held, ENVELOPE[4], DELTA)
+    assert (found.low, found.value) == (1, 1)
+
+
+def test_a_schedule_that_fails_at_one_seed_is_not_called_good() -> None:
+    held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(7))
+    held[ENVELOPE[1]][2] = 2.2
+    found = find_l_star(ENVELOPE, held, ENVELOPE[4], DELTA)
+    assert (found.low, found.value) == (1, 2)
+
+
+def test_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
+    assert p_within([0.0], DELTA) == p_beyond([9.0], DELTA) == 1.0
+    assert p_within([0.0, 0.0], DELTA) == 0.0
+    assert p_beyond([0.0, 0.0], DELTA) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("means", "truth"),
+    [
+        ([2.5, 0.01, 0.01, 0.01, 1.6], 1),  # all-full fails to learn
+        ([3.0, 2.2, 0.02, 0.01, 2.3], 2),
+        ([0.5, 0.5, 0.5, 0.5, 0.5], 0),
+        ([0.06, 0.06, 0.06, 0.0, 0.0], 3),  # just beyond delta: seldom decided, never wrongly
+        ([0.051, 0.049, 0.0, 0.0, 0.0], 1),
+    ],
+)
+@pytest.mark.parametrize("std", [0.004, 0.04])
+def test_the_set_holds_l_star_and_the_claim_is_rarely_too_low(means: list[float], truth: int, std: float) -> None:
+    rng = np.random.default_rng(3)
+    outside = too_low = 0
+    runs = 400
+    # The reference is the best schedule, as the selection seeds would have it; every look at the data counts.
+    best = int(np.argmin(means))
+    envelope = {l: ENVELOPE[int(np.argmin(means[: l + 1]))] for l in ENVELOPE}
+    for _ in range(runs):
+        drawn = losses(means, std, 8, rng)
+        for seeds in (3, 5, 8):
+            seen = {text: {s: x for s, x in held.items() if s < seeds} for text, held in drawn.items()}
+            found = find_l_star(envelope, seen, ENVELOPE[best], DELTA)
+            if found.decided:
+                break
+        too_low += found.value < truth
+        outside += not found.low <= truth <= found.value
+    error = 3 * np.sqrt(0.05 * 0.95 / runs)
+    assert too_low / runs <= 0.025 + error
+    assert outside / runs <= 0.05 + error
+    if truth in (1, 2) and std < 0.01 and max(means) > 1:
+        assert found.decided
+        assert found.value == truth
+
+
+def test_the_level_is_shared_by_the_looks() -> None:
+    assert level(0.95, 1) == pytest.approx(0.025)
+    assert level(0.95) * LOOKS == pytest.approx(0.025)
+
+
+def test_undecided_schedules_are_those_between_the_ends() -> None:
+    held = {text: {0: 0.0, 1: 0.01, 2: -0.01} for text in ENVELOPE.values()}
+    held[ENVELOPE[0]] = {0: 3.0, 1: 3.1, 2: 2.9}
+    held[ENVELOPE[1]] = {0: 0.2, 1: -0.2, 2: 0.1}
+    found = find_l_star(ENVELOPE, held, ENVELOPE[4], DELTA)
+    assert (found.low, found.value, found.decided) == (1, 2, False)
+    assert found.undecided == (ENVELOPE[1],)
+    # The reference is never in doubt against itself.
+    assert found.steps[-1].within == 0.0
+    assert found.steps[-1].beyond == 1.0
+
+
+def test_drawn_means_have_students_intervals() -> None:
+    rng = np.random.default_rng(4)
+    sample = rng.normal(0, 1, size=(4, 2))
+    drawn = draw_means(sample, rng, 40_000)
+    difference = drawn[:, 1] - drawn[:, 0]
+    paired = sample[:, 1] - sample[:, 0]
+    half = 3.182446 * paired.std(ddof=1) / 2  # Student's t of 3 degrees at 97.5%
+    assert np.quantile(difference, 0.975) == pytest.approx(paired.mean() + half, rel=0.06)
+    assert np.quantile(difference, 0.025) == pytest.approx(paired.mean() - half, rel=0.06)
+
+
+def test_the_knee_is_farthest_below_the_chord() -> None:
+    assert knee_index([0.1, 0.3, 0.5, 0.7, 1.0], [3.0, 1.0, 0.9, 0.8, 0.7]) == 1
+    assert knee_index([0.1, 0.3, 0.5, 0.7, 1.0], [3.0, 2.9, 0.5, 0.5, 1.6]) == 2  # more may be left unused
+
+
+def test_the_knee_is_told_where_noise_is_small_and_left_open_where_it_is_not() -> None:
+    ls, costs = [0, 1, 2, 3, 4], [0.1, 0.325, 0.55, 0.775, 1.0]
+    rng = np.random.default_rng(5)
+    means = np.array([3.0, 1.0, 0.95, 0.9, 0.85])
+    clear = {l: list(means[l] + rng.normal(0, 0.01, 4)) for l in ls}
+    found = find_knee(ls, costs, clear, 0.05)
+    assert found.l == 1
+    assert found.decided
+    noisy = {l: list(means[l] + rng.normal(0, 2.0, 3)) for l in ls}
+    assert len(find_knee(ls, costs, noisy, 0.05).likely) > 1
+    flat = {l: [0.5, 0.51] for l in ls}
+    assert find_knee(ls, costs, flat, 0.05).l is None
+    assert "delta" in find_knee(ls, costs, flat, 0.05).why
+    assert find_knee(ls[:2], costs[:2], clear, 0.05).l is None
+
+
+def test_the_best_within_a_budget_costs_no_more() -> None:
+    ls, costs = [0, 1, 2], [0.1, 0.4, 0.7]
+    held = {0: [2.0, 2.1, 1.9], 1: [1.0, 1.1, 0.9], 2: [0.5, 0.6, 0.4]}
+    assert best_within(ls, costs, held, 0.5).l == 1
+    assert best_within(ls, costs, held, 0.5).decided
+    assert best_within(ls, costs, held, 0.05).l is None
+    assert "0.1" in best_within(ls, costs, held, 0.05).why
+
+
+def test_a_law_is_fitted_and_its_interval_comes_from_the_sets() -> None:
+    sizes = [64, 128, 256, 512]
+    certain = fit_laws(sizes, [1, 2, 3, 4], [(l, l) for l in (1, 2, 3, 4)])
+    assert certain[0].form == "a + b*log2(x)"
+    assert certain[0].b == pytest.approx(1.0)
+    assert certain[0].residual == pytest.approx(0.0, abs=1e-9)
+    assert certain[0].tells
+    assert certain[0].at(1024) == pytest.approx(5.0)
+    power = fit_laws(sizes, [1, 2, 4, 8], [(l, l) for l in (1, 2, 4, 8)])[1]
+    assert (power.form, power.b) == ("a*x^b", pytest.approx(1.0))
+    assert power.at(1024) == pytest.approx(16.0)
+    open_ = fit_laws(sizes, [2, 2, 2, 3], [(0, 2), (0, 2), (0, 2), (0, 3)])[0]
+    assert open_.b_low < 0 < open_.b_high
+    assert not open_.tells
+    assert fit_laws([64, 128], [1, 2], [(1, 1), (2, 2)]) == ()
+    assert len(fit_laws(sizes, [0, 0, 0, 0], [(0, 0)] * 4)) == 1  # no power of zero
