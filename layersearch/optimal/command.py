@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from layersearch.optimal.plan import SettingPlan
 
 MOST_SEED = 2**31
+_MOST_SEEDS = 8
 
 
 def optimal_l(options: argparse.Namespace) -> None:
@@ -75,7 +76,9 @@ def add_flags(parser: argparse.ArgumentParser, default_recipe: str) -> None:
     parser.add_argument("--budget", type=float, help="name the best l within this cost, as a share of all-full")
     parser.add_argument("--seeds", type=int, default=3, help="fresh seeds of every schedule (default: %(default)s)")
     parser.add_argument(
-        "--max-seeds", type=int, default=8, help="fresh seeds where l* is in doubt, at the most (default: %(default)s)"
+        "--max-seeds",
+        type=int,
+        help=f"fresh seeds where l* is in doubt, at the most (default: {_MOST_SEEDS}, or --seeds if more)",
     )
     parser.add_argument(
         "--trials-per-l", type=int, default=8, help="placements tried at one l, at the most (default: %(default)s)"
@@ -118,7 +121,7 @@ def _asked(options: argparse.Namespace) -> Asked:
         continued=options.continued,
         budget=options.budget,
         seeds=options.seeds,
-        most_seeds=max(options.max_seeds, options.seeds) if options.max_seeds == 8 else options.max_seeds,
+        most_seeds=max(_MOST_SEEDS, options.seeds) if options.max_seeds is None else options.max_seeds,
         per_l=options.trials_per_l,
         seed=options.seed,
     )

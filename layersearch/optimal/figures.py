@@ -116,43 +116,39 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
 def draw_layers(found: SettingAnswer, path_stem: Path) -> list[Path]:
     """Draw how much each layer needs full attention: alone, removed, and in pairs."""
     n = found.n_layers
-    side = _CELL * n
-    height = side + 1.25
+    side = min(4.0, max(2.7, _CELL * n))
 
     def draw(figure: Figure, top: float) -> None:
-        tall, wide = figure.get_figheight(), figure.get_figwidth()
-        width, low = min(side, (wide - 2.6) / 2), 0.75
-        gap = (wide - 2 * width - 1.5) / 2 + 0.2
+        tall, wide, low = figure.get_figheight(), figure.get_figwidth(), 0.55
         effects = found.effects
-        left = figure.add_axes((0.62 / wide, low / tall, width / wide, width / tall))
-        right = figure.add_axes(((0.62 + width + gap) / wide, low / tall, width / wide, width / tall))
-        singles = np.full((2, n), np.nan)
-        for row, values in enumerate((effects.restore, effects.remove)):
-            for at, value in enumerate(values):
-                singles[row, at] = np.nan if value is None else value
+        rows = max(0.9, 2 * side / n)  # of the two single rows, inches
+        left = figure.add_axes((0.8 / wide, (low + side - rows) / tall, side / wide, rows / tall))
+        right = figure.add_axes((5.4 / wide, low / tall, side / wide, side / tall))
+        singles = np.array([[np.nan if v is None else v for v in row] for row in (effects.restore, effects.remove)])
         pairs = np.full((n, n), np.nan)
         for i in range(n):
             for j in range(n):
                 value = effects.pairs[i][j] if j > i else effects.interaction[i][j] if j < i else None
                 pairs[i, j] = np.nan if value is None else value
-        # Two rows in the lower half of the left square: the same cells as the right one's.
-        left.set_position((0.62 / wide, (low + width * (1 - 2 / n) / 2) / tall, width / wide, width * 2 / n / tall))
-        _heat(figure, left, singles, "gain of restoring one layer,\ncost of removing one (nats)")
-        left.set_yticks([0, 1], ["restore", "remove"], rotation=90, va="center")
-        _heat(figure, right, pairs, "above: gain of a pair; below: that\nless both single gains (nats)")
+        _heat(figure, left, singles, "one layer (nats)")
+        left.set_yticks([0, 1], ["restore", "remove"])
+        _heat(figure, right, pairs, "two layers (nats)")
+        right.set_yticks(range(n))
+        right.set_ylabel("layer")
         for axes in (left, right):
             axes.set_xticks(range(n))
             axes.set_xlabel("layer, 0 at the bottom")
-        right.set_yticks(range(n))
-        right.set_ylabel("layer")
+            axes.tick_params(length=0)
         del top
 
     title = [
         say.layers(found) or "How much each layer needs full attention, on one seed.",
-        f"Restore: that layer alone is full, against all-sparse ({found.span}). Remove: that layer alone is sparse, "
-        "against all-full. Grey was not trained.",
+        f"One layer. Restore: how far the loss falls below all-sparse's ({found.span}) where that layer alone is full. "
+        "Remove: how far it rises above all-full's where that layer alone is sparse.",
+        "Two layers. Above the diagonal: how far the loss falls below all-sparse's where both are full. Below it: the "
+        "same less what each gains alone; above 0, they need each other. Grey: not trained.",
     ]
-    return write_figure(path_stem, title, height, 0.02, draw)
+    return write_figure(path_stem, title, side + 1.0, 0.02, draw)
 
 
 def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
@@ -160,13 +156,20 @@ def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
     image = axes.imshow(values, cmap="PuOr", vmin=-reach or -1.0, vmax=reach or 1.0, aspect="auto")
     axes.set_facecolor("#D5D5D5")
     if values.shape[1] <= _MOST_NUMBERS:
+        size = 8 if values.shape[1] <= 8 else 6
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                dark = abs(value) > 0.6 * reach
-                axes.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=7, color="white" if dark else BLACK)
+                colour = "white" if abs(value) > 0.6 * reach else BLACK
+                axes.text(j, i, _short(value), ha="center", va="center", fontsize=size, color=colour)
     axes.set_title(name, fontsize=9)
-    bar = figure.colorbar(image, ax=axes, fraction=0.05, pad=0.03)
+    place = axes.get_position()
+    wide = figure.get_figwidth()
+    bar = figure.colorbar(image, cax=figure.add_axes((place.x1 + 0.1 / wide, place.y0, 0.12 / wide, place.height)))
     bar.ax.tick_params(labelsize=8)
+
+
+def _short(value: float) -> str:
+    return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else f"{value:.0e}"
 
 
 def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:

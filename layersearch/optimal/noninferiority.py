@@ -22,9 +22,10 @@ The set of l's between the two ends holds l* with the confidence asked for, half
 half shared equally (Bonferroni) among the looks at the data between which seeds may be added.
 
 A reference that fails to learn at one seed makes one difference hugely negative and their variance huge: the worse the
-reference, the less would be shown. Its losses are therefore cut ten standard deviations above their median (the median
-schedule's standard deviation over seeds), where normal noise does not get. The cut can only lower the reference, so
-that the test from above errs to the safe side; the test from below takes the losses as they are.
+reference, the less would be shown. Its losses are therefore cut five standard deviations above their median, once what
+a seed does to all schedules is taken out (the median schedule's standard deviation), where normal noise hardly gets.
+The cut can only lower the reference, so that the test from above errs to the safe side; the test from below takes the
+losses as they are.
 
 Limits. The t test is of means of roughly normal differences. A schedule that fails to learn at one seed in ten often
 shows no failure at three: then it passes, as it would in any test of so few seeds.
@@ -43,7 +44,7 @@ from layersearch.stats import CONFIDENCE, Interval, paired_difference
 
 LOOKS = 3
 """Looks at the data, at the most: after the first seeds, and after each of two additions."""
-_CUT = 10.0
+_CUT = 5.0
 """Standard deviations above its median at which a loss of the reference is cut."""
 
 Losses = Mapping[str, Mapping[int, float]]
@@ -73,11 +74,21 @@ def p_beyond(differences: Sequence[float], delta: float) -> float:
 def cut(losses: Losses, reference: str) -> dict[int, float]:
     """Return the reference's losses by seed, cut from above. See the module's text."""
     held = losses.get(reference, {})
-    stds = [float(np.std(list(found.values()), ddof=1)) for found in losses.values() if len(found) > 1]
-    if not held or not stds:
+    middles = {text: float(np.median(list(found.values()))) for text, found in losses.items() if found}
+    # What a seed does to all schedules alike.
+    common = {
+        seed: float(np.median([found[seed] - middles[text] for text, found in losses.items() if seed in found]))
+        for seed in held
+    }
+    left = [
+        [found[seed] - middles[text] - common[seed] for seed in found if seed in common]
+        for text, found in losses.items()
+    ]
+    stds = [float(np.std(residuals, ddof=1)) for residuals in left if len(residuals) > 1]
+    if not stds:
         return dict(held)
-    most = float(np.median(list(held.values()))) + _CUT * float(np.median(stds))
-    return {seed: min(loss, most) for seed, loss in held.items()}
+    reach = _CUT * float(np.median(stds))
+    return {seed: min(loss, middles[reference] + common[seed] + reach) for seed, loss in held.items()}
 
 
 def _p_below(values: np.ndarray) -> float:

@@ -88,7 +88,9 @@ def layers(found: SettingAnswer) -> str:
     if not alone:
         return ""
     gain, at = max(alone)
-    said = f"On one seed, full attention alone helps most in layer {at} (by {gain:.3g} nats)"
+    said = (
+        f"On one seed, counting layers from 0 at the bottom, one full layer helps most as layer {at} ({gain:.3g} nats)"
+    )
     pairs = [
         (value, i, j)
         for i, row in enumerate(found.effects.interaction)
@@ -99,7 +101,7 @@ def layers(found: SettingAnswer) -> str:
         value, i, j = max(pairs)
         if value > found.delta:
             said += f"; layers {i} and {j} together gain {value:.3g} nats more than apart"
-    return said + " (layers counted from 0 at the bottom)."
+    return said + "."
 
 
 def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
