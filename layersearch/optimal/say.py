@@ -87,10 +87,10 @@ def layers(found: SettingAnswer) -> str:
     alone = [(gain, at) for at, gain in enumerate(found.effects.restore) if gain is not None]
     if not alone:
         return ""
-    gain, at = max(alone)
-    said = (
-        f"On one seed, counting layers from 0 at the bottom, one full layer helps most as layer {at} ({gain:.3g} nats)"
-    )
+    gain = max(alone)[0]
+    near = [str(at) for value, at in alone if value >= gain - found.delta]
+    said = f"On one seed, counting layers from 0 at the bottom, one full layer gains {gain:.3g} nats at the most, "
+    said += f"as layer {near[0]}" if len(near) == 1 else f"as layer {', '.join(near[:-1])} or {near[-1]}"
     pairs = [
         (value, i, j)
         for i, row in enumerate(found.effects.interaction)
