@@ -13,8 +13,6 @@ from layersearch import __version__, commands, proving
 from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from layersearch.optimal import command as optimal
 
-DEFAULT_RECIPE = "laptop"
-
 
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with a remedy."""
@@ -83,8 +81,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--recipe",
-        default=DEFAULT_RECIPE,
-        help="what a trial runs: a YAML file or a name in trials/ (default: %(default)s)",
+        help="what a trial runs: a YAML file or a name in trials/ (default: laptop; with --model: pretrained)",
+    )
+    run.add_argument(
+        "--model", metavar="PATH|ID", help="search on a pre-trained Hugging Face model: trials start from its weights"
     )
     run.add_argument("--space", help="what may vary: a YAML file or a name in search_spaces/ (default: the recipe's)")
     run.add_argument("--out", type=Path, help="the run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")

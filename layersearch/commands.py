@@ -30,7 +30,11 @@ def run(options: argparse.Namespace) -> None:
 
     sizes = {"search.trials": options.trials, "search.workers": options.workers}
     given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
-    recipe = load_recipe(options.recipe, [*options.overrides, *given])
+    recipe = load_recipe(options.recipe or ("pretrained" if options.model else "laptop"), [*options.overrides, *given])
+    if options.model:
+        from layersearch.pretrained import recipe_for
+
+        recipe = recipe_for(recipe, options.model)
     try:
         space = load_space(options.space or recipe.default_space)
     except UserError as error:

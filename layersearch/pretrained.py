@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from layersearch.data import hub
 from layersearch.errors import UserError
-from layersearch.recipe import DataConfig, ModelConfig
+from layersearch.recipe import DataConfig, ModelConfig, Recipe
 from layersearch.routing import Routed, quiet
 
 FLAG = "--model"
@@ -110,6 +111,22 @@ def sizes(name: str, routed: Routed) -> ModelConfig:
         raise UserError(f"{FLAG} {name}: {error}") from None
 
 
+def recipe_for(recipe: Recipe, name: str) -> Recipe:
+    """Return the recipe of a search on a pre-trained model: its sizes and its tokenizer in place of the recipe's.
+
+    Raises:
+        UserError: if the model cannot be loaded or routed, or has no tokenizer for the recipe's text.
+    """
+    if recipe.training.optimizer != "adamw":
+        raise UserError(
+            f"training.optimizer {recipe.training.optimizer} trains from scratch; with {FLAG} give --recipe "
+            "pretrained, or set training.optimizer=adamw"
+        )
+    data = with_tokenizer(recipe.data, name)
+    routed = load_pretrained(name, tokens=recipe.training.seq_len)
+    return replace(recipe, model=sizes(name, routed), data=data, pretrained=name)
+
+
 def own_tokenizer(name: str) -> str | None:
     """Return what ``data.tokenizer`` has to be for a model: its folder or hub id; None where its folder has none."""
     if not os.path.isdir(name):
@@ -123,8 +140,6 @@ def with_tokenizer(data: DataConfig, name: str) -> DataConfig:
     Raises:
         UserError: if text is to be read and there is no tokenizer.
     """
-    from dataclasses import replace
-
     if data.source not in _TEXT or data.tokenizer is not None:
         return data
     found = own_tokenizer(name)

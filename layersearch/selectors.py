@@ -98,7 +98,7 @@ def kl_to_original(routed: Routed, tokens: torch.Tensor) -> Score:
     return score
 
 
-def selected(space: BoundSpace, budget: float, score: Score) -> dict[str, Schedule]:
+def selected(space: BoundSpace, budget: float, score: Score) -> dict[str, tuple[Schedule, Ranking]]:
     """Return what each selector chooses within a budget, by name, at the most full layers that the budget allows.
 
     Args:
@@ -107,7 +107,8 @@ def selected(space: BoundSpace, budget: float, score: Score) -> dict[str, Schedu
         score: as `kl_to_original` returns it.
 
     Returns:
-        ``restore_greedy(l)`` and ``remove_one(l)``; none where the space has no sparse span or no such schedule.
+        ``restore_greedy(l)`` and ``remove_one(l)``, each with its ranking; none where the space has no sparse span or
+        no such schedule.
     """
     span = space.baseline_span
     if span is None:
@@ -118,5 +119,5 @@ def selected(space: BoundSpace, budget: float, score: Score) -> dict[str, Schedu
         return {}
     most = max(within)
     rankings = (restore_greedy(space.n_layers, span, score, most), remove_one(space.n_layers, span, score))
-    found = {f"{ranking.name}({most})": ranking.schedule(most, space.n_layers, span) for ranking in rankings}
-    return {name: schedule for name, schedule in found.items() if space.encode(schedule) is not None}
+    found = {f"{ranking.name}({most})": (ranking.schedule(most, space.n_layers, span), ranking) for ranking in rankings}
+    return {name: chosen for name, chosen in found.items() if space.encode(chosen[0]) is not None}

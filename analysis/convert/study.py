@@ -8,8 +8,8 @@ Shows:    loss after the switch, and how much of it training wins back in how ma
           by KL to the original, and by sensitivity; 3 seeds of the data order, shared by all schedules.
 
 A Llama of 12 layers is first trained, all-full, on the mix: half the standard library's sources, half recall from
-beyond the reach of all windows together. It is saved as a Hugging Face folder, and what follows is what `layersearch convert`
-does: load, route, switch, train on through DeepSpeed.
+beyond the reach of all windows together. It is saved as a Hugging Face folder, and what follows is what
+`layersearch convert` does: load, route, switch, train on through DeepSpeed.
 """
 
 from __future__ import annotations

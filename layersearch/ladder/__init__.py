@@ -12,6 +12,7 @@ from layersearch.ladder.folder import RunFolder, read_config, unwritable
 from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan, winner_evidence
 from layersearch.ladder.pool import LocalPool, Pool, PoolFactory
 from layersearch.ladder.raypool import RayPool
+from layersearch.ladder.selected import selected_baselines
 from layersearch.ladder.study import Study
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.result import Result
@@ -92,6 +93,9 @@ def search(
                 "data": describe(source),
             },
         )
+        if recipe.pretrained is not None:
+            further = selected_baselines(recipe, bound, budget, source, seed, out)
+            plan = make_plan(recipe, bound, budget, seed, further)
         study = Study(folder.journal, bound, budget, recipe.search, seed)
         folder.mend()
         ladder = Ladder(plan, bound, folder, study, made, listener)

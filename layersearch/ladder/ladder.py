@@ -84,13 +84,25 @@ class Plan:
         return len(self.baselines) + self.proposals * share + self.confirm_trials
 
 
-def make_plan(recipe: Recipe, space: BoundSpace, budget: float, seed: int) -> Plan:
+def make_plan(
+    recipe: Recipe, space: BoundSpace, budget: float, seed: int, further: Mapping[str, str] | None = None
+) -> Plan:
     """Return what a search with these settings trains.
+
+    Args:
+        recipe: what one trial runs.
+        space: the bound space.
+        budget: of the search.
+        seed: of the search.
+        further: schedules by name to stand among the baselines; one that is there already gets the name besides.
 
     Raises:
         UserError: if the budget is out of range or below what the space can reach.
     """
-    baselines = tuple((name, str(schedule)) for name, schedule in space.named_baselines(budget).items())
+    named = {str(schedule): name for name, schedule in space.named_baselines(budget).items()}
+    for name, text in (further or {}).items():
+        named[text] = f"{named[text]} = {name}" if text in named else name
+    baselines = tuple((name, text) for text, name in named.items())
     inside = sum(space.encode(Schedule.parse(text)) is not None for _, text in baselines)
     proposals = max(0, min(recipe.search.trials - len(baselines), space.size - inside))
     return Plan(budget=budget, seed=seed, recipe=recipe, baselines=baselines, proposals=proposals)
