@@ -14,6 +14,9 @@ from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from layersearch.optimal import command as optimal
 
 
+DEFAULT_RECIPE = "laptop"
+
+
 class _Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line with a remedy."""
 
@@ -81,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--recipe",
-        help="what a trial runs: a YAML file or a name in trials/ (default: laptop; with --model: pretrained)",
+        help=f"what a trial runs: a YAML file or a name in trials/ (default: {DEFAULT_RECIPE}; with --model: pretrained)",
     )
     run.add_argument(
         "--model", metavar="PATH|ID", help="search on a pre-trained Hugging Face model: trials start from its weights"
