@@ -13,7 +13,6 @@ from layersearch import __version__, commands, proving
 from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from layersearch.optimal import command as optimal
 
-
 DEFAULT_RECIPE = "laptop"
 
 
@@ -84,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--recipe",
-        help=f"what a trial runs: a YAML file or a name in trials/ (default: {DEFAULT_RECIPE}; with --model: pretrained)",
+        help=f"what a trial runs: YAML or a name in trials/ (default: {DEFAULT_RECIPE}; with --model: pretrained)",
     )
     run.add_argument(
         "--model", metavar="PATH|ID", help="search on a pre-trained Hugging Face model: trials start from its weights"

@@ -259,6 +259,10 @@ class Recipe:
 
     def __post_init__(self) -> None:
         _require(
+            self.pretrained is None or self.training.start is None,
+            "pretrained and training.start both name weights to start from; give one of them",
+        )
+        _require(
             self.pretrained is None or self.training.optimizer == "adamw",
             "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
         )
