@@ -176,6 +176,9 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--to", required=True, metavar="TARGET", help="hf, hf-remote, flex, yaml or json")
     export.add_argument("--family", help="hf: the model family, for example ministral or qwen3")
     export.add_argument("--recipe", help="take the model's size from this recipe (default: the run's)")
+    export.add_argument(
+        "--config", type=Path, metavar="FILE", help="hf: change this config.json of yours where it holds the schedule"
+    )
     export.add_argument("--out", type=Path, required=True, help="the folder to write")
 
     _convert(groups)

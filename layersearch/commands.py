@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from layersearch.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from layersearch.export.nearest import CannotHold
+    from layersearch.export.ownconfig import OwnConfig
     from layersearch.recipe import Recipe
     from layersearch.record import TrialRecord
     from layersearch.result import Result
@@ -154,13 +156,17 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.data import open_source
     from layersearch.export import TARGETS
     from layersearch.export import export as write
+    from layersearch.export.nearest import CannotHold
+    from layersearch.export.ownconfig import write_own_config
     from layersearch.ladder import read_config, winner_evidence
     from layersearch.recipe import Recipe, load_recipe
     from layersearch.schedule import Schedule
     from layersearch.schedulefile import schedule_argument
 
     evidence: dict[str, Any] = {}
+    run: Path | None = None
     recipe = load_recipe(options.recipe) if options.recipe else None
+    own = _own_config(options)
     if options.to not in TARGETS:
         raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
     if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
@@ -179,21 +185,59 @@ def export(options: argparse.Namespace) -> None:
             schedule = schedule_argument(options.schedule)
         except UserError as error:
             raise UserError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
-        if recipe is None:
-            raise UserError("--recipe is missing: a schedule alone has no model size; name a recipe, or export a run")
-        vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
-    paths = write(
-        schedule,
-        options.to,
-        model=recipe.model,
-        vocab_size=vocab_size,
-        seq_len=recipe.training.seq_len,
-        out=options.out,
-        family=options.family,
-        evidence=evidence,
-    )
+        if recipe is None and own is None:
+            raise UserError(
+                "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
+            )
+    note = None
+    try:
+        if own is not None:
+            paths, note = write_own_config(schedule, own, out=options.out, evidence=evidence)
+        else:
+            assert recipe is not None
+            if run is None:
+                vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
+            paths = write(
+                schedule,
+                options.to,
+                model=recipe.model,
+                vocab_size=vocab_size,
+                seq_len=recipe.training.seq_len,
+                out=options.out,
+                family=options.family,
+                evidence=evidence,
+            )
+    except CannotHold as refused:
+        if run is None:
+            raise
+        raise UserError(f"{refused}; {_price(run, refused)}") from None
     for path in paths:
         print(path)
+    if note is not None:
+        print(f"note: {note}")
+
+
+def _own_config(options: argparse.Namespace) -> OwnConfig | None:
+    """Return the configuration that the user wants changed, if any."""
+    if options.config is None:
+        return None
+    if options.to != "hf":
+        raise UserError(f"--config is changed by --to hf, not by --to {options.to}; drop it")
+    if options.recipe is not None:
+        raise UserError("--config holds the model's size already; drop --recipe")
+    from layersearch.export.ownconfig import read_own_config
+
+    return read_own_config(options.config, options.family)
+
+
+def _price(run: Path, refused: CannotHold) -> str:
+    """Return what the nearest schedule costs in loss, as far as a run tells."""
+    from layersearch.price import loss_change
+
+    try:
+        return f"it costs {loss_change(_records(run), _asked(run)[0], refused.asked, refused.nearest)}"
+    except UserError as error:
+        return f"what it costs in loss is not known: {error}"
 
 
 def cost(options: argparse.Namespace) -> None:

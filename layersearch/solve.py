@@ -31,6 +31,7 @@ from typing import Any, Literal
 from layersearch import stats
 from layersearch.constraint import Constraint, Kind
 from layersearch.errors import UserError
+from layersearch.learning import fit_surrogate, learnt_from
 from layersearch.program import SECONDS, Optimum, minimise
 from layersearch.record import TrialRecord
 from layersearch.result import Entry, Result, analyse
@@ -159,7 +160,7 @@ def solve(
         UserError: if too few distinct schedules are complete, or none of a number of full layers that was trained is
             within the constraint.
     """
-    learnt = _learnt(records, space)
+    learnt = learnt_from(records, space)
     parsed = {record.schedule: Schedule.parse(record.schedule) for record in learnt}
     complete = [record for record in learnt if record.state == "complete"]
     ended = {record.schedule for record in complete}
@@ -168,10 +169,10 @@ def solve(
             f"{len(ended)} schedules of the space are trained to the end, too few to learn from: {FEWEST} are needed; "
             "run the command that made the run again to go on, or search with more --trials into another --out"
         )
-    surrogate = _fit(learnt, parsed, space, pairwise=False)
+    surrogate = fit_surrogate(learnt, parsed, space, pairwise=False)
     within = {text: schedule for text, schedule in sorted(parsed.items()) if constraint.admits(schedule)}
     n_full = sorted({schedule.n_full for schedule in parsed.values()})
-    pairs = _fit(learnt, parsed, space, pairwise=True)
+    pairs = fit_surrogate(learnt, parsed, space, pairwise=True)
     optima = _optima(pairs, space, constraint, list(within.values()), n_full, seconds)
     asked = [*within.values(), *optima]
     if not asked:
@@ -227,41 +228,12 @@ def solve(
     )
 
 
-def _learnt(records: Iterable[TrialRecord], space: BoundSpace) -> list[TrialRecord]:
-    """Return the trials of the space that have a loss, one record each, in an order of their own.
-
-    A trial that was stopped counts if a complete one was validated at the step where it ended.
-    """
-    kept: dict[tuple[str, int, str], TrialRecord] = {}
-    for record in records:
-        if record.loss is None or space.encode(record.parsed()) is None:
-            continue
-        if record.state == "complete" or record.key not in kept:
-            kept[record.key] = record
-    steps = {step for record in kept.values() if record.state == "complete" for step, _ in record.curve}
-    return [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
-
-
 def _noise(complete: Sequence[TrialRecord]) -> float | None:
     groups: dict[str, list[float]] = {}
     for record in complete:
         if record.phase == "confirm" and record.loss is not None:
             groups.setdefault(record.schedule, []).append(record.loss)
     return stats.pooled_std(groups.values())
-
-
-def _fit(
-    learnt: Sequence[TrialRecord], parsed: Mapping[str, Schedule], space: BoundSpace, *, pairwise: bool
-) -> Surrogate:
-    early = {record.steps for record in learnt if record.state == "stopped"}
-    rows: list[tuple[Schedule, float, int, float]] = []
-    for record in learnt:
-        assert record.loss is not None
-        known = {} if record.state == "stopped" else {step: loss for step, loss in record.curve if step in early}
-        for step, loss in sorted((known | {record.steps: record.loss}).items()):
-            rows.append((parsed[record.schedule], loss, record.seed, step / record.full_steps))
-    schedules, losses, seeds, shares = zip(*rows, strict=True)
-    return Surrogate(space, pairwise=pairwise).fit(schedules, losses, seeds, shares)
 
 
 @dataclass(frozen=True, kw_only=True)

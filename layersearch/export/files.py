@@ -20,10 +20,10 @@ def write_text(path: Path, text: str) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            if path.read_text(encoding="utf-8", errors="replace") != text:
+            if path.read_bytes() != text.encode():
                 raise UserError(f"{path} exists and differs; give --out another folder or remove it")
         else:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(text.encode())
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}); give --out a folder that can") from None
     return path

@@ -1,0 +1,217 @@
+"""A user's own configuration: only the bytes that hold the schedule change, and the result is proven."""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from layersearch.cli import main
+from layersearch.errors import UserError
+from layersearch.export import FAMILIES
+from layersearch.export.jsonedit import set_members
+from layersearch.export.ownconfig import read_own_config, write_own_config
+from layersearch.schedule import Schedule
+from layersearch.verify import verify
+
+# fmt: off
+SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,
+                         "intermediate_size": 48, "vocab_size": 61, "max_position_embeddings": 40, "pad_token_id": 0}
+# fmt: on
+MORE: dict[str, dict[str, Any]] = {
+    "gpt_neo": {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]]},
+    "exaone4": {"num_key_value_heads": 4},
+    "gpt_oss": {"num_local_experts": 2, "num_experts_per_tok": 1},
+    "llama4": {
+        "num_local_experts": 2,
+        "interleave_moe_layer_step": 2,
+        "intermediate_size_mlp": 48,
+        "attention_chunk_size": 20,
+    },
+    "ministral": {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    "modernbert-decoder": {"bos_token_id": 0, "eos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
+}
+
+
+def given_config(family: str, folder: Path, **fields: Any) -> Path:
+    """Write a configuration as transformers itself saves it, with the family's own defaults for the rest."""
+    held = FAMILIES[family]
+    values = SIZES | MORE.get(family, {}) | fields
+    kind = getattr(transformers, held.config_class)
+    known = {name: value for name, value in values.items() if hasattr(kind(), name)}
+    if "head_dim" not in known and hasattr(kind(), "head_dim"):
+        known["head_dim"] = 8
+    kind(**known).save_pretrained(folder)
+    return folder
+
+
+def asked(family: str, shape: str = "{} full {} {}", size: int = 5) -> Schedule:
+    kind = next(kind for kind in FAMILIES[family].layer_types if kind != "full")
+    return Schedule.parse(shape.replace("{}", f"{kind}:{size}"))
+
+
+def write(path: Path, schedule: Schedule, out: Path) -> str:
+    write_own_config(schedule, read_own_config(path), out=out)
+    return (out / "config.json").read_text()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_only_what_holds_the_schedule_changes_and_the_result_is_proven(family: str, tmp_path: Path) -> None:
+    before = (given_config(family, tmp_path / "given") / "config.json").read_text()
+    after = write(tmp_path / "given", asked(family), tmp_path / "out")
+    old, new = json.loads(before), json.loads(after)
+    held = FAMILIES[family]
+    may = {*held.layer_fields, *held.sparse_flags, *(name for names in held.size_fields.values() for name in names)}
+    assert {key for key in new if old.get(key) != new[key]} <= may
+    assert list(old) == list(new)[: len(old)]
+    proof = verify(tmp_path / "out")
+    assert proof.proven, proof.problem
+    # Once more the same: not a byte changes.
+    assert write(tmp_path / "out", asked(family), tmp_path / "again") == after
+
+
+@pytest.mark.parametrize("family", ["ministral", "gemma2", "gpt_neo", "llama4"])
+def test_all_full_is_held_by_a_config_that_had_windows(family: str, tmp_path: Path) -> None:
+    given_config(family, tmp_path / "given", sliding_window=None)
+    write(tmp_path / "given", Schedule.parse("full*4"), tmp_path / "out")
+    assert verify(tmp_path / "out").proven
+
+
+def test_other_bytes_stay_as_they_were_written(tmp_path: Path) -> None:
+    text = """{
+    "architectures": ["Qwen2ForCausalLM"],   "rope_theta": 1000000.0,
+    "model_type":"qwen2", "rms_norm_eps": 1e-06,
+    "num_hidden_layers": 4, "hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "max_position_embeddings":  40,
+\t"sliding_window": 131072 , "use_sliding_window" : false, "note": "caf\\u00e9 {\\"sliding_window\\": 7}",
+    "tie_word_embeddings": true
+}
+"""
+    (tmp_path / "config.json").write_text(text)
+    after = write(tmp_path / "config.json", asked("qwen2"), tmp_path / "out")
+    wanted = text.replace('"sliding_window": 131072 ,', '"sliding_window": 5 ,')
+    wanted = wanted.replace('"use_sliding_window" : false', '"use_sliding_window" : true')
+    types = json.dumps(["sliding_attention", "full_attention", *["sliding_attention"] * 2], indent=2)
+    wanted = wanted.replace(
+        '"tie_word_embeddings": true',
+        '"tie_word_embeddings": true,\n    "layer_types": ' + types.replace("\n", "\n    "),
+    )
+    assert after == wanted, "".join(difflib.unified_diff(wanted.splitlines(True), after.splitlines(True)))
+
+
+def test_the_text_part_of_a_multimodal_config_is_found(tmp_path: Path) -> None:
+    text = transformers.Gemma3TextConfig(**SIZES, head_dim=8).to_dict()
+    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (tmp_path / "config.json").write_text(json.dumps(whole, indent=2))
+    config = read_own_config(tmp_path)
+    assert (config.family, config.path) == ("gemma3", ("text_config",))
+    after = json.loads(write(tmp_path, asked("gemma3"), tmp_path / "out"))
+    assert after["text_config"]["sliding_window"] == 5
+    assert {key: value for key, value in after.items() if key != "text_config"} == {
+        key: value for key, value in whole.items() if key != "text_config"
+    }
+
+
+@pytest.mark.parametrize("family", ["gemma3", "cohere2", "exaone4", "qwen3"])
+def test_layers_whose_positions_turn_with_their_type_are_named(family: str, tmp_path: Path) -> None:
+    given_config(family, tmp_path / "given", layer_types=["full_attention"] * 4)
+    config = read_own_config(tmp_path / "given", family)
+    _, note = write_own_config(asked(family), config, out=tmp_path / "out")
+    if family == "qwen3":
+        assert note is None
+    else:
+        assert note is not None
+        assert "layers 0, 2, 3 changed type, and their positions with it" in note
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"model_type": "llama"}, "passes over layer_types, .*; its weights load as model_type 'ministral'"),
+        ({"model_type": "phi3"}, "passes over layer_types, .*export with --to hf-remote"),
+        ({"model_type": "qwen4"}, "model_type 'qwen4' is of no family .* did you mean 'qwen"),
+        ({"model_type": None}, "the key 'model_type' is missing"),
+        ({"per_layer_config": {"0": {"sliding_window": 4}}}, "per_layer_config gives layers windows of their own"),
+        ({"sliding_window": [4, 8, 4, 8]}, "sliding_window gives layers windows of their own"),
+        ({"auto_map": {"AutoConfig": "mine.Config"}}, "auto_map names code of its own"),
+        (
+            {"num_hidden_layers": 5, "layer_types": ["full_attention"] * 5},
+            r"the schedule has 4 layers, .*config\.json 5",
+        ),
+        ({"num_hidden_layers": 5}, "transformers refuses it .*num_hidden_layers"),
+        ({"use_bidirectional_attention": True}, "no causal decoder"),
+        ({"max_position_embeddings": 4}, "layer 0: window:5 is longer than the text of 4 tokens"),
+    ],
+)
+def test_what_cannot_be_changed_is_refused_and_nothing_is_written(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    given_config("qwen3", tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text()) | fields
+    (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
+    with pytest.raises(UserError, match=words):
+        write(tmp_path, asked("qwen3"), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("[]", "expected a mapping"), ("{", "no JSON text"), (None, r"no .*config\.json"), ("\xff", "no JSON text")],
+)
+def test_no_configuration_at_all_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=words):
+        read_own_config(tmp_path)
+
+
+def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+    text = (given_config("qwen3", tmp_path) / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("{", '{"sliding_window": 3,', 1))
+    with pytest.raises(UserError, match="'sliding_window' stands there 2 times"):
+        write(tmp_path, asked("qwen3"), tmp_path / "out")
+
+
+def test_the_command_writes_it_and_says_what_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given_config("cohere2", tmp_path / "given")
+    line = ["export", "full window:5*3", "--to", "hf", "--config", str(tmp_path / "given")]
+    assert main([*line, "--out", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    assert "config.json" in shown
+    assert "note: in family cohere2 full layers have no RoPE: layers 0, 3 changed type" in shown
+    assert main(["verify-export", str(tmp_path / "out")]) == 0
+    for extra, words in (
+        (["--recipe", "smoke"], "drop --recipe"),
+        (["--family", "qwen3"], "is of family cohere2"),
+        (["--to", "yaml"], "--config is changed by --to hf"),
+        (["--out", str(tmp_path / "given")], "exists and differs"),
+    ):
+        assert main([*line, "--out", str(tmp_path / "other"), *extra]) == 2
+        assert words in capsys.readouterr().err
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    st.dictionaries(st.text(max_size=3), JSON, max_size=4), st.text(max_size=3), JSON, st.sampled_from([None, 0, 2, 4])
+)
+def test_setting_a_member_is_what_json_makes_of_it(
+    held: dict[str, Any], key: str, value: Any, indent: int | None
+) -> None:
+    for path, whole in (((), held), (("in",), {"a": 1, "in": held, "z": [held]})):
+        text = json.dumps(whole, indent=indent)
+        after = set_members(text, path, {key: value})
+        assert json.loads(after) == ({**held, key: value} if not path else whole | {"in": {**held, key: value}})
+        assert set_members(after, path, {key: value}) == after
