@@ -173,8 +173,13 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument(
         "schedule", metavar="RUN|SCHEDULE", help="a run folder, a winner.yaml, or a schedule such as 'full window:32*3'"
     )
-    export.add_argument("--to", required=True, metavar="TARGET", help="hf, hf-remote, flex, yaml or json")
-    export.add_argument("--family", help="hf: the model family, for example ministral or qwen3")
+    export.add_argument(
+        "--to",
+        required=True,
+        metavar="TARGET",
+        help="hf, hf-remote, flex, megatron, vllm, sglang, tensorrt-llm, litgpt, torchtitan, flash-attn, yaml or json",
+    )
+    export.add_argument("--family", help="hf, vllm, sglang: the model family, for example ministral or llama")
     export.add_argument("--recipe", help="take the model's size from this recipe (default: the run's)")
     export.add_argument(
         "--config", type=Path, metavar="FILE", help="hf: change this config.json of yours where it holds the schedule"

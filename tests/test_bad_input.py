@@ -590,6 +590,13 @@ add("export: nowhere", ["export", "full*2", "--to", "hf"], "--out", "export --he
 export("unknown target", ["full*2", "--to", "hff"], "--to 'hff'", "did you mean 'hf'")
 export("no family", ["full*2", "--to", "hf"], "--to hf needs --family", "ministral, qwen2, qwen3")
 export("unknown family", ["full*2", "--to", "hf", "--family", "ministrel"], "--family", "did you mean 'ministral'")
+export("vllm without a family", ["full window:8", "--to", "vllm"], "--to vllm needs --family", "llama")
+export("vllm of qwen3", ["full window:8", "--to", "vllm", "--family", "qwen3"], "all-full", "--model-impl transformers")
+export("sglang of llama", ["full window:8", "--to", "sglang", "--family", "llama"], "all-full", "--family gemma3")
+export("sglang of one key", ["full window:1", "--to", "sglang", "--family", "gemma3"], "layer 1", "give window:2")
+export("vllm of gpt_oss", ["full window:8", "--to", "vllm", "--family", "gpt_oss"], "hard-coded", "--family llama")
+export("blocks for megatron", ["full block:8", "--to", "megatron"], "layer 1: block:8", "nearest schedule")
+export("family of a modelling file", ["full*2", "--to", "hf-remote", "--family", "qwen3"], "--family", "drop it")
 export("family of a file", ["full*2", "--to", "yaml", "--family", "qwen3"], "--family", "drop it")
 export(
     "blocks", ["full block:8", "--to", "hf", "--family", "qwen3"], "layer 1: block:8", "the nearest schedule it holds"

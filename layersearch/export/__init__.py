@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import UserError, did_you_mean
+from layersearch.export.enginefiles import write_engine
+from layersearch.export.engines import ENGINES, SERVED
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_schedule
 from layersearch.export.flexfile import write_flex
@@ -21,6 +23,7 @@ TARGETS: dict[str, str] = {
     "hf": "config.json for Hugging Face transformers, and schedule.yaml",
     "hf-remote": "a folder for transformers that runs any schedule, with a modelling file of its own",
     "flex": "a Python module of FlexAttention's mask_mod and score_mod per layer that needs torch only",
+    **{name: f"{engine.file} for {engine.name}" for name, engine in ENGINES.items()},
     "yaml": "schedule.yaml: the schedule with its evidence",
     "json": "schedule.json: the schedule with its evidence",
 }
@@ -47,7 +50,7 @@ def export(
         vocab_size: tokens of the vocabulary.
         seq_len: the longest text in tokens.
         out: the folder to write to; made where it is missing.
-        family: for ``hf``: a key of `FAMILIES`.
+        family: for ``hf``: a key of `FAMILIES`; for ``vllm`` and ``sglang``: that of the model served.
         evidence: what supports the schedule (plain data), kept beside it.
 
     Returns:
@@ -66,13 +69,16 @@ def export(
         )
     schedule.check(seq_len=seq_len, n_heads=model.n_heads)
     if target != "hf":
-        if family is not None:
+        if family is not None and target not in SERVED:
             raise UserError(f"--family {family!r} has no meaning for --to {target}; drop it")
         if target == "hf-remote":
             stock = stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
             return write_remote(schedule, config=stock, out=out, evidence=evidence)
         if target == "flex":
             return write_flex(schedule, n_heads=model.n_heads, out=out, evidence=evidence)
+        if target in ENGINES:
+            sizes: dict[str, Any] = {"model": model, "vocab_size": vocab_size, "seq_len": seq_len}
+            return write_engine(schedule, target, **sizes, out=out, family=family, evidence=evidence)
         return [write_schedule(schedule, target, out, evidence or {})]
     if family is None:
         raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
