@@ -7,9 +7,9 @@ Shows:    loss after the switch, and how much of it training wins back in how ma
           and 0.6 (1, 2, 4 and 6 full layers of 12), for full layers at the bottom, on top, interleaved, chosen greedily
           by KL to the original, and by sensitivity; 3 seeds of the data order, shared by all schedules.
 
-A Llama of 12 layers is first trained, all-full, on the mix: half the standard library's sources, half recall from
-beyond the reach of all windows together. It is saved as a Hugging Face folder, and what follows is what
-`layersearch convert` does: load, route, switch, train on through DeepSpeed.
+A Qwen3 of 12 layers (a Llama with normalised queries and keys) is first trained, all-full, on the default mix: a quarter
+the standard library's sources, the rest recall from beyond the reach of all windows together. It is saved as a Hugging
+Face folder, and what follows is what `layersearch convert` does: load, route, switch, train on through DeepSpeed.
 """
 
 from __future__ import annotations
@@ -36,25 +36,25 @@ from layersearch.export import save_weights
 from layersearch.export.remotehf import stock_config
 from layersearch.model import Decoder
 from layersearch.pretrained import load_pretrained
-from layersearch.recipe import DataConfig, ModelConfig, TrainingConfig
+from layersearch.recipe import ModelConfig, TrainingConfig, load_recipe
 from layersearch.schedule import Schedule, Span
 from layersearch.selectors import kl_to_original, remove_one, restore_greedy
 from layersearch.train import named_metrics, train_steps, validate
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records.jsonl"
-LAYERS, TOKENS, WINDOW = 12, 64, Span(kind="window", size=4)
+LAYERS, TOKENS, WINDOW = 12, 64, Span(kind="window", size=3)
 BUDGETS = {0.2: 1, 0.27: 2, 0.42: 4, 0.6: 6}
 SEEDS = (1, 2, 3)
 EVALUATIONS = (0, 4, 8, 16, 32, 64)
-MODEL = ModelConfig(n_layers=LAYERS, d_model=64, n_heads=2, n_kv_heads=2, d_ff=160, tie_embeddings=False, init="width")
-DATA = DataConfig(
-    source="mix", vocab_size=512, recall_share=0.5, recall_vocab=20, fillers=4, pairs=6, queries=6, distance=38
+MODEL = ModelConfig(
+    n_layers=LAYERS, d_model=64, n_heads=2, n_kv_heads=2, d_ff=160, qk_norm=True, tie_embeddings=False, init="width"
 )
+DATA = load_recipe("laptop").data
 PRETRAINING = TrainingConfig(
     seq_len=TOKENS,
     batch_size=32,
-    steps=700,
+    steps=500,
     learning_rate=0.004,
     optimizer="muon",
     muon_learning_rate=0.03,
@@ -122,7 +122,7 @@ def pretrain(folder: Path, source: Source) -> None:
     part = folder.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     stock_config(MODEL, vocab_size=source.vocab_size, seq_len=TOKENS).save_pretrained(part)
-    save_weights(model.state_dict(), "ministral", model=MODEL, out=part)  # Llama's own names
+    save_weights(model.state_dict(), "qwen3", model=MODEL, out=part)
     assert source.tokenizer_file is not None
     shutil.copy(source.tokenizer_file, part / "tokenizer.json")
     part.rename(folder)
