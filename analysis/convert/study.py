@@ -7,9 +7,9 @@ Shows:    loss after the switch, and how much of it training wins back in how ma
           and 0.6 (1, 2, 4 and 6 full layers of 12), for full layers at the bottom, on top, interleaved, chosen greedily
           by KL to the original, and by sensitivity; 3 seeds of the data order, shared by all schedules.
 
-A Qwen3 of 12 layers (a Llama with normalised queries and keys) is first trained, all-full, on the default mix: a quarter
-the standard library's sources, the rest recall from beyond the reach of all windows together. It is saved as a Hugging
-Face folder, and what follows is what `layersearch convert` does: load, route, switch, train on through DeepSpeed.
+A Qwen3 of 12 layers (a Llama with normalised queries and keys) is first trained, all-full, on the default mix: a
+quarter the standard library's sources, the rest recall from beyond the reach of all windows together. It is saved as a
+Hugging Face folder, and what follows is what `layersearch convert` does: load, route, switch, train on.
 """
 
 from __future__ import annotations
