@@ -169,8 +169,7 @@ def _where(name: str) -> dict[str, Any]:
     """Return how transformers is to look for a name: nothing is asked of a hub that does not answer."""
     if os.path.isdir(name):
         return {"local_files_only": True}
-    path = Path(name)
-    if path.is_absolute() or len(path.parts) > 2 or path.parts[:1] in ((".",), ("..",), ("~",)):
+    if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
         raise UserError(f"{FLAG} {name}: no such folder; give one that holds config.json and weights, or a hub id")
     return {} if hub.reachable() else {"local_files_only": True}
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 import torch.distributed
+from safetensors import SafetensorError
 from torch import Tensor
 
 from layersearch.config import find_file
@@ -26,7 +27,7 @@ from layersearch.convert.folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.recipe import ConvertRecipe, Stage, resolve_stages
 from layersearch.convert.save import save_model, target_family
 from layersearch.cost import budget_ratio
-from layersearch.data import Source, describe, open_source
+from layersearch.data import Source, describe, hub, open_source
 from layersearch.engine import Engine, RankGroup, deepspeed_config, join, learning_rate_factor, zero_stage
 from layersearch.errors import UserError
 from layersearch.ladder.folder import unwritable
@@ -145,10 +146,8 @@ def convert(
                 # Unscaled, the original is asked for what it does at the new length.
                 original = load(rope={"rope_type": "default"}, check=False)
             run.go(routed, original or routed, kind)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" not in str(error):
-            raise
-        raise unwritable(out, _as_os_error(error)) from None
+    except OSError as error:
+        raise unwritable(out, error) from None
     finally:
         folder.release()
     return Conversion(
@@ -219,9 +218,11 @@ class _Run:
             for moment in ("original", "switched", "converted")
         }
         part = self.folder.path / "model.part"
-        save_model(
-            routed, family, part, evidence={"validation_loss": evidence}, tokenizer=self.sources[-1].tokenizer_file
-        )
+        tokenizer = self.sources[-1].tokenizer_file
+        try:
+            save_model(routed, family, part, evidence={"validation_loss": evidence}, tokenizer=tokenizer)
+        except SafetensorError as error:
+            raise OSError(None, f"no room for the weights: {hub.one_line(error)}") from None
         shutil.rmtree(self.folder.model, ignore_errors=True)
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
@@ -293,7 +294,10 @@ class _Run:
 
     def _save(self, step: int, engine: Engine) -> None:
         part = self.folder.checkpoint.with_suffix(".part")
-        torch.save({"step": step, "engine": engine.state()}, part)
+        try:
+            torch.save({"step": step, "engine": engine.state()}, part)
+        except RuntimeError as error:  # torch's own word for a write that failed
+            raise OSError(None, f"no room for the checkpoint: {hub.one_line(error)}") from None
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.folder.checkpoint)
@@ -335,7 +339,3 @@ def _group(group: RankGroup) -> Iterator[None]:
     with tempfile.TemporaryDirectory() as place:
         join(group, str(Path(place) / "meet"))
         yield
-
-
-def _as_os_error(error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(None, "no room for the checkpoint")
