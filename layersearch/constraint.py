@@ -203,9 +203,12 @@ def _decimal(value: float) -> Fraction:
 
 
 def _least(space: BoundSpace, constraint: Constraint) -> tuple[int, Schedule]:
-    spans: dict[int, Span] = {}
-    for group, options in zip(space.groups, space.options, strict=True):
-        span = min(options, key=constraint.per_span.__getitem__)
-        spans |= dict.fromkeys(group, span)
-    schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
-    return constraint.total(schedule), schedule
+    found = []
+    for part in space.parts:
+        spans: dict[int, Span] = {}
+        for group, options in zip(space.groups, part, strict=True):
+            span = min(options, key=constraint.per_span.__getitem__)
+            spans |= dict.fromkeys(group, span)
+        schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
+        found.append((constraint.total(schedule), schedule))
+    return min(found, key=lambda pair: pair[0])

@@ -28,7 +28,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
+
 from layersearch import stats
+from layersearch.boundspace import BoundSpace, Part
 from layersearch.constraint import Constraint, Kind
 from layersearch.errors import UserError
 from layersearch.learning import fit_surrogate, learnt_from
@@ -36,8 +39,7 @@ from layersearch.program import SECONDS, Optimum, minimise
 from layersearch.record import TrialRecord
 from layersearch.result import Entry, Result, analyse
 from layersearch.schedule import Schedule
-from layersearch.space import BoundSpace
-from layersearch.surrogate import FEWEST, Surrogate
+from layersearch.surrogate import FEWEST, Coefficients, Surrogate
 
 SHORTLIST = 5
 """Schedules that the integer program offers to the model that predicts."""
@@ -281,28 +283,58 @@ def _optima(
     seconds: float,
 ) -> dict[Schedule, Optimum]:
     """Return the best untrained schedules within the constraint by the pairwise model, `SHORTLIST` at the most."""
-    choices = list(zip(space.groups, space.options, strict=True))
     coefficients = surrogate.coefficients()
+    parts = [_part(coefficients, space, part) for part in space.parts]
     excluded = {tuple(surrogate.index(schedule)) for schedule in trained}
     optima: dict[Schedule, Optimum] = {}
     end = time.monotonic() + seconds
     while len(optima) < SHORTLIST and (not optima or time.monotonic() < end):
-        found = minimise(
-            coefficients,
-            [[constraint.per_span[span] * len(group) for span in options] for group, options in choices],
-            constraint.most,
-            excluded=excluded,
-            marks=[[span.is_full * len(group) for span in options] for group, options in choices],
-            counts=n_full,
-            seconds=max(1.0, end - time.monotonic()),
-        )
-        if found is None:
+        optimal = []
+        for number, (kept, own) in enumerate(parts):
+            choices = [
+                (len(group), [options[at] for at in indices])
+                for group, options, indices in zip(space.groups, space.options, kept, strict=True)
+            ]
+            inside = [chosen for chosen in excluded if all(at in some for at, some in zip(chosen, kept, strict=True))]
+            one = minimise(
+                own,
+                [[constraint.per_span[span] * layers for span in options] for layers, options in choices],
+                constraint.most,
+                excluded=[tuple(some.index(at) for at, some in zip(chosen, kept, strict=True)) for chosen in inside],
+                marks=[[span.is_full * layers for span in options] for layers, options in choices],
+                counts=n_full,
+                seconds=max(1.0, (end - time.monotonic()) / (len(parts) - number)),
+            )
+            if one is not None:
+                chosen = tuple(some[at] for at, some in zip(one.chosen, kept, strict=True))
+                optimal.append(dataclasses.replace(one, chosen=chosen))
+        if not optimal:
             break
+        found = min(optimal, key=lambda one: one.value)
+        if len(optimal) > 1:  # the best of all parts is known as far as each part's is
+            bound = min(one.bound for one in optimal)
+            found = dataclasses.replace(
+                found,
+                bound=bound,
+                proven=found.proven and all(one.proven or one.bound >= found.value for one in optimal),
+                timed_out=any(one.timed_out for one in optimal),
+            )
         schedule = _schedule(space, found)
         assert constraint.admits(schedule), "the constraint holds exactly"
         optima[schedule] = found
         excluded.add(tuple(found.chosen))
     return optima
+
+
+def _part(coefficients: Coefficients, space: BoundSpace, part: Part) -> tuple[list[list[int]], Coefficients]:
+    """Return which options of each variable a part of the space has, and the model of these alone."""
+    kept = [
+        [at for at, span in enumerate(options) if span in some]
+        for options, some in zip(space.options, part, strict=True)
+    ]
+    single = [values[indices] for values, indices in zip(coefficients.single, kept, strict=True)]
+    pair = {(v, w): table[np.ix_(kept[v], kept[w])] for (v, w), table in coefficients.pair.items()}
+    return kept, Coefficients(constant=coefficients.constant, single=single, pair=pair)
 
 
 def _schedule(space: BoundSpace, optimum: Optimum) -> Schedule:

@@ -103,7 +103,8 @@ class Study:
             self._asked[str(schedule)] = trial
             return schedule
         over = self._space.cost(proposed) > self._budget
-        trial.set_user_attr("not trained", "over the budget" if over else "trained before")
+        why = "outside the space" if self._space.encode(proposed) is None else "trained before"
+        trial.set_user_attr("not trained", "over the budget" if over else why)
         if schedule is None:
             trial.set_user_attr(EXHAUSTED, True)
         self._tell_pruned(trial.number)
