@@ -28,6 +28,7 @@ from layersearch.verify.texts import TextProof, compare_texts
 
 __all__ = ["EVERY_PAIR", "LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
 
+OWN = "the folder's own"
 _SIZE_FIELDS = ("sliding_window", "attention_chunk_size", "window_size")
 
 
@@ -46,7 +47,7 @@ class Proof:
     shrunk: bool
     """Whether the model's widths were shrunk for the experiment on masks."""
     weights: str
-    """Which weights gave the logits and texts: ``random``, or ``model.safetensors``."""
+    """Which weights gave the logits and texts: ``random``, or ``the folder's own``."""
     layers: tuple[LayerProof, ...]
     logits: LogitsProof | None
     """None: not compared."""
@@ -121,7 +122,7 @@ def verify(
         weights = "random"
         most = tokens
         if found.weights and found.weight_bytes <= MOST_WEIGHT_BYTES:
-            model, weights, most = loaded_model(found, attention), "model.safetensors", longest or tokens
+            model, weights, most = loaded_model(found, attention), OWN, longest or tokens
         logits = compare_logits(model, found.schedule, min(tokens, most))
         texts = compare_texts(model, found.schedule, tokens=tokens, longest=most)
     return Proof(

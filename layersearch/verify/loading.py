@@ -125,13 +125,14 @@ def loaded_model(folder: Folder, attention: str | None = None) -> Any:
                 dtype=torch.float32,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in the report, by name
                 **given,
             )
     except Exception as error:
         raise UserError(f"{folder.path}: the weights do not load ({_line(error)}); give those of this model") from None
     model, report = loaded
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        names = sorted(str(name) for name in report.get(what, ()))
+        names = sorted(name if isinstance(name, str) else str(name[0]) for name in report.get(what, ()))
         if names:
             raise UserError(
                 f"{folder.path}: the weights are of another architecture than config.json: {len(names)} "
