@@ -97,7 +97,7 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
         highs = [
             min(high, placed.loss.high if placed.loss.high is not None else placed.loss.mean) for _, placed in points
         ]
-        axes.fill_between(ls, lows, highs, color=colour, alpha=0.15, lw=0, zorder=1)
+        axes.fill_between(ls, lows, highs, color=colour, alpha=0.18 if name == BEST else 0.07, lw=0, zorder=1)
         width = 2.2 if name == BEST else 1.3
         axes.plot(ls, means, marker + "-", color=colour, lw=width, ms=6, mec="white", mew=0.6, zorder=3, label=name)
     star = found.l_star
@@ -157,19 +157,16 @@ def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
     axes.set_facecolor("#D5D5D5")
     if values.shape[1] <= _MOST_NUMBERS:
         size = 8 if values.shape[1] <= 8 else 6
+        places = min(4, max(0, 1 - int(np.floor(np.log10(reach or 1.0)))))
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
                 colour = "white" if abs(value) > 0.6 * reach else BLACK
-                axes.text(j, i, _short(value), ha="center", va="center", fontsize=size, color=colour)
+                axes.text(j, i, f"{value:.{places}f}", ha="center", va="center", fontsize=size, color=colour)
     axes.set_title(name, fontsize=9)
     place = axes.get_position()
     wide = figure.get_figwidth()
     bar = figure.colorbar(image, cax=figure.add_axes((place.x1 + 0.1 / wide, place.y0, 0.12 / wide, place.height)))
     bar.ax.tick_params(labelsize=8)
-
-
-def _short(value: float) -> str:
-    return f"{value:.2f}" if abs(value) >= 0.005 or value == 0 else f"{value:.0e}"
 
 
 def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
@@ -209,7 +206,7 @@ def _draw_star(axes: Axes, name: str, answers: Sequence[SettingAnswer], found: O
         axes.plot([size] * 2, [one.l_star.low, one.l_star.value], "_-", color=BLUE, lw=1.5, ms=8, zorder=3)
     axes.plot(sizes, values, "o", color=BLUE, ms=8, mec="white", label="l*, against the best found", zorder=4)
     full = [one.l_star_all_full.value for one in answers]
-    axes.plot(sizes, full, "s", color=VERMILION, ms=4.5, label="l*, against all-full", zorder=5)
+    axes.plot(sizes, full, "s", mfc="none", mec=VERMILION, ms=12, label="l*, against all-full", zorder=5)
     grid = np.geomspace(sizes[0], sizes[-1], 60)
     for law, style in zip(found.laws.get(name, ()), ("-", "--"), strict=False):
         axes.plot(grid, [law.at(float(size)) for size in grid], style, color=GREY, lw=1.4, label=law.form, zorder=2)

@@ -31,9 +31,14 @@ def l_star(found: LStar, what: str) -> str:
             f"within {delta} of {what}, fewer are shown to lie farther off."
         )
     seeds = min((s.difference.n for s in found.steps if s.schedule in found.undecided and s.difference), default=0)
+    enough = (
+        f"{found.value} are enough" if found.value < Schedule.parse(found.reference).n_full else "no fewer are shown"
+    )
     return (
-        f"l* = {found.value} is shown to be enough for {what} ± {delta}, but the data cannot tell it from fewer: "
-        f"l* lies in {range_of(found.low, found.value)} ({sure}, {seeds} fresh seeds where it is in doubt)."
+        f"The data cannot tell l*: it lies in {range_of(found.low, found.value)} ({sure}, {seeds} fresh seeds where it is "
+        f"in doubt). To be within {delta} of {what}, {enough}"
+        + (" to be enough" if enough.startswith("no") else "")
+        + (f"; fewer than {found.low} are shown not to be." if found.low else ".")
     )
 
 
@@ -60,26 +65,29 @@ def difference(found: Interval | None) -> str:
 
 def placements(found: SettingAnswer) -> str:
     """Say which named placements are shown to be worse than the best found of the same l, and by how much."""
-    worse, open_ = [], 0
+    worse, better, open_ = [], [], 0
     for row in found.curve:
         for placed in row.placements:
             gap = placed.to_best
             if gap is None:
                 continue
-            if gap.excludes_zero and gap.mean > 0:
-                worse.append((gap.mean, f"{placed.name} at l = {row.l} by {difference(gap)}"))
-            elif not gap.excludes_zero:
+            text = f"{placed.name} at l = {row.l} by {difference(gap)}"
+            if not gap.excludes_zero:
                 open_ += 1
-    if not worse:
-        return (
-            f"No named placement is shown to be worse than the best found of the same l ({open_} compared)."
-            if open_
-            else ""
-        )
-    said = "; ".join(text for _, text in sorted(worse, reverse=True)[:5])
-    more = f"; {len(worse) - 5} more" if len(worse) > 5 else ""
-    rest = f" {open_} others cannot be told from the best." if open_ else ""
-    return f"Shown to be worse than the best found of the same l (paired, nats): {said}{more}.{rest}"
+            elif gap.mean > 0:
+                worse.append((gap.mean, text))
+            else:
+                better.append(text)
+    said = []
+    if worse:
+        most = "; ".join(text for _, text in sorted(worse, reverse=True)[:5])
+        more = f"; {len(worse) - 5} more" if len(worse) > 5 else ""
+        said.append(f"Shown to be worse than the best found of the same l (paired, nats): {most}{more}.")
+    if better:
+        said.append(f"Shown to be better than what the selection seeds took for the best: {'; '.join(better)}.")
+    if open_:
+        said.append(f"{open_} {'named placement' if open_ == 1 else 'named placements'} cannot be told from the best.")
+    return " ".join(said)
 
 
 def layers(found: SettingAnswer) -> str:
@@ -110,16 +118,15 @@ def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
         return [f"How l* moves with {name}: cannot tell from {n} size{'s' if n != 1 else ''}; three are needed."]
     said = []
     for found in fitted:
-        text = (
-            f"l* = {found.a:.3g} {found.b:+.3g} * log2({name})"
-            if "log2" in found.form
-            else (f"l* = {found.a:.3g} * {name}^{found.b:.3g}")
+        a, b = (f"{value:.3g}" if abs(value) >= 1e-9 else "0" for value in (found.a, found.b))
+        text = f"l* = {a} + {b} * log2({name})" if "log2" in found.form else f"l* = {a} * {name}^{b}"
+        ends = (
+            f"its coefficient lies in {found.b_low:.2g} to {found.b_high:.2g}, it misses by {found.residual:.2g} layers"
         )
-        sure = "" if found.tells else f"; the data cannot tell whether l* moves with {name}"
-        said.append(
-            f"{text}: the coefficient {found.b:.3g} lies in {found.b_low:.3g} to {found.b_high:.3g}, "
-            f"misses by {found.residual:.2g} layers{sure}."
-        )
+        if found.tells:
+            said.append(f"{text}; {ends}.")
+        else:
+            said.append(f"The data cannot tell whether l* moves with {name}. By least squares {text}; {ends}.")
     return said
 
 

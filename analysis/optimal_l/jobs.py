@@ -1,0 +1,140 @@
+"""Trials of the study: what is to be trained, the pool they run on, and the file that keeps their records.
+
+A job is one training. Its key says all that decides its outcome, so that groups share what they have in common and a
+run that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from layersearch.ladder import LocalPool
+from layersearch.recipe import Recipe, load_recipe
+from layersearch.record import TrialRecord
+from layersearch.schedule import Schedule
+from layersearch.train import Trial
+
+HERE = Path(__file__).resolve().parent
+WORK = HERE.parent.parent / "runs" / "optimal_l"
+"""Weights at the switch, workers' logs and unfinished run folders; not committed."""
+POINTS = 8
+"""Validations along a training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training."""
+
+    recipe: str
+    """A name in trials/."""
+    changes: tuple[str, ...] = ()
+    """As ``--set`` takes them."""
+    schedule: str
+    seed: int
+    switch: float | None = None
+    """Train all-full to its end first, then this schedule for such a share of the steps; None: from scratch."""
+
+    @property
+    def setting(self) -> tuple[str, tuple[str, ...], float | None]:
+        """What jobs of one pool have in common."""
+        return (self.recipe, self.changes, self.switch)
+
+
+class Records:
+    """A file of JSON lines: a job and its record on each. Failed trials are kept there, and tried again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._found: dict[Job, TrialRecord] = {}
+        for line in path.read_text().splitlines() if path.exists() else []:
+            row = json.loads(line)
+            job = Job(**row["job"] | {"changes": tuple(row["job"]["changes"])})
+            self._found[job] = TrialRecord.from_json(json.dumps(row["record"]))
+
+    def get(self, job: Job) -> TrialRecord | None:
+        """Return the record of a job that is complete."""
+        record = self._found.get(job)
+        return record if record is not None and record.state == "complete" else None
+
+    def loss(self, job: Job) -> float | None:
+        """Return the last validation loss of a job, nats."""
+        record = self.get(job)
+        return None if record is None else record.loss
+
+    def add(self, job: Job, record: TrialRecord) -> None:
+        """Append a record, forced to the disk."""
+        self._found[job] = record
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"job": asdict(job), "record": asdict(record)}) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def recipe_of(job: Job) -> Recipe:
+    """Return what a job runs."""
+    changes = list(job.changes)
+    if job.switch is not None:
+        whole = load_recipe(job.recipe, changes).training
+        steps = max(1, round(whole.steps * job.switch))
+        start = _weights(job).with_name("seed-{seed}.safetensors")
+        changes += [f"training.steps={steps}", f"training.warmup_steps={min(whole.warmup_steps, steps // 4)}"]
+        changes += [f"training.start={start}"]
+    return load_recipe(job.recipe, changes)
+
+
+def _weights(job: Job) -> Path:
+    changes = "_".join(job.changes).replace("/", "-") or "as-it-is"
+    return WORK / "weights" / job.recipe / changes / f"seed-{job.seed}.safetensors"
+
+
+def _checkpoints(recipe: Recipe) -> tuple[int, ...]:
+    steps = recipe.training.steps
+    return tuple(sorted({max(1, steps * at // POINTS) for at in range(1, POINTS)} - {steps}))
+
+
+def run(jobs: Iterable[Job], records: Records, workers: int, say: Callable[[str], None] = print) -> None:
+    """Train what has no record, one pool for all jobs of a setting."""
+    by_setting: dict[object, list[Job]] = {}
+    for job in dict.fromkeys(jobs):
+        if records.get(job) is None:
+            by_setting.setdefault(job.setting, []).append(job)
+    for todo in by_setting.values():
+        if todo[0].switch is not None:
+            _train_starts(todo, workers)
+        recipe = recipe_of(todo[0])
+        pool = LocalPool(recipe, workers, WORK / "logs")
+        try:
+            futures = {
+                pool.submit(Trial(schedule=job.schedule, seed=job.seed, checkpoints=_checkpoints(recipe))): job
+                for job in todo
+            }
+            for number, future in enumerate(as_completed(futures), start=1):
+                job, record = futures[future], future.result()
+                records.add(job, record)
+                loss = record.error if record.loss is None else f"{record.loss:.4f}"
+                say(f"  {number}/{len(todo)} {job.schedule} seed {job.seed}: {loss} ({record.seconds:.0f} s)")
+        finally:
+            pool.close()
+
+
+def _train_starts(jobs: Sequence[Job], workers: int) -> None:
+    """Train all-full up to the switch where its weights are not there."""
+    missing = {_weights(job): job for job in jobs if not _weights(job).exists()}
+    if not missing:
+        return
+    recipe = load_recipe(jobs[0].recipe, list(jobs[0].changes))
+    full = str(Schedule.parse(f"full*{recipe.model.n_layers}"))
+    pool = LocalPool(recipe, workers, WORK / "logs")
+    try:
+        for future in [
+            pool.submit(Trial(schedule=full, seed=job.seed, save=str(path))) for path, job in missing.items()
+        ]:
+            record = future.result()
+            assert record.state == "complete", record.error
+    finally:
+        pool.close()

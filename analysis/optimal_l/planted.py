@@ -1,0 +1,163 @@
+"""Does `layersearch optimal-l` find the planted number of full layers, nineteen times of twenty?
+
+Command:  python analysis/optimal_l/planted.py [--tasks local recall hops2 hops4] [--repetitions 20] [--workers 2]
+Time:     on idle cores about 2.5 core-minutes a repetition of recall (45 trials of 3 s), 2.5 of local, 8 of hops2 (45
+          trials of 10 s): about 260 core-minutes for all; hops4 about 30 core-minutes. Finished repetitions are taken
+          from the records, an unfinished one goes on
+Writes:   planted.jsonl, one line per repetition; hops4.jsonl, one line per trial
+
+A repetition is the command's own machinery (`layersearch.optimal.optimal_l`) with the recipe as it ships, the placement
+searched and that at the bottom, and seeds of its own. `hops4` trains chosen schedules of a four-hop task: three full
+layers are enough in theory (pointer doubling), four if each follows one link.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from jobs import HERE, WORK, Job, Records, run
+
+from layersearch.ladder import LocalPool, Pool
+from layersearch.optimal import Asked, default_delta, optimal_l
+from layersearch.optimal.answer import BEST
+from layersearch.recipe import Recipe, load_recipe
+from layersearch.record import TrialRecord, read
+from layersearch.space import load_space
+from layersearch.train import KeepGoing, Trial
+
+TASKS = ("local", "recall", "hops2")
+STRIDE = 1000
+"""Seeds from one repetition to the next."""
+BOTTOM = {"recall": 20, "hops2": 20, "local": 0}
+"""Repetitions in which bottom placement is measured too: where a local layer must come first."""
+HOPS4 = (
+    "data.hops=4",
+    "data.pairs=3",
+    "data.queries=3",
+    "data.vocab_size=18",
+    "data.fillers=2",
+    "data.distance=7",
+    "model.n_layers=6",
+    "training.seq_len=52",
+    "training.steps=700",
+)
+HOPS4_SCHEDULES = (
+    "window:2 full*3 window:2*2",
+    "window:2*2 full*3 window:2",
+    "window:2 full*4 window:2",
+    "window:2 full*2 window:2*3",
+    "window:2*2 full*2 window:2*2",
+    "window:2*6",
+    "full*6",
+)
+
+
+class _Kept:
+    """A pool that outlives the study it serves, so that workers start once for all repetitions."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+
+    def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
+        return self._pool.submit(trial, keep_going)
+
+    def close(self) -> None:
+        """Leave it open."""
+
+
+def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, object]:
+    """Run the study once; return its line."""
+    placements = ("bottom", "searched") if number < BOTTOM[task] else ("searched",)
+    asked = Asked(
+        recipe=recipe,
+        space=load_space(recipe.default_space),
+        delta=default_delta(recipe),
+        placements=placements,
+        seed=STRIDE * number,
+    )
+    out = WORK / "planted" / f"{task}-{number}"
+
+    def kept(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> _Kept:
+        return _Kept(pool)
+
+    (found,) = optimal_l(asked, out, pool=kept, figures=False).settings
+    records = [record for record in read(out / "trials.jsonl") if record.state == "complete"]
+    bottom = {
+        row.l: [placed.to_best.mean, placed.to_best.n]
+        for row in found.curve
+        for placed in row.placements
+        if placed.to_best is not None and placed.name != BEST
+    }
+    return {
+        "task": task,
+        "repetition": number,
+        "seed": asked.seed,
+        "delta": asked.delta,
+        "known_l": found.known_l,
+        "l_star": found.l_star.value,
+        "low": found.l_star.low,
+        "reference": found.l_star.reference,
+        "l_star_all_full": found.l_star_all_full.value,
+        "low_all_full": found.l_star_all_full.low,
+        "knee": found.knee.l,
+        "best": {row.l: row.schedule for row in found.curve},
+        "bottom_less_best": bottom,
+        "confirmed": {
+            text: {r.seed: round(r.loss, 5) for r in records if r.schedule == text and r.phase == "confirm" and r.loss}
+            for text in dict.fromkeys(r.schedule for r in records if r.phase == "confirm")
+        },
+        "trials": found.trials,
+        "failed": found.failed,
+        "core_seconds": round(found.seconds),
+    }
+
+
+def main() -> None:
+    """Run what has no record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tasks", nargs="+", default=[*TASKS, "hops4"], choices=[*TASKS, "hops4"])
+    parser.add_argument("--repetitions", type=int, default=20)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--hops4-seeds", type=int, default=3)
+    options = parser.parse_args()
+    path = HERE / "planted.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    for task in [task for task in options.tasks if task in TASKS]:
+        todo = sorted(set(range(options.repetitions)) - {row["repetition"] for row in rows if row["task"] == task})
+        recipe = load_recipe(task, ["search.workers=1"])
+        pool = LocalPool(recipe, options.workers, WORK / "logs")
+        try:
+            # Repetitions side by side keep the workers busy where one of them waits for its last trial.
+            with ThreadPoolExecutor(options.workers) as threads:
+                futures = [threads.submit(repetition, task, number, recipe, pool) for number in todo]
+                for future in futures:
+                    row = future.result()
+                    rows.append(row)
+                    with path.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps(row) + "\n")
+                    print(
+                        f"{task} {row['repetition']}: l* = {row['l_star']} (from {row['low']}), against all-full "
+                        f"{row['l_star_all_full']}; known {row['known_l']}; {row['trials']} trials, "
+                        f"{row['core_seconds']} core-seconds",
+                        flush=True,
+                    )
+        finally:
+            pool.close()
+    for task in TASKS:
+        mine = [row for row in rows if row["task"] == task]
+        right = sum(row["l_star"] == row["known_l"] for row in mine)
+        print(f"{task}: l* is the known l in {right} of {len(mine)} repetitions")
+    if "hops4" in options.tasks:
+        jobs = [
+            Job(recipe="hops2", changes=HOPS4, schedule=text, seed=seed)
+            for seed in range(options.hops4_seeds)
+            for text in HOPS4_SCHEDULES
+        ]
+        run(jobs, Records(HERE / "hops4.jsonl"), options.workers)
+
+
+if __name__ == "__main__":
+    main()
