@@ -31,14 +31,14 @@ def l_star(found: LStar, what: str) -> str:
             f"within {delta} of {what}, fewer are shown to lie farther off."
         )
     seeds = min((s.difference.n for s in found.steps if s.schedule in found.undecided and s.difference), default=0)
+    shown = found.value < Schedule.parse(found.reference).n_full
     enough = (
-        f"{found.value} are enough" if found.value < Schedule.parse(found.reference).n_full else "no fewer are shown"
+        f"{found.value} are shown to be enough" if shown else f"no number below {found.value} is shown to be enough"
     )
+    fewer = f"; fewer than {found.low} are shown not to be" if found.low else ""
     return (
-        f"The data cannot tell l*: it lies in {range_of(found.low, found.value)} ({sure}, {seeds} fresh seeds where it is "
-        f"in doubt). To be within {delta} of {what}, {enough}"
-        + (" to be enough" if enough.startswith("no") else "")
-        + (f"; fewer than {found.low} are shown not to be." if found.low else ".")
+        f"The data cannot tell l*: it lies in {range_of(found.low, found.value)} ({sure}, {seeds} fresh seeds where it "
+        f"is in doubt). To be within {delta} of {what}, {enough}{fewer}."
     )
 
 
