@@ -152,7 +152,7 @@ def _dispute(data: str, recipe: str, span: str, switch: float | None) -> Group:
     regime = "from scratch" if switch is None else "converted"
     return Group(
         name=f"dispute-{data}-{'scratch' if switch is None else 'converted'}",
-        question=f"Where do one or two full layers belong, on {data}, {regime}?",
+        question=f"Where do one or two full layers belong, on {'the mix' if data == 'mix' else data}, {regime}?",
         recipe=recipe,
         switch=switch,
         lines={
@@ -242,11 +242,11 @@ def groups() -> dict[str, Group]:
     """Return every group by name."""
     found = [
         _dispute(data, recipe, span, switch)
-        for data, recipe, span in (("the mix", "laptop", "window:4"), ("text", "text", "window:2"))
+        for data, recipe, span in (("mix", "laptop", "window:4"), ("text", "text", "window:2"))
         for switch in (None, 0.5)
     ]
     found += [_growing(), _dilation(), _las("local", "window:32"), _las("full", "full"), _blocks()]
-    return {group.name.replace(" ", "-"): group for group in found}
+    return {group.name: group for group in found}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -286,7 +286,7 @@ def moves() -> dict[str, Move]:
         Move(
             name="depth-mix",
             recipe="laptop",
-            values={n: ((f"model.n_layers={n}",), "window:2") for n in (3, 6, 9)},
+            values={n: ((f"model.n_layers={n}",), "window:4") for n in (3, 6, 9)},
             unit="layers",
         ),
         Move(

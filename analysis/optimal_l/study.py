@@ -11,6 +11,7 @@ Then `python analysis/optimal_l/report.py` makes the tables and the figures.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -53,12 +54,20 @@ def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: 
     )
 
 
-def move_records(path: Path = MOVES) -> dict[tuple[str, int], list[TrialRecord]]:
-    """Return the trainings of every finished value, by factor and value."""
-    found: dict[tuple[str, int], list[TrialRecord]] = {}
+def setting_of(move: Move, value: int) -> str:
+    """Return what decides the trainings of one value: factors share the values that mean the same."""
+    asked = asked_of(move, value)
+    recipe = asked.recipe.to_dict()
+    whole = {name: recipe[name] for name in ("model", "data", "training")} | {"span": asked.space.baseline_span}
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def move_records(path: Path = MOVES) -> dict[str, list[TrialRecord]]:
+    """Return the trainings of every finished setting; see `setting_of`."""
+    found: dict[str, list[TrialRecord]] = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         row = json.loads(line)
-        found.setdefault((row["move"], row["value"]), []).append(TrialRecord.from_json(json.dumps(row["record"])))
+        found.setdefault(row["setting"], []).append(TrialRecord.from_json(json.dumps(row["record"])))
     return found
 
 
@@ -66,13 +75,14 @@ def run_move(move: Move, options: argparse.Namespace) -> None:
     """Run the values of a factor that are not finished."""
     done = move_records()
     for value in move.values:
-        if (move.name, value) in done:
+        setting = setting_of(move, value)
+        if setting in done:
             continue
-        out = WORK / "moves" / f"{move.name}-{value}"
+        out = WORK / "moves" / setting
         asked = asked_of(move, value, seeds=options.move_seeds, most=options.move_most, workers=options.workers)
         (found,) = optimal_l(asked, out, figures=False).settings
         lines = [
-            json.dumps({"move": move.name, "value": value, "record": asdict(record)})
+            json.dumps({"move": move.name, "value": value, "setting": setting, "record": asdict(record)})
             for record in read(out / "trials.jsonl")
             if record.state == "complete"
         ]
@@ -134,8 +144,12 @@ def overview(chosen: Mapping[str, Group], factors: Mapping[str, Move], options: 
         if options.estimate:
             each = seconds_of(group.recipe, group.changes, next(iter(group.lines.values())), group.switch)
         total += _say(group.name, count, each, group.question)
+    seen: set[str] = set()
     for move in factors.values():
         for value in move.values:
+            if setting_of(move, value) in seen:
+                continue  # shared with another factor
+            seen.add(setting_of(move, value))
             changes, _ = move.values[value]
             each = None
             if options.estimate:

@@ -1,0 +1,139 @@
+"""The study's figures."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layersearch.canvas import BLACK, BLUE, GREY, VERMILION, plain, write_figure
+from layersearch.optimal.answer import SettingAnswer
+
+if TYPE_CHECKING:
+    from groups import Group
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from report import Row
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D", "#000000", "#9A9A9A")
+ROW, HEAD, FOOT = 0.24, 0.62, 0.62
+"""Heights of a line, of what stands above the lines and of the axis, in inches."""
+_FAR = 6.0
+"""Differences are drawn up to so many times the middle one; those beyond it stand at the edge."""
+
+
+def draw_dots(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
+    """Draw the difference of every line to its group's base, one panel below the other."""
+    heights = [HEAD + FOOT + ROW * len(rows) for _, rows in found]
+
+    def draw(figure: Figure, top: float) -> None:
+        tall = figure.get_figheight()
+        at = top * tall
+        for (group, rows), height in zip(found, heights, strict=True):
+            axes = figure.add_axes((0.36, (at - height + FOOT) / tall, 0.6, ROW * len(rows) / tall))
+            _dots(axes, group, rows)
+            at -= height
+
+    title = ["Mean loss of each line less its base's (paired by seed, 95%, corrected for the lines compared)."]
+    return write_figure(path_stem, title, sum(heights) + 0.1, 0.02, draw)
+
+
+def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
+    gaps = sorted(abs(row.to_base.mean) for row in rows if row.to_base is not None)
+    reach = max(gaps[len(gaps) // 2] * _FAR, 1e-3) if gaps else 1.0
+    ends = [e for row in rows if row.to_base for e in (row.to_base.low, row.to_base.high) if e is not None]
+    low = max(-reach, min([0.0, *ends]))
+    high = min(reach, max([0.0, *ends]))
+    room = 0.06 * (high - low or 1.0)
+    axes.set_xlim(low - room, high + room)
+    for y, row in enumerate(rows):
+        gap = row.to_base
+        if gap is None:
+            axes.plot([0.0], [y], "*", ms=11, color=BLACK, zorder=4)
+            continue
+        if not low <= gap.mean <= high:
+            edge = high if gap.mean > high else low
+            axes.plot([edge], [y], ">" if gap.mean > high else "<", ms=7, color=VERMILION, zorder=4)
+            axes.annotate(f"{gap.mean:+.2f}", (edge, y), (-8 if gap.mean > high else 8, 0), textcoords="offset points",
+                          ha="right" if gap.mean > high else "left", va="center", fontsize=8)  # fmt: skip
+            continue
+        colour = GREY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
+        if gap.low is not None and gap.high is not None:
+            axes.plot([max(gap.low, low), min(gap.high, high)], [y, y], "|-", color=colour, lw=1.4, ms=5, zorder=3)
+        axes.plot([gap.mean], [y], "o", ms=6, color=colour, mec="white", mew=0.6, zorder=4)
+    axes.axvline(0.0, color=BLACK, lw=0.8, zorder=1)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks(range(len(rows)), [f"{row.label}  {row.cost:.3f}" for row in rows], fontsize=8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title(textwrap.fill(group.question, 90), fontsize=9.5, loc="right")
+    axes.set_xlabel(
+        f"loss less that of {group.base} (nats); beside the names: attention cost, all-full = 1", fontsize=8.5
+    )
+    plain(axes)
+
+
+def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
+    """Draw every line's mean loss along training, less the mean of all lines, so that crossings show."""
+
+    def draw(figure: Figure, top: float) -> None:
+        rows_of_axes = (len(found) + 1) // 2
+        for number, (group, rows) in enumerate(found):
+            axes = figure.add_subplot(rows_of_axes, 2, number + 1)
+            _ranks(axes, group, rows)
+        tall = figure.get_figheight()
+        figure.subplots_adjust(
+            left=0.075, right=0.985, bottom=0.55 / tall, top=top - 0.25 / tall, hspace=0.62, wspace=0.2
+        )
+
+    title = ["Loss along training, less the mean of the lines: where lines cross, their order flips."]
+    return write_figure(path_stem, title, 3.9 * ((len(found) + 1) // 2), 0.02, draw)
+
+
+def _ranks(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
+    distinct = list({row.schedule: row for row in rows}.values())
+    steps = sorted(set.intersection(*(set(curve) for row in distinct for curve in row.curves)))
+    means = {row.label: [sum(c[step] for c in row.curves) / len(row.curves) for step in steps] for row in distinct}
+    middle = [sum(values) / len(means) for values in zip(*means.values(), strict=True)]
+    for colour, label in zip((COLOURS * 2)[: len(means)], means, strict=True):
+        values = [value - mid for value, mid in zip(means[label], middle, strict=True)]
+        axes.plot([step / steps[-1] for step in steps], values, "o-", ms=3, lw=1.3, color=colour, label=label)
+    axes.set_title(textwrap.fill(group.question, 62), fontsize=9)
+    axes.set_xlabel("share of the training", fontsize=8.5)
+    axes.set_ylabel("nats", fontsize=8.5)
+    axes.legend(fontsize=6.5, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
+    plain(axes)
+
+
+def draw_moves(found: Mapping[str, Sequence[tuple[int, SettingAnswer]]], path_stem: Path) -> list[Path]:
+    """Draw l* and the l's not excluded against each factor."""
+    from matplotlib.ticker import MaxNLocator
+
+    lines = (len(found) + 2) // 3
+
+    def draw(figure: Figure, top: float) -> None:
+        for number, (name, answers) in enumerate(found.items()):
+            axes = figure.add_subplot(lines, 3, number + 1)
+            sizes = [value for value, _ in answers]
+            axes.set_xscale("log", base=2)
+            for value, one in answers:
+                axes.plot([value] * 2, [one.l_star.low, one.l_star.value], "_-", color=BLUE, lw=1.5, ms=8, zorder=3)
+            axes.plot(sizes, [one.l_star.value for _, one in answers], "o", color=BLUE, ms=8, mec="white", zorder=4)
+            full = [one.l_star_all_full.value for _, one in answers]
+            axes.plot(sizes, full, "s", mfc="none", mec=VERMILION, ms=12, zorder=5)
+            axes.set_ylim(-0.5, max(*(one.n_layers for _, one in answers), 1) + 0.5)
+            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
+            axes.set_title(name.replace("-", ", on "), fontsize=9.5)
+            if number % 3 == 0:
+                axes.set_ylabel("l*")
+            plain(axes)
+        tall = figure.get_figheight()
+        figure.subplots_adjust(left=0.055, right=0.985, bottom=0.35 / tall, top=top - 0.25 / tall, hspace=0.4)
+
+    title = [
+        "How l* moves. Dots: l* against the best found; bars: the l's that are not excluded (95%); squares: l* against "
+        "all-full."
+    ]
+    return write_figure(path_stem, title, 2.9 * lines, 0.02, draw)

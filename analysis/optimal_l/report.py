@@ -1,0 +1,292 @@
+"""Tables and figures of the study, from its records alone.
+
+Command:  python analysis/optimal_l/report.py
+Time:     seconds
+Writes:   tables.md, and a figure (PNG and SVG) for each question that has records
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from drawing import draw_dots, draw_moves, draw_ranks
+from groups import Group, groups, moves
+from jobs import HERE, POINTS, Records
+from planted import BOTTOM, HOPS4, HOPS4_SCHEDULES, TASKS
+from study import STUDY, asked_of, move_records, setting_of
+
+from layersearch.optimal.answer import SettingAnswer, answer_setting
+from layersearch.optimal.law import fit_laws
+from layersearch.optimal.say import difference, law
+from layersearch.record import TrialRecord
+from layersearch.stats import Interval, mean_interval, paired_difference
+
+DISPUTES = ("dispute-mix-scratch", "dispute-mix-converted", "dispute-text-scratch", "dispute-text-converted")
+SPANS = ("growing-windows", "dilation", "las-local", "las-full", "block-or-window")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of a group, measured."""
+
+    label: str
+    schedule: str
+    cost: float
+    loss: Interval
+    to_base: Interval | None
+    """Paired, corrected for the number of lines compared with the base; None for the base."""
+    by_seed: Mapping[int, float]
+    curves: Sequence[Mapping[int, float]]
+    """Loss by step, one per seed."""
+
+
+def rows_of(group: Group, records: Records, seeds: Sequence[int]) -> list[Row]:
+    """Return the lines of a group that have records, the best first."""
+    found: dict[str, tuple[str, list[TrialRecord]]] = {}
+    for label in group.labels:
+        schedule = group.schedule(label, records)
+        held = [r for seed in seeds if schedule and (r := records.get(group.job(schedule, seed)))]
+        if schedule and held:
+            found[label] = (schedule, held)
+    losses = {label: {r.seed: r.loss or math.nan for r in held} for label, (_, held) in found.items()}
+    base = losses.get(group.base)
+    rows = []
+    for label, (schedule, held) in found.items():
+        gap = None
+        if base is not None and label != group.base and base.keys() & losses[label].keys():
+            gap = paired_difference(losses[label], base, comparisons=max(1, len(found) - 1))
+        rows.append(
+            Row(
+                label=label,
+                schedule=schedule,
+                cost=held[0].cost,
+                loss=mean_interval(losses[label].values()),
+                to_base=gap,
+                by_seed=losses[label],
+                curves=[dict(r.curve) for r in held],
+            )
+        )
+    return sorted(rows, key=lambda row: row.loss.mean)
+
+
+def answer(group: Group, rows: Sequence[Row]) -> str:
+    """Say in a sentence what a group shows."""
+    compared = [row for row in rows if row.to_base is not None]
+    better = [row for row in compared if row.to_base and row.to_base.excludes_zero and row.to_base.mean < 0]
+    worse = [row for row in compared if row.to_base and row.to_base.excludes_zero and row.to_base.mean > 0]
+
+    def listed(found: Sequence[Row]) -> str:
+        return "; ".join(f"{row.label} by {difference(row.to_base)}" for row in found)
+
+    said = [f"Lowest mean: {rows[0].label}."]
+    said.append(
+        f"Better than {group.base}: {listed(better)}." if better else f"None is shown better than {group.base}."
+    )
+    if worse:
+        said.append(f"Worse: {listed(worse)}.")
+    left = len(compared) - len(better) - len(worse)
+    if left:
+        said.append(f"{left} cannot be told from it.")
+    return " ".join(said)
+
+
+def equal_cost(rows: Sequence[Row]) -> list[str]:
+    """Compare placements of equal cost with the best of them, where a group has several."""
+    said = []
+    by_cost: dict[float, list[Row]] = {}
+    for row in rows:
+        by_cost.setdefault(row.cost, []).append(row)
+    for cost, held in sorted(by_cost.items()):
+        distinct = list({row.schedule: row for row in held}.values())
+        if len(distinct) < 3:
+            continue
+        searched = next((row for row in held if row.label.startswith("searched")), None)
+        # The searched placement was chosen on other seeds; the lowest of these would be flattered by the choice.
+        first = searched or next(row for row in held if row.label.startswith("interleaved"))
+        rivals = [row for row in distinct if row.schedule != first.schedule]
+        gaps = {
+            row.label: paired_difference(row.by_seed, first.by_seed, comparisons=len(rivals))
+            for row in rivals
+            if row.by_seed.keys() & first.by_seed.keys()
+        }
+        text = "; ".join(f"{label} {difference(gap)}" for label, gap in sorted(gaps.items(), key=lambda x: x[1].mean))
+        said.append(f"At equal cost {cost:.4f}, less {first.label} (`{first.schedule}`): {text}.")
+    return said
+
+
+def ranks_along(rows: Sequence[Row]) -> list[tuple[float, float]]:
+    """Return Kendall's tau-b of the order of mean losses at each validation with the last, by share of the training."""
+    from scipy import stats
+
+    distinct = list({row.schedule: row for row in rows}.values())
+    steps = sorted(set.intersection(*(set(curve) for row in distinct for curve in row.curves)))
+    if len(distinct) < 4 or len(steps) < POINTS // 2:
+        return []
+
+    def means(step: int) -> list[float]:
+        return [sum(curve[step] for curve in row.curves) / len(row.curves) for row in distinct]
+
+    end = means(steps[-1])
+    return [(step / steps[-1], float(stats.kendalltau(means(step), end).statistic)) for step in steps]
+
+
+def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    """Return a Markdown table."""
+    return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells]]
+
+
+def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
+    """Return a group's part of the page."""
+    cells = [
+        [
+            row.label,
+            f"`{row.schedule}`",
+            f"{row.cost:.4f}",
+            str(row.loss.n),
+            str(row.loss),
+            difference(row.to_base) or "base",
+        ]
+        for row in rows
+    ]
+    lines = [f"### {group.question}", "", f"**{answer(group, rows)}**", ""]
+    lines += [line for text in equal_cost(rows) for line in (text, "")]
+    lines += [*table(["line", "schedule", "cost", "seeds", "loss, nats", f"less {group.base}"], cells), ""]
+    ranks = ranks_along(rows)
+    if ranks:
+        lines += ["Order along training against the order at the end (Kendall's tau):", ""]
+        lines += [*table([f"{share:.2f}" for share, _ in ranks], [[f"{tau:.2f}" for _, tau in ranks]]), ""]
+    return lines
+
+
+def planted_section(path: Path) -> list[str]:
+    """Return what the repetitions on planted tasks found."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not rows:
+        return []
+    cells, bottom = [], []
+    for task in TASKS:
+        mine = [row for row in rows if row["task"] == task]
+        if not mine:
+            continue
+        known = mine[0]["known_l"]
+        cells.append(
+            [
+                f"`{task}`",
+                str(known),
+                f"**{sum(row['l_star'] == known for row in mine)} of {len(mine)}**",
+                f"{sum(row['low'] <= known <= row['l_star'] for row in mine)} of {len(mine)}",
+                ", ".join(
+                    f"{l} ({sum(r['l_star_all_full'] == l for r in mine)})"
+                    for l in sorted({r["l_star_all_full"] for r in mine})
+                ),
+                f"{sum(row['trials'] for row in mine) / len(mine):.0f}",
+                f"{sum(row['core_seconds'] for row in mine) / len(mine) / 60:.1f}",
+            ]
+        )
+        for l in range(1, 4) if BOTTOM[task] else ():
+            means = [row["bottom_less_best"][str(l)][0] for row in mine if str(l) in row["bottom_less_best"]]
+            if len(means) > 1:
+                gap = mean_interval(means)
+                bottom.append([f"`{task}`", str(l), difference(gap), str(gap.n)])
+    head = ["task", "known l", "l* is it", "set holds it", "l* against all-full (times)", "trials", "core-minutes"]
+    lines = ["## Where the truth is known", "", *table(head, cells), ""]
+    if bottom:
+        lines += ["Bottom placement less the best found of the same l, mean over repetitions (nats):", ""]
+        lines += [*table(["task", "l", "difference", "repetitions"], bottom), ""]
+    return lines
+
+
+def hops4_section(records: Records) -> list[str]:
+    """Return what four hops reached with so many full layers."""
+    from jobs import Job
+
+    cells = []
+    for text in HOPS4_SCHEDULES:
+        held = [
+            r for seed in range(20) if (r := records.get(Job(recipe="hops2", changes=HOPS4, schedule=text, seed=seed)))
+        ]
+        if held:
+            losses = ", ".join(f"{r.loss:.3f}" for r in held)
+            accuracies = ", ".join(f"{dict(r.metrics).get('hops_accuracy', math.nan):.3f}" for r in held)
+            cells.append([f"`{text}`", str(held[0].parsed().n_full), losses, accuracies])
+    if not cells:
+        return []
+    head = ["schedule", "full layers", "loss by seed, nats", "accuracy by seed"]
+    return ["### Four hops: three full layers, or four?", "", *table(head, cells), ""]
+
+
+def moves_section() -> tuple[list[str], dict[str, list[tuple[int, SettingAnswer]]]]:
+    """Return how l* moves with each factor, and the answers to draw."""
+    held = move_records()
+    lines: list[str] = []
+    drawn: dict[str, list[tuple[int, SettingAnswer]]] = {}
+    for move in moves().values():
+        answers = []
+        for value in move.values:
+            records = held.get(setting_of(move, value))
+            if records:
+                (setting,) = asked_of(move, value).settings()
+                answers.append((value, answer_setting(setting, records, None, 0)))
+        if not answers:
+            continue
+        drawn[move.name] = answers
+        cells = [
+            [
+                str(value),
+                str(found.l_star.value),
+                f"{found.l_star.low} to {found.l_star.value}",
+                f"{found.l_star_all_full.low} to {found.l_star_all_full.value}",
+                f"`{found.l_star.reference}`",
+                str(found.most_seeds_spent),
+            ]
+            for value, found in answers
+        ]
+        name = move.name.replace("-", ", on ")
+        laws = fit_laws(
+            [value for value, _ in answers],
+            [found.l_star.value for _, found in answers],
+            [(found.l_star.low, found.l_star.value) for _, found in answers],
+        )
+        lines += [f"### l* against {name} ({move.unit})", ""]
+        lines += [f"**{' '.join(law(move.name.split('-')[0], laws, len(answers)))}**", ""]
+        head = [move.unit, "l*", "not excluded", "against all-full", "best found", "seeds"]
+        lines += [*table(head, cells), ""]
+    return (["## How l* moves", "", *lines] if lines else []), drawn
+
+
+def main() -> None:
+    """Write what there are records for."""
+    records = Records(STUDY)
+    every = groups()
+    seeds = range(100)  # fresh seeds lie below the selection's
+    found = {name: rows for name, group in every.items() if (rows := rows_of(group, records, seeds))}
+    lines = ["# Tables", "", "Written by `report.py`; intervals are 95%, differences are paired by seed, nats.", ""]
+    lines += planted_section(HERE / "planted.jsonl")
+    lines += hops4_section(Records(HERE / "hops4.jsonl"))
+    disputes = {name: found[name] for name in DISPUTES if name in found}
+    if disputes:
+        lines += ["## The dispute about placement", ""]
+        for name, rows in disputes.items():
+            lines += group_section(every[name], rows)
+        draw_dots([(every[name], rows) for name, rows in disputes.items()], HERE / "dispute")
+        draw_ranks([(every[name], rows) for name, rows in disputes.items()], HERE / "ranks")
+    moved, drawn = moves_section()
+    lines += moved
+    if drawn:
+        draw_moves(drawn, HERE / "moves")
+    spans = {name: found[name] for name in SPANS if name in found}
+    if spans:
+        lines += ["## Windows, dilation, LaS and blocks", ""]
+        for name, rows in spans.items():
+            lines += group_section(every[name], rows)
+        draw_dots([(every[name], rows) for name, rows in spans.items()], HERE / "spans")
+    (HERE / "tables.md").write_text("\n".join(lines).rstrip() + "\n")
+    print(f"{len(found)} groups and {len(drawn)} factors in {HERE / 'tables.md'}")
+
+
+if __name__ == "__main__":
+    main()
