@@ -280,4 +280,5 @@ def test_a_full_disk_is_one_line(llama: Path, tmp_path: Path) -> None:
     check_line(
         done.stderr.splitlines(keepends=True)[-1], ("--out new", "cannot be written", "free space", "run the same")
     )
-    assert (tmp_path / "new" / "evaluations.jsonl").read_text().count("\n") == 2
+    found = [json.loads(line) for line in (tmp_path / "new" / "evaluations.jsonl").read_text().splitlines()]
+    assert [line["moment"] for line in found[:2]] == ["original", "switched"]

@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from layersearch.data import open_source
 from layersearch.recipe import DataConfig
 from layersearch.schedule import Schedule
+from layersearch.verify import verify
 
 torch.set_num_threads(1)
 DATA = DataConfig(source="stdlib", vocab_size=300, max_tokens=200_000)
@@ -179,6 +180,11 @@ def test_a_conversion_that_was_killed_ends_as_an_unbroken_one(
     assert [step["step"] for step in steps] == list(range(1, 31))
     before, after = (load_file(place / "model/model.safetensors") for place in (out / "whole", folder))
     assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("name", ["sparse", "blocks", "longer"])
+def test_what_is_saved_is_proven_to_do_what_its_schedule_says(name: str, out: Path) -> None:
+    assert verify(out / name / "model", trust_remote_code=name == "blocks").proven
 
 
 def test_the_schedule_is_obeyed_by_the_loaded_model(out: Path) -> None:
