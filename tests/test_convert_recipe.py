@@ -18,7 +18,7 @@ def test_shipped_recipes_load_and_their_stages_add_up(name: str) -> None:
     recipe = load_convert_recipe(name, ["training.seq_len=23040"])
     stages = resolve_stages(recipe, SCHEDULE)
     assert recipe.name == name
-    assert [stage.first for stage in stages][0] == 0
+    assert stages[0].first == 0
     assert sum(stage.training.steps for stage in stages) == recipe.training.steps
     assert stages[-1].schedule == SCHEDULE
     assert stages[-1].training.seq_len == recipe.training.seq_len

@@ -114,13 +114,13 @@ def commands(file: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "file",
-    [ROOT / "README.md", *sorted(ROOT.glob("trials/*.yaml")), *sorted(ROOT.glob("search_spaces/*"))],
+    [ROOT / "README.md", *sorted(ROOT.glob("trials/**/*.yaml")), *sorted(ROOT.glob("search_spaces/*"))],
     ids=lambda file: file.relative_to(ROOT).as_posix(),
 )
 def test_every_printed_command_can_be_parsed(file: Path) -> None:
     for command in commands(file):
         words = shlex.split(command)[1:]
-        if words and words[0] in ("run", "show", "solve", "confirm", "plot", "export", "cost", "presets"):
+        if words and words[0] in ("run", "show", "solve", "confirm", "plot", "export", "cost", "presets", "convert"):
             assert _parser().parse_args(words).command
 
 
