@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 from synthetic import confirmed, record
 
+from layersearch.cli import main
 from layersearch.errors import UserError
 from layersearch.price import loss_change
 from layersearch.recipe import load_recipe
 from layersearch.record import TrialRecord
 from layersearch.schedule import Schedule
+from layersearch.schedulefile import read_schedule
 
 RECIPE = load_recipe("smoke", ["model.n_layers=4"])
 SIZES = (2, 4, 8, 16, 32)
@@ -76,3 +79,24 @@ def test_what_the_run_cannot_know_is_said() -> None:
         loss_change(run(), RECIPE, Schedule.parse("window:2*5"), new)
     with pytest.raises(UserError, match="longer than the text of 48 tokens"):
         loss_change(run(), RECIPE, old, Schedule.parse("window:400*4"))
+
+
+def test_the_refusal_of_an_export_says_what_the_nearest_costs(
+    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    winner = read_schedule(smoke_run / "winner.yaml")
+    family = "llama4" if any(span.kind == "window" for span in winner) else "qwen3"
+    line = ["export", str(smoke_run), "--to", "hf", "--family", family, "--out", str(tmp_path / "out")]
+    assert main(line) == 2
+    refusal = capsys.readouterr().err
+    assert refusal.count("\n") == 1
+    for words in (
+        f"family {family} holds no",
+        "the nearest schedule it holds is '",
+        "times the attention FLOPs",
+        "nats of",
+    ):
+        assert words in refusal
+    nearest = refusal.split("the nearest schedule it holds is '")[1].split("'")[0]
+    assert main(["export", nearest, *line[2:], "--recipe", "smoke"]) == 0
+    assert main(["verify-export", line[-1]]) == 0

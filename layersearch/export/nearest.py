@@ -80,7 +80,7 @@ class CannotHold(UserError):
 
     def __init__(self, why: str, asked: Schedule, nearest: Schedule, ratio: float) -> None:
         super().__init__(
-            f"{why}; the nearest schedule it holds is '{nearest}', of {ratio:.4g} times the attention FLOPs"
+            f"{why}; the nearest schedule it holds is '{nearest}', of {ratio:.4f} times the attention FLOPs"
         )
         self.why, self.asked, self.nearest, self.ratio = why, asked, nearest, ratio
 

@@ -74,7 +74,7 @@ def test_the_refusal_names_layer_reason_schedule_and_flops() -> None:
     ratio = flops(Schedule.parse("full window:5")) / flops(asked)
     assert str(error.value) == (
         "layer 1: block:8: family stock holds no blocks; the nearest schedule it holds is 'full window:5', "
-        f"of {ratio:.4g} times the attention FLOPs"
+        f"of {ratio:.4f} times the attention FLOPs"
     )
     assert (error.value.asked, str(error.value.nearest), error.value.ratio) == (asked, "full window:5", ratio)
     check_held(error.value.nearest, STOCK, seq_len=TOKENS, n_heads=HEADS)
