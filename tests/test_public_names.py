@@ -120,7 +120,18 @@ def commands(file: Path) -> list[str]:
 def test_every_printed_command_can_be_parsed(file: Path) -> None:
     for command in commands(file):
         words = shlex.split(command)[1:]
-        if words and words[0] in ("run", "show", "solve", "confirm", "plot", "export", "cost", "presets", "convert"):
+        if words and words[0] in (
+            "run",
+            "show",
+            "solve",
+            "confirm",
+            "plot",
+            "export",
+            "cost",
+            "presets",
+            "convert",
+            "verify-export",
+        ):
             assert _parser().parse_args(words).command
 
 
