@@ -22,6 +22,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,9 @@ SPARSEST = (0.2, "window:6*6")
 """One full layer of six costs more than 0.2 whatever window the others have, but for a window of one key."""
 SEEDS = (1, 2, 3)
 EVALUATIONS = (0, 4, 8, 16, 32, 64)
+LONG = (0, 64, 128, 256, 384, 512)
+LONG_BUDGET, LONG_PLACES, LONG_SEED = 0.27, ("restore_greedy", "bottom", "top", "interleaved"), 1
+"""What becomes of one full layer in the wrong place after eight times as many steps; one seed."""
 MODEL = load_recipe("laptop").model
 DATA = load_recipe("laptop").data
 PRETRAINING = TrainingConfig(
@@ -150,19 +154,28 @@ def placements(folder: Path, source: Source) -> Iterator[tuple[str, float, Sched
             yield name, budget, Schedule(tuple(Span(kind="full") if i in kept else WINDOW for i in range(LAYERS)))
 
 
-def run(folder: Path, source: Source, name: str, budget: float, schedule: Schedule, seed: int) -> None:
+def run(
+    folder: Path,
+    source: Source,
+    name: str,
+    budget: float,
+    schedule: Schedule,
+    seed: int,
+    steps: tuple[int, ...] = EVALUATIONS,
+    kind: str = "run",
+) -> None:
     """Switch, train on, and record each evaluation."""
     routed = load_pretrained(str(folder), check=False)
     routed.set_schedule(schedule)
     lines = [(0, measure(routed, source))]
-    running = engine(routed, TRAINING)
+    running = engine(routed, replace(TRAINING, steps=max(steps)))
     for step, _ in train_steps(running, source, seed=seed):
-        if step in EVALUATIONS:
+        if step in steps:
             lines.append((step, measure(routed, source)))
     running.close()
     cost = budget_ratio(schedule, seq_len=TOKENS, n_heads=MODEL.n_heads)
     for step, found in lines:
-        say(kind="run", placement=name, budget=budget, cost=cost, schedule=str(schedule), seed=seed, step=step, **found)
+        say(kind=kind, placement=name, budget=budget, cost=cost, schedule=str(schedule), seed=seed, step=step, **found)
     print(name, budget, seed, [round(found["loss"], 3) for _, found in lines], flush=True)
 
 
@@ -199,6 +212,12 @@ def main() -> None:
                     run(options.model, source, name, budget, schedule, seed)
             if options.commit:
                 commit(f"Measure recovery after the switch: seed {seed}")
+        longer = {found["placement"] for found in records() if found["kind"] == "long" and found["step"] == max(LONG)}
+        for name, budget, schedule in todo:
+            if budget == LONG_BUDGET and name in LONG_PLACES and name not in longer:
+                run(options.model, source, name, budget, schedule, LONG_SEED, LONG, "long")
+        if options.commit:
+            commit("Measure recovery over more steps")
 
 
 if __name__ == "__main__":
