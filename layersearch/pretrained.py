@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ def load_pretrained(
     config = load_config(name, trust_remote_code=trust_remote_code)
     _reach(config, rope, tokens, name)
     try:
-        with quiet():
+        with quiet(), _some_accelerator():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 name,
                 config=config,
@@ -151,18 +153,35 @@ def with_tokenizer(data: DataConfig, name: str) -> DataConfig:
     return replace(data, tokenizer=found)
 
 
-def check_vocabulary(routed: Routed, vocab_size: int, tokenizer: str | None) -> None:
-    """Refuse token ids that the model has no embedding for.
+def check_vocabulary(rows: int, vocab_size: int, tokenizer: str | None) -> None:
+    """Refuse token ids that a model has no embedding for.
+
+    Args:
+        rows: embeddings of the model.
+        vocab_size: tokens of the data.
+        tokenizer: that made them, if one did.
 
     Raises:
         UserError: names both sizes.
     """
-    rows = routed.model.get_input_embeddings().num_embeddings
     if vocab_size > rows:
         which = f"data.tokenizer {tokenizer}" if tokenizer else "the data"
         raise UserError(
             f"{which} has {vocab_size} tokens and the model embeddings for {rows}: it is not this model's; give its own"
         )
+
+
+@contextmanager
+def _some_accelerator() -> Iterator[None]:
+    """Let transformers import DeepSpeed, as it does, without a warning that no accelerator was named."""
+    if "DS_ACCELERATOR" in os.environ:
+        yield
+        return
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        yield
+    finally:
+        del os.environ["DS_ACCELERATOR"]
 
 
 def _where(name: str) -> dict[str, Any]:
@@ -180,8 +199,8 @@ def _refusal(name: str, error: Exception, trust_remote_code: bool) -> UserError:
     text = hub.one_line(error)
     if "trust_remote_code" in str(error) and not trust_remote_code:
         return UserError(
-            f"{FLAG} {name} brings its own modelling code, which is not run unasked: read it, then add "
-            "--trust-remote-code"
+            f"{FLAG} {name} brings its own modelling code, which is not run unasked: read it, then give "
+            "layersearch convert --trust-remote-code"
         )
     folder = Path(name)
     if not folder.is_dir():

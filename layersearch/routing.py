@@ -172,6 +172,8 @@ class Routed(nn.Module):
         first = calls[0]
         self.n_heads, self.n_kv_heads, self.head_dim = first.heads, first.kv_heads, first.head_dim
         spans = (Span(kind="full") if call.window is None else Span(kind="window", size=call.window) for call in calls)
+        self.rows: int = model.get_input_embeddings().num_embeddings
+        """Token ids that have an embedding."""
         self.original = Schedule(tuple(spans))
         """What the stock model's layers see."""
         _check_layer_types(model.config, self.original)

@@ -175,7 +175,7 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
     from layersearch.pretrained import check_vocabulary, load_pretrained
 
     routed = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
-    check_vocabulary(routed, source.vocab_size, recipe.data.tokenizer)
+    check_vocabulary(routed.rows, source.vocab_size, recipe.data.tokenizer)
     routed.set_schedule(schedule)
     return routed
 

@@ -207,6 +207,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda at: ["run", "--model", "./nowhere", "--out", "new"],
         ("--model ./nowhere", "no such folder"),
     ),
+    "a search on more tokens than embeddings": (
+        lambda at: ["run", "--model", "llama", "--recipe", "smoke", "--out", "new"],
+        ("the data has 64 tokens", "embeddings for 61"),
+    ),
     "a search without a tokenizer": (
         lambda at: ["run", "--model", "llama", "--out", "new"],
         ("--model llama holds no tokenizer.json",),

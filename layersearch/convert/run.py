@@ -117,6 +117,8 @@ def convert(
     if zero_stage(file):
         raise UserError(f"training.deepspeed {recipe.training.deepspeed}: a conversion runs in one process, at ZeRO 0")
     group = RankGroup(device=_device(recipe))
+    # Transformers imports DeepSpeed, which looks for its accelerator then.
+    os.environ.setdefault("DS_ACCELERATOR", "cpu" if group.device == "cpu" else "cuda")
     load = functools.partial(
         load_pretrained, model, trust_remote_code=trust_remote_code, tokens=recipe.training.seq_len
     )
@@ -127,7 +129,7 @@ def convert(
         routed.set_schedule(schedule)  # refuses
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
     sources = [open_source(recipe.data, stage.training.seq_len, cache) for stage in stages]
-    check_vocabulary(routed, sources[-1].vocab_size, recipe.data.tokenizer)
+    check_vocabulary(routed.rows, sources[-1].vocab_size, recipe.data.tokenizer)
     sources[-1].validation(recipe.training.val_sequences)
     asked = {
         "model": model,

@@ -14,6 +14,7 @@ from layersearch.ladder.pool import LocalPool, Pool, PoolFactory
 from layersearch.ladder.raypool import RayPool
 from layersearch.ladder.selected import selected_baselines
 from layersearch.ladder.study import Study
+from layersearch.pretrained import check_vocabulary, load_config
 from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.result import Result
 from layersearch.schedule import Schedule
@@ -77,6 +78,8 @@ def search(
     for schedule in confirm or ():
         bound.check(schedule)
     source = open_source(recipe.data, training.seq_len, cache)
+    if recipe.pretrained is not None:
+        check_vocabulary(load_config(recipe.pretrained).vocab_size, source.vocab_size, recipe.data.tokenizer)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
     deepspeed_config(training, deepspeed_file(recipe))
     out = Path(out)

@@ -10,7 +10,7 @@ import torch
 from layersearch.data import Source
 from layersearch.errors import UserError
 from layersearch.ladder.folder import write_text
-from layersearch.pretrained import check_vocabulary, load_pretrained
+from layersearch.pretrained import load_pretrained
 from layersearch.recipe import Recipe
 from layersearch.selectors import kl_to_original, selected
 from layersearch.space import BoundSpace
@@ -44,7 +44,6 @@ def selected_baselines(
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{file}: damaged; restore it, or start anew with another --out") from None
     routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
-    check_vocabulary(routed, source.vocab_size, recipe.data.tokenizer)
     tokens = source.train(seed=seed, step=recipe.training.steps, batch_size=SEQUENCES).tokens
     found = selected(space, budget, kl_to_original(routed, torch.from_numpy(tokens)))
     facts = {
