@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D", "#000000", "#9A9A9A")
 ROW, HEAD, FOOT = 0.24, 0.62, 0.62
 """Heights of a line, of what stands above the lines and of the axis, in inches."""
-_FAR = 6.0
-"""Differences are drawn up to so many times the middle one; those beyond it stand at the edge."""
+_FAR = 4.0
+"""Differences are drawn up to so many times the middle end of an interval; those beyond it stand at the edge."""
 
 
 def draw_dots(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
@@ -40,9 +41,9 @@ def draw_dots(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> 
 
 
 def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
-    gaps = sorted(abs(row.to_base.mean) for row in rows if row.to_base is not None)
-    reach = max(gaps[len(gaps) // 2] * _FAR, 1e-3) if gaps else 1.0
     ends = [e for row in rows if row.to_base for e in (row.to_base.low, row.to_base.high) if e is not None]
+    far = sorted(abs(end) for end in ends)
+    reach = max(far[len(far) // 2] * _FAR, 1e-3) if far else 1.0
     low = max(-reach, min([0.0, *ends]))
     high = min(reach, max([0.0, *ends]))
     room = 0.06 * (high - low or 1.0)
@@ -60,7 +61,9 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
             continue
         colour = GREY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
         if gap.low is not None and gap.high is not None:
-            axes.plot([max(gap.low, low), min(gap.high, high)], [y, y], "|-", color=colour, lw=1.4, ms=5, zorder=3)
+            axes.plot([max(gap.low, low), min(gap.high, high)], [y, y], "-", color=colour, lw=1.4, zorder=3)
+            caps = [end for end in (gap.low, gap.high) if low <= end <= high]
+            axes.plot(caps, [y] * len(caps), "|", color=colour, ms=5, zorder=3)
         axes.plot([gap.mean], [y], "o", ms=6, color=colour, mec="white", mew=0.6, zorder=4)
     axes.axvline(0.0, color=BLACK, lw=0.8, zorder=1)
     axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -75,33 +78,39 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
 
 def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
     """Draw every line's mean loss along training, less the mean of all lines, so that crossings show."""
+    labels = list(dict.fromkeys(label for group, _ in found for label in group.labels))
+    marks = itertools.product("os^Dv", COLOURS)
+    style = {label: mark for label, mark in zip(sorted(labels), marks, strict=False)}
 
     def draw(figure: Figure, top: float) -> None:
         rows_of_axes = (len(found) + 1) // 2
         for number, (group, rows) in enumerate(found):
-            axes = figure.add_subplot(rows_of_axes, 2, number + 1)
-            _ranks(axes, group, rows)
+            _ranks(figure.add_subplot(rows_of_axes, 2, number + 1), group, rows, style)
         tall = figure.get_figheight()
         figure.subplots_adjust(
-            left=0.075, right=0.985, bottom=0.55 / tall, top=top - 0.25 / tall, hspace=0.62, wspace=0.2
+            left=0.075, right=0.985, bottom=1.25 / tall, top=top - 0.25 / tall, hspace=0.4, wspace=0.2
         )
+        for label in sorted(labels):
+            marker, colour = style[label]
+            figure.axes[0].plot([], [], marker + "-", ms=4, lw=1.3, color=colour, label=label)
+        figure.legend(loc="lower center", fontsize=8.5, frameon=False, ncols=5)
 
     title = ["Loss along training, less the mean of the lines: where lines cross, their order flips."]
-    return write_figure(path_stem, title, 3.9 * ((len(found) + 1) // 2), 0.02, draw)
+    return write_figure(path_stem, title, 3.3 * ((len(found) + 1) // 2) + 1.0, 0.02, draw)
 
 
-def _ranks(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
+def _ranks(axes: Axes, group: Group, rows: Sequence[Row], style: Mapping[str, tuple[str, str]]) -> None:
     distinct = list({row.schedule: row for row in rows}.values())
     steps = sorted(set.intersection(*(set(curve) for row in distinct for curve in row.curves)))
     means = {row.label: [sum(c[step] for c in row.curves) / len(row.curves) for step in steps] for row in distinct}
     middle = [sum(values) / len(means) for values in zip(*means.values(), strict=True)]
-    for colour, label in zip((COLOURS * 2)[: len(means)], means, strict=True):
-        values = [value - mid for value, mid in zip(means[label], middle, strict=True)]
-        axes.plot([step / steps[-1] for step in steps], values, "o-", ms=3, lw=1.3, color=colour, label=label)
-    axes.set_title(textwrap.fill(group.question, 62), fontsize=9)
+    for label, found in means.items():
+        marker, colour = style[label]
+        values = [value - mid for value, mid in zip(found, middle, strict=True)]
+        axes.plot([step / steps[-1] for step in steps], values, marker + "-", ms=4, lw=1.3, color=colour)
+    axes.set_title(group.name.replace("-", ", "), fontsize=9.5)
     axes.set_xlabel("share of the training", fontsize=8.5)
     axes.set_ylabel("nats", fontsize=8.5)
-    axes.legend(fontsize=6.5, frameon=False, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     plain(axes)
 
 

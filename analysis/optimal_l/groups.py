@@ -221,20 +221,18 @@ def _las(kind: str, span: str) -> Group:
     )
 
 
-def _blocks() -> Group:
+def _blocks(top: bool) -> Group:
     block, window = equal_block(TEXT_LENGTH, 24)
+    rest = "*5 full" if top else "*6"
+    where = " below a full layer" if top else ""
+    lines = {f"{span}{where}": span + rest for span in (f"window:{window}", f"block:{block}")}
+    lines[f"window:{block}{where} (equal size, dearer)"] = f"window:{block}{rest}"
     return Group(
-        name="block-or-window",
-        question="Block or sliding window, at exactly equal cost?",
+        name="block-or-window-" + ("below-full" if top else "alone"),
+        question=f"Block or sliding window, at exactly equal cost{', below a full layer' if top else ''}?",
         recipe="text",
-        lines={
-            f"window:{window} in all layers": f"window:{window}*6",
-            f"block:{block} in all layers": f"block:{block}*6",
-            f"window:{window}, full on top": f"window:{window}*5 full",
-            f"block:{block}, full on top": f"block:{block}*5 full",
-            f"window:{block} (equal size) in all layers": f"window:{block}*6",
-        },
-        base=f"window:{window} in all layers",
+        lines=lines,
+        base=next(iter(lines)),
     )
 
 
@@ -245,7 +243,7 @@ def groups() -> dict[str, Group]:
         for data, recipe, span in (("mix", "laptop", "window:4"), ("text", "text", "window:2"))
         for switch in (None, 0.5)
     ]
-    found += [_growing(), _dilation(), _las("local", "window:32"), _las("full", "full"), _blocks()]
+    found += [_growing(), _dilation(), _las("local", "window:32"), _las("full", "full"), _blocks(False), _blocks(True)]
     return {group.name: group for group in found}
 
 

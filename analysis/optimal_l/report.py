@@ -26,7 +26,7 @@ from layersearch.record import TrialRecord
 from layersearch.stats import Interval, mean_interval, paired_difference
 
 DISPUTES = ("dispute-mix-scratch", "dispute-mix-converted", "dispute-text-scratch", "dispute-text-converted")
-SPANS = ("growing-windows", "dilation", "las-local", "las-full", "block-or-window")
+SPANS = ("growing-windows", "dilation", "las-local", "las-full", "block-or-window-alone", "block-or-window-below-full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,6 +134,36 @@ def ranks_along(rows: Sequence[Row]) -> list[tuple[float, float]]:
     return [(step / steps[-1], float(stats.kendalltau(means(step), end).statistic)) for step in steps]
 
 
+def regimes(found: Mapping[str, Sequence[Row]]) -> list[str]:
+    """Compare bottom placement with the others of equal cost, from scratch and converted, and the two regimes."""
+    cells = []
+    for data in ("mix", "text"):
+        for l in (1, 2):
+            for other in ("top", "middle", "interleaved", "searched"):
+                gaps: dict[str, dict[int, float]] = {}
+                for regime in ("scratch", "converted"):
+                    rows = found.get(f"dispute-{data}-{regime}", ())
+                    named = {name: row for row in rows for name in row.label.split(" = ")}
+                    low, high = named.get(f"bottom({l})"), named.get(f"{other}({l})")
+                    if low is None or high is None:
+                        continue
+                    shared = low.by_seed.keys() & high.by_seed.keys()
+                    gaps[regime] = {seed: low.by_seed[seed] - high.by_seed[seed] for seed in shared}
+                if not any(gaps.values()):
+                    continue
+                told = [difference(mean_interval(g.values(), comparisons=4)) if (g := gaps.get(r)) else ""
+                        for r in ("scratch", "converted")]  # fmt: skip
+                both = ""
+                if len(gaps) == 2 and gaps["scratch"].keys() & gaps["converted"].keys():
+                    both = difference(paired_difference(gaps["converted"], gaps["scratch"], comparisons=4))
+                cells.append([data, str(l), f"bottom less {other}", *told, both])
+    if not cells:
+        return []
+    head = ["data", "l", "at equal cost", "from scratch", "converted", "converted less from scratch"]
+    note = "Intervals hold for the four comparisons of a data set and an l together (Bonferroni)."
+    return ["### Bottom against the others, in both regimes", "", *table(head, cells), "", note, ""]
+
+
 def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells]]
@@ -153,7 +183,8 @@ def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
         for row in rows
     ]
     lines = [f"### {group.question}", "", f"**{answer(group, rows)}**", ""]
-    lines += [line for text in equal_cost(rows) for line in (text, "")]
+    if group.searched:
+        lines += [line for text in equal_cost(rows) for line in (text, "")]
     lines += [*table(["line", "schedule", "cost", "seeds", "loss, nats", f"less {group.base}"], cells), ""]
     ranks = ranks_along(rows)
     if ranks:
@@ -270,6 +301,7 @@ def main() -> None:
     disputes = {name: found[name] for name in DISPUTES if name in found}
     if disputes:
         lines += ["## The dispute about placement", ""]
+        lines += regimes(disputes)
         for name, rows in disputes.items():
             lines += group_section(every[name], rows)
         draw_dots([(every[name], rows) for name, rows in disputes.items()], HERE / "dispute")

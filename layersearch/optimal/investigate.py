@@ -175,6 +175,8 @@ class _Study:
     def choose(self) -> None:
         """Train placements at the selection seeds."""
         setting, (first, second) = self.setting, self.setting.asked.selection_seeds
+        if setting.asked.regime == "converted":
+            self._start([first, second, *setting.asked.fresh_seeds[: setting.asked.looks[0]]])  # one pool for all
         tried = [str(schedule) for schedule in first_round(setting)]
         self._train("select", tried, [first], "search")
         for generation in range(GENERATIONS if SEARCHED in setting.asked.placements else 0):

@@ -65,7 +65,7 @@ def test_training_goes_on_from_the_weights_and_from_later_data(converted: Path, 
     weights = converted / "start" / "seed-0.safetensors"
     before = next(r for r in read(converted / "start" / "trials.jsonl") if r.seed == 0)
     changes = [f"training.start={converted / 'start'}/seed-{{seed}}.safetensors", "training.steps=1"]
-    frozen = load_recipe("smoke", [*changes, "training.learning_rate=1e-12", "training.weight_decay=0"])
+    frozen = load_recipe("smoke", [*changes, "training.warmup_steps=0", "training.learning_rate=1e-12"])
     pool = LocalPool(frozen, 1, tmp_path / "logs")
     try:
         kept = pool.submit(Trial(schedule="full*2", seed=0, save=str(tmp_path / "kept.safetensors"))).result()
