@@ -124,6 +124,7 @@ def test_every_printed_command_can_be_parsed(file: Path) -> None:
             "run",
             "show",
             "solve",
+            "optimal-l",
             "confirm",
             "plot",
             "export",

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from jobs import HERE, WORK, Job, Records, run
@@ -133,7 +133,7 @@ def main() -> None:
             # Repetitions side by side keep the workers busy where one of them waits for its last trial.
             with ThreadPoolExecutor(options.workers) as threads:
                 futures = [threads.submit(repetition, task, number, recipe, pool) for number in todo]
-                for future in futures:
+                for future in as_completed(futures):
                     row = future.result()
                     rows.append(row)
                     with path.open("a", encoding="utf-8") as file:
