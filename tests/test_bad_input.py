@@ -597,6 +597,7 @@ export("sglang of one key", ["full window:1", "--to", "sglang", "--family", "gem
 export("vllm of gpt_oss", ["full window:8", "--to", "vllm", "--family", "gpt_oss"], "hard-coded", "--family llama")
 export("blocks for megatron", ["full block:8", "--to", "megatron"], "layer 1: block:8", "nearest schedule")
 export("family of a modelling file", ["full*2", "--to", "hf-remote", "--family", "qwen3"], "--family", "drop it")
+export("family that is deaf", ["full*2", "--to", "hf", "--family", "llama"], "layer_types", "give --family ministral")
 export("family of a file", ["full*2", "--to", "yaml", "--family", "qwen3"], "--family", "drop it")
 export(
     "blocks", ["full block:8", "--to", "hf", "--family", "qwen3"], "layer 1: block:8", "the nearest schedule it holds"

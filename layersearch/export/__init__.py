@@ -9,7 +9,7 @@ from typing import Any
 from layersearch.errors import UserError, did_you_mean
 from layersearch.export.enginefiles import write_engine
 from layersearch.export.engines import ENGINES, SERVED
-from layersearch.export.families import FAMILIES
+from layersearch.export.families import DEAF, FAMILIES
 from layersearch.export.files import write_schedule
 from layersearch.export.flexfile import write_flex
 from layersearch.export.hf import save_weights, write_config
@@ -82,6 +82,9 @@ def export(
         return [write_schedule(schedule, target, out, evidence or {})]
     if family is None:
         raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
+    if family in DEAF:
+        remedy = f"--family {DEAF[family]}, which loads its weights" if DEAF[family] else "--to hf-remote"
+        raise UserError(f"--family {family}: transformers' {family} passes over layer_types; give {remedy}")
     if family not in FAMILIES:
         raise UserError(f"--family {family!r} is not known{did_you_mean(family, FAMILIES)}")
     config = write_config(schedule, family, model=model, vocab_size=vocab_size, seq_len=seq_len, out=out)

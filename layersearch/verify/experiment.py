@@ -21,6 +21,8 @@ EVERY_PAIR = 256
 """Texts up to this many tokens are tested pair by pair; of longer ones some keys against all queries."""
 LEAST_TOKENS = 32
 """No text is shorter, however short the spans."""
+LEAST_OF_LONG = 128
+"""Nor than this where the model is made for as many: a limit that nobody names may show."""
 MOST_TOKENS = 20_000
 """Spans that need a longer text to be seen are not tested."""
 _THRESHOLD = 2e-6
@@ -75,7 +77,7 @@ def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -
     """
     needed = [_needed(span) for span in schedule]
     needed += [_beyond(min(size, longest or size)) for size in sizes if size > 0]
-    tokens = max(LEAST_TOKENS, *needed)
+    tokens = max(LEAST_TOKENS, min(longest or 0, LEAST_OF_LONG), *needed)
     if tokens > MOST_TOKENS:
         raise UserError(f"the spans show in a text of {tokens} tokens only; more than {MOST_TOKENS} are not tested")
     return tokens

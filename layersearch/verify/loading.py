@@ -94,7 +94,8 @@ def random_model(folder: Folder, config: Any, tokens: int, seed: int, attention:
     Raises:
         UserError: if it is no causal language model, or cannot be built.
     """
-    asked = copy.deepcopy(config)
+    # Of a model of text and images the text's part holds the schedule, and is a model of its own.
+    asked = copy.deepcopy(config if folder.remote else config.get_text_config(decoder=True))
     _prepare(asked.get_text_config(decoder=True), tokens)
     small = copy.deepcopy(asked)
     shrunk = _shrink(small.get_text_config(decoder=True), keep_heads=_by_head(folder))

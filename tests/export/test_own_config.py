@@ -105,17 +105,22 @@ def test_other_bytes_stay_as_they_were_written(tmp_path: Path) -> None:
     assert after == wanted, "".join(difflib.unified_diff(wanted.splitlines(True), after.splitlines(True)))
 
 
-def test_the_text_part_of_a_multimodal_config_is_found(tmp_path: Path) -> None:
-    text = transformers.Gemma3TextConfig(**SIZES, head_dim=8).to_dict()
-    whole = {"model_type": "gemma3", "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+@pytest.mark.parametrize(("family", "field"), [("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
+def test_the_text_part_of_a_multimodal_config_is_found_and_proven(family: str, field: str, tmp_path: Path) -> None:
+    given_config(family, tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    whole = {"model_type": family, "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(whole, indent=2))
     config = read_own_config(tmp_path)
-    assert (config.family, config.path) == ("gemma3", ("text_config",))
-    after = json.loads(write(tmp_path, asked("gemma3"), tmp_path / "out"))
-    assert after["text_config"]["sliding_window"] == 5
+    assert (config.family, config.path) == (family, ("text_config",))
+    after = json.loads(write(tmp_path, asked(family), tmp_path / "out"))
+    assert after["text_config"][field] == 5
     assert {key: value for key, value in after.items() if key != "text_config"} == {
         key: value for key, value in whole.items() if key != "text_config"
     }
+    proof = verify(tmp_path / "out")
+    assert proof.proven, proof.problem
+    assert proof.architecture == FAMILIES[family].architecture
 
 
 @pytest.mark.parametrize("family", ["gemma3", "cohere2", "exaone4", "qwen3"])
