@@ -104,6 +104,10 @@ def _vocabulary(recipe: Recipe) -> int:
     """Return the tokens of a local tokenizer, else the recipe's own word: nothing is fetched or trained for a plan."""
     from layersearch.data import bpe
 
+    if recipe.pretrained is not None:
+        from layersearch.pretrained import load_config
+
+        return int(load_config(recipe.pretrained).vocab_size)
     local = bpe.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     return bpe.vocabulary(bpe.load_tokenizer(local)) if local else recipe.data.vocab_size
 

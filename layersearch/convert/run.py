@@ -124,9 +124,9 @@ def convert(
     )
     rope = None if recipe.rope is None else dataclasses.asdict(recipe.rope)
     routed = load(rope=rope)
-    kind = target_family(routed.model.config, schedule, family)
     if len(schedule) != len(routed.attention):
         routed.set_schedule(schedule)  # refuses
+    kind = target_family(routed.model, schedule, family)
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
     sources = [open_source(recipe.data, stage.training.seq_len, cache) for stage in stages]
     check_vocabulary(routed.rows, sources[-1].vocab_size, recipe.data.tokenizer)

@@ -31,17 +31,18 @@ AGREEMENT = 1e-4
 """Largest difference of the saved model's logits from the trained one's, over their largest size, float32."""
 
 
-def target_family(config: Any, schedule: Schedule, family: str | None = None) -> str:
+def target_family(model: Any, schedule: Schedule, family: str | None = None) -> str:
     """Return where a converted model is saved: a key of `FAMILIES`, or ``hf-remote``.
 
     Args:
-        config: of the pre-trained model.
+        model: the pre-trained model.
         schedule: one span per layer.
         family: what the user wants; None: the stock family if one holds it.
 
     Raises:
-        UserError: if the family that was asked for cannot hold the schedule or the weights.
+        UserError: if the family that was asked for cannot hold the schedule or the weights, or none can.
     """
+    config = model.config
     stock = STOCK.get(config.model_type)
     choices = [REMOTE, *([stock] if stock in FAMILIES else [])]
     if family is not None and family not in choices:
@@ -50,17 +51,29 @@ def target_family(config: Any, schedule: Schedule, family: str | None = None) ->
             f"{did_you_mean(family, choices)}"
         )
     if family == REMOTE or stock not in FAMILIES:
-        return REMOTE
+        return _remote(config, schedule)
     assert stock is not None
     sparse = {span for span in schedule if not span.is_full}
     plain = all(str(span) == f"window:{span.size}" for span in sparse) and not any(span.is_las for span in schedule)
     if plain and len(sparse) <= 1:
-        return stock
+        odd = _misfit(_shell(model, schedule, stock), model)
+        if odd is None:
+            return stock
+        if family is not None:
+            raise UserError(f"the weights do not load into family {family} ({odd}); give --family {REMOTE}")
     if family is not None:
         raise UserError(
             f"--family {family} holds full layers and one window, not {schedule}; give --family {REMOTE}, or another "
             "schedule"
         )
+    return _remote(config, schedule)
+
+
+def _remote(config: Any, schedule: Schedule) -> str:
+    """Refuse before anything is trained what the modelling file cannot run."""
+    from layersearch.export.remotehf import remote_config
+
+    remote_config(schedule, config)
     return REMOTE
 
 
@@ -87,7 +100,10 @@ def save_model(
 
         save_remote(model, schedule, out=out, evidence=evidence)
     else:
-        _save_stock(model, schedule, family, out)
+        shell = _shell(model, schedule, family)
+        shell.generation_config = model.generation_config
+        with quiet():
+            shell.save_pretrained(out, state_dict=model.state_dict())
         write_schedule(schedule, "yaml", out, evidence)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if tokenizer is not None and tokenizer.with_name(name).is_file():
@@ -95,7 +111,8 @@ def save_model(
     _check(routed, out)
 
 
-def _save_stock(model: Any, schedule: Schedule, family: str, out: Path) -> None:
+def _shell(model: Any, schedule: Schedule, family: str) -> Any:
+    """Return the stock family's model without weights."""
     import transformers
 
     held = FAMILIES[family]
@@ -108,15 +125,13 @@ def _save_stock(model: Any, schedule: Schedule, family: str, out: Path) -> None:
     config = getattr(transformers, held.config_class).from_dict(values)
     config.architectures = [held.architecture]
     with torch.device("meta"), quiet():
-        shell = getattr(transformers, held.architecture)(config)
-    state = model.state_dict()
-    wanted = {name: value.shape for name, value in shell.state_dict().items()}
-    if wanted != {name: value.shape for name, value in state.items()}:
-        odd = sorted(wanted.keys() ^ state.keys())[:1] or ["a shape"]
-        raise UserError(f"the weights do not load into family {family} ({odd[0]}); give --family {REMOTE}")
-    shell.generation_config = model.generation_config
-    with quiet():
-        shell.save_pretrained(out, state_dict=state)
+        return getattr(transformers, held.architecture)(config)
+
+
+def _misfit(shell: Any, model: Any) -> str | None:
+    """Return the first weight that one has and the other lacks, or has in another shape; None: they fit."""
+    theirs, ours = ({name: value.shape for name, value in one.state_dict().items()} for one in (shell, model))
+    return next((name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)), None)
 
 
 def _check(routed: Routed, out: Path) -> None:
