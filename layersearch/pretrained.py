@@ -14,6 +14,7 @@ from layersearch.data import hub
 from layersearch.errors import UserError
 from layersearch.recipe import DataConfig, ModelConfig, Recipe
 from layersearch.routing import Routed, quiet
+from layersearch.schedule import Schedule
 
 FLAG = "--model"
 _TEXT = ("stdlib", "text", "json", "parquet", "hub", "mix")
@@ -30,6 +31,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
 
     if os.path.isdir(name):
         _check_windows(Path(name))
+        if (converted := _converted(Path(name))) is not None:
+            return converted[0]
     try:
         with quiet():
             config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **_where(name))
@@ -84,6 +87,7 @@ def load_pretrained(
     except Exception as error:
         raise _refusal(name, error, trust_remote_code) from None
     model, report = loaded
+    converted = _converted(Path(name)) if os.path.isdir(name) else None
     for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report.get(what):
             found = sorted(str(key if isinstance(key, str) else key[0]) for key in report[what])
@@ -91,7 +95,16 @@ def load_pretrained(
                 f"{FLAG} {name}: {len(found)} {what.replace('_', ' ')} in its weights, {found[0]} first; "
                 "give a complete checkpoint of this very config.json"
             )
-    return Routed(model, check=check)
+    try:
+        routed = Routed(model, check=check)
+    except UserError:
+        raise
+    except Exception as error:  # modelling files of others raise what they like
+        raise UserError(f"{FLAG} {name} cannot be routed ({hub.one_line(error)}); give another architecture") from None
+    if converted is not None:
+        routed.original = converted[1]
+        routed.set_schedule(converted[1])
+    return routed
 
 
 def sizes(name: str, routed: Routed) -> ModelConfig:
@@ -227,6 +240,28 @@ def _missing_shards(folder: Path) -> list[str]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [] if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else ["model.safetensors"]
     return sorted(shard for shard in named if not (folder / shard).is_file())
+
+
+def _converted(folder: Path) -> tuple[Any, Schedule] | None:
+    """Return the stock configuration and the schedule of a folder that was exported or converted to ``hf-remote``.
+
+    Its weights have the stock model's names: nothing of its modelling file is run.
+    """
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        base, spans = values.pop("base_model_type"), values.pop("layer_spans")
+        if values.pop("model_type") != "layersearch":
+            return None
+    except (OSError, ValueError, AttributeError, KeyError):
+        return None
+    from transformers import AutoConfig
+
+    for key in ("auto_map", "architectures"):
+        values.pop(key, None)
+    try:
+        return AutoConfig.for_model(base, **values), Schedule.from_dicts(spans)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{folder / 'config.json'}: damaged ({hub.one_line(error)}); restore it") from None
 
 
 def _check_windows(folder: Path) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from layersearch.convert.save import REMOTE, save_model, target_family
 from layersearch.errors import UserError
+from layersearch.pretrained import load_pretrained
 from layersearch.routing import Routed
 from layersearch.schedule import Schedule
 from layersearch.verify import verify
@@ -38,6 +39,22 @@ def test_a_converted_model_is_saved_where_its_schedule_holds(family: str, tmp_pa
     if not remote:
         assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == target
     assert verify(tmp_path / "out", trust_remote_code=remote).proven
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
+def test_a_converted_model_can_be_converted_again(family: str, tmp_path: Path) -> None:
+    """Its own modelling file is not run for that; what it sees is the original that losses are compared with."""
+    routed = Routed(make(family))
+    schedule = Schedule.parse("block:5 full window:4/2")
+    routed.set_schedule(schedule)
+    save_model(routed, REMOTE, tmp_path / "out", evidence={})
+    (tmp_path / "out" / "modeling_layersearch.py").write_text("raise SystemExit('it was run')\n")
+    again = load_pretrained(str(tmp_path / "out"))
+    assert again.schedule == again.original == schedule
+    tokens = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(again.logits(tokens), routed.logits(tokens), atol=1e-5)
+    assert target_family(again.model, WINDOWS) == STOCK.get(family, REMOTE)
 
 
 @pytest.mark.parametrize("text", ["block:5 full*2", "window:5 window:6 full", "window:5/2 full*2", "full*3"])

@@ -32,7 +32,13 @@ def stock_loss(folder: Path) -> float:
 
 def test_a_search_starts_from_the_models_weights(tmp_path: Path) -> None:
     folder = save("gpt2", tmp_path / "model", vocab_size=64)
-    sizes = ["training.steps=1", "training.warmup_steps=0", "training.learning_rate=1e-9", "search.trials=5"]
+    sizes = [
+        "training.steps=1",
+        "training.warmup_steps=0",
+        "training.learning_rate=1e-9",
+        "search.trials=5",
+        "search.workers=1",
+    ]
     out = tmp_path / "run"
     more = [word for key in [*sizes, "search.rungs=[]"] for word in ("--set", key)]
     result = json.loads(run(out, "--model", str(folder), *more))
