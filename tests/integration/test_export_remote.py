@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import copy
 import itertools
+import json
 import math
 import sys
 from pathlib import Path
@@ -330,6 +332,42 @@ def test_another_attention_implementation_is_refused(model: Any, tmp_path: Path)
     stray.config._attn_implementation = "sdpa"
     with pytest.raises(ValueError, match="ignores the schedule"):
         stray(text(1, 5))
+
+
+@pytest.mark.parametrize(
+    ("spans", "words"),
+    [
+        ([{"kind": "full"}], "1 layer_spans for 2 layers"),
+        ([{"kind": "full"}, {"kind": "windw", "size": 4}], "neither full nor a window or block"),
+        ([{"kind": "full"}, {"kind": "window"}], "neither full nor a window or block"),
+    ],
+)
+def test_spans_without_a_meaning_are_refused(spans: list[dict[str, Any]], words: str, tmp_path: Path) -> None:
+    file = written(Schedule.parse("full window:4"), tmp_path / "new") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_spans": spans}))
+    with pytest.raises(ValueError, match=words):
+        AutoConfig.from_pretrained(file.parent, trust_remote_code=True)
+
+
+def test_in_lower_precision_texts_are_the_same_with_and_without_a_cache(model: Any) -> None:
+    low = copy.deepcopy(model).to(torch.bfloat16)
+    with torch.no_grad():
+        whole, cache = low(text(1, 19)).logits, DynamicCache(config=low.config)
+        steps = [low(text(1, 19)[:, at : at + 1], past_key_values=cache).logits for at in range(19)]
+    assert whole.dtype == torch.bfloat16
+    assert (torch.cat(steps, dim=1) - whole).norm() / whole.norm() < 0.05
+
+
+def test_it_trains_with_and_without_recomputing(model: Any) -> None:
+    gradients = []
+    for recomputing in (False, True):
+        again = copy.deepcopy(model).train()
+        if recomputing:
+            again.activation_checkpointing_enable()
+        again(text(2, 33), labels=text(2, 33)).loss.backward()
+        gradients.append(torch.cat([parameter.grad.flatten() for parameter in again.parameters()]))
+    assert torch.allclose(*gradients)
+    assert gradients[0].norm() > 0
 
 
 # Stock models.

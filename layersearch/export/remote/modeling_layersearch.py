@@ -14,6 +14,8 @@ alpha_0 = 0 and then doubling from head to head up to ``decay``; rows of attenti
 neighbours. Averaging rows is the same as averaging values, sum_j AP(A)_ij v_j = sum_m A_im mean(v_m ... v_m-pool+1):
 the cache holds raw values, ``pool`` - 1 of them older than the oldest visible key, and averages what it holds.
 
+Tested with transformers 5.10.1 and 5.23.0.
+
 Shape legend: B batch, H query heads, G key-value heads, Q new tokens, S slots of keys, D head width.
 """
 
@@ -57,6 +59,10 @@ class Span:
     sink: int = 0
     decay: float = 0.0
     pool: int = 1
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("full", "window", "block") or (self.size is None) != (self.kind == "full"):
+            raise ValueError(f"layer_spans: {self} is neither full nor a window or block of a size")
 
     def reach(self, dilated: bool = True) -> int | None:
         """Return r such that, but for sinks, every visible key lies at i-r < j; None: no bound."""
@@ -129,18 +135,16 @@ def span_attention(
     """
     span = Span(**module.config.layer_spans[module.layer_idx])
     heads, tokens, width = query.shape[1:]
-    slots = key.shape[2]
-    held = slots - tokens
+    held = key.shape[2] - tokens
     scaling = width**-0.5 if scaling is None else scaling
+    grouped = {"dropout_p": dropout, "scale": scaling, "enable_gqa": key.shape[1] != heads}
     padded = attention_mask.ndim == 2
     i = attention_mask if padded else attention_mask[None]  # (B or 1, Q)
     j = torch.cat((span.kept(i[:, :1], held), i), dim=-1)  # (B or 1, S)
     if span.pool > 1:
         value = average_values(value, j, span.pool)
     if span.kind == "full" and not (span.decay or held or padded):
-        out = F.scaled_dot_product_attention(
-            query, key, value, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=key.shape[1] != heads
-        )
+        out = F.scaled_dot_product_attention(query, key, value, is_causal=True, **grouped)
         return out.transpose(1, 2).contiguous(), None
 
     head = torch.arange(heads, device=query.device)[:, None, None]
@@ -157,11 +161,7 @@ def span_attention(
         visible = span.visible(to, at, head) | (to < 0)
         q = query[:, :, first:last]
         if not span.decay:
-            chunks.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, attn_mask=visible, dropout_p=dropout, scale=scaling, enable_gqa=k.shape[1] != heads
-                )
-            )
+            chunks.append(F.scaled_dot_product_attention(q, k, v, attn_mask=visible, **grouped))
             continue
         wide = torch.promote_types(q.dtype, torch.float32)
         k, v = (x.to(wide).repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
@@ -189,11 +189,7 @@ def padding(attention_mask: Tensor | None) -> Tensor | None:
 
 
 def span_positions(
-    q_length: int,
-    q_offset: int = 0,
-    attention_mask: Tensor | None = None,
-    device: torch.device | None = None,
-    **kwargs: Any,
+    q_length: int, q_offset: int = 0, attention_mask: Any = None, device: Any = None, **kwargs: Any
 ) -> Tensor:
     """Return the new tokens' positions in place of a mask: (Q) or, with padding on the left, (B, Q), negative there."""
     start = padding(attention_mask)
@@ -242,8 +238,8 @@ class SpanLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         total = self.seen + key_states.shape[2]
-        fresh = torch.arange(self.seen, total, device=self.device)[None] - self.start
-        before, after = (torch.as_tensor(n - self.start, device=self.device).view(-1, 1) for n in (self.seen, total))
+        start = torch.as_tensor(self.start, device=self.device).view(-1, 1)
+        before, after, fresh = self.seen - start, total - start, torch.arange(self.seen, total).to(start) - start
         found = []
         for part, (heads, dilated) in enumerate(self.parts):
             old = self.span.kept(before, self.held[part][0].shape[2], dilated)
@@ -274,6 +270,8 @@ class SpanLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
+
+    get_max_cache_shape = get_max_length  # its name in transformers 5.10
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self.held = [[change(states) for states in part] for part in self.held]
@@ -330,7 +328,7 @@ def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     if config._attn_implementation != NAME:
         raise ValueError(f"attn_implementation={config._attn_implementation!r} ignores the schedule; leave it {NAME!r}")
     use_cache = kwargs.get("use_cache")
-    recomputed = model.training and model.is_gradient_checkpointing
+    recomputed = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     if cache is None and not recomputed and (config.use_cache if use_cache is None else use_cache):
         cache = kwargs["past_key_values"] = Cache(layers=cache_layers(config))
     if cache is not None and not all(isinstance(layer, SpanLayer) for layer in cache.layers):
@@ -369,8 +367,9 @@ def config_class(base: str) -> type[PreTrainedConfig]:
 
         def __post_init__(self, **kwargs: Any) -> None:
             super().__post_init__(**kwargs)
-            if self.layer_spans is not None and len(self.layer_spans) != self.num_hidden_layers:
-                raise ValueError(f"{len(self.layer_spans)} layer_spans for {self.num_hidden_layers} layers")
+            spans = [Span(**entry) for entry in self.layer_spans or ()]
+            if spans and len(spans) != self.num_hidden_layers:
+                raise ValueError(f"{len(spans)} layer_spans for {self.num_hidden_layers} layers")
 
     return named(Config, "LayersearchConfig")
 
@@ -384,7 +383,7 @@ def model_class(base: str) -> type[torch.nn.Module]:
         _auto_class = "AutoModelForCausalLM"
 
         def __init__(self, config: PreTrainedConfig, *args: Any, **kwargs: Any):
-            if config.layer_spans is None:
+            if not config.layer_spans:
                 raise ValueError("config.json has no layer_spans: one span per layer, such as {'kind': 'full'}")
             if config._attn_implementation not in (None, NAME):
                 raise ValueError(f"attn_implementation={config._attn_implementation!r} ignores the schedule; drop it")
