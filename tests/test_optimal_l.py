@@ -120,13 +120,39 @@ def test_more_seeds_go_where_l_star_is_in_doubt(tmp_path: Path) -> None:
     answer = study(
         asked(placements=("searched",)), lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0), tmp_path / "run", 0.02
     ).settings[0]
-    spent = Counter(r.parsed().n_full for r in read(tmp_path / "run" / "trials.jsonl") if r.phase == "confirm")
+    spent = Counter(r.schedule for r in read(tmp_path / "run" / "trials.jsonl") if r.phase == "confirm")
     assert answer.most_seeds_spent == 8
-    assert spent[0] == 3
-    assert spent[1] == 8
+    assert spent["window:2*4"] == 3
+    assert spent[answer.curve[1].schedule] == 8
+    assert spent["full*4"] == 3
     assert answer.l_star.low == 1
     assert answer.l_star.value >= 2
     assert "cannot tell" in study(asked(placements=("searched",)), lambda full: 0.0, tmp_path / "flat", 0.4).text
+
+
+def test_a_placement_that_fails_on_every_third_seed_does_not_hide_a_steady_one(tmp_path: Path) -> None:
+    """Two hops: both selection seeds prefer a placement that fails on fresh ones to one that never does."""
+
+    class Flaky(Formula):
+        def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
+            found = super().submit(trial, keep_going)
+            record = found.result()
+            if full_layers(record.parsed()) == {2, 3}:
+                assert record.loss is not None
+                loss = record.loss - 0.01 if trial.seed < 2 or trial.seed % 3 else record.loss + 2.1
+                found = Future()
+                found.set_result(replace(record, loss=loss))
+            return found
+
+    def truth(full: frozenset[int]) -> float:
+        return {0: 3.0, 1: 2.3}.get(len(full), 0.02 if full in ({1, 2}, {2, 3}, {1, 2, 3}) else 2.1)
+
+    def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Formula:
+        return Flaky(recipe, truth, noise=0.001)
+
+    found = optimal_l(asked(placements=("searched",)), tmp_path / "run", pool=pool, figures=False)
+    star = found.settings[0].l_star
+    assert (star.low, star.value) == (2, 2)
 
 
 def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:

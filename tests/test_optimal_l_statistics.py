@@ -17,6 +17,7 @@ ENVELOPE = {
     3: "full*3 window:4",
     4: "full*4",
 }
+ALONE = {l: (text,) for l, text in ENVELOPE.items()}
 DELTA = 0.05
 
 
@@ -50,14 +51,14 @@ def test_a_reference_that_fails_at_one_seed_hides_nothing() -> None:
     assert cut(held, ENVELOPE[4]) == held[ENVELOPE[4]]
     held[ENVELOPE[4]][2] = 2.2
     assert p_within([held[ENVELOPE[1]][s] - held[ENVELOPE[4]][s] for s in range(5)], DELTA) > 0.1
-    found = find_l_star(ENVELOPE, held, ENVELOPE[4], DELTA)
+    found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
     assert (found.low, found.value) == (1, 1)
 
 
 def test_a_schedule_that_fails_at_one_seed_is_not_called_good() -> None:
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(7))
     held[ENVELOPE[1]][2] = 2.2
-    found = find_l_star(ENVELOPE, held, ENVELOPE[4], DELTA)
+    found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
     assert (found.low, found.value) == (1, 2)
 
 
@@ -84,7 +85,7 @@ def test_the_set_holds_l_star_and_the_claim_is_rarely_too_low(means: list[float]
     runs = 400
     # The reference is the best schedule, as the selection seeds would have it; every look at the data counts.
     best = int(np.argmin(means))
-    envelope = {l: ENVELOPE[int(np.argmin(means[: l + 1]))] for l in ENVELOPE}
+    envelope = {l: (ENVELOPE[int(np.argmin(means[: l + 1]))],) for l in ENVELOPE}
     for _ in range(runs):
         drawn = losses(means, std, 8, rng)
         for seeds in (3, 5, 8):
@@ -102,6 +103,24 @@ def test_the_set_holds_l_star_and_the_claim_is_rarely_too_low(means: list[float]
         assert found.value == truth
 
 
+def test_a_runner_up_shows_what_the_first_does_not() -> None:
+    """The best on the selection seeds fails on some fresh ones; the second best does not, and has its own level."""
+    other = "window:4 full window:4*2"
+    held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(8))
+    held[other] = dict(held[ENVELOPE[1]])
+    held[ENVELOPE[1]] = {seed: loss + (2.2 if seed < 3 else 0.0) for seed, loss in held[ENVELOPE[1]].items()}
+    assert find_l_star(ALONE, held, ENVELOPE[4], DELTA).value == 2
+    both = ALONE | {1: (ENVELOPE[1], other)}
+    found = find_l_star(both, held, ENVELOPE[4], DELTA)
+    assert (found.low, found.value, found.shown_by) == (1, 1, other)
+    # Before the runner-up is measured, its l is neither shown nor excluded.
+    del held[other]
+    held[ENVELOPE[1]] = {seed: 2.2 + 0.01 * seed for seed in range(5)}
+    found = find_l_star(both, held, ENVELOPE[4], DELTA)
+    assert (found.low, found.value) == (1, 2)
+    assert found.undecided == (ENVELOPE[1], other)
+
+
 def test_the_level_is_shared_by_the_looks() -> None:
     assert level(0.95, 1) == pytest.approx(0.025)
     assert level(0.95) * LOOKS == pytest.approx(0.025)
@@ -111,7 +130,7 @@ def test_undecided_schedules_are_those_between_the_ends() -> None:
     held = {text: {0: 0.0, 1: 0.01, 2: -0.01} for text in ENVELOPE.values()}
     held[ENVELOPE[0]] = {0: 3.0, 1: 3.1, 2: 2.9}
     held[ENVELOPE[1]] = {0: 0.2, 1: -0.2, 2: 0.1}
-    found = find_l_star(ENVELOPE, held, ENVELOPE[4], DELTA)
+    found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
     assert (found.low, found.value, found.decided) == (1, 2, False)
     assert found.undecided == (ENVELOPE[1],)
     # The reference is never in doubt against itself.

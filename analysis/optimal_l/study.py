@@ -21,7 +21,8 @@ from pathlib import Path
 from groups import Group, Move, groups, moves
 from jobs import HERE, WORK, Job, Records, run
 
-from layersearch.optimal import Asked, Setting, optimal_l
+from layersearch.optimal import Asked, optimal_l
+from layersearch.optimal.placements import first_round
 from layersearch.recipe import load_recipe
 from layersearch.record import TrialRecord, read
 from layersearch.space import Space
@@ -49,6 +50,7 @@ def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: 
         delta=DELTA,
         placements=PLACEMENTS,
         ls=ls_of(recipe.model.n_layers),
+        measure_named=False,
         seeds=seeds,
         most_seeds=max(seeds, most),
     )
@@ -110,12 +112,10 @@ def run_group(group: Group, records: Records, options: argparse.Namespace) -> No
 
 
 def move_count(move: Move, value: int, seeds: int) -> int:
-    """Return about how many trainings one value takes."""
-    setting = Setting(asked_of(move, value), *_size(move, value))
-    from layersearch.optimal.placements import first_round
-
+    """Return about how many trainings one value takes, if its first look decides."""
+    (setting,) = asked_of(move, value).settings()
     first = len(first_round(setting))
-    return 2 * first + seeds * first
+    return 2 * first + seeds * len(setting.ls)
 
 
 def _size(move: Move, value: int) -> tuple[int, int]:
@@ -161,7 +161,7 @@ def overview(chosen: Mapping[str, Group], factors: Mapping[str, Move], options: 
 
 def _say(name: str, count: int, each: float | None, note: str) -> float:
     time = "" if each is None else f", {each:.1f} s each as all-full: {count * each / 60:.0f} core-minutes"
-    print(f"{name:28s} at most {count:4d} trainings{time}   {note}", flush=True)
+    print(f"{name:28s} about {count:4d} trainings{time}   {note}", flush=True)
     return 0.0 if each is None else count * each
 
 

@@ -55,6 +55,8 @@ class Asked:
     """Fresh seeds at the last look."""
     per_l: int = 8
     """Placements tried at one l, at the most."""
+    measure_named: bool = True
+    """Measure the named placements on fresh seeds too; else they only compete for the best of their l."""
     seed: int = 0
     """The first of the two selection seeds; the fresh ones follow."""
 

@@ -62,13 +62,14 @@ class Selection:
 
     best: Mapping[int, str]
     """By l: the best placement of exactly l full layers."""
-    envelope: Mapping[int, str]
-    """By l: the best schedule of at most l full layers."""
+    envelope: Mapping[int, tuple[str, ...]]
+    """By l: the best schedule of at most l full layers, then, if there is one, another of as many layers that is within
+    delta of it."""
 
     @property
     def reference(self) -> str:
         """The best schedule of any l."""
-        return self.envelope[max(self.envelope)]
+        return self.envelope[max(self.envelope)][0]
 
 
 def select(setting: Setting, losses: SelectionLosses) -> Selection:
@@ -86,22 +87,24 @@ def select(setting: Setting, losses: SelectionLosses) -> Selection:
             missing = len(need - by_seed.keys())
             scored.setdefault(n_full, []).append((math.fsum(by_seed.values()) / len(by_seed), missing, text))
     best: dict[int, tuple[float, str]] = {}
+    candidates: dict[int, tuple[str, ...]] = {}
     for n_full, rows in scored.items():
-        whole = [row for row in rows if not row[1]] or rows
-        loss, _, text = min(whole)
+        whole = sorted([row for row in rows if not row[1]] or rows)
+        loss, _, text = whole[0]
         best[n_full] = (loss, text)
+        candidates[n_full] = (text, *[other for far, _, other in whole[1:2] if far <= loss + setting.asked.delta])
     envelope = {}
     for l in setting.ls:
         held = [(loss, n_full, text) for n_full, (loss, text) in best.items() if n_full <= l]
         if held:
-            envelope[l] = min(held)[2]
+            envelope[l] = candidates[min(held)[1]]
     return Selection(best={n_full: text for n_full, (_, text) in sorted(best.items())}, envelope=envelope)
 
 
 def confirmed_schedules(setting: Setting, chosen: Selection) -> list[str]:
     """Return what is measured on fresh seeds: the best of every l, the named placements, both ends."""
     found = dict.fromkeys(chosen.best.values())
-    for l in setting.ls:
+    for l in setting.ls if setting.asked.measure_named else ():
         found |= dict.fromkeys(str(schedule) for schedule in named(setting, l).values())
     return list(found | {str(place(setting, range(setting.n_layers))): None})
 

@@ -18,6 +18,10 @@ rejective multiple test procedures", Statistics in Medicine 28, 2009). No furthe
 From below. B(l): "l* is at most l", that is, some e(k) with k <= l is within delta. These are nested the other way and
 tested in the order l = 0, 1, ...: B(l) is rejected if B(l-1) was and e(l) is shown to lie more than delta above.
 
+Runners-up. Where a task is learnt suddenly, a placement may succeed on both selection seeds and fail on every third one
+after. So e(l) has a second candidate where another placement of as many layers lay within delta of it on the selection
+seeds. Either may show A(l) false: the first at 4/5 of the level, the second at the rest (Bonferroni). B(l) takes both.
+
 The set of l's between the two ends holds l* with the confidence asked for, half the error on each side, and each side's
 half shared equally (Bonferroni) among the looks at the data between which seeds may be added.
 
@@ -46,6 +50,9 @@ LOOKS = 3
 """Looks at the data, at the most: after the first seeds, and after each of two additions."""
 _CUT = 5.0
 """Standard deviations above its median at which a loss of the reference is cut."""
+
+SHARES = (0.8, 0.2)
+"""Of the level from above, for the first candidate of an l and for its runner-up."""
 
 Losses = Mapping[str, Mapping[int, float]]
 """Validation loss in nats by schedule and fresh seed."""
@@ -112,14 +119,18 @@ class Step:
     """Full layers allowed."""
     schedule: str
     """The best with at most l full layers, e(l)."""
+    runner_up: str | None
+    """Another of as many layers that the selection seeds could not tell from it; None: there is none."""
     n_full: int
-    """Full layers that it has."""
+    """Full layers that they have."""
     difference: Interval | None
-    """To the reference over the seeds both have, nats; None if they share no seed."""
+    """Of e(l) to the reference over the seeds both have, nats; None if they share no seed."""
     within: float
-    """p of "it lies delta or more above"; 0 for the reference itself."""
+    """p of "e(l) lies delta or more above"; 0 for the reference itself."""
+    within_runner_up: float
+    """The same of the runner-up; 1 where it was not measured."""
     beyond: float
-    """p of "it lies within delta"."""
+    """p of "e(l) or its runner-up lies within delta"; 1 where one of them was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +143,8 @@ class LStar:
     """Nats."""
     value: int
     """l*: the smallest l shown to be within delta. It is the upper end of the set too."""
+    shown_by: str
+    """The schedule with so many full layers that is within delta."""
     low: int
     """The lower end of the set: every smaller l is shown to lie beyond delta."""
     confidence: float
@@ -146,12 +159,13 @@ class LStar:
 
     @property
     def undecided(self) -> tuple[str, ...]:
-        """The schedules on which more seeds would tell."""
-        return tuple(dict.fromkeys(s.schedule for s in self.steps if self.low <= s.n_full < self.value))
+        """The schedules on which more seeds would tell, runners-up included."""
+        open_ = [step for step in self.steps if self.low <= step.n_full < self.value]
+        return tuple(dict.fromkeys(text for s in open_ for text in (s.schedule, s.runner_up) if text is not None))
 
 
 def find_l_star(
-    envelope: Mapping[int, str],
+    envelope: Mapping[int, Sequence[str]],
     losses: Losses,
     reference: str,
     delta: float,
@@ -161,7 +175,8 @@ def find_l_star(
     """Test every l from both ends. See the module's text.
 
     Args:
-        envelope: by l, the schedule with at most l full layers that was best on the selection seeds.
+        envelope: by l, the schedule with at most l full layers that was best on the selection seeds, and its runner-up
+            if it has one.
         losses: on fresh seeds.
         reference: the schedule to compare with, fixed before the fresh seeds were looked at.
         delta: the margin, nats, above 0.
@@ -170,30 +185,58 @@ def find_l_star(
     """
     each = level(confidence, looks)
     lowered = cut(losses, reference)
+    theirs = losses.get(reference, {})
     steps = []
     for at in sorted(envelope):
-        text = envelope[at]
-        mine, theirs = losses.get(text, {}), losses.get(reference, {})
-        seeds = sorted(mine.keys() & theirs.keys())
-        itself = text == reference
+        text, *others = envelope[at]
+        other = others[0] if others and text != reference else None
+        mine = losses.get(text, {})
+        p = {t: _both(losses.get(t, {}), theirs, lowered, delta) for t in (text, other) if t is not None}
+        itself = reference in p
         steps.append(
             Step(
                 l=at,
                 schedule=text,
+                runner_up=other,
                 n_full=Schedule.parse(text).n_full,
-                difference=paired_difference(mine, theirs, confidence) if seeds else None,
-                within=0.0 if itself else p_within([mine[seed] - lowered[seed] for seed in seeds], delta),
-                beyond=1.0 if itself else p_beyond([mine[seed] - theirs[seed] for seed in seeds], delta),
+                difference=paired_difference(mine, theirs, confidence) if mine.keys() & theirs.keys() else None,
+                within=0.0 if text == reference else p[text][0],
+                within_runner_up=1.0 if other is None else 0.0 if other == reference else p[other][0],
+                beyond=1.0 if itself else max(found for _, found in p.values()),
             )
         )
-    value = Schedule.parse(reference).n_full
+    value, by = Schedule.parse(reference).n_full, reference
     for step in reversed(steps):
-        if step.within > each:
+        if step.within <= SHARES[0] * each:
+            shown = step.schedule
+        elif step.runner_up is not None and step.within_runner_up <= SHARES[1] * each:
+            shown = step.runner_up
+        else:
             break
-        value = min(value, step.n_full)
+        if step.n_full < value:
+            value, by = step.n_full, shown
     low = min(value, steps[0].n_full)
     for step in steps:
         if step.n_full >= value or step.beyond > each:
             break
         low = min(value, next((other.n_full for other in steps if other.n_full > step.n_full), value))
-    return LStar(reference=reference, delta=delta, value=value, low=low, confidence=confidence, steps=tuple(steps))
+    return LStar(
+        reference=reference,
+        delta=delta,
+        value=value,
+        shown_by=by,
+        low=low,
+        confidence=confidence,
+        steps=tuple(steps),
+    )
+
+
+def _both(
+    mine: Mapping[int, float], theirs: Mapping[int, float], lowered: Mapping[int, float], delta: float
+) -> tuple[float, float]:
+    """Return `p_within` and `p_beyond` over the seeds both have."""
+    seeds = sorted(mine.keys() & theirs.keys())
+    return (
+        p_within([mine[seed] - lowered[seed] for seed in seeds], delta),
+        p_beyond([mine[seed] - theirs[seed] for seed in seeds], delta),
+    )

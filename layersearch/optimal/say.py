@@ -22,18 +22,20 @@ def range_of(low: int, high: int) -> str:
 
 def l_star(found: LStar, what: str) -> str:
     """Say what l* is against a reference, and whether the data tell."""
+    firsts = {step.schedule for step in found.steps} | {found.reference}
+    by = "" if found.shown_by in firsts else f" (shown by {found.shown_by}, the second best on the selection seeds)"
     delta, sure = f"{found.delta:g} nats", f"{found.confidence:.0%}"
     if found.decided and found.value == 0:
         return f"l* = 0 ({sure}): no full layer is needed to be within {delta} of {what}."
     if found.decided:
         return (
             f"l* = {found.value} ({sure}): {found.value} full {'layer is' if found.value == 1 else 'layers are'} "
-            f"within {delta} of {what}, fewer are shown to lie farther off."
+            f"within {delta} of {what}{by}, fewer are shown to lie farther off."
         )
     seeds = min((s.difference.n for s in found.steps if s.schedule in found.undecided and s.difference), default=0)
     shown = found.value < Schedule.parse(found.reference).n_full
     enough = (
-        f"{found.value} are shown to be enough" if shown else f"no number below {found.value} is shown to be enough"
+        f"{found.value} are shown to be enough{by}" if shown else f"no number below {found.value} is shown to be enough"
     )
     fewer = f"; fewer than {found.low} are shown not to be" if found.low else ""
     return (
