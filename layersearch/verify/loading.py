@@ -189,11 +189,22 @@ def _shrink(text: Any, *, keep_heads: bool) -> bool:
         value = getattr(text, name, None)
         if isinstance(value, int):
             setattr(text, name, min(value, most))
+    if hasattr(text, "rope_parameters"):
+        text.rope_parameters = _plain(text.rope_parameters)
     for name in _SPECIAL:
         value = getattr(text, name, None)
         if isinstance(value, list) or (isinstance(value, int) and value >= text.vocab_size):
             setattr(text, name, 0 if name == "pad_token_id" else None if name == "eos_token_id" else 0)
     return True
+
+
+def _plain(rope: Any) -> Any:
+    """Return RoPE parameters that fit any head width: factors given dimension by dimension fit one only."""
+    if not isinstance(rope, dict):
+        return rope
+    if any(isinstance(value, list) for value in rope.values()):
+        return {"rope_type": "default", "rope_theta": rope.get("rope_theta", 10_000.0)}
+    return {key: _plain(value) for key, value in rope.items()}
 
 
 def _built(config: Any, folder: Folder, seed: int, attention: str | None) -> Any:

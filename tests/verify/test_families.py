@@ -164,6 +164,17 @@ def test_wide_models_are_shrunk_and_long_spans_tested_at_their_edges(
     assert [layer.proven for layer in verify(tmp_path, schedule=off).layers] == [False, True]
 
 
+def test_positions_scaled_dimension_by_dimension_do_not_hinder_shrinking(tmp_path: Path) -> None:
+    asked = Schedule.parse("window:5 full")
+    model = ModelConfig(n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, d_ff=512)
+    export(asked, "hf", model=model, vocab_size=61, seq_len=64, out=tmp_path, family="qwen3")
+    factors = {"short_factor": [1.0] * 32, "long_factor": [2.0] * 32, "original_max_position_embeddings": 32}
+    changed(tmp_path, rope_parameters={"rope_type": "longrope", "rope_theta": 1e4, **factors})
+    proof = verify(tmp_path)
+    assert proof.shrunk
+    assert proof.proven, proof.problem
+
+
 def test_the_command_prints_the_proof_and_tells_by_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(written(Schedule.parse("window:5 full"), "qwen3", tmp_path))
     assert main(["verify-export", folder]) == 0

@@ -58,3 +58,14 @@ def test_a_modelling_file_that_does_otherwise_is_caught(code: str, wrong: str, t
     assert text.count(code) == 1
     (folder / MODELING).write_text(text.replace(code, wrong))
     assert not verify(folder, trust_remote_code=True).proven
+
+
+def test_what_masks_of_layers_do_not_show_heads_and_logits_do(tmp_path: Path) -> None:
+    folder = written(Schedule.parse("full window:4/2@1 window:5+las:0.1/2"), tmp_path / "new")
+    heads = verify(folder, schedule=Schedule.parse("full window:4/2@3 window:5+las:0.1/2"), trust_remote_code=True)
+    assert [(layer.too_many, layer.too_few) for layer in heads.layers] == [(0, 0)] * 3
+    assert [layer.proven for layer in heads.layers] == [True, False, True]
+    assert "layer 1, head 1: token" in (heads.problem or "")
+    decay = verify(folder, schedule=Schedule.parse("full window:4/2@1 window:5+las:0.3/2"), trust_remote_code=True)
+    assert all(layer.proven for layer in decay.layers)
+    assert "logits differ" in (decay.problem or "")
