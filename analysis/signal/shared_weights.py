@@ -24,6 +24,8 @@ Ways to choose what a step trains, 32 sequences a step unless said otherwise:
   every second one, after two thirds all, is drawn from the whole space.
 - ``one_full``: for the mix, whose 6 layers are full or a window of 2, 4 or 6 (letters ``f246``): 6 schedules with one
   full layer and 2 with none, 4 sequences each.
+- ``distil``: as ``uniform``, with the divergence from a teacher's predictions added to the loss; the teacher is one
+  hybrid (`TEACHER`), trained alone before on the same batches, and its training counts.
 - ``tree``: 4 sequences, each under all 16 schedules; shared prefixes are computed once, which costs about as much as
   30 sequences.
 """
@@ -42,12 +44,13 @@ from random import Random
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from layersearch.attention import attend
 from layersearch.data import Source, open_source
 from layersearch.engine import learning_rate_factor
-from layersearch.model import Decoder, mean_loss, rotary_table
+from layersearch.model import IGNORE, Decoder, mean_loss, rotary_table
 from layersearch.optimizer import make_optimizer
 from layersearch.recipe import Recipe, TrainingConfig, load_recipe
 from layersearch.schedule import Schedule, Span
@@ -59,9 +62,14 @@ SPANS = {"f": Span.parse("full"), "w": Span.parse("window:2")} | {
     letter: Span.parse(f"window:{letter}") for letter in "246"
 }
 WORDS = ["".join(letters) for letters in itertools.product("fw", repeat=4)]
-LOCAL_BELOW = [word for word in WORDS if word[0] == "w" and "f" in word]
 TREE_SEQUENCES = 4
-WAYS = ["uniform", "stratified", "sandwich", "local_first", "tree", "one_full"]
+WAYS = ["uniform", "stratified", "sandwich", "local_first", "tree", "one_full", "distil"]
+TEACHER = {"recall": "wwfw", "hops2": "wffw", "text": "wwwwwf"}
+"""The hybrid that teaches, by recipe."""
+TEXT_WORDS = ["wwwwww", "ffffff"] + ["w" * at + "f" + "w" * (5 - at) for at in range(6)]
+TEXT_WORDS += ["wfwwwf", "wwfwwf", "fwwwwf", "wwwwff", "ffwwww", "wfwfwf", "wwfffw", "fffwww", "wwwfff", "wfffff"]
+TEXT_WORDS += ["fffffw", "wffffw"]
+"""What is trained alone of the 64 schedules of the text recipe, which shared weights are trained under all of."""
 POINTS = 8
 KNOWN_L = HERE / "known_l.jsonl"
 CHANGES = {"laptop": ["data.recall_vocab=28"]}
@@ -72,21 +80,22 @@ TUNE_SEED = 1_000
 """Fine-tuning reads batches that the shared network has not seen: those of the seed this much higher."""
 
 
-def pick(way: str, done: float, rng: Random) -> list[str]:
+def pick(way: str, done: float, rng: Random, words: list[str] = WORDS) -> list[str]:
     """Return the schedules of one step, each for an equal share of the batch, when a share ``done`` of steps is."""
     if way == "one_full":
         return ["".join(rng.sample(["f", *rng.choices("246", k=5)], k=6)) for _ in range(6)] + [
             "".join(rng.choices("246", k=6)) for _ in range(2)
         ]
     if way == "stratified":
-        return rng.sample(WORDS, len(WORDS))
+        return rng.sample(words, len(words))
     if way == "sandwich":
-        return ["ffff", "wwww", *rng.choices(WORDS, k=6)]
+        return [words[0], words[-1], *rng.choices(words, k=6)]
     if way == "local_first":
         narrow = 8 if done < 1 / 3 else 4 if done < 2 / 3 else 0
-        return rng.choices(LOCAL_BELOW, k=narrow) + rng.choices(WORDS, k=8 - narrow)
-    assert way == "uniform", way
-    return rng.choices(WORDS, k=8)
+        below = [word for word in words if word[0] == "w" and "f" in word]
+        return rng.choices(below, k=narrow) + rng.choices(words, k=8 - narrow)
+    assert way in ("uniform", "distil"), way
+    return rng.choices(words, k=8)
 
 
 def tables(model: Decoder, tokens: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,8 +160,12 @@ def train(
     seed: int,
     words_at: Callable[[int], list[str] | None],
     after: Callable[[int], None] = lambda step: None,
+    teacher: tuple[Decoder, str] | None = None,
 ) -> None:
-    """Train a model; ``words_at`` names the schedules of a step, None for all of them through the tree."""
+    """Train a model; ``words_at`` names the schedules of a step, None for all of them through the tree.
+
+    A teacher is a trained model and its schedule; the divergence of the model's predictions from its own is added.
+    """
     optimizer = make_optimizer(model, training)
     peaks = [group["lr"] for group in optimizer.param_groups]
     for step in range(training.steps):
@@ -166,6 +179,13 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             x = grouped(model, tokens, words) if words else tree(model, tokens)
             loss = mean_loss(model.lm_head, model.norm, x, targets.repeat(len(x) // len(targets), 1))
+            if teacher is not None:
+                with torch.no_grad():
+                    taught = teacher[0].norm(grouped(teacher[0], tokens, [teacher[1]]))
+                    goal = teacher[0].lm_head(taught).float().log_softmax(-1)
+                mine = model.lm_head(model.norm(x)).float().log_softmax(-1)
+                scored = targets != IGNORE
+                loss = loss + F.kl_div(mine[scored], goal[scored], log_target=True, reduction="batchmean")
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), training.grad_clip)
         optimizer.step()
@@ -179,6 +199,13 @@ def decoder(recipe: Recipe, source: Source, seed: int) -> Decoder:
     return Decoder(recipe.model, source.vocab_size, Schedule.parse(f"full*{recipe.model.n_layers}"))
 
 
+def judged(recipe: Recipe, rows: list[dict[str, Any]]) -> list[str]:
+    """Return the schedules that are trained alone, to be compared with."""
+    if recipe.name == "laptop":
+        return sorted({row["word"] for row in rows if _is(row, kind="trial", recipe=recipe.name)})
+    return TEXT_WORDS if recipe.name == "text" else WORDS
+
+
 def full_trials(recipe: Recipe, source: Source, seed: int, rows: list[dict[str, Any]]) -> None:
     """Train every schedule on its own."""
     done = {
@@ -186,7 +213,7 @@ def full_trials(recipe: Recipe, source: Source, seed: int, rows: list[dict[str, 
         for row in rows
         if _is(row, kind="trial", recipe=recipe.name, seed=seed, steps=recipe.training.steps)
     }
-    for word in [word for word in WORDS if word not in done]:
+    for word in [word for word in judged(recipe, rows) if word not in done]:
         began = time.process_time()
         model = decoder(recipe, source, seed)
         train(model, source, recipe.training, seed, lambda step, word=word: [word])  # type: ignore[misc]
@@ -214,11 +241,17 @@ def shared_network(recipe: Recipe, source: Source, options: argparse.Namespace, 
         if step in {options.steps * point // POINTS for point in range(1, POINTS + 1)}:
             curve.append((step, losses_of(model, source, training, words)))
 
+    everything = ["".join(letters) for letters in itertools.product("fw", repeat=recipe.model.n_layers)]
+
     def words_at(step: int) -> list[str] | None:
-        return None if way == "tree" else pick(way, step / options.steps, rng)
+        return None if way == "tree" else pick(way, step / options.steps, rng, everything)
 
     began = time.process_time()
-    train(model, source, training, seed, words_at, score)
+    teacher = None
+    if way == "distil":
+        teacher = (decoder(recipe, source, seed), TEACHER[recipe.name])
+        train(teacher[0], source, recipe.training, seed, lambda step: [TEACHER[recipe.name]])
+    train(model, source, training, seed, words_at, score, teacher)
     seconds = round(time.process_time() - began, 1)
     tuned: dict[str, float] = {}
     if options.tune:
@@ -306,7 +339,8 @@ def table(rows: list[dict[str, Any]], recipe: Recipe, points: int) -> None:
         if not _is(row, kind="shared", recipe=recipe.name):
             continue
         name = f"{row['way']} seed {row['seed']} rate {row['rate']} of {row['steps']}"
-        measured = [(f"{step} steps", step, losses) for step, losses in row["curve"][every - 1 :: every]]
+        before = recipe.training.steps if row["way"] == "distil" else 0
+        measured = [(f"{step} steps", step + before, losses) for step, losses in row["curve"][every - 1 :: every]]
         if row["tuned"]:
             spent = row["steps"] + sum(":" not in word for word in row["tuned"]) * row["tune"]
             measured.append((f"tuned {row['tune']} at {row['tune_rate']}", spent, row["tuned"]))
@@ -338,7 +372,7 @@ def main() -> None:
     """Run what has no record yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("part", choices=["trials", "shared", "table"])
-    parser.add_argument("--recipe", choices=["recall", "hops2", "laptop"], default="recall")
+    parser.add_argument("--recipe", choices=["recall", "hops2", "laptop", "text"], default="recall")
     parser.add_argument("--way", choices=WAYS, default="uniform")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=320, help="of the shared network")
@@ -355,10 +389,7 @@ def main() -> None:
     if options.part == "trials":
         full_trials(recipe, source, options.seed, rows)
     elif options.part == "shared" and not any(_is(row, kind="shared", **_settings(recipe, options)) for row in rows):
-        words = WORDS
-        if recipe.name == "laptop":
-            words = sorted({row["word"] for row in rows if _is(row, kind="trial", recipe=recipe.name)})
-        rows.append(shared_network(recipe, source, options, words))
+        rows.append(shared_network(recipe, source, options, judged(recipe, rows)))
         _append(rows[-1])
     if options.part != "trials":
         table(rows, recipe, options.points)
