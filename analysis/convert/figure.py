@@ -4,7 +4,7 @@ Command:  python analysis/convert/figure.py
 Time:     seconds
 Writes:   recovery.png, recovery.svg
 Shows:    loss above the original's against optimiser steps after the switch, one panel a budget, one line a placement;
-          the table's recovered share is 1 - (loss after the last step - original) / (loss after the switch - original)
+          the table's recovered share is (switched - after the last step) / (switched - original), of gaps over 0.05
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 STYLES = {
     "all_sparse": ("#5D5D5D", "P", "all sparse"),
+    "all_full": ("#000000", ".", "all full (nothing switched)"),
     "bottom": ("#009E73", "s", "bottom"),
     "top": ("#CC79A7", "^", "top"),
     "interleaved": ("#B8860B", "v", "interleaved"),
     "remove_one": ("#56B4E9", "D", "sensitivity (remove one)"),
     "restore_greedy": (VERMILION, "o", "greedy (restore one)"),
 }
+SMALLEST = 0.05
+"""A gap below so many nats is too small for a share of it to mean anything."""
 Losses = dict[tuple[float, str], dict[int, dict[int, float]]]
 """By budget and placement, then by step, then by seed."""
 
@@ -49,7 +52,9 @@ def load() -> tuple[float, Losses, dict[tuple[float, str], dict[str, Any]]]:
 
 def draw(figure: Figure, top: float, original: float, losses: Losses) -> None:
     """Draw one panel a budget."""
-    budgets = sorted({budget for budget, _ in losses})
+    budgets = sorted({budget for budget, _ in losses if budget < 1})
+    control = losses[1.0, "all_full"]
+    trained = [mean_interval(control[step].values()).mean - original for step in sorted(control)]
     grid = figure.add_gridspec(1, len(budgets), left=0.075, right=0.99, bottom=0.25, top=top - 0.09, wspace=0.08)
     first = None
     for column, budget in enumerate(budgets):
@@ -69,6 +74,9 @@ def draw(figure: Figure, top: float, original: float, losses: Losses) -> None:
             axes.plot(range(len(steps)), above, color=colour, marker=marker, markersize=5, linewidth=1.4, label=label)
             axes.set_xticks(range(len(steps)), [str(step) for step in steps])
         axes.axhline(0, color="black", linewidth=0.8)
+        axes.plot(
+            range(len(trained)), trained, color="black", linestyle=":", linewidth=1.4, label="all full, trained on"
+        )
         axes.set_yscale("symlog", linthresh=0.1, linscale=0.6)
         axes.set_ylim(-0.02, 8)
         axes.set_yticks([0, 0.05, 0.1, 0.3, 1, 3], ["0", "0.05", "0.1", "0.3", "1", "3"])
@@ -86,9 +94,9 @@ def draw(figure: Figure, top: float, original: float, losses: Losses) -> None:
             if label not in labels:
                 handles.append(handle)
                 labels.append(label)
-    order = [label for _, _, label in STYLES.values() if label in labels]
+    order = [label for label in (*(style[2] for style in STYLES.values()), "all full, trained on") if label in labels]
     handles = [handles[labels.index(label)] for label in order]
-    figure.legend(handles, order, loc="lower center", ncols=6, frameon=False, fontsize=8.5)
+    figure.legend(handles, order, loc="lower center", ncols=7, frameon=False, fontsize=8, columnspacing=1.2)
 
 
 def table(original: float, losses: Losses, facts: dict[tuple[float, str], dict[str, Any]]) -> None:
@@ -103,7 +111,7 @@ def table(original: float, losses: Losses, facts: dict[tuple[float, str], dict[s
         gap = before.mean - original
         line = facts[budget, place]
         width = "" if after.low is None or after.high is None else f" ± {(after.high - after.low) / 2:.3f}"
-        share = f"{(before.mean - after.mean) / gap:.0%}"
+        share = f"{(before.mean - after.mean) / gap:.0%}" if gap >= SMALLEST else "–"
         print(
             f"| {budget} | {line['cost']:.3f} | {STYLES[place][2]} | `{line['schedule']}` | {before.mean:.3f} "
             f"| {after.mean:.3f}{width} | {share} |"

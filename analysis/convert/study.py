@@ -145,6 +145,7 @@ def placements(folder: Path, source: Source) -> Iterator[tuple[str, float, Sched
         ):
             say(kind="ranking", name=ranking.name, layers=ranking.layers, scores=ranking.scores)
             known[ranking.name] = {"layers": ranking.layers}
+    yield "all_full", 1.0, presets.all_full(LAYERS)  # the control: trained on as long, nothing switched
     yield "all_sparse", SPARSEST[0], Schedule.parse(SPARSEST[1])
     for budget, count in BUDGETS.items():
         for place in (presets.bottom, presets.top, presets.interleaved):
