@@ -36,6 +36,21 @@ JOBS: dict[str, dict[str, Any]] = {
         ],
     },
 }
+JOBS["broken"] = {**JOBS["longer"], "stops": (4, 5, 10)}  # at a stage's end, within one, and after the last step
+
+
+class Stop(Exception):
+    """A process that ends."""
+
+
+def stop_at(wanted: int | None) -> Any:
+    """Return a listener that ends the conversion after a step."""
+
+    def listener(step: Any) -> None:
+        if step.step == wanted and step.evaluation is None:
+            raise Stop
+
+    return listener
 
 
 def main(base: str, out: str, cache: str) -> None:
@@ -51,7 +66,14 @@ def main(base: str, out: str, cache: str) -> None:
     for name, job in JOBS.items():
         recipe = load_convert_recipe(job.get("recipe", "plain"), job["set"])
         schedule = Schedule.parse(job["schedule"])
-        done = convert(recipe, base, schedule, Path(out) / name, seed=job.get("seed", 0), cache=Path(cache))
+        for wanted in (*job.get("stops", ()), None):
+            options = {"seed": job.get("seed", 0), "cache": Path(cache), "listener": stop_at(wanted)}
+            try:
+                done = convert(recipe, base, schedule, Path(out) / name, **options)
+            except Stop:
+                assert wanted is not None
+                continue
+            assert wanted is None
         found[name] = {"family": done.family, "gap": done.gap, "recovered": done.recovered}
         found[name] |= {"evaluations": [dataclasses.asdict(evaluation) for evaluation in done.evaluations]}
     (Path(out) / "results.json").write_text(json.dumps(found))

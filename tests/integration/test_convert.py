@@ -147,6 +147,20 @@ def test_longer_texts_come_by_stages(out: Path, results: Results) -> None:
     assert evaluation(results, "longer", "converted")["loss"] < evaluation(results, "longer", "switched")["loss"]
 
 
+def test_a_conversion_may_stop_anywhere_in_its_stages(out: Path, results: Results) -> None:
+    for name in ("loss", "step", "moment", "loss_by_position"):
+        assert [found[name] for found in results["broken"]["evaluations"]] == [
+            found[name] for found in results["longer"]["evaluations"]
+        ]
+    before, after = (load_file(out / name / "model/model.safetensors") for name in ("longer", "broken"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    logged = [
+        [(step["step"], step["loss"], step["learning_rate"]) for step in map(json.loads, lines)]
+        for lines in ((out / name / "steps.jsonl").read_text().splitlines() for name in ("longer", "broken"))
+    ]
+    assert logged[0] == logged[1]
+
+
 def command(base: Path, out: Path, *more: str) -> list[str]:
     job = conversions.JOBS["whole"]
     line = [sys.executable, "-P", "-m", "layersearch.cli", "convert", "--model", str(base), "--out", str(out), "--json"]
