@@ -169,7 +169,9 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
     console.print(f"{schedule}: attention cost {found.cost:.3f} of all-full at {found.at('original').seq_len} tokens")
     console.print(table)
     recovered = found.recovered
-    share = "there was nothing to recover" if recovered is None else f"training recovered {recovered:.0%} of it"
+    share = "there was nothing to recover"
+    if recovered is not None:
+        share = f"training recovered {recovered:.0%} of it" if recovered > 0 else "training did not win it back"
     console.print(f"The switch cost {found.gap:+.4f} nats; {share}. Column <N: tokens up to position N.")
     how = "with trust_remote_code=True" if found.family == "hf-remote" else f"as a stock {found.family}"
     console.print(f"{found.model}: loads in transformers {how}", soft_wrap=True)
