@@ -71,7 +71,8 @@ def _plan(setting: Setting, out: Path, cache: Path | None) -> SettingPlan:
     each = [len(setting.ls), sum(min(count(setting, l), alone[l] + 1) for l in setting.ls)]
     # The best may be one of the named; only what could decide l* gets the later seeds, at the most one of each l.
     low = sum(max(1, alone[l]) for l in setting.ls) * asked.looks[0]
-    high = each[1] * asked.looks[0] + len(setting.ls) * (asked.most_seeds - asked.looks[0])
+    inner = sum(count(setting, l) > 1 for l in setting.ls)  # those may have a runner-up
+    high = each[1] * asked.looks[0] + len(setting.ls) * (asked.most_seeds - asked.looks[0]) + inner * asked.most_seeds
     converted = asked.regime == "converted"
     before = (2 + asked.looks[0], 2 + asked.most_seeds) if converted else (0, 0)
     recipe = trial_recipe(setting, out)
