@@ -175,6 +175,22 @@ def test_other_questions_are_answered_from_the_same_trials(tmp_path: Path) -> No
         study(other, recall, tmp_path / "run")
 
 
+def test_a_folder_of_an_older_version_is_taken_up(tmp_path: Path) -> None:
+    """Keys that recipes and spaces have learnt since stand for their defaults in it."""
+    study(asked(), recall, tmp_path / "run")
+    before = (tmp_path / "run" / "trials.jsonl").read_text()
+    file = tmp_path / "run" / "config.json"
+    config = json.loads(file.read_text())
+    del config["recipe"]["training"]["start"], config["space"]["layers"], config["space"]["tied"]
+    file.write_text(json.dumps(config))
+    study(asked(), recall, tmp_path / "run")
+    assert (tmp_path / "run" / "trials.jsonl").read_text() == before
+    del config["recipe"]["model"]["tie_embeddings"]  # its default is another than what is asked
+    file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match="tie_embeddings"):
+        study(asked(), recall, tmp_path / "run")
+
+
 def test_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     """l* = 1 at every length; half the depth at every depth."""
     recipe = load_recipe("smoke", ["data.distance=4", "data.pairs=2", "model.n_layers=2"])

@@ -111,7 +111,7 @@ def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, 
         },
         "trials": found.trials,
         "failed": found.failed,
-        "core_seconds": round(found.seconds),
+        "trial_seconds": round(found.seconds),
     }
 
 
@@ -141,7 +141,7 @@ def main() -> None:
                     print(
                         f"{task} {row['repetition']}: l* = {row['l_star']} (from {row['low']}), against all-full "
                         f"{row['l_star_all_full']}; known {row['known_l']}; {row['trials']} trials, "
-                        f"{row['core_seconds']} core-seconds",
+                        f"{row['trial_seconds']} s of trials",
                         flush=True,
                     )
         finally:

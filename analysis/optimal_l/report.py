@@ -215,7 +215,7 @@ def planted_section(path: Path) -> list[str]:
                     for l in sorted({r["l_star_all_full"] for r in mine})
                 ),
                 f"{sum(row['trials'] for row in mine) / len(mine):.0f}",
-                f"{sum(row['core_seconds'] for row in mine) / len(mine) / 60:.1f}",
+                f"{sum(row['trial_seconds'] for row in mine) / len(mine) / 60:.1f}",
             ]
         )
         for l in range(1, 4) if BOTTOM[task] else ():
@@ -223,7 +223,7 @@ def planted_section(path: Path) -> list[str]:
             if len(means) > 1:
                 gap = mean_interval(means)
                 bottom.append([f"`{task}`", str(l), difference(gap), str(gap.n)])
-    head = ["task", "known l", "l* is it", "set holds it", "l* against all-full (times)", "trials", "core-minutes"]
+    head = ["task", "known l", "l* is it", "set holds it", "l* against all-full (times)", "trials", "minutes of trials"]
     lines = ["## Where the truth is known", "", *table(head, cells), ""]
     if bottom:
         lines += ["Bottom placement less the best found of the same l, mean over repetitions (nats):", ""]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import importlib.metadata
 import json
@@ -13,8 +14,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from layersearch import __version__
+from layersearch.config import build
 from layersearch.errors import UserError
+from layersearch.recipe import Recipe
 from layersearch.record import TrialRecord, append, drop_torn_line, read
+from layersearch.space import Space
 
 FORMAT = 1
 """Version of the run folder's layout."""
@@ -173,12 +177,23 @@ def unwritable(path: Path, error: OSError) -> UserError:
 
 def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
     for key in _ASKED:
-        difference = first_difference(config.get(key), asked[key], key)
+        difference = first_difference(_with_defaults(key, config.get(key)), asked[key], key)
         if difference:
             raise UserError(
                 f"--out {path}: holds a run with another {difference}; run the same command to resume it, "
                 "or name another folder"
             )
+
+
+def _with_defaults(key: str, held: Any) -> Any:
+    """Return a recipe or a space of an older layersearch with the keys it did not know yet, at their defaults."""
+    kind: Any = {"recipe": Recipe, "space": Space}.get(key)
+    if kind is None:
+        return held
+    try:
+        return json.loads(json.dumps(dataclasses.asdict(build(kind, held, key))))
+    except UserError:
+        return held  # what differs will be said of it as it is
 
 
 def first_difference(old: Any, new: Any, key: str) -> str | None:

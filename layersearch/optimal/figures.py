@@ -101,7 +101,7 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
         width = 2.2 if name == BEST else 1.3
         axes.plot(ls, means, marker + "-", color=colour, lw=width, ms=6, mec="white", mew=0.6, zorder=3, label=name)
     star = found.l_star
-    text = f"l* = {star.value}" + ("" if star.decided else f", not told from {say.range_of(star.low, star.value - 1)}")
+    text = f"l* = {star.value}" if star.decided else f"l* lies in {star.low} to {star.value}"
     axes.axvline(star.value, color=VERMILION, lw=1.4, ls=(0, (4, 3)), zorder=2, label=text)
     if not star.decided:
         axes.axvspan(star.low, star.value, color=VERMILION, alpha=0.07, lw=0, zorder=0)
