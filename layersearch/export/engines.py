@@ -89,7 +89,7 @@ ENGINES: dict[str, Engine] = {
         release="at commit 3105370ba2f2",
         read=(
             "docs/source/legacy/advanced/gpt-attention.md (Sliding Window Attention, Cyclic KV Cache)",
-            "tensorrt_llm/llmapi/llm_args.py (KvCacheConfig.max_attention_window)",
+            "the reference of the LLM API's KvCacheConfig (max_attention_window, a list that repeats over the layers)",
         ),
         convention="max_attention_window is the number of last tokens that are kept and seen, the token itself "
         "counted: W; a full layer has the longest text",
