@@ -1,9 +1,9 @@
 """Does `layersearch optimal-l` find the planted number of full layers, nineteen times of twenty?
 
 Command:  python analysis/optimal_l/planted.py [--tasks local recall hops2 hops4] [--repetitions 20] [--workers 2]
-Time:     on idle cores about 2.5 core-minutes a repetition of recall (45 trials of 3 s), 2.5 of local, 8 of hops2 (45
-          trials of 10 s): about 260 core-minutes for all; hops4 about 30 core-minutes. Finished repetitions are taken
-          from the records, an unfinished one goes on
+Time:     about 3 core-minutes a repetition of recall (51 trials of 3 s) and of local, 8 of hops2 (about 50 trials of
+          10 s): about 280 core-minutes for all; hops4 about 25 (21 trials of 60 s and more). Finished repetitions are
+          taken from the records, an unfinished one goes on
 Writes:   planted.jsonl, one line per repetition; hops4.jsonl, one line per trial
 
 A repetition is the command's own machinery (`layersearch.optimal.optimal_l`) with the recipe as it ships, the placement
