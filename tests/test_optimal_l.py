@@ -11,16 +11,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from layersearch.cli import main
 from layersearch.errors import UserError
 from layersearch.optimal import Asked, OptimalL, optimal_l
 from layersearch.optimal.placements import count, first_round, full_layers, named, place, proposals, role
+from layersearch.optimal.plan import plan
 from layersearch.recipe import Recipe, load_recipe
 from layersearch.record import TrialRecord, read
 from layersearch.schedule import Schedule
 from layersearch.space import load_space
 from layersearch.train import KeepGoing, Trial, blank_record
+from layersearch.weights import load_weights, save_weights
 
 Truth = Callable[[frozenset[int]], float]
 NOISE = 0.003
@@ -292,7 +296,6 @@ CASES = [
     (["--regime", "convert"], "unknown: 'convert'"),
     (["--workers", "0"], "workers must be at least 1"),
     (["--regime", "converted", "--set", "training.start=w.safetensors"], "drop training.start"),
-    (["--set", "training.start=nowhere.safetensors"], "training.start nowhere.safetensors: cannot be read"),
 ]
 
 
@@ -301,16 +304,29 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     flags: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    dry = [] if "training.start=nowhere.safetensors" in flags else ["--dry-run"]
-    assert main(["optimal-l", "--recipe", "smoke", "--out", "new", *dry, *flags]) == 2
+    assert main(["optimal-l", "--recipe", "smoke", "--out", "new", "--dry-run", *flags]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    last = err.splitlines()[-1]
-    assert last.startswith("layersearch: ")
-    assert words in last
-    if dry:
-        assert len(err.splitlines()) == 1
-        assert list(tmp_path.iterdir()) == []
+    assert err.startswith("layersearch: ")
+    assert words in err
+    assert len(err.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_are_kept_whole_and_others_are_refused(tmp_path: Path) -> None:
+    kept, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    save_weights(kept, tmp_path / "a" / "w.safetensors", 7)
+    assert load_weights(other, tmp_path / "a" / "w.safetensors") == 7
+    assert torch.equal(kept.weight, other.weight)
+    with pytest.raises(UserError, match="nowhere: cannot be read"):
+        load_weights(other, tmp_path / "nowhere")
+    with pytest.raises(UserError, match="not this model's weights"):
+        load_weights(torch.nn.Linear(4, 2), tmp_path / "a" / "w.safetensors")
+    (tmp_path / "text").write_text("no weights")
+    with pytest.raises(UserError, match="not this model's weights"):
+        load_weights(other, tmp_path / "text")
+    save_file({"weight": torch.ones(2, 3), "bias": torch.ones(2)}, tmp_path / "plain")
+    assert load_weights(other, tmp_path / "plain") == 0
 
 
 @pytest.mark.parametrize(
@@ -338,3 +354,19 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
         assert main(["optimal-l", "--recipe", "smoke", "--out", str(tmp_path), *more]) == 2
         assert "holds other things" in capsys.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize(
+    "truth", [recall, lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0)], ids=["plain", "doubtful"]
+)
+def test_the_plan_holds_what_is_trained(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layersearch.estimate._seconds", lambda *given: (None, "not timed"))
+    for what in (asked(), asked(placements=("searched",))):
+        (planned,) = plan(what, tmp_path / "new")
+        assert planned.seconds is None
+        assert planned.total_flops == pytest.approx(planned.trial_flops * planned.trials[1])
+        answer = study(what, truth, tmp_path / f"run-{len(what.placements)}", noise=0.02).settings[0]
+        assert planned.trials[0] <= answer.trials <= planned.trials[1]
+    assert not (tmp_path / "new").exists()
+    (switched,) = plan(asked(regime="converted"), tmp_path / "new")
+    assert switched.before == (5, 10)

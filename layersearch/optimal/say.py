@@ -146,7 +146,8 @@ def page(title: str, answers: Sequence[SettingAnswer], laws: Laws) -> str:
             lines += [f"## {found.seq_len} tokens, {found.n_layers} layers", ""]
         lines += [*_setting(found), ""]
     for name, fitted in laws.items():
-        lines += [f"## l* against {name}", "", *law(name, fitted, len(answers)), ""]
+        sizes = {found.seq_len if name == "length" else found.n_layers for found in answers}
+        lines += [f"## l* against {name}", "", *law(name, fitted, len(sizes)), ""]
     first = answers[0]
     lines += [
         f"Placements were chosen on two seeds; every claim rests on others ({_seeds(answers)}). Intervals are 95%. "
