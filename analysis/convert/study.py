@@ -1,7 +1,7 @@
 """How soon does a pre-trained model recover from a switch of its attention schedule?
 
 Command:  python analysis/convert/study.py [--threads 1]
-Time:     about 25 minutes on one core; what records.jsonl holds is not run again
+Time:     about 8 minutes of one core (CPU time; 45 minutes beside other work); finished runs are kept in records.jsonl
 Writes:   records.jsonl, one line per evaluation, and recovery.png
 Shows:    loss after the switch, and how much of it training wins back in how many steps, at the budgets 0.2, 0.27, 0.42
           and 0.6 (0, 1, 2 and 3 full layers of 6), for full layers at the bottom, on top, interleaved, chosen greedily
