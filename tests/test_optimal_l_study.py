@@ -71,7 +71,7 @@ def test_factors_vary_as_far_as_they_should_and_share_what_they_can() -> None:
     assert max(moves["length-text"].values) == 8 * min(moves["length-text"].values)
     assert max(moves["depth-text"].values) == 3 * min(moves["depth-text"].values)
     base = {study.setting_of(moves["length-text"], 256), study.setting_of(moves["depth-text"], 6)}
-    base |= {study.setting_of(moves["window-text"], 2), study.setting_of(moves["training-text"], 240)}
+    base |= {study.setting_of(moves["window-text"], 2), study.setting_of(moves["training-text"], 300)}
     assert len(base) == 1
 
 

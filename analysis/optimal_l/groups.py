@@ -296,7 +296,7 @@ def moves() -> dict[str, Move]:
         Move(
             name="training-text",
             recipe="text",
-            values={s: ((f"training.steps={s}",), "window:2") for s in (120, 240, 480, 960)},
+            values={s: ((f"training.steps={s}",), "window:2") for s in (150, 300, 600, 1200)},
             unit="steps",
         ),
     ]

@@ -3,7 +3,7 @@
 Command:  python analysis/optimal_l/study.py [GROUP ...] [--seeds 5] [--workers 2]      (--list: the groups; --estimate)
 Time:     `--list` prints trainings per group; `--estimate` times one of each and prints core-minutes. On a busy
           machine a training of the mix took 20 core-seconds and one of text 26: about 30 core-minutes for a dispute on
-          the mix, 38 on text, 6 to 15 for a group of spans, 12 to 20 for a value of a factor (60 for 960 steps)
+          the mix, 38 on text, 6 to 15 for a group of spans, 12 to 20 for a value of a factor (some 75 for 1200 steps)
 Writes:   study.jsonl, one line per training of a group; moves.jsonl, one line per training of a factor of l*
 
 Groups are in groups.py. Finished trainings are taken from the records, so that the same command goes on after a kill.
