@@ -172,6 +172,9 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
     share = "there was nothing to recover"
     if recovered is not None:
         share = f"training recovered {recovered:.0%} of it" if recovered > 0 else "training did not win it back"
+        if recovered > 1:  # a share of next to nothing says nothing
+            below = found.at("original").loss - found.at("converted").loss
+            share = f"after training it lies {below:.4f} nats below the original"
     console.print(f"The switch cost {found.gap:+.4f} nats; {share}. Column <N: tokens up to position N.")
     how = "with trust_remote_code=True" if found.family == "hf-remote" else f"as a stock {found.family}"
     console.print(f"{found.model}: loads in transformers {how}", soft_wrap=True)
