@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -189,13 +188,17 @@ class Surrogate:
         """The standard deviation of one trial's loss around its schedule's mean, what its seed does to all left out."""
         return self._scale[1.0][1] * float(np.exp(self._fitted["noise"]))
 
-    def _features(self, codes: NDArray[np.int64], scale: dict[str, float]) -> tuple[Array, Array]:
-        """Return each layer's span as a vector, and what it has in common with all layers, (rows, V, S) each."""
+    def _span_vectors(self, scale: dict[str, float]) -> Array:
+        """Return a vector for each span, whose inner products say how alike they are, (S, S)."""
         spans = np.exp(-((self._span_distance / scale["width"]) ** 2))
         # Centred, so that a single layer's effect is a departure from the average over spans.
         spans = spans - spans.mean(0) - spans.mean(1)[:, None] + spans.mean()
         spans /= max(float(np.diag(spans).mean()), 1e-12)
-        layers = _embed(spans)[codes]
+        return _embed(spans)
+
+    def _features(self, codes: NDArray[np.int64], scale: dict[str, float]) -> tuple[Array, Array]:
+        """Return each layer's span as a vector, and what it has in common with all layers, (rows, V, S) each."""
+        layers = self._span_vectors(scale)[codes]
         places = np.exp(-self._place_distance / scale["reach"])
         return layers, np.einsum("vw,nvs->nws", places, layers, optimize=True) / codes.shape[1]
 
@@ -306,47 +309,41 @@ class Surrogate:
         return mean, unit * stretch * np.sqrt(np.maximum(variance, _JITTER))
 
     def coefficients(self) -> Coefficients:
-        """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only."""
-        assert self._pairwise
-        options = [[self._index[span] for span in choices] for choices in self._space.options]
-        base = [choices[0] for choices in options]
-        rows: list[list[int]] = [base]
-        places: list[tuple[int, ...]] = [()]
-        for v, choices in enumerate(options):
-            for a in range(1, len(choices)):
-                rows.append([*base[:v], choices[a], *base[v + 1 :]])
-                places.append((v, a))
-                for w in range(v + 1, len(options)):
-                    for b in range(1, len(options[w])):
-                        rows.append([*base[:v], choices[a], *base[v + 1 : w], options[w][b], *base[w + 1 :]])
-                        places.append((v, a, w, b))
-        means = self._smooth(np.array(rows))
-        constant = float(means[0])
-        single = [np.zeros(len(choices)) for choices in options]
-        pair = {
-            (v, w): np.zeros((len(options[v]), len(options[w])))
-            for v in range(len(options))
-            for w in range(v + 1, len(options))
-        }
-        for place, value in zip(places, means, strict=True):
-            if len(place) == 2:
-                single[place[0]][place[1]] = value - constant
-        for place, value in zip(places, means, strict=True):
-            if len(place) == 4:
-                v, a, w, b = place
-                pair[v, w][a, b] = value - constant - single[v][a] - single[w][b]
-        return Coefficients(constant=constant, single=single, pair=pair)
+        """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only.
 
-    def _smooth(self, codes: NDArray[np.int64]) -> Array:
-        """Return the posterior mean without ``rest``, in pieces that bound the memory."""
-        weights = self._weights * self._alike(np.ones(1), self._share, self._fitted)[0]
-        pieces: list[Any] = [
-            self._kernel(codes[first : first + 2048], self._distinct, self._fitted)[:, self._of] @ weights
-            for first in range(0, len(codes), 2048)
-        ]
+        The constant is the mean of the schedule of first options; whatever holds one of these adds nothing.
+        """
+        assert self._pairwise
+        scale = {name: float(np.exp(value)) for name, value in self._fitted.items()}
+        options = [[self._index[span] for span in choices] for choices in self._space.options]
+        of = np.repeat(np.arange(len(options)), [len(choices) for choices in options])  # each option's variable
+        span = np.array([at for choices in options for at in choices])
+        # Each trained schedule adds a part of every option alone, and of every two options the product of such parts.
+        layers, mixed = self._features(self._distinct, scale)
+        vectors = self._span_vectors(scale)[span]
+        plain = np.einsum("os,nos->no", vectors, layers[:, of], optimize=True)
+        alike = np.einsum("os,nos->no", vectors, mixed[:, of], optimize=True)
+        losses = self._weights * self._alike(np.ones(1), self._share, self._fitted)[0]
+        weight = np.bincount(self._of, losses, minlength=len(self._distinct))[:, None]
+        square = scale["shared_pair"] ** 2
+        single = (weight * (scale["single"] ** 2 * alike + square * alike**2)).sum(axis=0)
+        count = len(options)
+        pair = 2 * scale["pair"] ** 2 / max(1, count * (count - 1)) * (plain.T @ (weight * plain))
+        pair += 2 * square * (alike.T @ (weight * alike))
+        pair[of[:, None] == of] = 0.0
+        first = np.searchsorted(of, np.arange(count))
+        base = pair[:, first]
+        constant = weight.sum() + single[first].sum() + base[first].sum() / 2
+        single = single + base.sum(axis=1)
+        single -= single[first][of]
+        pair += base[first][:, of][of] - base[:, of] - base.T[of]
         centre, unit = self._scale[1.0]
-        result: Array = centre + unit * np.concatenate(pieces)
-        return result
+        parts = [slice(at, at + len(choices)) for at, choices in zip(first, options, strict=True)]
+        return Coefficients(
+            constant=centre + unit * float(constant),
+            single=[unit * single[part] for part in parts],
+            pair={(v, w): unit * pair[parts[v], parts[w]] for v in range(count) for w in range(v + 1, count)},
+        )
 
 
 def _embed(covariance: Array) -> Array:

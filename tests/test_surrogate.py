@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +22,13 @@ def bound(n_layers: int = 6, space: Space = SPACE) -> BoundSpace:
     return space.bind(n_layers=n_layers, seq_len=32, n_heads=2)
 
 
+def schedule_of(space: BoundSpace, chosen: Sequence[int]) -> Schedule:
+    layers = {layer: space.options[v][a] for v, a in enumerate(chosen) for layer in space.groups[v]}
+    return Schedule(tuple(layers[at] for at in range(space.n_layers)))
+
+
 def everything(space: BoundSpace) -> list[Schedule]:
-    found = []
-    for spans in itertools.product(*space.options):
-        layers = dict((layer, span) for group, span in zip(space.groups, spans, strict=True) for layer in group)
-        found.append(Schedule(tuple(layers[at] for at in range(space.n_layers))))
-    return found
+    return [schedule_of(space, chosen) for chosen in itertools.product(*(range(len(o)) for o in space.options))]
 
 
 def planted(space: BoundSpace, seed: int) -> Coefficients:
@@ -54,6 +57,66 @@ def test_coefficients_are_the_mean() -> None:
     mean, std = surrogate.predict(untrained)
     assert np.allclose(mean, [parts(surrogate.index(s)) for s in untrained], atol=1e-8)
     assert (std > 0).all()
+
+
+CHOICES = ("full", "full+las:0.1", "window:4", "window:8", "window:8+las:0.1", "block:8")
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {"tied": ((0, 1), (2, 5, 6))},
+    {"pattern": 6},
+    {"layers": {0: ("full",), 3: ("window:8", "full"), 7: ("block:8", "window:4", "full")}},
+]
+
+
+@pytest.mark.parametrize("early", [False, True], ids=["", "early losses too"])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_coefficients_are_what_changes_of_one_and_of_two_variables_do(
+    seed: int, shape: dict[str, Any], early: bool
+) -> None:
+    """In closed form as row by row, from the predictions of schedules of which none was trained."""
+    rng = Random(seed)
+    kinds = rng.sample(CHOICES[1:], rng.randint(1, 5)) if "layers" not in shape else CHOICES[1:]
+    space = bound(9, Space(name="random", choices=("full", *kinds), **shape))
+    surrogate = Surrogate(space)
+
+    def away(schedule: Schedule) -> bool:
+        return sum(at != 0 for at in surrogate.index(schedule)) > 2
+
+    drawn = dict.fromkeys(space.sample(rng) for _ in range(60))
+    trained = [(s, at) for s in drawn if away(s) for at in (range(2) if rng.random() < 0.3 else range(1))]
+    ends = [3 - 0.3 * space.cost(s) + 0.1 * s[4].is_full * s[5].is_full + rng.gauss(0.0, 0.02) for s, _ in trained]
+    rows = [(s, loss, at, 1.0) for (s, at), loss in zip(trained, ends, strict=True)]
+    if early:
+        rows += [(s, 0.8 * loss + 1 + rng.gauss(0.0, 0.02), at, 0.5) for s, loss, at, _ in rows]
+    surrogate.fit(*zip(*rows, strict=True))
+    parts = surrogate.coefficients()
+
+    pairs = list(itertools.combinations(range(len(space.options)), 2))
+
+    def row(*changes: tuple[int, int]) -> tuple[int, ...]:
+        changed = dict(changes)
+        return tuple(changed.get(at, 0) for at in range(len(space.options)))
+
+    sizes = list(map(len, space.options))
+    asked = {row((v, a), (w, b)) for v, w in pairs for a in range(sizes[v]) for b in range(sizes[w])}
+    means = dict(zip(asked, surrogate.predict([schedule_of(space, chosen) for chosen in asked])[0], strict=True))
+
+    def mean(*changes: tuple[int, int]) -> float:
+        return float(means[row(*changes)])
+
+    constant = mean()
+    assert parts.constant == pytest.approx(constant, abs=1e-9)
+    single = [[mean((v, a)) - constant for a in range(len(options))] for v, options in enumerate(space.options)]
+    for known, found in zip(single, parts.single, strict=True):
+        assert found == pytest.approx(known, abs=1e-9)
+    assert list(parts.pair) == pairs
+    for (v, w), found in parts.pair.items():
+        both = [
+            [mean((v, a), (w, b)) - constant - one - other for b, other in enumerate(single[w])]
+            for a, one in enumerate(single[v])
+        ]
+        assert found == pytest.approx(np.array(both), abs=1e-9)
 
 
 def test_intervals_hold_the_truth() -> None:
