@@ -6,6 +6,8 @@ run that was killed goes on where it stopped.
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -46,7 +48,10 @@ class Job:
 
 
 class Records:
-    """A file of JSON lines: a job and its record on each. Failed trials are kept there, and tried again."""
+    """A file of JSON lines: a job and its record on each. Failed trials are kept there, and tried again.
+
+    A record whose recipe has changed since does not count.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -54,7 +59,8 @@ class Records:
         for line in path.read_text().splitlines() if path.exists() else []:
             row = json.loads(line)
             job = Job(**row["job"] | {"changes": tuple(row["job"]["changes"])})
-            self._found[job] = TrialRecord.from_json(json.dumps(row["record"]))
+            if row["recipe"] == fingerprint(job.recipe, job.changes):
+                self._found[job] = TrialRecord.from_json(json.dumps(row["record"]))
 
     def get(self, job: Job) -> TrialRecord | None:
         """Return the record of a job that is complete."""
@@ -70,9 +76,18 @@ class Records:
         """Append a record, forced to the disk."""
         self._found[job] = record
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"job": asdict(job), "record": asdict(record)}) + "\n")
+            whole = {"job": asdict(job), "recipe": fingerprint(job.recipe, job.changes), "record": asdict(record)}
+            file.write(json.dumps(whole) + "\n")
             file.flush()
             os.fsync(file.fileno())
+
+
+@functools.cache
+def fingerprint(recipe: str, changes: tuple[str, ...] = ()) -> str:
+    """Return what tells one training from another: a digest of the recipe's model, data and training."""
+    whole = load_recipe(recipe, list(changes)).to_dict()
+    parts = {name: whole[name] for name in ("model", "data", "training")}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def recipe_of(job: Job) -> Recipe:

@@ -17,8 +17,9 @@ import argparse
 import json
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import Any
 
-from jobs import HERE, WORK, Job, Records, run
+from jobs import HERE, WORK, Job, Records, fingerprint, run
 
 from layersearch.ladder import LocalPool, Pool
 from layersearch.optimal import Asked, default_delta, optimal_l
@@ -68,7 +69,7 @@ class _Kept:
         """Leave it open."""
 
 
-def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, object]:
+def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """Run the study once; return its line."""
     placements = ("bottom", "searched") if number < BOTTOM[task] else ("searched",)
     asked = Asked(
@@ -93,6 +94,7 @@ def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, 
     }
     return {
         "task": task,
+        "recipe": fingerprint(task),
         "repetition": number,
         "seed": asked.seed,
         "delta": asked.delta,
@@ -115,6 +117,12 @@ def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, 
     }
 
 
+def finished(path: Path) -> list[dict[str, Any]]:
+    """Return the repetitions on record, but those of a recipe that has changed since."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["recipe"] == fingerprint(row["task"])]
+
+
 def main() -> None:
     """Run what has no record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -124,7 +132,7 @@ def main() -> None:
     parser.add_argument("--hops4-seeds", type=int, default=3)
     options = parser.parse_args()
     path = HERE / "planted.jsonl"
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = finished(path)
     for task in [task for task in options.tasks if task in TASKS]:
         todo = sorted(set(range(options.repetitions)) - {row["repetition"] for row in rows if row["task"] == task})
         recipe = load_recipe(task, ["search.workers=1"])

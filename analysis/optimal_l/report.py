@@ -7,7 +7,6 @@ Writes:   tables.md, and a figure (PNG and SVG) for each question that has recor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from pathlib import Path
 from drawing import draw_dots, draw_moves, draw_ranks
 from groups import Group, groups, moves
 from jobs import HERE, POINTS, Records
-from planted import BOTTOM, HOPS4, HOPS4_SCHEDULES, TASKS
+from planted import BOTTOM, HOPS4, HOPS4_SCHEDULES, TASKS, finished
 from study import STUDY, asked_of, move_records, setting_of
 
 from layersearch.optimal.answer import SettingAnswer, answer_setting
@@ -195,7 +194,7 @@ def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
 
 def planted_section(path: Path) -> list[str]:
     """Return what the repetitions on planted tasks found."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    rows = finished(path)
     if not rows:
         return []
     cells, bottom = [], []
