@@ -199,22 +199,24 @@ def _below(level: Array | float, means: Array, stds: Array) -> Array:
 
 
 def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
-    """Return schedules that span a space, to begin with: what a full layer does, and what the windows below it do.
+    """Return schedules to begin with: what is known to be of use in some task, at the least cost that it can have.
 
-    Those within the budget that the space can express: one full layer in the middle with the widest sparse spans below
-    it, where tokens are joined before they are looked up, and the cheapest above; the cheapest; the baselines' span
-    everywhere; the cheapest with that full layer; one full layer in the baselines' span in the middle, on top and at
-    the bottom; then random ones.
+    Those within the budget that the space can express: the least that recalls (the cheapest everywhere but one full
+    layer in the middle and the widest sparse span right below it, where tokens are joined before they are looked up);
+    that full layer in the baselines' span, which is the preset; the baselines' span everywhere; the cheapest; one full
+    layer on top, where plain text wants it, and one at the bottom; then random ones.
     """
     cheapest, span, layers = space.cheapest(), space.baseline_span, space.n_layers
     found = [cheapest]
     if span is not None:
         middle = presets.middle(layers, 1, span)
         at = next(layer for layer, held in enumerate(middle) if held.is_full)
-        rest = (middle[at], *cheapest[at + 1 :])
-        found = [Schedule((*_widest(space)[:at], *rest)), cheapest, presets.all_sparse(layers, span)]
-        found += [Schedule((*cheapest[:at], *rest)), middle]
-        found += [presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
+        least = list(cheapest)
+        least[at] = middle[at]
+        if at > 0:
+            least[at - 1] = _widest(space)[at - 1]
+        found = [Schedule(tuple(least)), middle, presets.all_sparse(layers, span)]
+        found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     found += [space.sample(rng) for _ in range(64)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
 

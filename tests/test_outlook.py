@@ -10,7 +10,7 @@ import optuna
 import pytest
 
 from layersearch.frontier import hypervolume, nondominated
-from layersearch.outlook import EXPLORATION, Observation, Outlook
+from layersearch.outlook import EXPLORATION, Observation, Outlook, anchors
 from layersearch.sampler import CURVE, ScheduleSampler
 from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace, Space
@@ -67,6 +67,22 @@ def test_proposes_everything_once_and_then_nothing() -> None:
     outlook, taken = Outlook(space, 1.0, seen), {o.schedule for o in seen}
     assert outlook.propose(taken, Random(0)) is None
     assert outlook.fresh_gain(taken, Random(0)) == 0.0
+
+
+def test_first_schedules() -> None:
+    """The least that recalls, then its preset, no full layer, the cheapest; what budget or space forbid is left out."""
+    space = Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4")
+    first = [str(s) for s in anchors(bound(space=space), 1.0, Random(0))[:6]]
+    assert first[:3] == ["window:2 window:4 full window:2*2", "window:4*2 full window:4*2", "window:4*5"]
+    assert first[3:] == ["window:2*5", "window:4*4 full", "full window:4*4"]
+    cheap = bound(space=space)
+    budget = cheap.cost(Schedule.parse("window:4*5"))
+    assert [str(s) for s in anchors(cheap, budget, Random(0))[:2]] == ["window:4*5", "window:2*5"]
+    assert all(cheap.cost(s) <= budget for s in anchors(cheap, budget, Random(0)))
+    one = bound(1, space)
+    assert {str(s) for s in anchors(one, 1.0, Random(0))} == {"full", "window:4", "window:2"}
+    no_full = Space(name="small", choices=("window:4", "window:2"), baseline_span="window:4")
+    assert all(s.n_full == 0 for s in anchors(bound(space=no_full), 1.0, Random(0)))
 
 
 def test_stops_what_is_worse_and_keeps_what_is_better() -> None:
