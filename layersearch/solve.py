@@ -23,26 +23,22 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from layersearch import stats
-from layersearch.boundspace import BoundSpace, Part
+from layersearch.boundspace import BoundSpace
 from layersearch.constraint import Constraint, Kind
 from layersearch.errors import UserError
 from layersearch.learning import fit_surrogate, learnt_from
-from layersearch.program import SECONDS, Optimum, minimise
+from layersearch.program import SECONDS, Optimum
 from layersearch.record import TrialRecord
 from layersearch.result import Entry, Result, analyse
 from layersearch.schedule import Schedule
-from layersearch.surrogate import FEWEST, Coefficients, Surrogate
+from layersearch.shortlist import shortlist
+from layersearch.surrogate import FEWEST, Surrogate
 
-SHORTLIST = 5
-"""Schedules that the integer program offers to the model that predicts."""
 State = Literal["confirmed", "trained", "stopped", "untrained"]
 
 
@@ -175,7 +171,7 @@ def solve(
     within = {text: schedule for text, schedule in sorted(parsed.items()) if constraint.admits(schedule)}
     n_full = sorted({schedule.n_full for schedule in parsed.values()})
     pairs = fit_surrogate(learnt, parsed, space, pairwise=True)
-    optima = _optima(pairs, space, constraint, list(within.values()), n_full, seconds)
+    optima = shortlist(pairs, space, constraint, list(within.values()), n_full, seconds)
     asked = [*within.values(), *optima]
     if not asked:
         raise UserError(
@@ -272,78 +268,6 @@ def _difference(proposal: _Prediction, measured: _Prediction, confidence: float)
     mean = proposal.loss - measured.loss
     half = stats.normal_quantile(confidence) * math.hypot(proposal.std, measured.std)
     return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - measured.loss))
-
-
-def _optima(
-    surrogate: Surrogate,
-    space: BoundSpace,
-    constraint: Constraint,
-    trained: Sequence[Schedule],
-    n_full: Sequence[int],
-    seconds: float,
-) -> dict[Schedule, Optimum]:
-    """Return the best untrained schedules within the constraint by the pairwise model, `SHORTLIST` at the most."""
-    coefficients = surrogate.coefficients()
-    parts = [_part(coefficients, space, part) for part in space.parts]
-    excluded = {tuple(surrogate.index(schedule)) for schedule in trained}
-    optima: dict[Schedule, Optimum] = {}
-    end = time.monotonic() + seconds
-    while len(optima) < SHORTLIST and (not optima or time.monotonic() < end):
-        optimal = []
-        for number, (kept, own) in enumerate(parts):
-            choices = [
-                (len(group), [options[at] for at in indices])
-                for group, options, indices in zip(space.groups, space.options, kept, strict=True)
-            ]
-            inside = [chosen for chosen in excluded if all(at in some for at, some in zip(chosen, kept, strict=True))]
-            one = minimise(
-                own,
-                [[constraint.per_span[span] * layers for span in options] for layers, options in choices],
-                constraint.most,
-                excluded=[tuple(some.index(at) for at, some in zip(chosen, kept, strict=True)) for chosen in inside],
-                marks=[[span.is_full * layers for span in options] for layers, options in choices],
-                counts=n_full,
-                seconds=max(1.0, (end - time.monotonic()) / (len(parts) - number)),
-            )
-            if one is not None:
-                chosen = tuple(some[at] for at, some in zip(one.chosen, kept, strict=True))
-                optimal.append(dataclasses.replace(one, chosen=chosen))
-        if not optimal:
-            break
-        found = min(optimal, key=lambda one: one.value)
-        if len(optimal) > 1:  # the best of all parts is known as far as each part's is
-            bound = min(one.bound for one in optimal)
-            found = dataclasses.replace(
-                found,
-                bound=bound,
-                proven=found.proven and all(one.proven or one.bound >= found.value for one in optimal),
-                timed_out=any(one.timed_out for one in optimal),
-            )
-        schedule = _schedule(space, found)
-        assert constraint.admits(schedule), "the constraint holds exactly"
-        optima[schedule] = found
-        excluded.add(tuple(found.chosen))
-    return optima
-
-
-def _part(coefficients: Coefficients, space: BoundSpace, part: Part) -> tuple[list[list[int]], Coefficients]:
-    """Return which options of each variable a part of the space has, and the model of these alone."""
-    kept = [
-        [at for at, span in enumerate(options) if span in some]
-        for options, some in zip(space.options, part, strict=True)
-    ]
-    single = [values[indices] for values, indices in zip(coefficients.single, kept, strict=True)]
-    pair = {(v, w): table[np.ix_(kept[v], kept[w])] for (v, w), table in coefficients.pair.items()}
-    return kept, Coefficients(constant=coefficients.constant, single=single, pair=pair)
-
-
-def _schedule(space: BoundSpace, optimum: Optimum) -> Schedule:
-    spans = {
-        layer: options[at]
-        for group, options, at in zip(space.groups, space.options, optimum.chosen, strict=True)
-        for layer in group
-    }
-    return Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
 
 
 def _candidate(

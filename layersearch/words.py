@@ -219,10 +219,10 @@ def learnt(found: Solution) -> str:
             f"{said}The untrained ones come from an integer program: the {found.shortlisted} best by single layers and "
             "pairs, proven, of which the predictor chose."
         )
-    why = f"the integer program held the {best.pairs_held} largest of {best.pairs} pairs of layers"
-    if best.timed_out:
-        why += " and was given up before its end"
+    why = "the integer program was given up before its end"
+    if best.pairs_held < best.pairs:
+        why = f"a linear program of the {best.pairs_held} largest of {best.pairs} pairs of layers bounds them"
     return (
-        f"{said}Not proven the best by single layers and pairs: {why}, and a local search on the whole model went on "
-        f"from there. One may lie lower by {best.gap:.2g} nats at the most."
+        f"{said}The untrained ones are not proven the best by single layers and pairs: {why}, and a local search on "
+        f"the whole model found them. One may lie lower by {best.gap:.2g} nats at the most."
     )

@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.program import Optimum, minimise
+from layersearch.localsearch import Place
+from layersearch.pairmodel import PairModel
+from layersearch.program import Optimum, Program, minimise
 from layersearch.surrogate import Coefficients
 
 
@@ -111,7 +113,8 @@ def test_a_model_too_large_is_searched_and_its_gap_holds_the_truth(seed: int, pr
     marks = [[0, 0, 1]] * 5
     counts = {1, 3}
     best = counted_out(model, weights, most, excluded, marks, counts)
-    found = minimise(model, weights, most, excluded=excluded, marks=marks, counts=counts, most_products=products)
+    held = {"most_products": products, "most_relaxed": products}
+    found = minimise(model, weights, most, excluded=excluded, marks=marks, counts=counts, **held)
     if best is None:
         assert found is None
         return
@@ -128,6 +131,47 @@ def test_a_model_too_large_is_searched_and_its_gap_holds_the_truth(seed: int, pr
         other = (*found.chosen[:v], a, *found.chosen[v + 1 :])
         if total(weights, other) <= most and other not in excluded and total(marks, other) in counts:
             assert model(other) >= found.value - 1e-9
+
+
+@pytest.mark.parametrize("products", [6000, 18])
+@pytest.mark.parametrize("seed", range(4))
+def test_asked_again_it_gives_the_next_best(seed: int, products: int) -> None:
+    rng = np.random.default_rng(seed)
+    model, weights, marks, counts = random_model([3] * 5, rng, 1.0), [[1, 4, 9]] * 5, [[0, 0, 1]] * 5, [0, 1, 2]
+    held = {"most_products": products, "most_relaxed": products}
+    program = Program(model, weights, 25, marks=marks, counts=counts, **held)
+    excluded: list[tuple[int, ...]] = []
+    for _ in range(6):
+        found, best = program.best(excluded), counted_out(model, weights, 25, excluded, marks, counts)
+        assert found is not None
+        assert best is not None
+        assert found.chosen not in excluded
+        assert admitted(found, weights, 25)
+        assert total(marks, found.chosen) in counts
+        assert found.bound - 1e-7 <= best <= found.value + 1e-9
+        assert found.proven or products == 18
+        assert found.value == pytest.approx(best, abs=1e-7)  # by the local search too, in a space so small
+        excluded.append(found.chosen)
+
+
+def test_a_change_adds_what_the_model_says() -> None:
+    """From one place to the next: every change of one or two variables, and none that is not admitted."""
+    rng = np.random.default_rng(7)
+    sizes, weights = [3, 1, 2, 4, 3], [[1, 4, 9], [2], [3, 5], [1, 2, 6, 7], [1, 4, 9]]
+    marks = [[0, 1, 2], [0], [0, 3], [0, 0, 1, 1], [1, 0, 2]]
+    model = PairModel(random_model(sizes, rng, 1.0), weights, 22, marks, [1, 2, 4, 5])
+    place = Place(model, model.first[:-1].copy())
+    for _ in range(12):
+        gains = place.gains()
+        for change, gain in enumerate(gains.ravel()):
+            first, second = divmod(change, len(model.of))
+            options = place.changed(change)
+            same = model.of[first] == model.of[second] and first != second
+            if same or not model.fits(options) or not model.counted[model.mark[options].sum()]:
+                assert gain == np.inf
+            else:
+                assert gain == pytest.approx(model.value(options) - model.value(place.options), abs=1e-9)
+        place.change(int(rng.choice(np.flatnonzero(np.isfinite(gains)))))
 
 
 def test_without_time_the_answer_is_admitted_and_says_so() -> None:

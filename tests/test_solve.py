@@ -21,7 +21,8 @@ from layersearch.recipe import ModelConfig
 from layersearch.record import TrialRecord
 from layersearch.result import analyse
 from layersearch.schedule import Schedule, Span
-from layersearch.solve import SHORTLIST, against_best, solve
+from layersearch.shortlist import SHORTLIST
+from layersearch.solve import against_best, solve
 from layersearch.space import BoundSpace, Space
 from layersearch.surrogate import Surrogate
 
