@@ -107,7 +107,7 @@ def load_bench(name: str) -> Bench:
     """Read a benchmark.
 
     Args:
-        name: ``mix`` or ``recall``, or the path of such a table; its ``space.yaml`` lies beside it.
+        name: ``mix``, ``recall`` or ``text``, or the path of such a table; its ``space.yaml`` lies beside it.
 
     Raises:
         UserError: if the file is missing, is no such table, or lacks trials.

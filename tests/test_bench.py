@@ -11,10 +11,10 @@ from layersearch.bench import load_bench
 from layersearch.errors import UserError
 
 
-@pytest.mark.parametrize("name", ["mix", "recall"])
-def test_tables_are_whole(name: str) -> None:
+@pytest.mark.parametrize(("name", "size"), [("mix", 243), ("recall", 243), ("text", 81)])
+def test_tables_are_whole(name: str, size: int) -> None:
     bench = load_bench(name)
-    assert len(bench.schedules) == bench.space.size == 243
+    assert len(bench.schedules) == bench.space.size == size
     assert len(bench.seeds) >= 3
     assert len(bench.steps) >= 8
     assert np.isfinite(bench.losses).all()

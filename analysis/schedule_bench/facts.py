@@ -14,7 +14,7 @@ from layersearch.bench import load_bench
 
 def main() -> None:
     """Print the facts as Markdown."""
-    for name in ("mix", "recall"):
+    for name in ("mix", "recall", "text"):
         bench = load_bench(name)
         final = bench.losses[:, :, -1]
         paired = [

@@ -34,7 +34,7 @@ SLOW = {"GP": 40.0, "layersearch": 40.0}
 def main() -> None:
     """Run what has no record yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", nargs="+", default=["mix", "recall"])
+    parser.add_argument("--corpora", nargs="+", default=["mix", "recall", "text"])
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--repetitions", type=int, default=21)
     parser.add_argument("--records", type=Path, default=RECORDS)
