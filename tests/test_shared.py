@@ -211,20 +211,20 @@ def screened(recipe: Recipe, logs: Path) -> TrialRecord:
         pool.close()
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2])
-def test_two_ranks_screen_as_one(stage: int, tmp_path: Path) -> None:
-    """Each sequence follows the same schedule on whichever rank it lies."""
+def test_two_ranks_screen_as_one(tmp_path: Path) -> None:
+    """Each sequence follows the same schedule on whichever rank it lies, and ZeRO changes no sum but its order."""
     one = screened(gain(recipe="smoke"), tmp_path)
-    two = screened(gain("training.ranks=2", f"training.deepspeed=zero{stage}", recipe="smoke"), tmp_path)
-    for record in (one, two):
-        assert record.state == "complete", record.error
-        assert record.steps == 12
-        assert record.loss is None
-        assert record.kernels
-        assert [text for text, _ in record.screened] == ["full*2", "full window:4", "window:4 full", "window:4*2"]
-    assert two.zero_stage == stage
-    assert [loss for _, loss in two.screened] == pytest.approx([loss for _, loss in one.screened], abs=1e-4)
-    assert TrialRecord.from_json(two.to_json()) == two
+    for stage in (0, 2):
+        two = screened(gain("training.ranks=2", f"training.deepspeed=zero{stage}", recipe="smoke"), tmp_path)
+        for record in (one, two):
+            assert record.state == "complete", record.error
+            assert record.steps == 12
+            assert record.loss is None
+            assert record.kernels
+            assert [text for text, _ in record.screened] == ["full*2", "full window:4", "window:4 full", "window:4*2"]
+        assert two.zero_stage == stage
+        assert [loss for _, loss in two.screened] == pytest.approx([loss for _, loss in one.screened], abs=1e-4)
+        assert TrialRecord.from_json(two.to_json()) == two
 
 
 def test_a_screening_of_one_schedule_is_its_trial(tmp_path: Path) -> None:
@@ -239,8 +239,3 @@ def test_a_screening_of_one_schedule_is_its_trial(tmp_path: Path) -> None:
     finally:
         pool.close()
     assert alone.loss == pytest.approx(shared.screened[0][1], abs=1e-6)
-
-
-def test_sharded_weights_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"zero3 cuts up the weights, which search\.screening needs whole"):
-        screened(gain("training.deepspeed=zero3", recipe="smoke"), tmp_path)

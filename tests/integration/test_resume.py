@@ -23,6 +23,8 @@ from layersearch.ladder.study import Study
 from layersearch.recipe import load_recipe
 from layersearch.record import TrialRecord
 from layersearch.result import PROPOSED
+from layersearch.schedule import Schedule
+from layersearch.screening import most_promising
 from layersearch.space import load_space
 from layersearch.train import KeepGoing, Trial, blank_record
 
@@ -79,6 +81,43 @@ def test_our_own_sampler_goes_on_alike(tmp_path: Path) -> None:
     run(out, *own, "--workers", "2")
     assert records(out) == records(tmp_path / "whole")
     check_study(out)
+
+
+def test_a_screened_search_goes_on_alike(tmp_path: Path) -> None:
+    """The network with shared weights is trained once, and the same proposals follow from it, killed or not."""
+    own = ["--space", "planted", "--budget", "1", "--set", "model.n_layers=4", "--set", "search.trials=10"]
+    own += ["--set", "search.sampler=gain", "--set", "search.rungs=[]", "--set", "search.screening=2"]
+    run(tmp_path / "whole", *own, "--workers", "2")
+    (found,) = [record for record in map(json.loads, lines(tmp_path / "whole")) if record["phase"] == "screen"]
+    screened = dict(found["screened"])
+    assert len(screened) == 16
+    assert found["steps"] == 2 * found["full_steps"]
+    out = tmp_path / "killed"
+    process = started(out, *own, "--workers", "1")
+    wait_until(lambda: len(lines(out)) >= 3, process)
+    process.kill()
+    process.wait()
+    (kept,) = [line for line in lines(out) if '"phase": "screen"' in line]
+    result = json.loads(run(out, *own, "--workers", "2"))
+    assert kept in lines(out)
+    assert records(out) == records(tmp_path / "whole")
+    assert dict(next(r for r in map(json.loads, lines(out)) if r["phase"] == "screen")["screened"]) == screened
+    check_study(out)
+    (trust,) = (row for row in result["trust"] if row["name"] == "shared weights")
+    assert trust["agreement"]["n"] == 10
+    assert "screening" not in {name for entry in result["entries"] for name in entry["names"]}
+    # The first proposal adds the most area under the screened losses.
+    space = load_space("planted").bind(n_layers=4, seq_len=48, n_heads=2)
+    baselines = {Schedule.parse(entry["schedule"]) for entry in result["entries"] if entry["names"]}
+    first = next(text for text, generation in generations(out).items() if generation == 1)
+    losses = {Schedule.parse(text): loss for text, loss in screened.items()}
+    assert str(most_promising(space, 1.0, losses, baselines)) == first
+
+
+def generations(out: Path) -> dict[str, int]:
+    """Return the generation of each schedule, in the order in which they were entered."""
+    labels = [trial.user_attrs[LABEL] for trial in study(out) if LABEL in trial.user_attrs]
+    return {schedule: generation for schedule, _, generation in labels}
 
 
 @pytest.fixture(scope="module")
