@@ -16,6 +16,7 @@ from layersearch.errors import UserError, did_you_mean
 if TYPE_CHECKING:
     from layersearch.export.nearest import CannotHold
     from layersearch.export.ownconfig import OwnConfig
+    from layersearch.ladder import PoolFactory
     from layersearch.recipe import Recipe
     from layersearch.record import TrialRecord
     from layersearch.result import Result
@@ -48,12 +49,11 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
     if not 0 <= options.seed < MOST_SEED:
         raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
-    if options.ray_address is not None and options.pool != "ray":
-        raise UserError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
+    pool = _pool(options)
     if options.dry_run:
         from layersearch.estimate import estimate
 
-        found = estimate(recipe, space, budget, options.seed)
+        found = estimate(recipe, space, budget, options.seed, elsewhere=options.pool == "ray")
         if options.json:
             print(json.dumps(dataclasses.asdict(found), indent=1))
         else:
@@ -62,12 +62,9 @@ def run(options: argparse.Namespace) -> None:
             estimate_table(found)
         return
     out = options.out or Path("runs") / f"{recipe.name}-{space.name}-{budget:g}-s{options.seed}"
-    from layersearch.ladder import LocalPool, PoolFactory, RayPool, search
+    from layersearch.ladder import search
     from layersearch.progress import ProgressDisplay
 
-    pool: PoolFactory = LocalPool
-    if options.pool == "ray":
-        pool = functools.partial(RayPool, address=options.ray_address)
     with ProgressDisplay() as display:
         result = search(recipe, space, budget, out, seed=options.seed, pool=pool, listener=display)
     _show_result(result, out, options.json)
@@ -122,11 +119,14 @@ def confirm(options: argparse.Namespace) -> None:
     from layersearch.solve import against_best
     from layersearch.tables import confirmed_table
 
+    pool = _pool(options)
     config = read_config(options.run)
     recipe, space, budget = _asked(options.run)
     schedules = [schedule_argument(text) for text in options.schedules]
     with ProgressDisplay() as display:
-        result = search(recipe, space, budget, options.run, seed=config["seed"], listener=display, confirm=schedules)
+        result = search(
+            recipe, space, budget, options.run, seed=config["seed"], pool=pool, listener=display, confirm=schedules
+        )
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))
         return
@@ -292,6 +292,15 @@ def presets(options: argparse.Namespace) -> None:
     from layersearch.tables import preset_table
 
     preset_table(PRESETS)
+
+
+def _pool(options: argparse.Namespace) -> PoolFactory:
+    """Return what ``--pool`` and ``--ray-address`` ask for."""
+    if options.ray_address is not None and options.pool != "ray":
+        raise UserError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
+    from layersearch.ladder import LocalPool, RayPool
+
+    return functools.partial(RayPool, address=options.ray_address) if options.pool == "ray" else LocalPool
 
 
 def _result(run: Path) -> Result:

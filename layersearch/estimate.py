@@ -65,7 +65,9 @@ class Estimate:
     """How the time was estimated, or why it was not."""
 
 
-def estimate(recipe: Recipe, space: Space, budget: float, seed: int, cache: Path | None = None) -> Estimate:
+def estimate(
+    recipe: Recipe, space: Space, budget: float, seed: int, cache: Path | None = None, *, elsewhere: bool = False
+) -> Estimate:
     """Return what a search would cost.
 
     Args:
@@ -74,6 +76,7 @@ def estimate(recipe: Recipe, space: Space, budget: float, seed: int, cache: Path
         budget: the largest attention cost, as a share of the all-full schedule's.
         seed: of the search.
         cache: folder of prepared data; None: the default one.
+        elsewhere: the trials will run on a Ray cluster. It is not asked, and the time says of which machine it is.
 
     Raises:
         UserError: as the search itself would.
@@ -86,6 +89,11 @@ def estimate(recipe: Recipe, space: Space, budget: float, seed: int, cache: Path
     forward = model_flops(model, vocab_size, full, seq_len=training.seq_len)
     step_flops = forward * (1 + BACKWARD) * training.batch_size
     seconds, note = _seconds(recipe, plan, full, step_flops, cache)
+    if elsewhere and seconds is not None:
+        note += (
+            f". That is this machine, no cluster was asked: it holds on Ray for machines like this one with room for "
+            f"{recipe.search.workers} workers at a time"
+        )
     return Estimate(
         budget=budget,
         baselines=tuple((name, text, bound.cost(Schedule.parse(text))) for name, text in plan.baselines),

@@ -589,6 +589,17 @@ add(
     "'full window:5'",
     "outside search space 'smoke'",
 )
+add(
+    "confirm: Ray's address without Ray",
+    lambda at, run: ["confirm", str(run), "full*2", "--ray-address", "auto"],
+    "--ray-address auto needs --pool ray",
+)
+add(
+    "confirm: Ray's address where nobody listens",
+    lambda at, run: ["confirm", str(run), "full*2", "--pool", "ray", "--ray-address", "127.0.0.1:1"],
+    "127.0.0.1:1: no answer",
+    "start the cluster",
+)
 add("confirm: missing file", lambda at, run: ["confirm", str(run), "w.yaml"], "w.yaml", "give an existing file")
 
 

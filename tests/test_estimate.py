@@ -166,6 +166,15 @@ def test_shipped_recipes_count(name: str) -> None:
     assert model_bytes(recipe, recipe.data.vocab_size) >= round(least)
 
 
+def test_the_time_on_a_cluster_is_said_to_be_this_machines(tmp_path: Path) -> None:
+    recipe, space = load_recipe("smoke", ["search.workers=1"]), load_space("smoke")
+    found = estimate(recipe, space, 0.6, 0, tmp_path, elsewhere=True)
+    assert found.seconds is not None
+    assert "timed in each of 1 workers here" in found.seconds_note
+    assert "this machine, no cluster was asked" in found.seconds_note
+    assert "room for 1 workers" in found.seconds_note
+
+
 def test_the_large_recipe_is_planned_without_network_or_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its plan is counted: nothing is opened, and nothing is timed."""
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import psutil
 import pytest
 from runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_until
 
+from layersearch.cli import main
 from layersearch.errors import UserError
 from layersearch.estimate import parameters
 from layersearch.ladder import LocalPool, RayPool, raypool, search
@@ -107,6 +109,22 @@ def test_the_records_are_those_of_the_local_pool(cluster: str, tmp_path: Path, s
     asked, before = (json.loads((folder / "config.json").read_text()) for folder in (out, smoke_run))
     assert {**asked, "git_commit": None} == {**before, "git_commit": None}
     assert "ray" not in json.dumps(asked["recipe"])
+
+
+def test_confirming_adds_the_records_of_the_local_pool(
+    cluster: str, tmp_path: Path, smoke_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held = {(record["schedule"], record["phase"]) for record in map(json.loads, lines(smoke_run))}
+    space = load_space("smoke").bind(n_layers=small().model.n_layers, seq_len=48, n_heads=2)
+    schedule = next(str(s) for s in space.schedules() if (str(s), "confirm") not in held)
+    said = []
+    for name, flags in (("here", []), ("there", ["--pool", "ray", "--ray-address", cluster])):
+        shutil.copytree(smoke_run, tmp_path / name)
+        assert main(["confirm", str(tmp_path / name), schedule, *flags]) == 0
+        said.append(capsys.readouterr().out)
+    assert len(lines(tmp_path / "there")) > len(lines(smoke_run))
+    assert whole(tmp_path / "there") == whole(tmp_path / "here")
+    assert said[0] == said[1]
 
 
 def test_a_search_killed_on_this_machine_goes_on_on_the_cluster(cluster: str, tmp_path: Path, smoke_run: Path) -> None:
