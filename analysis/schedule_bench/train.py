@@ -1,8 +1,8 @@
 """Train every schedule of a small space, for a benchmark that searches can be run on in seconds.
 
 Command:  python analysis/schedule_bench/train.py [mix recall text] [--seeds 3] [--workers 2]
-Time:     about 6 seconds a trial for mix and 4 for recall on one core (729 trials each); for text 17 where other work ran
-          beside it (243 trials)
+Time:     about 6 seconds a trial for mix and 4 for recall on one core (729 trials each); 17 for text
+          (243 trials) where other work ran beside it
 Writes:   CORPUS.parquet, one row per trial and checkpoint, every 20 trials; finished trials are not trained again
 
 The trials are those of `layersearch run`: its worker processes, its records, its paired seeds. One seed of all
