@@ -205,7 +205,7 @@ class TrainingConfig:
 
 
 MOST_SCREENING = 4.0
-"""Full trials' steps that a screening may take: past two it was seen to rank worse, not better."""
+"""Full trials' steps that a screening may take: past two it was not seen to rank better."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,12 @@
 
 Spans carry no weights, so the sequences of one batch may follow different schedules. Each step draws several from the
 whole space, uniformly, for an equal share of the batch each; afterwards every schedule that is asked about is scored on
-the validation set. With two choices a layer the scores ranked schedules as their own trials did (Spearman about 0.9 on
-recall, two hops and plain text, at the steps of 1 to 1.5 trials); with three or more they did not (0.5 to 0.7), so that
-a screening of such a space is refused. The study is analysis/signal/SHARED_WEIGHTS.md.
+the validation set.
+
+With two choices a layer the scores ranked plain text well (Spearman 0.83 to 0.87 at one trial's steps), two hops nearly
+as another seed's search does (0.70 to 0.81), and recall poorly at one trial's steps (0.09 to 0.35), unevenly at two
+(0.40 to 0.88). With three or more they reached 0.5 to 0.7 at best, so that a screening of such a space is refused.
+The study is analysis/signal/SHARED_WEIGHTS.md.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace
 
 CHOICES = 2
-"""Most choices of a layer with which shared weights were seen to rank schedules."""
+"""Most choices of a layer with which shared weights were seen to rank schedules as trials do, if not everywhere."""
 DRAWN = 8
 """Schedules of one step, at the most."""
 SCORED = 256
@@ -66,13 +69,13 @@ def make_screening(recipe: Recipe, space: BoundSpace, budget: float, seed: int, 
             been trained under its spans.
 
     Raises:
-        UserError: if a layer has more choices than shared weights were seen to rank.
+        UserError: if a layer has more choices than `CHOICES`.
     """
     most = max(len(options) for options in space.options)
     if most > CHOICES:
         raise UserError(
-            f"search.screening: search space {space.space.name!r} gives a layer {most} choices; shared weights ranked "
-            "schedules as their own trials did with two (Spearman about 0.9), not with three or more (0.5 to 0.7): set "
+            f"search.screening: search space {space.space.name!r} gives a layer {most} choices; with more than two, "
+            "shared weights ranked schedules too loosely (Spearman 0.5 to 0.7, up to 0.9 with two): set "
             "search.screening=0, or name a space with two 'choices'"
         )
     batch = recipe.training.batch_size
