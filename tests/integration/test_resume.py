@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import psutil
@@ -17,6 +17,7 @@ import pytest
 from optuna.trial import TrialState
 from runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
+from layersearch.errors import UserError
 from layersearch.ladder import Ladder, LocalPool, RunFolder, make_plan, read_config
 from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
@@ -303,5 +304,43 @@ def test_what_failed_in_an_earlier_generation_and_in_confirmation_is_tried_again
     assert [trial.state for trial in told] == [TrialState.FAIL, finished[state]]
     assert told[1].values is None or told[1].values[0] == loss
     after = lines(out)
+    go(pool)
+    assert lines(out) == after
+
+
+def test_a_screening_that_failed_stops_the_search_and_is_tried_again(tmp_path: Path, pool: LocalPool) -> None:
+    recipe = load_recipe("smoke", ["search.sampler=gain", "search.screening=1", "search.rungs=[]"])
+    space = load_space("planted").bind(
+        n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads
+    )
+    plan = make_plan(recipe, space, 1.0, 0)
+    out = tmp_path / "run"
+    asked = {
+        "recipe": recipe.to_dict(),
+        "space": asdict(space.space),
+        "budget": 1.0,
+        "seed": 0,
+        "data": {"source": "recall", "vocab_size": 64},
+    }
+
+    def go(found: Pool) -> None:
+        folder = RunFolder(out, asked)
+        try:
+            study = Study(folder.journal, space, 1.0, recipe.search, 0)
+            Ladder(plan, space, folder, study, found, lambda progress: None).run()
+        finally:
+            folder.release()
+
+    with pytest.raises(UserError, match=r"the screening failed \(out of memory\?\): run the same command again"):
+        go(FailsOnce(pool, lambda trial: trial.phase == "screen"))
+    before = lines(out)
+    assert len(before) == 1 + len(plan.baselines)
+    go(pool)
+    assert lines(out)[: len(before)] == before
+    (screening,) = [value for key, value in latest_of(out).items() if key[2] == "screen"]
+    assert screening == ("complete", None, "screening")
+    assert json.loads((out / "frontier.json").read_text())["failed"] == 0
+    after = lines(out)
+    assert len(after) == 1 + plan.trials
     go(pool)
     assert lines(out) == after
