@@ -39,6 +39,11 @@ from layersearch.schedule import Schedule
 from layersearch.shortlist import shortlist
 from layersearch.surrogate import FEWEST, Surrogate
 
+CHOSEN = 1.2
+"""Intervals are this much wider than the surrogate's own: what is chosen as the lowest of many predictions is lowest
+partly by error. Set on two of the tables of ``analysis/schedule_bench`` and checked on the third; see
+``analysis/search_efficiency``."""
+
 State = Literal["confirmed", "trained", "stopped", "untrained"]
 
 
@@ -253,6 +258,7 @@ def _predict(
 ) -> dict[str, _Prediction]:
     wide = stats.normal_quantile(confidence)
     means, stds = surrogate.predict(schedules)
+    stds = CHOSEN * stds
     return {
         str(schedule): _Prediction(
             mean=float(mean),
