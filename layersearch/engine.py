@@ -239,16 +239,12 @@ class Engine:
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return each target's loss in nats and whether it was predicted, both (B, T)."""
-        losses, predicted = self.evaluate(tokens, targets, reduce=False)
-        return losses.detach(), predicted
-
-    def evaluate(self, *inputs: Tensor, **options: Any) -> Any:
-        """Return what the model returns for these arguments, in evaluation mode and the precision of training."""
         self._engine.eval()
         try:
             # Compiled regions stay as they are: compiling them anew without gradients costs more than it saves.
             with torch.set_grad_enabled(getattr(self.module, "compiled", False)):
-                return self._engine(*inputs, **options)
+                losses, predicted = self._engine(tokens, targets, reduce=False)
+            return losses.detach(), predicted
         finally:
             self._engine.train()
 

@@ -41,10 +41,6 @@ class Estimate:
     """Distinct schedules that will be proposed and trained beside the baselines, at the most."""
     confirm_trials: int
     """Full trials at fresh seeds."""
-    screening_steps: int
-    """Steps of the network with shared weights; 0: there is none."""
-    screened: int
-    """Schedules that it scores."""
     full_trials: float
     """All training, in full trials of the same number of steps; early stops counted."""
     vocab_size: int
@@ -100,8 +96,6 @@ def estimate(
         schedules_in_space=bound.size,
         proposals=plan.proposals,
         confirm_trials=plan.confirm_trials,
-        screening_steps=0 if plan.screening is None else len(plan.screening.steps),
-        screened=0 if plan.screening is None else len(plan.screening.scored),
         full_trials=plan.full_trials(),
         vocab_size=vocab_size,
         parameters=parameters(model, vocab_size),
@@ -221,9 +215,7 @@ def _seconds(
     evaluate = max(record.eval_seconds for record in records) / 2 * checks
     setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)
     started_anew = plan.trials / workers if zero_stage(deepspeed_file(recipe)) == 3 else 1
-    # What schedules have in common is scored once: as many validations as there are schedules is an upper bound.
-    scoring = 0.0 if plan.screening is None else evaluate / checks * len(plan.screening.scored)
-    seconds = start_up * started_anew + ((train + evaluate + setup) * plan.full_trials() + scoring) / workers
+    seconds = start_up * started_anew + (train + evaluate + setup) * plan.full_trials() / workers
     return seconds, f"as if all were all-full, from {_TIMED_STEPS[1]} steps timed in each of {workers} workers here"
 
 

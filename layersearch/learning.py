@@ -17,7 +17,7 @@ def learnt_from(records: Iterable[TrialRecord], space: BoundSpace) -> list[Trial
     """
     kept: dict[tuple[str, int, str], TrialRecord] = {}
     for record in records:
-        if record.phase == "screen" or record.loss is None or space.encode(record.parsed()) is None:
+        if record.loss is None or space.encode(record.parsed()) is None:
             continue
         if record.state == "complete" or record.key not in kept:
             kept[record.key] = record

@@ -166,36 +166,21 @@ class Decoder(nn.Module):
             return 0.02
         return 1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5
 
-    def regions(self) -> tuple[Callable[..., Any], Callable[..., Any]]:
-        """Return `Layer.before` and `Layer.after`, compiled where the model is."""
-        return (_compiled(Layer.before), _compiled(Layer.after)) if self.compiled else (Layer.before, Layer.after)
-
-    def positions(self, tokens: Tensor) -> tuple[Tensor, Tensor]:  # (B, T) -> (T, D), (T, D)
-        """Return the rotary tables in the precision of the products."""
+    def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        """Return the residual stream after the last layer."""
+        before, after = (
+            (_compiled(Layer.before), _compiled(Layer.after)) if self.compiled else (Layer.before, Layer.after)
+        )
+        x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
         if torch.is_autocast_enabled(tokens.device.type):
             # The residual stream stays float32; the tables are cast once so that rotation stays in q's precision.
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
-        return cos, sin
-
-    def attend(self, index: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attention's output in one layer, (B, H, T, D); shapes as of `layersearch.attention.attend`."""
-        return attend(q, k, v, cast(Layer, self.layers[index]).self_attn.span)
-
-    def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        """Return the residual stream after the last layer."""
-        before, after = self.regions()
-        x = self.embed_tokens(tokens)
-        cos, sin = self.positions(tokens)
-        for index, layer in enumerate(self.layers):
+        for layer in cast(list[Layer], list(self.layers)):
             q, k, v = before(layer, x, cos, sin)
-            x = after(layer, x, self.attend(index, q, k, v))
+            x = after(layer, x, attend(q, k, v, layer.self_attn.span))
         return x
-
-    def mean_loss(self, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
-        """Return `mean_loss` of the stream after the last layer, compiled where the model is."""
-        return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
         """Return the scores of every next token."""
@@ -212,7 +197,7 @@ class Decoder(nn.Module):
         """
         x = self.stream(tokens)
         if reduce:
-            return self.mean_loss(x, targets)
+            return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
         logits = self.lm_head(self.norm(x)).float()
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
         return losses.view_as(targets), logits.argmax(-1) == targets

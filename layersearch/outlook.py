@@ -11,7 +11,7 @@ Shape legend: M schedules, K steps of the frontier.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -23,7 +23,6 @@ from layersearch import presets
 from layersearch.cost import span_pairs
 from layersearch.frontier import nondominated
 from layersearch.schedule import Schedule, Span
-from layersearch.screening import most_promising
 from layersearch.space import BoundSpace
 from layersearch.surrogate import FEWEST, Surrogate
 
@@ -61,18 +60,12 @@ class Outlook:
         observations: trials; those outside the space are left out.
         pending: schedules in training, taken to end as predicted (the kriging believer of Ginsbourger, Le Riche,
             Carraro, "Kriging is well-suited to parallelize optimization", 2010).
-        screened: losses of a cheap measure, see `propose`.
     """
 
     def __init__(
-        self,
-        space: BoundSpace,
-        budget: float,
-        observations: Sequence[Observation],
-        pending: Sequence[Schedule] = (),
-        screened: Mapping[Schedule, float] | None = None,
+        self, space: BoundSpace, budget: float, observations: Sequence[Observation], pending: Sequence[Schedule] = ()
     ) -> None:
-        self._space, self._budget, self._screened = space, budget, screened or {}
+        self._space, self._budget = space, budget
         self._seen = [o for o in observations if o.curve and space.encode(o.schedule) is not None]
         self._surrogate: Surrogate | None = None
         if len({o.schedule for o in self._seen if o.complete}) < FEWEST:
@@ -132,7 +125,6 @@ class Outlook:
     def propose(self, taken: Collection[Schedule], rng: Random) -> Schedule | None:
         """Return the schedule to be trained next; None where nothing within the budget is left.
 
-        It is first what adds the most area under the frontier of the screened losses, as long as anything adds to it.
         Before there are trials enough to predict from, it is the next of `anchors`; then that of the largest expected
         gain, but one in `AT_RANDOM` is drawn uniformly.
 
@@ -140,9 +132,6 @@ class Outlook:
             taken: schedules not to be proposed.
             rng: decides between equals and draws candidates in large spaces.
         """
-        promising = most_promising(self._space, self._budget, self._screened, taken)
-        if promising is not None:
-            return promising
         if not self.ready:
             return next((s for s in anchors(self._space, self._budget, rng) if s not in taken), None)
         candidates = self._open(self._candidates(rng), taken)

@@ -57,7 +57,7 @@ def loss_change(
     Raises:
         UserError: if a schedule does not fit the run's model, or too few trials were made to learn from.
     """
-    records = [record for record in records if record.phase != "screen"]
+    records = list(records)
     fresh = [_fresh(records, schedule) for schedule in (new, old)]
     if len(fresh[0].keys() & fresh[1].keys()) > 1:
         found = stats.paired_difference(fresh[0], fresh[1], confidence)

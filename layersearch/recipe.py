@@ -204,10 +204,6 @@ class TrainingConfig:
         )
 
 
-MOST_SCREENING = 4.0
-"""Full trials' steps that a screening may take: past two it was not seen to rank better."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How many schedules are tried and how they compete."""
@@ -230,9 +226,6 @@ class SearchConfig:
     """Nats above the lowest loss that are worth a cheaper schedule: the winner is the cheapest within them."""
     workers: int = 2
     """Trials trained side by side."""
-    screening: float = 0.0
-    """Steps, as a share of a full trial's, of one network with shared weights that ranks schedules before the search
-    (`layersearch.screening`), up to 4; 0: none. It takes the sampler ``gain`` and at most two choices a layer."""
 
     def __post_init__(self) -> None:
         for name in ("trials", "finalists", "workers"):
@@ -243,15 +236,6 @@ class SearchConfig:
         _require(
             all(0 < rung < 1 for rung in self.rungs) and list(self.rungs) == sorted(set(self.rungs)),
             f"rungs must be shares of the steps in (0, 1), rising, not {list(self.rungs)}",
-        )
-        _require(
-            0 <= self.screening <= MOST_SCREENING,
-            f"screening must be a share of a trial's steps, 0 (none) to {MOST_SCREENING:g}, not {self.screening:g}",
-        )
-        _require(
-            not self.screening or self.sampler == "gain",
-            f"screening chooses the first proposals of sampler gain, not of {self.sampler}: set search.sampler=gain, "
-            "or search.screening=0",
         )
 
 
@@ -281,11 +265,6 @@ class Recipe:
         _require(
             self.pretrained is None or self.training.optimizer == "adamw",
             "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
-        )
-        _require(
-            not self.search.screening or (self.pretrained is None and self.training.start is None),
-            "search.screening trains shared weights from random ones; set search.screening=0 where trials start from "
-            "others (pretrained, training.start)",
         )
         _require(
             bool(self.name) and all(letter.isalnum() or letter in "-_." for letter in self.name),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from layersearch.config import build
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
 
-Phase = Literal["search", "confirm", "screen"]
+Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
 
 
@@ -29,10 +29,9 @@ class TrialRecord:
     seed: int
     """Seed of the initial weights and of the data order, shared by all schedules (paired)."""
     phase: Phase
-    """``search``: the search's own seed; ``confirm``: a fresh seed, used for inference only; ``screen``: no trial of a
-    schedule but the network with shared weights that scored many (``schedule`` is then all-full), see ``screened``."""
+    """``search``: the search's own seed; ``confirm``: a fresh seed, used for inference only."""
     role: str
-    """``proposed``, or the name of the baseline, for example ``all_full`` or ``bottom(1)``; ``screening``."""
+    """``proposed``, or the name of the baseline, for example ``all_full`` or ``bottom(1)``."""
     state: State
     """``complete``: trained to the last step; ``stopped``: early, at a rung; ``failed``: no number."""
     flops: int
@@ -45,7 +44,7 @@ class TrialRecord:
     """Optimiser steps of a full trial."""
     loss: float | None
     """Validation loss at the last step done, nats: the mean over sequences of each one's mean per predicted token;
-    None if failed, and of a screening."""
+    None if failed."""
     curve: tuple[tuple[int, float], ...] = ()
     """(step, validation loss) at every evaluation, the last one included."""
     loss_by_position: tuple[float, ...] = ()
@@ -63,7 +62,7 @@ class TrialRecord:
     peak_memory_bytes: int = 0
     """Largest resident memory (CPU) or allocated memory (GPU) of one rank."""
     kernels: tuple[str, ...] = ()
-    """The kernel that really ran, per layer; of a screening each that ran, once."""
+    """The kernel that really ran, per layer."""
     device: str = ""
     """Device that really ran, for example ``cpu`` or ``cuda: NVIDIA H200``."""
     precision: str = ""
@@ -76,8 +75,6 @@ class TrialRecord:
     """DeepSpeed ZeRO stage."""
     optimizer_state_bytes: tuple[int, ...] = ()
     """The optimiser's moments that each rank held, rank 0 first: equal shares where ZeRO sharded them."""
-    screened: tuple[tuple[str, float], ...] = ()
-    """(schedule, validation loss in nats) under shared weights, of a screening."""
     error: str | None = None
     """Why it failed, in one line."""
 
@@ -107,11 +104,6 @@ class TrialRecord:
             return record
         except (ValueError, RecursionError) as error:
             raise UserError(f"not a trial record ({error}): {line[:60]!r}") from None
-
-
-def count_failed(records: Sequence[TrialRecord]) -> int:
-    """Return how many trials failed and were not made good by a later one."""
-    return len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"})
 
 
 def append(path: Path, record: TrialRecord) -> None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from layersearch import config, frontier, stats, words
 from layersearch.errors import UserError
-from layersearch.record import State, TrialRecord, count_failed
+from layersearch.record import State, TrialRecord
 from layersearch.signal import Signal, measure_signal
 from layersearch.stats import Interval
 from layersearch.trust import Fidelity, Noise, Strict, known, measure_noise, rank_fidelities
@@ -210,7 +210,7 @@ def analyse(
     """
     records = list(records)
     grouped: dict[str, list[TrialRecord]] = {}
-    for record in (r for r in records if r.phase != "screen"):
+    for record in records:
         grouped.setdefault(record.schedule, []).append(record)
     confirmed = {
         text: {r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None}
@@ -257,7 +257,7 @@ def analyse(
             [(e.search_loss, e.mean.mean) for e in entries if e.search_loss is not None and e.mean],
             confidence,
         ),
-        failed=count_failed(records),
+        failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
         verdict=words.verdict(winner, best, entries),
     )
 

@@ -34,8 +34,6 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         budget: the largest cost that is proposed, as a share of the all-full schedule's.
         seed: decides between equals, and draws candidates in spaces too large to be looked at whole.
         seen: losses along the training, where they are kept elsewhere than in the trials' `CURVE`.
-        screened: losses of a cheap measure of every schedule that is worth asking about; those on its frontier are
-            proposed first.
     """
 
     def __init__(
@@ -45,10 +43,8 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         budget: float = 1.0,
         seed: int = 0,
         seen: Mapping[Schedule, Observation] | None = None,
-        screened: Mapping[Schedule, float] | None = None,
     ) -> None:
         self._space, self._budget, self._rng, self._seen = space, budget, Random(seed), seen or {}
-        self._screened = screened or {}
         self._fallback = optuna.samplers.RandomSampler(seed=seed)
 
     def reseed_rng(self) -> None:
@@ -86,7 +82,7 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
                 seen.append(self._seen[schedule])
             elif not trial.state.is_finished():
                 pending.append(schedule)
-        return Outlook(self._space, self._budget, seen, pending, self._screened)
+        return Outlook(self._space, self._budget, seen, pending)
 
 
 def _observation(schedule: Schedule, trial: FrozenTrial) -> Observation:

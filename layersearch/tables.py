@@ -103,9 +103,6 @@ def estimate_table(found: Estimate) -> None:
         ("time of training", "not estimated" if found.seconds is None else f"about {duration(found.seconds)}"),
         ("", found.seconds_note),
     ]
-    if found.screening_steps:
-        screening = f"{found.screening_steps} steps with shared weights, {found.screened} schedules scored"
-        rows.insert(2, ("screening", screening))
     grid = Table.grid(padding=(0, 2))
     for key, value in rows:
         grid.add_row(key, value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from layersearch.allocator import give_back_freed_memory
 from layersearch.attention import kernel_for
 from layersearch.cost import attention_flops, budget_ratio
 from layersearch.data import Batch, Source
@@ -23,8 +25,6 @@ from layersearch.recipe import Recipe, deepspeed_file
 from layersearch.record import Phase, State, TrialRecord
 from layersearch.routing import Routed
 from layersearch.schedule import Schedule
-from layersearch.screening import Screening
-from layersearch.usage import device_name, peak_memory, reset_peak_memory
 from layersearch.weights import load_weights, save_weights
 
 POSITION_BINS = 8
@@ -49,9 +49,6 @@ class Trial:
     """Steps before the last at which the validation loss is taken."""
     save: str | None = None
     """The safetensors file for the weights at the end of the training; None: they are not kept."""
-    screening: Screening | None = None
-    """What one network with shared weights is trained under and scores, see `layersearch.shared`; None: ``schedule``
-    alone is trained."""
 
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
@@ -93,7 +90,7 @@ def run_trial(
     """
     group = group or RankGroup()
     began = time.perf_counter()
-    reset_peak_memory(group.device)
+    _reset_peak_memory(group.device)
     training, schedule = recipe.training, Schedule.parse(trial.schedule)
     if len(schedule) != recipe.model.n_layers:
         raise UserError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
@@ -139,7 +136,7 @@ def run_trial(
                 state = "stopped"
                 break
             mark = time.perf_counter()
-        state_bytes = by_rank(engine.optimizer_state_bytes(), group)
+        state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
         if trial.save is not None and state == "complete" and group.rank == 0:
             save_weights(engine.module, Path(trial.save), before + step)
     finally:
@@ -158,9 +155,9 @@ def run_trial(
         seconds=time.perf_counter() - began,
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
-        peak_memory_bytes=peak_memory(group.device),
+        peak_memory_bytes=_peak_memory(group.device),
         kernels=tuple(kernel_for(span, group.device) for span in schedule),
-        device=device_name(group.device),
+        device=_device_name(group.device),
         precision=training.precision,
         compiled=compiled,
         zero_stage=zero_stage(path),
@@ -241,13 +238,17 @@ def validate(
     losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
     correct = torch.zeros(n_rows, tokens, dtype=torch.float64)
     # Every rank walks through all chunks, its rows of each, so that ZeRO-3's gathers meet.
-    for own in own_rows(n_rows, rows_at_once, group):
-        rows = own if own.stop > own.start else slice(own.start, own.start + 1)  # a rank without a row still takes part
+    for start in range(0, n_rows, rows_at_once):
+        stop = min(start + rows_at_once, n_rows)
+        own = slice(
+            start + (stop - start) * group.rank // group.size, start + (stop - start) * (group.rank + 1) // group.size
+        )
+        rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
         chunk = Batch(batch.tokens[rows], batch.targets[rows])
-        found, predicted = token_losses(*to_device(chunk, group))
+        found, predicted = token_losses(*_to_device(chunk, group))
         if rows == own:
             losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
-    losses, correct = sum_over_ranks(losses, group), sum_over_ranks(correct, group)
+    losses, correct = _sum_over_ranks(losses, group), _sum_over_ranks(correct, group)
     scored = torch.from_numpy(batch.targets != IGNORE)
     edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]
     by_position, kept = [], []
@@ -265,20 +266,7 @@ def validate(
     )
 
 
-def own_rows(rows: int, at_once: int, group: RankGroup) -> Iterator[slice]:
-    """Yield this rank's share, which may be empty, of every chunk of a number of rows.
-
-    Args:
-        rows: in all.
-        at_once: rows of a chunk, over all ranks.
-        group: this process's place among the ranks.
-    """
-    for start in range(0, rows, at_once):
-        count = min(at_once, rows - start)
-        yield slice(start + count * group.rank // group.size, start + count * (group.rank + 1) // group.size)
-
-
-def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
+def _sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
     """Return the ranks' sum, on the CPU; every rank calls this."""
     if group.size == 1:
         return values
@@ -287,19 +275,48 @@ def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
     return values.cpu()
 
 
-def by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
+def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
     """Return every rank's value, rank 0 first."""
     values = torch.zeros(group.size, dtype=torch.int64)
     values[group.rank] = value
-    return tuple(sum_over_ranks(values, group).tolist())
+    return tuple(_sum_over_ranks(values, group).tolist())
 
 
 def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
     rows = len(batch.tokens) // group.size
     own = slice(group.rank * rows, (group.rank + 1) * rows)
-    return to_device(Batch(batch.tokens[own], batch.targets[own]), group)
+    return _to_device(Batch(batch.tokens[own], batch.targets[own]), group)
 
 
-def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
-    """Return a batch's tokens and targets on this rank's device."""
+def _to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch.tokens).to(group.device), torch.from_numpy(batch.targets).to(group.device)
+
+
+def _device_name(device: str) -> str:
+    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}"
+
+
+def _reset_peak_memory(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    give_back_freed_memory()  # else an earlier trial's freed pages would count as this one's
+    with contextlib.suppress(OSError):  # elsewhere the mark is that of the process's life, see _peak_memory
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: restart the high-water mark of resident memory
+
+
+def _peak_memory(device: str) -> int:
+    """Return the largest resident bytes since the trial began (Linux), or since the process began (elsewhere)."""
+    if device != "cpu":
+        return int(torch.cuda.max_memory_allocated(device))
+    try:
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

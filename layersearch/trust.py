@@ -12,8 +12,6 @@ from layersearch.stats import RankAgreement
 
 ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
 """Differences in nats for which the number of seeds is stated, largest first."""
-SHARED_WEIGHTS = "shared weights"
-"""Name of the screening's row."""
 SMALLER = 2
 """How many of them below what a run's own seeds resolve."""
 
@@ -96,10 +94,10 @@ def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confiden
 def rank_fidelities(
     records: Sequence[TrialRecord], confirmed: Sequence[tuple[float, float]], confidence: float
 ) -> tuple[Fidelity, ...]:
-    """Return how well each early rung and shared weights rank the full trials, and the search's seed the fresh ones.
+    """Return how well each early rung ranks the full trials, and the search's seed the fresh ones.
 
     Args:
-        records: all of a run's, a screening's among them.
+        records: all of a run's.
         confirmed: (loss at the search's seed, mean at fresh seeds) of every schedule that has both.
         confidence: of the intervals.
     """
@@ -122,10 +120,6 @@ def rank_fidelities(
                 ),
             )
         )
-    for screened in (dict(r.screened) for r in records if r.phase == "screen" and r.state == "complete"):
-        both = [text for text in finals if text in screened]
-        agreement = stats.rank_agreement([screened[text] for text in both], [finals[text] for text in both], confidence)
-        found.append(Fidelity(name=SHARED_WEIGHTS, against="full trials", stopped=0, agreement=agreement))
     if confirmed:
         agreement = stats.rank_agreement([a for a, _ in confirmed], [b for _, b in confirmed], confidence)
         found.append(Fidelity(name="search seed", against="fresh seeds", stopped=0, agreement=agreement))

@@ -7,16 +7,12 @@ from typing import TYPE_CHECKING
 
 from layersearch.schedule import Schedule
 from layersearch.stats import Interval, decimals
-from layersearch.trust import SHARED_WEIGHTS
 
 if TYPE_CHECKING:
     from layersearch.result import Comparison, Entry, Result, Winner
     from layersearch.signal import Signal, Spread
     from layersearch.solve import Solution
-    from layersearch.trust import Fidelity, Noise
-
-RANKS_WELL = 0.8
-"""Spearman's rank correlation from which a cheap measure counts as a stand-in for full trials."""
+    from layersearch.trust import Noise
 
 
 def comparison(difference: Interval, corrected: Interval, comparisons: int) -> str:
@@ -171,24 +167,6 @@ def by_position(result: Result) -> str | None:
         f"By position: {what} less all_full is {last:+.{places}f} nats in the last scored bin (to token "
         f"{full.position_edges[-1]}), {first:+.{places}f} in the first (to {full.position_edges[0]})."
     )
-
-
-def shared_weights(found: Sequence[Fidelity]) -> str | None:
-    """Say what a screening's order is worth where that is not shown to be much; None where there was none."""
-    own = next((fidelity for fidelity in found if fidelity.name == SHARED_WEIGHTS), None)
-    if own is None:
-        return None
-    if own.agreement is None:
-        return "Shared weights: too few full trials to tell how well they rank."
-    a = own.agreement
-    size = f"(Spearman {a.spearman:.2f}, interval {a.spearman_low:.2f} to {a.spearman_high:.2f})"
-    if a.spearman_low <= 0:
-        return f"Shared weights, which chose the first proposals, are not shown to rank better than chance here {size}."
-    if a.spearman_low < RANKS_WELL:
-        return (
-            f"Shared weights, which chose the first proposals, rank better than chance here; how well is open {size}."
-        )
-    return None
 
 
 def probe(entry: Entry) -> tuple[str, float] | None:

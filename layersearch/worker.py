@@ -45,7 +45,6 @@ def main() -> int:
     from layersearch.engine import RankGroup, join
     from layersearch.errors import UserError
     from layersearch.recipe import Recipe
-    from layersearch.shared import run_screening
     from layersearch.train import Trial, blank_record, run_trial
 
     group = RankGroup(rank=start["rank"], size=start["ranks"], device=start["device"])
@@ -74,10 +73,7 @@ def main() -> int:
     while True:
         trial = build(Trial, inbox.get()["trial"], "trial")
         try:
-            if trial.screening is not None:
-                record = run_screening(trial, recipe, source, group)
-            else:
-                record = run_trial(trial, recipe, source, group, keep_going)
+            record = run_trial(trial, recipe, source, group, keep_going)
         except UserError as error:
             _say(channel, event="refused", message=str(error))
             return 2

@@ -187,25 +187,6 @@ key("search.sampler=cma", "'gain', 'gp', 'tpe', 'nsga2' or 'random'")
 key("search.rungs=[0.5, 0.25]", "rising")
 key("search.confirm_seeds=1", "at least 2 for an interval")
 key("search.reduction=1", "at least 2")
-key("search.screening=-1", "0 (none) to 4, not -1")
-key("search.screening=4.5", "0 (none) to 4, not 4.5")
-key("search.screening=1", "set search.sampler=gain", "search.screening=0")
-SCREENED = [*RUN, "--set", "search.screening=1", "--set", "search.sampler=gain"]
-add(
-    "screening four choices", SCREENED, "'smoke' gives a layer 4 choices", "0.5 to 0.7", "set search.screening=0", "two"
-)
-add(
-    "screening under ZeRO-3",
-    [*SCREENED, "--space", "planted", "--set", "training.deepspeed=zero3"],
-    "training.deepspeed zero3",
-    "use ZeRO 0-2",
-)
-add(
-    "screening and weights to start from",
-    [*SCREENED, "--space", "planted", "--set", "training.start=w.safetensors"],
-    "search.screening=0",
-    "training.start",
-)
 key("data.source=web", "'stdlib'", "'web'")
 key("data.queries=5", "must not exceed pairs 4")
 key("data.vocab_size=8", "raise it to")

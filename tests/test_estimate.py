@@ -193,17 +193,3 @@ def test_the_large_recipe_is_planned_without_network_or_gpu(monkeypatch: pytest.
     assert found.model_bytes + found.activation_bytes < 80e9
     assert math.isclose(found.total_flops, found.step_flops * recipe.training.steps * found.full_trials)
     assert not list(tmp_path.iterdir())
-
-
-def test_a_screening_is_in_the_plan(tmp_path: Path) -> None:
-    """Its steps count in full trials, and all schedules within the budget, and the baselines above it, are scored."""
-    more = ["search.sampler=gain", "data.vocab_size=64", "training.gpus=1"]  # a GPU that is not here: nothing is timed
-    with_it = load_recipe("recall", [*more, "search.screening=1.5"])
-    found, plain = (
-        estimate(r, load_space("planted"), 0.6, 0, tmp_path) for r in (with_it, load_recipe("recall", more))
-    )
-    assert (found.screening_steps, plain.screening_steps, plain.screened) == (90, 0, 0)
-    assert found.full_trials == pytest.approx(plain.full_trials + 1.5)
-    above = [name for name, _, cost in found.baselines if cost > 0.6]
-    assert above == ["all_full"]
-    assert found.screened == 12  # up to two full layers of four: 1 + 4 + 6, and all-full

@@ -13,7 +13,6 @@ from layersearch.frontier import hypervolume, nondominated
 from layersearch.outlook import EXPLORATION, Observation, Outlook, anchors
 from layersearch.sampler import CURVE, ScheduleSampler
 from layersearch.schedule import Schedule
-from layersearch.screening import most_promising
 from layersearch.space import BoundSpace, Space
 
 SPACE = Space(name="small", choices=("full", "window:4", "window:2"))
@@ -153,37 +152,3 @@ def test_large_spaces_are_not_enumerated() -> None:
     assert schedule is not None
     assert outlook.gain([schedule])[0] > 0
     assert space.cost(schedule) <= 0.5
-
-
-def test_the_screened_frontier_is_proposed_first() -> None:
-    """Each proposal adds the most area under the screened losses to what is trained; then predictions take over."""
-    space, rng, budget = bound(4), Random(0), 0.8
-    screened = {s: planted(s) + rng.uniform(0, 0.2) for s in space.schedules()}
-    inside = {s: (loss, space.cost(s)) for s, loss in screened.items() if space.cost(s) <= budget}
-    reference = (max(loss for loss, _ in inside.values()), budget)
-    seen = [observed(s) for s in rng.sample(list(space.schedules()), 6)]
-    pending: list[Schedule] = []
-    for _ in range(20):
-        taken = {*(o.schedule for o in seen), *pending}
-        known = [inside[s] for s in taken if s in inside]
-        areas = {s: hypervolume([*known, point], reference) for s, point in inside.items() if s not in taken}
-        most = max(areas.values())
-        found = Outlook(space, budget, seen, pending, screened).propose(taken, Random(1))
-        if most <= hypervolume(known, reference) + 1e-12:
-            break
-        assert found is not None
-        assert areas[found] == pytest.approx(most)
-        pending.append(found)
-    assert 3 <= len(pending) < 20
-    assert {s for at, s in enumerate(inside) if at in nondominated(list(inside.values()))} <= taken
-    assert found == Outlook(space, budget, seen, pending).propose(taken, Random(1))
-
-
-def test_what_is_screened_outside_the_space_or_the_budget_is_not_proposed() -> None:
-    space = bound(4)
-    screened = {Schedule.parse("full*4"): 0.0, Schedule.parse("window:8*4"): 0.0, Schedule.parse("window:4*4"): 1.0}
-    assert most_promising(space, 0.8, screened, ()) is None  # the only one left adds nothing below its own loss
-    screened[Schedule.parse("window:2*4")] = 2.0
-    assert most_promising(space, 0.8, screened, ()) == Schedule.parse("window:4*4")
-    assert most_promising(space, 0.8, screened, {Schedule.parse("window:4*4")}) is None
-    assert most_promising(space, 0.8, {}, ()) is None

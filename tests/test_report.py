@@ -3,7 +3,6 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 
-import numpy as np
 import pytest
 from synthetic import a_run, confirmed, record
 
@@ -181,24 +180,3 @@ def test_where_in_the_text_full_attention_helps_is_one_sentence(capsys: pytest.C
     assert said.startswith("By position: all_sparse less all_full is +0.500 nats in the last scored bin")
     show(analyse([*sparse, *best], 0.5), {})
     assert "By position" not in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("noise", "said"),
-    [(0.0, None), (0.03, "how well is open (Spearman"), (9.0, "not shown to rank better than chance here (Spearman")],
-)
-def test_a_screening_that_ranks_badly_is_said_to(
-    noise: float, said: str | None, capsys: pytest.CaptureFixture[str]
-) -> None:
-    records, rng = a_run(), np.random.default_rng(0)
-    finals = {r.schedule: r.loss for r in records if r.phase == "search" and r.loss is not None}
-    screened = tuple((text, loss + float(rng.normal(0, noise))) for text, loss in finals.items())
-    screening = replace(record("full*8", None, phase="screen", role="screening"), screened=screened)
-    show(analyse([screening, *records], 0.5), META)
-    out = capsys.readouterr().out
-    assert len(out.splitlines()) <= 40
-    assert "shared weights → full trials" in out
-    assert "step 100 of 400" in out
-    assert "search seed → fresh seeds" in out
-    assert ("Shared weights" in out) == (said is not None)
-    assert said is None or said in " ".join(out.split())

@@ -3,16 +3,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
 from synthetic import a_run, confirmed, record
 
 from layersearch.errors import UserError
-from layersearch.record import State, TrialRecord
+from layersearch.record import TrialRecord
 from layersearch.result import Result, analyse
-from layersearch.trust import SHARED_WEIGHTS
 
 FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
     "full*4",
@@ -317,32 +315,3 @@ def test_the_order_of_the_records_does_not_change_the_result() -> None:
 def test_analysing_needs_no_torch() -> None:
     code = "import sys, layersearch.result; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
-
-
-def a_screening(losses: dict[str, float], *, state: State = "complete") -> TrialRecord:
-    blank = record("full*4", None, phase="screen", role="screening", state=state)
-    return replace(blank, screened=tuple(losses.items()) if state == "complete" else ())
-
-
-def test_a_screening_is_no_trial_but_its_ranks_are_told() -> None:
-    """Its record changes nothing but the trust report and, where it failed, the number of failed trials."""
-    records = a_run()
-    finals = {
-        r.schedule: r.loss for r in records if r.phase == "search" and r.state == "complete" and r.loss is not None
-    }
-    losses = {text: 5 - loss for text, loss in finals.items()} | {"window:32 full*7": 1.0}
-    without = analyse(records, 0.5)
-    result = analyse([a_screening(losses), *records], 0.5)
-    (row,) = (fidelity for fidelity in result.trust if fidelity.name == SHARED_WEIGHTS)
-    assert row.against == "full trials"
-    assert row.agreement is not None
-    assert row.agreement.n == len(finals)
-    assert row.agreement.spearman == pytest.approx(-1)
-    assert row.agreement.kendall == pytest.approx(-1)
-    assert replace(result, trust=without.trust) == without
-    assert tuple(fidelity for fidelity in result.trust if fidelity is not row) == without.trust
-    assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
-    failed = analyse([a_screening(losses, state="failed"), *records], 0.5)
-    assert (failed.failed, failed.trust) == (without.failed + 1, without.trust)
-    later = analyse([a_screening(losses, state="failed"), *records, a_screening(losses)], 0.5)
-    assert (later.failed, later.trust) == (without.failed, result.trust)

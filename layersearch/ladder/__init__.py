@@ -9,8 +9,7 @@ from pathlib import Path
 from layersearch.data import describe, open_source
 from layersearch.engine import deepspeed_config
 from layersearch.ladder.folder import RunFolder, read_config, unwritable
-from layersearch.ladder.ladder import Ladder, Listener, Progress, winner_evidence
-from layersearch.ladder.plan import Plan, make_plan
+from layersearch.ladder.ladder import Ladder, Listener, Plan, Progress, make_plan, winner_evidence
 from layersearch.ladder.pool import LocalPool, Pool, PoolFactory
 from layersearch.ladder.raypool import RayPool
 from layersearch.ladder.selected import selected_baselines

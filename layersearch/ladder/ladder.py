@@ -1,9 +1,8 @@
 """The ladder of a search: baselines, then generations of proposals that race, then fresh seeds that confirm.
 
-1. Baselines are trained to the end at the search's seed, so that every figure has them. Where a screening is asked for,
-   its network is trained beside them: neither waits for the other, so that no worker stands idle.
+1. Baselines are trained to the end at the search's seed, so that every figure has them.
 2. Generations of proposals race: at each rung the worse half, at equal cost, is stopped; with the search's own sampler,
-   whatever is no longer expected to be worth its end. A screening chooses the first of them.
+   whatever is no longer expected to be worth its end.
 3. The best proposals within the budget and all baselines are trained at fresh seeds, the same for all. The winner is
    named from these alone: the seed that selected a schedule would flatter it.
 
@@ -27,10 +26,9 @@ from layersearch.frontier import nondominated
 from layersearch.ladder.folder import RunFolder, write_text
 from layersearch.ladder.foresight import Foresight
 from layersearch.ladder.halving import Halving
-from layersearch.ladder.plan import Plan
 from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
-from layersearch.presets import all_full
+from layersearch.recipe import Recipe
 from layersearch.record import TrialRecord
 from layersearch.result import PROPOSED, Result, analyse
 from layersearch.schedule import Schedule
@@ -38,10 +36,76 @@ from layersearch.schedulefile import schedule_text
 from layersearch.space import BoundSpace
 from layersearch.train import Trial
 
-SCREENING = "screening"
-"""The role of the network with shared weights."""
 GENERATION = 4
 """Proposals of one generation; fixed, so that records do not depend on the number of workers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a search will train, known before it starts."""
+
+    budget: float
+    seed: int
+    recipe: Recipe
+    baselines: tuple[tuple[str, str], ...]
+    """(name, schedule), distinct schedules."""
+    proposals: int
+    """Distinct schedules to be proposed, at the most."""
+
+    @property
+    def checkpoints(self) -> tuple[int, ...]:
+        """Steps at which a trial is validated and may be stopped."""
+        steps = self.recipe.training.steps
+        return tuple(sorted({max(1, round(rung * steps)) for rung in self.recipe.search.rungs} - {steps}))
+
+    @property
+    def confirm_trials(self) -> int:
+        """Full trials of the confirming phase."""
+        finalists = min(self.recipe.search.finalists, self.proposals)
+        return (finalists + len(self.baselines)) * self.recipe.search.confirm_seeds
+
+    @property
+    def confirm_seeds(self) -> tuple[int, ...]:
+        """Fresh seeds; never the search's own."""
+        return tuple(self.seed + 1 + index for index in range(self.recipe.search.confirm_seeds))
+
+    @property
+    def trials(self) -> int:
+        """All trials, stopped ones included."""
+        return len(self.baselines) + self.proposals + self.confirm_trials
+
+    def full_trials(self) -> float:
+        """Return the expected training in full-trial equivalents, if each rung keeps one in ``reduction``."""
+        search = self.recipe.search
+        share, alive, before = 0.0, 1.0, 0.0
+        for rung in (*search.rungs, 1.0):
+            share += alive * (rung - before)
+            alive, before = alive / search.reduction, rung
+        return len(self.baselines) + self.proposals * share + self.confirm_trials
+
+
+def make_plan(
+    recipe: Recipe, space: BoundSpace, budget: float, seed: int, further: Mapping[str, str] | None = None
+) -> Plan:
+    """Return what a search with these settings trains.
+
+    Args:
+        recipe: what one trial runs.
+        space: the bound space.
+        budget: of the search.
+        seed: of the search.
+        further: schedules by name to stand among the baselines; one that is there already gets the name besides.
+
+    Raises:
+        UserError: if the budget is out of range or below what the space can reach.
+    """
+    named = {str(schedule): name for name, schedule in space.named_baselines(budget).items()}
+    for name, text in (further or {}).items():
+        named[text] = f"{named[text]} = {name}" if text in named else name
+    baselines = tuple((name, text) for text, name in named.items())
+    inside = sum(space.encode(Schedule.parse(text)) is not None for _, text in baselines)
+    proposals = max(0, min(recipe.search.trials - len(baselines), space.size - inside))
+    return Plan(budget=budget, seed=seed, recipe=recipe, baselines=baselines, proposals=proposals)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,14 +151,12 @@ class Ladder:
         for text in sorted(self._to_retry):
             self._study.retry(text)
         self._train_baselines()
-        trials = [record for record in self._records if record.phase != "screen"]
-        reasons = [record.error for record in trials if record.state == "failed"]
-        if len(reasons) == len(trials):
+        reasons = [record.error for record in self._records if record.state == "failed"]
+        if len(reasons) == len(self._records):
             raise UserError(
                 f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out, "
                 "or, if the machine was the cause, run the same command again"
             )
-        self._heed_screening()
         self._race()
         self._confirm()
         return self._finish()
@@ -131,32 +193,7 @@ class Ladder:
         for name, text in self._plan.baselines:
             if text not in entered:
                 self._study.enter(Schedule.parse(text), name, 0)
-        trials = [self._search_trial(text, name) for name, text in self._plan.baselines]
-        if self._plan.screening is not None:
-            full = str(all_full(self._space.n_layers))
-            # First, since it takes longest.
-            trials.insert(
-                0,
-                Trial(
-                    schedule=full,
-                    seed=self._plan.seed,
-                    phase="screen",
-                    role=SCREENING,
-                    screening=self._plan.screening,
-                ),
-            )
-        self._train("baselines", trials, None)
-
-    def _heed_screening(self) -> None:
-        if self._plan.screening is None:
-            return
-        found = [record for record in self._records if record.phase == "screen"]
-        if found[-1].state == "failed":
-            raise UserError(
-                f"the screening failed ({found[-1].error}): run the same command again, or start anew with "
-                "search.screening=0 and another --out; finished trials are kept"
-            )
-        self._study.screened = {Schedule.parse(text): loss for text, loss in found[-1].screened}
+        self._train("baselines", [self._search_trial(text, name) for name, text in self._plan.baselines], None)
 
     def _race(self) -> None:
         entered = self._study.generations()
@@ -210,8 +247,7 @@ class Ladder:
         front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
         ranked = sorted(within, key=lambda r: (r not in front, r.loss))
         chosen += [(r.role, r.schedule) for r in ranked[: self._plan.recipe.search.finalists]]
-        before = sum(r.phase != "confirm" for r in self._records)
-        self._planned = before + len(chosen) * len(self._plan.confirm_seeds)
+        self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
         self._train(
             "confirm",
             [
@@ -252,9 +288,7 @@ class Ladder:
                 future.cancel()
         if phase != "confirm":
             records = {r.schedule: r for r in self._search_records()}
-            for trial in (
-                t for t in trials if t.phase == "search"
-            ):  # those too that have a record from before: the journal may have lost its end
+            for trial in trials:  # those too that have a record from before: the journal may have lost its end
                 self._study.tell(records[trial.schedule])
 
     def _announce(self, phase: str, last: TrialRecord | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -79,8 +79,6 @@ class Study:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._asked: dict[str, optuna.Trial] = {}
         self._seen: dict[Schedule, Observation] = {}
-        self.screened: Mapping[Schedule, float] = {}
-        """Losses under shared weights, nats, which choose the first generation where the sampler is our own."""
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
         }
@@ -96,7 +94,7 @@ class Study:
         if any(EXHAUSTED in trial.user_attrs for trial in self._trials()):
             return None
         key = f"{self._seed}/{generation}/{index}"
-        self._study.sampler = self._sampler(Random(key).getrandbits(32), self.screened if generation == 1 else {})
+        self._study.sampler = self._sampler(Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
         proposed = self._space.decode(trial.params)
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
@@ -169,14 +167,14 @@ class Study:
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
-    def _sampler(self, seed: int, screened: Mapping[Schedule, float]) -> optuna.samplers.BaseSampler:
+    def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
         """Return the sampler that the recipe names."""
         samplers = _optuna().samplers
         name = self._search.sampler
         if name == "gain":
             from layersearch.sampler import ScheduleSampler
 
-            return ScheduleSampler(self._space, budget=self._budget, seed=seed, seen=self._seen, screened=screened)
+            return ScheduleSampler(self._space, budget=self._budget, seed=seed, seen=self._seen)
         if name == "gp":
             # Paired seeds make the loss of a schedule at the search's seed a fixed number.
             return samplers.GPSampler(seed=seed, deterministic_objective=True)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -17,15 +17,12 @@ import pytest
 from optuna.trial import TrialState
 from runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
-from layersearch.errors import UserError
 from layersearch.ladder import Ladder, LocalPool, RunFolder, make_plan, read_config
 from layersearch.ladder.pool import Pool
 from layersearch.ladder.study import Study
 from layersearch.recipe import load_recipe
 from layersearch.record import TrialRecord
 from layersearch.result import PROPOSED
-from layersearch.schedule import Schedule
-from layersearch.screening import most_promising
 from layersearch.space import load_space
 from layersearch.train import KeepGoing, Trial, blank_record
 
@@ -82,43 +79,6 @@ def test_our_own_sampler_goes_on_alike(tmp_path: Path) -> None:
     run(out, *own, "--workers", "2")
     assert records(out) == records(tmp_path / "whole")
     check_study(out)
-
-
-def test_a_screened_search_goes_on_alike(tmp_path: Path) -> None:
-    """The network with shared weights is trained once, and the same proposals follow from it, killed or not."""
-    own = ["--space", "planted", "--budget", "1", "--set", "model.n_layers=4", "--set", "search.trials=10"]
-    own += ["--set", "search.sampler=gain", "--set", "search.rungs=[]", "--set", "search.screening=2"]
-    run(tmp_path / "whole", *own, "--workers", "2")
-    (found,) = [record for record in map(json.loads, lines(tmp_path / "whole")) if record["phase"] == "screen"]
-    screened = dict(found["screened"])
-    assert len(screened) == 16
-    assert found["steps"] == 2 * found["full_steps"]
-    out = tmp_path / "killed"
-    process = started(out, *own, "--workers", "1")
-    wait_until(lambda: len(lines(out)) >= 3, process)
-    process.kill()
-    process.wait()
-    (kept,) = [line for line in lines(out) if '"phase": "screen"' in line]
-    result = json.loads(run(out, *own, "--workers", "2"))
-    assert kept in lines(out)
-    assert records(out) == records(tmp_path / "whole")
-    assert dict(next(r for r in map(json.loads, lines(out)) if r["phase"] == "screen")["screened"]) == screened
-    check_study(out)
-    (trust,) = (row for row in result["trust"] if row["name"] == "shared weights")
-    assert trust["agreement"]["n"] == 10
-    assert "screening" not in {name for entry in result["entries"] for name in entry["names"]}
-    # The first proposal adds the most area under the screened losses.
-    space = load_space("planted").bind(n_layers=4, seq_len=48, n_heads=2)
-    baselines = {Schedule.parse(entry["schedule"]) for entry in result["entries"] if entry["names"]}
-    first = next(text for text, generation in generations(out).items() if generation == 1)
-    losses = {Schedule.parse(text): loss for text, loss in screened.items()}
-    assert str(most_promising(space, 1.0, losses, baselines)) == first
-
-
-def generations(out: Path) -> dict[str, int]:
-    """Return the generation of each schedule, in the order in which they were entered."""
-    labels = [trial.user_attrs[LABEL] for trial in study(out) if LABEL in trial.user_attrs]
-    return {schedule: generation for schedule, _, generation in labels}
 
 
 @pytest.fixture(scope="module")
@@ -304,43 +264,5 @@ def test_what_failed_in_an_earlier_generation_and_in_confirmation_is_tried_again
     assert [trial.state for trial in told] == [TrialState.FAIL, finished[state]]
     assert told[1].values is None or told[1].values[0] == loss
     after = lines(out)
-    go(pool)
-    assert lines(out) == after
-
-
-def test_a_screening_that_failed_stops_the_search_and_is_tried_again(tmp_path: Path, pool: LocalPool) -> None:
-    recipe = load_recipe("smoke", ["search.sampler=gain", "search.screening=1", "search.rungs=[]"])
-    space = load_space("planted").bind(
-        n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads
-    )
-    plan = make_plan(recipe, space, 1.0, 0)
-    out = tmp_path / "run"
-    asked = {
-        "recipe": recipe.to_dict(),
-        "space": asdict(space.space),
-        "budget": 1.0,
-        "seed": 0,
-        "data": {"source": "recall", "vocab_size": 64},
-    }
-
-    def go(found: Pool) -> None:
-        folder = RunFolder(out, asked)
-        try:
-            study = Study(folder.journal, space, 1.0, recipe.search, 0)
-            Ladder(plan, space, folder, study, found, lambda progress: None).run()
-        finally:
-            folder.release()
-
-    with pytest.raises(UserError, match=r"the screening failed \(out of memory\?\): run the same command again"):
-        go(FailsOnce(pool, lambda trial: trial.phase == "screen"))
-    before = lines(out)
-    assert len(before) == 1 + len(plan.baselines)
-    go(pool)
-    assert lines(out)[: len(before)] == before
-    (screening,) = [value for key, value in latest_of(out).items() if key[2] == "screen"]
-    assert screening == ("complete", None, "screening")
-    assert json.loads((out / "frontier.json").read_text())["failed"] == 0
-    after = lines(out)
-    assert len(after) == 1 + plan.trials
     go(pool)
     assert lines(out) == after
