@@ -21,6 +21,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -39,6 +40,8 @@ _KNOCK, _ANSWER = 5.0, 20.0
 would try for two minutes and then end the process."""
 _STORE_BYTES = 100_000_000
 """Shared memory of a cluster of our own: trials put nothing there, and Ray would reserve a third of the memory."""
+_MAKING = 2.0
+"""Seconds in which a placement that a cluster has room for is made; milliseconds, where the machine is not busy."""
 
 
 class RayPool(GroupPool):
@@ -69,13 +72,16 @@ class RayPool(GroupPool):
         except BaseException:
             self._disconnect()
             raise
-        self._placed = groups
+        self._asked, self._opened = groups, time.monotonic()
         super().__init__(recipe, groups)
 
     def close(self) -> None:
         """End every worker, give the places back, and leave Ray if the pool had joined it."""
         super().close()
-        for group in self._placed:
+        # Ray 2.60 loses the room of a placement that is removed while it is being made, until the cluster ends. So each
+        # has its moment to be made, and those that wait for room go before any that would make room for them.
+        placed = [group.placed(max(0.0, self._opened + _MAKING - time.monotonic())) for group in self._asked]
+        for _, group in sorted(zip(placed, self._asked, strict=True), key=lambda pair: pair[0]):
             group.give_back()
         self._disconnect()
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -251,9 +252,15 @@ def test_actors_are_kept_and_a_dead_one_fails_its_trial_alone(connected: str, tm
 
 
 def test_a_pool_leaves_a_connection_open_that_it_did_not_make(connected: str, tmp_path: Path) -> None:
+    """And all of the cluster free, though it is closed as soon as it is opened, with more workers than fit."""
     import ray
 
-    RayPool(small(), 2, tmp_path, address=connected).close()
+    for workers in (2, 1, 3, 2, 1):
+        RayPool(small(), workers, tmp_path, address=connected).close()
+        end = time.monotonic() + PATIENCE
+        while ray.available_resources().get("CPU") != 2.0 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert ray.available_resources().get("CPU") == 2.0
     assert ray.is_initialized()
     with pytest.raises(UserError, match=r"--ray-address 127\.0\.0\.1:1: this process is connected to "):
         RayPool(small(), 2, tmp_path, address="127.0.0.1:1")
