@@ -125,15 +125,21 @@ class Outlook:
     def propose(self, taken: Collection[Schedule], rng: Random) -> Schedule | None:
         """Return the schedule to be trained next; None where nothing within the budget is left.
 
-        Before there are trials enough to predict from, it is the next of `anchors`; then that of the largest expected
-        gain, but one in `AT_RANDOM` is drawn uniformly.
+        First come the first `FEWEST` of `anchors` that are open, whatever was trained before; until there are trials
+        enough to predict from the other anchors, then random ones; then the schedule of the largest expected gain, but
+        one in `AT_RANDOM` is drawn uniformly.
 
         Args:
             taken: schedules not to be proposed.
             rng: decides between equals and draws candidates in large spaces.
         """
+        known = anchors(self._space, self._budget)
+        begin = next((s for s in (known[:FEWEST] if self.ready else known) if s not in taken), None)
+        if begin is not None:
+            return begin
         if not self.ready:
-            return next((s for s in anchors(self._space, self._budget, rng) if s not in taken), None)
+            drawn = self._open((self._space.sample(rng) for _ in range(DRAWN)), taken)
+            return drawn[0] if drawn else None
         candidates = self._open(self._candidates(rng), taken)
         if not candidates or len(taken) % AT_RANDOM == AT_RANDOM - 1:
             anywhere = self._space.schedules() if self._space.size <= NEAREST else candidates
@@ -198,13 +204,13 @@ def _below(level: Array | float, means: Array, stds: Array) -> Array:
     return result
 
 
-def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
+def anchors(space: BoundSpace, budget: float) -> list[Schedule]:
     """Return schedules to begin with: what is known to be of use in some task, at the least cost that it can have.
 
     Those within the budget that the space can express: the least that recalls (the cheapest everywhere but one full
     layer in the middle and the widest sparse span right below it, where tokens are joined before they are looked up);
     that full layer in the baselines' span, which is the preset; the baselines' span everywhere; the cheapest; one full
-    layer on top, where plain text wants it, and one at the bottom; then random ones.
+    layer on top, where plain text wants it, and one at the bottom.
     """
     cheapest, span, layers = space.cheapest(), space.baseline_span, space.n_layers
     found = [cheapest]
@@ -217,7 +223,6 @@ def anchors(space: BoundSpace, budget: float, rng: Random) -> list[Schedule]:
             least[at - 1] = _widest(space)[at - 1]
         found = [Schedule(tuple(least)), middle, presets.all_sparse(layers, span)]
         found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
-    found += [space.sample(rng) for _ in range(64)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
 
 

@@ -72,17 +72,31 @@ def test_proposes_everything_once_and_then_nothing() -> None:
 def test_first_schedules() -> None:
     """The least that recalls, then its preset, no full layer, the cheapest; what budget or space forbid is left out."""
     space = Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4")
-    first = [str(s) for s in anchors(bound(space=space), 1.0, Random(0))[:6]]
+    first = [str(s) for s in anchors(bound(space=space), 1.0)]
     assert first[:3] == ["window:2 window:4 full window:2*2", "window:4*2 full window:4*2", "window:4*5"]
     assert first[3:] == ["window:2*5", "window:4*4 full", "full window:4*4"]
     cheap = bound(space=space)
-    budget = cheap.cost(Schedule.parse("window:4*5"))
-    assert [str(s) for s in anchors(cheap, budget, Random(0))[:2]] == ["window:4*5", "window:2*5"]
-    assert all(cheap.cost(s) <= budget for s in anchors(cheap, budget, Random(0)))
-    one = bound(1, space)
-    assert {str(s) for s in anchors(one, 1.0, Random(0))} == {"full", "window:4", "window:2"}
+    assert [str(s) for s in anchors(cheap, cheap.cost(Schedule.parse("window:4*5")))] == ["window:4*5", "window:2*5"]
+    assert [str(s) for s in anchors(bound(1, space), 1.0)] == ["full", "window:4", "window:2"]
     no_full = Space(name="small", choices=("window:4", "window:2"), baseline_span="window:4")
-    assert all(s.n_full == 0 for s in anchors(bound(space=no_full), 1.0, Random(0)))
+    assert [str(s) for s in anchors(bound(space=no_full), 1.0)] == ["window:4*5", "window:2*5"]
+
+
+def test_the_first_schedules_come_first_after_baselines_too() -> None:
+    """However much was trained before; then the model of the trials proposes."""
+    space = bound(space=Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4"))
+    seen = [observed(s) for s in space.named_baselines(0.5).values()]
+    assert Outlook(space, 1.0, seen).ready
+    open_ = [s for s in anchors(space, 1.0)[:4] if s not in {o.schedule for o in seen}]
+    assert str(open_[0]) == "window:2 window:4 full window:2*2"
+    proposed: list[Schedule] = []
+    for _ in range(len(open_) + 2):
+        schedule = Outlook(space, 1.0, seen).propose({o.schedule for o in seen}, Random(0))
+        assert schedule is not None
+        proposed.append(schedule)
+        seen.append(observed(schedule))
+    assert proposed[: len(open_)] == open_
+    assert not {*proposed[len(open_) :]} & {*anchors(space, 1.0)[:4]}
 
 
 def test_stops_what_is_worse_and_keeps_what_is_better() -> None:

@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "contest.jsonl"
 LIMIT = 120.0
 """Full trials that a search may spend."""
-SLOW = {"GP": 40.0, "layersearch": 40.0}
+SLOW = {"GP": 40.0, "layersearch": 25.0}
 """Searches that take seconds a proposal from there on."""
 
 
