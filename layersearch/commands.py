@@ -309,11 +309,12 @@ def _result(run: Path) -> Result:
     Raises:
         UserError: if it is no run folder, or no trial has finished.
     """
-    from layersearch.ladder import read_config
     from layersearch.result import analyse
 
-    config = read_config(run)
-    return analyse(_records(run), config["budget"], tolerance=config["recipe"]["search"].get("tolerance", 0.0))
+    recipe, space, budget = _asked(run)
+    model, seq_len = recipe.model, recipe.training.seq_len
+    bound = space.bind(n_layers=model.n_layers, seq_len=seq_len, n_heads=model.n_heads)
+    return analyse(_records(run), budget, tolerance=recipe.search.tolerance, space=bound)
 
 
 def _records(run: Path) -> list[TrialRecord]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from layersearch.record import TrialRecord
 from layersearch.schedule import Schedule
 from layersearch.space import BoundSpace
-from layersearch.surrogate import Surrogate
+from layersearch.surrogate import FEWEST, Surrogate
 
 
 def learnt_from(records: Iterable[TrialRecord], space: BoundSpace) -> list[TrialRecord]:
@@ -48,3 +48,21 @@ def fit_surrogate(
             rows.append((parsed[record.schedule], loss, record.seed, step / record.full_steps))
     schedules, losses, seeds, shares = zip(*rows, strict=True)
     return Surrogate(space, pairwise=pairwise).fit(schedules, losses, seeds, shares)
+
+
+def left_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[tuple[float, float]]:
+    """Return what the search's surrogate says of each complete trial of the search, had it not seen that schedule.
+
+    Args:
+        records: of a run.
+        space: the run's space.
+
+    Returns:
+        (predicted, real) last loss of each schedule, nats; none where too few are complete to learn from.
+    """
+    learnt = learnt_from((record for record in records if record.phase == "search"), space)
+    if len({record.schedule for record in learnt if record.state == "complete"}) < FEWEST:
+        return []
+    surrogate = fit_surrogate(learnt, {r.schedule: r.parsed() for r in learnt}, space, pairwise=False)
+    predicted, real, _ = surrogate.left_out()
+    return list(zip(predicted.tolist(), real.tolist(), strict=True))

@@ -37,7 +37,7 @@ def show(result: Result, run_meta: Mapping[str, Any], console: Console | None = 
         if not console.is_terminal:
             console = Console(highlight=False, width=WIDTH)
     prose = _prose(result, console.width)
-    trust = list(result.trust[-3:])
+    trust = list(result.trust[-4:])
     # Headings, column heads and blank lines take 9 lines, the note under a cut table 1 each; tables share the rest.
     room = LINES - len(prose) - (3 + len(trust) if trust else 0) - 12
     n_frontier = min(len(result.frontier), max(3, room - max(4, room // 2)))
@@ -80,8 +80,9 @@ def _prose(result: Result, width: int) -> list[tuple[str, bool]]:
         text = f"Winner: {entry.schedule} (l = {entry.n_full}, cost {entry.cost:.3f}, budget {result.budget:g})"
         lines += [(line, True) for line in textwrap.wrap(text, width)]
     lines += [(line, False) for line in textwrap.wrap(result.verdict, width)]
-    for sentences in (words.noise(result.noise), words.signal(result.signal), words.by_position(result) or ""):
-        lines += [(line, False) for line in textwrap.wrap(sentences, width)]
+    noise, signal = words.noise(result.noise), words.signal(result.signal)
+    for sentences in (noise, signal, words.by_position(result), words.poor(result.trust)):
+        lines += [(line, False) for line in textwrap.wrap(sentences or "", width)]
     if result.failed:
         lines.append(
             (f"Failed trials: {result.failed}; their errors are in trials.jsonl; the same command tries again.", False)

@@ -24,8 +24,10 @@ from typing import Any
 
 from layersearch import config, frontier, stats, words
 from layersearch.errors import UserError
+from layersearch.learning import left_out_losses
 from layersearch.record import State, TrialRecord
 from layersearch.signal import Signal, measure_signal
+from layersearch.space import BoundSpace
 from layersearch.stats import Interval
 from layersearch.trust import Fidelity, Noise, Strict, known, measure_noise, rank_fidelities
 
@@ -198,7 +200,11 @@ class Result(Strict):
 
 
 def analyse(
-    records: Iterable[TrialRecord], budget: float, confidence: float = stats.CONFIDENCE, tolerance: float = 0.0
+    records: Iterable[TrialRecord],
+    budget: float,
+    confidence: float = stats.CONFIDENCE,
+    tolerance: float = 0.0,
+    space: BoundSpace | None = None,
 ) -> Result:
     """Turn a run's records, finished or not, into what they say.
 
@@ -207,6 +213,7 @@ def analyse(
         budget: largest cost allowed, as a ratio to all-full.
         confidence: of every interval.
         tolerance: nats above the lowest loss that are worth a cheaper schedule.
+        space: that was searched, to tell how well its surrogate ranks; None: that is not told.
     """
     records = list(records)
     grouped: dict[str, list[TrialRecord]] = {}
@@ -256,6 +263,7 @@ def analyse(
             records,
             [(e.search_loss, e.mean.mean) for e in entries if e.search_loss is not None and e.mean],
             confidence,
+            [] if space is None else left_out_losses(records, space),
         ),
         failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
         verdict=words.verdict(winner, best, entries),

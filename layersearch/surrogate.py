@@ -268,24 +268,41 @@ class Surrogate:
         self._weights: Array = self._inverse @ self._y
         self._stretch = max(1.0, self._surprise())
 
-    def _surprise(self) -> float:
-        """Return by how much intervals must be stretched to hold 95% of schedules that are left out, each in turn.
+    def left_out(self) -> tuple[Array, Array, Array]:
+        """Return what all other schedules predict for each one that was trained to the end, and what came of it.
 
-        Closed form, all losses of a schedule left out at once (Rasmussen and Williams, section 5.4.2); the rank is that
-        of split conformal prediction (Vovk, Gammerman, Shafer, "Algorithmic learning in a random world", 2005), which
-        the largest serves where there are too few.
+        Closed form, all losses of a schedule left out at once (Rasmussen and Williams, section 5.4.2). The
+        hyperparameters are those fitted to all losses.
+
+        Returns:
+            Predicted mean of its last losses, their mean, and the prediction's standard deviation before it is
+            stretched, the seeds' noise included; nats, one entry a schedule, in the order of their codes.
         """
-        off = []
+        found = []
+        centre, unit = self._scale[1.0]
         for at in range(self._of.max() + 1):
             held = np.flatnonzero(self._of == at)
             end = self._share[held] == 1.0
             if not end.any():
                 continue
             block = linalg.inv(self._inverse[np.ix_(held, held)])
-            missed = (block @ self._weights[held])[end]
-            off.append(abs(float(missed.mean())) / float(block[np.ix_(end, end)].mean()) ** 0.5)
+            missed = float((block @ self._weights[held])[end].mean())
+            seen = float(self._y[held][end].mean())
+            std = float(block[np.ix_(end, end)].mean()) ** 0.5
+            found.append((centre + unit * (seen - missed), centre + unit * seen, unit * std))
+        table = np.array(found)
+        return table[:, 0], table[:, 1], table[:, 2]
+
+    def _surprise(self) -> float:
+        """Return by how much intervals must be stretched to hold 95% of schedules that are left out, each in turn.
+
+        The rank is that of split conformal prediction (Vovk, Gammerman, Shafer, "Algorithmic learning in a random
+        world", 2005), which the largest serves where there are too few.
+        """
+        predicted, observed, std = self.left_out()
+        off = np.sort(np.abs(predicted - observed) / std)
         rank = min(len(off), int(np.ceil((len(off) + 1) * 0.95)))
-        return float(np.sort(off)[rank - 1] / stats.norm.ppf(0.975))
+        return float(off[rank - 1] / stats.norm.ppf(0.975))
 
     def predict(self, schedules: Sequence[Schedule], *, stretched: bool = True) -> tuple[Array, Array]:
         """Return the mean loss over seeds and its standard deviation, nats, (M,) each.

@@ -12,6 +12,8 @@ from layersearch.stats import RankAgreement
 
 ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
 """Differences in nats for which the number of seeds is stated, largest first."""
+SURROGATE = "surrogate, unseen"
+"""The name of what the search's model of the loss says of a schedule that is left out of its fit."""
 SMALLER = 2
 """How many of them below what a run's own seeds resolve."""
 
@@ -92,14 +94,18 @@ def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confiden
 
 
 def rank_fidelities(
-    records: Sequence[TrialRecord], confirmed: Sequence[tuple[float, float]], confidence: float
+    records: Sequence[TrialRecord],
+    confirmed: Sequence[tuple[float, float]],
+    confidence: float,
+    predicted: Sequence[tuple[float, float]] = (),
 ) -> tuple[Fidelity, ...]:
-    """Return how well each early rung ranks the full trials, and the search's seed the fresh ones.
+    """Return how well each early rung and the surrogate rank the full trials, and the search's seed the fresh ones.
 
     Args:
         records: all of a run's.
         confirmed: (loss at the search's seed, mean at fresh seeds) of every schedule that has both.
         confidence: of the intervals.
+        predicted: (loss that the surrogate expects without having seen it, last loss) of every complete schedule.
     """
     complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
     finals = {text: known(record.loss) for text, record in complete.items()}
@@ -120,6 +126,9 @@ def rank_fidelities(
                 ),
             )
         )
+    if predicted:
+        agreement = stats.rank_agreement([a for a, _ in predicted], [b for _, b in predicted], confidence)
+        found.append(Fidelity(name=SURROGATE, against="last step", stopped=0, agreement=agreement))
     if confirmed:
         agreement = stats.rank_agreement([a for a, _ in confirmed], [b for _, b in confirmed], confidence)
         found.append(Fidelity(name="search seed", against="fresh seeds", stopped=0, agreement=agreement))

@@ -12,7 +12,10 @@ if TYPE_CHECKING:
     from layersearch.result import Comparison, Entry, Result, Winner
     from layersearch.signal import Signal, Spread
     from layersearch.solve import Solution
-    from layersearch.trust import Noise
+    from layersearch.trust import Fidelity, Noise
+
+RANKS = 0.5
+"""Spearman's correlation under which a cheap measure is not said to rank."""
 
 
 def comparison(difference: Interval, corrected: Interval, comparisons: int) -> str:
@@ -131,6 +134,14 @@ def spread(found: Spread, places: int) -> str:
     if found.noise_chance is not None and len(found.schedules) > 2:
         said += ", this far " + ("under 1%" if found.noise_chance < 0.01 else f"{found.noise_chance:.0%}") + " of times"
     return said + ")"
+
+
+def poor(found: Sequence[Fidelity]) -> str | None:
+    """Say which cheap measures are not shown to rank schedules as what they stand for does."""
+    names = [f.name for f in found if f.agreement is not None and f.agreement.spearman_low < RANKS]
+    if not names:
+        return None
+    return f"Not shown to rank schedules (Spearman may be under {RANKS:g}, see below): {', '.join(names)}."
 
 
 def signal(found: Signal) -> str:

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -11,6 +13,9 @@ from synthetic import a_run, confirmed, record
 from layersearch.errors import UserError
 from layersearch.record import TrialRecord
 from layersearch.result import Result, analyse
+from layersearch.schedule import Schedule
+from layersearch.space import BoundSpace, Space
+from layersearch.words import poor
 
 FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
     "full*4",
@@ -266,6 +271,41 @@ def test_noise_is_that_of_the_confirmed_seeds() -> None:
     assert noise.floor == pytest.approx(12.7062 * 0.1, rel=1e-4)
     assert noise.resolvable is not None
     assert noise.resolvable > noise.floor
+
+
+def searched(losses: Callable[[Schedule], float]) -> tuple[list[TrialRecord], BoundSpace]:
+    """Return complete trials of half of the schedules of five layers, and the space they are of."""
+    space = Space(name="small", choices=("full", "window:8")).bind(n_layers=5, seq_len=64, n_heads=2)
+    every = [Schedule.parse(" ".join(spans)) for spans in itertools.product(("full", "window:8"), repeat=5)]
+    return [record(str(schedule), losses(schedule)) for schedule in every[::2]], space
+
+
+def test_trust_tells_how_well_the_surrogate_ranks_what_it_has_not_seen() -> None:
+    def additive(schedule: Schedule) -> float:
+        return 3.0 - sum(0.1 * (at + 1) for at, span in enumerate(schedule) if span.is_full)
+
+    records, space = searched(additive)
+    elsewhere = record("window:32*5", 1.0)  # outside the space: the surrogate has nothing to say of it
+    again = confirmed(records[0].schedule, [9.0, 9.1])  # fresh seeds are no part of the search
+    (found,) = analyse([*records, elsewhere, *again], 0.5, space=space).trust[:1]
+    assert (found.name, found.against) == ("surrogate, unseen", "last step")
+    assert found.agreement is not None
+    assert found.agreement.n == len(records)
+    assert found.agreement.spearman > 0.95
+    assert poor([found]) is None
+    assert "surrogate, unseen" not in {other.name for other in analyse(records, 0.5).trust}
+    assert "surrogate, unseen" not in {other.name for other in analyse(records[:3], 0.5, space=space).trust}
+
+
+def test_a_surrogate_of_noise_is_not_called_a_ranking() -> None:
+    rng = np.random.default_rng(2)
+    records, space = searched(lambda schedule: float(rng.normal(3.0, 0.1)))
+    (found,) = analyse(records, 0.5, space=space).trust
+    assert found.agreement is not None
+    assert found.agreement.spearman < 0.5
+    said = poor([found])
+    assert said is not None
+    assert said == "Not shown to rank schedules (Spearman may be under 0.5, see below): surrogate, unseen."
 
 
 def test_trust_compares_each_rung_with_the_last_step() -> None:

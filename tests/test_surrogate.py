@@ -59,6 +59,38 @@ def test_coefficients_are_the_mean() -> None:
     assert (std > 0).all()
 
 
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_a_schedule_left_out_is_predicted_from_the_others_alone(pairwise: bool) -> None:
+    """Against Gaussian conditioning written out, with two seeds of some schedules and early losses of all."""
+    space, rng = bound(), Random(4)
+    trained = rng.sample(everything(space), 14)
+    truth, surrogate = planted(space, 5), Surrogate(space, pairwise=pairwise)
+    schedules, losses, seeds, shares = [], [], [], []
+    for at, schedule in enumerate(trained):
+        for seed in range(1 + at % 2):
+            for share in (0.5, 1.0):
+                schedules.append(schedule)
+                losses.append(truth(surrogate.index(schedule)) + 2 * (share < 1) + rng.gauss(0.0, 0.05))
+                seeds.append(seed)
+                shares.append(share)
+    surrogate.fit(schedules, losses, seeds, shares)
+    predicted, observed, std = surrogate.left_out()
+    covariance, (centre, unit) = surrogate._covariance(surrogate._fitted), surrogate._scale[1.0]
+    at_end = np.array(shares) == 1.0
+    real = [
+        np.mean([y for s, y, end in zip(schedules, losses, at_end, strict=True) if end and s == t]) for t in trained
+    ]
+    found = dict(zip(np.round(observed, 9), zip(predicted, std, strict=True), strict=True))
+    assert len(found) == len(trained)
+    for schedule, loss in zip(trained, real, strict=True):
+        mine = np.array([s == schedule for s in schedules])
+        held, others = np.flatnonzero(mine & at_end), np.flatnonzero(~mine)
+        gain = np.linalg.solve(covariance[np.ix_(others, others)], covariance[np.ix_(others, held)]).T
+        mean = centre + unit * float((gain @ surrogate._y[others]).mean())
+        left = covariance[np.ix_(held, held)] - gain @ covariance[np.ix_(others, held)]
+        assert found[np.round(loss, 9)] == pytest.approx((mean, unit * left.mean() ** 0.5), rel=1e-6)
+
+
 CHOICES = ("full", "full+las:0.1", "window:4", "window:8", "window:8+las:0.1", "block:8")
 SHAPES: list[dict[str, Any]] = [
     {},

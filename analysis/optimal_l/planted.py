@@ -32,7 +32,7 @@ from layersearch.train import KeepGoing, Trial
 TASKS = ("local", "recall", "hops2")
 STRIDE = 1000
 """Seeds from one repetition to the next."""
-BOTTOM = {"recall": 20, "hops2": 10, "local": 0}
+BOTTOM = {"recall": 20, "hops2": 5, "local": 0}
 """Repetitions in which bottom placement is measured too: where a local layer must come first."""
 HOPS4 = (
     "data.hops=4",

@@ -183,7 +183,8 @@ class Ladder:
         return self._finish()
 
     def _finish(self) -> Result:
-        result = analyse(self._records, self._plan.budget, tolerance=self._plan.recipe.search.tolerance)
+        tolerance = self._plan.recipe.search.tolerance
+        result = analyse(self._records, self._plan.budget, tolerance=tolerance, space=self._space)
         self._write(result)
         self._announce("done", None)
         return result
