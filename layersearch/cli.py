@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from layersearch import __version__, commands, proving
+from layersearch import __version__, commands, poolflags, proving
 from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from layersearch.optimal import command as optimal
 
@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument("--trials", type=int, help="distinct schedules trained; the same as --set search.trials=N")
     run.add_argument("--workers", type=int, help="trials side by side; the same as --set search.workers=N")
-    _pool(run)
+    poolflags.add_flags(run)
     run.add_argument(
         "--dry-run", action="store_true", help="print the plan, its FLOPs, memory and estimated time; train nothing"
     )
@@ -146,7 +146,7 @@ def _parser() -> argparse.ArgumentParser:
     confirm.add_argument(
         "schedules", nargs="+", metavar="SCHEDULE", help="for example 'full window:32*3', or a winner.yaml"
     )
-    _pool(confirm)
+    poolflags.add_flags(confirm)
     confirm.add_argument("--json", action="store_true", help="print what frontier.json then holds")
 
     optimal_l = _command(
@@ -196,20 +196,6 @@ def _parser() -> argparse.ArgumentParser:
     presets.add_argument("sizes", nargs="*", metavar="KEY=VALUE", help="its sizes, for example l=4 n_layers=24")
     presets.add_argument("--json", action="store_true", help="print as JSON")
     return parser
-
-
-def _pool(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--pool",
-        choices=("local", "ray"),
-        default="local",
-        help="where trials run: processes on this machine, or a Ray cluster (default: %(default)s)",
-    )
-    command.add_argument(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="with --pool ray: the cluster, or 'auto' (default: $RAY_ADDRESS, else one of its own on this machine)",
-    )
 
 
 def _convert(groups: Any) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import shlex
@@ -12,11 +11,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import UserError, did_you_mean
+from layersearch.poolflags import pool_of
 
 if TYPE_CHECKING:
     from layersearch.export.nearest import CannotHold
     from layersearch.export.ownconfig import OwnConfig
-    from layersearch.ladder import PoolFactory
     from layersearch.recipe import Recipe
     from layersearch.record import TrialRecord
     from layersearch.result import Result
@@ -49,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
         raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
     if not 0 <= options.seed < MOST_SEED:
         raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
-    pool = _pool(options)
+    pool = pool_of(options)
     if options.dry_run:
         from layersearch.estimate import estimate
 
@@ -119,7 +118,7 @@ def confirm(options: argparse.Namespace) -> None:
     from layersearch.solve import against_best
     from layersearch.tables import confirmed_table
 
-    pool = _pool(options)
+    pool = pool_of(options)
     config = read_config(options.run)
     recipe, space, budget = _asked(options.run)
     schedules = [schedule_argument(text) for text in options.schedules]
@@ -292,15 +291,6 @@ def presets(options: argparse.Namespace) -> None:
     from layersearch.tables import preset_table
 
     preset_table(PRESETS)
-
-
-def _pool(options: argparse.Namespace) -> PoolFactory:
-    """Return what ``--pool`` and ``--ray-address`` ask for."""
-    if options.ray_address is not None and options.pool != "ray":
-        raise UserError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
-    from layersearch.ladder import LocalPool, RayPool
-
-    return functools.partial(RayPool, address=options.ray_address) if options.pool == "ray" else LocalPool
 
 
 def _result(run: Path) -> Result:

@@ -97,6 +97,7 @@ add("workers 0", [*RUN, "--workers", "0"], "workers", "at least 1, not 0")
 RAY = [*RUN, "--pool", "ray", "--ray-address"]
 add("pool that is none", [*RUN, "--pool", "rya"], "--pool", "unknown: 'rya'", "local", "ray")
 add("Ray's address without Ray", [*RUN, "--ray-address", "auto"], "--ray-address auto needs --pool ray", "drop the")
+add("Ray's address without Ray, for l*", ["optimal-l", "--ray-address", "auto"], "needs --pool ray", "drop the")
 add("Ray's address without port", [*RAY, "head"], "--ray-address head", "HOST:PORT", "10.0.0.1:6379")
 add("Ray's address that is empty", [*RAY, ""], "--ray-address : give HOST:PORT", "or auto")
 add("Ray's address with a port of 5000 digits", [*RAY, "head:" + "9" * 5000], "--ray-address head:999", "HOST:PORT")

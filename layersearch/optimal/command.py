@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from layersearch import poolflags
 from layersearch.errors import UserError
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ _MOST_SEEDS = 8
 
 def optimal_l(options: argparse.Namespace) -> None:
     """Find out how many layers need full attention, or plan to."""
-    asked = _asked(options)
+    asked, pool = _asked(options), poolflags.pool_of(options)
     out = options.out or Path("runs") / f"optimal-l-{asked.recipe.name}-{asked.regime}-s{asked.seed}"
     if options.dry_run:
         from layersearch.optimal.plan import plan
 
-        found = plan(asked, out)
+        found = plan(asked, out, elsewhere=options.pool == "ray")
         if options.json:
             print(json.dumps([dataclasses.asdict(one) | {"trials": one.trials} for one in found], indent=1))
         else:
@@ -35,7 +36,7 @@ def optimal_l(options: argparse.Namespace) -> None:
     from layersearch.progress import ProgressDisplay
 
     with ProgressDisplay() as display:
-        answer = find(asked, out, listener=display)
+        answer = find(asked, out, pool=pool, listener=display)
     if options.json:
         print(json.dumps(answer.to_dict(), indent=1))
     else:
@@ -94,6 +95,7 @@ def add_flags(parser: argparse.ArgumentParser, default_recipe: str) -> None:
         help="change a key of the recipe, for example training.steps=200",
     )
     parser.add_argument("--workers", type=int, help="trials side by side; the same as --set search.workers=N")
+    poolflags.add_flags(parser)
     parser.add_argument("--dry-run", action="store_true", help="print the plan, its FLOPs and time; train nothing")
     parser.add_argument("--json", action="store_true", help="print the answer (or the plan) as JSON")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from layersearch.data import describe, open_source
 from layersearch.engine import deepspeed_config
+from layersearch.errors import UserError
 from layersearch.ladder import PoolFactory, RunFolder
 from layersearch.ladder.ladder import Listener
 from layersearch.optimal.asked import SEARCHED, Setting
@@ -131,14 +132,14 @@ def investigate(
     """
     recipe = trial_recipe(setting, out)
     folder = _folder(setting, recipe, out, cache)
-    made = pool(recipe, recipe.search.workers, out / "logs", cache)
+    trainer = Trainer(folder, lambda: pool(recipe, recipe.search.workers, out / "logs", cache), listener)
     try:
-        study = _Study(setting, out, Trainer(folder, made, listener), recipe, cache, pool, listener)
+        study = _Study(setting, out, trainer, recipe, cache, pool, listener)
         study.choose()
         study.measure()
-        return study.trainer.records
+        return trainer.records
     finally:
-        made.close()
+        trainer.close()
         folder.release()
 
 
@@ -252,9 +253,11 @@ class _Study:
             return
         recipe = self.setting.recipe
         folder = _folder(self.setting, recipe, here, self._cache)
-        made = self._pool(recipe, recipe.search.workers, here / "logs", self._cache)
+        self.trainer.close()  # a cluster may have room for the one pool or the other
+        trainer = Trainer(
+            folder, lambda: self._pool(recipe, recipe.search.workers, here / "logs", self._cache), self._listener
+        )
         try:
-            trainer = Trainer(folder, made, self._listener)
             # Weights that are gone are trained again, whatever the records say.
             trainer.records = [r for r in trainer.records if r.seed not in weights or weights[r.seed].exists()]
             full = str(place(self.setting, range(self.setting.n_layers)))
@@ -263,5 +266,11 @@ class _Study:
             ]
             trainer.train("before the switch", trials)
         finally:
-            made.close()
+            trainer.close()
             folder.release()
+        ended = {record.seed for record in trainer.records if record.state == "complete"}
+        if lost := [path for seed, path in weights.items() if seed in ended and not path.exists()]:
+            raise UserError(
+                f"{lost[0]}: the weights were written on another machine; give an --out that all machines of the "
+                "cluster share"
+            )

@@ -44,21 +44,22 @@ class SettingPlan:
         return low, high
 
 
-def plan(asked: Asked, out: Path, cache: Path | None = None) -> tuple[SettingPlan, ...]:
+def plan(asked: Asked, out: Path, cache: Path | None = None, *, elsewhere: bool = False) -> tuple[SettingPlan, ...]:
     """Return what every setting will take.
 
     Args:
         asked: the study.
         out: its folder; nothing is written.
         cache: folder of prepared data; None: the default one.
+        elsewhere: the trials will run on a Ray cluster, which is not asked.
 
     Raises:
         UserError: as the study itself would.
     """
-    return tuple(_plan(setting, out, cache) for setting in asked.settings())
+    return tuple(_plan(setting, out, cache, elsewhere) for setting in asked.settings())
 
 
-def _plan(setting: Setting, out: Path, cache: Path | None) -> SettingPlan:
+def _plan(setting: Setting, out: Path, cache: Path | None, elsewhere: bool) -> SettingPlan:
     asked = setting.asked
     tried = {l: sum(s.n_full == l for s in first_round(setting)) for l in range(setting.n_layers + 1)}
     if SEARCHED in asked.placements:
@@ -77,7 +78,7 @@ def _plan(setting: Setting, out: Path, cache: Path | None) -> SettingPlan:
     before = (2 + asked.looks[0], 2 + asked.most_seeds) if converted else (0, 0)
     recipe = trial_recipe(setting, out)
     timed = replace(recipe, training=replace(recipe.training, start=None))
-    found = estimate(timed, setting.space, 1.0, asked.seed, cache)
+    found = estimate(timed, setting.space, 1.0, asked.seed, cache, elsewhere=elsewhere)
     ratio = setting.recipe.training.steps / recipe.training.steps
     work = [selection[end] + (low, high)[end] + before[end] * ratio for end in (0, 1)]
     return SettingPlan(

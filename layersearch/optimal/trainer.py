@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from layersearch.errors import UserError
@@ -18,12 +18,13 @@ class Trainer:
 
     Args:
         folder: held by this process.
-        pool: where trials run.
+        pool: makes the pool where trials run, once there is one to run.
         listener: called after each trial.
     """
 
-    def __init__(self, folder: RunFolder, pool: Pool, listener: Listener) -> None:
-        self.folder, self._pool, self._listener = folder, pool, listener
+    def __init__(self, folder: RunFolder, pool: Callable[[], Pool], listener: Listener) -> None:
+        self.folder, self._make, self._listener = folder, pool, listener
+        self._pool: Pool | None = None
         folder.mend()
         self.records: list[TrialRecord] = [r for r in folder.records() if r.state != "failed"]
         self.planned = 0
@@ -56,7 +57,10 @@ class Trainer:
         """
         todo = self.missing(trials)
         self.planned = max(self.planned, len(self.records) + len(todo))
-        futures: list[Future[TrialRecord]] = [self._pool.submit(trial) for trial in todo]
+        if not todo:
+            return
+        pool = self._pool = self._pool or self._make()
+        futures: list[Future[TrialRecord]] = [pool.submit(trial) for trial in todo]
         failed: list[TrialRecord] = []
         try:
             pending = set(futures)
@@ -72,11 +76,17 @@ class Trainer:
         finally:
             for future in futures:
                 future.cancel()
-        if todo and len(failed) == len(todo) and all(r.state == "failed" for r in self.records):
+        if len(failed) == len(todo) and all(r.state == "failed" for r in self.records):
             raise UserError(
                 f"every trial failed ({failed[0].error}): correct the recipe and start anew with another --out, or, if "
                 "the machine was the cause, run the same command again"
             )
+
+    def close(self) -> None:
+        """End the pool's workers and give their places back; the next trial starts others."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
 
     def _announce(self, phase: str, last: TrialRecord) -> None:
         done = len(self.records)

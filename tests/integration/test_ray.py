@@ -128,6 +128,24 @@ def test_confirming_adds_the_records_of_the_local_pool(
     assert said[0] == said[1]
 
 
+def test_optimal_l_finds_on_the_cluster_what_it_finds_here(
+    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the converted regime, whose two pools would each fill the cluster."""
+    line = ["optimal-l", "--recipe", "smoke", "--regime", "converted", "--placements", "bottom,searched", "--l", "0,2"]
+    line += ["--seeds", "2", "--max-seeds", "2", "--workers", "2", "--out"]
+    where = {"here": [], "there": ["--pool", "ray", "--ray-address", cluster]}
+    for name, flags in where.items():
+        assert main([*line, str(tmp_path / name), *flags]) == 0, capsys.readouterr().err
+    assert whole(tmp_path / "there") == whole(tmp_path / "here")
+    assert whole(tmp_path / "there" / "start") == whole(tmp_path / "here" / "start")
+    answers = []
+    for name in where:
+        (answer,) = json.loads((tmp_path / name / "answer.json").read_text())["settings"]
+        answers.append({key: value for key, value in answer.items() if "seconds" not in key})
+    assert answers[0] == answers[1]
+
+
 def test_a_search_killed_on_this_machine_goes_on_on_the_cluster(cluster: str, tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     process = started(out)
