@@ -159,6 +159,39 @@ def test_a_placement_that_fails_on_every_third_seed_does_not_hide_a_steady_one(t
     assert (star.low, star.value) == (2, 2)
 
 
+def test_a_reference_that_fresh_seeds_do_not_bear_out_is_told(tmp_path: Path) -> None:
+    """The selection seeds flatter all-sparse; what fresh ones say of more full layers stands beside l*."""
+
+    class Flattered(Formula):
+        def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
+            found = super().submit(trial, keep_going)
+            record = found.result()
+            if trial.seed < 2 and not full_layers(record.parsed()):
+                assert record.loss is not None
+                found = Future()
+                found.set_result(replace(record, loss=record.loss - 1.0))
+            return found
+
+    def told(name: str, truth: Truth, noise: float) -> tuple[str, str]:
+        def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Formula:
+            return Flattered(recipe, truth, noise=noise)
+
+        text = optimal_l(asked(placements=("searched",)), tmp_path / name, pool=pool, figures=False).text
+        (line,) = [line for line in text.splitlines() if "of the best schedule found" in line]
+        (row,) = [line for line in text.splitlines() if line.startswith("| 2 |")]
+        return line, row.split("|")[5]
+
+    worse, gap = told("worse", lambda full: 2.0 - 0.5 * (len(full) == 2), 0.001)
+    assert "l* = 0 (95%)" in worse
+    assert "shown not to be the best: l = 2 (-0.5" in worse
+    assert "Do not take this l*" in worse
+    assert gap.strip().startswith("-0.5")
+    unsure, _ = told("unsure", lambda full: 2.0, 0.2)
+    assert "is not shown for l = 1 (" in unsure
+    sure, _ = told("sure", lambda full: 2.0, 0.001)
+    assert "No larger number of full layers is better than it by 0.05 nats." in sure
+
+
 def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     whole = study(asked(), recall, tmp_path / "whole")
     for stop in (3, 20, 40):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from drawing import draw_dots, draw_moves, draw_ranks
-from groups import Group, groups, moves
+from groups import SELECT, Group, groups, moves
 from jobs import HERE, POINTS, Records
 from planted import BOTTOM, HOPS4, HOPS4_SCHEDULES, TASKS, finished
 from study import STUDY, asked_of, move_records, setting_of
@@ -163,6 +163,24 @@ def regimes(found: Mapping[str, Sequence[Row]]) -> list[str]:
     return ["### Bottom against the others, in both regimes", "", *table(head, cells), "", note, ""]
 
 
+def by_layer(disputes: Mapping[str, Group], records: Records) -> list[str]:
+    """Return the loss of one full layer in each layer, at the selection's first seed, for every dispute."""
+    cells, layers = [], 0
+    for name, group in disputes.items():
+        losses = [records.loss(group.job(text, SELECT[0])) for text in group.placements(1)]
+        if any(loss is None for loss in losses):
+            continue
+        layers = len(losses)
+        lowest = min(loss or 0.0 for loss in losses)
+        shown = [f"{loss:.3f}" if loss != lowest else f"**{loss:.3f}**" for loss in losses]
+        cells.append([name.removeprefix("dispute-").replace("-", ", "), *shown])
+    if not cells:
+        return []
+    head = ["nats", *(f"layer {at + 1}" for at in range(layers))]
+    note = f"Seed {SELECT[0]} only, on which placements were searched; layer 1 is the bottom one."
+    return ["### One full layer, in each layer", "", *table(head, cells), "", note, ""]
+
+
 def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells]]
@@ -301,6 +319,7 @@ def main() -> None:
     if disputes:
         lines += ["## The dispute about placement", ""]
         lines += regimes(disputes)
+        lines += by_layer({name: every[name] for name in disputes}, records)
         for name, rows in disputes.items():
             lines += group_section(every[name], rows)
         draw_dots([(every[name], rows) for name, rows in disputes.items()], HERE / "dispute")

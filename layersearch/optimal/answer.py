@@ -52,6 +52,16 @@ class PerL:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Larger:
+    """The best placement of more full layers than the reference of l* has, measured on fresh seeds."""
+
+    l: int
+    schedule: str
+    difference: Interval
+    """To the reference, nats, paired; corrected for the number of larger l's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Effects:
     """How much each layer needs full attention, at the first selection seed, nats. None: not trained."""
 
@@ -79,6 +89,8 @@ class SettingAnswer:
     """Nats."""
     l_star: LStar
     """Against the best schedule found."""
+    larger: tuple[Larger, ...]
+    """Whether the selection seeds chose its reference rightly: every larger l, ascending."""
     l_star_all_full: LStar
     """Against all-full."""
     knee: Choice
@@ -121,6 +133,7 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     nothing = Choice(
         l=None, likely=(), confidence=CONFIDENCE, why="the trials at the best schedules share no fresh seed"
     )
+    l_star = find_l_star(chosen.envelope, fresh, chosen.reference, asked.delta)
     return SettingAnswer(
         name=setting.name,
         seq_len=setting.seq_len,
@@ -128,7 +141,8 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
         span=setting.span,
         regime=asked.regime,
         delta=asked.delta,
-        l_star=find_l_star(chosen.envelope, fresh, chosen.reference, asked.delta),
+        l_star=l_star,
+        larger=_larger(curve, fresh, chosen.reference),
         l_star_all_full=find_l_star(chosen.envelope, fresh, all_full, asked.delta),
         knee=find_knee(ls, costs, by_l, asked.delta) if shared else nothing,
         at_budget=None if asked.budget is None else best_within(ls, costs, by_l, asked.budget) if shared else nothing,
@@ -188,6 +202,20 @@ def _per_l(setting: Setting, l: int, text: str, searched: ByseedLosses, fresh: B
         tried=len(tried),
         spread=(min(tried), max(tried)) if tried else (float("nan"), float("nan")),
         placements=tuple(placements),
+    )
+
+
+def _larger(curve: Sequence[PerL], fresh: ByseedLosses, reference: str) -> tuple[Larger, ...]:
+    theirs = fresh.get(reference, {})
+    rows = [row for row in curve if row.l > Schedule.parse(reference).n_full]
+    return tuple(
+        Larger(
+            l=row.l,
+            schedule=row.schedule,
+            difference=paired_difference(fresh[row.schedule], theirs, comparisons=len(rows)),
+        )
+        for row in rows
+        if fresh[row.schedule].keys() & theirs.keys()
     )
 
 

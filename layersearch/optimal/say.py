@@ -44,6 +44,32 @@ def l_star(found: LStar, what: str) -> str:
     )
 
 
+def larger(found: SettingAnswer) -> str:
+    """Say whether more full layers than the reference of l* has are shown to be no better by delta."""
+    lower, open_ = [], []
+    for row in found.larger:
+        gap = row.difference
+        text = f"l = {row.l} ({difference(gap)})"
+        if gap.high is not None and gap.high < -found.delta:
+            lower.append(text)
+        elif gap.low is None or gap.low < -found.delta:
+            open_.append(text)
+    if lower:
+        return (
+            f"But on fresh seeds that schedule, chosen on others, is shown not to be the best: {', '.join(lower)} lies "
+            f"lower by more than {found.delta:g} nats. Do not take this l*: study again with another --seed, or judge "
+            "by the table."
+        )
+    if open_:
+        return (
+            f"That more full layers are not better than it by {found.delta:g} nats is not shown for "
+            f"{', '.join(open_)}: more --seeds would tell."
+        )
+    if found.larger:
+        return f"No larger number of full layers is better than it by {found.delta:g} nats."
+    return ""
+
+
 def choice(found: Choice, what: str) -> str:
     """Say which l was picked, and which are as likely."""
     if found.l is None:
@@ -99,8 +125,9 @@ def layers(found: SettingAnswer) -> str:
         return ""
     gain = max(alone)[0]
     near = [str(at) for value, at in alone if value >= gain - found.delta]
-    said = f"On one seed, counting layers from 0 at the bottom, one full layer gains {gain:.3g} nats at the most, "
-    said += f"as layer {near[0]}" if len(near) == 1 else f"as layer {', '.join(near[:-1])} or {near[-1]}"
+    where = f"layer {near[0]}" if len(near) == 1 else f"layer {', '.join(near[:-1])} or {near[-1]}"
+    said = "On one seed, counting layers from 0 at the bottom, one full layer "
+    said += f"gains {gain:.3g} nats at the most, as {where}" if gain > 0 else f"gains nothing, not even as {where}"
     pairs = [
         (value, i, j)
         for i, row in enumerate(found.effects.interaction)
@@ -121,7 +148,8 @@ def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
     said = []
     for found in fitted:
         a, b = (f"{value:.3g}" if abs(value) >= 1e-9 else "0" for value in (found.a, found.b))
-        text = f"l* = {a} + {b} * log2({name})" if "log2" in found.form else f"l* = {a} * {name}^{b}"
+        plus = f"- {b[1:]}" if b.startswith("-") else f"+ {b}"
+        text = f"l* = {a} {plus} * log2({name})" if "log2" in found.form else f"l* = {a} * {name}^{b}"
         ends = (
             f"its coefficient lies in {found.b_low:.2g} to {found.b_high:.2g}, it misses by {found.residual:.2g} layers"
         )
@@ -165,7 +193,7 @@ def _seeds(answers: Sequence[SettingAnswer]) -> str:
 def _setting(found: SettingAnswer) -> list[str]:
     reference = Schedule.parse(found.l_star.reference)
     best = f"the best schedule found ({reference}, l = {reference.n_full})"
-    told = [l_star(found.l_star, best), l_star(found.l_star_all_full, "all-full")]
+    told = [" ".join([l_star(found.l_star, best), larger(found)]).strip(), l_star(found.l_star_all_full, "all-full")]
     if found.known_l is not None:
         told.append(f"The task's known answer is l = {found.known_l}.")
     told.append(choice(found.knee, "Knee of loss against cost"))
@@ -182,17 +210,11 @@ def table(found: SettingAnswer) -> list[str]:
     names = list(dict.fromkeys(p.name for row in found.curve for p in row.placements[1:]))
     singles = list(dict.fromkeys(part for name in names for part in name.split(" = ")))
     head = ["l", "cost", "best found", "loss (nats)", "to reference", *(f"{name}, to best" for name in singles)]
-    steps = {step.schedule: step for step in found.l_star.steps}
+    to_reference = {step.schedule: step.difference for step in found.l_star.steps}
+    to_reference |= {row.schedule: row.difference for row in found.larger}
     rows = [head, ["---"] * len(head)]
     for row in found.curve:
-        step = steps.get(row.schedule)
-        gap = (
-            ""
-            if step is None
-            else "reference"
-            if step.schedule == found.l_star.reference
-            else difference(step.difference)
-        )
+        gap = "reference" if row.schedule == found.l_star.reference else difference(to_reference.get(row.schedule))
         cells = [str(row.l), f"{row.cost:.3f}", f"`{row.schedule}`", str(row.placements[0].loss), gap]
         by_name = {part: p for p in row.placements for part in p.name.split(" = ")}
         for name in singles:
