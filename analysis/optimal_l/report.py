@@ -176,8 +176,8 @@ def by_layer(disputes: Mapping[str, Group], records: Records) -> list[str]:
         cells.append([name.removeprefix("dispute-").replace("-", ", "), *shown])
     if not cells:
         return []
-    head = ["nats", *(f"layer {at + 1}" for at in range(layers))]
-    note = f"Seed {SELECT[0]} only, on which placements were searched; layer 1 is the bottom one."
+    head = ["nats", *(f"layer {at}" for at in range(layers))]
+    note = f"Seed {SELECT[0]} only, on which placements were searched; layer 0 is the bottom one."
     return ["### One full layer, in each layer", "", *table(head, cells), "", note, ""]
 
 
