@@ -6,6 +6,7 @@ import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING
 
 from layersearch.canvas import BLACK, BLUE, GREY, VERMILION, plain, write_figure
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D", "#000000", "#9A9A9A")
 ROW, HEAD, FOOT = 0.24, 0.62, 0.62
 """Heights of a line, of what stands above the lines and of the axis, in inches."""
+_NEAR = 0.02
+"""Nats up to which differences along training are drawn to scale; beyond, by their logarithm."""
 _FAR = 4.0
 """Differences are drawn up to so many times the middle end of an interval; those beyond it stand at the edge."""
 
@@ -76,11 +79,16 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
     plain(axes)
 
 
+def first_name(row: Row) -> str:
+    """Return the first of the names that a line has."""
+    return row.label.split(" = ")[0]
+
+
 def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
-    """Draw every line's mean loss along training, less the mean of all lines, so that crossings show."""
-    labels = list(dict.fromkeys(label for group, _ in found for label in group.labels))
+    """Draw every line's mean loss along training, less the median of all lines, so that crossings show."""
+    labels = sorted({first_name(row) for _, rows in found for row in rows})
     marks = itertools.product("os^Dv", COLOURS)
-    style = {label: mark for label, mark in zip(sorted(labels), marks, strict=False)}
+    style = {label: mark for label, mark in zip(labels, marks, strict=False)}
 
     def draw(figure: Figure, top: float) -> None:
         rows_of_axes = (len(found) + 1) // 2
@@ -90,25 +98,30 @@ def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) ->
         figure.subplots_adjust(
             left=0.075, right=0.985, bottom=1.25 / tall, top=top - 0.25 / tall, hspace=0.4, wspace=0.2
         )
-        for label in sorted(labels):
+        for label in labels:
             marker, colour = style[label]
             figure.axes[0].plot([], [], marker + "-", ms=4, lw=1.3, color=colour, label=label)
         figure.legend(loc="lower center", fontsize=8.5, frameon=False, ncols=5)
 
-    title = ["Loss along training, less the mean of the lines: where lines cross, their order flips."]
+    title = ["Loss along training, less the lines' median: where lines cross, their order flips."]
     return write_figure(path_stem, title, 3.3 * ((len(found) + 1) // 2) + 1.0, 0.02, draw)
 
 
 def _ranks(axes: Axes, group: Group, rows: Sequence[Row], style: Mapping[str, tuple[str, str]]) -> None:
-    distinct = list({row.schedule: row for row in rows}.values())
-    steps = sorted(set.intersection(*(set(curve) for row in distinct for curve in row.curves)))
-    means = {row.label: [sum(c[step] for c in row.curves) / len(row.curves) for step in steps] for row in distinct}
-    middle = [sum(values) / len(means) for values in zip(*means.values(), strict=True)]
+    steps = sorted(set.intersection(*(set(curve) for row in rows for curve in row.curves)))
+    means = {first_name(row): [sum(c[at] for c in row.curves) / len(row.curves) for at in steps] for row in rows}
+    middle = [median(values) for values in zip(*means.values(), strict=True)]
     for label, found in means.items():
         marker, colour = style[label]
         values = [value - mid for value, mid in zip(found, middle, strict=True)]
         axes.plot([step / steps[-1] for step in steps], values, marker + "-", ms=4, lw=1.3, color=colour)
     axes.set_title(group.name.replace("-", ", "), fontsize=9.5)
+    axes.set_yscale("symlog", linthresh=_NEAR, linscale=0.5)
+    ticks = [sign * size for size in (0.02, 0.1, 0.5, 2.0) for sign in (-1, 1)]
+    low, high = axes.get_ylim()
+    axes.set_yticks([0.0, *(tick for tick in ticks if low <= tick <= high)])
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
     axes.set_xlabel("share of the training", fontsize=8.5)
     axes.set_ylabel("nats", fontsize=8.5)
     plain(axes)

@@ -44,13 +44,17 @@ class Row:
 
 
 def rows_of(group: Group, records: Records, seeds: Sequence[int]) -> list[Row]:
-    """Return the lines of a group that have records, the best first."""
-    found: dict[str, tuple[str, list[TrialRecord]]] = {}
+    """Return the lines of a group that have records, the best first; what several labels name is one line."""
+    by_schedule: dict[str, list[str]] = {}
     for label in group.labels:
         schedule = group.schedule(label, records)
-        held = [r for seed in seeds if schedule and (r := records.get(group.job(schedule, seed)))]
-        if schedule and held:
-            found[label] = (schedule, held)
+        if schedule:
+            by_schedule.setdefault(schedule, []).append(label)
+    found: dict[str, tuple[str, list[TrialRecord]]] = {}
+    for schedule, labels in by_schedule.items():
+        held = [r for seed in seeds if (r := records.get(group.job(schedule, seed)))]
+        if held:
+            found[" = ".join(labels)] = (schedule, held)
     losses = {label: {r.seed: r.loss or math.nan for r in held} for label, (_, held) in found.items()}
     base = losses.get(group.base)
     rows = []
@@ -100,13 +104,12 @@ def equal_cost(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         by_cost.setdefault(row.cost, []).append(row)
     for cost, held in sorted(by_cost.items()):
-        distinct = list({row.schedule: row for row in held}.values())
-        if len(distinct) < 3:
+        if len(held) < 3:
             continue
-        searched = next((row for row in held if row.label.startswith("searched")), None)
+        searched = next((row for row in held if "searched" in row.label), None)
         # The searched placement was chosen on other seeds; the lowest of these would be flattered by the choice.
-        first = searched or next(row for row in held if row.label.startswith("interleaved"))
-        rivals = [row for row in distinct if row.schedule != first.schedule]
+        first = searched or next(row for row in held if "interleaved" in row.label)
+        rivals = [row for row in held if row is not first]
         gaps = {
             row.label: paired_difference(row.by_seed, first.by_seed, comparisons=len(rivals))
             for row in rivals
@@ -121,13 +124,12 @@ def ranks_along(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Return Kendall's tau-b of the order of mean losses at each validation with the last, by share of the training."""
     from scipy import stats
 
-    distinct = list({row.schedule: row for row in rows}.values())
-    steps = sorted(set.intersection(*(set(curve) for row in distinct for curve in row.curves)))
-    if len(distinct) < 4 or len(steps) < POINTS // 2:
+    steps = sorted(set.intersection(*(set(curve) for row in rows for curve in row.curves)))
+    if len(rows) < 4 or len(steps) < POINTS // 2:
         return []
 
     def means(step: int) -> list[float]:
-        return [sum(curve[step] for curve in row.curves) / len(row.curves) for row in distinct]
+        return [sum(curve[step] for curve in row.curves) / len(row.curves) for row in rows]
 
     end = means(steps[-1])
     return [(step / steps[-1], float(stats.kendalltau(means(step), end).statistic)) for step in steps]
