@@ -289,6 +289,14 @@ def test_roles_are_the_names_of_the_literature() -> None:
     assert role(setting, place(setting, (0, 3))) == "proposed"
 
 
+def test_weights_that_lie_on_another_machine_are_said(tmp_path: Path) -> None:
+    """The made-up pool keeps none, as a cluster without a common file system would not here."""
+    with pytest.raises(
+        UserError, match=r"seed-0\.safetensors: the weights were written on another machine; give an --out"
+    ):
+        study(asked(regime="converted", placements=("searched",)), recall, tmp_path / "run")
+
+
 def test_all_trials_failing_is_said(tmp_path: Path) -> None:
     def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Formula:
         class Broken(Formula):
