@@ -197,6 +197,7 @@ def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
             f"{row.cost:.4f}",
             str(row.loss.n),
             str(row.loss),
+            f"{min(row.by_seed.values()):.3f} to {max(row.by_seed.values()):.3f}",
             difference(row.to_base) or "base",
         ]
         for row in rows
@@ -204,7 +205,7 @@ def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
     lines = [f"### {group.question}", "", f"**{answer(group, rows)}**", ""]
     if group.searched:
         lines += [line for text in equal_cost(rows) for line in (text, "")]
-    lines += [*table(["line", "schedule", "cost", "seeds", "loss, nats", f"less {group.base}"], cells), ""]
+    lines += [*table(["line", "schedule", "cost", "seeds", "loss, nats", "by seed", f"less {group.base}"], cells), ""]
     ranks = ranks_along(rows)
     if ranks:
         lines += ["Order along training against the order at the end (Kendall's tau):", ""]
