@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,16 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from report import Row
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D", "#000000", "#9A9A9A")
+COLOURS = {
+    "all-full": "#000000",
+    "all-sparse": "#9A9A9A",
+    "bottom": "#D55E00",
+    "middle": "#7F3C8D",
+    "interleaved": "#009E73",
+    "top": "#0072B2",
+    "searched": "#B8860B",
+}
+"""By placement."""
 ROW, HEAD, FOOT = 0.24, 0.62, 0.62
 """Heights of a line, of what stands above the lines and of the axis, in inches."""
 _NEAR = 0.02
@@ -87,8 +95,7 @@ def first_name(row: Row) -> str:
 def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
     """Draw every line's mean loss along training, less the median of all lines, so that crossings show."""
     labels = sorted({first_name(row) for _, rows in found for row in rows})
-    marks = itertools.product("os^Dv", COLOURS)
-    style = {label: mark for label, mark in zip(labels, marks, strict=False)}
+    style = {label: ("s" if "(2)" in label else "o", COLOURS[label.partition("(")[0]]) for label in labels}
 
     def draw(figure: Figure, top: float) -> None:
         rows_of_axes = (len(found) + 1) // 2
@@ -96,14 +103,17 @@ def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) ->
             _ranks(figure.add_subplot(rows_of_axes, 2, number + 1), group, rows, style)
         tall = figure.get_figheight()
         figure.subplots_adjust(
-            left=0.075, right=0.985, bottom=1.25 / tall, top=top - 0.25 / tall, hspace=0.4, wspace=0.2
+            left=0.085, right=0.985, bottom=1.25 / tall, top=top - 0.25 / tall, hspace=0.4, wspace=0.2
         )
         for label in labels:
             marker, colour = style[label]
             figure.axes[0].plot([], [], marker + "-", ms=4, lw=1.3, color=colour, label=label)
         figure.legend(loc="lower center", fontsize=8.5, frameon=False, ncols=5)
 
-    title = ["Loss along training, less the lines' median: where lines cross, their order flips."]
+    title = [
+        "Loss along training, less the lines' median: where lines cross, their order flips. Circles: one full layer; "
+        "squares: two."
+    ]
     return write_figure(path_stem, title, 3.3 * ((len(found) + 1) // 2) + 1.0, 0.02, draw)
 
 
