@@ -22,6 +22,7 @@ from layersearch.optimal.answer import SettingAnswer, answer_setting
 from layersearch.optimal.law import fit_laws
 from layersearch.optimal.say import difference, law
 from layersearch.record import TrialRecord
+from layersearch.schedule import Schedule
 from layersearch.stats import Interval, mean_interval, paired_difference
 
 DISPUTES = ("dispute-mix-scratch", "dispute-mix-converted", "dispute-text-scratch", "dispute-text-converted")
@@ -183,6 +184,21 @@ def by_layer(disputes: Mapping[str, Group], records: Records) -> list[str]:
     return ["### One full layer, in each layer", "", *table(head, cells), "", note, ""]
 
 
+def after_switch(group: Group, rows: Sequence[Row]) -> list[str]:
+    """Return the losses soon after the switch, seed by seed, of the lines with one full layer and of all-full."""
+    shown = [row for row in rows if "(1)" in row.label or row.label == group.base]
+    if group.switch is None or not shown:
+        return []
+    seeds = sorted(set.intersection(*(set(row.by_seed) for row in shown)))
+    first = min(shown[0].curves[0])
+    cells = []
+    for row in sorted(shown, key=lambda row: [not span.is_full for span in Schedule.parse(row.schedule)]):
+        by_seed = dict(zip(row.by_seed, row.curves, strict=True))
+        cells.append([f"`{row.schedule}`", *(f"{by_seed[seed][first]:.2f}" for seed in seeds)])
+    lines = [f"Loss {first} steps after the switch, seed by seed (nats):", ""]
+    return [*lines, *table(["schedule", *(f"seed {seed}" for seed in seeds)], cells), ""]
+
+
 def table(head: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
     """Return a Markdown table."""
     return ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells]]
@@ -206,6 +222,7 @@ def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
     if group.searched:
         lines += [line for text in equal_cost(rows) for line in (text, "")]
     lines += [*table(["line", "schedule", "cost", "seeds", "loss, nats", "by seed", f"less {group.base}"], cells), ""]
+    lines += after_switch(group, rows)
     ranks = ranks_along(rows)
     if ranks:
         lines += ["Order along training against the order at the end (Kendall's tau):", ""]
