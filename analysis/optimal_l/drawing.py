@@ -31,7 +31,7 @@ ROW, HEAD, FOOT = 0.24, 0.62, 0.62
 """Heights of a line, of what stands above the lines and of the axis, in inches."""
 _NEAR = 0.02
 """Nats up to which differences along training are drawn to scale; beyond, by their logarithm."""
-_FAR = 4.0
+_FAR = 6.0
 """Differences are drawn up to so many times the middle end of an interval; those beyond it stand at the edge."""
 
 
@@ -66,7 +66,8 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
             continue
         if not low <= gap.mean <= high:
             edge = high if gap.mean > high else low
-            axes.plot([edge], [y], ">" if gap.mean > high else "<", ms=7, color=VERMILION, zorder=4)
+            colour = GREY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
+            axes.plot([edge], [y], ">" if gap.mean > high else "<", ms=7, color=colour, zorder=4)
             axes.annotate(f"{gap.mean:+.2f}", (edge, y), (-8 if gap.mean > high else 8, 0), textcoords="offset points",
                           ha="right" if gap.mean > high else "left", va="center", fontsize=8)  # fmt: skip
             continue

@@ -36,6 +36,8 @@ class Group:
     """Schedule by label."""
     base: str
     """The label that the others are compared with."""
+    further: tuple[tuple[str, str], ...] = ()
+    """Pairs of labels that are compared too, the first less the second."""
     searched: Mapping[str, int] = field(default_factory=dict)
     """Number of full layers by label: the best placement on the selection seeds."""
     span: str = ""
@@ -188,6 +190,7 @@ def _growing() -> Group:
             f"shrinking ({sizes[-1]} to {sizes[0]})": schedule(sizes[::-1]),
         },
         base=f"fixed ({fixed})",
+        further=((f"growing ({sizes[0]} to {sizes[-1]})", f"shrinking ({sizes[-1]} to {sizes[0]})"),),
     )
 
 
@@ -218,6 +221,7 @@ def _las(kind: str, span: str) -> Group:
         changes=HEADS,
         lines=lines,
         base="plain",
+        further=tuple((f"alpha to {ALPHAS[0]:g}, pool {p}", f"alpha to {ALPHAS[0]:g}") for p in POOLS),
     )
 
 
@@ -233,6 +237,7 @@ def _blocks(top: bool) -> Group:
         recipe="text",
         lines=lines,
         base=next(iter(lines)),
+        further=((list(lines)[1], list(lines)[2]),),
     )
 
 

@@ -121,6 +121,17 @@ def equal_cost(rows: Sequence[Row]) -> list[str]:
     return said
 
 
+def further(group: Group, rows: Sequence[Row]) -> list[str]:
+    """Compare the further pairs of a group, corrected for their number."""
+    named = {name: row for row in rows for name in row.label.split(" = ")}
+    said = []
+    for a, b in group.further:
+        if a in named and b in named and named[a].by_seed.keys() & named[b].by_seed.keys():
+            gap = paired_difference(named[a].by_seed, named[b].by_seed, comparisons=len(group.further))
+            said.append(f"{a} less {b} {difference(gap)}")
+    return [f"Further: {'; '.join(said)}.", ""] if said else []
+
+
 def ranks_along(rows: Sequence[Row]) -> list[tuple[float, float]]:
     """Return Kendall's tau-b of the order of mean losses at each validation with the last, by share of the training."""
     from scipy import stats
@@ -222,6 +233,7 @@ def group_section(group: Group, rows: Sequence[Row]) -> list[str]:
     if group.searched:
         lines += [line for text in equal_cost(rows) for line in (text, "")]
     lines += [*table(["line", "schedule", "cost", "seeds", "loss, nats", "by seed", f"less {group.base}"], cells), ""]
+    lines += further(group, rows)
     lines += after_switch(group, rows)
     ranks = ranks_along(rows)
     if ranks:
