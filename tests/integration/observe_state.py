@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 
 import torch
@@ -59,8 +60,9 @@ def main() -> None:
     group = RankGroup(rank=int(sys.argv[2]), size=int(sys.argv[3]))
     join(group, sys.argv[1])
     found = {stage: observe(stage, group) for stage in range(4)}
-    print("OBSERVED " + json.dumps(found))
-    torch.distributed.destroy_process_group()  # left to the interpreter's end, gloo's threads may abort the process
+    print("OBSERVED " + json.dumps(found), flush=True)
+    torch.distributed.destroy_process_group()
+    os._exit(0)  # at the interpreter's own end gloo's threads now and then abort the process, groups destroyed or not
 
 
 if __name__ == "__main__":
