@@ -311,8 +311,8 @@ def moves_section() -> tuple[list[str], dict[str, list[tuple[int, SettingAnswer]
             if records:
                 (setting,) = asked_of(move, value).settings()
                 answers.append((value, answer_setting(setting, records, None, 0)))
-        if not answers:
-            continue
+        if len(answers) < 2:
+            continue  # one value shows no move
         drawn[move.name] = answers
         cells = [
             [
