@@ -145,7 +145,8 @@ def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
     """Say how l* moves with a size."""
     if not fitted:
         return [f"How l* moves with {name}: cannot tell from {n} size{'s' if n != 1 else ''}; three are needed."]
-    said = []
+    told: list[str] = []
+    untold: list[str] = []
     for found in fitted:
         a, b = (f"{value:.3g}" if abs(value) >= 1e-9 else "0" for value in (found.a, found.b))
         plus = f"- {b[1:]}" if b.startswith("-") else f"+ {b}"
@@ -153,11 +154,10 @@ def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
         ends = (
             f"its coefficient lies in {found.b_low:.2g} to {found.b_high:.2g}, it misses by {found.residual:.2g} layers"
         )
-        if found.tells:
-            said.append(f"{text}; {ends}.")
-        else:
-            said.append(f"The data cannot tell whether l* moves with {name}. By least squares {text}; {ends}.")
-    return said
+        (told if found.tells else untold).append(f"{text}; {ends}.")
+    if untold:
+        untold.insert(0, f"The data cannot tell whether l* moves with {name}. By least squares:")
+    return told + untold
 
 
 def page(title: str, answers: Sequence[SettingAnswer], laws: Laws) -> str:
