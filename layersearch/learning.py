@@ -51,7 +51,9 @@ def fit_surrogate(
 
 
 def left_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[tuple[float, float]]:
-    """Return what the search's surrogate says of each complete trial of the search, had it not seen that schedule.
+    """Return what the surrogate says of each complete trial of the search, had it not seen that schedule.
+
+    It is the one by which the sampler `gain` proposes, fitted to the search's trials, whatever sampler made them.
 
     Args:
         records: of a run.

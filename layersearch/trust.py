@@ -13,7 +13,7 @@ from layersearch.stats import RankAgreement
 ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
 """Differences in nats for which the number of seeds is stated, largest first."""
 SURROGATE = "surrogate, unseen"
-"""The name of what the search's model of the loss says of a schedule that is left out of its fit."""
+"""What the model of the loss (`gain` proposes by it, ``solve`` answers by it) says of what is left out of its fit."""
 SMALLER = 2
 """How many of them below what a run's own seeds resolve."""
 

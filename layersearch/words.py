@@ -141,7 +141,7 @@ def poor(found: Sequence[Fidelity]) -> str | None:
     names = [f.name for f in found if f.agreement is not None and f.agreement.spearman_low < RANKS]
     if not names:
         return None
-    return f"Not shown to rank schedules (Spearman may be under {RANKS:g}, see below): {', '.join(names)}."
+    return f"Not shown to rank schedules (Spearman may be under {RANKS:g}): {', '.join(names)}."
 
 
 def signal(found: Signal) -> str:

@@ -305,7 +305,7 @@ def test_a_surrogate_of_noise_is_not_called_a_ranking() -> None:
     assert found.agreement.spearman < 0.5
     said = poor([found])
     assert said is not None
-    assert said == "Not shown to rank schedules (Spearman may be under 0.5, see below): surrogate, unseen."
+    assert said == "Not shown to rank schedules (Spearman may be under 0.5): surrogate, unseen."
 
 
 def test_trust_compares_each_rung_with_the_last_step() -> None:

@@ -165,6 +165,7 @@ def _dispute(data: str, recipe: str, span: str, switch: float | None) -> Group:
         searched={"searched(1)": 1, "searched(2)": 2},
         span=span,
         base="all-full",
+        further=(("top(2)", "top(1)"),),
     )
 
 
