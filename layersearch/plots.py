@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -246,9 +247,23 @@ def _label(
         box = note.get_window_extent(renderer)
         across, up, far = _place(box.width, box.height, (x, y), scale, taken, marks, area)
         note.set_position((across / scale, up / scale))
+        put = Bbox.from_bounds(x + across - box.width / 2, y + up - box.height / 2, box.width, box.height)
+        rivals = (
+            points[other.schedule].transform((other.cost, _loss(other)))
+            for other in shown
+            if other.schedule in points and other is not entry
+        )
         if note.arrow_patch is not None:
-            note.arrow_patch.set_visible(far)
-        taken.append(Bbox.from_bounds(x + across - box.width / 2, y + up - box.height / 2, box.width, box.height))
+            own = _distance(put, (x, y))
+            # A label as near to another marker as to its own needs a line to say whose it is.
+            note.arrow_patch.set_visible(far or any(_distance(put, rival) < own + 4 * scale for rival in rivals))
+        taken.append(put)
+
+
+def _distance(box: Bbox, point: tuple[float, float]) -> float:
+    """Return the distance between a point and the nearest point of a box, in pixels."""
+    x, y = point
+    return float(math.hypot(max(box.x0 - x, 0.0, x - box.x1), max(box.y0 - y, 0.0, y - box.y1)))
 
 
 def _place(

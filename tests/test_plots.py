@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import re
 import struct
 from pathlib import Path
@@ -75,6 +76,16 @@ def test_labels_cover_neither_each_other_nor_the_edge(
         assert not any(
             min(box.x1, other.x1) - max(box.x0, other.x0) > 2 and min(box.y1, other.y1) - max(box.y0, other.y0) > 2
             for other in boxes[number + 1 :]
+        )
+    places = [note.xycoords.transform(note.xy) for note in notes]  # type: ignore[union-attr]
+    for note, box, (x, y) in zip(notes, boxes, places, strict=True):
+        to_points = [
+            math.hypot(max(box.x0 - px, 0.0, px - box.x1), max(box.y0 - py, 0.0, py - box.y1)) for px, py in places
+        ]
+        own = math.hypot(max(box.x0 - x, 0.0, x - box.x1), max(box.y0 - y, 0.0, y - box.y1))
+        lined = note.arrow_patch is not None and note.arrow_patch.get_visible()
+        assert lined or own <= min(to_points), (
+            f"{note.get_text()} stands at another's marker, without a line to its own"
         )
 
 
