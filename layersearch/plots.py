@@ -249,7 +249,7 @@ def _label(
         note.set_position((across / scale, up / scale))
         put = Bbox.from_bounds(x + across - box.width / 2, y + up - box.height / 2, box.width, box.height)
         rivals = (
-            points[other.schedule].transform((other.cost, _loss(other)))
+            tuple(points[other.schedule].transform((other.cost, _loss(other))))
             for other in shown
             if other.schedule in points and other is not entry
         )
