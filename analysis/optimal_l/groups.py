@@ -242,6 +242,19 @@ def _blocks(top: bool) -> Group:
     )
 
 
+def _more(data: str, recipe: str, span: str) -> Group:
+    n = load_recipe(recipe).model.n_layers
+    places = {"top(2)": presets.top(n, 2, span), "top(3)": presets.top(n, 3, span), "top(4)": presets.top(n, 4, span)}
+    places["middle(3)"] = presets.middle(n, 3, span)
+    return Group(
+        name=f"more-full-{data}",
+        question=f"Do three or four full layers beat two, on {'the mix' if data == 'mix' else data}?",
+        recipe=recipe,
+        lines={label: str(schedule) for label, schedule in places.items()},
+        base="top(2)",
+    )
+
+
 def groups() -> dict[str, Group]:
     """Return every group by name."""
     found = [
@@ -250,6 +263,7 @@ def groups() -> dict[str, Group]:
         for switch in (None, 0.5)
     ]
     found += [_growing(), _dilation(), _las("local", "window:32"), _las("full", "full"), _blocks(False), _blocks(True)]
+    found += [_more("text", "text", "window:2"), _more("mix", "laptop", "window:4")]
     return {group.name: group for group in found}
 
 

@@ -27,6 +27,8 @@ from layersearch.stats import Interval, mean_interval, paired_difference
 
 DISPUTES = ("dispute-mix-scratch", "dispute-mix-converted", "dispute-text-scratch", "dispute-text-converted")
 SPANS = ("growing-windows", "dilation", "las-local", "las-full", "block-or-window-alone", "block-or-window-below-full")
+MORE = ("more-full-text", "more-full-mix")
+"""What the factors of l* do not try: more full layers than two, but not all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,6 +360,8 @@ def main() -> None:
         draw_ranks([(every[name], rows) for name, rows in disputes.items()], HERE / "ranks")
     moved, drawn = moves_section()
     lines += moved
+    for name in MORE:
+        lines += group_section(every[name], found[name]) if len(found.get(name, ())) > 1 else []
     if drawn:
         draw_moves(drawn, HERE / "moves")
     spans = {name: found[name] for name in SPANS if name in found}
