@@ -138,8 +138,10 @@ def _ranks(axes: Axes, group: Group, rows: Sequence[Row], style: Mapping[str, tu
     plain(axes)
 
 
-def draw_moves(found: Mapping[str, Sequence[tuple[int, SettingAnswer]]], path_stem: Path) -> list[Path]:
-    """Draw l* and the l's not excluded against each factor."""
+def draw_moves(
+    found: Mapping[str, Sequence[tuple[int, SettingAnswer]]], units: Mapping[str, str], path_stem: Path
+) -> list[Path]:
+    """Draw l* and the l's not excluded against each factor, with its unit."""
     from matplotlib.ticker import MaxNLocator
 
     lines = (len(found) + 2) // 3
@@ -158,7 +160,7 @@ def draw_moves(found: Mapping[str, Sequence[tuple[int, SettingAnswer]]], path_st
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
-            axes.set_title(name.replace("-", ", on "), fontsize=9.5)
+            axes.set_title(f"{name.replace('-', ', on ')} ({units[name]})", fontsize=9.5)
             if number % 3 == 0:
                 axes.set_ylabel("l*")
             plain(axes)

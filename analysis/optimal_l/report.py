@@ -363,7 +363,7 @@ def main() -> None:
     for name in MORE:
         lines += group_section(every[name], found[name]) if len(found.get(name, ())) > 1 else []
     if drawn:
-        draw_moves(drawn, HERE / "moves")
+        draw_moves(drawn, {name: move.unit for name, move in moves().items()}, HERE / "moves")
     spans = {name: found[name] for name in SPANS if name in found}
     if spans:
         lines += ["## Windows, dilation, LaS and blocks", ""]
