@@ -143,6 +143,7 @@ def draw_moves(
 ) -> list[Path]:
     """Draw l* and the l's not excluded against each factor, with its unit."""
     from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import ScaledTranslation
 
     lines = (len(found) + 2) // 3
 
@@ -151,13 +152,18 @@ def draw_moves(
             axes = figure.add_subplot(lines, 3, number + 1)
             sizes = [value for value, _ in answers]
             axes.set_xscale("log", base=2)
+            aside = ScaledTranslation(9 / 72, 0, figure.dpi_scale_trans)
             for value, one in answers:
-                axes.plot([value] * 2, [one.l_star.low, one.l_star.value], "_-", color=BLUE, lw=1.5, ms=8, zorder=3)
+                bars = ((one.l_star, BLUE, axes.transData), (one.l_star_all_full, VERMILION, axes.transData + aside))
+                for star, colour, place in bars:
+                    axes.plot([value] * 2, [star.low, star.value], "_-", color=colour, lw=1.5, ms=8, transform=place)
             axes.plot(sizes, [one.l_star.value for _, one in answers], "o", color=BLUE, ms=8, mec="white", zorder=4)
             full = [one.l_star_all_full.value for _, one in answers]
-            axes.plot(sizes, full, "s", mfc="none", mec=VERMILION, ms=12, zorder=5)
+            axes.plot(sizes, full, "s", color=VERMILION, ms=6, mec="white", zorder=4, transform=axes.transData + aside)
             axes.set_ylim(-0.5, max(*(one.n_layers for _, one in answers), 1) + 0.5)
             axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+            room = (sizes[-1] / sizes[0]) ** 0.12
+            axes.set_xlim(sizes[0] / room, sizes[-1] * room)
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()
             axes.set_title(f"{name.replace('-', ', on ')} ({units[name]})", fontsize=9.5)
@@ -168,7 +174,7 @@ def draw_moves(
         figure.subplots_adjust(left=0.055, right=0.985, bottom=0.35 / tall, top=top - 0.25 / tall, hspace=0.4)
 
     title = [
-        "How l* moves. Dots: l* against the best found; bars: the l's that are not excluded (95%); squares: l* against "
-        "all-full."
+        "How l* moves. Dots: l* against the best found; squares: against all-full; bars: the l's that are not excluded "
+        "(95%)."
     ]
     return write_figure(path_stem, title, 2.9 * lines, 0.02, draw)
