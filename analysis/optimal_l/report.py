@@ -333,11 +333,12 @@ def moves_section() -> tuple[list[str], dict[str, list[tuple[int, SettingAnswer]
     lines: list[str] = []
     drawn: dict[str, list[tuple[int, SettingAnswer]]] = {}
     for move in moves().values():
-        answers, gains = [], []
+        answers, gains, fresh = [], [], []
         for value in move.values:
             records = held.get(setting_of(move, value))
             if records:
                 gains.append([gain_on_top(records, l) for l in (1, 2)])
+                fresh.append({(r.schedule, r.seed): r.loss for r in records if r.phase == "confirm" and r.loss})
                 (setting,) = asked_of(move, value).settings()
                 answers.append((value, answer_setting(setting, records, None, 0)))
         if len(answers) < 2:
@@ -350,10 +351,11 @@ def moves_section() -> tuple[list[str], dict[str, list[tuple[int, SettingAnswer]
                 f"{found.l_star.low} to {found.l_star.value}",
                 f"{found.l_star_all_full.low} to {found.l_star_all_full.value}",
                 f"`{found.l_star.reference}`",
+                str(mean_interval(loss for (text, _), loss in losses.items() if text == found.l_star.reference)),
                 str(found.most_seeds_spent),
                 *(difference(mean_interval(gain.values())) for gain in gained),
             ]
-            for (value, found), gained in zip(answers, gains, strict=True)
+            for (value, found), gained, losses in zip(answers, gains, fresh, strict=True)
         ]
         name = move.name.replace("-", ", on ")
         laws = fit_laws(
@@ -365,7 +367,7 @@ def moves_section() -> tuple[list[str], dict[str, list[tuple[int, SettingAnswer]
         told = " ".join(law(move.name.split("-")[0], laws, len(answers)))
         told += gains_change([one for one, _ in gains], [value for value, _ in answers], move.unit)
         lines += [f"**{told}**", ""]
-        head = [move.unit, "l*", "not excluded", "against all-full", "best found", "seeds"]
+        head = [move.unit, "l*", "not excluded", "against all-full", "best found", "its loss", "seeds"]
         head += ["first full layer on top gains", "second gains"]
         lines += [*table(head, cells), ""]
     return (["## How l* moves", "", *lines] if lines else []), drawn
