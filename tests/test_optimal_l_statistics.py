@@ -55,6 +55,25 @@ def test_a_reference_that_fails_at_one_seed_hides_nothing() -> None:
     assert (found.low, found.value) == (1, 1)
 
 
+@pytest.mark.parametrize("fails", [1, 4, 7])
+def test_nor_does_one_that_fails_at_most_seeds(fails: int) -> None:
+    rng = np.random.default_rng(9)
+    held = losses([2.5, 2.2, 0.01, 0.01, 2.2], 0.01, 8, rng)
+    failed = [int(seed) for seed in rng.choice(8, size=fails, replace=False)]
+    held[ENVELOPE[3]] |= dict.fromkeys(failed, 2.2)
+    found = find_l_star(ALONE | {4: (ENVELOPE[3],)}, held, ENVELOPE[3], DELTA)
+    assert found.value == 2
+    lowered, before = cut(held, ENVELOPE[3]), held[ENVELOPE[3]]
+    assert [seed for seed in before if lowered[seed] != pytest.approx(before[seed], abs=1e-12)] == sorted(failed)
+
+
+def test_normal_noise_is_hardly_ever_cut() -> None:
+    rng = np.random.default_rng(10)
+    drawn = [losses([0.01] * 5, 0.02, 8, rng) for _ in range(400)]
+    cuts = np.mean([cut(held, ENVELOPE[3]) != pytest.approx(held[ENVELOPE[3]], abs=1e-12) for held in drawn])
+    assert cuts <= 0.05
+
+
 def test_a_schedule_that_fails_at_one_seed_is_not_called_good() -> None:
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(7))
     held[ENVELOPE[1]][2] = 2.2
@@ -76,6 +95,7 @@ def test_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
         ([0.5, 0.5, 0.5, 0.5, 0.5], 0),
         ([0.06, 0.06, 0.06, 0.0, 0.0], 3),  # just beyond delta: seldom decided, never wrongly
         ([0.051, 0.049, 0.0, 0.0, 0.0], 1),
+        ([0.5, 0.25, 0.051, 0.0, 0.0], 3),
     ],
 )
 @pytest.mark.parametrize("std", [0.004, 0.04])

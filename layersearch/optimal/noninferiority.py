@@ -25,11 +25,11 @@ seeds. Either may show A(l) false: the first at 4/5 of the level, the second at 
 The set of l's between the two ends holds l* with the confidence asked for, half the error on each side, and each side's
 half shared equally (Bonferroni) among the looks at the data between which seeds may be added.
 
-A reference that fails to learn at one seed makes one difference hugely negative and their variance huge: the worse the
-reference, the less would be shown. Its losses are therefore cut five standard deviations above their median, once what
-a seed does to all schedules is taken out (the median schedule's standard deviation), where normal noise hardly gets.
-The cut can only lower the reference, so that the test from above errs to the safe side; the test from below takes the
-losses as they are.
+A reference that fails to learn at some seeds makes some differences hugely negative and their variance huge: the worse
+the reference, the less would be shown. Its losses are therefore cut five standard deviations above the lowest of them,
+once what a seed does to all schedules is taken out (the median schedule's standard deviation): so far apart lie eight
+seeds of normal noise once in a hundred times. The cut can only lower the reference, so that the test from above errs
+to the safe side; the test from below takes the losses as they are.
 
 Limits. The t test is of means of roughly normal differences. A schedule that fails to learn at one seed in ten often
 shows no failure at three: then it passes, as it would in any test of so few seeds.
@@ -49,7 +49,7 @@ from layersearch.stats import CONFIDENCE, Interval, paired_difference
 LOOKS = 3
 """Looks at the data, at the most: after the first seeds, and after each of two additions."""
 _CUT = 5.0
-"""Standard deviations above its median at which a loss of the reference is cut."""
+"""Standard deviations above the lowest loss of the reference at which the others are cut."""
 
 SHARES = (0.8, 0.2)
 """Of the level from above, for the first candidate of an l and for its runner-up."""
@@ -94,8 +94,8 @@ def cut(losses: Losses, reference: str) -> dict[int, float]:
     stds = [float(np.std(residuals, ddof=1)) for residuals in left if len(residuals) > 1]
     if not stds:
         return dict(held)
-    reach = _CUT * float(np.median(stds))
-    return {seed: min(loss, middles[reference] + common[seed] + reach) for seed, loss in held.items()}
+    highest = min(loss - common[seed] for seed, loss in held.items()) + _CUT * float(np.median(stds))
+    return {seed: min(loss, highest + common[seed]) for seed, loss in held.items()}
 
 
 def _p_below(values: np.ndarray) -> float:
