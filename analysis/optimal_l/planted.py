@@ -31,7 +31,7 @@ from layersearch.train import KeepGoing, Trial
 
 TASKS = ("local", "recall", "hops2")
 RULE = 2
-"""How the reference's losses are cut: 2, above the lowest of them; 1, above their median (LOG.md). Repetitions of rule 1
+"""How the reference's losses are cut: 2, above the lowest of them; 1, above their median (LOG.md). Those of rule 1
 are answered anew, from their run folders where these are left."""
 STRIDE = 1000
 """Seeds from one repetition to the next."""
