@@ -20,8 +20,8 @@ if not STUDY.is_dir():
 sys.path.insert(0, str(STUDY))
 
 import groups  # noqa: E402
+import hops4  # noqa: E402
 import jobs  # noqa: E402
-import planted  # noqa: E402
 import report  # noqa: E402
 import study  # noqa: E402
 
@@ -76,10 +76,10 @@ def test_factors_vary_as_far_as_they_should_and_share_what_they_can() -> None:
 
 
 def test_four_hops_fit_their_recipe() -> None:
-    recipe = jobs.recipe_of(jobs.Job(recipe="hops2", changes=planted.HOPS4, schedule="full*6", seed=0))
+    recipe = hops4.recipe_of(4)
     reach = 1 + recipe.model.n_layers  # windows of 2 pass on one token a layer
     assert reach <= recipe.data.distance
-    assert {len(Schedule.parse(text)) for text in planted.HOPS4_SCHEDULES} == {recipe.model.n_layers}
+    assert {len(Schedule.parse(text)) for text in hops4.SCHEDULES} == {recipe.model.n_layers}
 
 
 def test_the_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,14 +1,13 @@
 """Does `layersearch optimal-l` find the planted number of full layers, nineteen times of twenty?
 
-Command:  python analysis/optimal_l/planted.py [--tasks local recall hops2 hops4] [--repetitions 20] [--workers 2]
+Command:  python analysis/optimal_l/planted.py [--tasks local recall hops2] [--repetitions 20] [--workers 2]
 Time:     about 3 core-minutes a repetition of recall (51 trials of 3 s) and of local, 8 of hops2 (about 50 trials of
-          10 s): about 280 core-minutes for all; hops4 about 25 (21 trials of 60 s and more). Finished repetitions are
-          taken from the records, an unfinished one goes on
-Writes:   planted.jsonl, one line per repetition; hops4.jsonl, one line per trial
+          10 s): about 250 core-minutes for all. Finished repetitions are taken from the records, an unfinished
+          one goes on
+Writes:   planted.jsonl, one line per repetition
 
 A repetition is the command's own machinery (`layersearch.optimal.optimal_l`) with the recipe as it ships, the placement
-searched and that at the bottom, and seeds of its own. `hops4` trains chosen schedules of a four-hop task: three full
-layers are enough in theory (pointer doubling), four if each follows one link.
+searched and that at the bottom, and seeds of its own. Four hops: `hops4.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-from jobs import HERE, WORK, Job, Records, fingerprint, run
+from jobs import HERE, WORK, fingerprint
 
 from layersearch.ladder import LocalPool, Pool
 from layersearch.optimal import Asked, default_delta, optimal_l
@@ -37,26 +36,6 @@ STRIDE = 1000
 """Seeds from one repetition to the next."""
 BOTTOM = {"recall": 20, "hops2": 5, "local": 0}
 """Repetitions in which bottom placement is measured too: where a local layer must come first."""
-HOPS4 = (
-    "data.hops=4",
-    "data.pairs=3",
-    "data.queries=3",
-    "data.vocab_size=18",
-    "data.fillers=2",
-    "data.distance=7",
-    "model.n_layers=6",
-    "training.seq_len=52",
-    "training.steps=700",
-)
-HOPS4_SCHEDULES = (
-    "window:2 full*3 window:2*2",
-    "window:2*2 full*3 window:2",
-    "window:2 full*4 window:2",
-    "window:2 full*2 window:2*3",
-    "window:2*2 full*2 window:2*2",
-    "window:2*6",
-    "full*6",
-)
 
 
 class _Kept:
@@ -130,14 +109,13 @@ def finished(path: Path, rule: int = RULE) -> list[dict[str, Any]]:
 def main() -> None:
     """Run what has no record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--tasks", nargs="+", default=[*TASKS, "hops4"], choices=[*TASKS, "hops4"])
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=TASKS)
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--hops4-seeds", type=int, default=3)
     options = parser.parse_args()
     path = HERE / "planted.jsonl"
     rows = finished(path)
-    for task in [task for task in options.tasks if task in TASKS]:
+    for task in options.tasks:
         todo = sorted(set(range(options.repetitions)) - {row["repetition"] for row in rows if row["task"] == task})
         recipe = load_recipe(task, ["search.workers=1"])
         pool = LocalPool(recipe, options.workers, WORK / "logs")
@@ -162,13 +140,6 @@ def main() -> None:
         mine = [row for row in rows if row["task"] == task]
         right = sum(row["l_star"] == row["known_l"] for row in mine)
         print(f"{task}: l* is the known l in {right} of {len(mine)} repetitions")
-    if "hops4" in options.tasks:
-        jobs = [
-            Job(recipe="hops2", changes=HOPS4, schedule=text, seed=seed)
-            for seed in range(options.hops4_seeds)
-            for text in HOPS4_SCHEDULES
-        ]
-        run(jobs, Records(HERE / "hops4.jsonl"), options.workers)
 
 
 if __name__ == "__main__":
