@@ -22,6 +22,7 @@ sys.path.insert(0, str(STUDY))
 import groups  # noqa: E402
 import hops4  # noqa: E402
 import jobs  # noqa: E402
+import moved  # noqa: E402
 import report  # noqa: E402
 import study  # noqa: E402
 
@@ -106,7 +107,7 @@ def test_the_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.M
     assert group.winner(1, records) == "window:2*5 full"
     monkeypatch.setattr(report, "HERE", tmp_path)
     monkeypatch.setattr(report, "STUDY", tmp_path / "study.jsonl")
-    monkeypatch.setattr(report, "move_records", lambda: {})
+    monkeypatch.setattr(moved, "move_records", lambda: {})
     report.main()
     text = (tmp_path / "tables.md").read_text()
     assert "Lowest mean: growing (" in text
