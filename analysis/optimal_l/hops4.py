@@ -1,10 +1,10 @@
 """Four hops: does training find the three full layers of pointer doubling, or does it need four, one for each link?
 
-Command:  python analysis/optimal_l/hops4.py [--seeds 3] [--workers 2]
-Time:     about 90 s a schedule and seed on one core: some 30 core-minutes
-Writes:   hops4.jsonl, one line per schedule, seed and number of hops
+Command:  python analysis/optimal_l/hops4.py [--seeds 3] [--workers 2] [--straight]
+Time:     about 90 s a schedule and seed on one core: some 40 core-minutes; --straight: 45 s each
+Writes:   hops4.jsonl, one line per schedule, seed and number of hops; with --straight: straight.jsonl
 
-Straight away nothing learns four hops in 700 steps or in 2,000 (`straight.jsonl`, LOG.md). So every schedule learns one
+Straight away (`--straight`) nothing learns four hops in 700 steps, or in 2,000 (LOG.md). So every schedule learns one
 hop first, then two, three and four, each from the weights of the one before: same model, same schedule, same text but
 for the length of the chains.
 """
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from jobs import HERE, WORK
+from jobs import HERE, WORK, Job, Records, fingerprint, run
 
 from layersearch.ladder import LocalPool
 from layersearch.recipe import Recipe, load_recipe
@@ -50,11 +50,24 @@ SCHEDULES = (
 POINTS = 4
 """Validations along a stage."""
 PATH = HERE / "hops4.jsonl"
+STRAIGHT = HERE / "straight.jsonl"
+STRAIGHT_STEPS = 700
+
+
+def changes_of(hops: int) -> tuple[str, ...]:
+    """Return what a stage changes of the recipe `hops2`."""
+    return (*CHANGES, f"data.hops={hops}", f"training.steps={STEPS[hops]}")
+
+
+def straight(schedule: str, seed: int) -> Job:
+    """Return the training of four hops at once."""
+    changes = ("data.hops=4", *CHANGES, f"training.steps={STRAIGHT_STEPS}")
+    return Job(recipe="hops2", changes=changes, schedule=schedule, seed=seed)
 
 
 def recipe_of(hops: int, start: Path | None = None) -> Recipe:
     """Return the recipe of so many hops; ``start`` names weights to begin with."""
-    changes = [*CHANGES, f"data.hops={hops}", f"training.steps={STEPS[hops]}"]
+    changes = list(changes_of(hops))
     return load_recipe("hops2", changes if start is None else [*changes, f"training.start={start}"])
 
 
@@ -64,9 +77,10 @@ def weights(schedule: str, hops: int) -> Path:
 
 
 def done(path: Path = PATH) -> dict[tuple[str, int, int], dict[str, Any]]:
-    """Return the lines on record by schedule, seed and hops."""
+    """Return the lines on record by schedule, seed and hops, but those of a recipe that has changed since."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-    return {(row["schedule"], row["seed"], row["hops"]): row for row in rows}
+    prints = {hops: fingerprint("hops2", changes_of(hops)) for hops in STEPS}
+    return {(row["schedule"], row["seed"], row["hops"]): row for row in rows if row["recipe"] == prints[row["hops"]]}
 
 
 def climb(schedule: str, seeds: int, writing: threading.Lock) -> None:
@@ -93,6 +107,7 @@ def climb(schedule: str, seeds: int, writing: threading.Lock) -> None:
                 if record.state != "complete":
                     raise SystemExit(f"{schedule}, seed {seed}, {hops} hops: {record.error}")
                 row = {
+                    "recipe": fingerprint("hops2", changes_of(hops)),
                     "schedule": schedule,
                     "seed": seed,
                     "hops": hops,
@@ -117,7 +132,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--straight", action="store_true", help="train four hops at once instead")
     options = parser.parse_args()
+    if options.straight:
+        todo = [straight(schedule, seed) for schedule in SCHEDULES for seed in range(options.seeds)]
+        run(todo, Records(STRAIGHT), options.workers)
+        return
     writing = threading.Lock()
     with ThreadPoolExecutor(options.workers) as threads:
         for future in [threads.submit(climb, schedule, options.seeds, writing) for schedule in SCHEDULES]:

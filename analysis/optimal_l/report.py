@@ -7,11 +7,11 @@ Writes:   tables.md, and a figure (PNG and SVG) for each question that has recor
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hops4
 from drawing import draw_dots, draw_moves, draw_ranks
@@ -19,7 +19,7 @@ from groups import SELECT, Group, groups, moves
 from jobs import HERE, POINTS, Records
 from mdtable import table
 from moved import moves_section
-from planted import BOTTOM, TASKS, finished
+from planted import BOTTOM, MENDED_AT, TASKS, finished
 from study import STUDY
 
 from layersearch.optimal.say import difference
@@ -253,12 +253,19 @@ def planted_section(path: Path) -> list[str]:
             continue
         known = mine[0]["known_l"]
         before = [row for row in finished(path, 1) if row["task"] == task]
+        seen = [row for row in mine if row["repetition"] < MENDED_AT]
+        unseen = [row for row in mine if row["repetition"] >= MENDED_AT]
+
+        def right(held: Sequence[Mapping[str, Any]], known: int = known) -> str:
+            return f"{sum(row['l_star'] == known for row in held)} of {len(held)}" if held else ""
+
         cells.append(
             [
                 f"`{task}`",
                 str(known),
-                f"**{sum(row['l_star'] == known for row in mine)} of {len(mine)}**",
-                f"{sum(row['l_star'] == known for row in before)} of {len(before)}",
+                right(before),
+                f"**{right(seen)}**",
+                f"**{right(unseen)}**" if unseen else "",
                 f"{sum(row['low'] <= known <= row['l_star'] for row in mine)} of {len(mine)}",
                 ", ".join(
                     f"{l} ({sum(r['l_star_all_full'] == l for r in mine)})"
@@ -276,8 +283,9 @@ def planted_section(path: Path) -> list[str]:
     head = [
         "task",
         "known l",
-        "l* is it",
-        "by the first rule",
+        "l* is it, first rule",
+        f"mended rule, the first {MENDED_AT}",
+        "mended rule, fresh ones",
         "set holds it",
         "l* against all-full (times)",
         "trials",
@@ -295,25 +303,22 @@ def hops4_section(path: Path, straight: Path) -> list[str]:
     rows = hops4.done(path)
     if not rows:
         return []
-    at_once: dict[str, list[float]] = {}
-    for line in straight.read_text().splitlines() if straight.exists() else ():
-        record = json.loads(line)["record"]
-        at_once.setdefault(record["schedule"], []).append(dict(record["metrics"])["hops_accuracy"])
-    cells = []
+    at_once, cells = Records(straight), []
     for text in hops4.SCHEDULES:
         seeds = sorted({seed for schedule, seed, _ in rows if schedule == text})
         by_hops = [
             ", ".join(f"{rows[text, seed, hops]['accuracy']:.2f}" for seed in seeds if (text, seed, hops) in rows)
             for hops in hops4.STEPS
         ]
-        straight_on = ", ".join(f"{accuracy:.2f}" for accuracy in at_once.get(text, []))
+        held = [record for seed in seeds if (record := at_once.get(hops4.straight(text, seed)))]
+        straight_on = ", ".join(f"{dict(record.metrics)['hops_accuracy']:.2f}" for record in held)
         if any(by_hops):
             cells.append([f"`{text}`", str(Schedule.parse(text).n_full), *by_hops, straight_on])
     head = [
         "schedule",
         "full layers",
         *(f"{hops} hop{'s' * (hops > 1)}" for hops in hops4.STEPS),
-        "4 hops at once, 700 steps",
+        f"4 hops at once, {hops4.STRAIGHT_STEPS} steps",
     ]
     note = "Accuracy by seed, on chains never seen; each number of hops goes on from the weights of the one before."
     return ["### Four hops: three full layers, or four?", "", note, "", *table(head, cells), ""]
@@ -327,7 +332,7 @@ def main() -> None:
     found = {name: rows for name, group in every.items() if (rows := rows_of(group, records, seeds))}
     lines = ["# Tables", "", "Written by `report.py`; intervals are 95%, differences are paired by seed, nats.", ""]
     lines += planted_section(HERE / "planted.jsonl")
-    lines += hops4_section(hops4.PATH, HERE / "straight.jsonl")
+    lines += hops4_section(hops4.PATH, hops4.STRAIGHT)
     disputes = {name: found[name] for name in DISPUTES if name in found}
     if disputes:
         lines += ["## The dispute about placement", ""]

@@ -27,9 +27,10 @@ half shared equally (Bonferroni) among the looks at the data between which seeds
 
 A reference that fails to learn at some seeds makes some differences hugely negative and their variance huge: the worse
 the reference, the less would be shown. Its losses are therefore cut five standard deviations above the lowest of them,
-once what a seed does to all schedules is taken out (the median schedule's standard deviation): so far apart lie eight
-seeds of normal noise once in a hundred times. The cut can only lower the reference, so that the test from above errs
-to the safe side; the test from below takes the losses as they are.
+once what a seed does to all schedules is taken out (the median schedule's standard deviation). Normal noise of eight
+seeds is cut one time in eighteen, and then by a tenth of a standard deviation of the mean (simulated in the tests).
+The cut can only lower the reference, so that the test from above errs to the safe side; the test from below takes the
+losses as they are.
 
 Limits. The t test is of means of roughly normal differences. A schedule that fails to learn at one seed in ten often
 shows no failure at three: then it passes, as it would in any test of so few seeds.
