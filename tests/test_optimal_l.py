@@ -125,9 +125,9 @@ def test_more_seeds_go_where_l_star_is_in_doubt(tmp_path: Path) -> None:
         asked(placements=("searched",)), lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0), tmp_path / "run", 0.02
     ).settings[0]
     spent = Counter(r.schedule for r in read(tmp_path / "run" / "trials.jsonl") if r.phase == "confirm")
-    assert answer.most_seeds_spent == 8
+    assert answer.most_seeds_spent == 12
     assert spent["window:2*4"] == 3
-    assert spent[answer.curve[1].schedule] == 8
+    assert spent[answer.curve[1].schedule] == 12
     assert spent["full*4"] == 3
     assert answer.l_star.low == 1
     assert answer.l_star.value >= 2
@@ -410,4 +410,4 @@ def test_the_plan_holds_what_is_trained(truth: Truth, tmp_path: Path, monkeypatc
         assert planned.trials[0] <= answer.trials <= planned.trials[1]
     assert not (tmp_path / "new").exists()
     (switched,) = plan(asked(regime="converted"), tmp_path / "new")
-    assert switched.before == (5, 10)
+    assert switched.before == (5, 14)

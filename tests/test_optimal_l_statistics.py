@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import mstats
 
+from layersearch.optimal.asked import Asked
 from layersearch.optimal.curve import best_within, draw_means, find_knee, knee_index
 from layersearch.optimal.law import fit_laws
-from layersearch.optimal.noninferiority import LOOKS, cut, find_l_star, level, p_beyond, p_within
+from layersearch.optimal.noninferiority import cut, failures, find_l_star, level, p_beyond, p_within
+from layersearch.recipe import load_recipe
+from layersearch.space import load_space
 
 RUNS = 2000
 ENVELOPE = {
@@ -34,9 +38,10 @@ def cut_off(held: dict[str, dict[int, float]], reference: str) -> float:
 
 
 @pytest.mark.parametrize("std", [0.005, 0.03, 0.1, 0.5])
-def test_what_lies_just_at_delta_is_rarely_called_within_or_beyond(std: float) -> None:
+@pytest.mark.parametrize("seeds", [3, 6, 8, 12, 16])
+def test_what_lies_just_at_delta_is_rarely_called_within_or_beyond(std: float, seeds: int) -> None:
     rng = np.random.default_rng(1)
-    drawn = rng.normal(DELTA, std, size=(RUNS, 3))
+    drawn = rng.normal(DELTA, std, size=(RUNS, seeds))
     for p in (p_within, p_beyond):
         wrong = np.mean([p(list(row), DELTA) <= 0.025 for row in drawn])
         # Three standard errors of a share of 0.025.
@@ -46,8 +51,8 @@ def test_what_lies_just_at_delta_is_rarely_called_within_or_beyond(std: float) -
 def test_a_small_difference_is_found_within_and_a_large_one_beyond() -> None:
     rng = np.random.default_rng(2)
     near, far = rng.normal(0.0, 0.01, size=(400, 5)), rng.normal(0.2, 0.05, size=(400, 5))
-    assert np.mean([p_within(list(row), DELTA) <= level() for row in near]) > 0.9
-    assert np.mean([p_beyond(list(row), DELTA) <= level() for row in far]) > 0.9
+    assert np.mean([p_within(list(row), DELTA) <= level(share=1 / 3) for row in near]) > 0.9
+    assert np.mean([p_beyond(list(row), DELTA) <= level(share=1 / 3) for row in far]) > 0.9
 
 
 def test_a_reference_that_fails_at_one_seed_hides_nothing() -> None:
@@ -74,11 +79,11 @@ def test_nor_does_one_that_fails_at_most_seeds(fails: int) -> None:
 
 def test_normal_noise_is_seldom_cut_and_then_by_little() -> None:
     rng, std = np.random.default_rng(10), 0.02
-    drawn = [losses([0.01] * 5, std, 8, rng) for _ in range(RUNS)]
+    drawn = [losses([0.01] * 5, std, 12, rng) for _ in range(RUNS)]
     lowered = np.array([cut_off(held, ENVELOPE[3]) for held in drawn]) / std
     share = np.mean(lowered > 1e-9)
-    assert abs(share - 1 / 18) <= 3 * np.sqrt(1 / 18 / RUNS)
-    assert 0.05 < lowered[lowered > 1e-9].mean() < 0.15
+    assert abs(share - 1 / 6) <= 3 * np.sqrt(1 / 6 * 5 / 6 / RUNS)
+    assert 0.05 < lowered[lowered > 1e-9].mean() < 0.2
     assert lowered.min() >= -1e-9
 
 
@@ -87,6 +92,27 @@ def test_a_schedule_that_fails_at_one_seed_is_not_called_good() -> None:
     held[ENVELOPE[1]][2] = 2.2
     found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
     assert (found.low, found.value) == (1, 2)
+
+
+@pytest.mark.parametrize(("seeds", "fails", "value"), [(12, 1, 1), (12, 2, 2), (6, 1, 2)])
+def test_one_failure_in_twelve_seeds_decides_nothing_and_is_told(seeds: int, fails: int, value: int) -> None:
+    held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, seeds, np.random.default_rng(11))
+    held[ENVELOPE[1]] |= dict.fromkeys(range(fails), 2.2)
+    held[ENVELOPE[4]][3] = 1.9  # nor does one of the reference
+    found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
+    assert (found.low, found.value) == (1, value)
+    assert failures(held, ENVELOPE[1], DELTA) == tuple(range(fails))
+    assert failures(held, ENVELOPE[4], DELTA) == (3,)
+    assert failures(held, ENVELOPE[2], DELTA) == ()
+
+
+@pytest.mark.parametrize(("n", "out"), [(7, 0), (8, 1), (12, 1), (16, 2)])
+def test_the_trimmed_mean_has_the_interval_of_scipy(n: int, out: int) -> None:
+    sample = np.random.default_rng(12).normal(0.0, 1.0, n)
+    low, high = mstats.trimmed_mean_ci(sample, limits=(out / n + 1e-9, out / n + 1e-9), alpha=0.05)
+    centre = 10.0  # any delta: moving all values moves the interval
+    assert p_within(list(sample + centre), centre + high) == pytest.approx(0.025, rel=1e-4)
+    assert p_beyond(list(sample + centre), centre + low) == pytest.approx(0.025, rel=1e-4)
 
 
 def test_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
@@ -115,10 +141,10 @@ def test_the_set_holds_l_star_and_the_claim_is_rarely_too_low(means: list[float]
     best = int(np.argmin(means))
     envelope = {l: (ENVELOPE[int(np.argmin(means[: l + 1]))],) for l in ENVELOPE}
     for _ in range(runs):
-        drawn = losses(means, std, 8, rng)
-        for seeds in (3, 5, 8):
+        drawn = losses(means, std, 12, rng)
+        for seeds in (3, 6, 12):
             seen = {text: {s: x for s, x in held.items() if s < seeds} for text, held in drawn.items()}
-            found = find_l_star(envelope, seen, ENVELOPE[best], DELTA)
+            found = find_l_star(envelope, seen, ENVELOPE[best], DELTA, share=seeds / 21)
             if found.decided:
                 break
         too_low += found.value < truth
@@ -150,8 +176,14 @@ def test_a_runner_up_shows_what_the_first_does_not() -> None:
 
 
 def test_the_level_is_shared_by_the_looks() -> None:
-    assert level(0.95, 1) == pytest.approx(0.025)
-    assert level(0.95) * LOOKS == pytest.approx(0.025)
+    loaded = load_recipe("recall")
+    for seeds, most in ((3, 12), (2, 2), (5, 7)):
+        asked = Asked(recipe=loaded, space=load_space(loaded.default_space), delta=0.05, seeds=seeds, most_seeds=most)
+        spent = [level(0.95, asked.share(look)) for look in asked.looks]
+        assert sum(spent) == pytest.approx(0.025)
+        assert spent == sorted(spent)
+        assert asked.share(most + 1) == asked.share(most)
+        assert asked.share(1) == asked.share(seeds)
 
 
 def test_undecided_schedules_are_those_between_the_ends() -> None:

@@ -19,7 +19,7 @@ from groups import SELECT, Group, groups, moves
 from jobs import HERE, POINTS, Records
 from mdtable import table
 from moved import moves_section
-from planted import BOTTOM, MENDED_AT, TASKS, finished
+from planted import BOTTOM, MENDED_AT, RULE, TASKS, finished
 from study import STUDY
 
 from layersearch.optimal.say import difference
@@ -252,7 +252,7 @@ def planted_section(path: Path) -> list[str]:
         if not mine:
             continue
         known = mine[0]["known_l"]
-        before = [row for row in finished(path, 1) if row["task"] == task]
+        before = [[row for row in finished(path, rule) if row["task"] == task] for rule in range(1, RULE)]
         seen = [row for row in mine if row["repetition"] < MENDED_AT]
         unseen = [row for row in mine if row["repetition"] >= MENDED_AT]
 
@@ -263,7 +263,7 @@ def planted_section(path: Path) -> list[str]:
             [
                 f"`{task}`",
                 str(known),
-                right(before),
+                *(right(held) for held in before),
                 f"**{right(seen)}**",
                 f"**{right(unseen)}**" if unseen else "",
                 f"{sum(row['low'] <= known <= row['l_star'] for row in mine)} of {len(mine)}",
@@ -284,8 +284,9 @@ def planted_section(path: Path) -> list[str]:
         "task",
         "known l",
         "l* is it, first rule",
-        f"mended rule, the first {MENDED_AT}",
-        "mended rule, fresh ones",
+        "second rule",
+        f"third rule, the first {MENDED_AT}",
+        "third rule, fresh ones",
         "set holds it",
         "l* against all-full (times)",
         "trials",

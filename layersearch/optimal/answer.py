@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from layersearch.cost import attention_flops
 from layersearch.optimal.asked import Setting
 from layersearch.optimal.curve import Choice, best_within, find_knee
-from layersearch.optimal.investigate import Selection, select
-from layersearch.optimal.noninferiority import LStar, find_l_star
+from layersearch.optimal.investigate import Selection, l_star_of, select
+from layersearch.optimal.noninferiority import LStar, failures, find_l_star
 from layersearch.optimal.placements import full_layers, named, place
 from layersearch.record import TrialRecord
 from layersearch.schedule import Schedule
@@ -103,6 +103,9 @@ class SettingAnswer:
     """At the least and, where l* was in doubt, more."""
     most_seeds_spent: int
     """Fresh seeds of the schedule that got most."""
+    failed_seeds: Mapping[str, tuple[int, int]]
+    """Of the reference and of the schedule that shows l*, where they failed to learn at some fresh seeds: at how many,
+    and of how many."""
     seed_std: float | None
     """Of one schedule's loss over fresh seeds, pooled, nats."""
     known_l: int | None
@@ -133,7 +136,12 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     nothing = Choice(
         l=None, likely=(), confidence=CONFIDENCE, why="the trials at the best schedules share no fresh seed"
     )
-    l_star = find_l_star(chosen.envelope, fresh, chosen.reference, asked.delta)
+    l_star = l_star_of(setting, chosen, fresh)
+    share = asked.share(len(fresh.get(all_full, ())))
+    decisive = dict.fromkeys((l_star.shown_by, l_star.reference))
+    failed_seeds = {
+        text: (len(found), len(fresh[text])) for text in decisive if (found := failures(fresh, text, asked.delta))
+    }
     return SettingAnswer(
         name=setting.name,
         seq_len=setting.seq_len,
@@ -143,7 +151,7 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
         delta=asked.delta,
         l_star=l_star,
         larger=_larger(curve, fresh, chosen.reference),
-        l_star_all_full=find_l_star(chosen.envelope, fresh, all_full, asked.delta),
+        l_star_all_full=find_l_star(chosen.envelope, fresh, all_full, asked.delta, share=share),
         knee=find_knee(ls, costs, by_l, asked.delta) if shared else nothing,
         at_budget=None if asked.budget is None else best_within(ls, costs, by_l, asked.budget) if shared else nothing,
         budget=asked.budget,
@@ -151,6 +159,7 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
         effects=_effects(setting, {t: found[asked.seed] for t, found in searched.items() if asked.seed in found}),
         fresh_seeds=len(shared),
         most_seeds_spent=max((len(found) for found in fresh.values()), default=0),
+        failed_seeds=failed_seeds,
         seed_std=pooled_std([list(found.values()) for found in fresh.values()]),
         known_l=known_l,
         trials=len(records),

@@ -51,7 +51,7 @@ class Asked:
     """Attention cost, as a share of all-full's, within which the best l is named."""
     seeds: int = 3
     """Fresh seeds at the first look."""
-    most_seeds: int = 8
+    most_seeds: int = 12
     """Fresh seeds at the last look."""
     per_l: int = 8
     """Placements tried at one l, at the most."""
@@ -106,6 +106,10 @@ class Asked:
         """Fresh seeds at each look, rising: the first, the geometric middle and the last."""
         middle = round((self.seeds * self.most_seeds) ** 0.5)
         return tuple(sorted({self.seeds, max(middle, self.seeds), self.most_seeds}))
+
+    def share(self, seeds: int) -> float:
+        """Return the share of the error that the look at so many fresh seeds, or the last before, may spend."""
+        return max((look for look in self.looks if look <= seeds), default=self.looks[0]) / sum(self.looks)
 
     def settings(self) -> tuple[Setting, ...]:
         """Return the lengths at the recipe's depth, then the depths at the recipe's length, each once."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from layersearch.optimal.plan import SettingPlan
 
 MOST_SEED = 2**31
-_MOST_SEEDS = 8
+_MOST_SEEDS = 12
 
 
 def optimal_l(options: argparse.Namespace) -> None:

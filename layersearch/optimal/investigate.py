@@ -111,8 +111,9 @@ def confirmed_schedules(setting: Setting, chosen: Selection) -> list[str]:
 
 
 def l_star_of(setting: Setting, chosen: Selection, losses: Mapping[str, Mapping[int, float]]) -> LStar:
-    """Return l* against the best schedule found."""
-    return find_l_star(chosen.envelope, losses, chosen.reference, setting.asked.delta)
+    """Return l* against the best schedule found, by the test of the look that these losses on fresh seeds are."""
+    share = setting.asked.share(len(losses.get(chosen.reference, ())))
+    return find_l_star(chosen.envelope, losses, chosen.reference, setting.asked.delta, share=share)
 
 
 def investigate(

@@ -23,17 +23,24 @@ after. So e(l) has a second candidate where another placement of as many layers 
 seeds. Either may show A(l) false: the first at 4/5 of the level, the second at the rest (Bonferroni). B(l) takes both.
 
 The set of l's between the two ends holds l* with the confidence asked for, half the error on each side, and each side's
-half shared equally (Bonferroni) among the looks at the data between which seeds may be added.
+half shared (Bonferroni) among the looks at the data between which seeds may be added, in proportion to their seeds:
+where most can be shown, most may be spent.
 
-A reference that fails to learn at some seeds makes some differences hugely negative and their variance huge: the worse
-the reference, the less would be shown. Its losses are therefore cut five standard deviations above the lowest of them,
-once what a seed does to all schedules is taken out (the median schedule's standard deviation). Normal noise of eight
-seeds is cut one time in eighteen, and then by a tenth of a standard deviation of the mean (simulated in the tests).
-The cut can only lower the reference, so that the test from above errs to the safe side; the test from below takes the
-losses as they are.
+Failures to learn. Where a task is learnt suddenly, any schedule may fail at a seed, by a hundred times the noise.
 
-Limits. The t test is of means of roughly normal differences. A schedule that fails to learn at one seed in ten often
-shows no failure at three: then it passes, as it would in any test of so few seeds.
+- From eight seeds on, an eighth of the differences is left out at either end: the tests are of the trimmed mean, with
+  the standard error of Tukey and McLaughlin (Sankhya A 25, 1963; Wilcox, "Introduction to Robust Estimation and
+  Hypothesis Testing", section 4.3). One failure in eight to fifteen seeds, of the schedule or of the reference, decides
+  nothing then; of fewer seeds each counts. `failures` tells them, so that the answer can.
+- A reference that fails at more seeds makes many differences hugely negative and their variance huge: the worse the
+  reference, the less would be shown. Its losses are therefore cut four standard deviations above the lowest of them,
+  once what a seed does to all schedules is taken out (the median schedule's, from the median distance of its losses,
+  which failures hardly widen). Normal noise of twelve seeds is cut one time in six, and then by a ninth of a standard
+  deviation of the mean (simulated in the tests). The cut can only lower the reference, so that the test from above
+  errs to the safe side; the test from below takes the losses as they are.
+
+Limits. The tests are of roughly normal differences, but for the failures. A schedule that fails to learn at one seed in
+ten often shows no failure at three, and one at twelve is left out: then it passes.
 """
 
 from __future__ import annotations
@@ -47,10 +54,10 @@ import numpy as np
 from layersearch.schedule import Schedule
 from layersearch.stats import CONFIDENCE, Interval, paired_difference
 
-LOOKS = 3
-"""Looks at the data, at the most: after the first seeds, and after each of two additions."""
-_CUT = 5.0
-"""Standard deviations above the lowest loss of the reference at which the others are cut."""
+_CUT = 4.0
+"""Standard deviations above the lowest loss of a schedule at which the others are cut."""
+_TRIMMED = 8
+"""One in so many differences is left out at either end."""
 
 SHARES = (0.8, 0.2)
 """Of the level from above, for the first candidate of an l and for its runner-up."""
@@ -59,9 +66,9 @@ Losses = Mapping[str, Mapping[int, float]]
 """Validation loss in nats by schedule and fresh seed."""
 
 
-def level(confidence: float = CONFIDENCE, looks: int = LOOKS) -> float:
-    """Return the one-sided level of a single test."""
-    return (1 - confidence) / 2 / looks
+def level(confidence: float = CONFIDENCE, share: float = 1.0) -> float:
+    """Return the one-sided level of a single test, at a look that may spend such a share of the error."""
+    return (1 - confidence) / 2 * share
 
 
 def p_within(differences: Sequence[float], delta: float) -> float:
@@ -79,37 +86,49 @@ def p_beyond(differences: Sequence[float], delta: float) -> float:
     return _p_below(delta - np.asarray(differences, dtype=np.float64))
 
 
-def cut(losses: Losses, reference: str) -> dict[int, float]:
-    """Return the reference's losses by seed, cut from above. See the module's text."""
-    held = losses.get(reference, {})
-    middles = {text: float(np.median(list(found.values()))) for text, found in losses.items() if found}
-    # What a seed does to all schedules alike.
-    common = {
-        seed: float(np.median([found[seed] - middles[text] for text, found in losses.items() if seed in found]))
-        for seed in held
-    }
+def cut(losses: Losses, schedule: str) -> dict[int, float]:
+    """Return a schedule's losses by seed, cut from above. See the module's text."""
+    from scipy.spatial.distance import pdist
+
+    held = losses.get(schedule, {})
+    # What a seed does to all schedules alike. Lowest values rather than medians, for failures only raise a loss, and
+    # where seeds were added for two schedules alone, half of what is there may have failed.
+    lowest = {text: min(found.values()) for text, found in losses.items() if found}
+    common = {seed: min(found[seed] - lowest[text] for text, found in losses.items() if seed in found) for seed in held}
     left = [
-        [found[seed] - middles[text] - common[seed] for seed in found if seed in common]
+        [found[seed] - lowest[text] - common[seed] for seed in found if seed in common]
         for text, found in losses.items()
     ]
-    stds = [float(np.std(residuals, ddof=1)) for residuals in left if len(residuals) > 1]
+    # Of normal noise the median distance of two values is 0.954 standard deviations.
+    stds = [float(np.median(pdist(np.array(values)[:, None]))) / 0.954 for values in left if len(values) > 1]
     if not stds:
         return dict(held)
     highest = min(loss - common[seed] for seed, loss in held.items()) + _CUT * float(np.median(stds))
     return {seed: min(loss, highest + common[seed]) for seed, loss in held.items()}
 
 
+def failures(losses: Losses, schedule: str, delta: float) -> tuple[int, ...]:
+    """Return the seeds at which a schedule failed to learn: the cut takes more than ``delta`` nats off its loss."""
+    lowered = cut(losses, schedule)
+    return tuple(seed for seed, loss in sorted(losses.get(schedule, {}).items()) if loss - lowered[seed] > delta)
+
+
 def _p_below(values: np.ndarray) -> float:
-    """Return the p value of "the mean is at least 0" by Student's t."""
+    """Return the p value of "the mean is at least 0" by Student's t, of many values that of the trimmed mean."""
     from scipy import stats
 
     n = len(values)
     if n < 2:
         return 1.0
-    mean, std = float(values.mean()), float(values.std(ddof=1))
+    out = n // _TRIMMED
+    winsorized = np.sort(values)
+    mean = float(winsorized[out : n - out].mean())
+    winsorized[:out], winsorized[n - out :] = winsorized[out], winsorized[n - out - 1]
+    std = float(winsorized.std(ddof=1))
     if std <= 1e-12 * max(1.0, abs(mean)):
         return 0.0 if mean < 0 else 1.0
-    return float(stats.t.cdf(mean * math.sqrt(n) / std, n - 1))
+    kept = n - 2 * out
+    return float(stats.t.cdf(mean * kept / (std * math.sqrt(n)), kept - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +190,7 @@ def find_l_star(
     reference: str,
     delta: float,
     confidence: float = CONFIDENCE,
-    looks: int = LOOKS,
+    share: float = 1.0,
 ) -> LStar:
     """Test every l from both ends. See the module's text.
 
@@ -182,9 +201,9 @@ def find_l_star(
         reference: the schedule to compare with, fixed before the fresh seeds were looked at.
         delta: the margin, nats, above 0.
         confidence: of the set of l's.
-        looks: at which the tests may be made, in all.
+        share: of the error, for this look at the data; those of all looks add up to 1.
     """
-    each = level(confidence, looks)
+    each = level(confidence, share)
     lowered = cut(losses, reference)
     theirs = losses.get(reference, {})
     steps = []

@@ -44,6 +44,12 @@ def l_star(found: LStar, what: str) -> str:
     )
 
 
+def failed_seeds(found: SettingAnswer) -> str:
+    """Say where a schedule that l* rests on failed to learn at some seeds."""
+    told = [f"`{text}` at {failed} of {seeds} fresh seeds" for text, (failed, seeds) in found.failed_seeds.items()]
+    return f"Failed to learn what they learn at the others: {', '.join(told)}." if told else ""
+
+
 def larger(found: SettingAnswer) -> str:
     """Say whether more full layers than the reference of l* has are shown to be no better by delta."""
     lower, open_ = [], []
@@ -194,6 +200,7 @@ def _setting(found: SettingAnswer) -> list[str]:
     reference = Schedule.parse(found.l_star.reference)
     best = f"the best schedule found ({reference}, l = {reference.n_full})"
     told = [" ".join([l_star(found.l_star, best), larger(found)]).strip(), l_star(found.l_star_all_full, "all-full")]
+    told += [text for text in (failed_seeds(found),) if text]
     if found.known_l is not None:
         told.append(f"The task's known answer is l = {found.known_l}.")
     told.append(choice(found.knee, "Knee of loss against cost"))
