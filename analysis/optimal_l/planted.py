@@ -122,7 +122,8 @@ def main() -> None:
     rows = finished(path)
     for task in options.tasks:
         wanted = REPETITIONS[task] if options.repetitions is None else options.repetitions
-        todo = sorted(set(range(wanted)) - {row["repetition"] for row in rows if row["task"] == task})
+        left = set(range(wanted)) - {row["repetition"] for row in rows if row["task"] == task}
+        todo = sorted(left, key=lambda number: (number < MENDED_AT, number))  # the rule's test first
         recipe = load_recipe(task, ["search.workers=1"])
         pool = LocalPool(recipe, options.workers, WORK / "logs")
         try:
