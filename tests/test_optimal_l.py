@@ -155,8 +155,12 @@ def test_a_placement_that_fails_on_every_third_seed_does_not_hide_a_steady_one(t
         return Flaky(recipe, truth, noise=0.001)
 
     found = optimal_l(asked(placements=("searched",)), tmp_path / "run", pool=pool, figures=False)
-    star = found.settings[0].l_star
+    star, told = found.settings[0].l_star, found.settings[0].failed_seeds
     assert (star.low, star.value) == (2, 2)
+    # The reference is the one that fails, and the page says so.
+    failed, spent = told[star.reference]
+    assert failed == sum(seed % 3 == 0 for seed in range(2, 2 + spent))
+    assert f"Failed to learn at some fresh seeds: `{star.reference}` at {failed} of {spent}." in found.text
 
 
 def test_a_reference_that_fresh_seeds_do_not_bear_out_is_told(tmp_path: Path) -> None:

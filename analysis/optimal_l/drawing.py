@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from layersearch.canvas import BLACK, BLUE, GREY, VERMILION, plain, write_figure
 from layersearch.optimal.answer import SettingAnswer
+from layersearch.optimal.figures import draw_stars
 
 if TYPE_CHECKING:
     from groups import Group
@@ -142,34 +143,16 @@ def draw_moves(
     found: Mapping[str, Sequence[tuple[int, SettingAnswer]]], units: Mapping[str, str], path_stem: Path
 ) -> list[Path]:
     """Draw l* and the l's not excluded against each factor, with its unit."""
-    from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import ScaledTranslation
-
     lines = (len(found) + 2) // 3
 
     def draw(figure: Figure, top: float) -> None:
         for number, (name, answers) in enumerate(found.items()):
             axes = figure.add_subplot(lines, 3, number + 1)
-            sizes = [value for value, _ in answers]
-            axes.set_xscale("log", base=2)
-            aside = ScaledTranslation(9 / 72, 0, figure.dpi_scale_trans)
-            for value, one in answers:
-                bars = ((one.l_star, BLUE, axes.transData), (one.l_star_all_full, VERMILION, axes.transData + aside))
-                for star, colour, place in bars:
-                    axes.plot([value] * 2, [star.low, star.value], "_-", color=colour, lw=1.5, ms=8, transform=place)
-            axes.plot(sizes, [one.l_star.value for _, one in answers], "o", color=BLUE, ms=8, mec="white", zorder=4)
-            full = [one.l_star_all_full.value for _, one in answers]
-            axes.plot(sizes, full, "s", color=VERMILION, ms=6, mec="white", zorder=4, transform=axes.transData + aside)
+            draw_stars(figure, axes, [value for value, _ in answers], [one for _, one in answers])
             axes.set_ylim(-0.5, max(*(one.n_layers for _, one in answers), 1) + 0.5)
-            axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-            room = (sizes[-1] / sizes[0]) ** 0.12
-            axes.set_xlim(sizes[0] / room, sizes[-1] * room)
-            axes.set_xticks(sizes, [str(size) for size in sizes])
-            axes.minorticks_off()
             axes.set_title(f"{name.replace('-', ', on ')} ({units[name]})", fontsize=9.5)
             if number % 3 == 0:
                 axes.set_ylabel("l*")
-            plain(axes)
         tall = figure.get_figheight()
         figure.subplots_adjust(left=0.055, right=0.985, bottom=0.35 / tall, top=top - 0.25 / tall, hspace=0.4)
 

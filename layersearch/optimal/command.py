@@ -141,7 +141,7 @@ def _print_plan(asked: Asked, found: tuple[SettingPlan, ...]) -> None:
             f"the others {one.span}"
         )
         print(f"  selection, 2 seeds      {_range(*one.selection)} trials")
-        print(f"  fresh seeds, {asked.looks[0]} to {asked.most_seeds:<10} {_range(*one.confirm)} trials")
+        print(f"  fresh seeds, {asked.looks[0]} to {asked.most_seeds:<6} {_range(*one.confirm)} trials")
         if one.before[1]:
             print(f"  before the switch       {_range(*one.before)} trials")
         print(f"  in all                  {_range(low, high)} trials, at most {one.total_flops:.3g} multiply-adds")

@@ -186,35 +186,49 @@ def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
     def draw(figure: Figure, top: float) -> None:
         for number, (name, answers) in enumerate(groups):
             axes = figure.add_subplot(1, len(groups), number + 1)
-            _draw_star(axes, name, answers, found)
-        figure.subplots_adjust(left=0.07, right=0.985, bottom=0.62 / figure.get_figheight(), top=top, wspace=0.18)
+            _draw_star(figure, axes, name, answers, found)
+        drawn = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+        figure.legend(drawn.values(), drawn.keys(), loc="lower center", ncols=4, fontsize=9, frameon=False)
+        figure.subplots_adjust(left=0.07, right=0.985, bottom=0.9 / figure.get_figheight(), top=top, wspace=0.18)
 
     told = [line for name, answers in groups for line in say.law(name, found.laws.get(name, ()), len(answers))]
     return write_figure(path_stem, ["How l* moves. Bars: the l's that are not excluded (95%).", *told], 4.0, 0.07, draw)
 
 
-def _draw_star(axes: Axes, name: str, answers: Sequence[SettingAnswer], found: OptimalL) -> None:
+def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequence[SettingAnswer]) -> None:
+    """Draw l* of every size, against the best found and, beside it, against all-full, with the l's not excluded."""
     from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import ScaledTranslation
 
+    axes.set_xscale("log", base=2)
+    aside = axes.transData + ScaledTranslation(9 / 72, 0, figure.dpi_scale_trans)
+    best, full = [one.l_star for one in answers], [one.l_star_all_full for one in answers]
+    kinds = (
+        (best, BLUE, "o", 8, axes.transData, "l*, against the best found"),
+        (full, VERMILION, "s", 6, aside, "l*, against all-full"),
+    )
+    for stars, colour, marker, big, place, label in kinds:
+        for size, star in zip(sizes, stars, strict=True):
+            axes.plot([size] * 2, [star.low, star.value], "_-", color=colour, lw=1.5, ms=8, zorder=3, transform=place)
+        values = [star.value for star in stars]
+        axes.plot(sizes, values, marker, color=colour, ms=big, mec="white", label=label, zorder=4, transform=place)
+    axes.set_ylim(-0.5, max(*(star.value for star in (*best, *full)), 1) + 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    room = (sizes[-1] / sizes[0]) ** 0.12
+    axes.set_xlim(sizes[0] / room, sizes[-1] * room)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    plain(axes)
+
+
+def _draw_star(figure: Figure, axes: Axes, name: str, answers: Sequence[SettingAnswer], found: OptimalL) -> None:
     from layersearch.optimal.study import size_of
 
     answers = sorted(answers, key=lambda one: size_of(one, name))
     sizes = [size_of(one, name) for one in answers]
-    values = [one.l_star.value for one in answers]
-    axes.set_xscale("log", base=2)
-    for size, one in zip(sizes, answers, strict=True):
-        axes.plot([size] * 2, [one.l_star.low, one.l_star.value], "_-", color=BLUE, lw=1.5, ms=8, zorder=3)
-    axes.plot(sizes, values, "o", color=BLUE, ms=8, mec="white", label="l*, against the best found", zorder=4)
-    full = [one.l_star_all_full.value for one in answers]
-    axes.plot(sizes, full, "s", mfc="none", mec=VERMILION, ms=12, label="l*, against all-full", zorder=5)
+    draw_stars(figure, axes, sizes, answers)
     grid = np.geomspace(sizes[0], sizes[-1], 60)
     for law, style in zip(found.laws.get(name, ()), ("-", "--"), strict=False):
         axes.plot(grid, [law.at(float(size)) for size in grid], style, color=GREY, lw=1.4, label=law.form, zorder=2)
-    axes.set_ylim(-0.4, max(*values, *full, 1) + 0.8)
-    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xticks(sizes, [str(size) for size in sizes])
-    axes.minorticks_off()
     axes.set_xlabel("sequence length (tokens)" if name == "length" else "depth (layers)")
     axes.set_ylabel("l* (full layers)")
-    axes.legend(fontsize=9, frameon=False, loc="upper left")
-    plain(axes)

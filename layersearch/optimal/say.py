@@ -46,8 +46,8 @@ def l_star(found: LStar, what: str) -> str:
 
 def failed_seeds(found: SettingAnswer) -> str:
     """Say where a schedule that l* rests on failed to learn at some seeds."""
-    told = [f"`{text}` at {failed} of {seeds} fresh seeds" for text, (failed, seeds) in found.failed_seeds.items()]
-    return f"Failed to learn what they learn at the others: {', '.join(told)}." if told else ""
+    told = [f"`{text}` at {failed} of {seeds}" for text, (failed, seeds) in found.failed_seeds.items()]
+    return f"Failed to learn at some fresh seeds: {', '.join(told)}." if told else ""
 
 
 def larger(found: SettingAnswer) -> str:
