@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +24,7 @@ import groups  # noqa: E402
 import hops4  # noqa: E402
 import jobs  # noqa: E402
 import moved  # noqa: E402
+import planted  # noqa: E402
 import report  # noqa: E402
 import study  # noqa: E402
 
@@ -81,6 +83,39 @@ def test_four_hops_fit_their_recipe() -> None:
     reach = 1 + recipe.model.n_layers  # windows of 2 pass on one token a layer
     assert reach <= recipe.data.distance
     assert {len(Schedule.parse(text)) for text in hops4.SCHEDULES} == {recipe.model.n_layers}
+
+
+def test_four_hops_of_another_recipe_do_not_count(tmp_path: Path) -> None:
+    lines = hops4.PATH.read_text().splitlines()
+    held = hops4.done()
+    assert len(held) == len(lines)
+    path = tmp_path / "hops4.jsonl"
+    path.write_text("\n".join([lines[0], lines[1].replace(json.loads(lines[1])["recipe"], "another")]))
+    assert len(hops4.done(path)) == 1
+    first = hops4.straight(hops4.SCHEDULES[0], 0)
+    assert jobs.Records(hops4.STRAIGHT).get(first) is not None
+
+
+def test_repetitions_of_each_rule_are_told_apart(tmp_path: Path) -> None:
+    def row(rule: int, number: int, l_star: int) -> str:
+        fixed = {"task": "hops2", "recipe": jobs.fingerprint("hops2"), "known_l": 2, "low": 1, "l_star_all_full": 4}
+        each = {"rule": rule, "repetition": number, "l_star": l_star, "trials": 50, "trial_seconds": 60}
+        return json.dumps(fixed | each | {"bottom_less_best": {}})
+
+    fresh = planted.MENDED_AT
+    rows = [
+        row(1, 0, 3),
+        row(2, 0, 2),
+        row(2, 1, 3),
+        row(3, 0, 2),
+        row(3, 1, 2),
+        row(3, fresh, 2),
+        row(3, fresh + 1, 3),
+    ]
+    path = tmp_path / "planted.jsonl"
+    path.write_text("\n".join(rows))
+    (line,) = [line for line in report.planted_section(path) if line.startswith("| `hops2`")]
+    assert [cell.strip(" *") for cell in line.split("|")[3:8]] == ["0 of 1", "1 of 2", "2 of 2", "1 of 2", "4 of 4"]
 
 
 def test_the_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
