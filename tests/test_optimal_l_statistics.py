@@ -106,6 +106,13 @@ def test_one_failure_in_twelve_seeds_decides_nothing_and_is_told(seeds: int, fai
     assert failures(held, ENVELOPE[2], DELTA) == ()
 
 
+@pytest.mark.parametrize("seeds", [2, 3, 5, 12])
+def test_noise_is_not_called_a_failure(seeds: int) -> None:
+    rng, std = np.random.default_rng(13), 0.02
+    told = [bool(failures(losses([0.01] * 5, std, seeds, rng), ENVELOPE[3], std / 2)) for _ in range(RUNS)]
+    assert np.mean(told) < 0.01
+
+
 @pytest.mark.parametrize(("n", "out"), [(7, 0), (8, 1), (12, 1), (16, 2)])
 def test_the_trimmed_mean_has_the_interval_of_scipy(n: int, out: int) -> None:
     sample = np.random.default_rng(12).normal(0.0, 1.0, n)

@@ -56,6 +56,8 @@ from layersearch.stats import CONFIDENCE, Interval, paired_difference
 
 _CUT = 4.0
 """Standard deviations above the lowest loss of a schedule at which the others are cut."""
+_FAILED = 8.0
+"""Standard deviations above the lowest loss of a schedule, and delta more, at which it counts as not learnt."""
 _TRIMMED = 8
 """One in so many differences is left out at either end."""
 
@@ -86,8 +88,8 @@ def p_beyond(differences: Sequence[float], delta: float) -> float:
     return _p_below(delta - np.asarray(differences, dtype=np.float64))
 
 
-def cut(losses: Losses, schedule: str) -> dict[int, float]:
-    """Return a schedule's losses by seed, cut from above. See the module's text."""
+def cut(losses: Losses, schedule: str, stds_above: float = _CUT) -> dict[int, float]:
+    """Return a schedule's losses by seed, cut so many standard deviations above the lowest. See the module's text."""
     from scipy.spatial.distance import pdist
 
     held = losses.get(schedule, {})
@@ -103,13 +105,13 @@ def cut(losses: Losses, schedule: str) -> dict[int, float]:
     stds = [float(np.median(pdist(np.array(values)[:, None]))) / 0.954 for values in left if len(values) > 1]
     if not stds:
         return dict(held)
-    highest = min(loss - common[seed] for seed, loss in held.items()) + _CUT * float(np.median(stds))
+    highest = min(loss - common[seed] for seed, loss in held.items()) + stds_above * float(np.median(stds))
     return {seed: min(loss, highest + common[seed]) for seed, loss in held.items()}
 
 
 def failures(losses: Losses, schedule: str, delta: float) -> tuple[int, ...]:
-    """Return the seeds at which a schedule failed to learn: the cut takes more than ``delta`` nats off its loss."""
-    lowered = cut(losses, schedule)
+    """Return the seeds at which a schedule failed to learn: far beyond the noise, and ``delta`` nats more."""
+    lowered = cut(losses, schedule, _FAILED)
     return tuple(seed for seed, loss in sorted(losses.get(schedule, {}).items()) if loss - lowered[seed] > delta)
 
 
