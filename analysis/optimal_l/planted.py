@@ -1,8 +1,8 @@
 """Does `layersearch optimal-l` find the planted number of full layers, nineteen times of twenty?
 
 Command:  python analysis/optimal_l/planted.py [--tasks local recall hops2] [--repetitions N] [--workers 2]
-Time:     about 3 core-minutes a repetition of recall (51 trials of 3 s) and of local, 7 of hops2 (about 50 trials of
-          10 s): about 400 core-minutes for all. Finished repetitions are taken from the records, an unfinished
+Time:     about 3 core-minutes a repetition of recall (52 trials of 3 s) and of local, 9 of hops2 (about 55 trials of
+          10 s): about 480 core-minutes for all. Finished repetitions are taken from the records, an unfinished
           one goes on
 Writes:   planted.jsonl, one line per repetition
 
