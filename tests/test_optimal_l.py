@@ -160,7 +160,7 @@ def test_a_placement_that_fails_on_every_third_seed_does_not_hide_a_steady_one(t
     # The reference is the one that fails, and the page says so.
     failed, spent = told[star.reference]
     assert failed == sum(seed % 3 == 0 for seed in range(2, 2 + spent))
-    assert f"Failed to learn at some fresh seeds: `{star.reference}` at {failed} of {spent}." in found.text
+    assert f"Failed to learn at some fresh seeds: `{star.reference}` at {failed} of {spent}. From" in found.text
 
 
 def test_a_reference_that_fresh_seeds_do_not_bear_out_is_told(tmp_path: Path) -> None:
@@ -262,6 +262,10 @@ def test_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     assert {"l_star.png", "length-48-depth-8/layers.png", "length-24-depth-2/loss_by_l.png"} <= made
     config = json.loads((tmp_path / "run" / "length-96-depth-2" / "config.json").read_text())
     assert (config["recipe"]["training"]["seq_len"], config["recipe"]["training"]["batch_size"]) == (96, 2)
+    # Two lengths bear no law: the legend has those of depth all the same.
+    fewer = optimal_l(replace(depths, lengths=(24, 48)), tmp_path / "fewer", pool=pool)
+    assert not fewer.laws["length"]
+    assert "a*x^b" in (tmp_path / "fewer" / "l_star.svg").read_text().split("depth (layers)")[1]
 
 
 def test_placements_of_many_layers_are_proposed_near_what_is_good() -> None:

@@ -187,7 +187,10 @@ def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
         for number, (name, answers) in enumerate(groups):
             axes = figure.add_subplot(1, len(groups), number + 1)
             _draw_star(figure, axes, name, answers, found)
-        drawn = dict(zip(*reversed(figure.axes[0].get_legend_handles_labels()), strict=True))
+        # Both panels share what stands below them; a law may be fitted in one of them only.
+        drawn = {
+            label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
         figure.legend(drawn.values(), drawn.keys(), loc="lower center", ncols=4, fontsize=9, frameon=False)
         figure.subplots_adjust(left=0.07, right=0.985, bottom=0.9 / figure.get_figheight(), top=top, wspace=0.18)
 

@@ -2,7 +2,7 @@
 
 What is asked. On the selection seeds the best schedule *with at most l full layers*, e(l), is fixed for every l. On
 fresh seeds d(l) is the paired difference of e(l) to the reference, seed by seed. l* is the smallest l for which the
-mean of d(l) is below delta.
+mean of d(l), from eight seeds on the trimmed mean, is below delta.
 
 Which reference. In few steps all-full may itself fail to learn what a hybrid learns. l* is therefore taken against the
 best schedule found, of any l: e(L), fixed on the selection seeds like the others, so that its own loss on the fresh

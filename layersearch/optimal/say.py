@@ -47,7 +47,9 @@ def l_star(found: LStar, what: str) -> str:
 def failed_seeds(found: SettingAnswer) -> str:
     """Say where a schedule that l* rests on failed to learn at some seeds."""
     told = [f"`{text}` at {failed} of {seeds}" for text, (failed, seeds) in found.failed_seeds.items()]
-    return f"Failed to learn at some fresh seeds: {', '.join(told)}." if told else ""
+    if not told:
+        return ""
+    return f"Failed to learn at some fresh seeds: {', '.join(told)}. From eight seeds on l* leaves one in eight out."
 
 
 def larger(found: SettingAnswer) -> str:
