@@ -12,6 +12,7 @@ import pytest
 
 import layersearch
 from layersearch.cost import budget_ratio
+from layersearch.recipe import load_recipe
 from layersearch.schedule import Schedule
 from layersearch.train import Trial, blank_record
 
@@ -25,6 +26,7 @@ import hops4  # noqa: E402
 import jobs  # noqa: E402
 import moved  # noqa: E402
 import planted  # noqa: E402
+import redraw  # noqa: E402
 import report  # noqa: E402
 import study  # noqa: E402
 
@@ -94,6 +96,15 @@ def test_four_hops_of_another_recipe_do_not_count(tmp_path: Path) -> None:
     assert len(hops4.done(path)) == 1
     first = hops4.straight(hops4.SCHEDULES[0], 0)
     assert jobs.Records(hops4.STRAIGHT).get(first) is not None
+
+
+def test_a_study_drawn_again_finds_what_its_losses_say(tmp_path: Path) -> None:
+    losses = json.loads((STUDY / "redraw.json").read_text())
+    assert len(losses) == 16  # every placement of four layers
+    recipe = load_recipe("hops2")
+    assert redraw.study(0, recipe, losses, tmp_path / "real") == 2
+    flat = {text: [1.0] for text in losses}
+    assert redraw.study(0, recipe, flat, tmp_path / "flat") == 0
 
 
 def test_repetitions_of_each_rule_are_told_apart(tmp_path: Path) -> None:
