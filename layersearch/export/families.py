@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from layersearch.export.nearest import Capabilities
+from layersearch.errors import UserError
+from layersearch.export.capabilities import Capabilities
 from layersearch.schedule import SpanKind
 
 _SWA: Mapping[SpanKind, str] = {"full": "full_attention", "window": "sliding_attention"}
@@ -51,7 +52,7 @@ class Family:
     per_layer: Mapping[str, Any] = field(default_factory=dict)
     """Lists of one value a layer."""
     decoder_weights: bool = False
-    """The weights of `layersearch.model.Decoder` load, and give the same logits."""
+    """The weights of `layersearch.model.decoder.Decoder` load, and give the same logits."""
     qk_norm: bool = False
     """Of those weights: queries and keys are normalised."""
 
@@ -190,3 +191,29 @@ DEAF: dict[str, str] = {
     "qwen3_moe": "",
 }
 """Model types that take ``layer_types`` and see everything all the same, with the family that loads their weights."""
+
+
+_SIZES = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+_BY_LAYER = ("per_layer_config", "sliding_windows", "layer_windows", "window_sizes", "sliding_window_sizes")
+
+
+def check_stock(config: Mapping[str, Any], where: str) -> None:
+    """Refuse windows by layer in a stock family's configuration: transformers raises on them or passes over them.
+
+    Args:
+        config: what ``config.json`` holds.
+        where: the file, for the error.
+
+    Raises:
+        UserError: names the key.
+    """
+    nested = [value for key, value in config.items() if key.endswith("text_config") and isinstance(value, Mapping)]
+    family = config.get("model_type", "of no name")
+    for part in (config, *nested):
+        for key in (*_SIZES, *_BY_LAYER):
+            value = part.get(key)
+            if isinstance(value, list | Mapping) and value:
+                raise UserError(
+                    f"{where}: {key} gives layers windows of their own, which stock family {family!r} does not run; "
+                    "drop it and use one size, or export with --to hf-remote"
+                )

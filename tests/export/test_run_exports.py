@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layersearch.cli import main
+from layersearch.cli.main import main
 from layersearch.export import TARGETS
 from layersearch.schedule import Schedule
 
