@@ -6,8 +6,8 @@ Time:     about 3 core-minutes a repetition of recall (52 trials of 3 s) and of 
           one goes on
 Writes:   planted.jsonl, one line per repetition
 
-A repetition is the command's own machinery (`layersearch.optimal_l.run.optimal_l`) with the recipe as it ships, the placement
-searched and that at the bottom, and seeds of its own. Four hops: `hops4.py`.
+A repetition is the command's own machinery (`layersearch.optimal_l.run.optimal_l`) with the recipe as it ships, the
+placement searched and that at the bottom, and seeds of its own. Four hops: `hops4.py`.
 """
 
 from __future__ import annotations

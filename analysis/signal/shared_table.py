@@ -3,8 +3,8 @@
 Command:  python analysis/signal/shared_table.py [--corpora mix recall] [--ways ...] [--seeds 0 1 2] [--shares 0.5 1]
 Time:     10 to 20 seconds a network on one core; finished ones are taken from shared_table.jsonl
 Shows:    rank correlation of the shared network's losses of all 243 schedules with the means of their own trials
-          (`layersearch.study.benchmark`), over all of them and over those within a budget of 0.27, and what hypervolume the
-          network's own frontier holds
+          (`layersearch.study.benchmark`), over all of them and over those within a budget of 0.27, and what
+          hypervolume the network's own frontier holds
 
 The network, its training and its scoring are those of `shared_weights.py`. Ways to draw the 8 schedules of a step:
 

@@ -115,7 +115,7 @@ def schedule_fields(schedule: Schedule, family: str, *, seq_len: int) -> dict[st
 
 
 def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig, out: Path) -> Path:
-    """Write a trained `layersearch.model.decoder.Decoder`'s weights as ``model.safetensors`` beside its ``config.json``.
+    """Write the weights of a trained `Decoder` as ``model.safetensors`` beside its ``config.json``.
 
     Args:
         state: the decoder's state dict.

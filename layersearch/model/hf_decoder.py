@@ -1,8 +1,8 @@
-"""Routing: a Hugging Face causal language model whose attention layers run `attend` over a schedule.
+"""A Hugging Face causal language model whose attention layers run `attend` over a schedule.
 
 transformers hands every attention layer's queries, keys and values to a function that is registered under a name
-(``AttentionInterface``). The one registered here looks up the layer's span and calls `layersearch.model.attention.attend`, so
-that a converted model does the work its spans need, and no more.
+(``AttentionInterface``). The one registered here looks up the layer's span and calls
+`layersearch.model.attention.attend`. So a converted model does the work that its spans need, and no more.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def quiet() -> Iterator[None]:
 
 
 class Routed(nn.Module):
-    """A stock causal language model that attends over a schedule, with the interface of `layersearch.model.decoder.Decoder`.
+    """A stock causal language model that attends over a schedule, with the interface of `Decoder`.
 
     Args:
         model: a transformers causal language model with its weights; routed in place, dropout set to 0.

@@ -1,7 +1,7 @@
 """Which placements of l full layers are tried: those of the literature, all of a small model, or a search's proposals.
 
 A placement is a schedule of full layers and one sparse span. Where an l has more placements than are to be tried, the
-named ones come first; the others are proposed by the surrogate of the search (`layersearch.surrogate.gp`), fitted to all
+named ones come first. The surrogate of the search (`layersearch.surrogate.gp`) proposes the others. It is fitted to all
 selection trials so far, those of other l's too. Restoring one layer of all-sparse and removing one of all-full are its
 anchors, and tell how much each layer needs full attention.
 """

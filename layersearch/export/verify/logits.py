@@ -1,4 +1,4 @@
-"""The same weights in `layersearch.model.decoder.Decoder` and in the library's model: the same logits, or a difference."""
+"""Compare the logits of the same weights in `layersearch.model.decoder.Decoder` and in the library's model."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 Ray places and runs the workers; the search, its study and every decision stay in the caller's process. A group has one
 placement group, of one bundle a rank (``training.threads`` CPUs and ``training.gpus`` GPUs), and one actor in each
-bundle. An actor holds a ``layersearch.training.workers.worker`` process, the same as on one machine: training inside the actor would
-either make it deaf to the search, or move it off the main thread, where the C library's allocator keeps less.
+bundle. An actor holds a process of `layersearch.training.workers.worker`, as on one machine. Training inside the actor
+would either make it deaf to the search, or move it off the main thread, where the C library's allocator keeps less.
 
 What is the same on any pool, to the bit: which trials there are, their schedules, states, steps, losses and kernels,
 where machines and versions are the same and the trials train on the CPU (kernels of GPUs need not repeat themselves,
