@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import UserError
-from layersearch.export.stock import check_stock
+from layersearch.export.families import check_stock
 from layersearch.schedule import Schedule
 from layersearch.schedulefile import read_schedule
 
