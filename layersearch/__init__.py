@@ -8,40 +8,42 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from layersearch import presets
-    from layersearch.attention import attend, reference_attention, span_mask
-    from layersearch.bench import load_bench
-    from layersearch.cost import attention_flops, budget_ratio, kv_cache_bytes
-    from layersearch.errors import UserError
-    from layersearch.ladder import search
-    from layersearch.recipe import Recipe, load_recipe
-    from layersearch.result import Result, analyse
-    from layersearch.sampler import ScheduleSampler
-    from layersearch.schedule import Schedule, Span
-    from layersearch.space import Space, load_space
+from layersearch.version import __version__ as __version__
 
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from layersearch.config.recipe import Recipe, load_recipe
+    from layersearch.errors import UserError
+    from layersearch.model.attention.dispatch import attend
+    from layersearch.model.attention.reference import reference_attention, span_mask
+    from layersearch.results.analyze import analyse
+    from layersearch.results.result import Result
+    from layersearch.schedule import Schedule, Span
+    from layersearch.schedule.cost import attention_flops, budget_ratio, kv_cache_bytes
+    from layersearch.schedule.space import Space, load_space
+    from layersearch.study.benchmark import load_bench
+    from layersearch.study.search import search
+    from layersearch.surrogate.sampler import ScheduleSampler
+
 
 _HOME = {
-    "Recipe": "recipe",
-    "Result": "result",
+    "Recipe": "config.recipe",
+    "Result": "results.result",
     "Schedule": "schedule",
-    "ScheduleSampler": "sampler",
-    "Space": "space",
+    "ScheduleSampler": "surrogate.sampler",
+    "Space": "schedule.space",
     "Span": "schedule",
     "UserError": "errors",
-    "analyse": "result",
-    "attend": "attention",
-    "attention_flops": "cost",
-    "budget_ratio": "cost",
-    "kv_cache_bytes": "cost",
-    "load_bench": "bench",
-    "load_recipe": "recipe",
-    "load_space": "space",
-    "reference_attention": "attention",
-    "search": "ladder",
-    "span_mask": "attention",
+    "analyse": "results.analyze",
+    "attend": "model.attention.dispatch",
+    "attention_flops": "schedule.cost",
+    "budget_ratio": "schedule.cost",
+    "kv_cache_bytes": "schedule.cost",
+    "load_bench": "study.benchmark",
+    "load_recipe": "config.recipe",
+    "load_space": "schedule.space",
+    "reference_attention": "model.attention.reference",
+    "search": "study.search",
+    "span_mask": "model.attention.reference",
 }
 
 __all__ = [
@@ -69,7 +71,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "presets":
-        return importlib.import_module("layersearch.presets")
+        return importlib.import_module("layersearch.schedule.schedule.presets")
     if name in _HOME:
         return getattr(importlib.import_module(f"layersearch.{_HOME[name]}"), name)
     raise AttributeError(f"module 'layersearch' has no attribute {name!r}")

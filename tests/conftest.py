@@ -27,7 +27,7 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of one finished ``layersearch run --recipe smoke``; copy it before changing it."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    command = [sys.executable, "-P", "-m", "layersearch.cli", "run", "--recipe", "smoke", "--out", str(out)]
+    command = [sys.executable, "-P", "-m", "layersearch", "run", "--recipe", "smoke", "--out", str(out)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return out

@@ -58,7 +58,7 @@ def main(base: str, out: str, cache: str) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from layersearch.convert.recipe import load_convert_recipe
+    from layersearch.convert.config import load_convert_recipe
     from layersearch.convert.run import convert
     from layersearch.schedule import Schedule
 

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 PATIENCE = 120.0
 """Seconds after which a process that should have got somewhere is given up."""
-RUN = [sys.executable, "-P", "-m", "layersearch.cli", "run", "--recipe", "smoke"]
+RUN = [sys.executable, "-P", "-m", "layersearch", "run", "--recipe", "smoke"]
 
 
 def run(out: Path, *more: str) -> str:

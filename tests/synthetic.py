@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from layersearch.record import Phase, State, TrialRecord
 from layersearch.schedule import Schedule
+from layersearch.training.record import Phase, State, TrialRecord
 
 FULL_FLOPS = 1_000_000
 WINDOW_COST = 0.12

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from layersearch.cli import main
-from layersearch.config import find_file
-from layersearch.ladder import raypool
+from layersearch.cli.main import main
+from layersearch.config.loader import find_file
+from layersearch.training.workers import ray_pool
 
 SMOKE = find_file("smoke", "trials").read_text()
 SPACE = find_file("smoke", "search_spaces").read_text()
@@ -710,7 +710,7 @@ def test_a_folder_that_another_search_holds_is_left_alone(
 
 def shell(*arguments: str, at: Path, **more: object) -> subprocess.CompletedProcess[str]:
     """Run the command line in a process of its own."""
-    command = [sys.executable, "-P", "-m", "layersearch.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "layersearch", *arguments]
     return subprocess.run(command, cwd=at, text=True, stderr=subprocess.PIPE, check=False, **more)  # type: ignore[call-overload]
 
 
@@ -746,7 +746,7 @@ def test_a_port_that_is_no_ray_cluster_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A server that listens and never answers."""
-    monkeypatch.setattr(raypool, "_ANSWER", 3.0)
+    monkeypatch.setattr(ray_pool, "_ANSWER", 3.0)
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"

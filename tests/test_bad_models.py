@@ -16,7 +16,7 @@ from hf_models import VOCAB, make, save
 from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from layersearch.cli import main
+from layersearch.cli.main import main
 
 Arguments = Callable[[Path], list[str]]
 """From an empty folder with a sound model in ``llama``: make what is wrong, return the line."""
@@ -270,7 +270,7 @@ def test_a_full_disk_is_one_line(llama: Path, tmp_path: Path) -> None:
 
     line = convert(str(llama), *RECALL, "--steps", "2", "--set", "training.val_sequences=4", schedule="full window:4*2")
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "layersearch.cli", *line],
+        [sys.executable, "-P", "-m", "layersearch", *line],
         cwd=tmp_path,
         capture_output=True,
         text=True,

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layersearch.bench import load_bench
 from layersearch.errors import UserError
+from layersearch.study.benchmark import load_bench
 
 
 @pytest.mark.parametrize(("name", "size"), [("mix", 243), ("recall", 243), ("text", 81)])

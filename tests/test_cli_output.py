@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.cli import main
-from layersearch.cost import attention_flops, kv_cache_bytes
-from layersearch.presets import PRESETS
+from layersearch.cli.main import main
 from layersearch.schedule import Schedule
+from layersearch.schedule.cost import attention_flops, kv_cache_bytes
+from layersearch.schedule.presets import PRESETS
 
 MASFORMER = "full*4 block:1024*20"
 MILLION = 1_048_576

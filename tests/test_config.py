@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.config import build, find_file, override, read_yaml
+from layersearch.config.loader import build, find_file, override, read_yaml
 from layersearch.errors import UserError
 
 

@@ -7,12 +7,13 @@ import math
 
 import pytest
 
-from layersearch.constraint import cache_limit, cost_limit, latency_limit, parse_bytes
-from layersearch.cost import kv_cache_bytes
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
-from layersearch.recipe import ModelConfig
 from layersearch.schedule import Schedule, Span
-from layersearch.space import BoundSpace, Space
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.cost import kv_cache_bytes
+from layersearch.schedule.space import Space
+from layersearch.surrogate.constraint import cache_limit, cost_limit, latency_limit, parse_bytes
 
 CHOICES = ("full", "window:7", "window:16/2@1+sink:2", "block:12")
 MODEL = ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64)

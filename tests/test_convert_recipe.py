@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from layersearch.config import find_file
-from layersearch.convert.recipe import load_convert_recipe, resolve_stages
+from layersearch.config.loader import find_file
+from layersearch.convert.config import load_convert_recipe, resolve_stages
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
 

@@ -12,21 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from layersearch.attention import span_mask
-from layersearch.cost import (
+from layersearch.config.recipe import ModelConfig
+from layersearch.model.attention.reference import span_mask
+from layersearch.model.decoder import Decoder
+from layersearch.model.flops import model_flops, training_flops
+from layersearch.model.fvcore_flops import UnknownAttentionError, traced_attention_flops, traced_flops
+from layersearch.schedule import Schedule, Span
+from layersearch.schedule.cost import (
     attention_flops,
     budget_ratio,
     cache_tokens,
     kv_cache_bytes,
     layer_costs,
-    model_flops,
     span_pairs,
-    training_flops,
 )
-from layersearch.flops import UnknownAttentionError, traced_attention_flops, traced_flops
-from layersearch.model import Decoder
-from layersearch.recipe import ModelConfig
-from layersearch.schedule import Schedule, Span
 
 BARE = ["full", "window:9", "window:70", "window:9/3", "window:9/3@1", "window:5/80", "block:1", "block:16", "block:70"]
 SINKS = ["window:9+sink:4", "window:9/3+sink:20", "window:9/3@1+sink:4", "block:16+sink:4", "block:8+sink:30"]
@@ -160,5 +159,5 @@ def test_layers_add_up() -> None:
 
 
 def test_counting_needs_no_torch() -> None:
-    code = "import sys, layersearch.cost; sys.exit('torch' in sys.modules)"
+    code = "import sys, layersearch.schedule.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

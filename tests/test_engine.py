@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from layersearch.config import find_file
-from layersearch.engine import deepspeed_config, learning_rate_factor, zero_stage
+from layersearch.config.loader import find_file
+from layersearch.config.recipe import TrainingConfig
 from layersearch.errors import UserError
-from layersearch.recipe import TrainingConfig
+from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
+from layersearch.training.engine import learning_rate_factor
 
 TRAINING = TrainingConfig(seq_len=8, batch_size=6, steps=100, learning_rate=0.01, warmup_steps=10, ranks=3)
 SHIPPED = sorted(find_file("zero0", "trials/deepspeed", ".json").parent.glob("*.json"))

@@ -15,15 +15,16 @@ import torch
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from layersearch.config import find_file
-from layersearch.cost import model_flops
-from layersearch.estimate import activation_bytes, estimate, model_bytes, parameters
-from layersearch.flops import traced_flops
-from layersearch.model import Decoder
-from layersearch.optimizer import make_optimizer
-from layersearch.recipe import Recipe, load_recipe
+from layersearch.config.loader import find_file
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.model.decoder import Decoder
+from layersearch.model.flops import model_flops, parameters
+from layersearch.model.fvcore_flops import traced_flops
 from layersearch.schedule import Schedule
-from layersearch.space import load_space
+from layersearch.schedule.space import load_space
+from layersearch.study.estimate import estimate
+from layersearch.training.memory import activation_bytes, model_bytes
+from layersearch.training.optimizer import make_optimizer
 
 OBSERVER = Path(__file__).with_name("integration") / "observe_state.py"
 SHIPPED = sorted(path.stem for path in find_file("smoke", "trials").parent.glob("*.yaml"))

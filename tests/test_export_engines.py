@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from layersearch.cli import main
+from layersearch.cli.main import main
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
 from layersearch.export import TARGETS, export
 from layersearch.export.engines import ENGINES, SERVED
-from layersearch.recipe import ModelConfig
 from layersearch.schedule import Schedule, Span
 
 TOKENS = 23

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from synthetic import record
 
-from layersearch.constraint import cost_limit
 from layersearch.errors import UserError
-from layersearch.export import FAMILIES
+from layersearch.export.families import FAMILIES
 from layersearch.schedule import Schedule
-from layersearch.solve import solve
-from layersearch.space import BoundSpace, Space, load_space
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space, load_space
+from layersearch.surrogate.constraint import cost_limit
+from layersearch.surrogate.solve import solve
 
 CHOICES = ("full", "window:2", "window:4", "block:8")
 SHAPES: list[dict[str, Any]] = [{}, {"layers": {0: ("full", "window:4")}}, {"tied": ((0, 2),)}, {"pattern": 2}]

@@ -14,17 +14,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from layersearch.cli import main
+from layersearch.cli.main import main
+from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.optimal import Asked, OptimalL, optimal_l
-from layersearch.optimal.placements import count, first_round, full_layers, named, place, proposals, role
-from layersearch.optimal.plan import plan
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord, read
+from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.placements import count, first_round, full_layers, named, place, proposals, role
+from layersearch.optimal_l.plan import plan
+from layersearch.optimal_l.run import optimal_l
+from layersearch.optimal_l.summary import OptimalL
 from layersearch.schedule import Schedule
-from layersearch.space import load_space
-from layersearch.train import KeepGoing, Trial, blank_record
-from layersearch.weights import load_weights, save_weights
+from layersearch.schedule.space import load_space
+from layersearch.training.checkpoint import load_weights, save_weights
+from layersearch.training.record import Trial, TrialRecord, blank_record, read
+from layersearch.training.trial import KeepGoing
 
 Truth = Callable[[frozenset[int]], float]
 NOISE = 0.003
@@ -409,7 +411,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
     "truth", [recall, lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0)], ids=["plain", "doubtful"]
 )
 def test_the_plan_holds_what_is_trained(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layersearch.estimate._seconds", lambda *given: (None, "not timed"))
+    monkeypatch.setattr("layersearch.study.estimate._seconds", lambda *given: (None, "not timed"))
     for what in (asked(), asked(placements=("searched",))):
         (planned,) = plan(what, tmp_path / "new")
         assert planned.seconds is None

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from scipy.stats import mstats
 
-from layersearch.optimal.asked import Asked
-from layersearch.optimal.curve import best_within, draw_means, find_knee, knee_index
-from layersearch.optimal.law import fit_laws
-from layersearch.optimal.noninferiority import cut, failures, find_l_star, level, p_beyond, p_within
-from layersearch.recipe import load_recipe
-from layersearch.space import load_space
+from layersearch.config.recipe import load_recipe
+from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.knee import best_within, draw_means, find_knee, knee_index
+from layersearch.optimal_l.noninferiority import cut, failures, find_l_star, level, p_beyond, p_within
+from layersearch.optimal_l.scaling_law import fit_laws
+from layersearch.schedule.space import load_space
 
 RUNS = 2000
 ENVELOPE = {

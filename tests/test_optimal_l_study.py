@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 import layersearch
-from layersearch.cost import budget_ratio
-from layersearch.recipe import load_recipe
+from layersearch.config.recipe import load_recipe
 from layersearch.schedule import Schedule
-from layersearch.train import Trial, blank_record
+from layersearch.schedule.cost import budget_ratio
+from layersearch.training.record import Trial, blank_record
 
 STUDY = Path(layersearch.__file__).parent.parent / "analysis" / "optimal_l"
 if not STUDY.is_dir():

@@ -8,10 +8,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layersearch.model import Decoder
-from layersearch.optimizer import GroupedMuon, MuonAndAdamW, make_optimizer
-from layersearch.recipe import ModelConfig, TrainingConfig
+from layersearch.config.recipe import ModelConfig, TrainingConfig
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
+from layersearch.training.optimizer import GroupedMuon, MuonAndAdamW, make_optimizer
 
 TRAINING = TrainingConfig(
     seq_len=8, batch_size=2, steps=10, learning_rate=0.01, optimizer="muon", muon_learning_rate=0.05, weight_decay=0.3
@@ -69,7 +69,7 @@ def test_the_two_step_as_they_would_alone() -> None:
 
 def test_matrices_of_one_shape_together_are_torchs_muon_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide, tall and square ones, in groups, alone, without a gradient, and too large to be worth it."""
-    monkeypatch.setattr("layersearch.optimizer.LARGEST", 150)
+    monkeypatch.setattr("layersearch.training.optimizer.LARGEST", 150)
     torch.manual_seed(0)
     shapes = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (7, 5), (16, 16), (8, 8)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -9,11 +9,12 @@ import numpy as np
 import optuna
 import pytest
 
-from layersearch.frontier import hypervolume, nondominated
-from layersearch.outlook import EXPLORATION, Observation, Outlook, anchors
-from layersearch.sampler import CURVE, ScheduleSampler
+from layersearch.results.pareto import hypervolume, nondominated
 from layersearch.schedule import Schedule
-from layersearch.space import BoundSpace, Space
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space
+from layersearch.surrogate.acquisition import EXPLORATION, Observation, Outlook, anchors
+from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
 SPACE = Space(name="small", choices=("full", "window:4", "window:2"))
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from synthetic import a_run, record
 
-from layersearch.plots import plot_pareto
-from layersearch.result import analyse
+from layersearch.results.analyze import analyse
+from layersearch.results.plots.pareto import plot_pareto
 
 RUNS = {
     "few": {"n_schedules": 6},

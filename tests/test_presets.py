@@ -6,10 +6,9 @@ import inspect
 
 import pytest
 
-from layersearch import presets
 from layersearch.errors import UserError
-from layersearch.presets import PRESETS, make_preset
-from layersearch.schedule import Schedule, Span
+from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule.presets import PRESETS, make_preset
 
 BY_HAND = [
     ("all_full", {"n_layers": 3}, "full full full"),

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from synthetic import confirmed, record
 
-from layersearch.cli import main
+from layersearch.cli.main import main
+from layersearch.config.recipe import load_recipe
 from layersearch.errors import UserError
-from layersearch.price import loss_change
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord
 from layersearch.schedule import Schedule
-from layersearch.schedulefile import read_schedule
+from layersearch.schedule.files import read_schedule
+from layersearch.surrogate.loss_change import loss_change
+from layersearch.training.record import TrialRecord
 
 RECIPE = load_recipe("smoke", ["model.n_layers=4"])
 SIZES = (2, 4, 8, 16, 32)

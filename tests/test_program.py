@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.localsearch import Place
-from layersearch.pairmodel import PairModel
-from layersearch.program import Optimum, Program, minimise
-from layersearch.surrogate import Coefficients
+from layersearch.surrogate.gp import Coefficients
+from layersearch.surrogate.local_search import Place
+from layersearch.surrogate.milp import Optimum, Program, minimise
+from layersearch.surrogate.quadratic import PairModel
 
 
 def random_model(sizes: list[int], rng: np.random.Generator, pairwise: float) -> Coefficients:

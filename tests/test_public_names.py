@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 
 import layersearch
-from layersearch.cli import _parser
-from layersearch.config import find_file
-from layersearch.engine import deepspeed_config
-from layersearch.recipe import deepspeed_file, load_recipe
-from layersearch.space import load_space
+from layersearch.cli.main import _parser
+from layersearch.config.loader import find_file
+from layersearch.config.recipe import deepspeed_file, load_recipe
+from layersearch.schedule.space import load_space
+from layersearch.training.deepspeed_config import deepspeed_config
 
 ROOT = Path(layersearch.__file__).parent.parent
 PUBLIC = [
@@ -61,7 +61,7 @@ from layersearch import {", ".join(PUBLIC)}
 for module in ("ladder", "ladder.study", "presets", "cost", "attention", "cli", "commands", "result"):
     importlib.import_module("layersearch." + module)
 assert callable(layersearch.search) and layersearch.search is search
-assert layersearch.presets.masformer(l=4, n_layers=6, block=8).n_full == 4
+assert layersearch.schedule.presets.masformer(l=4, n_layers=6, block=8).n_full == 4
 assert [name for name in {PUBLIC!r} if getattr(layersearch, name) is not globals()[name]] == []
 """
     done = subprocess.run(

@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 from synthetic import a_run, confirmed, record
 
-from layersearch.record import TrialRecord
-from layersearch.report import show
-from layersearch.result import analyse
-from layersearch.stats import power_of
+from layersearch.cli.summary import show
+from layersearch.results.analyze import analyse
+from layersearch.results.stats import power_of
+from layersearch.training.record import TrialRecord
 
 META = {"run": "runs/first", "recipe": "laptop", "seconds": 512}
 

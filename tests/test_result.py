@@ -11,11 +11,13 @@ import pytest
 from synthetic import a_run, confirmed, record
 
 from layersearch.errors import UserError
-from layersearch.record import TrialRecord
-from layersearch.result import Result, analyse
+from layersearch.results.analyze import analyse
+from layersearch.results.result import Result
+from layersearch.results.sentences import poor
 from layersearch.schedule import Schedule
-from layersearch.space import BoundSpace, Space
-from layersearch.words import poor
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space
+from layersearch.training.record import TrialRecord
 
 FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
     "full*4",
@@ -353,5 +355,5 @@ def test_the_order_of_the_records_does_not_change_the_result() -> None:
 
 
 def test_analysing_needs_no_torch() -> None:
-    code = "import sys, layersearch.result; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys, layersearch.results.analyze; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

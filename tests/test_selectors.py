@@ -6,10 +6,10 @@ import pytest
 import torch
 from hf_models import VOCAB, make
 
-from layersearch.routing import Routed
+from layersearch.model.hf_decoder import Routed
 from layersearch.schedule import Schedule, Span
-from layersearch.selectors import kl_to_original, place, remove_one, restore_greedy, selected
-from layersearch.space import Space
+from layersearch.schedule.space import Space
+from layersearch.study.layer_selection import kl_to_original, place, remove_one, restore_greedy, selected
 
 torch.set_num_threads(1)
 WINDOW = Span(kind="window", size=3)

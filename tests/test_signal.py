@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from synthetic import confirmed, record
 
-from layersearch import words
-from layersearch.record import TrialRecord
-from layersearch.result import analyse
-from layersearch.signal import Signal, Spread, noise_range
-from layersearch.stats import mean_interval
+from layersearch.results import sentences
+from layersearch.results.analyze import analyse
+from layersearch.results.noise import noise_range
+from layersearch.results.result import Signal, Spread
+from layersearch.results.stats import mean_interval
+from layersearch.training.record import TrialRecord
 
 FULL, SPARSE = "full*4", "window:32*4"
 PLACES = ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
@@ -60,7 +61,7 @@ def test_spreads_are_the_differences_of_means_in_nats_and_seed_stds() -> None:
     within = spread(found.within_budget)
     assert (within.schedules[0], within.schedules[-1], len(within.schedules)) == (PLACES[3], SPARSE, 4)
     assert within.nats == pytest.approx(0.8)
-    said = words.signal(found)
+    said = sentences.signal(found)
     assert "3 placements at equal cost (l = 1, cost 0.340) spread over 0.40 nats, 2.8 times the seed std" in said
     assert "all_sparse is above all_full by 0.50 nats, 3.5 times the seed std" in said
 
@@ -97,7 +98,7 @@ def test_a_real_difference_is_no_chance() -> None:
     placed = spread(signal(records).placements)
     assert placed.noise_chance is not None
     assert placed.noise_chance < 0.001
-    assert "this far under 1% of times" in words.signal(signal(records))
+    assert "this far under 1% of times" in sentences.signal(signal(records))
 
 
 def test_of_several_sets_of_equal_cost_the_largest_is_taken_then_the_dearest() -> None:
@@ -130,7 +131,7 @@ def test_before_confirmation_the_searchs_losses_are_shown_and_no_noise_is_claime
     assert placed.schedules == (PLACES[1], PLACES[0])
     assert placed.nats == pytest.approx(0.05)
     assert (placed.seed_stds, placed.noise_nats, placed.noise_chance) == (None, None, None)
-    said = words.signal(found)
+    said = sentences.signal(found)
     assert said.startswith("Signal (on one seed, the search's own): 2 placements")
     assert "all_sparse is below all_full by 0.1000 nats." in said
 
@@ -139,7 +140,7 @@ def test_one_fresh_seed_has_no_noise() -> None:
     found = signal([*confirmed(PLACES[0], [2.4]), *confirmed(PLACES[1], [2.5])])
     assert found.seeds == (1,)
     assert spread(found.placements).noise_nats is None
-    assert words.signal(found).startswith("Signal (on one fresh seed): 2 placements")
+    assert sentences.signal(found).startswith("Signal (on one fresh seed): 2 placements")
 
 
 def test_a_baseline_of_several_names_is_found() -> None:
@@ -154,4 +155,4 @@ def test_a_baseline_of_several_names_is_found() -> None:
 def test_without_two_schedules_there_is_no_signal(records: list[TrialRecord]) -> None:
     found = signal(records)
     assert (found.placements, found.sparse_and_full, found.within_budget, found.n_full) == (None, None, None, None)
-    assert words.signal(found).startswith("Signal: unknown")
+    assert sentences.signal(found).startswith("Signal: unknown")

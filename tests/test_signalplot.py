@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from synthetic import a_run, confirmed, record
 
-from layersearch.record import TrialRecord
-from layersearch.result import analyse
-from layersearch.signalplot import MOST_ROWS, plot_signal
+from layersearch.results.analyze import analyse
+from layersearch.results.plots.noise import MOST_ROWS, plot_signal
+from layersearch.training.record import TrialRecord
 
 RUNS: dict[str, dict[str, float]] = {
     "few": {"n_schedules": 6},

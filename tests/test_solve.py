@@ -14,17 +14,18 @@ import numpy as np
 import pytest
 from synthetic import confirmed, record
 
-from layersearch.cli import main
-from layersearch.constraint import cache_limit, cost_limit, latency_limit
+from layersearch.cli.main import main
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
-from layersearch.recipe import ModelConfig
-from layersearch.record import TrialRecord
-from layersearch.result import analyse
+from layersearch.results.analyze import analyse
 from layersearch.schedule import Schedule, Span
-from layersearch.shortlist import SHORTLIST
-from layersearch.solve import against_best, solve
-from layersearch.space import BoundSpace, Space
-from layersearch.surrogate import Surrogate
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space
+from layersearch.surrogate.constraint import cache_limit, cost_limit, latency_limit
+from layersearch.surrogate.gp import Surrogate
+from layersearch.surrogate.shortlist import SHORTLIST
+from layersearch.surrogate.solve import against_best, solve
+from layersearch.training.record import TrialRecord
 
 LAYERS = 4
 CHOICES = ("full", "window:4", "window:16")
@@ -201,7 +202,7 @@ def test_cache_and_latency_hold_and_may_choose_otherwise_than_cost() -> None:
 
 
 def kv_bytes(text: str, size: Mapping[str, int]) -> int:
-    from layersearch.cost import kv_cache_bytes
+    from layersearch.schedule.cost import kv_cache_bytes
 
     return kv_cache_bytes(Schedule.parse(text), **size)
 

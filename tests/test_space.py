@@ -12,11 +12,12 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.config import find_file
-from layersearch.cost import budget_ratio
+from layersearch.config.loader import find_file
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
-from layersearch.space import BoundSpace, Space, load_space
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.cost import budget_ratio
+from layersearch.schedule.space import Space, load_space
 
 SHIPPED = {"laptop": (6, 64, 2), "smoke": (2, 48, 2), "masformer-1.3b": (24, 8192, 16), "gpu-125m": (12, 2048, 12),
            "wide": (6, 512, 2), "planted": (4, 28, 2), "local": (4, 48, 2), "hf-exportable": (6, 64, 2),

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layersearch import stats
 from layersearch.errors import UserError
+from layersearch.results import stats
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])

@@ -12,8 +12,9 @@ import pytest
 
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
-from layersearch.space import BoundSpace, Space
-from layersearch.surrogate import Coefficients, Surrogate
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space
+from layersearch.surrogate.gp import Coefficients, Surrogate
 
 SPACE = Space(name="small", choices=("full", "window:8", "window:2"), tied=((1, 3),))
 

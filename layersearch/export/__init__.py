@@ -6,15 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError, did_you_mean
-from layersearch.export.enginefiles import write_engine
+from layersearch.export.engine_files import write_engine
 from layersearch.export.engines import ENGINES, SERVED
 from layersearch.export.families import DEAF, FAMILIES
 from layersearch.export.files import write_schedule
-from layersearch.export.flexfile import write_flex
+from layersearch.export.flex import write_flex
 from layersearch.export.hf import save_weights, write_config
-from layersearch.export.remotehf import save_remote, stock_config, write_remote
-from layersearch.recipe import ModelConfig
+from layersearch.export.hf_remote import save_remote, stock_config, write_remote
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from layersearch.errors import UserError
-from layersearch.export.nearest import Capabilities
+from layersearch.export.capabilities import Capabilities
 from layersearch.schedule import SpanKind
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Family:
     per_layer: Mapping[str, Any] = field(default_factory=dict)
     """Lists of one value a layer."""
     decoder_weights: bool = False
-    """The weights of `layersearch.model.Decoder` load, and give the same logits."""
+    """The weights of `layersearch.model.decoder.Decoder` load, and give the same logits."""
     qk_norm: bool = False
     """Of those weights: queries and keys are normalised."""
 
@@ -73,7 +73,7 @@ class Family:
         import torch
         import transformers
 
-        from layersearch.routing import quiet
+        from layersearch.model.hf_decoder import quiet
 
         config = configuration(self.model_type, values, where)
         heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)

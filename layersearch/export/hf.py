@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
+from layersearch.export.capabilities import check_held
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_text
-from layersearch.export.nearest import check_held
-from layersearch.recipe import ModelConfig
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def schedule_fields(schedule: Schedule, family: str, *, seq_len: int) -> dict[st
 
 
 def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig, out: Path) -> Path:
-    """Write a trained `layersearch.model.Decoder`'s weights as ``model.safetensors`` beside its ``config.json``.
+    """Write a trained `layersearch.model.decoder.Decoder`'s weights as ``model.safetensors`` beside its ``config.json``.
 
     Args:
         state: the decoder's state dict.

@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
 from layersearch.errors import UserError
-from layersearch.recipe import DataConfig
 
 TEXTS = [f"document {number}: the quick brown fox, jumping {number * 7919 % 101} times\n" * 3 for number in range(60)]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layersearch.data import IGNORE, describe, open_source
-from layersearch.recipe import DataConfig
+from layersearch.config.recipe import DataConfig
+from layersearch.data import describe, open_source
+from layersearch.data.source import IGNORE
 
 SEQ_LEN = 48
 

@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 import layersearch
-from layersearch.data import default_cache, open_source
+from layersearch.config.recipe import DataConfig
+from layersearch.data import open_source
+from layersearch.data.cache import default_cache
 from layersearch.errors import UserError
-from layersearch.recipe import DataConfig
 
 ROOT = Path(layersearch.__file__).parent.parent
 

@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.data import IGNORE, Batch, describe, open_source
+from layersearch.config.recipe import DataConfig
+from layersearch.data import describe, open_source
+from layersearch.data.source import IGNORE, Batch
 from layersearch.errors import UserError
-from layersearch.recipe import DataConfig
 
 
 def recall(seq_len: int, vocab_size: int = 64, pairs: int = 4, queries: int = 2, distance: int = 16):

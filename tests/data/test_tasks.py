@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.data import IGNORE, TASKS, Source, describe, open_source
+from layersearch.config.recipe import DataConfig
+from layersearch.data import describe, open_source
+from layersearch.data.source import IGNORE, Source
+from layersearch.data.tasks import TASKS
 from layersearch.errors import UserError
-from layersearch.recipe import DataConfig
 
 
 def task(name: str, seq_len: int, **settings_: object) -> Source:

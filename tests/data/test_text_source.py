@@ -14,11 +14,12 @@ import pytest
 from tokenizers import Tokenizer
 
 import layersearch
-from layersearch.data import IGNORE, describe, open_source
-from layersearch.data.corpus import stdlib_files
+from layersearch.config.recipe import DataConfig
+from layersearch.data import describe, open_source
+from layersearch.data.documents import stdlib_files
+from layersearch.data.source import IGNORE
 from layersearch.data.text import Text
 from layersearch.errors import UserError
-from layersearch.recipe import DataConfig
 
 CONFIG = DataConfig(source="stdlib", vocab_size=1024)
 ROOT = Path(layersearch.__file__).parent.parent

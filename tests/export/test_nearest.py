@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.cost import attention_flops
-from layersearch.export.nearest import CannotHold, Capabilities, check_held, nearest
+from layersearch.export.capabilities import CannotHold, Capabilities, check_held, nearest
 from layersearch.schedule import Schedule
+from layersearch.schedule.cost import attention_flops
 
 TOKENS, HEADS = 40, 4
 STOCK = Capabilities(name="family stock")

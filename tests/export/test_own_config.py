@@ -10,12 +10,12 @@ import pytest
 import torch
 import transformers
 
-from layersearch.cli import main
+from layersearch.cli.main import main
 from layersearch.errors import UserError
-from layersearch.export import FAMILIES
-from layersearch.export.ownconfig import read_own_config, write_own_config
+from layersearch.export.edit_config import read_own_config, write_own_config
+from layersearch.export.families import FAMILIES
+from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
-from layersearch.verify import verify
 
 # fmt: off
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,

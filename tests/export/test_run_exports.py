@@ -11,7 +11,7 @@ import pytest
 import transformers
 import yaml
 
-from layersearch.cli import main
+from layersearch.cli.main import main
 from layersearch.export import TARGETS
 from layersearch.schedule import Schedule
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from test_losses import CHECKPOINTS, GOLDEN, RECIPE
 
-from layersearch.ladder import LocalPool
-from layersearch.train import Trial
+from layersearch.training.record import Trial
+from layersearch.training.workers.pool import LocalPool
 
 
 def main() -> None:

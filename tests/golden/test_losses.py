@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.ladder import LocalPool
-from layersearch.model import Decoder
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
-from layersearch.train import Trial
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers.pool import LocalPool
 
 GOLDEN = Path(__file__).with_name("losses.json")
 RECIPE = load_recipe("smoke", ["training.steps=12"])

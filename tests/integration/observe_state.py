@@ -8,10 +8,11 @@ import sys
 
 import torch
 
-from layersearch.engine import Engine, RankGroup, deepspeed_config, join
-from layersearch.model import Decoder
-from layersearch.recipe import deepspeed_file, load_recipe
+from layersearch.config.recipe import deepspeed_file, load_recipe
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
+from layersearch.training.deepspeed_config import deepspeed_config
+from layersearch.training.engine import Engine, RankGroup, join
 
 
 def total(tensors: object) -> int:

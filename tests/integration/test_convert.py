@@ -20,10 +20,10 @@ from runs import wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
-from layersearch.recipe import DataConfig
+from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
-from layersearch.verify import verify
 
 torch.set_num_threads(1)
 DATA = DataConfig(source="stdlib", vocab_size=300, max_tokens=200_000)
@@ -163,7 +163,7 @@ def test_a_conversion_may_stop_anywhere_in_its_stages(out: Path, results: Result
 
 def command(base: Path, out: Path, *more: str) -> list[str]:
     job = conversions.JOBS["whole"]
-    line = [sys.executable, "-P", "-m", "layersearch.cli", "convert", "--model", str(base), "--out", str(out), "--json"]
+    line = [sys.executable, "-P", "-m", "layersearch", "convert", "--model", str(base), "--out", str(out), "--json"]
     keys = [word for assignment in job["set"] for word in ("--set", assignment)]
     return [*line, "--schedule", job["schedule"], *keys, *more]
 

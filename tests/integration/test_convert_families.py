@@ -12,10 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from layersearch.convert.save import REMOTE, save_model, target_family
 from layersearch.errors import UserError
-from layersearch.pretrained import load_pretrained
-from layersearch.routing import Routed
+from layersearch.export.verify import verify
+from layersearch.model.hf_decoder import Routed
+from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule
-from layersearch.verify import verify
 
 torch.set_num_threads(1)
 WINDOWS = Schedule.parse("window:5 full window:5")

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.estimate import parameters
-from layersearch.ladder import LocalPool
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord
-from layersearch.train import Trial
+from layersearch.model.flops import parameters
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers.pool import LocalPool
 
 TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
 BYTES_OF_MOMENTS = 8

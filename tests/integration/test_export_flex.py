@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
-from layersearch.attention import reference_attention
+from layersearch.config.recipe import ModelConfig
 from layersearch.export import export
-from layersearch.recipe import ModelConfig
+from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Schedule
 
 torch.set_num_threads(1)

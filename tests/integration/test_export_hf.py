@@ -11,10 +11,12 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
-from layersearch.export import FAMILIES, export, save_weights
-from layersearch.model import Decoder
-from layersearch.recipe import ModelConfig
+from layersearch.export import export
+from layersearch.export.families import FAMILIES
+from layersearch.export.hf import save_weights
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 
 torch.set_num_threads(1)

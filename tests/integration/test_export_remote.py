@@ -20,15 +20,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
-from layersearch.attention import reference_attention
-from layersearch.cost import kv_cache_bytes
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
-from layersearch.export import export, save_remote, write_remote
-from layersearch.export.remote import modeling_layersearch as remote
-from layersearch.export.remotehf import MODELING, stock_config
-from layersearch.model import Decoder
-from layersearch.recipe import ModelConfig
+from layersearch.export import export
+from layersearch.export.hf_remote import MODELING, save_remote, stock_config, write_remote
+from layersearch.export.remote import modeling_layersearch
+from layersearch.model.attention.reference import reference_attention
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule, Span
+from layersearch.schedule.cost import kv_cache_bytes
 
 torch.set_num_threads(1)
 VOCAB = 61
@@ -37,7 +37,9 @@ EVERY = Schedule.parse(
     "full+las:0.1/3 window:7+las:0.05/4 block:7+sink:2+las:0.0/5 window:3/2@2+las:0.2/3 full+las:0.3"
 )
 CACHE = next(
-    name for name in remote.CACHE_NAMES if name in inspect.signature(transformers.LlamaModel.forward).parameters
+    name
+    for name in modeling_layersearch.CACHE_NAMES
+    if name in inspect.signature(transformers.LlamaModel.forward).parameters
 )
 SIZE: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "rope_theta": 500.0}
 
@@ -64,8 +66,8 @@ spans = st.one_of(
 )
 
 
-def entry(span: Span) -> remote.Span:
-    return remote.Span(**span.to_dict())
+def entry(span: Span) -> modeling_layersearch.Span:
+    return modeling_layersearch.Span(**span.to_dict())
 
 
 def strong(model: torch.nn.Module) -> Any:
@@ -130,12 +132,12 @@ class Module:
 def test_attention_is_the_dense_reference(
     span: Span, tokens: int, kv_heads: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "CHUNK", chunk)
+    monkeypatch.setattr(modeling_layersearch, "CHUNK", chunk)
     generator = torch.Generator().manual_seed(tokens)
     q, k, v = (
         torch.randn(2, heads, tokens, 8, generator=generator, dtype=torch.float64) for heads in (4, kv_heads, kv_heads)
     )
-    found, weights = remote.span_attention(Module(span), q, k, v, torch.arange(tokens))
+    found, weights = modeling_layersearch.span_attention(Module(span), q, k, v, torch.arange(tokens))
     assert weights is None
     assert torch.allclose(found.transpose(1, 2), reference_attention(q, k, v, span), rtol=1e-11, atol=1e-12)
 
@@ -145,7 +147,7 @@ def test_attention_is_the_dense_reference(
 
 def test_the_modelling_file_is_copied_as_it_is_and_imports_torch_and_transformers_only(tmp_path: Path) -> None:
     code = (written(EVERY, tmp_path / "new") / MODELING).read_text()
-    assert code == Path(remote.__file__).read_text()
+    assert code == Path(modeling_layersearch.__file__).read_text()
     imported = {
         name.split(".")[0]
         for node in ast.walk(ast.parse(code))
@@ -186,7 +188,7 @@ def test_weights_survive_saving_and_loading(qk_norm: bool, tmp_path: Path) -> No
         tmp_path / "saved", trust_remote_code=True, dtype=torch.float64, output_loading_info=True
     )
     assert not any(report.values()), report
-    assert (tmp_path / "saved" / MODELING).read_text() == Path(remote.__file__).read_text()
+    assert (tmp_path / "saved" / MODELING).read_text() == Path(modeling_layersearch.__file__).read_text()
     with torch.no_grad():
         tokens = text(2, 33)
         found = again(tokens).logits
@@ -212,7 +214,7 @@ def test_with_and_without_cache_the_same_texts_are_written(model: Any) -> None:
     assert torch.equal(*beams)
 
 
-@pytest.mark.parametrize("name", remote.CACHE_NAMES)
+@pytest.mark.parametrize("name", modeling_layersearch.CACHE_NAMES)
 def test_forward_cache_under_either_name_is_kept(name: str, model: Any) -> None:
     cache = DynamicCache()
     with torch.no_grad():
@@ -390,7 +392,7 @@ def test_it_trains_with_and_without_recomputing(model: Any) -> None:
 MORE: dict[str, tuple[str, dict[str, Any]]] = {"olmo2": ("Olmo2Config", hf_models.FAMILIES["llama"][1])}
 
 
-@pytest.mark.parametrize("base", remote.BASES)
+@pytest.mark.parametrize("base", modeling_layersearch.BASES)
 def test_a_stock_models_weights_load_and_every_layer_sees_its_span(base: str, tmp_path: Path) -> None:
     """The stock model itself, given a mask of each span for all layers, is the witness."""
     known = hf_models.FAMILIES | MORE

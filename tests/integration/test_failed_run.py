@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.cli import main
+from layersearch.cli.main import main
 from layersearch.errors import UserError
-from layersearch.ladder import RunFolder
+from layersearch.study.run_folder import RunFolder
 
 ASKED = {
     "recipe": {"name": "r", "search": {"workers": 2, "trials": 6}},

@@ -12,13 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.ladder import LocalPool
-from layersearch.recipe import load_recipe
-from layersearch.record import read
-from layersearch.train import Trial
+from layersearch.training.record import Trial, read
+from layersearch.training.workers.pool import LocalPool
 
-COMMAND = [sys.executable, "-P", "-m", "layersearch.cli", "optimal-l", "--recipe", "smoke", "--regime", "converted"]
+COMMAND = [sys.executable, "-P", "-m", "layersearch", "optimal-l", "--recipe", "smoke", "--regime", "converted"]
 SIZE = ["--placements", "bottom,searched", "--l", "0,2", "--seeds", "2", "--max-seeds", "2", "--workers", "1"]
 PATIENCE = 120.0
 

@@ -20,14 +20,16 @@ import psutil
 import pytest
 from runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_until
 
-from layersearch.cli import main
+from layersearch.cli.main import main
+from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.estimate import parameters
-from layersearch.ladder import LocalPool, RayPool, raypool, search
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord
-from layersearch.space import load_space
-from layersearch.train import Trial
+from layersearch.model.flops import parameters
+from layersearch.schedule.space import load_space
+from layersearch.study.search import search
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers import ray_pool
+from layersearch.training.workers.pool import LocalPool
+from layersearch.training.workers.ray_pool import RayPool
 
 TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
 OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
@@ -83,7 +85,7 @@ def workers_among(processes: list[psutil.Process]) -> list[psutil.Process]:
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended since, or nobody has asked yet how
-            if "layersearch.worker" in " ".join(process.cmdline()):
+            if "layersearch.training.workers.worker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -304,8 +306,8 @@ def test_a_machine_that_lacks_the_package_is_said(
 ) -> None:
     """The actor's class lies in a module that only this process has."""
     here = types.ModuleType("only_here")
-    monkeypatch.setattr(here, "_Actor", raypool._Actor, raising=False)
-    monkeypatch.setattr(raypool._Actor, "__module__", "only_here")
+    monkeypatch.setattr(here, "_Actor", ray_pool._Actor, raising=False)
+    monkeypatch.setattr(ray_pool._Actor, "__module__", "only_here")
     monkeypatch.setitem(sys.modules, "only_here", here)
     pool = RayPool(small(), 1, tmp_path)
     try:
@@ -335,7 +337,7 @@ import sys
 from layersearch import load_recipe, load_space, search
 small = ["search.trials=3", "search.finalists=1", "search.workers=1", "training.steps=2", "training.warmup_steps=0"]
 assert search(load_recipe("smoke", small), load_space("smoke"), 0.6, "run").winner is not None
-assert "layersearch.ladder.raypool" in sys.modules
+assert "layersearch.training.workers.ray_pool" in sys.modules
 assert "ray" not in sys.modules
 """
     done = subprocess.run(

@@ -17,14 +17,16 @@ import pytest
 from optuna.trial import TrialState
 from runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
-from layersearch.ladder import Ladder, LocalPool, RunFolder, make_plan, read_config
-from layersearch.ladder.pool import Pool
-from layersearch.ladder.study import Study
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord
-from layersearch.result import PROPOSED
-from layersearch.space import load_space
-from layersearch.train import KeepGoing, Trial, blank_record
+from layersearch.config.recipe import load_recipe
+from layersearch.results.result import PROPOSED
+from layersearch.schedule.space import load_space
+from layersearch.study.journal import Study
+from layersearch.study.loop import Ladder
+from layersearch.study.plan import make_plan
+from layersearch.study.run_folder import RunFolder, read_config
+from layersearch.training.record import Trial, TrialRecord, blank_record
+from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.pool import LocalPool, Pool
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -37,7 +39,7 @@ def digests(out: Path) -> dict[str, str]:
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in found if "layersearch.worker" in " ".join(child.cmdline())]
+    return [child for child in found if "layersearch.training.workers.worker" in " ".join(child.cmdline())]
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {

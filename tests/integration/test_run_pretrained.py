@@ -9,10 +9,10 @@ import torch
 from hf_models import save
 from runs import run
 
-from layersearch.cost import budget_ratio
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.recipe import load_recipe
 from layersearch.schedule import Schedule
+from layersearch.schedule.cost import budget_ratio
 
 TOKENS = 48
 

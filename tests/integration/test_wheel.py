@@ -36,7 +36,7 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 def layersearch(*arguments: str, at: Path, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-P", "-m", "layersearch.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "layersearch", *arguments]
     done = subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -113,7 +113,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         "rich",
     ]
     script = (
-        "import json, sys\nfrom layersearch.cli import main\n"
+        "import json, sys\nfrom layersearch.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         f"print(json.dumps([name for name in {heavy!r} if name in sys.modules]))\n"
     )

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layersearch import errors
-from layersearch.attention import attend, chunked, kernel_for, reference_attention, span_mask
-from layersearch.attention.chunked import chunked_attention
-from layersearch.attention.flex import mask_mod
+from layersearch.model.attention import operator
+from layersearch.model.attention.dispatch import attend, kernel_for
+from layersearch.model.attention.flex import mask_mod
+from layersearch.model.attention.operator import chunked_attention
+from layersearch.model.attention.reference import reference_attention, span_mask
 from layersearch.schedule import Span
 
 BASES = ["full", "window:1", "window:5", "window:37", "window:300", "block:1", "block:7", "block:64", "block:300"]
@@ -206,8 +208,8 @@ def test_memory_grows_with_the_span(text: str) -> None:
         case = tensors(1, 1, 1, tokens, 8, dtype=torch.float32)
         with Largest() as seen:
             # The operators' bodies run below the mode: they are called here so that their tensors are seen.
-            out, lse = chunked._forward(*(x.detach() for x in case[:3]), str(span))
-            chunked._backward(case[3], *(x.detach() for x in case[:3]), out, lse, str(span))
+            out, lse = operator._forward(*(x.detach() for x in case[:3]), str(span))
+            operator._backward(case[3], *(x.detach() for x in case[:3]), out, lse, str(span))
         largest[tokens] = seen.values
     assert largest[4096] <= 2.2 * largest[2048]
     assert largest[4096] < 4096**2 / 8

@@ -11,8 +11,8 @@ import transformers
 from hf_models import FAMILIES, LAYERS, VOCAB, make
 
 from layersearch.errors import UserError
-from layersearch.model import IGNORE
-from layersearch.routing import Routed, token_kl
+from layersearch.model.decoder import IGNORE
+from layersearch.model.hf_decoder import Routed, token_kl
 from layersearch.schedule import Schedule
 
 torch.set_num_threads(1)

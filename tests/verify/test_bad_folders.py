@@ -11,10 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from layersearch.cli import main
-from layersearch.export import export, save_weights
-from layersearch.model import Decoder
-from layersearch.recipe import ModelConfig
+from layersearch.cli.main import main
+from layersearch.config.recipe import ModelConfig
+from layersearch.export import export
+from layersearch.export.hf import save_weights
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 
 ASKED = Schedule.parse("window:5 full")

@@ -9,15 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from layersearch.cli import main
+from layersearch.cli.main import main
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
-from layersearch.export import FAMILIES, export, save_weights
-from layersearch.export.families import DEAF
+from layersearch.export import export
+from layersearch.export.families import DEAF, FAMILIES
 from layersearch.export.files import write_schedule
-from layersearch.model import Decoder
-from layersearch.recipe import ModelConfig
+from layersearch.export.hf import save_weights
+from layersearch.export.verify import Proof, verify
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
-from layersearch.verify import Proof, verify
 
 torch.set_num_threads(1)
 TOKENS = 24

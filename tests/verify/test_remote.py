@@ -9,12 +9,12 @@ import pytest
 import torch
 import transformers
 
-from layersearch.export import export, write_remote
+from layersearch.config.recipe import ModelConfig
+from layersearch.export import export
+from layersearch.export.hf_remote import MODELING, write_remote
 from layersearch.export.remote.modeling_layersearch import BASES
-from layersearch.export.remotehf import MODELING
-from layersearch.recipe import ModelConfig
+from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
-from layersearch.verify import verify
 
 torch.set_num_threads(1)
 EVERY = Schedule.parse(

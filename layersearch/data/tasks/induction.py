@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.source import Batch, KnownAnswer, require
-from layersearch.data.tasks.task import Task, below, next_token
-from layersearch.recipe import DataConfig
+from layersearch.data.tasks.base import Task, below, next_token
 
 TRIGGER = 0
 

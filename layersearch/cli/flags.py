@@ -1,0 +1,49 @@
+"""``--pool`` and ``--ray-address``: where a command's trials run."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from typing import TYPE_CHECKING, Any
+
+from layersearch.errors import UserError
+
+if TYPE_CHECKING:
+    from layersearch.training.workers.pool import PoolFactory
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to a command."""
+    parser.add_argument(
+        "--pool",
+        choices=("local", "ray"),
+        default="local",
+        help="where trials run: processes on this machine, or a Ray cluster (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--ray-address",
+        metavar="HOST:PORT",
+        help="with --pool ray: the cluster, or 'auto' (default: $RAY_ADDRESS, else one of its own on this machine)",
+    )
+
+
+def pool_of(options: argparse.Namespace) -> PoolFactory:
+    """Return what the flags ask for.
+
+    Raises:
+        UserError: if an address is given for a pool that has none.
+    """
+    if options.ray_address is not None and options.pool != "ray":
+        raise UserError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
+    from layersearch.training.workers.pool import LocalPool
+    from layersearch.training.workers.ray_pool import RayPool
+
+    return functools.partial(RayPool, address=options.ray_address) if options.pool == "ray" else LocalPool
+
+
+def _command(groups: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = groups.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
+    )
+    parser.set_defaults(command=function)
+    return parser

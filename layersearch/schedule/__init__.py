@@ -1,0 +1,5 @@
+"""Schedules: one span per layer, their exact cost, and the spaces they are searched in. Pure Python."""
+
+from layersearch.schedule.schedule import GRAMMAR, KINDS, MOST_LAYERS, Schedule, Span, SpanKind
+
+__all__ = ["GRAMMAR", "KINDS", "MOST_LAYERS", "Schedule", "Span", "SpanKind"]
