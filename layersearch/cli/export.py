@@ -59,7 +59,7 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.export import TARGETS
     from layersearch.export import export as write
     from layersearch.export.capabilities import CannotHold
-    from layersearch.export.edit_config import write_own_config
+    from layersearch.export.edit_config import own_config, write_own_config
     from layersearch.results.verdict import winner_evidence
     from layersearch.schedule import Schedule
     from layersearch.schedule.files import schedule_argument
@@ -68,7 +68,7 @@ def export(options: argparse.Namespace) -> None:
     evidence: dict[str, Any] = {}
     run: Path | None = None
     recipe = load_recipe(options.recipe) if options.recipe else None
-    own = _own_config(options)
+    own, stock = _own_config(options), None
     if options.to not in TARGETS:
         raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
     if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
@@ -82,6 +82,10 @@ def export(options: argparse.Namespace) -> None:
         evidence = winner_evidence(result)
         if recipe is None:
             recipe = build(Recipe, config["recipe"], f"{run / 'config.json'}: recipe")
+            if recipe.pretrained is not None and own is None and options.to in ("hf", "hf-remote", "litgpt"):
+                stock = _searched_model(run, recipe.pretrained, options.to)
+                if options.to == "hf":
+                    own = own_config(stock.to_dict(), Path(recipe.pretrained) / "config.json", options.family)
     else:
         try:
             schedule = schedule_argument(options.schedule)
@@ -108,6 +112,7 @@ def export(options: argparse.Namespace) -> None:
                 out=options.out,
                 family=options.family,
                 evidence=evidence,
+                stock=stock,
             )
     except CannotHold as refused:
         if run is None:
@@ -130,6 +135,19 @@ def _own_config(options: argparse.Namespace) -> OwnConfig | None:
     from layersearch.export.edit_config import read_own_config
 
     return read_own_config(options.config, options.family)
+
+
+def _searched_model(run: Path, name: str, target: str) -> Any:
+    """Return transformers' configuration of the pre-trained model of a run; the recipe holds its sizes only."""
+    from layersearch.model.pretrained import load_config
+
+    other = f"give --to hf --config with a copy of its config.json, or layersearch convert --run {run} --model {name}"
+    if target == "litgpt":
+        raise UserError(f"--to litgpt writes a recipe's model, and {run} searched on {name}, another; {other}")
+    try:
+        return load_config(name)
+    except UserError as error:
+        raise UserError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None
 
 
 def _price(run: Path, refused: CannotHold) -> str:

@@ -1,7 +1,8 @@
-"""A user's own ``config.json``, changed where it holds the schedule and nowhere else."""
+"""A user's own ``config.json`` with the schedule in it; the other keys keep their values."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +11,18 @@ from typing import Any
 
 from layersearch.errors import UserError, did_you_mean
 from layersearch.export.capabilities import check_held
-from layersearch.export.families import DEAF, FAMILIES, Family, check_stock
+from layersearch.export.families import DEAF, FAMILIES, Family, check_stock, configuration
 from layersearch.export.files import write_schedule, write_text
 from layersearch.export.hf import schedule_fields
-from layersearch.export.json_edit import set_members
 from layersearch.schedule import Schedule
 
 _BY_TYPE = {family.model_type: name for name, family in FAMILIES.items()}
+
+
+_UNUSED = {"pretraining_tp"}
+"""Fields that no class of transformers reads any more."""
+_LEFT_OUT = {"model_type", "architectures", "transformers_version", "layer_types", "sliding_window"}
+"""Fields that another class's configuration does not hand on: the schedule and the new class say them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,43 +30,24 @@ class OwnConfig:
     """A configuration that a user gave, read and understood."""
 
     file: Path
-    text: str
-    """As it is written."""
     values: dict[str, Any]
-    path: tuple[str, ...]
-    """Keys that lead to the decoder's part; empty: the whole is the decoder's."""
+    nested: bool
+    """The decoder's part is ``text_config``."""
     family: str
     """A key of `FAMILIES`."""
+    note: str | None = None
+    """Whose configuration it was, where the family is another's; None: the family's own."""
 
     @property
-    def part(self) -> Mapping[str, Any]:
+    def part(self) -> dict[str, Any]:
         """The decoder's part of the values."""
-        part: Mapping[str, Any] = self.values
-        for key in self.path:
-            part = part[key]
+        part: dict[str, Any] = self.values["text_config"] if self.nested else self.values
         return part
 
     @property
     def held(self) -> Family:
         """The family itself."""
         return FAMILIES[self.family]
-
-    def built(self, values: Mapping[str, Any]) -> Any:
-        """Return transformers' configuration object of the decoder's part.
-
-        Raises:
-            UserError: if transformers refuses it.
-        """
-        import transformers
-
-        part = values
-        for key in self.path:
-            part = part[key]
-        try:
-            return getattr(transformers, self.held.config_class).from_dict(dict(part))
-        except Exception as error:  # whatever the library's own checks make of it
-            words = " ".join(str(error).split())[:200]
-            raise UserError(f"{self.file}: transformers refuses it ({words}); correct it") from None
 
 
 def read_own_config(path: Path, family: str | None = None) -> OwnConfig:
@@ -76,8 +63,7 @@ def read_own_config(path: Path, family: str | None = None) -> OwnConfig:
     """
     file = path / "config.json" if path.is_dir() else path
     try:
-        text = file.read_bytes().decode("utf-8")
-        values = json.loads(text)
+        values = json.loads(file.read_bytes().decode("utf-8"))
     except FileNotFoundError:
         raise UserError(
             f"--config {path}: there is no {file}; give a config.json or the folder that holds it"
@@ -86,33 +72,75 @@ def read_own_config(path: Path, family: str | None = None) -> OwnConfig:
         raise UserError(f"--config {file}: no JSON text ({error}); give a config.json") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: expected a mapping, found {type(values).__name__}; give a config.json")
+    return own_config(values, file, family)
+
+
+def own_config(values: dict[str, Any], file: Path, family: str | None = None) -> OwnConfig:
+    """Return what `read_own_config` does, of a configuration that was read already.
+
+    A Llama's or Mistral's becomes the one of the family that loads its weights.
+
+    Args:
+        values: what ``config.json`` holds.
+        file: where it lies, for errors.
+        family: as in `read_own_config`.
+
+    Raises:
+        UserError: as `read_own_config`.
+    """
+    where = f"--config {file}"
     if values.get("auto_map"):
-        raise UserError(f"--config {file}: auto_map names code of its own, which no stock family runs; drop that key")
-    check_stock(values, f"--config {file}")
-    own_type = values.get("model_type")
-    nested = values.get("text_config")
-    found: tuple[tuple[str, ...], str] | None = None
-    if own_type in _BY_TYPE:
-        found = (), _BY_TYPE[own_type]
-    elif isinstance(nested, dict) and nested.get("model_type") in _BY_TYPE:
-        found = ("text_config",), _BY_TYPE[nested["model_type"]]
-    if found is None:
-        raise UserError(f"--config {file}: {_stranger(own_type)}")
-    if family is not None and family != found[1]:
-        raise UserError(f"--family {family} but {file} is of family {found[1]} (its model_type); drop --family")
-    config = OwnConfig(file=file, text=text, values=values, path=found[0], family=found[1])
+        raise UserError(f"{where}: auto_map names code of its own, which no stock family runs; drop that key")
+    check_stock(values, where)
+    own_type, nested, note = values.get("model_type"), values.get("text_config"), None
+    is_nested = own_type not in _BY_TYPE and isinstance(nested, dict) and nested.get("model_type") in _BY_TYPE
+    part = nested if is_nested and isinstance(nested, dict) else values
+    if part is values and DEAF.get(str(own_type)):
+        found = DEAF[str(own_type)]
+        values = _converted(values, FAMILIES[found], where)
+        note = f"{own_type} passes over layer_types: written as {found}, which loads the same weights"
+    elif part.get("model_type") in _BY_TYPE:
+        found = _BY_TYPE[part["model_type"]]
+    else:
+        raise UserError(f"{where}: {_stranger(own_type)}")
+    if family is not None and family != found:
+        raise UserError(f"--family {family} but {file} is of family {found} (its model_type); drop --family")
+    config = OwnConfig(file=file, values=values, nested=is_nested, family=found, note=note)
     if config.part.get("use_bidirectional_attention"):
-        raise UserError(f"--config {file}: use_bidirectional_attention makes it no causal decoder; set it to false")
+        raise UserError(f"{where}: use_bidirectional_attention makes it no causal decoder; set it to false")
     return config
+
+
+def _converted(values: Mapping[str, Any], held: Family, where: str) -> dict[str, Any]:
+    """Return the configuration of the family that loads another class's weights; it says what that class would fill in.
+
+    Raises:
+        UserError: if the class has a field at work that the family lacks: its weights are others.
+    """
+    before = configuration(values["model_type"], values, where)
+    new = {**values, "model_type": held.model_type, "architectures": [held.architecture]}
+    after = configuration(held.model_type, new, where)
+    defaults, known = ({entry.name: entry.default for entry in dataclasses.fields(one)} for one in (before, after))
+    for name in sorted(defaults.keys() - known.keys() - _UNUSED):
+        if getattr(before, name) != defaults[name]:
+            raise UserError(
+                f"{where}: {name} is {getattr(before, name)}, and {held.model_type} has no {name}: the weights would "
+                "not load; layersearch convert --model saves such a model with code of its own"
+            )
+    for name in sorted(known.keys() - _LEFT_OUT):
+        if getattr(before, name) != getattr(after, name):
+            new[name] = getattr(before, name)
+    return new
 
 
 def _stranger(own_type: Any) -> str:
     if own_type is None:
         return f"the key 'model_type' is missing; add it, one of {', '.join(_BY_TYPE)}"
     if own_type in DEAF:
-        other = DEAF[own_type]
-        remedy = f"its weights load as model_type {other!r}: set that" if other else "export with --to hf-remote"
-        return f"transformers' {own_type!r} passes over layer_types, so that no schedule is obeyed; {remedy}"
+        return (
+            f"transformers' {own_type!r} passes over layer_types, and no export holds a schedule for its weights; "
+            f"give a model of {', '.join(_BY_TYPE)}, llama or mistral"
+        )
     return f"model_type {own_type!r} is of no family that holds schedules{did_you_mean(str(own_type), _BY_TYPE)}"
 
 
@@ -135,8 +163,8 @@ def write_own_config(
         UserError: if the schedule has another number of layers, transformers refuses the result, or the folder holds
             other files of these names.
     """
-    held = config.held
-    before = config.built(config.values)
+    held, where = config.held, str(config.file)
+    before = configuration(held.model_type, config.part, where)
     if before.num_hidden_layers != len(schedule):
         raise UserError(
             f"the schedule has {len(schedule)} layers, {config.file} {before.num_hidden_layers}; "
@@ -146,25 +174,23 @@ def write_own_config(
     schedule.check(seq_len=longest, n_heads=before.num_attention_heads)
     check_held(schedule, held.capabilities(config.family), seq_len=longest, n_heads=before.num_attention_heads)
     fields = _changes(schedule, config, longest)
-    try:
-        text = set_members(config.text, config.path, fields)
-    except ValueError as error:
-        raise UserError(f"--config {config.file}: {error}; write each key once") from None
-    after = config.built(json.loads(text))
+    part = config.part | fields
+    after = held.build(part, where)
     words = next(iter(held.layer_fields)) if "layer_types" in held.layer_fields else "attention_layers"
     flipped = [
         layer
         for layer, (old, new) in enumerate(zip(getattr(before, words), getattr(after, words), strict=True))
         if old != new
     ]
-    note = None
+    notes = [config.note] if config.note else []
     if flipped and held.types_turn_positions is not None:
-        note = (
+        notes.append(
             f"in family {config.family} {held.types_turn_positions}: layers {', '.join(map(str, flipped))} changed "
             "type, and their positions with it; trained weights need further training"
         )
-    file = write_text(out / "config.json", text)
-    return [file, write_schedule(schedule, "yaml", out, evidence or {})], note
+    values = config.values | {"text_config": part} if config.nested else part
+    file = write_text(out / "config.json", json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    return [file, write_schedule(schedule, "yaml", out, evidence or {})], "; ".join(notes) or None
 
 
 def _changes(schedule: Schedule, config: OwnConfig, longest: int) -> dict[str, Any]:
@@ -173,8 +199,6 @@ def _changes(schedule: Schedule, config: OwnConfig, longest: int) -> dict[str, A
     wanted = schedule_fields(schedule, config.family, seq_len=longest)
     first = next(iter(held.layer_fields))
     fields = {name: wanted[name] for name in held.layer_fields if name == first or name in part}
-    if held.layer_fields[first] == "runs" and _unrolled(part.get(first)) == _unrolled(wanted[first]):
-        del fields[first]  # the same layers in other runs
     used = {span.kind for span in schedule}
     for kind, names in held.size_fields.items():
         first = next(iter(names))
@@ -185,11 +209,3 @@ def _changes(schedule: Schedule, config: OwnConfig, longest: int) -> dict[str, A
     if used - {"full"}:
         fields |= held.sparse_flags
     return fields
-
-
-def _unrolled(runs: Any) -> list[Any] | None:
-    """Return one word a layer of ``[[words], times]`` by run; None if it is something else."""
-    try:
-        return [word for words, times in runs for _ in range(times) for word in words]
-    except (TypeError, ValueError):
-        return None

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def write_config(
     schedule: Schedule, family: str, *, model: ModelConfig, vocab_size: int, seq_len: int, out: Path
 ) -> Path:
-    """Write the ``config.json`` of a stock family, validated by transformers' own configuration class.
+    """Write the ``config.json`` of a stock family, after transformers built its model from it.
 
     Args:
         schedule: one span per layer.
@@ -37,7 +37,7 @@ def write_config(
 
     Raises:
         CannotHold: if the family cannot hold the schedule.
-        UserError: if it cannot hold the model's size, or the file cannot be written.
+        UserError: if it cannot hold the model's size, transformers cannot build that, or the file cannot be written.
     """
     held = FAMILIES[family]
     check_held(schedule, held.capabilities(family), seq_len=seq_len, n_heads=model.n_heads)
@@ -45,9 +45,9 @@ def write_config(
     fields = sizes | schedule_fields(schedule, family, seq_len=seq_len)
     import transformers
 
-    kind = getattr(transformers, held.config_class)
-    known = {entry.name for entry in dataclasses.fields(kind)} | {"architectures"}
-    config = kind(**{name: value for name, value in fields.items() if name in known})
+    known = {entry.name for entry in dataclasses.fields(getattr(transformers, held.config_class))} | {"architectures"}
+    known_fields = {name: value for name, value in fields.items() if name in known}
+    config = held.build(known_fields, f"family {family} at this size")
     return write_text(out / "config.json", config.to_json_string())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import copy
+import inspect
 import itertools
 import json
 import math
@@ -34,6 +35,11 @@ VOCAB = 61
 EVERY = Schedule.parse(
     "window:5 full window:4/3 window:3/4@1 block:6 window:5+sink:3 block:5+sink:2 window:2/3@3+sink:2 "
     "full+las:0.1/3 window:7+las:0.05/4 block:7+sink:2+las:0.0/5 window:3/2@2+las:0.2/3 full+las:0.3"
+)
+CACHE = next(
+    name
+    for name in modeling_layersearch.CACHE_NAMES
+    if name in inspect.signature(transformers.LlamaModel.forward).parameters
 )
 SIZE: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48, "rope_theta": 500.0}
 
@@ -208,6 +214,16 @@ def test_with_and_without_cache_the_same_texts_are_written(model: Any) -> None:
     assert torch.equal(*beams)
 
 
+@pytest.mark.parametrize("name", modeling_layersearch.CACHE_NAMES)
+def test_forward_cache_under_either_name_is_kept(name: str, model: Any) -> None:
+    cache = DynamicCache()
+    with torch.no_grad():
+        first = model.model(text(1, 9)[:, :5], **{name: cache}).last_hidden_state
+        second = model.model(text(1, 9)[:, 5:], **{name: cache}).last_hidden_state
+        assert torch.allclose(torch.cat((first, second), dim=1), model.model(text(1, 9)).last_hidden_state, atol=1e-5)
+    assert cache.get_seq_length() == 9
+
+
 def held_bytes(cache: Any) -> int:
     return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
 
@@ -219,7 +235,7 @@ def test_the_cache_holds_what_the_cost_model_counts_at_every_length(model: Any) 
     with torch.no_grad():
         whole = model(tokens).logits
         for new in [11, *[1] * 40, 5, 1, 10]:  # a prompt, tokens, and longer pieces in between
-            out = model(tokens[:, at : at + new], past_key_values=cache)
+            out = model(tokens[:, at : at + new], **{CACHE: cache})
             assert torch.allclose(out.logits, whole[:, at : at + new], atol=1e-5)
             at += new
             wanted = kv_cache_bytes(EVERY, seq_len=at, n_heads=4, n_kv_heads=2, head_dim=8, bytes_per_value=8)
@@ -236,7 +252,7 @@ def storages(cache: Any) -> dict[int, int]:
 
 def test_a_prompt_leaves_no_longer_tensor_behind(model: Any) -> None:
     with torch.no_grad():
-        cache = model(text(1, 67), use_cache=True).past_key_values
+        cache = getattr(model(text(1, 67), use_cache=True), CACHE)
     wanted = kv_cache_bytes(EVERY, seq_len=67, n_heads=4, n_kv_heads=2, head_dim=8, bytes_per_value=8)
     assert held_bytes(cache) == sum(storages(cache).values()) == wanted
 
@@ -280,8 +296,8 @@ def test_padding_may_end_within_a_later_piece(model: Any) -> None:
     with torch.no_grad():
         cache = None
         for first, last in itertools.pairwise([0, 4, 12, 19, 23]):
-            out = model(rows[:, first:last], attention_mask=mask[:, :last], past_key_values=cache, use_cache=True)
-            cache = out.past_key_values
+            out = model(rows[:, first:last], attention_mask=mask[:, :last], use_cache=True, **{CACHE: cache})
+            cache = getattr(out, CACHE)
         for row, one in enumerate(texts):
             assert torch.allclose(out.logits[row, -1], model(one).logits[0, -1], atol=1e-5), row
 
@@ -311,12 +327,12 @@ def test_masks_and_positions_without_a_meaning_are_refused(given: dict[str, Any]
 
 def test_caches_that_know_no_spans_are_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="StaticCache does not keep to the spans"):
-        model(text(1, 5), past_key_values=StaticCache(config=model.config, max_cache_len=9))
+        model(text(1, 5), **{CACHE: StaticCache(config=model.config, max_cache_len=9)})
     filled = DynamicCache()
     filled.update(torch.zeros(1, 2, 3, 8).double(), torch.zeros(1, 2, 3, 8).double(), 0)
     with pytest.raises(ValueError, match="give none or an empty DynamicCache"):
-        model(text(1, 5), past_key_values=filled)
-    cache = model(text(1, 5), use_cache=True).past_key_values
+        model(text(1, 5), **{CACHE: filled})
+    cache = getattr(model(text(1, 5), use_cache=True), CACHE)
     with pytest.raises(ValueError, match="cannot be cropped"):
         cache.crop(-1)
 
@@ -353,7 +369,7 @@ def test_in_lower_precision_texts_are_the_same_with_and_without_a_cache(model: A
     low = copy.deepcopy(model).to(torch.bfloat16)
     with torch.no_grad():
         whole, cache = low(text(1, 19)).logits, DynamicCache(config=low.config)
-        steps = [low(text(1, 19)[:, at : at + 1], past_key_values=cache).logits for at in range(19)]
+        steps = [low(text(1, 19)[:, at : at + 1], **{CACHE: cache}).logits for at in range(19)]
     assert whole.dtype == torch.bfloat16
     assert (torch.cat(steps, dim=1) - whole).norm() / whole.norm() < 0.05
 
@@ -363,7 +379,8 @@ def test_it_trains_with_and_without_recomputing(model: Any) -> None:
     for recomputing in (False, True):
         again = copy.deepcopy(model).train()
         if recomputing:
-            again.activation_checkpointing_enable()
+            # Its name since transformers 5.23, and before.
+            (getattr(again, "activation_checkpointing_enable", None) or again.gradient_checkpointing_enable)()
         again(text(2, 33), labels=text(2, 33)).loss.backward()
         gradients.append(torch.cat([parameter.grad.flatten() for parameter in again.parameters()]))
     assert torch.allclose(*gradients)
