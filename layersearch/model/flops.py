@@ -25,12 +25,6 @@ def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq
     return seq_len * per_token + attention
 
 
-def training_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq_len: int, sequences: int) -> int:
-    """Return the multiply-adds of training on so many sequences: a backward pass costs two forward passes
-    (2001.08361, section 2.1); recomputed attention weights are not counted."""
-    return 3 * sequences * model_flops(config, vocab_size, schedule, seq_len=seq_len)
-
-
 def matrices(config: ModelConfig) -> int:
     """Return the number of parameters in the layers' matrices."""
     attention = 2 * config.d_model * (config.n_heads + config.n_kv_heads) * config.head_dim

@@ -72,8 +72,3 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
     if unknown:
         raise UnknownAttentionError(f"FLOPs of {', '.join(unknown)} are not known; attend through layersearch.attend")
     return {name: int(count) for name, count in counts.items()}
-
-
-def traced_attention_flops(model: nn.Module, seq_len: int) -> int:
-    """Return the multiply-adds of QK^T and AV of one sequence; arguments and errors as `traced_flops`."""
-    return traced_flops(model, seq_len).get(OPERATOR.split("::")[1], 0)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import open_source
@@ -165,8 +163,3 @@ def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | Non
         if record.state == "failed":
             raise UserError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
     return records
-
-
-def to_dict(found: Estimate) -> dict[str, Any]:
-    """Return plain data, as ``--dry-run --json`` prints it."""
-    return dataclasses.asdict(found)
