@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from layersearch.optimal_l.config import Asked
     from layersearch.optimal_l.plan import SettingPlan
 
-MOST_SEED = 2**31
 _MOST_SEEDS = 12
 
 
@@ -109,8 +108,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     recipe = load_recipe(options.recipe, [*options.overrides, *given])
     if options.regime == "converted" and recipe.training.start is not None:
         raise UserError("--regime converted trains its own start: drop training.start, or use --regime scratch")
-    if not 0 <= options.seed < MOST_SEED:
-        raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
+    flags.check_seed(options.seed)
     return Asked(
         recipe=recipe,
         space=load_space(options.space or recipe.default_space),
