@@ -188,6 +188,19 @@ key("search.sampler=cma", "'gain', 'gp', 'tpe', 'nsga2' or 'random'")
 key("search.rungs=[0.5, 0.25]", "rising")
 key("search.confirm_seeds=1", "at least 2 for an interval")
 key("search.reduction=1", "at least 2")
+key("search.pruner=asha", "'expected_gain', 'successive_halving' or 'none'")
+add(
+    "a reduction that the pruner does not use",
+    [*RUN, "--set", "search.sampler=gain", "--set", "search.reduction=3"],
+    "search: reduction has no effect with pruner expected_gain",
+    "set pruner=successive_halving",
+)
+add(
+    "a pruner without rungs",
+    [*RUN, "--set", "search.pruner=successive_halving", "--set", "search.rungs=[]"],
+    "pruner successive_halving has no effect without rungs",
+    "set pruner=none",
+)
 key("data.source=web", "'stdlib'", "'web'")
 key("data.queries=5", "must not exceed pairs 4")
 key("data.vocab_size=8", "raise it to")

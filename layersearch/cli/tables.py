@@ -100,7 +100,8 @@ def estimate_table(found: Estimate) -> None:
     rows = [
         ("schedules in the space", f"{found.schedules_in_space:,}"),
         ("baselines", f"{len(found.baselines)}, trained to the end"),
-        ("proposals", f"{found.proposals} at the most, within budget {found.budget:g}, stopped early where behind"),
+        ("proposals", f"{found.proposals} at the most, within budget {found.budget:g}"),
+        ("sampler, pruner", f"{found.sampler}, {found.pruner}"),
         ("confirmation", f"{found.confirm_trials} full trials at fresh seeds"),
         ("training in all", f"about {found.full_trials:.1f} full trials"),
         ("model", f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}"),

@@ -158,6 +158,7 @@ def _folder(setting: Setting, recipe: Recipe, out: Path, cache: Path | None) -> 
             "seed": setting.asked.seed,
             "data": describe(source),
         },
+        free=("recipe.search",),  # how schedules are proposed and pruned is the study's own matter
     )
 
 

@@ -39,6 +39,10 @@ class Estimate:
     """Distinct schedules the space holds, whatever they cost."""
     proposals: int
     """Distinct schedules that will be proposed and trained beside the baselines, at the most."""
+    sampler: str
+    """Proposes them, see `SearchConfig`."""
+    pruner: str
+    """Stops them early, see `SearchConfig`."""
     confirm_trials: int
     """Full trials at fresh seeds."""
     full_trials: float
@@ -95,6 +99,8 @@ def estimate(
         baselines=tuple((name, text, bound.cost(Schedule.parse(text))) for name, text in plan.baselines),
         schedules_in_space=bound.size,
         proposals=plan.proposals,
+        sampler=recipe.search.sampler,
+        pruner=str(recipe.search.pruner),
         confirm_trials=plan.confirm_trials,
         full_trials=plan.full_trials(),
         vocab_size=vocab_size,
