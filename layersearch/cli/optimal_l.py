@@ -142,7 +142,8 @@ def _print_plan(asked: Asked, found: tuple[SettingPlan, ...]) -> None:
         print(f"  fresh seeds, {asked.looks[0]} to {asked.most_seeds:<6} {_range(*one.confirm)} trials")
         if one.before[1]:
             print(f"  before the switch       {_range(*one.before)} trials")
-        print(f"  in all                  {_range(low, high)} trials, at most {one.total_flops:.3g} multiply-adds")
+        print(f"  in all                  {_range(low, high)} trials, at most {one.total_flops:.3g} FLOPs")
+        print("                          (one multiply-add = one FLOP)")
         if one.seconds is None:
             print(f"  time                    {one.seconds_note}")
         else:

@@ -106,7 +106,7 @@ def estimate_table(found: Estimate) -> None:
         ("training in all", f"about {found.full_trials:.1f} full trials"),
         ("model", f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}"),
         ("one training step", f"{found.step_flops:.3g} FLOPs (all-full, forward and backward)"),
-        ("whole search", f"{found.total_flops:.3g} FLOPs at the most"),
+        ("whole search", f"{found.total_flops:.3g} FLOPs at the most (one multiply-add = one FLOP)"),
         ("memory of a rank", f"{size(found.model_bytes)} weights, gradients and optimiser state"),
         ("", f"{size(found.activation_bytes)} activations kept for the backward pass (all-full)"),
         ("time of training", "not estimated" if found.seconds is None else f"about {duration(found.seconds)}"),
@@ -156,7 +156,8 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
     places = decimals(answer.high - answer.loss)
     say(f"Loss {answer.loss:.{places}f} nats, {level} interval {_ends(answer, places)}: {source}.")
     more = "" if found.kind == "cost" else f"; {what} {taken(answer.takes)}"
-    say(f"Attention cost {answer.cost:.6f} of all-full, {flops:,} FLOPs a sequence{more}.")
+    spent = f"{flops:,} FLOPs a sequence (one multiply-add = one FLOP)"
+    say(f"Attention cost {answer.cost:.6f} of all-full, {spent}{more}.")
     say(tables.alternatives(found))
     table = _table("", "schedule", "l", "cost", "loss", f"{level} interval", "seeds", "model", left=2)
     table.columns[0].no_wrap = True

@@ -10,7 +10,9 @@ from layersearch.schedule.cost import (
 
 
 def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq_len: int) -> int:
-    """Return the multiply-adds of one sequence's forward pass: matrix products, the output layer, and attention.
+    """Return the FLOPs of one sequence's forward pass: matrix products, the output layer, and attention.
+
+    One multiply-add = one FLOP.
 
     Args:
         config: the proxy model.

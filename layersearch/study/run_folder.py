@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -96,6 +96,12 @@ class RunFolder:
     def records(self) -> list[TrialRecord]:
         """Return the records so far."""
         return list(read(self.trials)) if self.trials.exists() else []
+
+    def note_flops(self, count: Callable[[], Mapping[str, Any]]) -> None:
+        """Write ``flops.json``, unless an earlier call of the run did; see `layersearch.model.fvcore_flops.check_flops`."""
+        file = self.path / "flops.json"
+        if not file.exists():
+            write_text(file, json.dumps(count(), indent=2) + "\n")
 
     def mend(self) -> None:
         """Cut what a kill in the middle of a write left."""
