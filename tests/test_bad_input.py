@@ -436,17 +436,6 @@ changed(
     "'budget'",
     "restore it or start",
 )
-changed("garbage in the journal", garble("study.journal", 7), "study.journal", "damaged (line 8", "restore it")
-changed("garbage at the journal's end", garble("study.journal", -1), "study.journal", "damaged", "restore it, or start")
-changed(
-    "journal of another program", lambda run: write(run / "study.journal", '{"a": 1}\n'), "study.journal", "restore it"
-)
-changed(
-    "journal of another study",
-    edit("study.journal", '"study_name":"layersearch"', '"study_name":"other"'),
-    "study.journal",
-    "restore it, or start anew",
-)
 changed("garbage in the records", garble("trials.jsonl", 4), "trials.jsonl line 5", "restore the file or start")
 changed("garbage at the records' end", garble("trials.jsonl", -1), "trials.jsonl line 16", "restore the file or start")
 changed("record of another program", garble("trials.jsonl", 2, b'{"a": 1}\n'), "line 3", "'a'", "restore the file")
