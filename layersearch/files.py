@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import IO, Any
 
@@ -56,13 +57,20 @@ def unwritable(path: Path, error: OSError) -> UserError:
     )
 
 
-def first_difference(old: Any, new: Any, key: str) -> str | None:
-    """Return the first key by which two configurations differ, with both values; None if they are the same."""
-    if key in _FREE:
+def first_difference(old: Any, new: Any, key: str, free: Collection[str] = _FREE) -> str | None:
+    """Return the first key by which two configurations differ, with both values; None if they are the same.
+
+    Args:
+        old: the configuration that is there.
+        new: the one that is asked for.
+        key: where both stand.
+        free: keys that may differ.
+    """
+    if key in free:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
         for part in [*new, *(part for part in old if part not in new)]:
-            found = first_difference(old.get(part), new.get(part), f"{key}.{part}")
+            found = first_difference(old.get(part), new.get(part), f"{key}.{part}", free)
             if found:
                 return found
         return None

@@ -188,6 +188,19 @@ key("search.sampler=cma", "'gain', 'gp', 'tpe', 'nsga2' or 'random'")
 key("search.rungs=[0.5, 0.25]", "rising")
 key("search.confirm_seeds=1", "at least 2 for an interval")
 key("search.reduction=1", "at least 2")
+key("search.pruner=asha", "'expected_gain', 'successive_halving' or 'none'")
+add(
+    "a reduction that the pruner does not use",
+    [*RUN, "--set", "search.sampler=gain", "--set", "search.reduction=3"],
+    "search: reduction has no effect with pruner expected_gain",
+    "set pruner=successive_halving",
+)
+add(
+    "a pruner without rungs",
+    [*RUN, "--set", "search.pruner=successive_halving", "--set", "search.rungs=[]"],
+    "pruner successive_halving has no effect without rungs",
+    "set pruner=none",
+)
 key("data.source=web", "'stdlib'", "'web'")
 key("data.queries=5", "must not exceed pairs 4")
 key("data.vocab_size=8", "raise it to")
@@ -422,17 +435,6 @@ changed(
     edit("config.json", '(?m)^  "budget"', '  "bugdet"'),
     "'budget'",
     "restore it or start",
-)
-changed("garbage in the journal", garble("study.journal", 7), "study.journal", "damaged (line 8", "restore it")
-changed("garbage at the journal's end", garble("study.journal", -1), "study.journal", "damaged", "restore it, or start")
-changed(
-    "journal of another program", lambda run: write(run / "study.journal", '{"a": 1}\n'), "study.journal", "restore it"
-)
-changed(
-    "journal of another study",
-    edit("study.journal", '"study_name":"layersearch"', '"study_name":"other"'),
-    "study.journal",
-    "restore it, or start anew",
 )
 changed("garbage in the records", garble("trials.jsonl", 4), "trials.jsonl line 5", "restore the file or start")
 changed("garbage at the records' end", garble("trials.jsonl", -1), "trials.jsonl line 16", "restore the file or start")

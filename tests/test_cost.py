@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from layersearch.config.recipe import ModelConfig
 from layersearch.model.attention.reference import span_mask
 from layersearch.model.decoder import Decoder
-from layersearch.model.flops import model_flops, training_flops
-from layersearch.model.fvcore_flops import UnknownAttentionError, traced_attention_flops, traced_flops
+from layersearch.model.flops import model_flops
+from layersearch.model.fvcore_flops import UnknownAttentionError, traced_flops
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.cost import (
     attention_flops,
@@ -40,7 +40,7 @@ def test_three_counts_agree(text: str, tokens: int) -> None:
     config = ModelConfig(n_layers=1, d_model=HEADS * HEAD_DIM, n_heads=HEADS, n_kv_heads=2, d_ff=24)
     closed = attention_flops(schedule, seq_len=tokens, n_heads=HEADS, head_dim=HEAD_DIM)
     enumerated = 2 * HEAD_DIM * int(span_mask(schedule[0], tokens, HEADS).sum())
-    traced = traced_attention_flops(Decoder(config, 11, schedule), tokens)
+    traced = traced_flops(Decoder(config, 11, schedule), tokens)["attend"]
     assert closed == enumerated == traced
 
 
@@ -80,7 +80,6 @@ def test_whole_model_is_the_traced_count() -> None:
     traced = traced_flops(Decoder(config, 101, schedule), 50)
     whole = model_flops(config, 101, schedule, seq_len=50)
     assert sum(traced.values()) == whole
-    assert training_flops(config, 101, schedule, seq_len=50, sequences=7) == 21 * whole
 
 
 class Foreign(nn.Module):
@@ -97,7 +96,7 @@ class Foreign(nn.Module):
 
 def test_an_unknown_attention_operator_is_an_error() -> None:
     with pytest.raises(UnknownAttentionError, match="scaled_dot_product_attention"):
-        traced_attention_flops(Foreign(), 16)
+        traced_flops(Foreign(), 16)
 
 
 def test_an_attention_operator_of_another_library_is_an_error() -> None:
@@ -110,7 +109,7 @@ def test_an_attention_operator_of_another_library_is_an_error() -> None:
             return torch.ops.elsewhere.sparse_attention(self.proj(F.one_hot(tokens, 4).float())).sum()
 
     with pytest.raises(UnknownAttentionError, match="elsewhere::sparse_attention"):
-        traced_attention_flops(Elsewhere(), 16)
+        traced_flops(Elsewhere(), 16)
 
 
 @pytest.mark.parametrize(

@@ -14,18 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from layersearch.cli.flags import _command
+from layersearch.cli.flags import _command, check_seed
+from layersearch.cli.progress import QUIET_SECONDS
 from layersearch.errors import UserError
 
 if TYPE_CHECKING:
     from layersearch.convert.run import Conversion, Step
     from layersearch.schedule import Schedule
-
-QUIET_SECONDS = 15.0
-"""A line on standard error at most so often, besides one for each evaluation."""
-
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
 
 
 def convert(options: argparse.Namespace) -> None:
@@ -34,8 +29,7 @@ def convert(options: argparse.Namespace) -> None:
 
     recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *_given(options), *options.overrides])
     schedule = _schedule(options)
-    if not 0 <= options.seed < 2**31:
-        raise UserError(f"--seed must lie in [0, {2**31}), not {options.seed}")
+    check_seed(options.seed)
     from layersearch.convert.run import convert as run
 
     with _own_output() as output:
@@ -156,8 +150,9 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
         }
         print(json.dumps(values, indent=1), file=output)
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from layersearch.cli import tables
 
     edges = found.at("original").position_edges
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -166,7 +161,7 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
     for evaluation in found.evaluations:
         losses = [f"{loss:.3f}" for loss in evaluation.loss_by_position]
         table.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *losses)
-    console = Console(file=output, highlight=False, width=None if output.isatty() else WIDTH)
+    console = tables.console(output)
     console.print(f"{schedule}: attention cost {found.cost:.3f} of all-full at {found.at('original').seq_len} tokens")
     console.print(table)
     recovered = found.recovered

@@ -1,4 +1,4 @@
-"""``--pool`` and ``--ray-address``: where a command's trials run."""
+"""What several commands share: ``--pool`` and ``--ray-address``, the seeds they take, the default recipe."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from layersearch.errors import UserError
 
 if TYPE_CHECKING:
     from layersearch.training.workers.pool import PoolFactory
+
+DEFAULT_RECIPE = "laptop"
+SEED_LIMIT = 2**31
+"""Seeds below this suit every random number generator, and so do the confirmation seeds after them."""
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a ``--seed`` that is out of range.
+
+    Raises:
+        UserError: names the range.
+    """
+    if not 0 <= seed < SEED_LIMIT:
+        raise UserError(f"--seed must lie in [0, {SEED_LIMIT}), not {seed}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

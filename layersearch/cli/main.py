@@ -16,11 +16,9 @@ from layersearch.cli import schedule as schedule_commands
 from layersearch.cli import search as search_commands
 from layersearch.cli.convert import _convert
 from layersearch.cli.export import _verify_export
-from layersearch.cli.flags import _command
+from layersearch.cli.flags import DEFAULT_RECIPE, _command
 from layersearch.errors import EXIT_USER_ERROR, UserError, did_you_mean
 from layersearch.version import __version__
-
-DEFAULT_RECIPE = "laptop"
 
 
 class _Parser(argparse.ArgumentParser):

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from layersearch.optimal_l.config import Asked
     from layersearch.optimal_l.plan import SettingPlan
 
-MOST_SEED = 2**31
 _MOST_SEEDS = 12
 
 
@@ -109,8 +108,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     recipe = load_recipe(options.recipe, [*options.overrides, *given])
     if options.regime == "converted" and recipe.training.start is not None:
         raise UserError("--regime converted trains its own start: drop training.start, or use --regime scratch")
-    if not 0 <= options.seed < MOST_SEED:
-        raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
+    flags.check_seed(options.seed)
     return Asked(
         recipe=recipe,
         space=load_space(options.space or recipe.default_space),
@@ -144,7 +142,8 @@ def _print_plan(asked: Asked, found: tuple[SettingPlan, ...]) -> None:
         print(f"  fresh seeds, {asked.looks[0]} to {asked.most_seeds:<6} {_range(*one.confirm)} trials")
         if one.before[1]:
             print(f"  before the switch       {_range(*one.before)} trials")
-        print(f"  in all                  {_range(low, high)} trials, at most {one.total_flops:.3g} multiply-adds")
+        print(f"  in all                  {_range(low, high)} trials, at most {one.total_flops:.3g} FLOPs")
+        print("                          (one multiply-add = one FLOP)")
         if one.seconds is None:
             print(f"  time                    {one.seconds_note}")
         else:

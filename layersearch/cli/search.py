@@ -9,15 +9,12 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layersearch.cli.flags import pool_of
+from layersearch.cli.flags import DEFAULT_RECIPE, check_seed, pool_of
 from layersearch.errors import UserError
 from layersearch.study.saved_run import _asked, _records, _result
 
 if TYPE_CHECKING:
     from layersearch.results.result import Result
-
-MOST_SEED = 2**31
-"""Seeds below this suit every generator of random numbers, the confirming seeds after them too."""
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,7 +24,8 @@ def run(options: argparse.Namespace) -> None:
 
     sizes = {"search.trials": options.trials, "search.workers": options.workers}
     given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
-    recipe = load_recipe(options.recipe or ("pretrained" if options.model else "laptop"), [*options.overrides, *given])
+    name = options.recipe or ("pretrained" if options.model else DEFAULT_RECIPE)
+    recipe = load_recipe(name, [*options.overrides, *given])
     if options.model:
         from layersearch.model.pretrained import recipe_for
 
@@ -41,8 +39,7 @@ def run(options: argparse.Namespace) -> None:
     budget = options.budget if options.budget is not None else space.budget
     if budget is None:
         raise UserError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
-    if not 0 <= options.seed < MOST_SEED:
-        raise UserError(f"--seed must lie in [0, {MOST_SEED}), not {options.seed}")
+    check_seed(options.seed)
     pool = pool_of(options)
     if options.dry_run:
         from layersearch.study.estimate import estimate

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from layersearch.cli import tables
 from layersearch.results import sentences as sentences_module
 from layersearch.results.result import Entry, Fidelity, PerL, Result
 from layersearch.results.stats import Interval, decimals
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
 LINES = 40
 
 
@@ -27,14 +26,11 @@ def show(result: Result, run_meta: Mapping[str, Any], console: Console | None = 
         run_meta: what the first line names, in its order, for example the run's folder, recipe and time.
         console: where to; standard output if None.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     if console is None:
-        console = Console(highlight=False)
-        if not console.is_terminal:
-            console = Console(highlight=False, width=WIDTH)
+        console = tables.console()
     prose = _prose(result, console.width)
     trust = list(result.trust[-4:])
     # Headings, column heads and blank lines take 9 lines, the note under a cut table 1 each; tables share the rest.

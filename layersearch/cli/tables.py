@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -31,9 +31,15 @@ WIDTH = 100
 """Columns where there is no terminal to ask."""
 
 
-def _console(width: int = WIDTH) -> Console:
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=width)
+def console(file: IO[str] | None = None, width: int = WIDTH) -> Console:
+    """Return a console: as wide as the terminal, or ``width`` columns where there is none.
+
+    Args:
+        file: where to print; standard output if None.
+        width: columns without a terminal.
+    """
+    found = Console(file=file, highlight=False)
+    return found if found.is_terminal else Console(file=file, highlight=False, width=width)
 
 
 def _table(*columns: str, left: int = 1) -> Table:
@@ -57,11 +63,11 @@ def cost_table(
     schedule: Schedule, layers: Sequence[LayerCost], *, ratio: float, flops: int, cache_bytes: int, seq_len: int
 ) -> None:
     """Print a schedule's exact cost: the whole, then runs of equal layers."""
-    console = _console()
-    console.print(f"schedule         {schedule}", soft_wrap=True)
-    console.print(f"attention cost   {ratio:.3f} of all-full at {seq_len:,} tokens (l = {schedule.n_full})")
-    console.print(f"attention FLOPs  {flops:,} a sequence, forward (one multiply-add = one FLOP)")
-    console.print(f"KV cache         {size(cache_bytes)} ({cache_bytes:,} bytes)\n")
+    screen = console()
+    screen.print(f"schedule         {schedule}", soft_wrap=True)
+    screen.print(f"attention cost   {ratio:.3f} of all-full at {seq_len:,} tokens (l = {schedule.n_full})")
+    screen.print(f"attention FLOPs  {flops:,} a sequence, forward (one multiply-add = one FLOP)")
+    screen.print(f"KV cache         {size(cache_bytes)} ({cache_bytes:,} bytes)\n")
     table = _table("layers", "span", "share", "of a full layer", "FLOPs a layer", "KV cache a layer", left=2)
     for _, run in itertools.groupby(layers, key=lambda layer: layer.span):
         group = list(run)
@@ -74,7 +80,7 @@ def cost_table(
             f"{group[0].flops:,}",
             size(group[0].cache_bytes),
         )
-    console.print(table)
+    screen.print(table)
 
 
 def preset_table(presets: Mapping[str, Preset]) -> None:
@@ -83,23 +89,24 @@ def preset_table(presets: Mapping[str, Preset]) -> None:
     for name, preset in presets.items():
         parameters = (key if value is None else f"{key}={value}" for key, value in preset.parameters.items())
         table.add_row(name, " ".join(parameters), preset.summary, preset.source)
-    console = _console(width=180)
-    console.print(table)
-    console.print("\nPrint one: layersearch presets masformer l=4 n_layers=24 block=1024")
+    screen = console(width=180)
+    screen.print(table)
+    screen.print("\nPrint one: layersearch presets masformer l=4 n_layers=24 block=1024")
 
 
 def estimate_table(found: Estimate) -> None:
     """Print the plan of a search and what it needs."""
-    console = _console()
+    screen = console()
     rows = [
         ("schedules in the space", f"{found.schedules_in_space:,}"),
         ("baselines", f"{len(found.baselines)}, trained to the end"),
-        ("proposals", f"{found.proposals} at the most, within budget {found.budget:g}, stopped early where behind"),
+        ("proposals", f"{found.proposals} at the most, within budget {found.budget:g}"),
+        ("sampler, pruner", f"{found.sampler}, {found.pruner}"),
         ("confirmation", f"{found.confirm_trials} full trials at fresh seeds"),
         ("training in all", f"about {found.full_trials:.1f} full trials"),
         ("model", f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}"),
         ("one training step", f"{found.step_flops:.3g} FLOPs (all-full, forward and backward)"),
-        ("whole search", f"{found.total_flops:.3g} FLOPs at the most"),
+        ("whole search", f"{found.total_flops:.3g} FLOPs at the most (one multiply-add = one FLOP)"),
         ("memory of a rank", f"{size(found.model_bytes)} weights, gradients and optimiser state"),
         ("", f"{size(found.activation_bytes)} activations kept for the backward pass (all-full)"),
         ("time of training", "not estimated" if found.seconds is None else f"about {duration(found.seconds)}"),
@@ -108,12 +115,12 @@ def estimate_table(found: Estimate) -> None:
     grid = Table.grid(padding=(0, 2))
     for key, value in rows:
         grid.add_row(key, value)
-    console.print(grid)
-    console.print()
+    screen.print(grid)
+    screen.print()
     table = _table("baseline", "schedule", "cost", left=2)
     for name, schedule, cost in found.baselines:
         table.add_row(name, schedule, f"{cost:.3f}")
-    console.print(table)
+    screen.print(table)
 
 
 def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> None:
@@ -124,14 +131,14 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
         flops: attention FLOPs of the answer, forward, for one sequence.
         confirm_with: a command; None where there is nothing to confirm.
     """
-    console = _console()
+    screen = console()
     answer = found.answer
     what = {"cost": "attention cost", "kv_cache": "KV cache", "latency": "latency"}[found.kind]
     level = f"{found.confidence:.0%}"
 
     def say(text: str, style: str = "") -> None:
-        for line in textwrap.wrap(text, console.width):
-            console.print(Text(line, style=style), soft_wrap=True)
+        for line in textwrap.wrap(text, screen.width):
+            screen.print(Text(line, style=style), soft_wrap=True)
 
     def taken(amount: float) -> str:
         if found.kind == "cost":
@@ -149,7 +156,8 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
     places = decimals(answer.high - answer.loss)
     say(f"Loss {answer.loss:.{places}f} nats, {level} interval {_ends(answer, places)}: {source}.")
     more = "" if found.kind == "cost" else f"; {what} {taken(answer.takes)}"
-    say(f"Attention cost {answer.cost:.6f} of all-full, {flops:,} FLOPs a sequence{more}.")
+    spent = f"{flops:,} FLOPs a sequence (one multiply-add = one FLOP)"
+    say(f"Attention cost {answer.cost:.6f} of all-full, {spent}{more}.")
     say(tables.alternatives(found))
     table = _table("", "schedule", "l", "cost", "loss", f"{level} interval", "seeds", "model", left=2)
     table.columns[0].no_wrap = True
@@ -165,12 +173,12 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
             seeds = str(one.seeds) if one.seeds else "search" if one.state == "trained" else one.state
             cells = [name, one.schedule, str(one.n_full), f"{one.cost:.3f}", f"{one.loss:.{places}f}"]
             table.add_row(*(Text(cell) for cell in [*cells, _ends(one, places), seeds, f"{one.predicted:.{places}f}"]))
-    console.print()
-    console.print(table)
-    console.print()
+    screen.print()
+    screen.print(table)
+    screen.print()
     say(tables.learnt(found))
     if confirm_with is not None:
-        console.print(Text(f"Confirm with: {confirm_with}"), soft_wrap=True)
+        screen.print(Text(f"Confirm with: {confirm_with}"), soft_wrap=True)
 
 
 def _ends(one: Candidate, places: int) -> str:
@@ -183,21 +191,21 @@ def confirmed_table(rows: Sequence[tuple[Entry, Entry | None, Interval | None]])
     Args:
         rows: the schedule, the best confirmed one that costs no more, and the paired difference to it, nats.
     """
-    console = _console()
+    screen = console()
     for entry, rival, difference in rows:
-        console.print(Text(entry.schedule, style="bold"), soft_wrap=True)
+        screen.print(Text(entry.schedule, style="bold"), soft_wrap=True)
         reached = "failed on every fresh seed" if entry.mean is None else f"loss {entry.mean} nats"
-        console.print(f"  l = {entry.n_full}, cost {entry.cost:.4f}, {reached}, fresh seeds {len(entry.confirm)}")
+        screen.print(f"  l = {entry.n_full}, cost {entry.cost:.4f}, {reached}, fresh seeds {len(entry.confirm)}")
         if rival is not None and difference is not None:
             said = verdicts.comparison(difference, difference, 1)
-            console.print(
+            screen.print(
                 Text(f"  against the best confirmed that costs no more, {rival.label}: {said}"), soft_wrap=True
             )
 
 
 def proof_table(proof: Proof) -> None:
     """Print a proof: what was loaded, each layer's mask, logits, texts, and the verdict."""
-    screen = _console()
+    screen = console()
     how = (
         "every pair tested"
         if proof.keys == proof.tokens

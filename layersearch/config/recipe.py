@@ -204,6 +204,16 @@ class TrainingConfig:
         )
 
 
+Pruner = Literal["expected_gain", "successive_halving", "none"]
+
+
+def default_pruner(sampler: str, rungs: Sequence[float]) -> Pruner:
+    """Return the pruner of a recipe that names none."""
+    if not rungs:
+        return "none"
+    return "expected_gain" if sampler == "gain" else "successive_halving"
+
+
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
     """How many schedules are tried and how they compete."""
@@ -212,12 +222,17 @@ class SearchConfig:
 
     trials: int = 24
     """Distinct schedules trained, baselines included."""
-    sampler: Literal["gain", "gp", "tpe", "nsga2", "random"] = "gp"
-    """What proposes: ``gain``, the project's own (`layersearch.surrogate.sampler`), or one of Optuna's."""
+    sampler: Literal["gain", "gp", "tpe", "nsga2", "random"] = "gain"
+    """Proposes schedules: ``gain``, the project's own (`layersearch.surrogate.sampler`), or one of Optuna's."""
+    pruner: Pruner | None = None
+    """Stops trials at the rungs. ``expected_gain``: a trial goes on while its end is expected to be worth the training
+    that is left. ``successive_halving``: the best 1/reduction of the trials of equal or lower cost go on. ``none``:
+    every trial runs to the end. None: ``expected_gain`` with the sampler ``gain``, ``successive_halving`` with any
+    other, ``none`` without rungs."""
     rungs: tuple[float, ...] = (0.25, 0.5)
-    """Shares of the steps at which a trial may be stopped; empty: every trial runs to the end."""
-    reduction: int = 2
-    """Of the trials at a rung that cost no more, one in so many goes on."""
+    """Shares of the steps at which a trial is validated and may be stopped."""
+    reduction: int | None = None
+    """Reduction factor of ``successive_halving``, and refused with any other pruner. None: 2."""
     finalists: int = 3
     """Schedules within the budget that are confirmed beside the baselines."""
     confirm_seeds: int = 3
@@ -231,7 +246,20 @@ class SearchConfig:
         for name in ("trials", "finalists", "workers"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.tolerance >= 0, f"tolerance must not be negative, not {self.tolerance}")
-        _require(self.reduction >= 2, f"reduction must be at least 2, not {self.reduction}")
+        # The run folder says which pruner ran, so what was left open is settled here.
+        if self.pruner is None:
+            object.__setattr__(self, "pruner", default_pruner(self.sampler, self.rungs))
+        _require(
+            self.pruner == "none" or bool(self.rungs),
+            f"pruner {self.pruner} has no effect without rungs; name some, such as rungs=[0.5], or set pruner=none",
+        )
+        if self.reduction is None and self.pruner == "successive_halving":
+            object.__setattr__(self, "reduction", 2)
+        _require(
+            self.reduction is None or self.pruner == "successive_halving",
+            f"reduction has no effect with pruner {self.pruner}; drop it, or set pruner=successive_halving",
+        )
+        _require(self.reduction is None or self.reduction >= 2, f"reduction must be at least 2, not {self.reduction}")
         _require(self.confirm_seeds >= 2, f"confirm_seeds must be at least 2 for an interval, not {self.confirm_seeds}")
         _require(
             all(0 < rung < 1 for rung in self.rungs) and list(self.rungs) == sorted(set(self.rungs)),

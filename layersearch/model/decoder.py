@@ -173,7 +173,7 @@ class Decoder(nn.Module):
         )
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
-        if torch.is_autocast_enabled(tokens.device.type):
+        if not tokens.is_meta and torch.is_autocast_enabled(tokens.device.type):  # meta has no autocast
             # The residual stream stays float32; the tables are cast once so that rotation stays in q's precision.
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)

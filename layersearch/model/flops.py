@@ -10,7 +10,9 @@ from layersearch.schedule.cost import (
 
 
 def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq_len: int) -> int:
-    """Return the multiply-adds of one sequence's forward pass: matrix products, the output layer, and attention.
+    """Return the FLOPs of one sequence's forward pass: matrix products, the output layer, and attention.
+
+    One multiply-add = one FLOP.
 
     Args:
         config: the proxy model.
@@ -23,12 +25,6 @@ def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq
     per_token = config.n_layers * (projections + 3 * config.d_model * config.d_ff) + config.d_model * vocab_size
     attention = attention_flops(schedule, seq_len=seq_len, n_heads=config.n_heads, head_dim=config.head_dim)
     return seq_len * per_token + attention
-
-
-def training_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq_len: int, sequences: int) -> int:
-    """Return the multiply-adds of training on so many sequences: a backward pass costs two forward passes
-    (2001.08361, section 2.1); recomputed attention weights are not counted."""
-    return 3 * sequences * model_flops(config, vocab_size, schedule, seq_len=seq_len)
 
 
 def matrices(config: ModelConfig) -> int:

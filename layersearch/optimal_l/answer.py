@@ -9,7 +9,7 @@ from layersearch.optimal_l.config import Setting
 from layersearch.optimal_l.knee import Choice, best_within, find_knee
 from layersearch.optimal_l.noninferiority import LStar, failures, find_l_star
 from layersearch.optimal_l.placements import full_layers, named, place
-from layersearch.optimal_l.protocol import Selection, l_star_of, select
+from layersearch.optimal_l.protocol import l_star_of, select
 from layersearch.results.stats import CONFIDENCE, Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
@@ -166,11 +166,6 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
         failed=failed,
         seconds=sum(record.seconds for record in records),
     )
-
-
-def selection_of(setting: Setting, records: Sequence[TrialRecord]) -> Selection:
-    """Return what the selection seeds decided."""
-    return select(setting, _losses(records, "search"))
 
 
 def _losses(records: Sequence[TrialRecord], phase: str) -> dict[str, dict[int, float]]:

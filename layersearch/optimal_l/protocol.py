@@ -18,6 +18,7 @@ from pathlib import Path
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import describe, open_source
 from layersearch.errors import UserError
+from layersearch.model.fvcore_flops import check_flops
 from layersearch.optimal_l.config import SEARCHED, Setting
 from layersearch.optimal_l.noninferiority import LStar, find_l_star
 from layersearch.optimal_l.placements import count, first_round, named, place, proposals, role
@@ -149,7 +150,7 @@ def _folder(setting: Setting, recipe: Recipe, out: Path, cache: Path | None) -> 
     source = open_source(recipe.data, training.seq_len, cache)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
     deepspeed_config(training, deepspeed_file(recipe))
-    return RunFolder(
+    folder = RunFolder(
         out,
         {
             "recipe": recipe.to_dict(),
@@ -158,7 +159,10 @@ def _folder(setting: Setting, recipe: Recipe, out: Path, cache: Path | None) -> 
             "seed": setting.asked.seed,
             "data": describe(source),
         },
+        free=("recipe.search",),  # how schedules are proposed and pruned is the study's own matter
     )
+    folder.note_flops(lambda: check_flops(recipe, setting.bound, source.vocab_size))
+    return folder
 
 
 class _Study:

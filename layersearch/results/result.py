@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from layersearch.config import loader
-from layersearch.errors import UserError
 from layersearch.results.stats import Interval, RankAgreement
 from layersearch.training.record import State
 
@@ -169,22 +166,6 @@ class Result(Strict):
     def to_dict(self) -> dict[str, Any]:
         """Return what ``frontier.json`` holds."""
         return {"version": VERSION, **dataclasses.asdict(self)}
-
-    @classmethod
-    def from_dict(cls, mapping: Any, where: str = "frontier.json") -> Result:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            UserError: for another version or other keys; names the file.
-        """
-        if not isinstance(mapping, Mapping) or "version" not in mapping:
-            raise UserError(f"{where}: the key 'version' is missing; write the file again from trials.jsonl")
-        if mapping["version"] != VERSION:
-            raise UserError(
-                f"{where}: version {mapping['version']!r}, this layersearch reads {VERSION}; "
-                "write the file again from trials.jsonl"
-            )
-        return loader.build(cls, {key: value for key, value in mapping.items() if key != "version"}, where)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,9 @@
 """What a schedule costs, in closed form: exact integers, no tensors, any length.
 
 A query at position i of a causal layer multiplies its vector with every key it may see (QK^T) and mixes as many
-values (AV): one multiply-add a dimension each. Masked pairs cost nothing. One multiply-add counts as one FLOP, as in
-fvcore. Softmax, decay and pooling are not counted: they grow with the same pairs, or only with the tokens, and are no
-matrix products.
+values (AV): one multiply-add a dimension each. One multiply-add = one FLOP, as in fvcore; others count two. Masked
+pairs cost nothing. Softmax, decay and pooling are not counted: they grow with the same pairs, or only with the tokens,
+and are no matrix products.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class LayerCost:
     pairs: int
     """Visible (query, key) pairs over all query heads."""
     flops: int
-    """Multiply-adds of QK^T and AV of one sequence."""
+    """FLOPs of QK^T and AV of one sequence; one multiply-add = one FLOP."""
     share: float
     """Of the schedule's attention FLOPs, in [0, 1]."""
     ratio: float
@@ -101,7 +101,7 @@ def span_pairs(span: Span, seq_len: int, n_heads: int) -> int:
 
 
 def attention_flops(schedule: Schedule, *, seq_len: int, n_heads: int, head_dim: int) -> int:
-    """Return the multiply-adds of QK^T and AV over all layers, for one sequence.
+    """Return the FLOPs of QK^T and AV over all layers, for one sequence; one multiply-add = one FLOP.
 
     Each visible pair costs head_dim for its logit and head_dim for its value: 2 head_dim pairs (the causal form of
     2 n^2 d a layer, 2302.06461 and 2205.14135, section 3.1).
@@ -116,7 +116,7 @@ def attention_flops(schedule: Schedule, *, seq_len: int, n_heads: int, head_dim:
 
 
 def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int) -> float:
-    """Return the attention FLOPs relative to the all-full schedule of the same length and heads."""
+    """Return the attention FLOPs relative to the all-full schedule's, at the same length and number of heads."""
     full = len(schedule) * span_pairs(FULL, seq_len, n_heads)
     return sum(span_pairs(span, seq_len, n_heads) for span in schedule) / full
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import open_source
@@ -41,6 +39,10 @@ class Estimate:
     """Distinct schedules the space holds, whatever they cost."""
     proposals: int
     """Distinct schedules that will be proposed and trained beside the baselines, at the most."""
+    sampler: str
+    """Proposes them, see `SearchConfig`."""
+    pruner: str
+    """Stops them early, see `SearchConfig`."""
     confirm_trials: int
     """Full trials at fresh seeds."""
     full_trials: float
@@ -97,6 +99,8 @@ def estimate(
         baselines=tuple((name, text, bound.cost(Schedule.parse(text))) for name, text in plan.baselines),
         schedules_in_space=bound.size,
         proposals=plan.proposals,
+        sampler=recipe.search.sampler,
+        pruner=str(recipe.search.pruner),
         confirm_trials=plan.confirm_trials,
         full_trials=plan.full_trials(),
         vocab_size=vocab_size,
@@ -165,8 +169,3 @@ def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | Non
         if record.state == "failed":
             raise UserError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
     return records
-
-
-def to_dict(found: Estimate) -> dict[str, Any]:
-    """Return plain data, as ``--dry-run --json`` prints it."""
-    return dataclasses.asdict(found)

@@ -8,6 +8,7 @@ early is told as pruned, without a loss.
 from __future__ import annotations
 
 import json
+import logging
 import warnings
 from collections import deque
 from collections.abc import Collection
@@ -16,20 +17,18 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import SearchConfig
-from layersearch.errors import UserError
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.study.pruning import observation
 from layersearch.surrogate.acquisition import Observation
-from layersearch.training.record import TrialRecord
+from layersearch.training.record import TrialRecord, drop_torn_line
 
 if TYPE_CHECKING:
     import optuna
 
+_LOG = logging.getLogger(__name__)
 NAME = "layersearch"
-CREATE_TRIAL, SET_USER_ATTR = 4, 8
-"""Operations of Optuna's journal."""
 EXHAUSTED = "no new schedule within the budget"
 """Marks the proposal after which there was nothing left to propose."""
 _LABEL = "schedule, role, generation"
@@ -47,34 +46,12 @@ class Study:
         budget: the largest attention cost that is trained, relative to all-full.
         search: which sampler proposes.
         seed: seeds the sampler anew for each proposal, so that a resumed search proposes what an unbroken one would.
-
-    Raises:
-        UserError: if the journal is damaged beyond a torn end; it is not touched then.
     """
 
     def __init__(self, path: Path, space: BoundSpace, budget: float, search: SearchConfig, seed: int) -> None:
         library = _optuna()
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
         self._space, self._budget, self._search, self._seed = space, budget, search, seed
-        whole = _whole_proposals(path)
-        for stale in (path.with_name(path.name + ".lock"), path.with_name(path.name + ".lock.rename")):
-            stale.unlink(missing_ok=True)  # of a search that was killed; the run folder's own lock is ours by now
-        if whole is not None:
-            with path.open("r+b") as file:
-                file.truncate(whole)
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            if whole:
-                self._study: optuna.Study = library.load_study(study_name=NAME, storage=storage)
-            else:
-                self._study = library.create_study(
-                    study_name=NAME, storage=storage, directions=["minimize", "minimize"]
-                )
-            self._trials()
-        except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-            raise _damaged(path, type(error).__name__) from None
+        self._study: optuna.Study = _taken_up(path) or _new(path)
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._asked: dict[str, optuna.Trial] = {}
@@ -202,38 +179,62 @@ class Study:
         return None
 
 
-def _whole_proposals(path: Path) -> int | None:
-    """Return how many bytes of a journal hold whole lines and whole proposals; None: there is no journal.
+def _taken_up(path: Path) -> optuna.Study | None:
+    """Return the study of a journal without what a kill left half done; None: there is no whole journal.
 
-    A proposal takes several lines, the last of which labels it. Where a kill came in between, its lines are dropped, so
-    that it is made anew from what was known before it, with the same outcome.
-
-    Raises:
-        UserError: if a whole line is not one of a journal.
+    A proposal takes several writes, the last of which labels it. Where a kill came in between, its trial is left out,
+    so that it is made anew from what was known before it, with the same outcome. A damaged journal is put aside: the
+    search proposes anew what it held, and trains nothing again that has a record.
     """
-    if not path.exists():
+    part = path.with_name(path.name + ".part")
+    for name in (path.name, part.name):  # of a search that was killed; the run folder's own lock is ours by now
+        for stale in (f"{name}.lock", f"{name}.lock.rename"):
+            path.with_name(stale).unlink(missing_ok=True)
+    part.unlink(missing_ok=True)
+    drop_torn_line(path)
+    if not path.exists() or not path.stat().st_size:
         return None
-    data = path.read_bytes()
-    position, trials, closed = 0, 0, 0
-    begun: dict[int, int] = {}
-    for number, line in enumerate(data[: data.rfind(b"\n") + 1].splitlines(keepends=True), start=1):
-        try:
-            entry = json.loads(line)
-            if entry["op_code"] == CREATE_TRIAL:
-                begun[trials] = position
-                trials += 1
-                if _LABEL in entry.get("user_attrs", {}):
-                    closed = trials
-            elif entry["op_code"] == SET_USER_ATTR and not {_LABEL, EXHAUSTED}.isdisjoint(entry["user_attr"]):
-                closed = max(closed, entry["trial_id"] + 1)
-        except (ValueError, KeyError, TypeError) as error:
-            raise _damaged(path, f"line {number}: {type(error).__name__}") from None
-        position += len(line)
-    return begun.get(closed, position)
+    try:
+        for line in path.read_bytes().splitlines():  # Optuna passes over a bad last one, and fails at the next write
+            json.loads(line)
+        study: optuna.Study = _optuna().load_study(study_name=NAME, storage=_storage(path))
+        trials = study.get_trials(deepcopy=False)
+        labels = {trial.number: trial.user_attrs[_LABEL] for trial in trials if _LABEL in trial.user_attrs}
+        for text, _, generation in labels.values():
+            Schedule.parse(text)
+            generation + 1
+    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+        aside = path.with_name(path.name + ".damaged")
+        path.replace(aside)
+        _LOG.warning(
+            "%s is damaged (%s) and is made anew from trials.jsonl; it is kept as %s",
+            path,
+            type(error).__name__,
+            aside.name,
+        )
+        return None
+    closed = max((t.number + 1 for t in trials if t.number in labels or EXHAUSTED in t.user_attrs), default=0)
+    if closed == len(trials):
+        return study
+    rebuilt = _new(part)
+    rebuilt.add_trials(trials[:closed])
+    part.replace(path)
+    kept: optuna.Study = _optuna().load_study(study_name=NAME, storage=_storage(path))
+    return kept
 
 
-def _damaged(path: Path, why: str) -> UserError:
-    return UserError(f"{path}: the journal is damaged ({why}): restore it, or start anew with another --out")
+def _new(path: Path) -> optuna.Study:
+    study: optuna.Study = _optuna().create_study(
+        study_name=NAME, storage=_storage(path), directions=["minimize", "minimize"]
+    )
+    return study
+
+
+def _storage(path: Path) -> optuna.storages.JournalStorage:
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    return JournalStorage(JournalFileBackend(str(path)))
 
 
 def _optuna() -> Any:

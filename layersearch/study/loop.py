@@ -1,8 +1,7 @@
 """The ladder of a search: baselines, then generations of proposals that race, then fresh seeds that confirm.
 
 1. Baselines are trained to the end at the search's seed, so that every figure has them.
-2. Generations of proposals race: at each rung the worse half, at equal cost, is stopped; with the search's own sampler,
-   whatever is no longer expected to be worth its end.
+2. Generations of proposals race: at each rung the recipe's pruner stops the trials that are behind.
 3. The best proposals within the budget and all baselines are trained at fresh seeds, the same for all. The winner is
    named from these alone: the seed that selected a schedule would flatter it.
 
@@ -133,14 +132,19 @@ class Ladder:
     def _train_generation(self, generation: int, entered: Mapping[str, int]) -> None:
         members = [text for text, number in entered.items() if number == generation]
         earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
-        search, steps = self._plan.recipe.search, self._plan.recipe.training.steps
-        rule: Halving | Foresight
-        if search.sampler == "gain" and self._plan.checkpoints:
-            schedules = [Schedule.parse(text) for text in members]
-            rule = Foresight(self._space, self._plan.budget, earlier, schedules, steps)
-        else:
-            rule = Halving(self._space, earlier, search.reduction)
-        self._train("search", [self._search_trial(text, PROPOSED) for text in members], rule)
+        trials = [self._search_trial(text, PROPOSED) for text in members]
+        self._train("search", trials, self._pruner(earlier, members))
+
+    def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[str]) -> Halving | Foresight | None:
+        """Return the recipe's pruner for a generation; None where every trial runs to the end."""
+        search = self._plan.recipe.search
+        if search.pruner == "none" or not self._plan.checkpoints:
+            return None
+        if search.pruner == "expected_gain":
+            schedules, steps = [Schedule.parse(text) for text in members], self._plan.recipe.training.steps
+            return Foresight(self._space, self._plan.budget, earlier, schedules, steps)
+        assert search.reduction is not None
+        return Halving(self._space, earlier, search.reduction)
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)

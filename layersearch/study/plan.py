@@ -49,12 +49,16 @@ class Plan:
         return len(self.baselines) + self.proposals + self.confirm_trials
 
     def full_trials(self) -> float:
-        """Return the expected training in full-trial equivalents, if each rung keeps one in ``reduction``."""
+        """Return the expected training in full trials: a rung keeps one trial in ``reduction``.
+
+        ``expected_gain`` has no such factor. It is counted as if it kept every second trial.
+        """
         search = self.recipe.search
+        reduction = 1 if search.pruner == "none" else search.reduction or 2
         share, alive, before = 0.0, 1.0, 0.0
         for rung in (*search.rungs, 1.0):
             share += alive * (rung - before)
-            alive, before = alive / search.reduction, rung
+            alive, before = alive / reduction, rung
         return len(self.baselines) + self.proposals * share + self.confirm_trials
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from layersearch.config.loader import build
-from layersearch.config.recipe import Recipe
+from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import UserError
 from layersearch.files import (
+    _FREE,
     FORMAT,
     first_difference,
     hold,
@@ -49,13 +50,14 @@ class RunFolder:
     Args:
         path: the folder; made if it does not exist.
         asked: the resolved recipe, space, budget, seed and data description, as plain data.
+        free: keys that change no record, so that they may differ from the folder's.
 
     Raises:
         UserError: if the folder holds something else, another run, a run of another version, or a search that is
             still going on; nothing in it is touched then.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
+    def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = _FREE) -> None:
         assert set(asked) == set(_ASKED)
         wanted: dict[str, Any] = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
         self.path = path
@@ -68,7 +70,7 @@ class RunFolder:
             if fresh and path.is_dir() and any(entry.name not in _BEGUN for entry in path.iterdir()):
                 raise UserError(f"--out {path}: the folder holds other things; name a new or empty folder")
             if not fresh:
-                _check_same(read_config(path), wanted, path)
+                _check_same(read_config(path), wanted, path, free)
             path.mkdir(parents=True, exist_ok=True)
             self._lock = hold(path)
             if fresh:
@@ -94,6 +96,12 @@ class RunFolder:
     def records(self) -> list[TrialRecord]:
         """Return the records so far."""
         return list(read(self.trials)) if self.trials.exists() else []
+
+    def note_flops(self, count: Callable[[], Mapping[str, Any]]) -> None:
+        """Write ``flops.json``, unless an earlier call of the run did; see `layersearch.model.fvcore_flops.check_flops`."""
+        file = self.path / "flops.json"
+        if not file.exists():
+            write_text(file, json.dumps(count(), indent=2) + "\n")
 
     def mend(self) -> None:
         """Cut what a kill in the middle of a write left."""
@@ -138,16 +146,22 @@ def read_config(path: Path) -> dict[str, Any]:
             raise UserError(
                 f"{file}: the key {key!r} is missing or damaged; restore it or start anew with another --out"
             )
+    search = config["recipe"].get("search")
+    if isinstance(search, dict) and "pruner" not in search:
+        # Written before the pruner was a key: the sampler chose it, and `reduction` stood there without an effect too.
+        search["pruner"] = default_pruner(str(search.get("sampler")), search.get("rungs") or ())
+        if search["pruner"] != "successive_halving":
+            search.pop("reduction", None)
     return dict(config)
 
 
-def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path, free: Collection[str]) -> None:
     for key in _ASKED:
-        difference = first_difference(_with_defaults(key, config.get(key)), asked[key], key)
+        difference = first_difference(_with_defaults(key, config.get(key)), asked[key], key, free)
         if difference:
             raise UserError(
-                f"--out {path}: holds a run with another {difference}; run the same command to resume it, "
-                "or name another folder"
+                f"--out {path}: holds a run with another {difference}; give its own value to resume it "
+                "(--set for a key of the recipe), or name another folder"
             )
 
 

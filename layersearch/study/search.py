@@ -9,6 +9,7 @@ from pathlib import Path
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import describe, open_source
 from layersearch.files import unwritable
+from layersearch.model.fvcore_flops import check_flops
 from layersearch.model.pretrained import check_vocabulary, load_config
 from layersearch.results.result import Result
 from layersearch.schedule import Schedule
@@ -83,6 +84,7 @@ def search(
                 "data": describe(source),
             },
         )
+        folder.note_flops(lambda: check_flops(recipe, bound, source.vocab_size))
         if recipe.pretrained is not None:
             further = selected_baselines(recipe, bound, budget, source, seed, out)
             plan = make_plan(recipe, bound, budget, seed, further)

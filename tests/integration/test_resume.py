@@ -152,6 +152,54 @@ def test_a_write_torn_anywhere_is_made_good(tmp_path: Path, smoke_run: Path, poo
         check_study(out)
 
 
+DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "one bad line": lambda journal: [*journal[:7], b"\x00garbage\n", *journal[8:]],
+    "a bad last line": lambda journal: [*journal[:-1], b"garbage\n"],
+    "another program's": lambda journal: [b'{"a": 1}\n'],
+    "another study's": lambda journal: [
+        line.replace(b'"study_name":"layersearch"', b'"study_name":"o"') for line in journal
+    ],
+    "a label that is none": lambda journal: [line.replace(b'"all_full",0]', b'"all_full"]') for line in journal],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_search_with_a_damaged_journal_makes_it_anew_from_its_records(
+    damage: str, tmp_path: Path, smoke_run: Path, pool: LocalPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    whole = (out / "study.journal").read_bytes()
+    damaged = b"".join(DAMAGES[damage](whole.splitlines(keepends=True)))
+    assert damaged != whole
+    (out / "study.journal").write_bytes(damaged)
+    go_on(out, pool)
+    assert lines(out) == lines(smoke_run)  # nothing is trained again
+    check_study(out)
+    assert (out / "study.journal.damaged").read_bytes() == damaged
+    assert "study.journal is damaged" in caplog.text
+
+
+def test_journal_without_its_last_label_keeps_every_whole_trial(
+    tmp_path: Path, smoke_run: Path, pool: LocalPool
+) -> None:
+    """A kill in the middle of a proposal costs that proposal, and nothing that plain Optuna knew before it."""
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    journal = (out / "study.journal").read_bytes().splitlines(keepends=True)
+    label = max(n for n, line in enumerate(journal) if LABEL.encode() in line)
+    (out / "study.journal").write_bytes(b"".join(journal[:label]))
+    before = study(smoke_run)
+    go_on(out, pool)
+    assert lines(out) == lines(smoke_run)
+    check_study(out)
+    after = study(out)
+    assert [(t.number, t.params, t.values, t.state) for t in after] == [
+        (t.number, t.params, t.values, t.state) for t in before
+    ]
+    assert not list(out.glob("study.journal.*"))
+
+
 def test_one_worker_finds_what_two_find(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     run(out, "--workers", "1")

@@ -53,6 +53,8 @@ def test_a_search_starts_from_the_models_weights(tmp_path: Path) -> None:
     for record in records:
         schedule = Schedule.parse(record["schedule"])
         assert record["cost"] == budget_ratio(schedule, seq_len=TOKENS, n_heads=4)
+    counted = json.loads((out / "flops.json").read_text())["forward_pass"]
+    assert counted["all_full"] == {"schedule": "full*3", "attention_flops": full[0]["flops"]}
     chosen = json.loads((out / "selectors.json").read_text())
     assert {name.split("(")[0] for name in chosen} == {"restore_greedy", "remove_one"}
     names = {name for entry in result["entries"] for joined in entry["names"] for name in joined.split(" = ")}

@@ -82,10 +82,6 @@ def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dic
         Path(where.stdout.strip()).parts[: len(Path(installed["PYTHONPATH"]).parts)]
         == Path(installed["PYTHONPATH"]).parts
     )
-    loaded = "from layersearch import load_bench; print(load_bench('recall').space.size)"
-    command = [sys.executable, "-P", "-c", loaded]
-    asked = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
-    assert (asked.stdout, asked.returncode) == ("243\n", 0), asked.stderr
     # Workers are started as modules of their own: what finds the package here must reach them too.
     small = [f"search.{key}" for key in ("trials=3", "finalists=1", "workers=1")] + ["training.steps=2"]
     sets = [part for setting in [*small, "training.warmup_steps=0"] for part in ("--set", setting)]
@@ -95,6 +91,15 @@ def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dic
     assert json.loads((run / "config.json").read_text())["git_commit"] is None
     assert (run / "pareto.svg").is_file()
     assert (run / "signal.svg").is_file()
+
+
+def test_load_bench_from_the_wheel_finds_every_table(installed: dict[str, str], tmp_path: Path) -> None:
+    names = sorted(path.stem for path in (ROOT / "analysis" / "schedule_bench").glob("*.parquet"))
+    assert {"mix", "recall", "text"} <= set(names)
+    script = f"from layersearch import load_bench\nfor name in {names}: print(load_bench(name).name)"
+    command = [sys.executable, "-P", "-c", script]
+    asked = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
+    assert (asked.stdout.split(), asked.returncode) == (names, 0), asked.stderr
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, kernel: Kernel | None = 
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not tracing:  # under tracing shapes are tensors, which a branch would freeze
         _check(q, k, v, span)
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
+    if not q.is_meta and torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:
         common = torch.get_autocast_dtype(q.device.type)
     else:
         common = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
