@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytest.register_assert_rewrite("tests.helpers")
+
 # Where transformers copies the modelling files that it runs; it reads this when it is imported.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)

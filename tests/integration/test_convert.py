@@ -12,11 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conversions
 import pytest
 import torch
-from hf_models import save
-from runs import wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +21,9 @@ from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
+from tests.helpers import conversions
+from tests.helpers.hf_models import save
+from tests.helpers.runs import wait_until
 
 torch.set_num_threads(1)
 DATA = DataConfig(source="stdlib", vocab_size=300, max_tokens=200_000)

@@ -18,7 +18,6 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_until
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
@@ -30,6 +29,7 @@ from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers import ray_pool
 from layersearch.training.workers.pool import LocalPool
 from layersearch.training.workers.ray_pool import RayPool
+from tests.helpers.runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_until
 
 TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
 OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")

@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 from optuna.trial import TrialState
-from runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
 from layersearch.config.recipe import load_recipe
 from layersearch.results.result import PROPOSED
@@ -27,6 +26,7 @@ from layersearch.study.run_folder import RunFolder, read_config
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import LocalPool, Pool
+from tests.helpers.runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
 
 def digests(out: Path) -> dict[str, str]:

@@ -6,13 +6,13 @@ import json
 from pathlib import Path
 
 import torch
-from hf_models import save
-from runs import run
 
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
+from tests.helpers.hf_models import save
+from tests.helpers.runs import run
 
 TOKENS = 48
 

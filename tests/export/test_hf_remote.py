@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import hf_models
 import pytest
 import torch
 import transformers
@@ -28,6 +27,7 @@ from layersearch.model.attention.reference import reference_attention
 from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.cost import kv_cache_bytes
+from tests.helpers import hf_models
 
 torch.set_num_threads(1)
 VOCAB = 61

@@ -1,4 +1,4 @@
-"""Exported files and what is refused; `tests/verify` proves what each layer then sees."""
+"""Exported files and what is refused; `tests/export/verify` proves what each layer then sees."""
 
 from __future__ import annotations
 

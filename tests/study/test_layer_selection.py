@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hf_models import VOCAB, make
 
 from layersearch.model.hf_decoder import Routed
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.space import Space
 from layersearch.study.layer_selection import kl_to_original, place, remove_one, restore_greedy, selected
+from tests.helpers.hf_models import VOCAB, make
 
 torch.set_num_threads(1)
 WINDOW = Span(kind="window", size=3)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import confirmed, record
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
@@ -26,6 +25,7 @@ from layersearch.surrogate.gp import Surrogate
 from layersearch.surrogate.shortlist import SHORTLIST
 from layersearch.surrogate.solve import against_best, solve
 from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import confirmed, record
 
 LAYERS = 4
 CHOICES = ("full", "window:4", "window:16")

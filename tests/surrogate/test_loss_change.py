@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from synthetic import confirmed, record
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import load_recipe
@@ -17,6 +16,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.files import read_schedule
 from layersearch.surrogate.loss_change import loss_change
 from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import confirmed, record
 
 RECIPE = load_recipe("smoke", ["model.n_layers=4"])
 SIZES = (2, 4, 8, 16, 32)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from hf_models import FAMILIES, LAYERS, make
 from transformers import AutoModelForCausalLM
 
 from layersearch.convert.save import REMOTE, save_model, target_family
@@ -16,6 +15,7 @@ from layersearch.export.verify import verify
 from layersearch.model.hf_decoder import Routed
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule
+from tests.helpers.hf_models import FAMILIES, LAYERS, make
 
 torch.set_num_threads(1)
 WINDOWS = Schedule.parse("window:5 full window:5")

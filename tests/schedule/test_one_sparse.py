@@ -8,7 +8,6 @@ from random import Random
 from typing import Any
 
 import pytest
-from synthetic import record
 
 from layersearch.errors import UserError
 from layersearch.export.families import FAMILIES
@@ -17,6 +16,7 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space, load_space
 from layersearch.surrogate.constraint import cost_limit
 from layersearch.surrogate.solve import solve
+from tests.helpers.synthetic import record
 
 CHOICES = ("full", "window:2", "window:4", "block:8")
 SHAPES: list[dict[str, Any]] = [{}, {"layers": {0: ("full", "window:4")}}, {"tied": ((0, 2),)}, {"pattern": 2}]

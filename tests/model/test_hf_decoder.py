@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from hf_models import FAMILIES, LAYERS, VOCAB, make
 
 from layersearch.errors import UserError
 from layersearch.model.decoder import IGNORE
 from layersearch.model.hf_decoder import Routed, token_kl
 from layersearch.schedule import Schedule
+from tests.helpers.hf_models import FAMILIES, LAYERS, VOCAB, make
 
 torch.set_num_threads(1)
 TOKENS = 20

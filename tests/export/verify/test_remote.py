@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import hf_models
 import pytest
 import torch
 import transformers
@@ -15,6 +14,7 @@ from layersearch.export.hf_remote import MODELING, write_remote
 from layersearch.export.remote.modeling_layersearch import BASES
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
+from tests.helpers import hf_models
 
 torch.set_num_threads(1)
 EVERY = Schedule.parse(

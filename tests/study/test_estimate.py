@@ -25,8 +25,9 @@ from layersearch.schedule.space import load_space
 from layersearch.study.estimate import estimate
 from layersearch.training.memory import activation_bytes, model_bytes
 from layersearch.training.optimizer import make_optimizer
+from tests.helpers import observe_state
 
-OBSERVER = Path(__file__).with_name("integration") / "observe_state.py"
+OBSERVER = Path(observe_state.__file__)
 SHIPPED = sorted(path.stem for path in find_file("smoke", "trials").parent.glob("*.yaml"))
 SIZES = {
     "plain": [],

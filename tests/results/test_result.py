@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from synthetic import a_run, confirmed, record
 
 from layersearch.errors import UserError
 from layersearch.results.analyze import analyse
@@ -18,6 +17,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import a_run, confirmed, record
 
 FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
     "full*4",

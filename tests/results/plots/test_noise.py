@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from synthetic import a_run, confirmed, record
 
 from layersearch.results.analyze import analyse
 from layersearch.results.plots.noise import MOST_ROWS, plot_signal
 from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import a_run, confirmed, record
 
 RUNS: dict[str, dict[str, float]] = {
     "few": {"n_schedules": 6},

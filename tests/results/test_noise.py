@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from synthetic import confirmed, record
 
 from layersearch.results import sentences
 from layersearch.results.analyze import analyse
@@ -10,6 +9,7 @@ from layersearch.results.noise import noise_range
 from layersearch.results.result import Signal, Spread
 from layersearch.results.stats import mean_interval
 from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import confirmed, record
 
 FULL, SPARSE = "full*4", "window:32*4"
 PLACES = ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")

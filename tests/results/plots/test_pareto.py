@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 import pytest
-from synthetic import a_run, record
 
 from layersearch.results.analyze import analyse
 from layersearch.results.plots.pareto import plot_pareto
+from tests.helpers.synthetic import a_run, record
 
 RUNS = {
     "few": {"n_schedules": 6},

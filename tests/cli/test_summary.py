@@ -4,12 +4,12 @@ import re
 from dataclasses import replace
 
 import pytest
-from synthetic import a_run, confirmed, record
 
 from layersearch.cli.summary import show
 from layersearch.results.analyze import analyse
 from layersearch.results.stats import power_of
 from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import a_run, confirmed, record
 
 META = {"run": "runs/first", "recipe": "laptop", "seconds": 512}
 

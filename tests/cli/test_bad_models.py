@@ -12,11 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from hf_models import VOCAB, make, save
 from huggingface_hub import constants
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from layersearch.cli.main import main
+from tests.helpers.hf_models import VOCAB, make, save
 
 Arguments = Callable[[Path], list[str]]
 """From an empty folder with a sound model in ``llama``: make what is wrong, return the line."""
