@@ -26,6 +26,13 @@ def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def saved_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a copy of the finished smoke search in `data_runs`; copy it again before changing it."""
+    saved = Path(__file__).with_name("data_runs") / "finished"
+    return Path(shutil.copytree(saved, tmp_path_factory.mktemp("saved") / "run"))
+
+
+@pytest.fixture(scope="session")
 def smoke_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of one finished ``layersearch run --recipe smoke``; copy it before changing it."""
     out = tmp_path_factory.mktemp("finished") / "run"

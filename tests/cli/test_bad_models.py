@@ -231,7 +231,7 @@ def check_line(err: str, words: tuple[str, ...]) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_one_line_and_nothing_is_written(
+def test_bad_model_is_refused_in_one_line_and_nothing_is_written(
     name: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shutil.copytree(llama, tmp_path / "llama")
@@ -247,7 +247,7 @@ def test_it_is_one_line_and_nothing_is_written(
     assert not (tmp_path / "new").exists() or name == "another folder's things"
 
 
-def test_a_hub_that_is_down_is_said_at_once(
+def test_bad_model_hub_that_is_down_is_refused_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
@@ -262,7 +262,7 @@ def test_a_hub_that_is_down_is_said_at_once(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_full_disk_is_one_line(llama: Path, tmp_path: Path) -> None:
+def test_convert_on_a_full_disk_ends_in_one_line(llama: Path, tmp_path: Path) -> None:
     """The first checkpoint finds no room; what was measured before is kept."""
 
     def limit() -> None:

@@ -26,7 +26,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return out
 
 
-def test_cost_prints_masformers_share_in_an_aligned_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_masformer_prints_its_share_in_an_aligned_table(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "cost", MASFORMER, "--seq-len", "8192")
     assert "attention cost   0.271 of all-full at 8,192 tokens (l = 4)" in out
     flops = attention_flops(Schedule.parse(MASFORMER), seq_len=8192, n_heads=32, head_dim=128)
@@ -39,7 +39,7 @@ def test_cost_prints_masformers_share_in_an_aligned_table(capsys: pytest.Capture
 
 
 @pytest.mark.parametrize("tokens", [8192, MILLION])
-def test_costs_json_holds_the_closed_form_to_the_integer(tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
+def test_cost_json_holds_the_closed_form_to_the_integer(tokens: int, capsys: pytest.CaptureFixture[str]) -> None:
     size = ("--heads", "8", "--kv-heads", "2", "--head-dim", "64", "--bytes", "4")
     found = json.loads(printed(capsys, "cost", MASFORMER, "--seq-len", str(tokens), *size, "--json"))
     pairs = 4 * tokens * (tokens + 1) // 2 + 20 * (tokens // 1024) * (1024 * 1025 // 2)
@@ -52,12 +52,12 @@ def test_costs_json_holds_the_closed_form_to_the_integer(tokens: int, capsys: py
     assert [layer["span"] for layer in found["layers"]] == [str(span) for span in schedule]
 
 
-def test_cost_reads_a_winners_file(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = json.loads(printed(capsys, "cost", str(smoke_run / "winner.yaml"), "--seq-len", "48", "--json"))
-    assert found["schedule"] == json.loads((smoke_run / "frontier.json").read_text())["winner"]["schedule"]
+def test_cost_winner_file_is_read(saved_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = json.loads(printed(capsys, "cost", str(saved_run / "winner.yaml"), "--seq-len", "48", "--json"))
+    assert found["schedule"] == json.loads((saved_run / "frontier.json").read_text())["winner"]["schedule"]
 
 
-def test_presets_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_without_name_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str]) -> None:
     out = printed(capsys, "presets")
     listed = json.loads(printed(capsys, "presets", "--json"))
     assert list(listed) == list(PRESETS)
@@ -68,14 +68,14 @@ def test_presets_are_listed_with_their_sources(capsys: pytest.CaptureFixture[str
     assert "arXiv:2310.12442" in out
 
 
-def test_one_preset_is_a_schedule(capsys: pytest.CaptureFixture[str]) -> None:
+def test_presets_with_name_prints_its_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "presets", "masformer", "l=4") == MASFORMER + "\n"
     spans = json.loads(printed(capsys, "presets", "masformer", "l=4", "--json"))
     assert Schedule.from_dicts(spans) == Schedule.parse(MASFORMER)
 
 
-def test_a_run_is_shown_on_one_screen(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = printed(capsys, "show", str(smoke_run)).splitlines()
+def test_show_run_fits_one_screen(saved_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = printed(capsys, "show", str(saved_run)).splitlines()
     assert len(lines) <= 50
     assert max(map(len, lines)) <= 100
     text = "\n".join(lines)
@@ -83,12 +83,14 @@ def test_a_run_is_shown_on_one_screen(smoke_run: Path, capsys: pytest.CaptureFix
         assert words in text
 
 
-def test_shows_json_is_the_frontier_file(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.integration
+def test_show_json_equals_the_frontier_file(smoke_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(printed(capsys, "show", str(smoke_run), "--json"))
     assert found == json.loads((smoke_run / "frontier.json").read_text())
 
 
-def test_plot_names_what_it_wrote(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.integration
+def test_plot_prints_the_files_it_wrote(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = printed(capsys, "plot", str(smoke_run), "--out", str(tmp_path / "a" / "b")).splitlines()
     assert sorted(map(str, (tmp_path / "a" / "b").iterdir())) == sorted(paths)
     figures = [f"{name}.{kind}" for name in ("pareto", "signal") for kind in ("png", "svg")]
@@ -98,7 +100,8 @@ def test_plot_names_what_it_wrote(smoke_run: Path, tmp_path: Path, capsys: pytes
     }
 
 
-def test_a_run_prints_plain_progress_and_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.integration
+def test_run_prints_plain_progress_and_json(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     small = ("search.trials=3", "search.finalists=1", "search.workers=1", "training.steps=2", "training.warmup_steps=0")
     sets = [part for setting in small for part in ("--set", setting)]
     assert main(["run", "--recipe", "smoke", *sets, "--out", str(tmp_path / "run"), "--json"]) == 0

@@ -27,7 +27,7 @@ META = {"run": "runs/first", "recipe": "laptop", "seconds": 512}
         {"gap": 3.0, "base": 3.7},
     ],
 )
-def test_the_report_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
     budget = kwargs.get("budget", 0.5)
     records = [
         replace(r, loss_by_position=(3.0, 2.0), position_edges=(64, 128), metrics=(("recall_accuracy", 0.5),))
@@ -55,7 +55,7 @@ def test_the_report_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest
         assert heading in out
 
 
-def test_the_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         *confirmed("full*4", [2.50, 2.60, 2.55], role="all_full"),
         *confirmed("window:32*4", [2.900, 3.001, 2.949], role="all_sparse"),
@@ -75,7 +75,7 @@ def test_the_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFixtur
     assert len({len(line.rstrip()) for line in frontier}) == 1
 
 
-def test_a_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     records = []
     for full in range(31):
         text = " ".join(["full"] * full + ["window:32"] * (30 - full))
@@ -89,7 +89,7 @@ def test_a_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]
     assert re.search(r"and \d+ more", out)
 
 
-def test_a_run_without_a_result_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_run_without_result_says_why(capsys: pytest.CaptureFixture[str]) -> None:
     show(analyse([record("full*2", None, state="failed", role="all_full")], 0.5), {})
     out = capsys.readouterr().out
     assert "Nothing to conclude: no trial has completed." in out
@@ -97,7 +97,7 @@ def test_a_run_without_a_result_says_why(capsys: pytest.CaptureFixture[str]) -> 
     assert "Noise: unknown" in out
 
 
-def test_a_perfect_order_has_no_bound(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_perfect_order_has_no_bound(capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         record(f"window:{size}*4", size / 10, curve=((100, size / 5), (400, size / 10))) for size in range(8, 13)
     ]
@@ -110,7 +110,7 @@ def lines_of(out: str, first: str) -> str:
     return " ".join(out[out.index(first) :].split("\n\n")[0].split())
 
 
-def test_the_noise_and_the_seeds_that_differences_take_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
     records = [
         *confirmed("full window:32*3", [2.40, 2.52, 2.48], role="bottom(1)"),
         *confirmed("window:32*3 full", [2.30, 2.50, 2.40], role="top(1)"),
@@ -131,7 +131,7 @@ def test_the_noise_and_the_seeds_that_differences_take_are_printed(capsys: pytes
     )
 
 
-def test_the_sources_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
     def with_probe(text: str, accuracies: list[float], role: str) -> list[TrialRecord]:
         return [
             replace(r, metrics=(("recall_accuracy", accuracy), ("recall_loss", 9.0), ("text_loss", 8.0)))
@@ -155,7 +155,7 @@ def test_the_sources_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixtu
     assert re.search(r"^  window:32\*4 +0 +0.120 +2\.5000 +search$", out, re.MULTILINE)
 
 
-def test_where_in_the_text_full_attention_helps_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_summary_position_effect_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     def placed(text: str, losses: list[float], bins: list[tuple[float, ...]], role: str) -> list[TrialRecord]:
         made = confirmed(text, losses, role=role)
         return [

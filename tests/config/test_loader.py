@@ -34,7 +34,7 @@ class Cart:
     by_layer: dict[int, str] = field(default_factory=dict)
 
 
-def test_a_bare_name_is_one_that_ships_and_a_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_find_file_bare_name_is_a_shipped_file_and_a_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shipped = find_file("smoke", "trials")
     assert shipped.parts[-2:] == ("trials", "smoke.yaml")
     assert find_file("smoke.yaml", "trials") == shipped
@@ -50,7 +50,7 @@ def test_a_bare_name_is_one_that_ships_and_a_path_wins(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("name", "words"), [("smok", "did you mean 'smoke'"), ("a/smoke.yaml", "existing path"), ("b" * 999, "known: ")]
 )
-def test_a_file_that_is_not_there_names_what_is(name: str, words: str) -> None:
+def test_find_file_missing_names_what_there_is(name: str, words: str) -> None:
     with pytest.raises(UserError, match=words):
         find_file(name, "trials")
 
@@ -71,7 +71,7 @@ def test_a_file_that_is_not_there_names_what_is(name: str, words: str) -> None:
         ("base: &b {x: 1, y: 2}\nown: {<<: *b, y: 3}", {"base": {"x": 1, "y": 2}, "own": {"x": 1, "y": 3}}),
     ],
 )
-def test_yaml_is_read_as_it_is_meant(text: str, value: object, tmp_path: Path) -> None:
+def test_read_yaml_plain_values_are_read_as_meant(text: str, value: object, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     assert read_yaml(tmp_path / "a.yaml") == value
 
@@ -87,13 +87,13 @@ def test_yaml_is_read_as_it_is_meant(text: str, value: object, tmp_path: Path) -
         ("a: 2001-99-99", "month must be"),
     ],
 )
-def test_yaml_that_means_something_else_is_refused(text: str, words: str, tmp_path: Path) -> None:
+def test_read_yaml_ambiguous_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(UserError, match=words):
         read_yaml(tmp_path / "a.yaml")
 
 
-def test_a_mapping_becomes_frozen_dataclasses() -> None:
+def test_build_mapping_becomes_frozen_dataclasses() -> None:
     found = build(Cart, {"name": "c", "wheel": {"size": 3, "weight": 2}, "sizes": [1, 2], "by_layer": {4: "x"}}, "f")
     assert found == Cart(name="c", wheel=Wheel(size=3, weight=2.0), sizes=(1, 2), by_layer={4: "x"})
 
@@ -118,13 +118,13 @@ def test_a_mapping_becomes_frozen_dataclasses() -> None:
         ),
     ],
 )
-def test_what_does_not_fit_is_named(mapping: object, line: str) -> None:
+def test_build_value_of_the_wrong_type_is_named(mapping: object, line: str) -> None:
     with pytest.raises(UserError) as refused:
         build(Cart, mapping, "f")
     assert str(refused.value) == line
 
 
-def test_an_assignment_sets_one_key_and_makes_its_section() -> None:
+def test_override_assignment_sets_one_key_and_makes_its_section() -> None:
     mapping: dict[str, object] = {"a": {"b": 1}}
     for assignment in ("a.b=2", "a.c=[1e-3, x]", "d.e.f=null", "g==1"):
         override(mapping, assignment)
@@ -141,7 +141,7 @@ def test_an_assignment_sets_one_key_and_makes_its_section() -> None:
         ("a={x: 1, x: 2}", "quote it"),
     ],
 )
-def test_an_assignment_that_cannot_be_made_is_refused(assignment: str, words: str) -> None:
+def test_override_impossible_assignment_is_refused(assignment: str, words: str) -> None:
     mapping = {"a": {"b": 1}}
     with pytest.raises(UserError, match=words):
         override(mapping, assignment)

@@ -14,7 +14,7 @@ SCHEDULE = Schedule.parse("full*2 window:8192/2@1+sink:4*2 block:512")
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipes_load_and_their_stages_add_up(name: str) -> None:
+def test_convert_recipe_shipped_loads_and_stages_add_up(name: str) -> None:
     recipe = load_convert_recipe(name, ["training.seq_len=23040"])
     stages = resolve_stages(recipe, SCHEDULE)
     assert recipe.name == name
@@ -24,7 +24,7 @@ def test_shipped_recipes_load_and_their_stages_add_up(name: str) -> None:
     assert stages[-1].training.seq_len == recipe.training.seq_len
 
 
-def test_longformers_stages_double_length_and_window_and_halve_the_learning_rate() -> None:
+def test_resolve_stages_longformer_doubles_length_and_window_and_halves_rate() -> None:
     """2004.05150: five phases, 2,048 to 23,040 tokens, 2.5e-4 to 1.5625e-5; the last length is no doubling there."""
     stages = resolve_stages(load_convert_recipe("longer"), SCHEDULE)
     assert [stage.training.seq_len for stage in stages] == [2048, 4096, 8192, 16384, 23040]
@@ -37,7 +37,7 @@ def test_longformers_stages_double_length_and_window_and_halve_the_learning_rate
     assert all(stage.training.warmup_steps == round(0.05 * stage.training.steps) for stage in stages)
 
 
-def test_every_stage_has_a_step() -> None:
+def test_resolve_stages_every_stage_has_a_step() -> None:
     stages = resolve_stages(load_convert_recipe("longer", ["training.steps=5"]), SCHEDULE)
     assert [(stage.first, stage.training.steps) for stage in stages] == [(n, 1) for n in range(5)]
 
@@ -56,6 +56,6 @@ def test_every_stage_has_a_step() -> None:
         ("checkpoint_steps=0", "checkpoint_steps must be at least 1"),
     ],
 )
-def test_what_makes_no_sense_is_refused(assignment: str, said: str) -> None:
+def test_convert_recipe_contradictory_values_are_refused(assignment: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_convert_recipe("longer", [assignment])

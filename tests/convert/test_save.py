@@ -24,7 +24,7 @@ STOCK = {"llama": "ministral", "mistral": "ministral", "ministral": "ministral",
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_converted_model_is_saved_where_its_schedule_holds(family: str, tmp_path: Path) -> None:
+def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp_path: Path) -> None:
     routed = Routed(make(family))
     routed.set_schedule(WINDOWS)
     target = target_family(routed.model, WINDOWS)
@@ -42,7 +42,7 @@ def test_a_converted_model_is_saved_where_its_schedule_holds(family: str, tmp_pa
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
-def test_a_converted_model_can_be_converted_again(family: str, tmp_path: Path) -> None:
+def test_save_model_converted_twice_is_saved_again(family: str, tmp_path: Path) -> None:
     """Its own modelling file is not run for that; what it sees is the original that losses are compared with."""
     routed = Routed(make(family))
     schedule = Schedule.parse("block:5 full window:4/2")
@@ -58,7 +58,7 @@ def test_a_converted_model_can_be_converted_again(family: str, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("text", ["block:5 full*2", "window:5 window:6 full", "window:5/2 full*2", "full*3"])
-def test_what_no_stock_family_holds_goes_with_a_modelling_file(text: str) -> None:
+def test_save_model_schedule_without_stock_family_brings_a_modeling_file(text: str) -> None:
     schedule = Schedule.parse(text)
     assert len(schedule) == LAYERS
     held = schedule == Schedule.parse("full*3")
@@ -66,7 +66,7 @@ def test_what_no_stock_family_holds_goes_with_a_modelling_file(text: str) -> Non
     assert target_family(make("llama"), schedule, REMOTE) == REMOTE
 
 
-def test_weights_that_the_stock_family_lacks_are_refused_by_name(tmp_path: Path) -> None:
+def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path: Path) -> None:
     """A Llama with biases has weights that no Ministral loads; said before anything is trained."""
     routed = Routed(make("llama", attention_bias=True))
     routed.set_schedule(WINDOWS)

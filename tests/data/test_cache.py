@@ -30,7 +30,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     return {path.name: (path.stat().st_mtime_ns, path.read_bytes()) for path in folder.iterdir()}
 
 
-def test_an_intact_folder_is_reused(config, tmp_path):
+def test_prepare_intact_folder_is_reused(config, tmp_path):
     cache = tmp_path / "cache"
     first = open_source(config, 16, cache)
     before = snapshot(first.tokenizer_file.parent)
@@ -71,7 +71,7 @@ def replace_by_a_file(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose, garble, other_index, replace_by_a_file])
-def test_a_damaged_folder_is_rebuilt(config, tmp_path, damage):
+def test_prepare_damaged_folder_is_rebuilt(config, tmp_path, damage):
     cache = tmp_path / "cache"
     first = open_source(config, 16, cache)
     folder = first.tokenizer_file.parent
@@ -86,13 +86,13 @@ def test_a_damaged_folder_is_rebuilt(config, tmp_path, damage):
     assert list(cache.iterdir()) == [folder]
 
 
-def test_text_that_changes_is_prepared_anew(config, tmp_path):
+def test_prepare_changed_text_is_prepared_anew(config, tmp_path):
     first = open_source(config, 16, tmp_path / "cache")
     (tmp_path / "a.txt").write_text("pack my box with five dozen liquor jugs; " * 200)
     assert open_source(config, 16, tmp_path / "cache").fingerprint != first.fingerprint
 
 
-def test_the_fingerprint_is_of_the_content_wherever_it_lies(config, tmp_path):
+def test_fingerprint_follows_the_content_wherever_it_lies(config, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     copy = tmp_path / "elsewhere" / "b.txt"
     copy.write_bytes((tmp_path / "a.txt").read_bytes())
@@ -103,7 +103,7 @@ def test_the_fingerprint_is_of_the_content_wherever_it_lies(config, tmp_path):
     assert here.fingerprint == there.fingerprint != other.fingerprint
 
 
-def test_processes_at_once_agree(config, tmp_path):
+def test_prepare_by_processes_at_once_agrees(config, tmp_path):
     script = """
 import sys
 from pathlib import Path
@@ -120,20 +120,20 @@ print(source.fingerprint, source.train(seed=0, step=0, batch_size=2).tokens.toby
     assert len(list((tmp_path / "cache").iterdir())) == 1
 
 
-def test_a_cache_that_cannot_be_written_names_the_remedy(config, tmp_path):
+def test_prepare_unwritable_cache_names_the_remedy(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cache folder .* cannot be written .* LAYERSEARCH_CACHE"):
         open_source(config, 16, tmp_path / "file" / "cache")
 
 
-def test_text_that_fails_leaves_nothing_behind(tmp_path):
+def test_prepare_failing_text_leaves_nothing_behind(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff" * 100)
     with pytest.raises(UserError):
         open_source(DataConfig(source="text", files=(str(tmp_path / "bad.txt"),)), 16, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
-def test_where_the_cache_lies(monkeypatch, tmp_path):
+def test_default_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.delenv("LAYERSEARCH_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

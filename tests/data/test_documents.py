@@ -60,7 +60,7 @@ def test_documents_come_back_whole_and_in_order(tmp_path, write: Callable[[Path]
     assert 1 <= len(validation) < len(train)
 
 
-def test_every_format_gives_the_same_tokens(tmp_path):
+def test_documents_every_format_gives_the_same_tokens(tmp_path):
     streams = []
     for write in (write_text, write_jsonl, write_parquet):
         source = open_source(write(tmp_path), 16, tmp_path / "cache")
@@ -69,7 +69,7 @@ def test_every_format_gives_the_same_tokens(tmp_path):
     np.testing.assert_array_equal(streams[0], streams[2])
 
 
-def test_few_documents_are_split_by_their_tails(tmp_path):
+def test_documents_few_are_split_by_their_tails(tmp_path):
     (tmp_path / "book[1].txt").write_text("".join(TEXTS))
     config = DataConfig(source="text", files=(str(tmp_path / "book[1].txt"),), vocab_size=300)
     source = open_source(config, 16, tmp_path / "cache")
@@ -79,7 +79,7 @@ def test_few_documents_are_split_by_their_tails(tmp_path):
     assert source.details["split"] == "the last 1/10 of each document"
 
 
-def test_no_more_tokens_than_asked_for(tmp_path):
+def test_documents_no_more_tokens_than_max_tokens_are_read(tmp_path):
     config = write_text(tmp_path)
     capped = DataConfig(source="text", files=config.files, vocab_size=300, max_tokens=500)
     details = open_source(capped, 16, tmp_path / "cache").details
@@ -88,7 +88,7 @@ def test_no_more_tokens_than_asked_for(tmp_path):
     assert details["train_documents"] < 54
 
 
-def test_an_end_token_written_out_in_a_text_is_text(tmp_path):
+def test_documents_end_token_written_in_a_text_is_text(tmp_path):
     (tmp_path / "a.txt").write_text("before <|endoftext|> after " * 40)
     config = DataConfig(source="text", files=(str(tmp_path / "a.txt"),), vocab_size=300)
     train, _ = sides(open_source(config, 8, tmp_path / "cache"))
@@ -107,7 +107,7 @@ def word_tokenizer(*extra: str, unknown: bool = True) -> Tokenizer:
 
 
 @pytest.mark.parametrize("as_folder", [True, False])
-def test_the_users_tokenizer_is_used_and_sets_the_vocabulary(tmp_path, as_folder):
+def test_tokenizer_of_the_user_is_used_and_sets_the_vocabulary(tmp_path, as_folder):
     config = write_text(tmp_path)
     word_tokenizer("</s>").save(str(tmp_path / "tokenizer.json"))
     name = str(tmp_path if as_folder else tmp_path / "tokenizer.json")
@@ -119,7 +119,7 @@ def test_the_users_tokenizer_is_used_and_sets_the_vocabulary(tmp_path, as_folder
     assert Tokenizer.from_file(str(source.tokenizer_file)).get_vocab() == word_tokenizer("</s>").get_vocab()
 
 
-def test_a_tokenizers_truncation_and_padding_are_left_aside(tmp_path):
+def test_tokenizer_truncation_and_padding_are_ignored(tmp_path):
     config = write_text(tmp_path)
     plain, cutting = word_tokenizer("</s>"), word_tokenizer("</s>")
     cutting.enable_truncation(4)
@@ -132,7 +132,7 @@ def test_a_tokenizers_truncation_and_padding_are_left_aside(tmp_path):
     np.testing.assert_array_equal(batches[0], batches[1])
 
 
-def test_a_tokenizer_folder_may_name_its_end_token(tmp_path):
+def test_tokenizer_folder_may_name_its_end_token(tmp_path):
     config = write_text(tmp_path)
     word_tokenizer("<stop>").save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
@@ -140,7 +140,7 @@ def test_a_tokenizer_folder_may_name_its_end_token(tmp_path):
     assert np.load(source.tokenizer_file.with_name("train.npy"))[-1] == 1
 
 
-def test_large_vocabularies_with_gaps_keep_every_id(tmp_path):
+def test_tokenizer_large_vocabulary_with_gaps_keeps_every_id(tmp_path):
     (tmp_path / "a.txt").write_text("far near " * 200)
     words = {"[UNK]": 0, "</s>": 1, "near": 2, "far": 70_000}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
@@ -246,7 +246,7 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_what_is_wrong_is_named_in_one_line(case, tmp_path, capfd):
+def test_documents_wrong_file_is_refused_in_one_line(case, tmp_path, capfd):
     make, line = CASES[case]
     with pytest.raises(UserError, match=line):
         open_source(DataConfig(**make(tmp_path)), 128, tmp_path / "cache")

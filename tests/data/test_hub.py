@@ -143,7 +143,7 @@ for number, config in enumerate(json.loads(sys.argv[1])):
 TINY = {"source": "hub", "dataset": "me/tiny", "column": "body", "vocab_size": 280}
 
 
-def test_a_hub_data_set_is_read_streamed_and_offline_from_its_copy(hub, dead, tmp_path):
+def test_hub_data_set_is_read_streamed_and_offline_from_its_copy(hub, dead, tmp_path):
     streamed, whole, named = ask(tmp_path, hub, TINY | {"streaming": True}, TINY, TINY | {"tokenizer": "me/words"})
     assert streamed[0] == whole[0] == named[0] == "ok"
     assert streamed[1]["fingerprint"] == whole[1]["fingerprint"] != named[1]["fingerprint"]
@@ -155,7 +155,7 @@ def test_a_hub_data_set_is_read_streamed_and_offline_from_its_copy(hub, dead, tm
         assert named_again[1]["fingerprint"] == named[1]["fingerprint"]
 
 
-def test_a_dead_hub_is_asked_once(dead, tmp_path):
+def test_hub_that_is_down_is_asked_once(dead, tmp_path):
     endpoint, paths = dead
     asked = [
         (TINY | {"streaming": True}, "data.dataset me/tiny"),
@@ -170,7 +170,7 @@ def test_a_dead_hub_is_asked_once(dead, tmp_path):
         assert line.startswith(f"{key}: {endpoint} does not answer and there is no local copy; connect, or give ")
 
 
-def test_offline_mode_is_said_and_asks_nobody(dead, tmp_path):
+def test_hub_offline_mode_is_reported_and_asks_nobody(dead, tmp_path):
     endpoint, paths = dead
     ((state, line),) = ask(tmp_path, endpoint, TINY, HF_HUB_OFFLINE="1")
     assert state == "error"
@@ -178,7 +178,7 @@ def test_offline_mode_is_said_and_asks_nobody(dead, tmp_path):
     assert paths == []
 
 
-def test_what_the_hub_does_not_hold_is_named(hub, tmp_path):
+def test_hub_missing_repository_or_file_is_named(hub, tmp_path):
     asked = {
         "data.dataset me/none cannot be loaded (": TINY | {"dataset": "me/none"},
         "data.dataset me/tiny cannot be loaded (BuilderConfig 'de' not found": TINY | {"subset": "de"},

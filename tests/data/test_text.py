@@ -57,7 +57,7 @@ def library() -> dict[str, str]:
     return texts
 
 
-def test_whole_files_are_kept_together(pieces, library):
+def test_stdlib_whole_files_are_kept_together(pieces, library):
     known = set(library.values())
     for side in ("train", "validation"):
         assert all(piece in known for piece in pieces[side])
@@ -65,12 +65,12 @@ def test_whole_files_are_kept_together(pieces, library):
         assert (library[name] in pieces["train"]) != (library[name] in pieces["validation"])
 
 
-def test_training_and_validation_share_no_file(pieces):
+def test_stdlib_training_and_validation_share_no_file(pieces):
     assert set(pieces["train"]).isdisjoint(pieces["validation"])
     assert len(pieces["train"]) > 5 * len(pieces["validation"]) > 50
 
 
-def test_what_is_no_library_code_is_left_out(tmp_path):
+def test_stdlib_files_leave_out_what_is_no_library_code(tmp_path):
     kept = ["abc.py", "json/decoder.py", "json/tool.py", "zipfile.py"]
     dropped = [
         "site-packages/x/abc.py", "dist-packages/y.py", "test/test_abc.py", "unittest/test/a.py", "ctypes/tests/a.py",
@@ -83,7 +83,7 @@ def test_what_is_no_library_code_is_left_out(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in stdlib_files(tmp_path)] == kept
 
 
-def test_what_a_run_folder_records(stdlib):
+def test_text_describe_holds_what_a_run_folder_records(stdlib):
     facts = describe(stdlib)
     train, validation = (np.load(stdlib.tokenizer_file.with_name(f"{side}.npy")) for side in ("train", "validation"))
     assert facts["train_tokens"] == len(train) > 1_000_000
@@ -118,7 +118,7 @@ def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen
     )
 
 
-def test_two_processes_prepare_the_same_bytes(tmp_path):
+def test_prepare_two_processes_give_the_same_bytes(tmp_path):
     started = [
         python(PREPARE, str(tmp_path / "a"), PYTHONHASHSEED="1", RAYON_NUM_THREADS="1"),
         python(PREPARE, str(tmp_path / "b"), PYTHONHASHSEED="2", RAYON_NUM_THREADS="2"),
@@ -130,7 +130,7 @@ def test_two_processes_prepare_the_same_bytes(tmp_path):
         assert Path(first[1]).with_name(name).read_bytes() == Path(second[1]).with_name(name).read_bytes()
 
 
-def test_opening_what_is_prepared_imports_no_heavy_library(stdlib, cache_dir):
+def test_open_source_prepared_text_imports_no_heavy_library(stdlib, cache_dir):
     script = """
 import sys
 from pathlib import Path
@@ -154,7 +154,7 @@ def counting(folder: Path, train: int, validation: int, seq_len: int, dtype: typ
     return Text(folder, {"content": {}, "vocab_size": max(train, validation)}, "text", seq_len)
 
 
-def test_training_sequences_start_anywhere_and_run_on(tmp_path):
+def test_text_training_sequences_start_anywhere_and_run_on(tmp_path):
     source = counting(tmp_path, 70_000, 100, 50, np.uint32)
     batch = source.train(seed=0, step=0, batch_size=4000)
     starts = batch.tokens[:, 0]
@@ -166,13 +166,13 @@ def test_training_sequences_start_anywhere_and_run_on(tmp_path):
     assert (abs(np.histogram(starts, bins=10, range=(0, 69_950))[0] - 400) < 95).all()
 
 
-def test_every_start_is_possible_and_none_runs_over(tmp_path):
+def test_text_training_every_start_is_possible_and_none_runs_over(tmp_path):
     source = counting(tmp_path, 53, 51, 50)
     starts = source.train(seed=0, step=0, batch_size=200).tokens[:, 0]
     assert set(starts) == {0, 1, 2}
 
 
-def test_training_batches_depend_on_seed_and_step_only(stdlib, cache_dir):
+def test_text_training_batches_depend_on_seed_and_step_only(stdlib, cache_dir):
     first = stdlib.train(seed=3, step=7, batch_size=8)
     other = open_source(CONFIG, 64, cache_dir)
     other.train(seed=0, step=0, batch_size=3)
@@ -184,7 +184,7 @@ def test_training_batches_depend_on_seed_and_step_only(stdlib, cache_dir):
 
 
 @pytest.mark.parametrize(("sequences", "validation"), [(1, 51), (4, 201), (4, 250), (7, 1000)])
-def test_validation_windows_are_spread_and_never_overlap(tmp_path, sequences, validation):
+def test_text_validation_windows_are_spread_and_never_overlap(tmp_path, sequences, validation):
     source = counting(tmp_path, 100, validation, 50)
     batch = source.validation(sequences)
     starts = batch.tokens[:, 0]
@@ -196,7 +196,7 @@ def test_validation_windows_are_spread_and_never_overlap(tmp_path, sequences, va
     assert gaps.max() - gaps.min() <= 1
 
 
-def test_more_validation_than_there_is_names_the_most(tmp_path):
+def test_text_validation_longer_than_the_text_names_the_most(tmp_path):
     source = counting(tmp_path, 100, 200, 50)
     with pytest.raises(UserError, match=r"training\.val_sequences 4 is more .* lower it to 3,"):
         source.validation(4)
@@ -204,11 +204,11 @@ def test_more_validation_than_there_is_names_the_most(tmp_path):
 
 
 @pytest.mark.parametrize(("train", "validation", "side"), [(50, 51, "training"), (51, 50, "validation")])
-def test_less_text_than_a_sequence_names_the_key(tmp_path, train, validation, side):
+def test_text_shorter_than_a_sequence_names_the_key(tmp_path, train, validation, side):
     with pytest.raises(UserError, match=rf"data\.files gives 50 tokens of {side} text, .* lower training\.seq_len"):
         counting(tmp_path, train, validation, 50)
     counting(tmp_path, 51, 51, 50)
 
 
-def test_the_fingerprint_follows_the_length(stdlib, cache_dir):
+def test_text_fingerprint_follows_the_length(stdlib, cache_dir):
     assert open_source(CONFIG, 65, cache_dir).fingerprint != stdlib.fingerprint

@@ -33,7 +33,9 @@ def flops(schedule: Schedule) -> int:
 
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.lists(st.sampled_from(TERMS), min_size=1, max_size=5), st.sampled_from([STOCK, CHUNKS, OWN, FREE]))
-def test_it_is_held_keeps_the_full_layers_and_no_other_size_is_closer(terms: list[str], target: Capabilities) -> None:
+def test_nearest_schedule_is_held_keeps_full_layers_and_no_other_size_is_closer(
+    terms: list[str], target: Capabilities
+) -> None:
     asked = Schedule.parse(" ".join(terms))
     found = nearest(asked, target, seq_len=TOKENS, n_heads=HEADS)
     assert target.problem(found) is None
@@ -62,12 +64,12 @@ def test_it_is_held_keeps_the_full_layers_and_no_other_size_is_closer(terms: lis
         ("window:4/2+sink:1", Capabilities(name="d", dilation=True), "window:5/2"),
     ],
 )
-def test_known_cases(text: str, target: Capabilities, expected: str) -> None:
+def test_nearest_known_cases_equal_hand_computation(text: str, target: Capabilities, expected: str) -> None:
     asked = Schedule.parse(text)
     assert str(nearest(asked, target, seq_len=TOKENS, n_heads=HEADS)) == expected
 
 
-def test_the_refusal_names_layer_reason_schedule_and_flops() -> None:
+def test_check_held_refusal_names_layer_reason_schedule_and_flops() -> None:
     asked = Schedule.parse("full block:8")
     with pytest.raises(CannotHold) as error:
         check_held(asked, STOCK, seq_len=TOKENS, n_heads=HEADS)

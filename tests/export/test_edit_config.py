@@ -62,7 +62,7 @@ def write(path: Path, schedule: Schedule, out: Path) -> str:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_only_what_holds_the_schedule_changes_and_the_result_is_proven(family: str, tmp_path: Path) -> None:
+def test_write_own_config_changes_only_schedule_keys_and_is_proven(family: str, tmp_path: Path) -> None:
     before = (given_config(family, tmp_path / "given") / "config.json").read_text()
     after = write(tmp_path / "given", asked(family), tmp_path / "out")
     old, new = json.loads(before), json.loads(after)
@@ -77,13 +77,13 @@ def test_only_what_holds_the_schedule_changes_and_the_result_is_proven(family: s
 
 
 @pytest.mark.parametrize("family", ["ministral", "gemma2", "gpt_neo", "llama4"])
-def test_all_full_is_held_by_a_config_that_had_windows(family: str, tmp_path: Path) -> None:
+def test_write_own_config_all_full_replaces_windows(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", sliding_window=None)
     write(tmp_path / "given", Schedule.parse("full*4"), tmp_path / "out")
     assert verify(tmp_path / "out").proven
 
 
-def test_other_bytes_stay_as_they_were_written(tmp_path: Path) -> None:
+def test_write_own_config_other_bytes_stay_as_written(tmp_path: Path) -> None:
     text = """{
     "architectures": ["Qwen2ForCausalLM"],   "rope_theta": 1000000.0,
     "model_type":"qwen2", "rms_norm_eps": 1e-06,
@@ -106,7 +106,9 @@ def test_other_bytes_stay_as_they_were_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("family", "field"), [("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
-def test_the_text_part_of_a_multimodal_config_is_found_and_proven(family: str, field: str, tmp_path: Path) -> None:
+def test_read_own_config_text_part_of_a_multimodal_config_is_found_and_proven(
+    family: str, field: str, tmp_path: Path
+) -> None:
     given_config(family, tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
     whole = {"model_type": family, "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
@@ -124,7 +126,7 @@ def test_the_text_part_of_a_multimodal_config_is_found_and_proven(family: str, f
 
 
 @pytest.mark.parametrize("family", ["gemma3", "cohere2", "exaone4", "qwen3"])
-def test_layers_whose_positions_turn_with_their_type_are_named(family: str, tmp_path: Path) -> None:
+def test_write_own_config_layers_whose_positions_change_with_type_are_named(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", layer_types=["full_attention"] * 4)
     config = read_own_config(tmp_path / "given", family)
     _, note = write_own_config(asked(family), config, out=tmp_path / "out")
@@ -154,7 +156,7 @@ def test_layers_whose_positions_turn_with_their_type_are_named(family: str, tmp_
         ({"max_position_embeddings": 4}, "layer 0: window:5 is longer than the text of 4 tokens"),
     ],
 )
-def test_what_cannot_be_changed_is_refused_and_nothing_is_written(
+def test_write_own_config_unchangeable_config_is_refused_and_nothing_is_written(
     fields: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     given_config("qwen3", tmp_path)
@@ -169,21 +171,23 @@ def test_what_cannot_be_changed_is_refused_and_nothing_is_written(
     ("content", "words"),
     [("[]", "expected a mapping"), ("{", "no JSON text"), (None, r"no .*config\.json"), ("\xff", "no JSON text")],
 )
-def test_no_configuration_at_all_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
+def test_read_own_config_missing_configuration_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=words):
         read_own_config(tmp_path)
 
 
-def test_a_key_that_stands_there_twice_is_refused(tmp_path: Path) -> None:
+def test_read_own_config_duplicate_key_is_refused(tmp_path: Path) -> None:
     text = (given_config("qwen3", tmp_path) / "config.json").read_text()
     (tmp_path / "config.json").write_text(text.replace("{", '{"sliding_window": 3,', 1))
     with pytest.raises(UserError, match="'sliding_window' stands there 2 times"):
         write(tmp_path, asked("qwen3"), tmp_path / "out")
 
 
-def test_the_command_writes_it_and_says_what_turns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command_own_config_is_written_and_position_changes_are_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given_config("cohere2", tmp_path / "given")
     line = ["export", "full window:5*3", "--to", "hf", "--config", str(tmp_path / "given")]
     assert main([*line, "--out", str(tmp_path / "out")]) == 0
@@ -212,7 +216,7 @@ JSON = st.recursive(
 @given(
     st.dictionaries(st.text(max_size=3), JSON, max_size=4), st.text(max_size=3), JSON, st.sampled_from([None, 0, 2, 4])
 )
-def test_setting_a_member_is_what_json_makes_of_it(
+def test_set_members_equals_what_json_makes_of_it(
     held: dict[str, Any], key: str, value: Any, indent: int | None
 ) -> None:
     for path, whole in (((), held), (("in",), {"a": 1, "in": held, "z": [held]})):

@@ -133,7 +133,7 @@ EXPANSIONS: dict[tuple[str, str | None], Callable[[Path, int], Masks]] = {
 }
 
 
-def test_every_engine_is_expanded() -> None:
+def test_engines_all_are_expanded_by_a_test() -> None:
     assert {target for target, _ in EXPANSIONS} == set(ENGINES) == set(TARGETS) - {
         "hf", "hf-remote", "flex", "yaml", "json"
     }  # fmt: skip
@@ -142,7 +142,7 @@ def test_every_engine_is_expanded() -> None:
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize(("target", "family"), EXPANSIONS)
-def test_the_file_means_the_schedules_masks(
+def test_engine_file_expanded_equals_the_schedule_masks(
     target: str, family: str | None, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     smallest = 2 if family in ("gemma3", "cohere2") else 1
@@ -160,7 +160,7 @@ def test_the_file_means_the_schedules_masks(
 
 
 @pytest.mark.parametrize(("target", "family"), EXPANSIONS)
-def test_the_file_names_the_release_the_sources_and_its_use(target: str, family: str | None, tmp_path: Path) -> None:
+def test_engine_file_names_release_sources_and_use(target: str, family: str | None, tmp_path: Path) -> None:
     engine = ENGINES[target]
     head = "".join(
         line for line in write(MIXED, target, tmp_path / "new", family).read_text().splitlines() if line[:1] == "#"
@@ -171,14 +171,14 @@ def test_the_file_names_the_release_the_sources_and_its_use(target: str, family:
         assert SERVED[target][family].read in head
 
 
-def test_the_help_of_to_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["export", "--help"])
     said = capsys.readouterr().out.replace("\n", " ")
     assert all(f" {target}" in said for target in TARGETS)
 
 
-def test_exact_files(tmp_path: Path) -> None:
+def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
     """The W of the schedule is 5."""
 
     def body(target: str, family: str | None = None) -> str:
@@ -224,7 +224,7 @@ def test_exact_files(tmp_path: Path) -> None:
         ("megatron", "llama", "full*2", ("--family 'llama' has no meaning for --to megatron",)),
     ],
 )
-def test_what_an_engine_cannot_hold_is_refused(
+def test_engine_file_unsupported_schedule_is_refused(
     target: str, family: str | None, text: str, words: tuple[str, ...], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -234,18 +234,18 @@ def test_what_an_engine_cannot_hold_is_refused(
 
 
 @pytest.mark.parametrize(("target", "family"), [("vllm", "gpt_oss"), ("sglang", "gemma2")])
-def test_a_hard_coded_pattern_is_held_where_it_is_the_schedule(target: str, family: str, tmp_path: Path) -> None:
+def test_engine_hard_coded_pattern_is_held_where_it_is_the_schedule(target: str, family: str, tmp_path: Path) -> None:
     config = yaml.safe_load(write(Schedule.parse("window:4 full window:4"), target, tmp_path, family).read_text())
     assert next(iter(config.values()))["sliding_window"] == 4
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_an_all_full_schedule_is_held_by_families_that_run_all_full(family: str, tmp_path: Path) -> None:
+def test_engine_all_full_schedule_is_held_by_all_full_families(family: str, tmp_path: Path) -> None:
     config = yaml.safe_load(write(Schedule.parse("full*2"), "vllm", tmp_path, family).read_text())
     assert config == {"hf-overrides": {"layer_types": ["full_attention"] * 2}}
 
 
-def test_torchtitan_models_of_another_back_end_or_depth_are_refused(tmp_path: Path) -> None:
+def test_torchtitan_other_back_end_or_depth_is_refused(tmp_path: Path) -> None:
     with_windows = runpy.run_path(str(write(MIXED, "torchtitan", tmp_path)))["with_windows"]
     layer = SimpleNamespace(attention=SimpleNamespace(inner_attention=SimpleNamespace()))
     with pytest.raises(ValueError, match="attn_backend='varlen'"):
@@ -254,7 +254,7 @@ def test_torchtitan_models_of_another_back_end_or_depth_are_refused(tmp_path: Pa
         with_windows(SimpleNamespace(layers=[layer] * 4))
 
 
-def test_litgpts_rope_base_is_a_whole_number(tmp_path: Path) -> None:
+def test_litgpt_rope_base_is_an_integer(tmp_path: Path) -> None:
     model = size(MIXED, rope_theta=500.5)
     with pytest.raises(UserError, match=r"set model\.rope_theta"):
         write(MIXED, "litgpt", tmp_path / "new", model=model)

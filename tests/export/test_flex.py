@@ -38,7 +38,7 @@ def module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
         del sys.modules["flex_layersearch"]
 
 
-def test_the_module_holds_the_schedule_and_imports_torch_only(module: ModuleType) -> None:
+def test_flex_module_holds_the_schedule_and_imports_torch_only(module: ModuleType) -> None:
     assert Schedule.from_dicts(module.SPANS) == EVERY
     assert module.N_HEADS == HEADS
     assert len(module.MASK_MODS) == len(module.SCORE_MODS) == len(EVERY)
@@ -53,7 +53,7 @@ def test_the_module_holds_the_schedule_and_imports_torch_only(module: ModuleType
 
 
 @pytest.mark.parametrize("layer", range(len(EVERY)), ids=[str(span) for span in EVERY])
-def test_masks_are_the_spans_pair_by_pair(layer: int, module: ModuleType) -> None:
+def test_flex_masks_equal_span_masks_pair_by_pair(layer: int, module: ModuleType) -> None:
     found = create_mask(module.MASK_MODS[layer], 1, HEADS, 41, 41, device="cpu")[0]
     at, head = torch.arange(41), torch.arange(HEADS)[:, None, None]
     assert torch.equal(found, EVERY[layer].visible(at[:, None], at[None, :], head).expand(HEADS, 41, 41))
@@ -61,7 +61,7 @@ def test_masks_are_the_spans_pair_by_pair(layer: int, module: ModuleType) -> Non
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("layer", range(len(EVERY)), ids=[str(span) for span in EVERY])
-def test_attention_is_the_dense_reference(layer: int, module: ModuleType) -> None:
+def test_flex_attention_equals_dense_reference(layer: int, module: ModuleType) -> None:
     tokens = 301 - layer
     generator = torch.Generator().manual_seed(layer)
     q, k, v = (torch.randn(2, heads, tokens, 16, generator=generator) for heads in (HEADS, 2, 2))

@@ -46,7 +46,7 @@ def strong_decoder(config: ModelConfig, schedule: Schedule) -> Decoder:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", WEIGHTS)
-def test_exported_weights_give_the_trained_models_logits_and_texts(family: str, tied: bool, tmp_path: Path) -> None:
+def test_save_weights_exported_give_the_trained_logits_and_texts(family: str, tied: bool, tmp_path: Path) -> None:
     config = size(MIXED, family, tie_embeddings=tied, rope_theta=500.0)
     decoder = strong_decoder(config, MIXED)
     export(MIXED, "hf", model=config, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path, family=family)
@@ -69,7 +69,7 @@ def test_exported_weights_give_the_trained_models_logits_and_texts(family: str, 
         assert torch.equal(text, grown), f"use_cache={cached}"
 
 
-def test_config_holds_the_models_size_and_no_foreign_special_tokens(tmp_path: Path) -> None:
+def test_write_config_holds_the_model_size_and_no_foreign_special_tokens(tmp_path: Path) -> None:
     config = AutoConfig.from_pretrained(written(MIXED, "ministral", tmp_path, rope_theta=500.0)[0].parent)
     assert config.layer_types == ["sliding_attention", "full_attention", "sliding_attention", "sliding_attention",
                                   "full_attention"]  # fmt: skip
@@ -94,7 +94,7 @@ def test_config_holds_the_models_size_and_no_foreign_special_tokens(tmp_path: Pa
          "window:6 full window:6"),
     ],
 )  # fmt: skip
-def test_what_a_family_cannot_hold_is_refused_with_the_nearest_and_nothing_is_written(
+def test_export_what_a_family_cannot_hold_is_refused_with_the_nearest_and_nothing_is_written(
     family: str, text: str, words: str, nearest: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -106,14 +106,14 @@ def test_what_a_family_cannot_hold_is_refused_with_the_nearest_and_nothing_is_wr
     assert written(Schedule.parse(nearest), family, tmp_path / "out", n_kv_heads=4)
 
 
-def test_llama4_holds_blocks_and_no_windows(tmp_path: Path) -> None:
+def test_export_llama4_holds_blocks_and_no_windows(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"family llama4 holds no windows; the nearest .* is 'block:9 full'"):
         written(Schedule.parse("window:5 full"), "llama4", tmp_path)
     assert written(Schedule.parse("block:9 full"), "llama4", tmp_path)
 
 
 @pytest.mark.parametrize("family", [name for name, held in FAMILIES.items() if not held.grouped])
-def test_a_family_without_grouped_queries_refuses_them(family: str, tmp_path: Path) -> None:
+def test_export_family_without_grouped_queries_refuses_them(family: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"n_kv_heads: family .* the model 2 for 4; give --family ministral"):
         written(MIXED, family, tmp_path)
 
@@ -129,7 +129,7 @@ def test_a_family_without_grouped_queries_refuses_them(family: str, tmp_path: Pa
         ("json", {"seq_len": 4}, "layer 0: window:5 is longer than the text of 4 tokens"),
     ],
 )
-def test_a_wrong_request_is_refused(target: str, given: dict[str, Any], words: str, tmp_path: Path) -> None:
+def test_export_wrong_request_is_refused(target: str, given: dict[str, Any], words: str, tmp_path: Path) -> None:
     request = {"model": size(MIXED), "vocab_size": VOCAB, "seq_len": TOKENS, "out": tmp_path} | given
     with pytest.raises(UserError) as error:
         export(MIXED, target, **request)
@@ -138,7 +138,7 @@ def test_a_wrong_request_is_refused(target: str, given: dict[str, Any], words: s
 
 
 @pytest.mark.parametrize("target", ["yaml", "json", "hf"])
-def test_the_schedule_is_written_with_its_evidence(target: str, tmp_path: Path) -> None:
+def test_export_schedule_is_written_with_its_evidence(target: str, tmp_path: Path) -> None:
     evidence = {"loss": 2.5, "interval": (2.4, 2.6), "budget": 0.27}
     request: dict[str, Any] = {"model": size(MIXED), "vocab_size": VOCAB, "seq_len": TOKENS, "out": tmp_path / "new"}
     request |= {"family": "ministral"} if target == "hf" else {}
@@ -152,20 +152,20 @@ def test_the_schedule_is_written_with_its_evidence(target: str, tmp_path: Path) 
         export(MIXED, target, evidence={}, **request)
 
 
-def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+def test_export_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
         written(MIXED, "qwen3", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(("family", "other"), [("qwen3", "ministral"), ("ministral", "qwen3"), ("gemma2", "ministral")])
-def test_weights_that_the_family_would_not_load_are_refused(family: str, other: str, tmp_path: Path) -> None:
+def test_save_weights_the_family_would_not_load_are_refused(family: str, other: str, tmp_path: Path) -> None:
     config = size(MIXED, other)
     with pytest.raises(UserError, match=f"give --family {other}"):
         save_weights(Decoder(config, VOCAB, MIXED).state_dict(), family, model=config, out=tmp_path)
 
 
-def test_weights_are_never_written_over_others(tmp_path: Path) -> None:
+def test_save_weights_existing_ones_are_never_overwritten(tmp_path: Path) -> None:
     config = size(MIXED)
     state = Decoder(config, VOCAB, MIXED).state_dict()
     save_weights(state, "ministral", model=config, out=tmp_path)
@@ -174,7 +174,7 @@ def test_weights_are_never_written_over_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["file/out", "/proc/self"])
-def test_weights_in_a_folder_that_cannot_be_written_are_one_line(folder: str, tmp_path: Path) -> None:
+def test_save_weights_unwritable_folder_is_refused_in_one_line(folder: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = size(MIXED)
     with pytest.raises(UserError, match="cannot be written"):

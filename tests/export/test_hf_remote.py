@@ -105,7 +105,7 @@ def text(batch: int, tokens: int, seed: int = 0) -> torch.Tensor:
 
 @settings(max_examples=200, deadline=None)
 @given(spans)
-def test_the_file_sees_what_the_span_sees_pair_by_pair(span: Span) -> None:
+def test_remote_mask_equals_span_mask_pair_by_pair(span: Span) -> None:
     at, head = torch.arange(30), torch.arange(4)[:, None, None]
     found = entry(span).visible(at[:, None], at[None, :], head).expand(4, 30, 30)
     assert torch.equal(found, span.visible(at[:, None], at[None, :], head).expand(4, 30, 30))
@@ -123,7 +123,7 @@ class Module:
 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(span=spans, tokens=st.integers(1, 41), kv_heads=st.sampled_from([1, 2, 4]), chunk=st.integers(1, 50))
-def test_attention_is_the_dense_reference(
+def test_remote_attention_equals_dense_reference(
     span: Span, tokens: int, kv_heads: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(modeling_layersearch, "CHUNK", chunk)
@@ -139,7 +139,7 @@ def test_attention_is_the_dense_reference(
 # The folder.
 
 
-def test_the_modelling_file_is_copied_as_it_is_and_imports_torch_and_transformers_only(tmp_path: Path) -> None:
+def test_write_remote_modeling_file_is_copied_unchanged_and_imports_torch_and_transformers_only(tmp_path: Path) -> None:
     code = (written(EVERY, tmp_path / "new") / MODELING).read_text()
     assert code == Path(modeling_layersearch.__file__).read_text()
     imported = {
@@ -151,13 +151,13 @@ def test_the_modelling_file_is_copied_as_it_is_and_imports_torch_and_transformer
     assert imported - sys.stdlib_module_names == {"torch", "transformers"}
 
 
-def test_without_trust_the_folder_is_refused_rather_than_read_as_another_model(tmp_path: Path) -> None:
+def test_remote_folder_without_trust_is_refused_not_read_as_another_model(tmp_path: Path) -> None:
     folder = written(EVERY, tmp_path / "new")
     with pytest.raises(ValueError, match="trust_remote_code=True"):
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
 
 
-def test_logits_are_those_of_our_model_and_no_other_schedules(model: Any) -> None:
+def test_remote_logits_equal_our_model_and_no_other_schedule(model: Any) -> None:
     tokens = text(3, 71)
     with torch.no_grad():
         ours, theirs = decoder(EVERY).logits(tokens), model(tokens).logits
@@ -170,7 +170,7 @@ def test_logits_are_those_of_our_model_and_no_other_schedules(model: Any) -> Non
 
 
 @pytest.mark.parametrize("qk_norm", [False, True])
-def test_weights_survive_saving_and_loading(qk_norm: bool, tmp_path: Path) -> None:
+def test_remote_weights_survive_saving_and_loading(qk_norm: bool, tmp_path: Path) -> None:
     schedule = Schedule.parse("window:5/2@1+sink:1 full block:7+las:0.1/3")
     ours = decoder(schedule, qk_norm=qk_norm, tie_embeddings=not qk_norm)
     folder = written(schedule, tmp_path / "new", qk_norm=qk_norm, tie_embeddings=not qk_norm)
@@ -193,7 +193,7 @@ def test_weights_survive_saving_and_loading(qk_norm: bool, tmp_path: Path) -> No
 # The cache.
 
 
-def test_with_and_without_cache_the_same_texts_are_written(model: Any) -> None:
+def test_remote_generation_with_and_without_cache_gives_the_same_texts(model: Any) -> None:
     request: dict[str, Any] = {"max_new_tokens": 29, "do_sample": False, "pad_token_id": VOCAB}
     tokens = text(2, 9)
     cached = model.generate(tokens, **request, return_dict_in_generate=True, output_logits=True)
@@ -212,7 +212,7 @@ def held_bytes(cache: Any) -> int:
     return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
 
 
-def test_the_cache_holds_what_the_cost_model_counts_at_every_length(model: Any) -> None:
+def test_remote_cache_holds_what_the_cost_model_counts_at_every_length(model: Any) -> None:
     tokens = text(2, 67)
     cache = DynamicCache(config=model.config)
     at = 0
@@ -234,7 +234,7 @@ def storages(cache: Any) -> dict[int, int]:
     return {storage.data_ptr(): storage.nbytes() for storage in held}
 
 
-def test_a_prompt_leaves_no_longer_tensor_behind(model: Any) -> None:
+def test_remote_cache_after_a_prompt_keeps_no_longer_tensor(model: Any) -> None:
     with torch.no_grad():
         cache = model(text(1, 67), use_cache=True).past_key_values
     wanted = kv_cache_bytes(EVERY, seq_len=67, n_heads=4, n_kv_heads=2, head_dim=8, bytes_per_value=8)
@@ -256,7 +256,7 @@ def padded(side: str) -> tuple[list[torch.Tensor], torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
-def test_padding_changes_no_row(side: str, model: Any) -> None:
+def test_remote_padding_changes_no_row(side: str, model: Any) -> None:
     texts, rows, mask = padded(side)
     with torch.no_grad():
         together = model(rows, attention_mask=mask).logits
@@ -266,7 +266,7 @@ def test_padding_changes_no_row(side: str, model: Any) -> None:
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_texts_padded_on_the_left_go_on_as_each_alone(use_cache: bool, model: Any) -> None:
+def test_remote_left_padded_texts_continue_as_each_alone(use_cache: bool, model: Any) -> None:
     texts, rows, mask = padded("left")
     request: dict[str, Any] = {"max_new_tokens": 17, "do_sample": False, "pad_token_id": VOCAB, "use_cache": use_cache}
     together = model.generate(rows, attention_mask=mask, **request)
@@ -275,7 +275,7 @@ def test_texts_padded_on_the_left_go_on_as_each_alone(use_cache: bool, model: An
         assert torch.equal(together[row, -17:], alone[0, -17:]), row
 
 
-def test_padding_may_end_within_a_later_piece(model: Any) -> None:
+def test_remote_padding_ending_within_a_later_piece_changes_nothing(model: Any) -> None:
     texts, rows, mask = padded("left")
     with torch.no_grad():
         cache = None
@@ -304,12 +304,12 @@ def hole() -> torch.Tensor:
         ({"position_ids": torch.tensor([[*range(7), *range(5)]])}, "pack several texts"),
     ],
 )
-def test_masks_and_positions_without_a_meaning_are_refused(given: dict[str, Any], words: str, model: Any) -> None:
+def test_remote_masks_and_positions_without_meaning_are_refused(given: dict[str, Any], words: str, model: Any) -> None:
     with pytest.raises(ValueError, match=words):
         model(text(1, 12), use_cache=False, **given)
 
 
-def test_caches_that_know_no_spans_are_refused(model: Any) -> None:
+def test_remote_cache_that_knows_no_spans_is_refused(model: Any) -> None:
     with pytest.raises(ValueError, match="StaticCache does not keep to the spans"):
         model(text(1, 5), past_key_values=StaticCache(config=model.config, max_cache_len=9))
     filled = DynamicCache()
@@ -321,7 +321,7 @@ def test_caches_that_know_no_spans_are_refused(model: Any) -> None:
         cache.crop(-1)
 
 
-def test_another_attention_implementation_is_refused(model: Any, tmp_path: Path) -> None:
+def test_remote_other_attention_implementation_is_refused(model: Any, tmp_path: Path) -> None:
     folder = written(Schedule.parse("full window:4"), tmp_path / "new")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     with pytest.raises(ValueError, match="ignores the schedule"):
@@ -342,14 +342,14 @@ def test_another_attention_implementation_is_refused(model: Any, tmp_path: Path)
         ([{"kind": "full"}, {"kind": "window"}], "neither full nor a window or block"),
     ],
 )
-def test_spans_without_a_meaning_are_refused(spans: list[dict[str, Any]], words: str, tmp_path: Path) -> None:
+def test_remote_span_without_meaning_is_refused(spans: list[dict[str, Any]], words: str, tmp_path: Path) -> None:
     file = written(Schedule.parse("full window:4"), tmp_path / "new") / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"layer_spans": spans}))
     with pytest.raises(ValueError, match=words):
         AutoConfig.from_pretrained(file.parent, trust_remote_code=True)
 
 
-def test_in_lower_precision_texts_are_the_same_with_and_without_a_cache(model: Any) -> None:
+def test_remote_lower_precision_texts_equal_with_and_without_cache(model: Any) -> None:
     low = copy.deepcopy(model).to(torch.bfloat16)
     with torch.no_grad():
         whole, cache = low(text(1, 19)).logits, DynamicCache(config=low.config)
@@ -358,7 +358,7 @@ def test_in_lower_precision_texts_are_the_same_with_and_without_a_cache(model: A
     assert (torch.cat(steps, dim=1) - whole).norm() / whole.norm() < 0.05
 
 
-def test_it_trains_with_and_without_recomputing(model: Any) -> None:
+def test_remote_training_with_and_without_recomputing_gives_the_same_gradients(model: Any) -> None:
     gradients = []
     for recomputing in (False, True):
         again = copy.deepcopy(model).train()
@@ -376,7 +376,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {"olmo2": ("Olmo2Config", hf_model
 
 
 @pytest.mark.parametrize("base", modeling_layersearch.BASES)
-def test_a_stock_models_weights_load_and_every_layer_sees_its_span(base: str, tmp_path: Path) -> None:
+def test_save_remote_stock_weights_load_and_every_layer_sees_its_span(base: str, tmp_path: Path) -> None:
     """The stock model itself, given a mask of each span for all layers, is the witness."""
     known = hf_models.FAMILIES | MORE
     config_name, values = known[base]
@@ -404,7 +404,7 @@ def test_a_stock_models_weights_load_and_every_layer_sees_its_span(base: str, tm
         assert torch.equal(grown, again)
 
 
-def test_the_stock_models_own_windows_are_switched_off(tmp_path: Path) -> None:
+def test_save_remote_windows_of_the_stock_model_are_switched_off(tmp_path: Path) -> None:
     config = transformers.Qwen3Config(
         num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=2, max_position_embeddings=64
     )
@@ -416,7 +416,7 @@ def test_the_stock_models_own_windows_are_switched_off(tmp_path: Path) -> None:
     assert config.layer_types != read.layer_types  # the caller's own object is left alone
 
 
-def test_what_cannot_be_routed_or_does_not_fit_is_refused(tmp_path: Path) -> None:
+def test_save_remote_unsupported_model_is_refused(tmp_path: Path) -> None:
     llama = stock_config(ModelConfig(n_layers=2, **SIZE), vocab_size=VOCAB, seq_len=16)
     for config, schedule, words in [
         (transformers.Gemma2Config(num_hidden_layers=2), "full*2", "cannot route the attention of 'gemma2'"),
@@ -430,7 +430,7 @@ def test_what_cannot_be_routed_or_does_not_fit_is_refused(tmp_path: Path) -> Non
         assert not (tmp_path / "new").exists()
 
 
-def test_weights_are_never_written_over_others(tmp_path: Path) -> None:
+def test_save_remote_existing_weights_are_never_overwritten(tmp_path: Path) -> None:
     stock = hf_models.make("llama")
     save_remote(stock, Schedule.parse("full*3"), out=tmp_path)
     with pytest.raises(UserError, match="holds weights already"):

@@ -15,6 +15,8 @@ import pytest
 from layersearch.cli.main import main
 from tests.helpers.runs import check_study, lines, records, run
 
+pytestmark = pytest.mark.integration
+
 SAVED = Path(__file__).parents[1] / "data_runs"
 KILLED = ["--set", "search.sampler=gain", "--set", "search.rungs=[0.5]", "--set", "search.trials=10"]
 

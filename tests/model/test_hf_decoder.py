@@ -42,7 +42,7 @@ def dense(model: Any, tokens: torch.Tensor, schedule: Schedule) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_all_full_is_the_stock_model(family: str) -> None:
+def test_hf_decoder_all_full_equals_the_stock_model(family: str) -> None:
     model = make(family).double()
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
@@ -54,7 +54,7 @@ def test_all_full_is_the_stock_model(family: str) -> None:
 
 @pytest.mark.parametrize("schedule", SPARSE, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_sparse_schedule_is_a_dense_mask(family: str, schedule: Schedule) -> None:
+def test_hf_decoder_sparse_schedule_equals_a_dense_mask(family: str, schedule: Schedule) -> None:
     model = make(family).double()
     other = copy.deepcopy(model)
     tokens, targets = torch.randint(VOCAB, (2, 2, TOKENS))
@@ -86,7 +86,9 @@ def test_a_sparse_schedule_is_a_dense_mask(family: str, schedule: Schedule) -> N
         ("qwen3", {"sliding_window": 5, "use_sliding_window": True, "max_window_layers": 1}, "full window:5*2"),
     ],
 )  # fmt: skip
-def test_windows_of_the_stock_model_are_the_original(family: str, changes: dict[str, Any], original: str) -> None:
+def test_hf_decoder_windows_of_the_stock_model_equal_the_original(
+    family: str, changes: dict[str, Any], original: str
+) -> None:
     model = make(family, **changes).double()
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
@@ -96,7 +98,7 @@ def test_windows_of_the_stock_model_are_the_original(family: str, changes: dict[
         assert (routed.logits(tokens) - stock).abs().max() < 1e-9 * stock.abs().max()
 
 
-def test_distillation_weighs_cross_entropy_and_divergence() -> None:
+def test_hf_decoder_distillation_weighs_cross_entropy_and_kl() -> None:
     """The loss is linear in the weight, from the cross-entropy to the mean KL of the teacher to the student."""
     student, teacher = Routed(make("llama")), Routed(make("llama", seed=1))
     tokens, targets = torch.randint(VOCAB, (2, 3, TOKENS))
@@ -136,12 +138,12 @@ def small(name: str, **values: Any) -> Any:
         ("MambaConfig", {"state_size": 4}, "can be routed"),
     ],
 )
-def test_what_cannot_be_routed_is_refused_by_name(name: str, values: dict[str, Any], said: str) -> None:
+def test_hf_decoder_unsupported_model_is_refused_by_name(name: str, values: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match="|".join([said])):
         Routed(small(name, **values))
 
 
-def test_a_schedule_of_another_length_is_refused() -> None:
+def test_hf_decoder_schedule_of_another_length_is_refused() -> None:
     routed = Routed(make("llama"))
     with pytest.raises(UserError, match="a schedule of 2 layers for a model of 3"):
         routed.set_schedule(Schedule.parse("full*2"))

@@ -34,7 +34,7 @@ GROUPS = groups.groups()
 
 
 @pytest.mark.parametrize("name", GROUPS)
-def test_every_schedule_fits_its_recipe(name: str) -> None:
+def test_study_every_schedule_fits_its_recipe(name: str) -> None:
     group = GROUPS[name]
     recipe = group.loaded()
     assert group.base in group.lines
@@ -45,7 +45,7 @@ def test_every_schedule_fits_its_recipe(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["growing-windows", "block-or-window-alone", "block-or-window-below-full"])
-def test_costs_that_are_called_equal_are_equal_to_the_last_pair(name: str) -> None:
+def test_study_costs_called_equal_are_equal_to_the_last_pair(name: str) -> None:
     group = GROUPS[name]
     size = group.loaded()
     costs = [
@@ -58,7 +58,7 @@ def test_costs_that_are_called_equal_are_equal_to_the_last_pair(name: str) -> No
     assert name != "growing-windows" or sizes == sorted(sizes)
 
 
-def test_placements_of_a_dispute_cost_the_same() -> None:
+def test_study_placements_of_a_dispute_cost_the_same() -> None:
     for name in report.DISPUTES:
         group = GROUPS[name]
         size = group.loaded()
@@ -71,7 +71,7 @@ def test_placements_of_a_dispute_cost_the_same() -> None:
             assert len(costs) == 1
 
 
-def test_factors_vary_as_far_as_they_should_and_share_what_they_can() -> None:
+def test_study_factors_vary_as_far_as_they_should_and_share_the_rest() -> None:
     moves = groups.moves()
     assert max(moves["length-text"].values) == 8 * min(moves["length-text"].values)
     assert max(moves["depth-text"].values) == 3 * min(moves["depth-text"].values)
@@ -80,14 +80,14 @@ def test_factors_vary_as_far_as_they_should_and_share_what_they_can() -> None:
     assert len(base) == 1
 
 
-def test_four_hops_fit_their_recipe() -> None:
+def test_study_four_hops_fit_their_recipe() -> None:
     recipe = hops4.recipe_of(4)
     reach = 1 + recipe.model.n_layers  # windows of 2 pass on one token a layer
     assert reach <= recipe.data.distance
     assert {len(Schedule.parse(text)) for text in hops4.SCHEDULES} == {recipe.model.n_layers}
 
 
-def test_four_hops_of_another_recipe_do_not_count(tmp_path: Path) -> None:
+def test_study_four_hops_of_another_recipe_do_not_count(tmp_path: Path) -> None:
     lines = hops4.PATH.read_text().splitlines()
     held = hops4.done()
     assert len(held) == len(lines)
@@ -98,7 +98,7 @@ def test_four_hops_of_another_recipe_do_not_count(tmp_path: Path) -> None:
     assert jobs.Records(hops4.STRAIGHT).get(first) is not None
 
 
-def test_a_study_drawn_again_finds_what_its_losses_say(tmp_path: Path) -> None:
+def test_redraw_committed_losses_give_the_same_answer(tmp_path: Path) -> None:
     losses = json.loads((STUDY / "redraw.json").read_text())
     assert len(losses) == 16  # every placement of four layers
     recipe = load_recipe("hops2")
@@ -107,7 +107,7 @@ def test_a_study_drawn_again_finds_what_its_losses_say(tmp_path: Path) -> None:
     assert redraw.study(0, recipe, flat, tmp_path / "flat") == 0
 
 
-def test_repetitions_of_each_rule_are_told_apart(tmp_path: Path) -> None:
+def test_repetitions_of_each_rule_are_kept_apart(tmp_path: Path) -> None:
     def row(rule: int, number: int, l_star: int) -> str:
         fixed = {"task": "hops2", "recipe": jobs.fingerprint("hops2"), "known_l": 2, "low": 1, "l_star_all_full": 4}
         each = {"rule": rule, "repetition": number, "l_star": l_star, "trials": 50, "trial_seconds": 60}
@@ -129,7 +129,7 @@ def test_repetitions_of_each_rule_are_told_apart(tmp_path: Path) -> None:
     assert [cell.strip(" *") for cell in line.split("|")[3:8]] == ["0 of 1", "1 of 2", "2 of 2", "1 of 2", "4 of 4"]
 
 
-def test_the_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows that grow are better by 0.1 nats, of a placement the upper one."""
     records = jobs.Records(tmp_path / "study.jsonl")
 

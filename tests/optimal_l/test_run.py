@@ -80,7 +80,7 @@ def study(what: Asked, truth: Truth, out: Path, noise: float = NOISE, **more: in
     return optimal_l(what, out, pool=pool, figures=False)
 
 
-def test_l_star_is_found_and_seeds_are_spent_once(tmp_path: Path) -> None:
+def test_optimal_l_planted_l_star_is_found_and_seeds_are_spent_once(tmp_path: Path) -> None:
     found = study(asked(budget=0.5), recall, tmp_path / "run")
     (answer,) = found.settings
     assert (answer.l_star.low, answer.l_star.value) == (1, 1)
@@ -116,12 +116,12 @@ def test_l_star_is_found_and_seeds_are_spent_once(tmp_path: Path) -> None:
     ],
     ids=["local", "two hops", "every layer"],
 )
-def test_other_truths_are_found(truth: Truth, known: int, tmp_path: Path) -> None:
+def test_optimal_l_other_planted_truths_are_found(truth: Truth, known: int, tmp_path: Path) -> None:
     answer = study(asked(placements=("searched",)), truth, tmp_path / "run").settings[0]
     assert (answer.l_star.low, answer.l_star.value) == (known, known)
 
 
-def test_more_seeds_go_where_l_star_is_in_doubt(tmp_path: Path) -> None:
+def test_optimal_l_doubtful_l_gets_more_seeds(tmp_path: Path) -> None:
     """One full layer lies at the margin itself: it gets all the seeds, all-sparse does not."""
     answer = study(
         asked(placements=("searched",)), lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0), tmp_path / "run", 0.02
@@ -136,7 +136,7 @@ def test_more_seeds_go_where_l_star_is_in_doubt(tmp_path: Path) -> None:
     assert "cannot tell" in study(asked(placements=("searched",)), lambda full: 0.0, tmp_path / "flat", 0.4).text
 
 
-def test_a_placement_that_fails_on_every_third_seed_does_not_hide_a_steady_one(tmp_path: Path) -> None:
+def test_optimal_l_placement_failing_every_third_seed_does_not_hide_a_steady_one(tmp_path: Path) -> None:
     """Two hops: both selection seeds prefer a placement that fails on fresh ones to one that never does."""
 
     class Flaky(Formula):
@@ -165,7 +165,7 @@ def test_a_placement_that_fails_on_every_third_seed_does_not_hide_a_steady_one(t
     assert f"Failed to learn at some fresh seeds: `{star.reference}` at {failed} of {spent}. From" in found.text
 
 
-def test_a_reference_that_fresh_seeds_do_not_bear_out_is_told(tmp_path: Path) -> None:
+def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: Path) -> None:
     """The selection seeds flatter all-sparse; what fresh ones say of more full layers stands beside l*."""
 
     class Flattered(Formula):
@@ -198,7 +198,7 @@ def test_a_reference_that_fresh_seeds_do_not_bear_out_is_told(tmp_path: Path) ->
     assert "No larger number of full layers is better than it by 0.05 nats." in sure
 
 
-def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
+def test_optimal_l_killed_study_resumes_as_if_unbroken(tmp_path: Path) -> None:
     whole = study(asked(), recall, tmp_path / "whole")
     for stop in (3, 20, 40):
         with pytest.raises(KeyboardInterrupt):
@@ -208,7 +208,7 @@ def test_a_study_that_was_killed_goes_on_as_if_it_had_not_been(tmp_path: Path) -
     assert lines[0] == lines[1]
 
 
-def test_other_questions_are_answered_from_the_same_trials(tmp_path: Path) -> None:
+def test_optimal_l_other_delta_is_answered_from_the_same_trials(tmp_path: Path) -> None:
     study(asked(), recall, tmp_path / "run")
     before = (tmp_path / "run" / "trials.jsonl").read_text()
     assert study(asked(delta=3.0), recall, tmp_path / "run").settings[0].l_star.value == 0
@@ -218,7 +218,7 @@ def test_other_questions_are_answered_from_the_same_trials(tmp_path: Path) -> No
         study(other, recall, tmp_path / "run")
 
 
-def test_a_folder_of_an_older_version_is_taken_up(tmp_path: Path) -> None:
+def test_optimal_l_folder_of_an_older_version_is_resumed(tmp_path: Path) -> None:
     """Keys that recipes and spaces have learnt since stand for their defaults in it."""
     study(asked(), recall, tmp_path / "run")
     before = (tmp_path / "run" / "trials.jsonl").read_text()
@@ -234,7 +234,7 @@ def test_a_folder_of_an_older_version_is_taken_up(tmp_path: Path) -> None:
         study(asked(), recall, tmp_path / "run")
 
 
-def test_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
+def test_optimal_l_several_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     """l* = 1 at every length; half the depth at every depth."""
     recipe = load_recipe("smoke", ["data.distance=4", "data.pairs=2", "model.n_layers=2"])
     depths = Asked(
@@ -270,7 +270,7 @@ def test_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     assert "a*x^b" in (tmp_path / "fewer" / "l_star.svg").read_text().split("depth (layers)")[1]
 
 
-def test_placements_of_many_layers_are_proposed_near_what_is_good() -> None:
+def test_proposals_many_layers_lie_near_good_placements() -> None:
     """Ten layers, three of them full: the surrogate learns from other l's that the upper layers are of use."""
     recipe = load_recipe("laptop", ["model.n_layers=10"])
     (setting,) = Asked(recipe=recipe, space=load_space("laptop"), delta=0.01).settings()
@@ -291,7 +291,7 @@ def test_placements_of_many_layers_are_proposed_near_what_is_good() -> None:
     assert count(setting, 3) == 120
 
 
-def test_roles_are_the_names_of_the_literature() -> None:
+def test_role_of_a_placement_is_the_literature_name() -> None:
     (setting,) = asked().settings()
     assert role(setting, place(setting, ())) == "all_sparse"
     assert role(setting, place(setting, range(4))) == "all_full"
@@ -299,7 +299,7 @@ def test_roles_are_the_names_of_the_literature() -> None:
     assert role(setting, place(setting, (0, 3))) == "proposed"
 
 
-def test_weights_that_lie_on_another_machine_are_said(tmp_path: Path) -> None:
+def test_load_weights_on_another_machine_are_reported_missing(tmp_path: Path) -> None:
     """The made-up pool keeps none, as a cluster without a common file system would not here."""
     with pytest.raises(
         UserError, match=r"seed-0\.safetensors: the weights were written on another machine; give an --out"
@@ -307,7 +307,7 @@ def test_weights_that_lie_on_another_machine_are_said(tmp_path: Path) -> None:
         study(asked(regime="converted", placements=("searched",)), recall, tmp_path / "run")
 
 
-def test_all_trials_failing_is_said(tmp_path: Path) -> None:
+def test_optimal_l_all_trials_failing_is_reported(tmp_path: Path) -> None:
     def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Formula:
         class Broken(Formula):
             def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
@@ -351,7 +351,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("flags", "words"), CASES, ids=[" ".join(flags) for flags, _ in CASES])
-def test_bad_input_is_one_line_and_nothing_is_written(
+def test_optimal_l_bad_input_is_refused_in_one_line_and_nothing_is_written(
     flags: list[str], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -364,7 +364,7 @@ def test_bad_input_is_one_line_and_nothing_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_weights_are_kept_whole_and_others_are_refused(tmp_path: Path) -> None:
+def test_load_weights_changed_file_is_refused_and_whole_ones_kept(tmp_path: Path) -> None:
     kept, other = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     save_weights(kept, tmp_path / "a" / "w.safetensors", 7)
     assert load_weights(other, tmp_path / "a" / "w.safetensors") == 7
@@ -388,7 +388,7 @@ def test_weights_are_kept_whole_and_others_are_refused(tmp_path: Path) -> None:
         ("name: s\nchoices: [full, 'window:4']\npattern: 1\n", "ties or restricts"),
     ],
 )
-def test_spaces_without_a_free_choice_are_refused(
+def test_optimal_l_space_without_a_free_choice_is_refused(
     space: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "s.yaml"
@@ -399,7 +399,7 @@ def test_spaces_without_a_free_choice_are_refused(
     assert not Path(out).exists()
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_optimal_l_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     for more in ([], ["--lengths", "24,48", "--set", "data.distance=4", "--set", "data.pairs=2"]):
         assert main(["optimal-l", "--recipe", "smoke", "--out", str(tmp_path), *more]) == 2
@@ -410,7 +410,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     "truth", [recall, lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0)], ids=["plain", "doubtful"]
 )
-def test_the_plan_holds_what_is_trained(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_dry_run_holds_what_is_trained(truth: Truth, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("layersearch.study.estimate._seconds", lambda *given: (None, "not timed"))
     for what in (asked(), asked(placements=("searched",))):
         (planned,) = plan(what, tmp_path / "new")

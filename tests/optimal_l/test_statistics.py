@@ -39,7 +39,7 @@ def cut_off(held: dict[str, dict[int, float]], reference: str) -> float:
 
 @pytest.mark.parametrize("std", [0.005, 0.03, 0.1, 0.5])
 @pytest.mark.parametrize("seeds", [3, 6, 8, 12, 16])
-def test_what_lies_just_at_delta_is_rarely_called_within_or_beyond(std: float, seeds: int) -> None:
+def test_p_values_difference_at_delta_rarely_called_within_or_beyond(std: float, seeds: int) -> None:
     rng = np.random.default_rng(1)
     drawn = rng.normal(DELTA, std, size=(RUNS, seeds))
     for p in (p_within, p_beyond):
@@ -48,14 +48,14 @@ def test_what_lies_just_at_delta_is_rarely_called_within_or_beyond(std: float, s
         assert wrong <= 0.025 + 3 * np.sqrt(0.025 * 0.975 / RUNS)
 
 
-def test_a_small_difference_is_found_within_and_a_large_one_beyond() -> None:
+def test_p_values_small_difference_is_within_and_large_one_beyond() -> None:
     rng = np.random.default_rng(2)
     near, far = rng.normal(0.0, 0.01, size=(400, 5)), rng.normal(0.2, 0.05, size=(400, 5))
     assert np.mean([p_within(list(row), DELTA) <= level(share=1 / 3) for row in near]) > 0.9
     assert np.mean([p_beyond(list(row), DELTA) <= level(share=1 / 3) for row in far]) > 0.9
 
 
-def test_a_reference_that_fails_at_one_seed_hides_nothing() -> None:
+def test_cut_reference_failing_at_one_seed_hides_nothing() -> None:
     rng = np.random.default_rng(6)
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, rng)
     assert cut(held, ENVELOPE[4]) == held[ENVELOPE[4]]
@@ -66,7 +66,7 @@ def test_a_reference_that_fails_at_one_seed_hides_nothing() -> None:
 
 
 @pytest.mark.parametrize("fails", [1, 4, 7])
-def test_nor_does_one_that_fails_at_most_seeds(fails: int) -> None:
+def test_cut_reference_failing_at_most_seeds_hides_nothing(fails: int) -> None:
     rng = np.random.default_rng(9)
     held = losses([2.5, 2.2, 0.01, 0.01, 2.2], 0.01, 8, rng)
     failed = [int(seed) for seed in rng.choice(8, size=fails, replace=False)]
@@ -77,7 +77,7 @@ def test_nor_does_one_that_fails_at_most_seeds(fails: int) -> None:
     assert [seed for seed in before if lowered[seed] != pytest.approx(before[seed], abs=1e-12)] == sorted(failed)
 
 
-def test_normal_noise_is_seldom_cut_and_then_by_little() -> None:
+def test_cut_normal_noise_is_seldom_cut_and_then_by_little() -> None:
     rng, std = np.random.default_rng(10), 0.02
     drawn = [losses([0.01] * 5, std, 12, rng) for _ in range(RUNS)]
     lowered = np.array([cut_off(held, ENVELOPE[3]) for held in drawn]) / std
@@ -87,7 +87,7 @@ def test_normal_noise_is_seldom_cut_and_then_by_little() -> None:
     assert lowered.min() >= -1e-9
 
 
-def test_a_schedule_that_fails_at_one_seed_is_not_called_good() -> None:
+def test_failures_schedule_failing_at_one_seed_is_not_called_good() -> None:
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(7))
     held[ENVELOPE[1]][2] = 2.2
     found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
@@ -95,7 +95,7 @@ def test_a_schedule_that_fails_at_one_seed_is_not_called_good() -> None:
 
 
 @pytest.mark.parametrize(("seeds", "fails", "value"), [(12, 1, 1), (12, 2, 2), (6, 1, 2)])
-def test_one_failure_in_twelve_seeds_decides_nothing_and_is_told(seeds: int, fails: int, value: int) -> None:
+def test_failures_one_in_twelve_seeds_decides_nothing_and_is_reported(seeds: int, fails: int, value: int) -> None:
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, seeds, np.random.default_rng(11))
     held[ENVELOPE[1]] |= dict.fromkeys(range(fails), 2.2)
     held[ENVELOPE[4]][3] = 1.9  # nor does one of the reference
@@ -107,14 +107,14 @@ def test_one_failure_in_twelve_seeds_decides_nothing_and_is_told(seeds: int, fai
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 12])
-def test_noise_is_not_called_a_failure(seeds: int) -> None:
+def test_failures_plain_noise_is_not_called_a_failure(seeds: int) -> None:
     rng, std = np.random.default_rng(13), 0.02
     told = [bool(failures(losses([0.01] * 5, std, seeds, rng), ENVELOPE[3], std / 2)) for _ in range(RUNS)]
     assert np.mean(told) < 0.01
 
 
 @pytest.mark.parametrize(("n", "out"), [(7, 0), (8, 1), (12, 1), (16, 2)])
-def test_the_trimmed_mean_has_the_interval_of_scipy(n: int, out: int) -> None:
+def test_trimmed_mean_has_the_interval_of_scipy(n: int, out: int) -> None:
     sample = np.random.default_rng(12).normal(0.0, 1.0, n)
     low, high = mstats.trimmed_mean_ci(sample, limits=(out / n + 1e-9, out / n + 1e-9), alpha=0.05)
     centre = 10.0  # any delta: moving all values moves the interval
@@ -122,7 +122,7 @@ def test_the_trimmed_mean_has_the_interval_of_scipy(n: int, out: int) -> None:
     assert p_beyond(list(sample + centre), centre + low) == pytest.approx(0.025, rel=1e-4)
 
 
-def test_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
+def test_p_values_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
     assert p_within([0.0], DELTA) == p_beyond([9.0], DELTA) == 1.0
     assert p_within([0.0, 0.0], DELTA) == 0.0
     assert p_beyond([0.0, 0.0], DELTA) == 1.0
@@ -140,7 +140,7 @@ def test_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
     ],
 )
 @pytest.mark.parametrize("std", [0.004, 0.04])
-def test_the_set_holds_l_star_and_the_claim_is_rarely_too_low(means: list[float], truth: int, std: float) -> None:
+def test_find_l_star_set_holds_the_truth_and_is_rarely_too_low(means: list[float], truth: int, std: float) -> None:
     rng = np.random.default_rng(3)
     outside = too_low = 0
     runs = 400
@@ -164,7 +164,7 @@ def test_the_set_holds_l_star_and_the_claim_is_rarely_too_low(means: list[float]
         assert found.value == truth
 
 
-def test_a_runner_up_shows_what_the_first_does_not() -> None:
+def test_find_l_star_runner_up_shows_what_the_first_does_not() -> None:
     """The best on the selection seeds fails on some fresh ones; the second best does not, and has its own level."""
     other = "window:4 full window:4*2"
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(8))
@@ -182,7 +182,7 @@ def test_a_runner_up_shows_what_the_first_does_not() -> None:
     assert found.undecided == (ENVELOPE[1], other)
 
 
-def test_the_level_is_shared_by_the_looks() -> None:
+def test_level_is_shared_by_the_looks() -> None:
     loaded = load_recipe("recall")
     for seeds, most in ((3, 12), (2, 2), (5, 7)):
         asked = Asked(recipe=loaded, space=load_space(loaded.default_space), delta=0.05, seeds=seeds, most_seeds=most)
@@ -193,7 +193,7 @@ def test_the_level_is_shared_by_the_looks() -> None:
         assert asked.share(1) == asked.share(seeds)
 
 
-def test_undecided_schedules_are_those_between_the_ends() -> None:
+def test_find_l_star_undecided_schedules_lie_between_the_ends() -> None:
     held = {text: {0: 0.0, 1: 0.01, 2: -0.01} for text in ENVELOPE.values()}
     held[ENVELOPE[0]] = {0: 3.0, 1: 3.1, 2: 2.9}
     held[ENVELOPE[1]] = {0: 0.2, 1: -0.2, 2: 0.1}
@@ -205,7 +205,7 @@ def test_undecided_schedules_are_those_between_the_ends() -> None:
     assert found.steps[-1].beyond == 1.0
 
 
-def test_drawn_means_have_students_intervals() -> None:
+def test_draw_means_have_student_t_intervals() -> None:
     rng = np.random.default_rng(4)
     sample = rng.normal(0, 1, size=(4, 2))
     drawn = draw_means(sample, rng, 40_000)
@@ -216,12 +216,12 @@ def test_drawn_means_have_students_intervals() -> None:
     assert np.quantile(difference, 0.025) == pytest.approx(paired.mean() - half, rel=0.06)
 
 
-def test_the_knee_is_farthest_below_the_chord() -> None:
+def test_knee_index_is_farthest_below_the_chord() -> None:
     assert knee_index([0.1, 0.3, 0.5, 0.7, 1.0], [3.0, 1.0, 0.9, 0.8, 0.7]) == 1
     assert knee_index([0.1, 0.3, 0.5, 0.7, 1.0], [3.0, 2.9, 0.5, 0.5, 1.6]) == 2  # more may be left unused
 
 
-def test_the_knee_is_told_where_noise_is_small_and_left_open_where_it_is_not() -> None:
+def test_find_knee_small_noise_is_found_and_large_noise_left_open() -> None:
     ls, costs = [0, 1, 2, 3, 4], [0.1, 0.325, 0.55, 0.775, 1.0]
     rng = np.random.default_rng(5)
     means = np.array([3.0, 1.0, 0.95, 0.9, 0.85])
@@ -237,7 +237,7 @@ def test_the_knee_is_told_where_noise_is_small_and_left_open_where_it_is_not() -
     assert find_knee(ls[:2], costs[:2], clear, 0.05).l is None
 
 
-def test_the_best_within_a_budget_costs_no_more() -> None:
+def test_best_within_a_budget_costs_no_more() -> None:
     ls, costs = [0, 1, 2], [0.1, 0.4, 0.7]
     held = {0: [2.0, 2.1, 1.9], 1: [1.0, 1.1, 0.9], 2: [0.5, 0.6, 0.4]}
     assert best_within(ls, costs, held, 0.5).l == 1
@@ -246,7 +246,7 @@ def test_the_best_within_a_budget_costs_no_more() -> None:
     assert "0.1" in best_within(ls, costs, held, 0.05).why
 
 
-def test_a_law_is_fitted_and_its_interval_comes_from_the_sets() -> None:
+def test_fit_laws_exponent_is_found_and_its_interval_comes_from_the_sets() -> None:
     sizes = [64, 128, 256, 512]
     certain = fit_laws(sizes, [1, 2, 3, 4], [(l, l) for l in (1, 2, 3, 4)])
     assert certain[0].form == "a + b*log2(x)"

@@ -32,11 +32,11 @@ def noisy(rng: np.random.Generator, seeds: int) -> list[TrialRecord]:
 
 
 @pytest.mark.parametrize(("n", "known"), [(2, 2 / np.pi**0.5), (3, 3 / np.pi**0.5), (6, 2.53441), (25, 3.93063)])
-def test_the_range_of_pure_noise_is_tippetts(n: int, known: float) -> None:
+def test_noise_range_of_pure_noise_equals_tippett(n: int, known: float) -> None:
     assert noise_range(n) == pytest.approx(known, rel=2e-5)
 
 
-def test_spreads_are_the_differences_of_means_in_nats_and_seed_stds() -> None:
+def test_signal_spreads_are_differences_of_means_in_nats_and_seed_stds() -> None:
     records = [
         *confirmed(SPARSE, [2.9, 3.1], role="all_sparse"),
         *confirmed(FULL, [2.4, 2.6], role="all_full"),
@@ -67,7 +67,7 @@ def test_spreads_are_the_differences_of_means_in_nats_and_seed_stds() -> None:
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 10])
-def test_pure_noise_shows_the_signal_that_is_stated_for_it(seeds: int) -> None:
+def test_signal_pure_noise_is_shown_as_often_as_stated(seeds: int) -> None:
     rng = np.random.default_rng(seeds)
     found = [spread(signal(noisy(rng, seeds)).placements) for _ in range(150)]
     # The deviation of the range of four is 0.88 standard deviations (Tippett), against 2.06 for its mean.
@@ -84,7 +84,7 @@ def test_pure_noise_shows_the_signal_that_is_stated_for_it(seeds: int) -> None:
         assert np.mean(chances <= level) == pytest.approx(level, abs=3.3 * (level * (1 - level) / 150) ** 0.5)
 
 
-def test_a_seed_that_moves_all_schedules_alike_is_no_noise_between_them() -> None:
+def test_signal_seed_effect_shared_by_all_schedules_is_no_noise() -> None:
     moves = [0.0, 1.0, 2.0]
     records = [*confirmed(PLACES[0], [2 + m for m in moves]), *confirmed(PLACES[1], [2.1 + m for m in moves])]
     placed = spread(signal(records).placements)
@@ -92,7 +92,7 @@ def test_a_seed_that_moves_all_schedules_alike_is_no_noise_between_them() -> Non
     assert placed.noise_nats == pytest.approx(0, abs=1e-12)
 
 
-def test_a_real_difference_is_no_chance() -> None:
+def test_signal_real_difference_is_not_called_chance() -> None:
     rng = np.random.default_rng(0)
     records = [*noisy(rng, 3)[3:], *confirmed(PLACES[0], [2.9, 2.91, 2.92])]
     placed = spread(signal(records).placements)
@@ -101,7 +101,7 @@ def test_a_real_difference_is_no_chance() -> None:
     assert "this far under 1% of times" in sentences.signal(signal(records))
 
 
-def test_of_several_sets_of_equal_cost_the_largest_is_taken_then_the_dearest() -> None:
+def test_signal_several_equal_cost_sets_takes_the_largest_then_the_dearest() -> None:
     two = [
         *confirmed("window:16 window:32*3", [2.0, 2.1], cost=0.2),
         *confirmed("window:32*3 window:16", [2.9, 3.1], cost=0.2),
@@ -116,7 +116,7 @@ def test_of_several_sets_of_equal_cost_the_largest_is_taken_then_the_dearest() -
     assert signal(three).n_full == 0
 
 
-def test_before_confirmation_the_searchs_losses_are_shown_and_no_noise_is_claimed() -> None:
+def test_signal_before_confirmation_shows_search_losses_and_claims_no_noise() -> None:
     records = [
         record(SPARSE, 2.5, role="all_sparse"),
         record(FULL, 2.6, role="all_full"),
@@ -136,14 +136,14 @@ def test_before_confirmation_the_searchs_losses_are_shown_and_no_noise_is_claime
     assert "all_sparse is below all_full by 0.1000 nats." in said
 
 
-def test_one_fresh_seed_has_no_noise() -> None:
+def test_signal_one_fresh_seed_has_no_noise() -> None:
     found = signal([*confirmed(PLACES[0], [2.4]), *confirmed(PLACES[1], [2.5])])
     assert found.seeds == (1,)
     assert spread(found.placements).noise_nats is None
     assert sentences.signal(found).startswith("Signal (on one fresh seed): 2 placements")
 
 
-def test_a_baseline_of_several_names_is_found() -> None:
+def test_signal_baseline_of_several_names_is_found() -> None:
     records = [
         *confirmed(PLACES[0], [2.4, 2.5], role="all_sparse = bottom(1)"),
         *confirmed(FULL, [2.2, 2.2], role="all_full"),
@@ -152,7 +152,7 @@ def test_a_baseline_of_several_names_is_found() -> None:
 
 
 @pytest.mark.parametrize("records", [[], [record(FULL, None, state="failed")], [record(FULL, 2.0, role="all_full")]])
-def test_without_two_schedules_there_is_no_signal(records: list[TrialRecord]) -> None:
+def test_signal_without_two_schedules_is_none(records: list[TrialRecord]) -> None:
     found = signal(records)
     assert (found.placements, found.sparse_and_full, found.within_budget, found.n_full) == (None, None, None, None)
     assert sentences.signal(found).startswith("Signal: unknown")

@@ -28,7 +28,7 @@ FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
 )
 
 
-def test_a_significant_lead_wins_and_its_claims_say_by_how_much() -> None:
+def test_analyse_significant_lead_wins_and_claims_say_by_how_much() -> None:
     records = [
         *confirmed(FULL, [2.50, 2.60, 2.55], role="all_full"),
         *confirmed(SPARSE, [2.900, 3.001, 2.949], role="all_sparse"),
@@ -52,7 +52,7 @@ def test_a_significant_lead_wins_and_its_claims_say_by_how_much() -> None:
     assert result.frontier_of == "confirm"
 
 
-def test_what_cannot_be_told_apart_goes_to_the_cheapest() -> None:
+def test_analyse_indistinguishable_candidates_take_the_cheapest() -> None:
     records = [
         *confirmed(TOP, [2.40, 2.44, 2.42], cost=0.30),
         *confirmed(MIDDLE, [2.43, 2.41, 2.43], cost=0.25),
@@ -67,7 +67,7 @@ def test_what_cannot_be_told_apart_goes_to_the_cheapest() -> None:
     assert "the cheapest of 2 (of 3)" in result.verdict
 
 
-def test_what_a_tolerance_forgives_goes_to_the_cheapest() -> None:
+def test_analyse_within_tolerance_takes_the_cheapest() -> None:
     """A difference that every seed shows, and that is nothing to the user."""
     records = [*confirmed(TOP, [2.400, 2.401, 2.402], cost=0.30), *confirmed(SPARSE, [2.440, 2.442, 2.441], cost=0.10)]
     strict, lenient, barely = (analyse(records, 0.5, tolerance=nats).winner for nats in (0.0, 0.05, 0.03))
@@ -83,7 +83,7 @@ def test_what_a_tolerance_forgives_goes_to_the_cheapest() -> None:
     assert "cannot tell from 0.05 nats above the lowest loss" in verdict
 
 
-def test_at_equal_cost_the_lower_mean_wins() -> None:
+def test_analyse_equal_cost_takes_the_lower_mean() -> None:
     records = [*confirmed(TOP, [2.42, 2.43, 2.41]), *confirmed(MIDDLE, [2.40, 2.44, 2.41])]
     winner = analyse(records, 0.5).winner
     assert winner is not None
@@ -93,7 +93,7 @@ def test_at_equal_cost_the_lower_mean_wins() -> None:
     assert tied.not_separated == 2
 
 
-def test_nothing_over_the_budget_can_win() -> None:
+def test_analyse_over_the_budget_never_wins() -> None:
     records = [
         *confirmed(FULL, [1.0, 1.1, 1.05], role="all_full"),
         *confirmed("full*2 window:32*2", [1.2, 1.3, 1.25]),
@@ -110,7 +110,7 @@ def test_nothing_over_the_budget_can_win() -> None:
     assert exact.winner.schedule == "full*2 window:32*2"
 
 
-def test_where_nothing_separates_the_verdict_says_so() -> None:
+def test_verdict_nothing_separated_says_so() -> None:
     records = [
         *confirmed(FULL, [2.4, 2.6, 2.5], role="all_full"),
         *confirmed(SPARSE, [2.5, 2.4, 2.6], role="all_sparse"),
@@ -123,7 +123,7 @@ def test_where_nothing_separates_the_verdict_says_so() -> None:
     assert "Against all_full: no significant difference (0.00 ± 0.43 nats)" in result.verdict
 
 
-def test_a_lead_that_the_choice_explains_is_not_claimed() -> None:
+def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:
     losses = [2.400, 2.404, 2.402]
     many = [f"window:{16 + size}*3 full" for size in range(8)]
     records = [*confirmed(FULL, [2.410, 2.410, 2.413], role="all_full"), *confirmed(TOP, losses)]
@@ -142,7 +142,7 @@ def test_a_lead_that_the_choice_explains_is_not_claimed() -> None:
     assert "no significant difference once 9 possible choices are allowed for" in among.to_all_full.verdict
 
 
-def test_claims_are_false_at_most_as_often_as_stated() -> None:
+def test_analyse_claims_are_false_at_most_as_often_as_stated() -> None:
     rng = np.random.default_rng(5)
     schedules = [f"window:{16 + size}*3 full" for size in range(4)]
     false = 0
@@ -158,7 +158,7 @@ def test_claims_are_false_at_most_as_often_as_stated() -> None:
     assert false / runs <= 0.05 + 3 * (0.05 * 0.95 / runs) ** 0.5
 
 
-def test_one_fresh_seed_gives_a_winner_and_no_interval() -> None:
+def test_analyse_one_fresh_seed_gives_a_winner_without_interval() -> None:
     result = analyse([*confirmed(TOP, [2.4]), *confirmed(SPARSE, [2.5], role="all_sparse")], 0.5)
     assert result.winner is not None
     assert result.winner.schedule == TOP
@@ -167,7 +167,7 @@ def test_one_fresh_seed_gives_a_winner_and_no_interval() -> None:
     assert (result.noise.seed_std, result.noise.paired_std, result.noise.floor) == (None, None, None)
 
 
-def test_before_any_confirmation_there_is_no_winner() -> None:
+def test_analyse_before_confirmation_has_no_winner() -> None:
     result = analyse([record(TOP, 2.4), record(SPARSE, 2.6, role="all_sparse"), record(FULL, 2.3)], 0.5)
     assert result.winner is None
     assert result.best_searched == TOP
@@ -186,14 +186,14 @@ def test_before_any_confirmation_there_is_no_winner() -> None:
         ([record(FULL, 2.0, role="all_full")], "no schedule within the budget has completed"),
     ],
 )
-def test_with_nothing_to_go_by_the_result_says_so(records: list[TrialRecord], words: str) -> None:
+def test_analyse_no_complete_trial_says_so(records: list[TrialRecord], words: str) -> None:
     result = analyse(records, 0.5)
     assert result.winner is None
     assert words in result.verdict
     assert Result.from_dict(json.loads(json.dumps(result.to_dict()))) == result
 
 
-def test_what_is_missing_is_unknown_and_named() -> None:
+def test_analyse_missing_values_are_unknown_and_named() -> None:
     result = analyse([*confirmed(TOP, [2.4, 2.5, 2.6]), *confirmed(MIDDLE, [2.9, 3.0, 3.1])], 0.5)
     assert result.winner is not None
     assert result.winner.to_all_full is None
@@ -202,7 +202,7 @@ def test_what_is_missing_is_unknown_and_named() -> None:
     assert "Against all_full: unknown, not confirmed on the same seeds." in searched.verdict
 
 
-def test_a_schedule_that_failed_on_a_seed_is_no_candidate() -> None:
+def test_analyse_schedule_failing_on_a_seed_is_no_candidate() -> None:
     failed = record(MIDDLE, None, seed=3, phase="confirm", state="failed")
     records = [
         *confirmed(TOP, [2.4, 2.5, 2.6]),
@@ -222,7 +222,7 @@ def test_a_schedule_that_failed_on_a_seed_is_no_candidate() -> None:
 @pytest.mark.parametrize(
     ("counts", "seeds", "candidates"), [((3, 3, 1), (1, 2, 3), 2), ((3, 2, 2), (1, 2), 3), ((1, 0, 0), (1,), 1)]
 )
-def test_a_run_cut_in_its_confirmations_compares_on_the_seeds_that_are_shared(
+def test_analyse_run_cut_in_confirmation_compares_on_shared_seeds(
     counts: tuple[int, ...], seeds: tuple[int, ...], candidates: int
 ) -> None:
     losses = {TOP: [2.4, 2.5, 2.6], MIDDLE: [2.9, 3.0, 3.1], BOTTOM: [2.7, 2.8, 2.9]}
@@ -236,7 +236,7 @@ def test_a_run_cut_in_its_confirmations_compares_on_the_seeds_that_are_shared(
     assert (winner.seeds, winner.candidates) == (seeds, candidates)
 
 
-def test_a_stopped_trial_never_counts_as_a_complete_one() -> None:
+def test_analyse_stopped_trial_never_counts_as_complete() -> None:
     stopped = record(TOP, 1.0, state="stopped", steps=100)
     result = analyse([stopped, record(SPARSE, 2.6, role="all_sparse")], 0.5)
     entry = result.entry(TOP)
@@ -247,7 +247,7 @@ def test_a_stopped_trial_never_counts_as_a_complete_one() -> None:
     assert (resumed.state, resumed.search_loss) == ("complete", 0.9)
 
 
-def test_a_schedule_in_two_roles_is_one_entry_with_both_names() -> None:
+def test_analyse_schedule_in_two_roles_is_one_entry_with_both_names() -> None:
     result = analyse([record(TOP, 2.4), record(TOP, 2.4, role="top(1)"), record(TOP, 2.4, role="greedy")], 0.5)
     assert [entry.names for entry in result.entries] == [("greedy", "top(1)")]
 
@@ -282,7 +282,7 @@ def searched(losses: Callable[[Schedule], float]) -> tuple[list[TrialRecord], Bo
     return [record(str(schedule), losses(schedule)) for schedule in every[::2]], space
 
 
-def test_trust_tells_how_well_the_surrogate_ranks_what_it_has_not_seen() -> None:
+def test_fidelity_tells_how_well_the_surrogate_ranks_unseen_schedules() -> None:
     def additive(schedule: Schedule) -> float:
         return 3.0 - sum(0.1 * (at + 1) for at, span in enumerate(schedule) if span.is_full)
 
@@ -299,7 +299,7 @@ def test_trust_tells_how_well_the_surrogate_ranks_what_it_has_not_seen() -> None
     assert "surrogate, unseen" not in {other.name for other in analyse(records[:3], 0.5, space=space).trust}
 
 
-def test_a_surrogate_of_noise_is_not_called_a_ranking() -> None:
+def test_fidelity_surrogate_of_noise_is_not_called_a_ranking() -> None:
     rng = np.random.default_rng(2)
     records, space = searched(lambda schedule: float(rng.normal(3.0, 0.1)))
     (found,) = analyse(records, 0.5, space=space).trust
@@ -310,7 +310,7 @@ def test_a_surrogate_of_noise_is_not_called_a_ranking() -> None:
     assert said == "Not shown to rank schedules (Spearman may be under 0.5): surrogate, unseen."
 
 
-def test_trust_compares_each_rung_with_the_last_step() -> None:
+def test_fidelity_each_rung_is_compared_with_the_last_step() -> None:
     records = [
         record(
             f"window:{size}*4", 2.0 + size / 100, curve=((100, 5.0 - size), (200, 3.0 + size), (400, 2.0 + size / 100))
@@ -329,7 +329,7 @@ def test_trust_compares_each_rung_with_the_last_step() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"seeds": 0}, {"seeds": 1}, {"n_schedules": 60, "layers": 24, "budget": 0.27}])
-def test_json_round_trip_is_exact(kwargs: dict[str, float]) -> None:
+def test_result_json_round_trip_is_exact(kwargs: dict[str, float]) -> None:
     result = analyse(a_run(**kwargs), 0.5)  # type: ignore[arg-type]
     text = json.dumps(result.to_dict(), allow_nan=False)
     again = Result.from_dict(json.loads(text))
@@ -339,7 +339,7 @@ def test_json_round_trip_is_exact(kwargs: dict[str, float]) -> None:
 
 
 @pytest.mark.parametrize("change", [{"version": 7}, {"budget": "much"}, {"surplus": 1}])
-def test_another_version_or_key_is_refused_in_one_line(change: dict[str, object]) -> None:
+def test_result_from_json_other_version_or_key_is_refused_in_one_line(change: dict[str, object]) -> None:
     mapping = analyse(a_run(6), 0.5).to_dict() | change
     with pytest.raises(UserError, match=next(iter(change))) as error:
         Result.from_dict(mapping, "run/frontier.json")
@@ -348,12 +348,12 @@ def test_another_version_or_key_is_refused_in_one_line(change: dict[str, object]
         Result.from_dict([])
 
 
-def test_the_order_of_the_records_does_not_change_the_result() -> None:
+def test_analyse_record_order_does_not_change_the_result() -> None:
     records = a_run(20)
     assert analyse(records, 0.5).entries == analyse(records[::-1], 0.5).entries
     assert analyse(records, 0.5).winner == analyse(records[::-1], 0.5).winner
 
 
-def test_analysing_needs_no_torch() -> None:
+def test_analyse_imports_no_torch() -> None:
     code = "import sys, layersearch.results.analyze; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

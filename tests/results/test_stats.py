@@ -11,7 +11,7 @@ from layersearch.results import stats
 
 
 @pytest.mark.parametrize("n", [2, 3, 5, 10])
-def test_the_nominal_95_percent_interval_covers_the_truth_as_often(n: int) -> None:
+def test_mean_interval_nominal_95_percent_covers_the_truth_as_often(n: int) -> None:
     draws = np.random.default_rng(n).normal(2.5, 0.01, size=(8000, n))
     covered = 0
     for sample in draws:
@@ -21,7 +21,7 @@ def test_the_nominal_95_percent_interval_covers_the_truth_as_often(n: int) -> No
 
 
 @pytest.mark.parametrize("n", [3, 5])
-def test_paired_intervals_cover_the_true_difference_whatever_the_seed_does_to_both(n: int) -> None:
+def test_paired_interval_shared_seed_effect_covers_the_true_difference(n: int) -> None:
     rng = np.random.default_rng(n)
     covered, width, unpaired = 0, 0.0, 0.0
     trials = 5000
@@ -37,7 +37,7 @@ def test_paired_intervals_cover_the_true_difference_whatever_the_seed_does_to_bo
     assert width < unpaired / 3
 
 
-def test_a_choice_among_several_breaks_plain_intervals_and_not_corrected_ones() -> None:
+def test_corrected_interval_after_choosing_the_best_still_covers() -> None:
     rng = np.random.default_rng(0)
     n, choices, trials = 3, 6, 2000
     plain = corrected = 0
@@ -53,7 +53,7 @@ def test_a_choice_among_several_breaks_plain_intervals_and_not_corrected_ones() 
     assert corrected / trials < 0.06
 
 
-def test_intervals_agree_with_scipy() -> None:
+def test_mean_interval_equals_scipy() -> None:
     a, b = {1: 2.5, 2: 2.7, 3: 2.6, 9: 5.0}, {1: 2.4, 2: 2.65, 3: 2.45, 8: 1.0}
     found = stats.paired_difference(a, b, 0.9)
     expected = scipy_stats.ttest_rel([2.5, 2.7, 2.6], [2.4, 2.65, 2.45]).confidence_interval(0.9)
@@ -62,7 +62,7 @@ def test_intervals_agree_with_scipy() -> None:
     assert stats.paired_difference(a, b, 0.9, comparisons=5).confidence == pytest.approx(0.98)
 
 
-def test_one_seed_has_a_mean_and_nothing_else() -> None:
+def test_mean_interval_one_seed_has_a_mean_only() -> None:
     found = stats.mean_interval([2.5])
     assert (found.mean, found.n, found.low, found.high, found.std) == (2.5, 1, None, None, None)
     assert not found.excludes_zero
@@ -72,7 +72,7 @@ def test_one_seed_has_a_mean_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("values", "text"), [([0.1, 0.3], "0.2 ± 1.3"), ([0.031, 0.035, 0.027], "0.0310 ± 0.0099"), ([1.0, 1.0], "1.0000")]
 )
-def test_the_text_shows_the_digits_that_mean_something(values: list[float], text: str) -> None:
+def test_interval_text_shows_significant_digits_only(values: list[float], text: str) -> None:
     assert str(stats.mean_interval(values)).startswith(text.replace("0.2 ± 1.3", "0.20 ± 1.27"))
 
 
@@ -86,13 +86,13 @@ def test_the_text_shows_the_digits_that_mean_something(values: list[float], text
         lambda: stats.seeds_needed(0.01, 0.1, power=1.0),
     ],
 )
-def test_what_cannot_be_computed_is_one_line(call) -> None:  # type: ignore[no-untyped-def]
+def test_stats_undefined_input_is_refused_in_one_line(call) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError) as error:
         call()
     assert "\n" not in str(error.value)
 
 
-def test_seeds_needed_reach_the_power_in_a_simulation_and_one_fewer_does_not() -> None:
+def test_seeds_needed_reach_the_power_in_simulation_and_one_fewer_does_not() -> None:
     std, difference = 0.01, 0.012
     n = stats.seeds_needed(std, difference)
     rng = np.random.default_rng(0)
@@ -105,7 +105,7 @@ def test_seeds_needed_reach_the_power_in_a_simulation_and_one_fewer_does_not() -
     assert found(n - 1) < 0.80
 
 
-def test_seeds_needed_and_resolvable_are_each_others_inverse() -> None:
+def test_seeds_needed_and_resolvable_are_inverse() -> None:
     for seeds in (2, 3, 5, 20):
         smallest = stats.resolvable(0.01, seeds)
         assert stats.seeds_needed(0.01, smallest * 1.001) == seeds
@@ -115,7 +115,7 @@ def test_seeds_needed_and_resolvable_are_each_others_inverse() -> None:
     assert stats.resolvable(0.0, 3) == 0.0
 
 
-def test_pooled_and_paired_standard_deviations_find_what_was_put_in() -> None:
+def test_pooled_and_paired_std_find_planted_values() -> None:
     rng = np.random.default_rng(3)
     common = rng.normal(0, 0.05, 200)
     losses = [dict(enumerate(level + common + rng.normal(0, 0.01, 200))) for level in (1.0, 2.0, 3.0, 4.0)]
@@ -128,7 +128,7 @@ def test_pooled_and_paired_standard_deviations_find_what_was_put_in() -> None:
     assert stats.pooled_std([[0.0, 2.0], [5.0], [1.0, 1.0, 1.0]]) == pytest.approx(math.sqrt(2 / 3))
 
 
-def test_rank_agreement_is_scipys_and_so_is_each_resample() -> None:
+def test_rank_correlation_and_each_resample_equal_scipy() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 8, 20).astype(float)
     y = x + rng.normal(0, 2, 20)
@@ -146,14 +146,14 @@ def test_rank_agreement_is_scipys_and_so_is_each_resample() -> None:
         assert b == pytest.approx(scipy_stats.kendalltau(x[drawn], y[drawn]).statistic)
 
 
-def test_rank_agreement_is_the_same_twice_and_none_where_nothing_is_ranked() -> None:
+def test_rank_correlation_repeats_and_is_none_without_ranking() -> None:
     x = [1.0, 2.0, 3.0, 4.0, 5.0]
     assert stats.rank_agreement(x, [2.0, 1.0, 3.0, 5.0, 4.0]) == stats.rank_agreement(x, [2.0, 1.0, 3.0, 5.0, 4.0])
     assert stats.rank_agreement(x[:3], x[:3]) is None
     assert stats.rank_agreement(x, [1.0] * 5) is None
 
 
-def test_bootstrap_intervals_of_rank_correlation_cover_at_twenty_trials() -> None:
+def test_rank_correlation_bootstrap_interval_covers_at_twenty_trials() -> None:
     rng = np.random.default_rng(1)
     rho = 0.7
     truth = 6 / math.pi * math.asin(rho / 2)  # Spearman of a bivariate normal

@@ -35,7 +35,7 @@ HEADS, HEAD_DIM = 4, 8
 
 @pytest.mark.parametrize("text", KINDS)
 @pytest.mark.parametrize("tokens", [1, 53, 64])
-def test_three_counts_agree(text: str, tokens: int) -> None:
+def test_attention_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) -> None:
     schedule = Schedule.parse(text)
     config = ModelConfig(n_layers=1, d_model=HEADS * HEAD_DIM, n_heads=HEADS, n_kv_heads=2, d_ff=24)
     closed = attention_flops(schedule, seq_len=tokens, n_heads=HEADS, head_dim=HEAD_DIM)
@@ -53,7 +53,7 @@ def test_three_counts_agree(text: str, tokens: int) -> None:
     sink=st.integers(0, 90),
     tokens=st.integers(1, 80),
 )
-def test_closed_form_is_the_masks_sum(
+def test_attended_pairs_closed_form_equals_the_mask_sum(
     kind: str, size: int, dilation: int, dilated_heads: int | None, sink: int, tokens: int
 ) -> None:
     extra = {"dilation": dilation, "dilated_heads": dilated_heads} if kind == "window" else {}
@@ -61,20 +61,20 @@ def test_closed_form_is_the_masks_sum(
     assert span_pairs(span, tokens, HEADS) == int(span_mask(span, tokens, HEADS).sum())
 
 
-def test_masformers_budget() -> None:
+def test_budget_ratio_masformer_equals_its_published_budget() -> None:
     # 24 layers of which the bottom 4 are full, blocks of 1,024 at 8,192 tokens: 27% (2310.12442).
     schedule = Schedule.parse("full*4 block:1024*20")
     assert round(budget_ratio(schedule, seq_len=8192, n_heads=16), 3) == 0.271
     assert budget_ratio(Schedule.parse("full*24"), seq_len=8192, n_heads=16) == 1.0
 
 
-def test_a_million_tokens_by_hand() -> None:
+def test_attention_flops_million_tokens_equal_hand_computation() -> None:
     tokens = 1 << 20
     flops = attention_flops(Schedule.parse("full window:512"), seq_len=tokens, n_heads=1, head_dim=1)
     assert flops == tokens * (tokens + 1) + 2 * (512 * tokens - 512 * 511 // 2)
 
 
-def test_whole_model_is_the_traced_count() -> None:
+def test_model_flops_equal_the_traced_count() -> None:
     config = ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48)
     schedule = Schedule.parse("full window:8 block:16+sink:2")
     traced = traced_flops(Decoder(config, 101, schedule), 50)
@@ -95,12 +95,12 @@ class Foreign(nn.Module):
         return F.scaled_dot_product_attention(x, x, x, is_causal=True).sum()
 
 
-def test_an_unknown_attention_operator_is_an_error() -> None:
+def test_traced_flops_unknown_attention_operator_is_an_error() -> None:
     with pytest.raises(UnknownAttentionError, match="scaled_dot_product_attention"):
         traced_attention_flops(Foreign(), 16)
 
 
-def test_an_attention_operator_of_another_library_is_an_error() -> None:
+def test_traced_flops_attention_operator_of_another_library_is_an_error() -> None:
     library = torch.library.Library("elsewhere", "DEF")
     library.define("sparse_attention(Tensor x) -> Tensor")
     library.impl("sparse_attention", torch.clone, "CompositeExplicitAutograd")
@@ -126,11 +126,11 @@ def test_an_attention_operator_of_another_library_is_an_error() -> None:
         ("window:999+sink:9", 1000),
     ],
 )
-def test_cached_tokens(text: str, tokens: int) -> None:
+def test_cached_tokens_equal_hand_counts(text: str, tokens: int) -> None:
     assert cache_tokens(Span.parse(text), 1000) == tokens
 
 
-def test_a_decoders_last_query_sees_what_is_cached() -> None:
+def test_cached_tokens_are_what_the_last_query_sees() -> None:
     # A window's or sink's cache holds exactly the reach of the last query: the first and last keys it sees.
     for text in ("window:20", "window:5/7", "window:20+sink:3"):
         span = Span.parse(text)
@@ -139,14 +139,14 @@ def test_a_decoders_last_query_sees_what_is_cached() -> None:
         assert cache_tokens(span, 500) == 500 - near[0] + span.sink
 
 
-def test_cache_of_grouped_heads_holds_the_neediest() -> None:
+def test_kv_cache_bytes_of_grouped_heads_hold_the_neediest() -> None:
     shape = {"seq_len": 4096, "n_heads": 8, "n_kv_heads": 4, "head_dim": 64}
     # Three dilated query heads of eight touch two of four key-value heads: 2 * 253 + 2 * 64 tokens.
     assert kv_cache_bytes(Schedule.parse("window:64/4@3"), **shape) == 2 * (2 * 253 + 2 * 64) * 64 * 2
     assert kv_cache_bytes(Schedule.parse("full*2"), **shape, bytes_per_value=4) == 2 * 2 * 4 * 4096 * 64 * 4
 
 
-def test_layers_add_up() -> None:
+def test_attention_flops_of_layers_add_up() -> None:
     schedule = Schedule.parse("full window:64/4@3 block:128+sink:4")
     layers = layer_costs(schedule, seq_len=4096, n_heads=8, n_kv_heads=4, head_dim=64)
     assert sum(layer.flops for layer in layers) == attention_flops(schedule, seq_len=4096, n_heads=8, head_dim=64)
@@ -158,6 +158,6 @@ def test_layers_add_up() -> None:
     assert [layer.layer for layer in layers] == [0, 1, 2]
 
 
-def test_counting_needs_no_torch() -> None:
+def test_cost_imports_no_torch() -> None:
     code = "import sys, layersearch.schedule.cost; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -32,7 +32,7 @@ def sparse(schedule: Schedule) -> set[str]:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_its_schedules_are_those_with_one_sparse_span(shape: dict[str, Any]) -> None:
+def test_one_sparse_schedules_are_those_with_one_sparse_span(shape: dict[str, Any]) -> None:
     space, free = bound(**shape), bound(False, **shape)
     wanted = {schedule for schedule in free.schedules() if len(sparse(schedule)) <= 1}
     found = list(space.schedules())
@@ -46,7 +46,7 @@ def test_its_schedules_are_those_with_one_sparse_span(shape: dict[str, Any]) -> 
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_neighbours_lie_in_it_and_lead_everywhere(shape: dict[str, Any]) -> None:
+def test_one_sparse_neighbours_lie_in_the_space_and_lead_everywhere(shape: dict[str, Any]) -> None:
     space = bound(**shape)
     every = set(space.schedules())
     reached, todo = {space.cheapest()}, [space.cheapest()]
@@ -61,7 +61,7 @@ def test_neighbours_lie_in_it_and_lead_everywhere(shape: dict[str, Any]) -> None
     assert reached == every
 
 
-def test_samples_are_uniform() -> None:
+def test_one_sparse_samples_are_uniform() -> None:
     space, rng = bound(), Random(0)
     counts = Counter(space.sample(rng) for _ in range(100 * space.size))
     assert set(counts) == set(space.schedules())
@@ -71,7 +71,7 @@ def test_samples_are_uniform() -> None:
 
 @pytest.mark.parametrize("budget", [0.15, 0.4, 1.0])
 @pytest.mark.parametrize("seed", range(8))
-def test_a_proposal_is_repaired_into_the_space_and_the_budget(seed: int, budget: float) -> None:
+def test_one_sparse_proposal_is_repaired_into_space_and_budget(seed: int, budget: float) -> None:
     space, free = bound(), bound(False)
     proposal = free.sample(Random(seed))
     params = free.encode(proposal)
@@ -86,14 +86,14 @@ def test_a_proposal_is_repaired_into_the_space_and_the_budget(seed: int, budget:
     assert changes[found] == min(changes.values())
 
 
-def test_baselines_lie_in_it() -> None:
+def test_one_sparse_baselines_lie_in_the_space() -> None:
     space = bound()
     for name, schedule in space.named_baselines(0.5).items():
         assert name == "all_full" or space.encode(schedule) is not None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_solve_proposes_only_what_it_holds(seed: int) -> None:
+def test_one_sparse_solve_proposes_only_what_the_space_holds(seed: int) -> None:
     space, rng = bound(), Random(seed)
     size = {"full": 3.0, "window:2": 0.0, "window:4": 1.0, "block:8": 1.5}
 
@@ -110,12 +110,12 @@ def test_solve_proposes_only_what_it_holds(seed: int) -> None:
         assert found.optimum.bound <= found.optimum.value
 
 
-def test_no_sparse_span_for_all_layers_is_refused() -> None:
+def test_one_sparse_without_a_common_sparse_span_is_refused() -> None:
     with pytest.raises(UserError, match="one_sparse, but 'layers' leaves no sparse span"):
         bound(layers={0: ("window:2",), 1: ("window:4",)})
 
 
-def test_every_schedule_of_the_shipped_space_can_be_exported(tmp_path: Path) -> None:
+def test_one_sparse_shipped_space_can_always_be_exported(tmp_path: Path) -> None:
     space = load_space("hf-exportable").bind(n_layers=6, seq_len=64, n_heads=2)
     families = [held.capabilities(name) for name, held in FAMILIES.items() if "window" in held.layer_types]
     assert len(families) == len(FAMILIES) - 1

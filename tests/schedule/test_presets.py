@@ -77,7 +77,7 @@ def test_preset_equals_the_schedule_written_by_hand(name: str, parameters: dict[
     assert make_preset(name, parameters) == Schedule.parse(text)
 
 
-def test_every_preset_is_written_by_hand_and_cites_its_source() -> None:
+def test_presets_all_are_written_by_hand_and_cite_their_source() -> None:
     assert {case[0] for case in BY_HAND} == set(PRESETS)
     for preset in PRESETS.values():
         text = inspect.getdoc(preset.function) or ""
@@ -100,7 +100,7 @@ def test_every_preset_is_written_by_hand_and_cites_its_source() -> None:
         ),
     ],
 )
-def test_preset_agrees_with_the_configuration_of_transformers(
+def test_preset_equals_the_configuration_of_transformers(
     family: str, given: dict[str, object], size_field: str, schedule: Schedule
 ) -> None:
     from transformers import AutoConfig
@@ -110,7 +110,7 @@ def test_preset_agrees_with_the_configuration_of_transformers(
     assert {span.size for span in schedule if not span.is_full} == {getattr(config, size_field)}
 
 
-def test_gpt_neo_agrees_with_the_configuration_of_transformers() -> None:
+def test_preset_gpt_neo_equals_the_configuration_of_transformers() -> None:
     from transformers import GPTNeoConfig
 
     config = GPTNeoConfig()
@@ -120,7 +120,7 @@ def test_gpt_neo_agrees_with_the_configuration_of_transformers() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 5, 6])
-def test_zebras_window_is_the_one_nearest_to_its_blocks(block: int) -> None:
+def test_preset_zebra_window_is_nearest_to_its_blocks(block: int) -> None:
     tokens = 60
 
     def zebra_sees(i: int, j: int) -> bool:
@@ -157,7 +157,9 @@ def test_zebras_window_is_the_one_nearest_to_its_blocks(block: int) -> None:
         ("kl_guided", {"model": "qwen2.5-7b", "rest": "window:8"}, "did you mean 'qwen2.5-1.5b'"),
     ],
 )
-def test_a_wrong_name_or_parameter_is_one_line(name: str, parameters: dict[str, object], words: str) -> None:
+def test_make_preset_wrong_name_or_parameter_is_refused_in_one_line(
+    name: str, parameters: dict[str, object], words: str
+) -> None:
     with pytest.raises(UserError) as error:
         make_preset(name, parameters)
     assert words in str(error.value)

@@ -45,13 +45,13 @@ def every_schedule(space: BoundSpace) -> list[Schedule]:
     ]
 
 
-def test_every_shipped_space_is_tested() -> None:
+def test_space_shipped_files_are_all_tested() -> None:
     folder = find_file("laptop", "search_spaces").parent
     assert {path.stem for path in folder.glob("*.yaml")} == set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_space_reaches_its_budget_and_opens_with_its_command(name: str) -> None:
+def test_space_shipped_reaches_its_budget_and_opens_with_its_command(name: str) -> None:
     space = load_space(name)
     n_layers, seq_len, n_heads = SHIPPED[name]
     fitted = space.bind(n_layers=n_layers, seq_len=seq_len, n_heads=n_heads)
@@ -66,14 +66,14 @@ def test_shipped_space_reaches_its_budget_and_opens_with_its_command(name: str) 
     assert f"--budget {space.budget}" in first
 
 
-def test_masformer_with_four_full_layers_is_a_baseline_of_its_space() -> None:
+def test_space_masformer_with_four_full_layers_is_a_baseline() -> None:
     space = load_space("masformer-1.3b")
     assert space.budget is not None
     baselines = space.bind(n_layers=24, seq_len=8192, n_heads=16).named_baselines(space.budget)
     assert baselines["bottom(4)"] == Schedule.parse("full*4 block:1024*20")
 
 
-def test_lists_multiply_out_and_equal_spans_merge(tmp_path: Path) -> None:
+def test_space_lists_multiply_out_and_equal_spans_merge(tmp_path: Path) -> None:
     choices = ["full", {"kind": "window", "size": [8, 16], "dilation": [1, 2], "dilated_heads": [None, 2]}]
     space = load_space(write(tmp_path, {"name": "x", "choices": choices}))
     assert space.choices == (
@@ -81,13 +81,13 @@ def test_lists_multiply_out_and_equal_spans_merge(tmp_path: Path) -> None:
     )  # fmt: skip
 
 
-def test_a_mapping_reaches_every_field(tmp_path: Path) -> None:
+def test_space_mapping_reaches_every_field(tmp_path: Path) -> None:
     choice = {"kind": "window", "size": 8, "dilation": 2, "dilated_heads": 1, "sink": 4, "decay": 0.5, "pool": 3}
     space = load_space(write(tmp_path, {"name": "x", "choices": [choice]}))
     assert space.choices == ("window:8/2@1+sink:4+las:0.5/3",)
 
 
-def test_keys_of_the_file_reach_the_space(tmp_path: Path) -> None:
+def test_load_space_keys_of_the_file_reach_the_space(tmp_path: Path) -> None:
     text = """
 name: x
 choices: [full, "window:8", {kind: block, size: [12]}]
@@ -111,14 +111,14 @@ baseline_span: block:12
     assert fitted.size == 3 * 2 * 3
 
 
-def test_pattern_repeats_the_first_layers() -> None:
+def test_space_pattern_repeats_the_first_layers() -> None:
     space = bound("full window:8", pattern=3, n_layers=7)
     assert list(space.variables) == ["layer_00", "layer_01", "layer_02"]
     params = {"layer_00": "window:8", "layer_01": "full", "layer_02": "window:8"}
     assert space.decode(params) == Schedule.parse("window:8 full window:8 window:8 full window:8 window:8")
 
 
-def test_names_of_variables_sort_by_layer_in_deep_models() -> None:
+def test_bound_space_variable_names_sort_by_layer_in_deep_models() -> None:
     names = list(bound("full window:8", n_layers=120).variables)
     assert names == sorted(names)
     assert names[7] == "layer_007"
@@ -127,7 +127,7 @@ def test_names_of_variables_sort_by_layer_in_deep_models() -> None:
 @pytest.mark.parametrize(
     "options", [{}, {"tied": ((0, 2), (1, 3))}, {"pattern": 2}, {"layers": {1: ("full",), 2: ("window:8", "block:12")}}]
 )
-def test_encoding_and_decoding_are_inverse_and_size_counts_them(options: dict[str, Any]) -> None:
+def test_bound_space_encode_and_decode_are_inverse_and_size_counts_them(options: dict[str, Any]) -> None:
     space = bound(**options)
     schedules = every_schedule(space)
     assert len(set(schedules)) == len(schedules) == space.size
@@ -144,7 +144,7 @@ def test_encoding_and_decoding_are_inverse_and_size_counts_them(options: dict[st
 @pytest.mark.parametrize(
     "text", ["full*3", "full*5", "window:9 full*3", "full window:8 full*2", "full*3 window:8", "block:12 full*3"]
 )
-def test_a_schedule_outside_the_space_has_no_encoding(text: str) -> None:
+def test_encode_schedule_outside_the_space_is_none(text: str) -> None:
     space = bound(tied=((0, 1),), layers={3: ("full",)})
     assert space.encode(Schedule.parse(text)) is None
 
@@ -166,7 +166,7 @@ def test_neighbours_are_all_schedules_one_variable_away(options: dict[str, Any])
     assert set(near) == {schedule for schedule in every_schedule(space) if distance(schedule) == 1}
 
 
-def test_neighbours_of_a_schedule_outside_are_refused() -> None:
+def test_neighbours_of_a_schedule_outside_the_space_are_refused() -> None:
     with pytest.raises(UserError, match="outside search space 'test'"):
         next(bound().neighbours(Schedule.parse("window:9*4")))
 
@@ -200,7 +200,7 @@ def test_repair_reaches_every_equally_near_set_of_layers() -> None:
     assert found == {"full*2 window:8", "full window:8 full", "window:8 full*2"}
 
 
-def test_a_large_space_is_never_enumerated() -> None:
+def test_bound_space_large_is_never_enumerated() -> None:
     choices = "full window:8 window:16 block:12 window:8+sink:2 window:24"
     space = bound(choices, n_layers=48)
     assert space.size == 6**48
@@ -212,7 +212,7 @@ def test_a_large_space_is_never_enumerated() -> None:
     assert len(space.named_baselines(0.4)) == 6
 
 
-def test_samples_follow_the_seed_and_lie_in_the_space() -> None:
+def test_sample_follows_the_seed_and_lies_in_the_space() -> None:
     space = bound(tied=((0, 3),))
     draws = [space.sample(Random(seed)) for seed in range(30)]
     assert draws == [space.sample(Random(seed)) for seed in range(30)]
@@ -235,43 +235,43 @@ def test_baselines_take_the_largest_l_that_fits() -> None:
     assert l == 2
 
 
-def test_one_schedule_of_two_baselines_keeps_both_names() -> None:
+def test_baselines_one_schedule_of_two_keeps_both_names() -> None:
     space = bound("full window:8", n_layers=3)
     baselines = space.named_baselines(space.cost(Schedule.parse("full window:8*2")))
     assert baselines["middle(1) = interleaved(1)"] == Schedule.parse("window:8 full window:8")
     assert len(set(baselines.values())) == len(baselines)
 
 
-def test_tied_layers_leave_out_baselines_they_cannot_express() -> None:
+def test_baselines_that_tied_layers_cannot_express_are_left_out() -> None:
     space = bound("full window:8", tied=((0, 1), (2, 3)))
     baselines = space.named_baselines(0.9)
     assert set(baselines) == {"all_full", "all_sparse", "bottom(2)", "top(2)"}
 
 
-def test_no_full_layer_fits_a_small_budget() -> None:
+def test_baselines_small_budget_has_no_full_layer() -> None:
     space = bound("full window:8")
     assert set(space.named_baselines(space.cost_range[0])) == {"all_full", "all_sparse"}
 
 
-def test_a_space_without_sparse_spans_has_one_baseline() -> None:
+def test_baselines_space_without_sparse_spans_has_one() -> None:
     assert bound("full").named_baselines(1.0) == {"all_full": Schedule.parse("full*4")}
 
 
-def test_at_a_budget_of_one_the_placed_baselines_still_differ_from_all_full() -> None:
+def test_baselines_at_budget_one_still_differ_from_all_full() -> None:
     baselines = bound("full window:8").named_baselines(1.0)
     assert set(baselines) == {"all_full", "all_sparse", "bottom(3) = middle(3)", "top(3)", "interleaved(3)"}
     assert len(set(baselines.values())) == len(baselines)
 
 
 @pytest.mark.parametrize("budget", [0.0, -1.0, 2.0, float("nan"), float("inf")])
-def test_a_budget_outside_its_range_is_refused(budget: float) -> None:
+def test_check_budget_out_of_range_is_refused(budget: float) -> None:
     with pytest.raises(UserError, match=r"budget must lie in \(0, 1\]"):
         bound().check_budget(budget)
     with pytest.raises(UserError, match=r"budget must lie in \(0, 1\]"):
         Space(name="x", choices=("full",), budget=budget)
 
 
-def test_an_unreachable_budget_names_the_lowest_that_can_be_met() -> None:
+def test_check_budget_unreachable_names_the_lowest_that_can_be_met() -> None:
     space = bound()
     lowest = space.cost_range[0]
     space.check_budget(lowest)
@@ -326,7 +326,7 @@ def test_an_unreachable_budget_names_the_lowest_that_can_be_met() -> None:
         ("name: [", "not valid YAML"),
     ],
 )
-def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path: Path, content: Any, words: str) -> None:
+def test_load_space_wrong_file_is_refused_by_its_key(tmp_path: Path, content: Any, words: str) -> None:
     with pytest.raises(UserError) as error:
         load_space(write(tmp_path, content))
     assert words in str(error.value)
@@ -347,7 +347,7 @@ def test_a_wrong_file_is_one_line_that_names_the_key(tmp_path: Path, content: An
         ("full window:8", {"tied": ((0, 1),), "layers": {0: ("full",), 1: ("window:8",)}}, "none in common"),
     ],
 )
-def test_a_space_that_does_not_fit_the_model_is_refused(choices: str, options: dict[str, Any], words: str) -> None:
+def test_bind_space_that_does_not_fit_the_model_is_refused(choices: str, options: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError) as error:
         bound(choices, **options)
     assert words in str(error.value)
@@ -361,7 +361,7 @@ def test_a_space_that_does_not_fit_the_model_is_refused(choices: str, options: d
         ({"layer_00": "window:9", "layer_01": "full"}, "layer_00: 'window:9' is no choice; did you mean 'window:8'"),
     ],
 )
-def test_wrong_values_of_variables_are_refused(params: dict[str, str], words: str) -> None:
+def test_decode_wrong_variable_values_are_refused(params: dict[str, str], words: str) -> None:
     with pytest.raises(UserError) as error:
         bound(n_layers=2).decode(params)
     assert words in str(error.value)

@@ -12,7 +12,7 @@ from layersearch.study.benchmark import load_bench
 
 
 @pytest.mark.parametrize(("name", "size"), [("mix", 243), ("recall", 243), ("text", 81)])
-def test_tables_are_whole(name: str, size: int) -> None:
+def test_benchmark_tables_are_whole(name: str, size: int) -> None:
     bench = load_bench(name)
     assert len(bench.schedules) == bench.space.size == size
     assert len(bench.seeds) >= 3
@@ -26,7 +26,7 @@ def test_tables_are_whole(name: str, size: int) -> None:
     assert bench.query(schedule, seed) == bench.query(str(schedule), seed, bench.steps[-1]) == bench.losses[17, 1, -1]
 
 
-def test_tells_what_there_is() -> None:
+def test_benchmark_unknown_name_lists_what_there_is() -> None:
     bench = load_bench("recall")
     with pytest.raises(UserError, match="lies outside its space of full, window:2, window:1"):
         bench.query("window:3*5", 0)
@@ -38,7 +38,7 @@ def test_tells_what_there_is() -> None:
         load_bench("nothing")
 
 
-def test_refuses_what_is_no_table(tmp_path: Path) -> None:
+def test_benchmark_what_is_no_table_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "torn.parquet"
     path.write_bytes(b"PAR1 and then nothing")
     with pytest.raises(UserError, match="no benchmark table"):

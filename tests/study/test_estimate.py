@@ -62,7 +62,7 @@ class Storages(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_parameters_are_the_models(size: str) -> None:
+def test_parameters_equal_those_of_the_model(size: str) -> None:
     """The closed form and the sum over real tensors, a tied matrix once."""
     recipe = sized(size)
     model = Decoder(recipe.model, 64, Schedule.parse(f"full*{recipe.model.n_layers}"))
@@ -71,7 +71,7 @@ def test_parameters_are_the_models(size: str) -> None:
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("spans", ["full*{}", "window:7*{}", "block:16*{}"])
-def test_step_flops_are_the_traced_ones(size: str, spans: str) -> None:
+def test_estimate_step_flops_equal_the_traced_ones(size: str, spans: str) -> None:
     """The closed form of a forward pass and fvcore's count of its products, to the integer."""
     recipe = sized(size)
     schedule = Schedule.parse(spans.format(recipe.model.n_layers))
@@ -83,7 +83,7 @@ def test_step_flops_are_the_traced_ones(size: str, spans: str) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("size", SIZES)
-def test_activations_are_those_that_a_real_forward_pass_keeps(size: str, precision: str) -> None:
+def test_activation_bytes_equal_those_a_forward_pass_keeps(size: str, precision: str) -> None:
     """Counted on tensors without storage, within 2% of the storages that a real pass leaves alive."""
     recipe = sized(size, f"training.precision={precision}")
     training = recipe.training
@@ -122,8 +122,9 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
     return answers[0]
 
 
+@pytest.mark.integration
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_model_bytes_are_deepspeeds(stage: int, observed: dict[str, dict[str, int]]) -> None:
+def test_model_bytes_equal_those_of_deepspeed(stage: int, observed: dict[str, dict[str, int]]) -> None:
     """Part by part of the formula, at two ranks."""
     recipe = load_recipe("smoke", ["training.ranks=2", f"training.deepspeed=zero{stage}"])
     bytes_of_weights = 4 * parameters(recipe.model, 64)
@@ -141,7 +142,7 @@ def test_model_bytes_are_deepspeeds(stage: int, observed: dict[str, dict[str, in
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_model_bytes_know_the_optimizer(optimizer: str) -> None:
+def test_model_bytes_follow_the_optimizer(optimizer: str) -> None:
     """Weights, gradients and what the optimiser keeps after one step of one rank, to the byte."""
     recipe = load_recipe("smoke", [f"training.optimizer={optimizer}"])
     model = Decoder(recipe.model, 64, Schedule.parse(f"full*{recipe.model.n_layers}"))
@@ -156,7 +157,7 @@ def test_model_bytes_know_the_optimizer(optimizer: str) -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_recipes_count(name: str) -> None:
+def test_estimate_shipped_recipes_give_known_counts(name: str) -> None:
     """Every recipe is read with its space and fits its schedules' lengths and heads."""
     recipe = load_recipe(name)
     space = load_space(recipe.default_space)
@@ -168,7 +169,7 @@ def test_shipped_recipes_count(name: str) -> None:
     assert model_bytes(recipe, recipe.data.vocab_size) >= round(least)
 
 
-def test_the_time_on_a_cluster_is_said_to_be_this_machines(tmp_path: Path) -> None:
+def test_estimate_time_on_a_cluster_is_labeled_as_of_this_machine(tmp_path: Path) -> None:
     recipe, space = load_recipe("smoke", ["search.workers=1"]), load_space("smoke")
     found = estimate(recipe, space, 0.6, 0, tmp_path, elsewhere=True)
     assert found.seconds is not None
@@ -177,7 +178,7 @@ def test_the_time_on_a_cluster_is_said_to_be_this_machines(tmp_path: Path) -> No
     assert "room for 1 workers" in found.seconds_note
 
 
-def test_the_large_recipe_is_planned_without_network_or_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_estimate_large_recipe_needs_no_network_or_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its plan is counted: nothing is opened, and nothing is timed."""
 
     def refuse(*_: object) -> None:

@@ -15,7 +15,7 @@ torch.set_num_threads(1)
 WINDOW = Span(kind="window", size=3)
 
 
-def test_layers_that_matter_alone_are_found_in_their_order() -> None:
+def test_selected_layers_that_matter_alone_are_found_in_order() -> None:
     weights = (0.1, 0.5, 0.0, 0.3)
     asked: list[Schedule] = []
 
@@ -32,7 +32,7 @@ def test_layers_that_matter_alone_are_found_in_their_order() -> None:
     assert str(found.schedule(2, 4, WINDOW)) == "window:3 full window:3 full"
 
 
-def test_only_greedy_sees_that_two_layers_do_the_same_work() -> None:
+def test_restore_greedy_sees_that_two_layers_do_the_same_work() -> None:
     """Either of layers 0 and 1 suffices, so removing one of them shows nothing; restoring one does."""
 
     def score(schedule: Schedule) -> float:
@@ -43,7 +43,7 @@ def test_only_greedy_sees_that_two_layers_do_the_same_work() -> None:
     assert remove_one(4, WINDOW, score).layers == (2, 0, 1, 3)
 
 
-def test_divergence_is_nothing_for_the_original_and_falls_as_layers_come_back() -> None:
+def test_kl_to_original_is_zero_for_all_full_and_falls_with_restored_layers() -> None:
     routed = Routed(make("llama"))
     score = kl_to_original(routed, torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(0)))
     assert score(routed.original) == pytest.approx(0.0, abs=1e-6)
@@ -52,7 +52,7 @@ def test_divergence_is_nothing_for_the_original_and_falls_as_layers_come_back() 
     assert routed.schedule == routed.original
 
 
-def test_the_budget_says_how_many_layers_are_chosen() -> None:
+def test_selected_budget_sets_how_many_layers() -> None:
     bound = Space(name="s", choices=("full", "window:3")).bind(n_layers=4, seq_len=24, n_heads=2)
 
     def score(schedule: Schedule) -> float:

@@ -36,7 +36,7 @@ def observed(schedule: Schedule, *, share: float = 1.0) -> Observation:
     return Observation(schedule=schedule, seed=0, curve=curve if share == 1.0 else curve[:1])
 
 
-def test_gain_is_the_expected_area() -> None:
+def test_gain_equals_the_simulated_expected_hypervolume() -> None:
     """Closed form against hypervolumes of drawn losses."""
     space, rng = bound(), Random(0)
     seen = [observed(schedule) for schedule in rng.sample(list(space.schedules()), 14)]
@@ -58,7 +58,7 @@ def test_gain_is_the_expected_area() -> None:
         assert gain == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / len(draws) ** 0.5 + 1e-5)
 
 
-def test_proposes_everything_once_and_then_nothing() -> None:
+def test_propose_exhausts_the_space_once_and_then_returns_none() -> None:
     space, seen = bound(3), []
     for _ in range(space.size):
         schedule = Outlook(space, 1.0, seen).propose({o.schedule for o in seen}, Random(0))
@@ -70,7 +70,7 @@ def test_proposes_everything_once_and_then_nothing() -> None:
     assert outlook.fresh_gain(taken, Random(0)) == 0.0
 
 
-def test_first_schedules() -> None:
+def test_anchors_of_small_spaces_are_known() -> None:
     """The least that recalls, then its preset, no full layer, the cheapest; what budget or space forbid is left out."""
     space = Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4")
     first = [str(s) for s in anchors(bound(space=space), 1.0)]
@@ -83,7 +83,7 @@ def test_first_schedules() -> None:
     assert [str(s) for s in anchors(bound(space=no_full), 1.0)] == ["window:4*5", "window:2*5"]
 
 
-def test_the_first_schedules_come_first_after_baselines_too() -> None:
+def test_propose_after_baselines_starts_with_the_anchors() -> None:
     """However much was trained before; then the model of the trials proposes."""
     space = bound(space=Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4"))
     seen = [observed(s) for s in space.named_baselines(0.5).values()]
@@ -100,7 +100,7 @@ def test_the_first_schedules_come_first_after_baselines_too() -> None:
     assert not {*proposed[len(open_) :]} & {*anchors(space, 1.0)[:4]}
 
 
-def test_stops_what_is_worse_and_keeps_what_is_better() -> None:
+def test_keep_going_stops_the_worse_and_keeps_the_better() -> None:
     space, rng = bound(), Random(3)
     schedules = rng.sample([s for s in space.schedules() if space.cost(s) <= 0.7], 24)
     outlook = Outlook(space, 0.7, [observed(s) for s in schedules])
@@ -113,7 +113,7 @@ def test_stops_what_is_worse_and_keeps_what_is_better() -> None:
 
 
 @pytest.mark.parametrize("budget", [0.35, 1.0])
-def test_an_ordinary_sampler(budget: float) -> None:
+def test_schedule_sampler_in_an_optuna_study_nears_the_cheapest_answer(budget: float) -> None:
     """On a study of Optuna's own it comes near the planted task's cheapest answer; stopped trials are learnt from."""
     space = bound()
     with warnings.catch_warnings():
@@ -139,7 +139,7 @@ def test_an_ordinary_sampler(budget: float) -> None:
     assert min(solved) <= cheapest + 0.05
 
 
-def test_sees_what_is_in_training() -> None:
+def test_schedule_sampler_running_trials_are_not_proposed_again() -> None:
     """Two asked at once differ, though neither has been told."""
     space = bound()
     sampler = ScheduleSampler(space, seed=0)
@@ -153,7 +153,7 @@ def test_sees_what_is_in_training() -> None:
     assert len(set(drawn)) == 3
 
 
-def test_large_spaces_are_not_enumerated() -> None:
+def test_propose_large_space_is_not_enumerated() -> None:
     """48 layers of 6 spans, tied in places: a proposal within the budget, better than what was seen."""
     choices = ("full", "window:2", "window:4", "window:8", "window:16", "block:8")
     space = bound(48, Space(name="large", choices=choices, tied=((0, 1), (46, 47))))

@@ -31,7 +31,7 @@ def schedules(space: BoundSpace) -> list[Schedule]:
 
 
 @pytest.mark.parametrize("tied", [(), ((0, 2),)])
-def test_a_budget_admits_what_the_search_would(tied: tuple[tuple[int, ...], ...]) -> None:
+def test_cost_limit_admits_what_the_search_would(tied: tuple[tuple[int, ...], ...]) -> None:
     space = small_space(tied=tied)
     costs = {schedule: space.cost(schedule) for schedule in schedules(space)}
     for cost in set(costs.values()):
@@ -44,7 +44,7 @@ def test_a_budget_admits_what_the_search_would(tied: tuple[tuple[int, ...], ...]
 
 
 @pytest.mark.parametrize("length", [1 << 20, 1 << 24])
-def test_a_budget_of_a_long_text_is_exact(length: int) -> None:
+def test_cost_limit_long_text_is_exact(length: int) -> None:
     space = Space(name="long", choices=("full", "window:4096")).bind(n_layers=64, seq_len=length, n_heads=64)
     schedule = Schedule.parse("full*5 window:4096*59")
     limit = cost_limit(space, space.cost(schedule))
@@ -52,7 +52,7 @@ def test_a_budget_of_a_long_text_is_exact(length: int) -> None:
     assert not limit.admits(Schedule.parse("full*6 window:4096*58"))
 
 
-def test_a_cache_is_counted_as_the_cost_command_counts_it() -> None:
+def test_cache_limit_counts_as_the_cost_command() -> None:
     space = small_space()
     size = {"seq_len": 49, "n_heads": 4, "n_kv_heads": 2, "head_dim": 8, "bytes_per_value": 4}
     for schedule in schedules(space):
@@ -63,7 +63,7 @@ def test_a_cache_is_counted_as_the_cost_command_counts_it() -> None:
             assert not cache_limit(space, wanted - 1, MODEL, 4).admits(schedule)
 
 
-def test_latencies_add_up_as_they_are_written() -> None:
+def test_latency_limit_adds_up_exactly() -> None:
     space = small_space()
     table = dict(zip(map(Span.parse, CHOICES), (0.7, 0.1, 0.2, 0.3), strict=True))
     limit = latency_limit(space, 0.6, table)
@@ -74,7 +74,7 @@ def test_latencies_add_up_as_they_are_written() -> None:
         assert limit.measure(schedule) == pytest.approx(tenths / 10)
 
 
-def test_bytes_are_read_with_their_unit() -> None:
+def test_parse_bytes_reads_units() -> None:
     read = {text: parse_bytes(text) for text in ("65536", "64KiB", "64 KiB", "1.5MiB", "2GiB", "0.5 TiB", "7B")}
     assert read == {
         "65536": 65536,
@@ -88,6 +88,6 @@ def test_bytes_are_read_with_their_unit() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "KiB", "nan", "1e99999999999", "-3", "3 XB", "3kb", "9" * 99, "²"])
-def test_other_bytes_are_refused(text: str) -> None:
+def test_parse_bytes_other_text_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="--kv-cache"):
         parse_bytes(text)

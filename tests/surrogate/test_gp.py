@@ -46,7 +46,7 @@ def planted(space: BoundSpace, seed: int) -> Coefficients:
     return Coefficients(constant=3.0, single=single, pair=pair)
 
 
-def test_coefficients_are_the_mean() -> None:
+def test_coefficients_sum_to_the_mean() -> None:
     """Constant, single and pairwise parts add up to the prediction of every schedule that was not trained."""
     space, rng = bound(), Random(1)
     schedules = everything(space)
@@ -61,7 +61,7 @@ def test_coefficients_are_the_mean() -> None:
 
 
 @pytest.mark.parametrize("pairwise", [True, False])
-def test_a_schedule_left_out_is_predicted_from_the_others_alone(pairwise: bool) -> None:
+def test_left_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
     """Against Gaussian conditioning written out, with two seeds of some schedules and early losses of all."""
     space, rng = bound(), Random(4)
     trained = rng.sample(everything(space), 14)
@@ -104,7 +104,7 @@ SHAPES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("early", [False, True], ids=["", "early losses too"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
-def test_coefficients_are_what_changes_of_one_and_of_two_variables_do(
+def test_coefficients_equal_effects_of_changing_one_and_two_variables(
     seed: int, shape: dict[str, Any], early: bool
 ) -> None:
     """In closed form as row by row, from the predictions of schedules of which none was trained."""
@@ -152,7 +152,7 @@ def test_coefficients_are_what_changes_of_one_and_of_two_variables_do(
         assert found == pytest.approx(np.array(both), abs=1e-9)
 
 
-def test_intervals_hold_the_truth() -> None:
+def test_predict_intervals_hold_the_truth() -> None:
     """Of all untrained schedules of twelve planted spaces about 95 in 100 lie in their intervals; noise is found."""
     inside, noises, errors, spread = [], [], [], []
     for seed in range(12):
@@ -176,7 +176,7 @@ def test_intervals_hold_the_truth() -> None:
     assert np.median(errors) < 0.35 * np.median(spread)
 
 
-def test_tells_what_it_cannot_learn_from() -> None:
+def test_fit_unlearnable_input_is_refused() -> None:
     space = bound()
     schedules = everything(space)
     with pytest.raises(UserError, match="train at least 4"):
@@ -186,7 +186,7 @@ def test_tells_what_it_cannot_learn_from() -> None:
         surrogate.predict([Schedule.parse("window:3*6")])
 
 
-def test_equal_losses_are_predicted_equal() -> None:
+def test_predict_equal_losses_stay_equal() -> None:
     space = bound()
     schedules = everything(space)
     surrogate = Surrogate(space).fit(schedules[:8], [2.0] * 8)
@@ -195,7 +195,7 @@ def test_equal_losses_are_predicted_equal() -> None:
     assert (std > 0).all()
 
 
-def test_knows_large_spaces() -> None:
+def test_fit_large_space_is_learned() -> None:
     """48 layers of 6 spans: nothing is enumerated."""
     choices = ("full", "window:2", "window:4", "window:8", "window:16", "block:8")
     space = bound(48, Space(name="large", choices=choices))

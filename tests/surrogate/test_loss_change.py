@@ -36,7 +36,7 @@ def run(seed: int = 0, trials: int = 40) -> list[TrialRecord]:
     return [record(str(every[at]), truth(every[at]) + float(rng.normal(0, 0.003))) for at in chosen]
 
 
-def test_what_was_confirmed_is_measured_in_pairs() -> None:
+def test_loss_change_confirmed_schedules_are_measured_in_pairs() -> None:
     old, new = Schedule.parse("window:2 window:8*3"), Schedule.parse("window:4*4")
     records = [*run(), *confirmed(str(old), [2.0, 2.1, 2.3]), *confirmed(str(new), [2.5, 2.6, 2.81])]
     found = loss_change(records, RECIPE, old, new)
@@ -51,7 +51,7 @@ def test_what_was_confirmed_is_measured_in_pairs() -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [("window:32*2 window:2*2", "window:9*4"), ("window:4 window:2 window:16*2", "window:6*4")]
 )
-def test_what_was_not_trained_is_predicted_even_of_spans_never_tried(old: str, new: str) -> None:
+def test_loss_change_untrained_spans_are_predicted(old: str, new: str) -> None:
     asked, other = Schedule.parse(old), Schedule.parse(new)
     wanted = truth(other) - truth(asked)
     held = 0
@@ -65,13 +65,13 @@ def test_what_was_not_trained_is_predicted_even_of_spans_never_tried(old: str, n
     assert held >= 3
 
 
-def test_of_a_kind_never_tried_less_is_known() -> None:
+def test_loss_change_rarely_tried_kind_has_a_wider_interval() -> None:
     blocks = loss_change(run(), RECIPE, Schedule.parse("block:8*4"), Schedule.parse("window:5*4"))
     windows = loss_change(run(), RECIPE, Schedule.parse("window:6*4"), Schedule.parse("window:5*4"))
     assert blocks.high - blocks.low > 1.5 * (windows.high - windows.low)
 
 
-def test_what_the_run_cannot_know_is_said() -> None:
+def test_loss_change_unknowable_is_reported() -> None:
     old, new = Schedule.parse("window:2*4"), Schedule.parse("window:4*4")
     with pytest.raises(UserError, match="too few to learn from"):
         loss_change(run(trials=3), RECIPE, old, new)
@@ -81,12 +81,12 @@ def test_what_the_run_cannot_know_is_said() -> None:
         loss_change(run(), RECIPE, old, Schedule.parse("window:400*4"))
 
 
-def test_the_refusal_of_an_export_says_what_the_nearest_costs(
-    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_export_refusal_says_what_the_nearest_costs(
+    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    winner = read_schedule(smoke_run / "winner.yaml")
+    winner = read_schedule(saved_run / "winner.yaml")
     family = "llama4" if any(span.kind == "window" for span in winner) else "qwen3"
-    line = ["export", str(smoke_run), "--to", "hf", "--family", family, "--out", str(tmp_path / "out")]
+    line = ["export", str(saved_run), "--to", "hf", "--family", family, "--out", str(tmp_path / "out")]
     assert main(line) == 2
     refusal = capsys.readouterr().err
     assert refusal.count("\n") == 1

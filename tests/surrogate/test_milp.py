@@ -57,7 +57,7 @@ def admitted(found: Optimum, weights: list[list[int]], most: int) -> bool:
 
 @settings(deadline=None, max_examples=120)
 @given(data=st.data())
-def test_the_program_finds_the_best_of_all_schedules(data: st.DataObject) -> None:
+def test_minimise_finds_the_best_of_all_schedules(data: st.DataObject) -> None:
     sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     model = random_model(sizes, rng, data.draw(st.sampled_from([0.0, 0.1, 1.0, 3.0])))
@@ -89,7 +89,7 @@ def test_the_program_finds_the_best_of_all_schedules(data: st.DataObject) -> Non
 
 
 @pytest.mark.parametrize("scale", [1, 10**6, 10**12])
-def test_one_unit_decides(scale: int) -> None:
+def test_minimise_limit_one_unit_apart_decides(scale: int) -> None:
     model = Coefficients(constant=2.0, single=[np.array([0.0, -1.0]), np.array([0.0, -1.0])], pair={})
     weights = [[1, 3 * scale], [1, 5 * scale]]
     both = minimise(model, weights, 8 * scale)
@@ -103,7 +103,7 @@ def test_one_unit_decides(scale: int) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), products=st.sampled_from([0, 9, 27]))
-def test_a_model_too_large_is_searched_and_its_gap_holds_the_truth(seed: int, products: int) -> None:
+def test_minimise_too_large_model_is_searched_and_its_gap_holds_the_truth(seed: int, products: int) -> None:
     rng = np.random.default_rng(seed)
     sizes = [3] * 5
     model = random_model(sizes, rng, 1.0)
@@ -135,7 +135,7 @@ def test_a_model_too_large_is_searched_and_its_gap_holds_the_truth(seed: int, pr
 
 @pytest.mark.parametrize("products", [6000, 18])
 @pytest.mark.parametrize("seed", range(4))
-def test_asked_again_it_gives_the_next_best(seed: int, products: int) -> None:
+def test_minimise_asked_again_gives_the_next_best(seed: int, products: int) -> None:
     rng = np.random.default_rng(seed)
     model, weights, marks, counts = random_model([3] * 5, rng, 1.0), [[1, 4, 9]] * 5, [[0, 0, 1]] * 5, [0, 1, 2]
     held = {"most_products": products, "most_relaxed": products}
@@ -154,7 +154,7 @@ def test_asked_again_it_gives_the_next_best(seed: int, products: int) -> None:
         excluded.append(found.chosen)
 
 
-def test_a_change_adds_what_the_model_says() -> None:
+def test_local_search_change_adds_what_the_model_says() -> None:
     """From one place to the next: every change of one or two variables, and none that is not admitted."""
     rng = np.random.default_rng(7)
     sizes, weights = [3, 1, 2, 4, 3], [[1, 4, 9], [2], [3, 5], [1, 2, 6, 7], [1, 4, 9]]
@@ -174,7 +174,7 @@ def test_a_change_adds_what_the_model_says() -> None:
         place.change(int(rng.choice(np.flatnonzero(np.isfinite(gains)))))
 
 
-def test_without_time_the_answer_is_admitted_and_says_so() -> None:
+def test_minimise_without_time_admits_it_and_says_so() -> None:
     rng = np.random.default_rng(3)
     model = random_model([3] * 5, rng, 1.0)
     weights = [[1, 4, 9]] * 5
@@ -189,7 +189,7 @@ def test_without_time_the_answer_is_admitted_and_says_so() -> None:
     assert found.bound <= best <= found.value + 1e-9
 
 
-def test_pairs_that_are_sums_of_singles_are_no_pairs() -> None:
+def test_coefficients_pairs_that_are_sums_of_singles_vanish() -> None:
     table = np.add.outer([0.1, 0.4], [0.2, -0.3, 0.5])
     model = Coefficients(constant=0.0, single=[np.zeros(2), np.zeros(3)], pair={(0, 1): table})
     found = minimise(model, [[1, 1], [1, 1, 1]], 2, most_products=0)

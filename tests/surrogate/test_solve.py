@@ -82,7 +82,7 @@ def predictions(records: list[TrialRecord], space: BoundSpace, *, pairwise: bool
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_proposal_is_the_best_predicted_of_the_shortlist_and_of_what_is_not_confirmed(seed: int) -> None:
+def test_solve_proposal_is_the_best_predicted_of_shortlist_and_unconfirmed(seed: int) -> None:
     """The shortlist is what counting out all schedules by the pairwise model gives."""
     space = bound()
     records = trials(truth(space, seed), searched=20, finalists=3, noise=0.005, seed=seed)
@@ -120,7 +120,7 @@ def test_the_proposal_is_the_best_predicted_of_the_shortlist_and_of_what_is_not_
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_the_answer_is_measured_unless_a_prediction_is_shown_to_be_better(seed: int) -> None:
+def test_solve_answer_is_measured_unless_a_prediction_is_shown_better(seed: int) -> None:
     space = bound()
     records = trials(truth(space, seed), searched=30, finalists=6, noise=0.003, seed=seed)
     predicted = predictions(records, space)
@@ -151,7 +151,7 @@ def test_the_answer_is_measured_unless_a_prediction_is_shown_to_be_better(seed: 
         assert found.difference.low < found.difference.mean < found.difference.high
 
 
-def test_a_sum_over_layers_and_pairs_is_found_out() -> None:
+def test_solve_planted_sum_over_layers_and_pairs_is_found() -> None:
     """With little noise, proposals of nine truths are nearly always as good as the best of all untrained schedules."""
     space = bound()
     regrets, gains, covered = [], [], []
@@ -175,7 +175,7 @@ def test_a_sum_over_layers_and_pairs_is_found_out() -> None:
     assert sum(covered) >= 7
 
 
-def test_a_budget_of_exactly_a_schedules_cost_admits_it() -> None:
+def test_solve_budget_equal_to_a_cost_admits_it() -> None:
     space = bound()
     losses = {schedule: 3 - space.cost(schedule) for schedule in every(space)}  # dearer is better, layer by layer
     records = [record(str(schedule), loss) for schedule, loss in list(losses.items())[::2]]
@@ -185,7 +185,7 @@ def test_a_budget_of_exactly_a_schedules_cost_admits_it() -> None:
     assert solve(records, space, cost_limit(space, math.nextafter(at, 0.0))).answer.cost == below
 
 
-def test_cache_and_latency_hold_and_may_choose_otherwise_than_cost() -> None:
+def test_solve_cache_and_latency_hold_and_may_choose_otherwise() -> None:
     space = bound()
     records = trials(truth(space, 1), searched=25, finalists=3, noise=0.003, seed=1)
     size = {"seq_len": 64, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16}
@@ -207,7 +207,7 @@ def kv_bytes(text: str, size: Mapping[str, int]) -> int:
     return kv_cache_bytes(Schedule.parse(text), **size)
 
 
-def test_numbers_of_full_layers_that_were_never_trained_are_not_proposed() -> None:
+def test_solve_untrained_numbers_of_full_layers_are_not_proposed() -> None:
     space = bound()
     losses = truth(space, 2)
     records = [record(str(s), loss) for s, loss in list(losses.items())[::2] if s.n_full in (0, 1, 4)]
@@ -219,7 +219,7 @@ def test_numbers_of_full_layers_that_were_never_trained_are_not_proposed() -> No
         solve(only, space, cost_limit(space, 0.2))
 
 
-def test_a_loss_that_levels_off_is_not_promised_below_what_was_seen() -> None:
+def test_solve_saturating_loss_is_not_promised_below_what_was_seen() -> None:
     """A full layer above a window of 16 solves a task, more do not help: a sum over layers and pairs would fall on."""
     space = bound()
     rng = np.random.default_rng(1)
@@ -242,7 +242,7 @@ def test_a_loss_that_levels_off_is_not_promised_below_what_was_seen() -> None:
     assert held >= 4
 
 
-def test_a_stopped_trial_is_learnt_from_and_not_called_untrained() -> None:
+def test_solve_stopped_trial_is_learned_from_and_not_called_untrained() -> None:
     space = bound()
     losses = truth(space, 3)
     curve = {s: ((200, loss + 0.5), (400, loss)) for s, loss in losses.items()}
@@ -266,7 +266,7 @@ def test_a_stopped_trial_is_learnt_from_and_not_called_untrained() -> None:
     )
 
 
-def test_the_order_of_records_and_schedules_outside_the_space_change_nothing() -> None:
+def test_solve_record_order_and_foreign_schedules_change_nothing() -> None:
     space = bound(("window:4", "window:16"))
     rng = np.random.default_rng(0)
     inside = [record(str(s), 3 + float(rng.normal(0, 0.1))) for s in every(space)[::2]]
@@ -278,7 +278,7 @@ def test_the_order_of_records_and_schedules_outside_the_space_change_nothing() -
     assert found.answer.n_full == 0
 
 
-def test_without_fresh_seeds_nothing_is_called_measured() -> None:
+def test_solve_without_fresh_seeds_calls_nothing_measured() -> None:
     space = bound()
     records = [r for r in trials(truth(space, 0), searched=20, finalists=3, noise=0.003, seed=0) if r.phase == "search"]
     found = solve(records, space, cost_limit(space, 0.6))
@@ -286,7 +286,7 @@ def test_without_fresh_seeds_nothing_is_called_measured() -> None:
     assert found.answer == found.proposal
 
 
-def test_where_all_is_confirmed_nothing_is_predicted() -> None:
+def test_solve_all_confirmed_predicts_nothing() -> None:
     space = bound(("full", "window:4"))
     losses = {s: 3 - 0.1 * s.n_full for s in every(space)}
     records = [r for s, loss in losses.items() for r in confirmed(str(s), [loss, loss + 0.01, loss - 0.01])]
@@ -297,14 +297,14 @@ def test_where_all_is_confirmed_nothing_is_predicted() -> None:
     assert found.noise == pytest.approx(0.01)
 
 
-def test_too_few_schedules_are_refused_with_the_remedy() -> None:
+def test_solve_too_few_schedules_are_refused_with_the_remedy() -> None:
     space = bound()
     records = [record(str(s), 3.0) for s in every(space)[:3]] + [record("full*4", None, state="failed")]
     with pytest.raises(UserError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
         solve(records, space, cost_limit(space, 1.0))
 
 
-def test_a_confirmed_schedule_stands_against_the_best_that_costs_no_more() -> None:
+def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
     records = [
         *confirmed("full*4", [2.0, 2.1, 2.2], role="all_full"),
         *confirmed("window:4*4", [2.5, 2.6, 2.7], role="all_sparse"),
@@ -327,11 +327,11 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
-def test_the_command_answers_and_what_it_asks_for_can_be_run(
-    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_solve_command_answer_can_be_run_as_printed(
+    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "a run"
-    shutil.copytree(smoke_run, run)
+    shutil.copytree(saved_run, run)
     before = (run / "trials.jsonl").read_text()
     out = printed(capsys, "solve", str(run), "--budget", "0.5")
     found = json.loads(printed(capsys, "solve", str(run), "--budget", "0.5", "--json"))
@@ -365,20 +365,20 @@ def test_the_command_answers_and_what_it_asks_for_can_be_run(
     assert entry["mean"]["n"] == 2
 
 
-def test_cache_and_latency_are_constraints_of_the_command(
-    smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_solve_command_accepts_cache_and_latency(
+    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = json.loads(printed(capsys, "solve", str(smoke_run), "--kv-cache", "6KiB", "--json"))
+    found = json.loads(printed(capsys, "solve", str(saved_run), "--kv-cache", "6KiB", "--json"))
     assert (found["kind"], found["limit"]) == ("kv_cache", 6144)
     cost = ("--seq-len", "48", "--heads", "2", "--kv-heads", "1", "--head-dim", "16", "--json")
     counted = json.loads(printed(capsys, "cost", found["answer"]["schedule"], *cost))
     assert counted["kv_cache_bytes"] == found["answer"]["takes"] <= 6144
     assert counted["attention_flops"] == found["attention_flops"]
-    assert "KV cache at most 6.0 KiB (6,144 bytes)" in printed(capsys, "solve", str(smoke_run), "--kv-cache", "6KiB")
+    assert "KV cache at most 6.0 KiB (6,144 bytes)" in printed(capsys, "solve", str(saved_run), "--kv-cache", "6KiB")
     table = tmp_path / "ms.yaml"
     table.write_text('full: 0.3\n"window:4": 0.1\n"window:8": 0.2\n"block:12": 0.4\n')
     limit = ("--latency", "0.3", "--latency-table", str(table))
-    found = json.loads(printed(capsys, "solve", str(smoke_run), *limit, "--json"))
+    found = json.loads(printed(capsys, "solve", str(saved_run), *limit, "--json"))
     assert found["kind"] == "latency"
     assert found["answer"]["takes"] <= 0.3
-    assert "latency at most 0.3 ms" in printed(capsys, "solve", str(smoke_run), *limit)
+    assert "latency at most 0.3 ms" in printed(capsys, "solve", str(saved_run), *limit)

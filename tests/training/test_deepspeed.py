@@ -15,6 +15,8 @@ from layersearch.model.flops import parameters
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
 
+pytestmark = pytest.mark.integration
+
 TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
 BYTES_OF_MOMENTS = 8
 """AdamW's two moments of one parameter, float32."""
@@ -47,7 +49,7 @@ def one_rank(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialRecord]
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_ranks_train_as_one_and_shard(
+def test_trial_two_ranks_equals_one_rank_and_shards_moments(
     stage: int, precision: str, one_rank: dict[str, TrialRecord], tmp_path: Path
 ) -> None:
     """The same global batch gives the same losses, and from stage 1 on each rank holds half of the moments."""
@@ -74,7 +76,7 @@ def test_two_ranks_train_as_one_and_shard(
 
 
 @pytest.mark.parametrize(("stage", "same"), [(0, True), (3, False)])
-def test_processes_are_kept_unless_deepspeed_leaks(stage: int, same: bool, tmp_path: Path) -> None:
+def test_local_pool_processes_are_kept_unless_zero3_leaks(stage: int, same: bool, tmp_path: Path) -> None:
     """A group trains many trials; under ZeRO-3, which leaks when initialised again, it is replaced."""
     seen: list[tuple[int, ...]] = []
     pool = LocalPool(small(deepspeed=f"zero{stage}"), 1, tmp_path)
@@ -97,7 +99,7 @@ def test_processes_are_kept_unless_deepspeed_leaks(stage: int, same: bool, tmp_p
             os.kill(pid, 0)
 
 
-def test_a_rank_that_dies_fails_the_trial_and_not_the_search(tmp_path: Path) -> None:
+def test_local_pool_dead_rank_fails_the_trial_alone(tmp_path: Path) -> None:
     """The record says so, and the next trial has fresh processes."""
     pool = LocalPool(small(ranks=2, deepspeed="zero1"), 1, tmp_path)
 
@@ -116,7 +118,7 @@ def test_a_rank_that_dies_fails_the_trial_and_not_the_search(tmp_path: Path) -> 
     assert next_one.state == "complete", next_one.error
 
 
-def test_a_diverging_trial_is_a_failed_record(tmp_path: Path) -> None:
+def test_trial_diverging_is_a_failed_record(tmp_path: Path) -> None:
     """It has a reason and no number, and the worker goes on."""
     first, second = train(small(learning_rate="1.0e+30", warmup_steps=0), tmp_path, TRIAL, replace(TRIAL, seed=4))
     for record in (first, second):
@@ -126,7 +128,7 @@ def test_a_diverging_trial_is_a_failed_record(tmp_path: Path) -> None:
         assert "not finite at step 4" in record.error
 
 
-def test_stopped_trials_and_bugs_leave_the_worker_whole(tmp_path: Path) -> None:
+def test_local_pool_stopped_trial_or_bug_leaves_the_worker_whole(tmp_path: Path) -> None:
     """A stop at a checkpoint keeps the loss so far; an exception is a failed record and a traceback in the log."""
     pool = LocalPool(small(), 1, tmp_path)
     try:
@@ -149,7 +151,7 @@ def test_stopped_trials_and_bugs_leave_the_worker_whole(tmp_path: Path) -> None:
     assert len(log.read_text().splitlines()) < 60
 
 
-def test_a_setting_that_deepspeed_refuses_ends_the_search(tmp_path: Path) -> None:
+def test_local_pool_setting_refused_by_deepspeed_ends_the_search(tmp_path: Path) -> None:
     """It would fail every trial alike: one line that names the file."""
     path = tmp_path / "odd.json"
     path.write_text('{"zero_optimization": {"stage": 1, "reduce_bucket_size": "many"}}')

@@ -25,7 +25,7 @@ def file(tmp_path: Path, content: Any) -> Path:
     return path
 
 
-def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
+def test_learning_rate_factor_warms_up_and_falls_as_a_cosine() -> None:
     """Linear to the peak in the warm-up, half-way down in the middle, at its end ratio last."""
     factors = [learning_rate_factor(step, TRAINING) for step in range(101)]
     assert factors[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
@@ -36,7 +36,7 @@ def test_the_learning_rate_warms_up_and_falls_as_a_cosine() -> None:
 
 
 @pytest.mark.parametrize("warmup", [0, 100])
-def test_the_learning_rate_at_the_edges(warmup: int) -> None:
+def test_learning_rate_factor_at_the_edges_is_defined(warmup: int) -> None:
     """No warm-up starts at the peak; nothing but warm-up ends there."""
     training = TrainingConfig(seq_len=8, batch_size=6, steps=100, learning_rate=0.01, warmup_steps=warmup)
     assert learning_rate_factor(0 if warmup == 0 else 99, training) == pytest.approx(1.0)
@@ -45,7 +45,7 @@ def test_the_learning_rate_at_the_edges(warmup: int) -> None:
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_shipped_files_are_deepspeeds(path: Path) -> None:
+def test_deepspeed_config_shipped_files_are_accepted_by_deepspeed(path: Path) -> None:
     """Each is read, completed by the recipe's own keys, and is the stage its name says."""
     config = deepspeed_config(TRAINING, path)
     assert path.stem == f"zero{zero_stage(path)}"
@@ -55,7 +55,7 @@ def test_shipped_files_are_deepspeeds(path: Path) -> None:
     assert config["torch_autocast"] == {"enabled": True, "dtype": "bfloat16"}
 
 
-def test_a_file_may_say_auto_or_the_same(tmp_path: Path) -> None:
+def test_deepspeed_config_auto_or_the_same_value_is_accepted(tmp_path: Path) -> None:
     """As files written for transformers do; other keys go through untouched."""
     given = {
         "train_batch_size": "auto",
@@ -90,7 +90,7 @@ def test_a_file_may_say_auto_or_the_same(tmp_path: Path) -> None:
         ({"zero_optimization": [3]}, "zero_optimization must be a mapping"),
     ],
 )
-def test_other_files_are_refused_by_name(content: Any, said: str, tmp_path: Path) -> None:
+def test_deepspeed_config_conflicting_file_is_refused_by_name(content: Any, said: str, tmp_path: Path) -> None:
     """The file, the key and the remedy, in one line."""
     path = file(tmp_path, content)
     with pytest.raises(UserError, match=r"ds\.json") as caught:

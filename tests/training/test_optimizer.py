@@ -29,7 +29,7 @@ def loss(model: Decoder) -> torch.Tensor:
     return model(tokens, (tokens * 3 + 1) % 11)
 
 
-def test_muon_takes_the_layers_matrices_and_adamw_the_rest() -> None:
+def test_make_optimizer_muon_takes_layer_matrices_and_adamw_the_rest() -> None:
     model = decoder()
     optimizer = make_optimizer(model, TRAINING)
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -42,7 +42,7 @@ def test_muon_takes_the_layers_matrices_and_adamw_the_rest() -> None:
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.3, 0.0]
 
 
-def test_the_two_step_as_they_would_alone() -> None:
+def test_muon_and_adamw_together_step_as_each_alone() -> None:
     """Torch's Muon and AdamW, each on a copy of the model with its own parameters, give the same weights."""
     together, apart = decoder(), decoder()
     joint = make_optimizer(together, TRAINING)
@@ -67,7 +67,7 @@ def test_the_two_step_as_they_would_alone() -> None:
         assert not torch.equal(weight, before[name]), name
 
 
-def test_matrices_of_one_shape_together_are_torchs_muon_to_the_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_grouped_muon_matrices_of_one_shape_equal_torch_muon_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide, tall and square ones, in groups, alone, without a gradient, and too large to be worth it."""
     monkeypatch.setattr("layersearch.training.optimizer.LARGEST", 150)
     torch.manual_seed(0)
@@ -88,7 +88,7 @@ def test_matrices_of_one_shape_together_are_torchs_muon_to_the_bit(monkeypatch: 
         torch.testing.assert_close(mine.state[p]["momentum_buffer"], theirs.state[q]["momentum_buffer"], rtol=0, atol=0)
 
 
-def test_a_schedule_of_the_learning_rate_reaches_both() -> None:
+def test_muon_and_adamw_learning_rate_schedule_reaches_both() -> None:
     model = decoder()
     optimizer = make_optimizer(model, TRAINING)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.0 if step else 1.0)
@@ -102,7 +102,7 @@ def test_a_schedule_of_the_learning_rate_reaches_both() -> None:
         assert torch.equal(weight, before[name]), name
 
 
-def test_adamw_alone_takes_everything() -> None:
+def test_make_optimizer_adamw_takes_everything() -> None:
     model = decoder()
     optimizer = make_optimizer(model, replace(TRAINING, optimizer="adamw"))
     assert isinstance(optimizer, torch.optim.AdamW)
@@ -110,7 +110,7 @@ def test_adamw_alone_takes_everything() -> None:
 
 
 @pytest.mark.parametrize("scored", [(8, 2), (1, 8)])
-def test_sequences_weigh_alike_however_few_of_their_tokens_are_scored(scored: tuple[int, int]) -> None:
+def test_loss_sequences_with_few_scored_tokens_weigh_alike(scored: tuple[int, int]) -> None:
     model = decoder()
     tokens = torch.arange(16).view(2, 8) % 11
     targets = torch.full((2, 8), -100)

@@ -43,7 +43,7 @@ def decode(batch: Batch) -> list[list[tuple[int, int, int]]]:
     spare=st.integers(0, 100),
     seed=st.integers(0, 2**31),
 )
-def test_every_query_lies_beyond_the_distance(pairs, share, distance, slack, spare, seed):
+def test_recall_every_query_lies_beyond_the_distance(pairs, share, distance, slack, spare, seed):
     queries = max(1, round(share * pairs))
     source = recall(2 * pairs + distance + 2 * queries - 2 + slack, 3 * pairs + 6 + spare, pairs, queries, distance)
     batch = source.train(seed=seed, step=0, batch_size=3)
@@ -55,7 +55,7 @@ def test_every_query_lies_beyond_the_distance(pairs, share, distance, slack, spa
         assert all(apart >= distance for apart, _, _ in row)
 
 
-def test_the_least_distance_occurs_and_values_are_unpredictable():
+def test_recall_least_distance_occurs_and_values_are_unpredictable():
     source = recall(40, pairs=4, queries=4, distance=16)
     rows = [query for row in decode(source.train(seed=0, step=0, batch_size=2000)) for query in row]
     assert min(apart for apart, _, _ in rows) == 16
@@ -66,7 +66,7 @@ def test_the_least_distance_occurs_and_values_are_unpredictable():
     assert counts.max() < 372
 
 
-def test_batches_depend_on_seed_and_step_only():
+def test_recall_batches_depend_on_seed_and_step_only():
     source, other = recall(48), recall(48)
     first = source.train(seed=3, step=7, batch_size=8)
     other.train(seed=1, step=0, batch_size=5)
@@ -79,21 +79,21 @@ def test_batches_depend_on_seed_and_step_only():
         assert (source.train(seed=seed, step=step, batch_size=8).tokens != first.tokens).any(axis=1).all()
 
 
-def test_validation_shares_no_sequence_with_training():
+def test_recall_validation_shares_no_sequence_with_training():
     source = recall(48)
     seen = {row.tobytes() for step in range(20) for row in source.train(seed=0, step=step, batch_size=64).tokens}
     assert len(seen) == 20 * 64
     assert seen.isdisjoint(row.tobytes() for row in source.validation(256).tokens)
 
 
-def test_the_fingerprint_follows_every_setting():
+def test_recall_fingerprint_follows_every_setting():
     base = {"seq_len": 120, "vocab_size": 64, "pairs": 4, "queries": 2, "distance": 16}
     prints = {recall(**base).fingerprint, *(recall(**base | {key: base[key] + 1}).fingerprint for key in base)}
     assert len(prints) == 6
     assert recall(**base).fingerprint in prints
 
 
-def test_accuracy_counts_scored_tokens_only():
+def test_recall_accuracy_counts_scored_tokens_only():
     source = recall(48)
     batch = source.validation(10)
     right = batch.targets != IGNORE
@@ -103,7 +103,7 @@ def test_accuracy_counts_scored_tokens_only():
     assert source.metrics(right, batch) == {"recall_accuracy": 0.5}
 
 
-def test_the_known_answer_is_data():
+def test_recall_known_answer_is_data():
     source = recall(48)
     assert source.answer is not None
     assert source.answer.optimal_l == 1
@@ -123,7 +123,7 @@ def test_the_known_answer_is_data():
         ),
     ],
 )
-def test_what_does_not_fit_names_the_key_and_what_would(settings_, message):
+def test_recall_that_does_not_fit_names_the_key_and_a_value_that_would(settings_, message):
     with pytest.raises(UserError, match=message):
         recall(**settings_)
     number = int(message.rsplit(" ", 1)[1])

@@ -36,7 +36,7 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_batches_depend_on_seed_and_step_only(name):
+def test_task_batches_depend_on_seed_and_step_only(name):
     source, other = task(name, **SMALL[name]), task(name, **SMALL[name])
     first = source.train(seed=3, step=7, batch_size=8)
     other.train(seed=1, step=0, batch_size=5)
@@ -58,7 +58,7 @@ def test_batches_depend_on_seed_and_step_only(name):
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_the_fingerprint_follows_every_setting_it_reads(name):
+def test_task_fingerprint_follows_every_setting_it_reads(name):
     base = SMALL[name]
     read = {*task(name, **base).details["parameters"], "seq_len", "vocab_size"}
     assert {*base} <= read
@@ -84,7 +84,7 @@ def test_the_fingerprint_follows_every_setting_it_reads(name):
         ("hops", {"hops": 7, "seq_len": 200, "vocab_size": 64}, 3, 7, True),
     ],
 )
-def test_the_known_answer_is_data(name, settings_, optimal_l, stepwise_l, exact):
+def test_task_known_answer_is_data(name, settings_, optimal_l, stepwise_l, exact):
     source = task(name, **SMALL[name] | settings_)
     assert source.answer is not None
     assert (source.answer.optimal_l, source.answer.stepwise_l, source.answer.exact) == (optimal_l, stepwise_l, exact)
@@ -123,7 +123,7 @@ def links(tokens: np.ndarray, fillers: int) -> tuple[dict[int, tuple[int, int]],
     fillers=st.integers(1, 4),
     seed=st.integers(0, 2**31),
 )
-def test_chains_lead_from_query_to_answer(hops, pairs, share, distance, slack, spare, fillers, seed):
+def test_hops_chains_lead_from_query_to_answer(hops, pairs, share, distance, slack, spare, fillers, seed):
     queries = max(1, round(share * pairs))
     config = {"pairs": pairs, "queries": queries, "distance": distance, "fillers": fillers, "hops": hops}
     source = task(
@@ -148,7 +148,7 @@ def test_chains_lead_from_query_to_answer(hops, pairs, share, distance, slack, s
         assert (targets != IGNORE).sum() == queries + (hops - 1) * pairs
 
 
-def test_hops_are_judged_by_the_whole_chain():
+def test_hops_validation_is_judged_by_the_whole_chain():
     source = task("hops", **SMALL["hops"])
     batch = source.validation(20)
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
@@ -160,7 +160,7 @@ def test_hops_are_judged_by_the_whole_chain():
 
 @settings(max_examples=30, deadline=None)
 @given(distance=st.integers(1, 40), slack=st.integers(2, 40), seed=st.integers(0, 2**31))
-def test_induction_asks_for_what_followed_the_trigger(distance, slack, seed):
+def test_induction_query_asks_for_what_followed_the_trigger(distance, slack, seed):
     batch = task("induction", distance + slack, vocab_size=9, distance=distance).train(seed=seed, step=0, batch_size=50)
     assert (batch.targets[:, :-1] == IGNORE).all()
     places = []
@@ -173,7 +173,7 @@ def test_induction_asks_for_what_followed_the_trigger(distance, slack, seed):
     assert max(places) < distance + slack
 
 
-def test_triggers_lie_anywhere():
+def test_induction_triggers_lie_anywhere():
     batch = task("induction", 26, vocab_size=9, distance=16).train(seed=0, step=0, batch_size=900)
     _, counts = np.unique((batch.tokens == 0).argmax(axis=1), return_counts=True)
     # 900 draws of 9 places: 100 each, standard deviation 9.4.
@@ -183,7 +183,7 @@ def test_triggers_lie_anywhere():
 
 @settings(max_examples=30, deadline=None)
 @given(distance=st.integers(1, 30), slack=st.integers(1, 50), fillers=st.integers(1, 5), seed=st.integers(0, 2**31))
-def test_copies_are_scored_whole(distance, slack, fillers, seed):
+def test_copy_is_scored_whole(distance, slack, fillers, seed):
     batch = task("copy", distance + slack, vocab_size=20, distance=distance, fillers=fillers).train(
         seed=seed, step=0, batch_size=4
     )
@@ -200,7 +200,7 @@ def test_copies_are_scored_whole(distance, slack, fillers, seed):
 
 @settings(max_examples=30, deadline=None)
 @given(depth=st.floats(0, 1), seq_len=st.integers(5, 80), seed=st.integers(0, 2**31))
-def test_the_needle_lies_at_its_depth(depth, seq_len, seed):
+def test_needle_lies_at_its_depth(depth, seq_len, seed):
     source = task("needle", seq_len, vocab_size=12, depth=depth)
     batch = source.train(seed=seed, step=0, batch_size=5)
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
@@ -235,7 +235,7 @@ def evaluate(tokens: np.ndarray) -> tuple[int, int]:
 
 @settings(max_examples=30, deadline=None)
 @given(depth=st.integers(4, 10), args=st.integers(3, 10), seq_len=st.integers(4, 60), seed=st.integers(0, 2**31))
-def test_lists_have_their_value(depth, args, seq_len, seed):
+def test_listops_lists_have_their_value(depth, args, seq_len, seed):
     batch = task("listops", seq_len, vocab_size=16, list_depth=depth, list_args=args).train(
         seed=seed, step=0, batch_size=4
     )
@@ -249,7 +249,7 @@ def test_lists_have_their_value(depth, args, seq_len, seed):
         assert deepest <= depth - 1
 
 
-def test_lists_follow_the_published_grammar():
+def test_listops_lists_follow_the_published_grammar():
     batch = task("listops", 200, vocab_size=16).train(seed=0, step=0, batch_size=300)
     tokens, counts = np.unique(batch.tokens[batch.tokens != 10], return_counts=True)
     count = dict(zip(tokens.tolist(), counts.tolist(), strict=True))
@@ -293,7 +293,7 @@ def test_local_sequences_follow_their_chain_and_no_more():
         ("local", {"seq_len": 7}, "training.seq_len 7 is too short .* raise it to 8"),
     ],
 )
-def test_what_does_not_fit_names_the_key_and_what_would(name, settings_, message):
+def test_task_that_does_not_fit_names_the_key_and_a_value_that_would(name, settings_, message):
     with pytest.raises(UserError, match=message):
         task(name, **SMALL[name] | settings_)
     (key,) = settings_
@@ -311,6 +311,6 @@ def test_what_does_not_fit_names_the_key_and_what_would(name, settings_, message
         ({"recall_share": 1.0}, "recall_share must lie between"),
     ],
 )
-def test_settings_out_of_range_are_refused(settings_, message):
+def test_task_settings_out_of_range_are_refused(settings_, message):
     with pytest.raises(UserError, match=message):
         DataConfig(source="hops", **settings_)

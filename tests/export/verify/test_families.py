@@ -59,7 +59,7 @@ def problem(proof: Proof) -> str:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_does_what_it_was_given(family: str, shape: str, tmp_path: Path) -> None:
+def test_verify_every_family_obeys_its_schedule(family: str, shape: str, tmp_path: Path) -> None:
     asked = schedule(family, shape)
     proof = verify(written(asked, family, tmp_path))
     assert proof.proven, proof.problem
@@ -71,13 +71,13 @@ def test_every_family_does_what_it_was_given(family: str, shape: str, tmp_path: 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_family_obeys_with_eager_attention_too(family: str, tmp_path: Path) -> None:
+def test_verify_every_family_with_eager_attention_obeys_too(family: str, tmp_path: Path) -> None:
     proof = verify(written(schedule(family, SHAPES[0]), family, tmp_path), attention="eager")
     assert proof.proven, proof.problem
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_another_schedule_than_the_folders_is_not_proven(family: str, tmp_path: Path) -> None:
+def test_verify_schedule_other_than_the_folders_is_not_proven(family: str, tmp_path: Path) -> None:
     folder = written(schedule(family, "{} full {}"), family, tmp_path)
     for shape, window in (("{} {} full", 5), ("{} full {}", 6)):
         proof = verify(folder, schedule=schedule(family, shape, window))
@@ -87,7 +87,7 @@ def test_another_schedule_than_the_folders_is_not_proven(family: str, tmp_path: 
 
 
 @pytest.mark.parametrize("family", DEAF)
-def test_families_that_ignore_the_schedule_are_caught(family: str, tmp_path: Path) -> None:
+def test_verify_families_that_ignore_the_schedule_are_caught(family: str, tmp_path: Path) -> None:
     asked = Schedule.parse("window:5 full window:5 full")
     folder = changed(
         written(asked, "ministral", tmp_path),
@@ -104,7 +104,7 @@ def test_families_that_ignore_the_schedule_are_caught(family: str, tmp_path: Pat
     assert [layer.proven for layer in proof.layers] == [span.is_full == (family == "llama") for span in asked]
 
 
-def test_a_cache_that_forgets_is_caught_where_the_masks_are_right(tmp_path: Path) -> None:
+def test_verify_forgetful_cache_with_right_masks_is_caught(tmp_path: Path) -> None:
     # This Llama sees everything, as asked; its cache drops what layer_types says, and the text goes another way.
     folder = changed(written(Schedule.parse("window:5 full"), "ministral", tmp_path), model_type="llama")
     proof = verify(folder, schedule=Schedule.parse("full*2"))
@@ -113,13 +113,13 @@ def test_a_cache_that_forgets_is_caught_where_the_masks_are_right(tmp_path: Path
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_a_window_that_is_not_switched_on_is_caught(family: str, tmp_path: Path) -> None:
+def test_verify_window_not_switched_on_is_caught(family: str, tmp_path: Path) -> None:
     folder = changed(written(schedule(family, "{} full"), family, tmp_path), use_sliding_window=None)
     with pytest.raises(UserError, match=r"does not run as config\.json has it"):
         verify(folder)
 
 
-def test_modernberts_field_is_twice_its_window(tmp_path: Path) -> None:
+def test_export_modernbert_window_field_is_twice_its_window(tmp_path: Path) -> None:
     folder = written(Schedule.parse("window:5 full"), "modernbert-decoder", tmp_path)
     assert json.loads((folder / "config.json").read_text())["local_attention"] == 10
     changed(folder, local_attention=5, sliding_window=None)
@@ -127,7 +127,7 @@ def test_modernberts_field_is_twice_its_window(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_trained_weights_are_loaded_and_compared(family: str, tmp_path: Path) -> None:
+def test_verify_trained_weights_are_loaded_and_compared(family: str, tmp_path: Path) -> None:
     asked = schedule(family, "{} full {}")
     model = size(asked, family, tie_embeddings=family == "qwen3")
     folder = written(asked, family, tmp_path, tie_embeddings=model.tie_embeddings)
@@ -149,7 +149,7 @@ def test_trained_weights_are_loaded_and_compared(family: str, tmp_path: Path) ->
     ("family", "text", "pieces"),
     [("ministral", "window:300 full", 2), ("llama4", "block:150 full", 3)],
 )
-def test_wide_models_are_shrunk_and_long_spans_tested_at_their_edges(
+def test_verify_wide_model_is_shrunk_and_long_spans_tested_at_their_edges(
     family: str, text: str, pieces: int, tmp_path: Path
 ) -> None:
     asked = Schedule.parse(text)
@@ -165,7 +165,7 @@ def test_wide_models_are_shrunk_and_long_spans_tested_at_their_edges(
     assert [layer.proven for layer in verify(tmp_path, schedule=off).layers] == [False, True]
 
 
-def test_positions_scaled_dimension_by_dimension_do_not_hinder_shrinking(tmp_path: Path) -> None:
+def test_verify_positions_scaled_per_dimension_do_not_hinder_shrinking(tmp_path: Path) -> None:
     asked = Schedule.parse("window:5 full")
     model = ModelConfig(n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, d_ff=512)
     export(asked, "hf", model=model, vocab_size=61, seq_len=64, out=tmp_path, family="qwen3")
@@ -176,7 +176,7 @@ def test_positions_scaled_dimension_by_dimension_do_not_hinder_shrinking(tmp_pat
     assert proof.proven, proof.problem
 
 
-def test_the_command_prints_the_proof_and_tells_by_its_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_export_prints_the_proof_and_exits_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(written(Schedule.parse("window:5 full"), "qwen3", tmp_path))
     assert main(["verify-export", folder]) == 0
     shown = capsys.readouterr().out
@@ -190,7 +190,7 @@ def test_the_command_prints_the_proof_and_tells_by_its_code(tmp_path: Path, caps
     assert [layer["too_many"] for layer in held["layers"]] == [0, 0]
 
 
-def test_windows_of_their_own_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+def test_export_model_with_windows_of_its_own_is_refused_before_loading(tmp_path: Path) -> None:
     folder = changed(
         written(Schedule.parse("window:5 full"), "ministral", tmp_path), per_layer_config={"0": {"sliding_window": 3}}
     )
@@ -200,7 +200,7 @@ def test_windows_of_their_own_are_refused_before_anything_is_loaded(tmp_path: Pa
         verify(changed(folder, per_layer_config=None, sliding_window=[5, 24]))
 
 
-def test_a_folder_without_schedule_takes_the_given_one(tmp_path: Path) -> None:
+def test_verify_folder_without_schedule_takes_the_given_one(tmp_path: Path) -> None:
     folder = written(Schedule.parse("window:5 full"), "qwen2", tmp_path)
     (folder / "schedule.yaml").rename(folder / "other.yaml")
     with pytest.raises(UserError, match=r"schedule\.yaml is missing"):

@@ -122,7 +122,9 @@ CASES: dict[str, tuple[Breaks, list[str]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_line_and_exit_code_2(case: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_export_bad_folder_is_refused_in_one_line_with_exit_code_2(
+    case: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     breaks, words = CASES[case]
     (folder / "evil.py").write_text("raise SystemExit('run unasked')")
     breaks(folder)
@@ -134,7 +136,7 @@ def test_one_line_and_exit_code_2(case: str, folder: Path, capsys: pytest.Captur
     assert [word for word in words if word not in shown.err] == [], shown.err
 
 
-def test_whole_shards_are_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_whole_shards_are_loaded(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shards([f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)])(folder)
     assert main(["verify-export", str(folder)]) == 0
     assert "the folder's own weights" in capsys.readouterr().out
@@ -150,7 +152,7 @@ def test_whole_shards_are_loaded(folder: Path, capsys: pytest.CaptureFixture[str
         (["--schedule", "window:50000 full"], "more than 20000 are not tested"),
     ],
 )
-def test_wrong_flags_are_one_line(
+def test_verify_export_wrong_flag_is_refused_in_one_line(
     extra: list[str], words: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["verify-export", str(folder), *extra]) == 2

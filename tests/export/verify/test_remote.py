@@ -29,7 +29,7 @@ def written(schedule: Schedule, out: Path) -> Path:
     return out
 
 
-def test_every_kind_of_span_is_proven(tmp_path: Path) -> None:
+def test_verify_every_kind_of_span_is_proven(tmp_path: Path) -> None:
     proof = verify(written(EVERY, tmp_path / "new"), trust_remote_code=True)
     assert proof.proven, proof.problem
     assert proof.logits is not None
@@ -37,7 +37,7 @@ def test_every_kind_of_span_is_proven(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("base", BASES)
-def test_every_base_is_proven(base: str, tmp_path: Path) -> None:
+def test_verify_every_base_is_proven(base: str, tmp_path: Path) -> None:
     name, values = (hf_models.FAMILIES | {"olmo2": ("Olmo2Config", hf_models.FAMILIES["llama"][1])})[base]
     schedule = Schedule.parse("window:4/3@2+sink:1 full block:6+las:0.1/3")
     write_remote(schedule, config=getattr(transformers, name)(**values), out=tmp_path / "new")
@@ -52,7 +52,7 @@ def test_every_base_is_proven(base: str, tmp_path: Path) -> None:
         ("tokens.clamp(max=reach + self.pool - 1)", "tokens.clamp(max=reach + self.pool - 3)"),
     ],
 )
-def test_a_modelling_file_that_does_otherwise_is_caught(code: str, wrong: str, tmp_path: Path) -> None:
+def test_verify_altered_modeling_file_is_caught(code: str, wrong: str, tmp_path: Path) -> None:
     folder = written(Schedule.parse("full window:5 window:5"), tmp_path / "new")
     text = (folder / MODELING).read_text()
     assert text.count(code) == 1
@@ -60,7 +60,7 @@ def test_a_modelling_file_that_does_otherwise_is_caught(code: str, wrong: str, t
     assert not verify(folder, trust_remote_code=True).proven
 
 
-def test_what_masks_of_layers_do_not_show_heads_and_logits_do(tmp_path: Path) -> None:
+def test_verify_faults_hidden_from_masks_are_caught_by_heads_and_logits(tmp_path: Path) -> None:
     folder = written(Schedule.parse("full window:4/2@1 window:5+las:0.1/2"), tmp_path / "new")
     heads = verify(folder, schedule=Schedule.parse("full window:4/2@3 window:5+las:0.1/2"), trust_remote_code=True)
     assert [(layer.too_many, layer.too_few) for layer in heads.layers] == [(0, 0)] * 3

@@ -63,14 +63,14 @@ def differences(found: list[Tensor], truth: list[Tensor]) -> list[float]:
 
 @pytest.mark.parametrize("text", KINDS)
 @pytest.mark.parametrize(("tokens", "kv_heads"), [(35, 2), (131, 4)])
-def test_chunked_is_the_reference(text: str, tokens: int, kv_heads: int) -> None:
+def test_chunked_attention_any_span_equals_reference(text: str, tokens: int, kv_heads: int) -> None:
     span, case = Span.parse(text), tensors(2, 4, kv_heads, tokens, 5)
     found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
     assert max(differences(found, truth)) < 1e-10
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_shortest_texts(text: str) -> None:
+def test_chunked_attention_shortest_texts_equals_reference(text: str) -> None:
     for tokens in (1, 2):
         span, case = Span.parse(text), tensors(1, 4, 2, tokens, 3)
         found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
@@ -81,7 +81,7 @@ def test_shortest_texts(text: str) -> None:
     "text",
     ["window:300", "window:520", "block:520", "window:300+sink:9", "block:300+sink:7", "window:260/2@1+las:0.01/3"],
 )
-def test_spans_wide_enough_for_tiles(text: str) -> None:
+def test_chunked_attention_spans_wide_enough_for_tiles_equals_reference(text: str) -> None:
     span, case = Span.parse(text), tensors(1, 2, 1, 733, 8)
     found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
     assert max(differences(found, truth)) < 1e-10
@@ -109,7 +109,7 @@ spans = st.one_of(
     kv_heads=st.sampled_from([1, 2, 4]),
     width=st.integers(1, 9),
 )
-def test_chunked_is_the_reference_on_random_shapes(
+def test_chunked_attention_random_shapes_equals_reference(
     span: dict[str, Any], decay: float, pool: int, tokens: int, batch: int, kv_heads: int, width: int
 ) -> None:
     drawn, case = Span(**span, decay=decay, pool=pool), tensors(batch, 4, kv_heads, tokens, width)
@@ -124,7 +124,9 @@ NARROW = ["full", "window:32", "window:32/4", "window:8/4@1+sink:4", "window:520
 @pytest.mark.parametrize("text", [*NARROW, "full+las:0.1/3", "window:32+las:0.1/3"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-3)])
 @pytest.mark.parametrize("tokens", [61, 600])
-def test_narrow_precisions(text: str, dtype: torch.dtype, tolerance: float, tokens: int) -> None:
+def test_chunked_attention_narrow_precisions_stay_near_reference(
+    text: str, dtype: torch.dtype, tolerance: float, tokens: int
+) -> None:
     span, case = Span.parse(text), tensors(2, 4, 2, tokens, 16, dtype=dtype)
     truth_case = [x.detach().double().requires_grad_() for x in case]
     found, truth = outcome(attend, span, *case), outcome(reference_attention, span, *truth_case)
@@ -133,17 +135,17 @@ def test_narrow_precisions(text: str, dtype: torch.dtype, tolerance: float, toke
 
 
 @pytest.mark.parametrize("text", ["window:3+sink:1", "block:4+las:0.2/2"])
-def test_gradients_by_finite_differences(text: str) -> None:
+def test_chunked_attention_gradients_equal_finite_differences(text: str) -> None:
     q, k, v, _ = tensors(1, 2, 1, 9, 2)
     assert torch.autograd.gradcheck(lambda *x: attend(*x, Span.parse(text)), (q, k, v))
 
 
-def test_full_attention_is_torchs() -> None:
+def test_attend_full_span_equals_torch_sdpa() -> None:
     q, k, v, _ = tensors(2, 4, 4, 33, 8)
     assert torch.allclose(attend(q, k, v, Span.parse("full")), F.scaled_dot_product_attention(q, k, v, is_causal=True))
 
 
-def test_pooled_rows_by_hand() -> None:
+def test_reference_attention_pooled_rows_equal_hand_computation() -> None:
     # Equal logits: row i of A is 1/(i+1) over its keys; P=2 adds the next key's weight, divided by 2, zero beyond.
     q, k = torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1)
     v = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3, 1)
@@ -153,7 +155,7 @@ def test_pooled_rows_by_hand() -> None:
         assert torch.allclose(attention(q, k, v, Span.parse("full+las:0/2"))[0, 0], expected)
 
 
-def test_decayed_logits_by_hand() -> None:
+def test_reference_attention_decayed_logits_equal_hand_computation() -> None:
     # Two heads: alpha 0 and 0.5; query 1 against keys 0 and 1, logits 2 and 2, the far one times exp(-0.5).
     q, k = torch.full((1, 2, 2, 1), 2.0), torch.ones(1, 2, 2, 1)
     v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1).expand(1, 2, 2, 1)
@@ -163,7 +165,7 @@ def test_decayed_logits_by_hand() -> None:
         assert torch.allclose(out, torch.stack((torch.tensor(0.5), weights)))
 
 
-def test_large_logits_stay_finite() -> None:
+def test_attend_large_logits_stay_finite() -> None:
     q, k, v, grad = tensors(1, 2, 2, 150, 4, dtype=torch.float32)
     case = [(200 * q.detach()).requires_grad_(), k, v, grad]
     exact = [x.detach().double().requires_grad_() for x in case]
@@ -173,7 +175,7 @@ def test_large_logits_stay_finite() -> None:
 
 
 @pytest.mark.parametrize("text", ["full+las:0.5", "window:300", "window:270/2+sink:2", "block:300"])
-def test_unseen_keys_may_have_infinite_weights(text: str) -> None:
+def test_attend_unseen_keys_with_infinite_weights_change_nothing(text: str) -> None:
     q, k, v, grad = tensors(1, 1, 1, 700, 4)
     q, k = q.detach().abs().requires_grad_(), k.detach().clone()
     # exp(1000) overflows. The last key is unseen by all queries but the last, the first by most of a window's.
@@ -202,7 +204,7 @@ class Largest(TorchDispatchMode):
     "text",
     ["full", "window:64", "window:300", "window:16/4@1", "block:256", "window:64+sink:4", "full+las:0.1"],
 )
-def test_memory_grows_with_the_span(text: str) -> None:
+def test_chunked_attention_memory_grows_with_the_span(text: str) -> None:
     span, largest = Span.parse(text), {}
     for tokens in (2048, 4096):
         case = tensors(1, 1, 1, tokens, 8, dtype=torch.float32)
@@ -215,7 +217,7 @@ def test_memory_grows_with_the_span(text: str) -> None:
     assert largest[4096] < 4096**2 / 8
 
 
-def test_autocast_and_mixed_precisions() -> None:
+def test_attend_autocast_and_mixed_precisions_keep_dtypes() -> None:
     q, k, v, _ = tensors(1, 2, 2, 40, 8, dtype=torch.float32)
     span = Span.parse("window:8")
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -227,7 +229,7 @@ def test_autocast_and_mixed_precisions() -> None:
     assert attend(q, k, v.bfloat16(), span).dtype is torch.float32
 
 
-def test_operator_obeys_torchs_rules() -> None:
+def test_chunked_operator_passes_torch_opcheck() -> None:
     q, k, v, _ = tensors(1, 2, 1, 20, 4)
     with warnings.catch_warnings():
         # The checker itself calls parts of torch that announce their own end.
@@ -236,7 +238,7 @@ def test_operator_obeys_torchs_rules() -> None:
 
 
 @pytest.mark.parametrize("text", PLAIN)
-def test_flex_sees_the_same_keys(text: str) -> None:
+def test_flex_mask_mod_sees_the_keys_of_span_mask(text: str) -> None:
     span, tokens, heads = Span.parse(text), 60, 4
     mask = mask_mod(span)
     i, j = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
@@ -245,7 +247,7 @@ def test_flex_sees_the_same_keys(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["full", "window:20", "window:4/2@1+sink:3", "block:16", "window:20+las:0.1/3"])
-def test_flex_forward_is_the_reference(text: str) -> None:
+def test_flex_forward_equals_reference(text: str) -> None:
     q, k, v, _ = (x.detach() for x in tensors(1, 4, 2, 130, 16, dtype=torch.float32))
     span = Span.parse(text)
     with warnings.catch_warnings():
@@ -255,7 +257,7 @@ def test_flex_forward_is_the_reference(text: str) -> None:
     assert max(differences([found], [reference_attention(q, k, v, span)])) < 1e-5
 
 
-def test_names_of_kernels() -> None:
+def test_kernel_for_span_and_device_names_the_kernel() -> None:
     window = Span.parse("window:64")
     assert kernel_for(window, "cpu", seq_len=512) == "chunked-span"
     assert kernel_for(window, "cpu", seq_len=64) == "chunked-flash"
@@ -264,7 +266,7 @@ def test_names_of_kernels() -> None:
     assert kernel_for(window, "cpu", kernel="reference") == "reference"
 
 
-def test_what_users_get_wrong() -> None:
+def test_attend_wrong_input_is_refused() -> None:
     q, k, v, _ = tensors(1, 4, 2, 8, 4)
     with pytest.raises(errors.UserError, match="did you mean 'chunked'"):
         attend(q, k, v, Span.parse("full"), kernel="chunk")  # type: ignore[arg-type]

@@ -50,7 +50,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 @pytest.mark.parametrize("name", [*RUNS, "empty"])
-def test_no_text_covers_another_or_leaves_the_figure(tmp_path: Path, name: str, figures: list[Any]) -> None:
+def test_plot_signal_text_neither_overlaps_nor_leaves_the_figure(tmp_path: Path, name: str, figures: list[Any]) -> None:
     from matplotlib.text import Text
 
     plot_signal(analyse(*(([], 0.5) if name == "empty" else run(name))), tmp_path / "signal")
@@ -82,7 +82,7 @@ def test_no_text_covers_another_or_leaves_the_figure(tmp_path: Path, name: str, 
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_the_figure_names_what_it_shows(tmp_path: Path, name: str) -> None:
+def test_plot_signal_figure_names_what_it_shows(tmp_path: Path, name: str) -> None:
     result = analyse(*run(name))
     png, svg = plot_signal(result, tmp_path / "signal")
     assert (png.name, svg.name) == ("signal.png", "signal.svg")
@@ -104,7 +104,7 @@ def test_the_figure_names_what_it_shows(tmp_path: Path, name: str) -> None:
     assert ("loss at one fresh seed" in said) == (len(found.seeds) == 1)
 
 
-def test_of_many_schedules_the_named_and_the_placements_stay(tmp_path: Path, figures: list[Any]) -> None:
+def test_plot_signal_many_schedules_keeps_named_ones_and_placements(tmp_path: Path, figures: list[Any]) -> None:
     result = analyse(*run("deep"))
     measured = sum(entry.mean is not None for entry in result.entries)
     assert measured > MOST_ROWS
@@ -118,7 +118,7 @@ def test_of_many_schedules_the_named_and_the_placements_stay(tmp_path: Path, fig
     assert all(label.endswith(f"{result.signal.cost:.3f}") for label in bold)
 
 
-def test_bars_marks_and_band_stand_at_the_measured_values(tmp_path: Path, figures: list[Any]) -> None:
+def test_plot_signal_bars_marks_and_band_stand_at_measured_values(tmp_path: Path, figures: list[Any]) -> None:
     records = [
         *confirmed("full*4", [2.50, 2.61, 2.56], role="all_full"),
         *confirmed("window:32*4", [2.90, 3.00, 2.95], role="all_sparse"),
@@ -148,7 +148,7 @@ def test_bars_marks_and_band_stand_at_the_measured_values(tmp_path: Path, figure
     assert labels == ["all_sparse", "top(1)", "bottom(1)", "all_full"]
 
 
-def test_the_same_result_is_the_same_bytes(tmp_path: Path) -> None:
+def test_plot_signal_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib
 
     result = analyse(*run("few"))

@@ -27,7 +27,7 @@ def texts(svg: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_both_files_are_written_and_name_what_they_show(tmp_path: Path, name: str) -> None:
+def test_plot_pareto_writes_both_files_and_names_what_they_show(tmp_path: Path, name: str) -> None:
     kwargs = {"budget": 0.5} | RUNS[name]
     result = analyse(a_run(**kwargs), kwargs["budget"])  # type: ignore[arg-type]
     png, svg = plot_pareto(result, tmp_path / "pareto")
@@ -48,7 +48,7 @@ def test_both_files_are_written_and_name_what_they_show(tmp_path: Path, name: st
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_labels_cover_neither_each_other_nor_the_edge(
+def test_plot_pareto_labels_cover_neither_each_other_nor_the_edge(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from matplotlib.figure import Figure
@@ -89,7 +89,7 @@ def test_labels_cover_neither_each_other_nor_the_edge(
         )
 
 
-def test_the_same_result_is_the_same_bytes_and_no_setting_of_the_user_changes(tmp_path: Path) -> None:
+def test_plot_pareto_same_result_gives_the_same_bytes_under_any_user_setting(tmp_path: Path) -> None:
     import matplotlib
 
     result = analyse(a_run(12), 0.5)
@@ -102,7 +102,7 @@ def test_the_same_result_is_the_same_bytes_and_no_setting_of_the_user_changes(tm
     assert b"dc:date" not in first[1]
 
 
-def test_a_stopped_trial_is_nowhere_on_the_figure(tmp_path: Path) -> None:
+def test_plot_pareto_stopped_trial_is_left_out(tmp_path: Path) -> None:
     done = [record("full*4", 2.0, role="all_full"), record("window:32*4", 2.5, role="all_sparse")]
     stopped = record("window:32*3 full", 1.0, state="stopped", steps=100)
     _, without = plot_pareto(analyse(done, 0.5), tmp_path / "without")
@@ -115,6 +115,6 @@ def test_a_stopped_trial_is_nowhere_on_the_figure(tmp_path: Path) -> None:
     assert "stopped early, not shown: 1" in texts(with_one)
 
 
-def test_an_empty_run_gives_a_figure_that_says_so(tmp_path: Path) -> None:
+def test_plot_pareto_empty_run_says_so(tmp_path: Path) -> None:
     _, svg = plot_pareto(analyse([], 0.5), tmp_path / "pareto")
     assert "Nothing to conclude: no trial has completed." in texts(svg)
