@@ -42,14 +42,6 @@ def test_mix_rows_are_those_of_their_own_source(cache_dir, alone, share, rows):
         np.testing.assert_array_equal(batch.targets[rows][scored], keys.targets[scored] + 512)
 
 
-def test_mix_smaller_batch_is_a_prefix(cache_dir):
-    source = mix(cache_dir, 0.4)
-    large, small = (source.train(seed=3, step=7, batch_size=size) for size in (16, 7))
-    np.testing.assert_array_equal(large.tokens[:7], small.tokens)
-    np.testing.assert_array_equal(large.targets[:7], small.targets)
-    assert (source.train(seed=3, step=8, batch_size=7).tokens != small.tokens).any(axis=1).all()
-
-
 def test_mix_groups_tell_losses_and_accuracy_apart(cache_dir):
     source = mix(cache_dir)
     batch = source.validation(8)

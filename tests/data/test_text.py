@@ -172,17 +172,6 @@ def test_text_training_every_start_is_possible_and_none_runs_over(tmp_path):
     assert set(starts) == {0, 1, 2}
 
 
-def test_text_training_batches_depend_on_seed_and_step_only(stdlib, cache_dir):
-    first = stdlib.train(seed=3, step=7, batch_size=8)
-    other = open_source(CONFIG, 64, cache_dir)
-    other.train(seed=0, step=0, batch_size=3)
-    other.validation(5)
-    np.testing.assert_array_equal(first.tokens, other.train(seed=3, step=7, batch_size=8).tokens)
-    np.testing.assert_array_equal(first.tokens[:3], other.train(seed=3, step=7, batch_size=3).tokens)
-    for seed, step in ((3, 8), (4, 7), (7, 3)):
-        assert (stdlib.train(seed=seed, step=step, batch_size=8).tokens != first.tokens).any(axis=1).all()
-
-
 @pytest.mark.parametrize(("sequences", "validation"), [(1, 51), (4, 201), (4, 250), (7, 1000)])
 def test_text_validation_windows_are_spread_and_never_overlap(tmp_path, sequences, validation):
     source = counting(tmp_path, 100, validation, 50)

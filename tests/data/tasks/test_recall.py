@@ -66,26 +66,6 @@ def test_recall_least_distance_occurs_and_values_are_unpredictable():
     assert counts.max() < 372
 
 
-def test_recall_batches_depend_on_seed_and_step_only():
-    source, other = recall(48), recall(48)
-    first = source.train(seed=3, step=7, batch_size=8)
-    other.train(seed=1, step=0, batch_size=5)
-    other.validation(4)
-    again = other.train(seed=3, step=7, batch_size=8)
-    np.testing.assert_array_equal(first.tokens, again.tokens)
-    np.testing.assert_array_equal(first.targets, again.targets)
-    np.testing.assert_array_equal(first.tokens[:3], source.train(seed=3, step=7, batch_size=3).tokens)
-    for seed, step in ((3, 8), (4, 7), (7, 3)):
-        assert (source.train(seed=seed, step=step, batch_size=8).tokens != first.tokens).any(axis=1).all()
-
-
-def test_recall_validation_shares_no_sequence_with_training():
-    source = recall(48)
-    seen = {row.tobytes() for step in range(20) for row in source.train(seed=0, step=step, batch_size=64).tokens}
-    assert len(seen) == 20 * 64
-    assert seen.isdisjoint(row.tobytes() for row in source.validation(256).tokens)
-
-
 def test_recall_fingerprint_follows_every_setting():
     base = {"seq_len": 120, "vocab_size": 64, "pairs": 4, "queries": 2, "distance": 16}
     prints = {recall(**base).fingerprint, *(recall(**base | {key: base[key] + 1}).fingerprint for key in base)}

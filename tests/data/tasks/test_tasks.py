@@ -10,25 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layersearch.config.recipe import DataConfig
-from layersearch.data import describe, open_source
-from layersearch.data.source import IGNORE, Source
+from layersearch.data import describe
+from layersearch.data.source import IGNORE
 from layersearch.data.tasks import TASKS
 from layersearch.errors import UserError
+from tests.helpers.tasks import SMALL, open_task
 
-
-def task(name: str, seq_len: int, **settings_: object) -> Source:
-    return open_source(DataConfig(source=name, **settings_), seq_len)
-
-
-SMALL = {
-    "recall": {"seq_len": 40, "vocab_size": 40, "pairs": 4, "queries": 2, "distance": 16},
-    "hops": {"seq_len": 70, "vocab_size": 40, "hops": 2, "pairs": 4, "queries": 3, "distance": 16},
-    "induction": {"seq_len": 40, "vocab_size": 40, "distance": 16},
-    "copy": {"seq_len": 40, "vocab_size": 40, "distance": 16},
-    "needle": {"seq_len": 40, "vocab_size": 40, "depth": 0.25},
-    "listops": {"seq_len": 40, "vocab_size": 40, "list_depth": 6, "list_args": 5},
-    "local": {"seq_len": 40, "vocab_size": 40, "reach": 4},
-}
 OTHER = {
     "fillers": 3, "pairs": 5, "queries": 1, "distance": 17, "hops": 1, "depth": 0.75, "list_depth": 7, "list_args": 6,
     "reach": 5, "seq_len": 90, "vocab_size": 41,
@@ -36,36 +23,14 @@ OTHER = {
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_task_batches_depend_on_seed_and_step_only(name):
-    source, other = task(name, **SMALL[name]), task(name, **SMALL[name])
-    first = source.train(seed=3, step=7, batch_size=8)
-    other.train(seed=1, step=0, batch_size=5)
-    other.validation(4)
-    again = other.train(seed=3, step=7, batch_size=8)
-    np.testing.assert_array_equal(first.tokens, again.tokens)
-    np.testing.assert_array_equal(first.targets, again.targets)
-    np.testing.assert_array_equal(first.tokens[:3], source.train(seed=3, step=7, batch_size=3).tokens)
-    for seed, step in ((3, 8), (4, 7), (7, 3)):
-        assert (source.train(seed=seed, step=step, batch_size=8).tokens != first.tokens).any(axis=1).all()
-    seen = {row.tobytes() for step in range(8) for row in source.train(seed=0, step=step, batch_size=64).tokens}
-    assert len(seen) == 8 * 64
-    assert seen.isdisjoint(row.tobytes() for row in source.validation(64).tokens)
-    assert first.tokens.shape == first.targets.shape == (8, source.seq_len)
-    assert first.tokens.dtype == first.targets.dtype == np.int64
-    assert 0 <= first.tokens.min() <= first.tokens.max() < source.vocab_size
-    scored = first.targets[first.targets != IGNORE]
-    assert 0 <= scored.min() <= scored.max() < source.vocab_size
-
-
-@pytest.mark.parametrize("name", TASKS)
 def test_task_fingerprint_follows_every_setting_it_reads(name):
     base = SMALL[name]
-    read = {*task(name, **base).details["parameters"], "seq_len", "vocab_size"}
+    read = {*open_task(name, **base).details["parameters"], "seq_len", "vocab_size"}
     assert {*base} <= read
-    changed = {key: task(name, **base | {key: OTHER[key]}).fingerprint for key in read}
-    assert len({*changed.values(), task(name, **base).fingerprint}) == len(read) + 1
+    changed = {key: open_task(name, **base | {key: OTHER[key]}).fingerprint for key in read}
+    assert len({*changed.values(), open_task(name, **base).fingerprint}) == len(read) + 1
     for key in OTHER.keys() - read:
-        assert task(name, **base | {key: OTHER[key]}).fingerprint == task(name, **base).fingerprint
+        assert open_task(name, **base | {key: OTHER[key]}).fingerprint == open_task(name, **base).fingerprint
 
 
 @pytest.mark.parametrize(
@@ -85,7 +50,7 @@ def test_task_fingerprint_follows_every_setting_it_reads(name):
     ],
 )
 def test_task_known_answer_is_data(name, settings_, optimal_l, stepwise_l, exact):
-    source = task(name, **SMALL[name] | settings_)
+    source = open_task(name, **SMALL[name] | settings_)
     assert source.answer is not None
     assert (source.answer.optimal_l, source.answer.stepwise_l, source.answer.exact) == (optimal_l, stepwise_l, exact)
     assert source.answer.source
@@ -126,7 +91,7 @@ def links(tokens: np.ndarray, fillers: int) -> tuple[dict[int, tuple[int, int]],
 def test_hops_chains_lead_from_query_to_answer(hops, pairs, share, distance, slack, spare, fillers, seed):
     queries = max(1, round(share * pairs))
     config = {"pairs": pairs, "queries": queries, "distance": distance, "fillers": fillers, "hops": hops}
-    source = task(
+    source = open_task(
         "hops",
         hops * (2 * pairs + distance - 1) + queries + slack,
         vocab_size=max(2, pairs) * (hops + 1) + fillers + spare,
@@ -149,7 +114,7 @@ def test_hops_chains_lead_from_query_to_answer(hops, pairs, share, distance, sla
 
 
 def test_hops_validation_is_judged_by_the_whole_chain():
-    source = task("hops", **SMALL["hops"])
+    source = open_task("hops", **SMALL["hops"])
     batch = source.validation(20)
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
         assert [*np.flatnonzero(targets != IGNORE)] == links(tokens, 5)[1]
@@ -161,7 +126,9 @@ def test_hops_validation_is_judged_by_the_whole_chain():
 @settings(max_examples=30, deadline=None)
 @given(distance=st.integers(1, 40), slack=st.integers(2, 40), seed=st.integers(0, 2**31))
 def test_induction_query_asks_for_what_followed_the_trigger(distance, slack, seed):
-    batch = task("induction", distance + slack, vocab_size=9, distance=distance).train(seed=seed, step=0, batch_size=50)
+    batch = open_task("induction", distance + slack, vocab_size=9, distance=distance).train(
+        seed=seed, step=0, batch_size=50
+    )
     assert (batch.targets[:, :-1] == IGNORE).all()
     places = []
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
@@ -174,7 +141,7 @@ def test_induction_query_asks_for_what_followed_the_trigger(distance, slack, see
 
 
 def test_induction_triggers_lie_anywhere():
-    batch = task("induction", 26, vocab_size=9, distance=16).train(seed=0, step=0, batch_size=900)
+    batch = open_task("induction", 26, vocab_size=9, distance=16).train(seed=0, step=0, batch_size=900)
     _, counts = np.unique((batch.tokens == 0).argmax(axis=1), return_counts=True)
     # 900 draws of 9 places: 100 each, standard deviation 9.4.
     assert len(counts) == 9
@@ -184,7 +151,7 @@ def test_induction_triggers_lie_anywhere():
 @settings(max_examples=30, deadline=None)
 @given(distance=st.integers(1, 30), slack=st.integers(1, 50), fillers=st.integers(1, 5), seed=st.integers(0, 2**31))
 def test_copy_is_scored_whole(distance, slack, fillers, seed):
-    batch = task("copy", distance + slack, vocab_size=20, distance=distance, fillers=fillers).train(
+    batch = open_task("copy", distance + slack, vocab_size=20, distance=distance, fillers=fillers).train(
         seed=seed, step=0, batch_size=4
     )
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
@@ -201,7 +168,7 @@ def test_copy_is_scored_whole(distance, slack, fillers, seed):
 @settings(max_examples=30, deadline=None)
 @given(depth=st.floats(0, 1), seq_len=st.integers(5, 80), seed=st.integers(0, 2**31))
 def test_needle_lies_at_its_depth(depth, seq_len, seed):
-    source = task("needle", seq_len, vocab_size=12, depth=depth)
+    source = open_task("needle", seq_len, vocab_size=12, depth=depth)
     batch = source.train(seed=seed, step=0, batch_size=5)
     for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
         marker, question = np.flatnonzero(tokens == 0)
@@ -236,7 +203,7 @@ def evaluate(tokens: np.ndarray) -> tuple[int, int]:
 @settings(max_examples=30, deadline=None)
 @given(depth=st.integers(4, 10), args=st.integers(3, 10), seq_len=st.integers(4, 60), seed=st.integers(0, 2**31))
 def test_listops_lists_have_their_value(depth, args, seq_len, seed):
-    batch = task("listops", seq_len, vocab_size=16, list_depth=depth, list_args=args).train(
+    batch = open_task("listops", seq_len, vocab_size=16, list_depth=depth, list_args=args).train(
         seed=seed, step=0, batch_size=4
     )
     assert (batch.targets[:, :-1] == IGNORE).all()
@@ -250,7 +217,7 @@ def test_listops_lists_have_their_value(depth, args, seq_len, seed):
 
 
 def test_listops_lists_follow_the_published_grammar():
-    batch = task("listops", 200, vocab_size=16).train(seed=0, step=0, batch_size=300)
+    batch = open_task("listops", 200, vocab_size=16).train(seed=0, step=0, batch_size=300)
     tokens, counts = np.unique(batch.tokens[batch.tokens != 10], return_counts=True)
     count = dict(zip(tokens.tolist(), counts.tolist(), strict=True))
     operators = [count[token] for token in (12, 13, 14, 15)]
@@ -264,7 +231,7 @@ def test_listops_lists_follow_the_published_grammar():
 
 
 def test_local_sequences_follow_their_chain_and_no_more():
-    source = task("local", 64, vocab_size=4, reach=5)
+    source = open_task("local", 64, vocab_size=4, reach=5)
     batch = source.train(seed=0, step=0, batch_size=4000)
     assert (batch.targets[:, :4] == IGNORE).all()
     assert (batch.targets[:, 4:] != IGNORE).all()
@@ -295,10 +262,10 @@ def test_local_sequences_follow_their_chain_and_no_more():
 )
 def test_task_that_does_not_fit_names_the_key_and_a_value_that_would(name, settings_, message):
     with pytest.raises(UserError, match=message):
-        task(name, **SMALL[name] | settings_)
+        open_task(name, **SMALL[name] | settings_)
     (key,) = settings_
     enough = int(re.findall(r"raise it to (\d+)", message)[0])
-    task(name, **SMALL[name] | {key: enough})
+    open_task(name, **SMALL[name] | {key: enough})
 
 
 @pytest.mark.parametrize(
