@@ -15,7 +15,6 @@ from pathlib import Path
 import psutil
 import pytest
 from optuna.trial import TrialState
-from runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
 from layersearch.config.recipe import load_recipe
 from layersearch.results.result import PROPOSED
@@ -27,6 +26,9 @@ from layersearch.study.run_folder import RunFolder, read_config
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import LocalPool, Pool
+from tests.helpers.runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
+
+pytestmark = pytest.mark.integration
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -51,7 +53,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_search_ends_as_an_unbroken_one(moment: str, tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_at_any_phase_ends_as_unbroken(moment: str, tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     process = started(out)
     wait_until(lambda: MOMENTS[moment](out), process)
@@ -69,7 +71,7 @@ def test_a_killed_search_ends_as_an_unbroken_one(moment: str, tmp_path: Path, sm
     check_study(out)
 
 
-def test_our_own_sampler_goes_on_alike(tmp_path: Path) -> None:
+def test_run_gain_sampler_killed_ends_as_unbroken(tmp_path: Path) -> None:
     """What `gain` proposes and stops depends on what was known, not on the process or the number of workers."""
     own = ["--set", "search.sampler=gain", "--set", "search.rungs=[0.5]", "--set", "search.trials=10"]
     run(tmp_path / "whole", *own, "--workers", "2")
@@ -137,7 +139,7 @@ def torn(run: Path) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
-def test_a_write_torn_anywhere_is_made_good(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
+def test_run_torn_write_anywhere_ends_as_unbroken(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
     written = (smoke_run / "trials.jsonl").read_bytes().splitlines(keepends=True)
     for number, (name, (whole, part, journal)) in enumerate(torn(smoke_run).items()):
         out = tmp_path / str(number)
@@ -200,14 +202,14 @@ def test_journal_without_its_last_label_keeps_every_whole_trial(
     assert not list(out.glob("study.journal.*"))
 
 
-def test_one_worker_finds_what_two_find(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_one_worker_finds_what_two_find(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     run(out, "--workers", "1")
     assert records(out) == records(smoke_run)
     check_study(out)
 
 
-def test_a_finished_search_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_finished_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     before = digests(out)
@@ -215,7 +217,7 @@ def test_a_finished_search_trains_nothing_again(tmp_path: Path, smoke_run: Path)
     assert digests(out) == before
 
 
-def test_a_search_goes_on_without_a_worker_that_was_killed(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_worker_fails_its_trial_and_the_search_goes_on(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     process = started(out)
     wait_until(lambda: len(lines(out)) >= 1, process)
@@ -270,9 +272,7 @@ class FailsOnce:
         self._pool.close()
 
 
-def test_what_failed_in_an_earlier_generation_and_in_confirmation_is_tried_again(
-    tmp_path: Path, smoke_run: Path, pool: LocalPool
-) -> None:
+def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
     recipe = load_recipe("smoke", ["search.trials=10"])
     model, config = recipe.model, read_config(smoke_run)
     space = load_space("smoke").bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ("search_spaces", "trials")
 
@@ -42,7 +44,7 @@ def layersearch(*arguments: str, at: Path, environment: dict[str, str]) -> str:
     return done.stdout
 
 
-def test_the_wheel_holds_the_sdists_recipes_and_spaces(built: tuple[Path, Path]) -> None:
+def test_wheel_holds_the_recipes_and_spaces_of_the_sdist(built: tuple[Path, Path]) -> None:
     sdist, wheel = built
     with tarfile.open(sdist) as archive:
         paths = {name.partition("/")[2]: name for name in archive.getnames()}
@@ -63,13 +65,13 @@ def test_the_wheel_holds_the_sdists_recipes_and_spaces(built: tuple[Path, Path])
     assert {"trials/smoke.yaml", "trials/deepspeed/zero3.json", "search_spaces/smoke.yaml"} <= set(kept)
 
 
-def test_the_wheel_brings_no_other_top_level_package(built: tuple[Path, Path]) -> None:
+def test_wheel_brings_no_other_top_level_package(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"layersearch"}
 
 
-def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dict[str, str], tmp_path: Path) -> None:
+def test_wheel_installed_in_an_empty_folder_finds_its_files_and_runs(installed: dict[str, str], tmp_path: Path) -> None:
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import layersearch; print(layersearch.__file__)"],
         cwd=tmp_path,
