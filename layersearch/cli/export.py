@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from layersearch.cli import export as export_commands
 from layersearch.cli.flags import _command
 from layersearch.errors import EXIT_NOT_PROVEN, UserError, did_you_mean
-from layersearch.study.saved_run import _asked, _records, _result
+from layersearch.study.saved_run import _result
 
 if TYPE_CHECKING:
-    from layersearch.export.capabilities import CannotHold
     from layersearch.export.edit_config import OwnConfig
 
 
@@ -58,7 +57,6 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.data import open_source
     from layersearch.export import TARGETS
     from layersearch.export import export as write
-    from layersearch.export.capabilities import CannotHold
     from layersearch.export.edit_config import own_config, write_own_config
     from layersearch.results.verdict import winner_evidence
     from layersearch.schedule import Schedule
@@ -96,28 +94,23 @@ def export(options: argparse.Namespace) -> None:
                 "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
             )
     note = None
-    try:
-        if own is not None:
-            paths, note = write_own_config(schedule, own, out=options.out, evidence=evidence)
-        else:
-            assert recipe is not None
-            if run is None:
-                vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
-            paths = write(
-                schedule,
-                options.to,
-                model=recipe.model,
-                vocab_size=vocab_size,
-                seq_len=recipe.training.seq_len,
-                out=options.out,
-                family=options.family,
-                evidence=evidence,
-                stock=stock,
-            )
-    except CannotHold as refused:
+    if own is not None:
+        paths, note = write_own_config(schedule, own, out=options.out, evidence=evidence)
+    else:
+        assert recipe is not None
         if run is None:
-            raise
-        raise UserError(f"{refused}; {_price(run, refused)}") from None
+            vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
+        paths = write(
+            schedule,
+            options.to,
+            model=recipe.model,
+            vocab_size=vocab_size,
+            seq_len=recipe.training.seq_len,
+            out=options.out,
+            family=options.family,
+            evidence=evidence,
+            stock=stock,
+        )
     for path in paths:
         print(path)
     if note is not None:
@@ -148,13 +141,3 @@ def _searched_model(run: Path, name: str, target: str) -> Any:
         return load_config(name)
     except UserError as error:
         raise UserError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None
-
-
-def _price(run: Path, refused: CannotHold) -> str:
-    """Return what the nearest schedule costs in loss, as far as a run tells."""
-    from layersearch.surrogate.loss_change import loss_change
-
-    try:
-        return f"it costs {loss_change(_records(run), _asked(run)[0], refused.asked, refused.nearest)}"
-    except UserError as error:
-        return f"what it costs in loss is not known: {error}"

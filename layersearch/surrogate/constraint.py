@@ -1,7 +1,8 @@
-"""A constraint: the most a schedule may cost, as whole numbers a layer, so that it holds to the last unit.
+"""A constraint: the most a schedule may cost, as a sum over layers.
 
-Attention FLOPs are counted in visible pairs, a KV cache in bytes, latency in picoseconds. A schedule at exactly the
-limit is admitted.
+Attention FLOPs are counted in visible pairs and a KV cache in bytes, as whole numbers: these limits hold to the last
+unit. Latency is a measured number of milliseconds; its limit holds up to a rounding error of `TOLERANCE`. A schedule
+at exactly the limit is admitted.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import bisect
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fractions import Fraction
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal
 
@@ -23,8 +24,8 @@ from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
 
 Kind = Literal["cost", "kv_cache", "latency"]
 
-PICOSECONDS = 10**9
-"""In a millisecond: latencies are rounded to them, far below what can be measured."""
+TOLERANCE = 1e-9
+"""A sum of latencies is within the limit up to this share of it, far below what can be measured."""
 MOST_MILLISECONDS = 10**6
 """Of one layer; more is a slip of the hand."""
 
@@ -36,15 +37,15 @@ class Constraint:
     kind: Kind
     limit: float
     """As it was asked: a share of all-full's attention FLOPs, bytes, or milliseconds."""
-    per_span: Mapping[Span, int]
-    """What one layer of each span takes: visible pairs over all heads, bytes, or picoseconds."""
-    most: int
+    per_span: Mapping[Span, float]
+    """What one layer of each span takes: visible pairs over all heads or bytes, whole numbers, or milliseconds."""
+    most: float
     """The largest sum over layers that is admitted."""
-    unit: int
+    unit: int = 1
     """So many of those make one of the limit's."""
 
-    def total(self, schedule: Schedule) -> int:
-        """Return what a schedule takes, exactly, in the units of ``per_span``."""
+    def total(self, schedule: Schedule) -> float:
+        """Return what a schedule takes, in the units of ``per_span``; whole numbers add up exactly."""
         return sum(self.per_span[span] for span in schedule)
 
     def measure(self, schedule: Schedule) -> float:
@@ -110,7 +111,7 @@ def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_valu
         )
         for span in _spans(space)
     }
-    made = Constraint(kind="kv_cache", limit=size, per_span=per_span, most=size, unit=1)
+    made = Constraint(kind="kv_cache", limit=size, per_span=per_span, most=size)
     least, schedule = _least(space, made)
     if least > size:
         raise UserError(
@@ -145,14 +146,13 @@ def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, f
                 f"--latency-table: {span}: expected milliseconds of one layer in (0, {MOST_MILLISECONDS}), "
                 f"not {value:g}"
             )
-    per_span = {span: round(_decimal(table[span]) * PICOSECONDS) for span in _spans(space)}
-    most = int(_decimal(milliseconds) * PICOSECONDS)
-    made = Constraint(kind="latency", limit=milliseconds, per_span=per_span, most=most, unit=PICOSECONDS)
+    per_span = {span: table[span] for span in _spans(space)}
+    made = Constraint(kind="latency", limit=milliseconds, per_span=per_span, most=milliseconds * (1 + TOLERANCE))
     least, schedule = _least(space, made)
-    if least > most:
+    if least > made.most:
         raise UserError(
             f"--latency {milliseconds:g} is below what search space {space.space.name!r} can reach: its fastest "
-            f"schedule ({schedule}) takes {least / PICOSECONDS:g} ms; raise it to that or add a faster span to choices"
+            f"schedule ({schedule}) takes {least:g} ms; raise it to that or add a faster span to choices"
         )
     return made
 
@@ -194,15 +194,10 @@ def parse_bytes(text: str) -> int:
     if unit not in units:
         known = [name for name in units if name]
         raise UserError(f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, known)}")
-    return int(Fraction(number) * units[unit])
+    return int(Decimal(number) * units[unit])
 
 
-def _decimal(value: float) -> Fraction:
-    """Return the number as it was written: 0.1 is a tenth, so that three tenths are within 0.3."""
-    return Fraction(repr(value))
-
-
-def _least(space: BoundSpace, constraint: Constraint) -> tuple[int, Schedule]:
+def _least(space: BoundSpace, constraint: Constraint) -> tuple[float, Schedule]:
     found = []
     for part in space.parts:
         spans: dict[int, Span] = {}

@@ -19,7 +19,6 @@ Shape legend: N losses, M schedules asked for, V variables (groups of layers tha
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,28 +56,12 @@ _JITTER = 1e-9
 _FITTING = {"maxiter": 40, "ftol": 1e-5}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Coefficients:
-    """The additive and pairwise parts of the posterior mean, in nats, by the indices of `BoundSpace.options`."""
-
-    constant: float
-    single: list[Array]
-    """One array per variable, a value for each of its options."""
-    pair: dict[tuple[int, int], Array]
-    """(v, w), v < w: (options of v, options of w)."""
-
-    def __call__(self, chosen: Sequence[int]) -> float:
-        """Return the mean loss of a schedule, given the index of each variable's option."""
-        total = self.constant + sum(float(values[at]) for values, at in zip(self.single, chosen, strict=True))
-        return total + sum(float(values[chosen[v], chosen[w]]) for (v, w), values in self.pair.items())
-
-
 class Surrogate:
     """Predicts the mean loss over seeds of any schedule of a space.
 
     Args:
         space: the bound space; schedules outside it can be neither fitted nor asked for.
-        pairwise: additive plus pairwise, as above, which `coefficients` takes apart. Otherwise layers may act together
+        pairwise: additive plus pairwise, as above. Otherwise layers may act together
             in any number: in place of pairs stands a squared exponential of the distance between schedules, which
             needs fewer trials where one layer is of use only below another.
     """
@@ -213,9 +196,11 @@ class Surrogate:
             distance = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
             result += scale["bend"] ** 2 * np.exp(-distance / (2 * scale["bent"] ** 2))
             return result
-        count = left.shape[1]
-        each = np.einsum("nvs,mvs->nmv", a, b, optimize=True)
-        pair = (each.sum(-1) ** 2 - (each**2).sum(-1)) / max(1, count * (count - 1))
+        count, vectors = left.shape[1], self._span_vectors(scale)
+        plain = a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
+        squares = ((vectors @ vectors.T) ** 2)[left].reshape(len(left), -1)
+        own = squares @ np.eye(len(vectors))[right].reshape(len(right), -1).T  # of each layer with itself: no pair
+        pair = (plain**2 - own) / max(1, count * (count - 1))
         result += scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
         return result
 
@@ -324,43 +309,6 @@ class Surrogate:
         mean: Array = centre + unit * (cross @ self._weights)
         stretch = self._stretch if stretched else 1.0
         return mean, unit * stretch * np.sqrt(np.maximum(variance, _JITTER))
-
-    def coefficients(self) -> Coefficients:
-        """Return the posterior mean without ``rest``, taken apart: exact, for it holds single layers and pairs only.
-
-        The constant is the mean of the schedule of first options; whatever holds one of these adds nothing.
-        """
-        assert self._pairwise
-        scale = {name: float(np.exp(value)) for name, value in self._fitted.items()}
-        options = [[self._index[span] for span in choices] for choices in self._space.options]
-        of = np.repeat(np.arange(len(options)), [len(choices) for choices in options])  # each option's variable
-        span = np.array([at for choices in options for at in choices])
-        # Each trained schedule adds a part of every option alone, and of every two options the product of such parts.
-        layers, mixed = self._features(self._distinct, scale)
-        vectors = self._span_vectors(scale)[span]
-        plain = np.einsum("os,nos->no", vectors, layers[:, of], optimize=True)
-        alike = np.einsum("os,nos->no", vectors, mixed[:, of], optimize=True)
-        losses = self._weights * self._alike(np.ones(1), self._share, self._fitted)[0]
-        weight = np.bincount(self._of, losses, minlength=len(self._distinct))[:, None]
-        square = scale["shared_pair"] ** 2
-        single = (weight * (scale["single"] ** 2 * alike + square * alike**2)).sum(axis=0)
-        count = len(options)
-        pair = 2 * scale["pair"] ** 2 / max(1, count * (count - 1)) * (plain.T @ (weight * plain))
-        pair += 2 * square * (alike.T @ (weight * alike))
-        pair[of[:, None] == of] = 0.0
-        first = np.searchsorted(of, np.arange(count))
-        base = pair[:, first]
-        constant = weight.sum() + single[first].sum() + base[first].sum() / 2
-        single = single + base.sum(axis=1)
-        single -= single[first][of]
-        pair += base[first][:, of][of] - base[:, of] - base.T[of]
-        centre, unit = self._scale[1.0]
-        parts = [slice(at, at + len(choices)) for at, choices in zip(first, options, strict=True)]
-        return Coefficients(
-            constant=centre + unit * float(constant),
-            single=[unit * single[part] for part in parts],
-            pair={(v, w): unit * pair[parts[v], parts[w]] for v in range(count) for w in range(v + 1, count)},
-        )
 
 
 def _embed(covariance: Array) -> Array:

@@ -2,9 +2,10 @@
 
 Two candidates stand against each other. The *measured* one is the confirmed schedule of the lowest mean loss, as in
 `layersearch.results.analyze`. The *proposal* is the schedule of the lowest predicted loss among all others of the space: those
-that the search trained but did not confirm, and all that were never trained. Of the latter an integer program finds
-several of the best by an additive-plus-pairwise surrogate; the surrogate in which layers act together in any number,
-which predicts better and whose intervals are more honest, then chooses. The proposal is the answer if it is shown to
+that the search trained but did not confirm, and all that were never trained. Of the latter a local search finds
+several of the best by an additive-plus-pairwise surrogate. The surrogate in which layers act together in any number,
+which predicts better and whose intervals are more honest, then chooses. The constraint holds exactly; the local search
+is a heuristic. The proposal is the answer if it is shown to
 lie below the measured one, or if nothing is confirmed; otherwise the answer is what `layersearch.results.analyze` names the
 winner: the cheapest confirmed schedule not shown to be worse.
 
@@ -36,8 +37,7 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.surrogate.constraint import Constraint, Kind
 from layersearch.surrogate.fit import fit_surrogate, learnt_from
 from layersearch.surrogate.gp import FEWEST, Surrogate
-from layersearch.surrogate.milp import SECONDS, Optimum
-from layersearch.surrogate.shortlist import shortlist
+from layersearch.surrogate.local_search import shortlist
 from layersearch.training.record import TrialRecord
 
 CHOSEN = 1.2
@@ -116,10 +116,8 @@ class Solution:
     """In so many layers they differ."""
     difference: Difference | None
     """None without both candidates."""
-    optimum: Optimum | None
-    """How the integer program came to the best untrained schedule; None if there is none left."""
     shortlisted: int
-    """Untrained schedules that the integer program offered, best first by the pairwise model."""
+    """Untrained schedules that the local search offered, best first by the pairwise model; 0 if there is none left."""
     trials: int
     """Complete trials that were learnt from."""
     stopped: int
@@ -148,7 +146,6 @@ def solve(
     *,
     tolerance: float = 0.0,
     confidence: float = stats.CONFIDENCE,
-    seconds: float = SECONDS,
 ) -> Solution:
     """Return the best schedule of a space within a constraint, as far as a run's records tell.
 
@@ -158,7 +155,6 @@ def solve(
         constraint: see `layersearch.surrogate.constraint`.
         tolerance: nats above the lowest confirmed loss that are worth a cheaper schedule (``cheaper``).
         confidence: of every interval.
-        seconds: for the integer program; where it takes longer, the solution says so.
 
     Raises:
         UserError: if too few distinct schedules are complete, or none of a number of full layers that was trained is
@@ -177,8 +173,8 @@ def solve(
     within = {text: schedule for text, schedule in sorted(parsed.items()) if constraint.admits(schedule)}
     n_full = sorted({schedule.n_full for schedule in parsed.values()})
     pairs = fit_surrogate(learnt, parsed, space, pairwise=True)
-    optima = shortlist(pairs, space, constraint, list(within.values()), n_full, seconds)
-    asked = [*within.values(), *optima]
+    offered = shortlist(pairs, space, constraint, within.values(), n_full)
+    asked = [*within.values(), *offered]
     if not asked:
         raise UserError(
             f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
@@ -198,7 +194,6 @@ def solve(
 
     candidates = {str(schedule): candidate(schedule) for schedule in asked}
     measured, cheaper = _confirmed(found, candidates)
-    best = min(optima, key=lambda schedule: predictions[str(schedule)].mean, default=None)
     others = [one for one in candidates.values() if one.state != "confirmed"]
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
     difference = None
@@ -219,8 +214,7 @@ def solve(
         nearest=None if near is None else candidates[near[0]],
         changed=None if near is None else near[1],
         difference=difference,
-        optimum=None if best is None else optima[best],
-        shortlisted=len(optima),
+        shortlisted=len(offered),
         trials=len(complete),
         stopped=len(learnt) - len(complete),
         schedules=len(parsed),

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import lines, run
 
 from layersearch.config.recipe import load_recipe
 from layersearch.model import fvcore_flops
@@ -18,6 +17,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.space import load_space
+from tests.helpers.runs import lines, run
 
 
 def bound(name: str) -> BoundSpace:

@@ -106,8 +106,6 @@ def test_one_sparse_solve_proposes_only_what_the_space_holds(seed: int) -> None:
     assert found.proposal is not None
     assert space.encode(Schedule.parse(found.proposal.schedule)) is not None
     assert found.proposal.cost <= 0.5
-    if found.optimum is not None and found.optimum.proven:
-        assert found.optimum.bound <= found.optimum.value
 
 
 def test_one_sparse_without_a_common_sparse_span_is_refused() -> None:

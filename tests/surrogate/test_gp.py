@@ -1,11 +1,10 @@
-"""The surrogate: its mean taken apart is its mean, it finds a planted truth, and its intervals hold it."""
+"""The surrogate: its kernel is what it says, it finds a planted truth, and its intervals hold it."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ from layersearch.errors import UserError
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
-from layersearch.surrogate.gp import Coefficients, Surrogate
+from layersearch.surrogate.gp import Surrogate
 
 SPACE = Space(name="small", choices=("full", "window:8", "window:2"), tied=((1, 3),))
 
@@ -32,7 +31,7 @@ def everything(space: BoundSpace) -> list[Schedule]:
     return [schedule_of(space, chosen) for chosen in itertools.product(*(range(len(o)) for o in space.options))]
 
 
-def planted(space: BoundSpace, seed: int) -> Coefficients:
+def planted(space: BoundSpace, seed: int) -> Callable[[Sequence[int]], float]:
     """Return smooth single effects and a few pairs, as losses have them."""
     rng = np.random.default_rng(seed)
     count = len(space.options)
@@ -43,21 +42,31 @@ def planted(space: BoundSpace, seed: int) -> Coefficients:
         (v, w): rng.normal(0.0, 0.05, (len(space.options[v]), len(space.options[w])))
         for v, w in itertools.combinations(range(count), 2)
     }
-    return Coefficients(constant=3.0, single=single, pair=pair)
+
+    def loss(chosen: Sequence[int]) -> float:
+        alone = sum(float(values[at]) for values, at in zip(single, chosen, strict=True))
+        return 3.0 + alone + sum(float(values[chosen[v], chosen[w]]) for (v, w), values in pair.items())
+
+    return loss
 
 
-def test_coefficients_sum_to_the_mean() -> None:
-    """Constant, single and pairwise parts add up to the prediction of every schedule that was not trained."""
+def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
     space, rng = bound(), Random(1)
-    schedules = everything(space)
-    trained = rng.sample(schedules, 25)
-    truth, surrogate = planted(space, 3), Surrogate(space)
-    surrogate.fit(trained, [truth(surrogate.index(s)) + rng.gauss(0.0, 0.02) for s in trained])
-    parts = surrogate.coefficients()
-    untrained = [s for s in schedules if s not in trained]
-    mean, std = surrogate.predict(untrained)
-    assert np.allclose(mean, [parts(surrogate.index(s)) for s in untrained], atol=1e-8)
-    assert (std > 0).all()
+    surrogate = Surrogate(space)
+    log = {name: middle for name, (middle, _) in surrogate._prior.items()}
+    scale = {name: float(np.exp(value)) for name, value in log.items()}
+    codes = surrogate._codes(rng.sample(everything(space), 7))
+    layers, mixed = surrogate._features(codes, scale)
+    count = codes.shape[1]
+    wanted = np.ones((7, 7))
+    for n, m in itertools.product(range(7), repeat=2):
+        single = float((mixed[n] * layers[m]).sum())
+        each = [float(layers[n, v] @ layers[m, v]) for v in range(count)]
+        pair = sum(each[v] * each[w] for v in range(count) for w in range(count) if v != w) / (count * (count - 1))
+        wanted[n, m] += scale["single"] ** 2 * single + scale["pair"] ** 2 * pair
+        wanted[n, m] += scale["shared_pair"] ** 2 * single**2
+    assert surrogate._kernel(codes, codes, log) == pytest.approx(wanted, rel=1e-9)
+    assert surrogate._own(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
 
 
 @pytest.mark.parametrize("pairwise", [True, False])
@@ -90,66 +99,6 @@ def test_left_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
         mean = centre + unit * float((gain @ surrogate._y[others]).mean())
         left = covariance[np.ix_(held, held)] - gain @ covariance[np.ix_(others, held)]
         assert found[np.round(loss, 9)] == pytest.approx((mean, unit * left.mean() ** 0.5), rel=1e-6)
-
-
-CHOICES = ("full", "full+las:0.1", "window:4", "window:8", "window:8+las:0.1", "block:8")
-SHAPES: list[dict[str, Any]] = [
-    {},
-    {"tied": ((0, 1), (2, 5, 6))},
-    {"pattern": 6},
-    {"layers": {0: ("full",), 3: ("window:8", "full"), 7: ("block:8", "window:4", "full")}},
-]
-
-
-@pytest.mark.parametrize("early", [False, True], ids=["", "early losses too"])
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("seed", range(3))
-def test_coefficients_equal_effects_of_changing_one_and_two_variables(
-    seed: int, shape: dict[str, Any], early: bool
-) -> None:
-    """In closed form as row by row, from the predictions of schedules of which none was trained."""
-    rng = Random(seed)
-    kinds = rng.sample(CHOICES[1:], rng.randint(1, 5)) if "layers" not in shape else CHOICES[1:]
-    space = bound(9, Space(name="random", choices=("full", *kinds), **shape))
-    surrogate = Surrogate(space)
-
-    def away(schedule: Schedule) -> bool:
-        return sum(at != 0 for at in surrogate.index(schedule)) > 2
-
-    drawn = dict.fromkeys(space.sample(rng) for _ in range(60))
-    trained = [(s, at) for s in drawn if away(s) for at in (range(2) if rng.random() < 0.3 else range(1))]
-    ends = [3 - 0.3 * space.cost(s) + 0.1 * s[4].is_full * s[5].is_full + rng.gauss(0.0, 0.02) for s, _ in trained]
-    rows = [(s, loss, at, 1.0) for (s, at), loss in zip(trained, ends, strict=True)]
-    if early:
-        rows += [(s, 0.8 * loss + 1 + rng.gauss(0.0, 0.02), at, 0.5) for s, loss, at, _ in rows]
-    surrogate.fit(*zip(*rows, strict=True))
-    parts = surrogate.coefficients()
-
-    pairs = list(itertools.combinations(range(len(space.options)), 2))
-
-    def row(*changes: tuple[int, int]) -> tuple[int, ...]:
-        changed = dict(changes)
-        return tuple(changed.get(at, 0) for at in range(len(space.options)))
-
-    sizes = list(map(len, space.options))
-    asked = {row((v, a), (w, b)) for v, w in pairs for a in range(sizes[v]) for b in range(sizes[w])}
-    means = dict(zip(asked, surrogate.predict([schedule_of(space, chosen) for chosen in asked])[0], strict=True))
-
-    def mean(*changes: tuple[int, int]) -> float:
-        return float(means[row(*changes)])
-
-    constant = mean()
-    assert parts.constant == pytest.approx(constant, abs=1e-9)
-    single = [[mean((v, a)) - constant for a in range(len(options))] for v, options in enumerate(space.options)]
-    for known, found in zip(single, parts.single, strict=True):
-        assert found == pytest.approx(known, abs=1e-9)
-    assert list(parts.pair) == pairs
-    for (v, w), found in parts.pair.items():
-        both = [
-            [mean((v, a), (w, b)) - constant - one - other for b, other in enumerate(single[w])]
-            for a, one in enumerate(single[v])
-        ]
-        assert found == pytest.approx(np.array(both), abs=1e-9)
 
 
 def test_predict_intervals_hold_the_truth() -> None:
