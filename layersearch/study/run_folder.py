@@ -48,7 +48,8 @@ class RunFolder:
 
     Args:
         path: the folder; made if it does not exist.
-        asked: the resolved recipe, space, budget, seed and data description, as plain data.
+        asked: the resolved recipe, space, budget, seed and data description, as plain data; and ``model_fingerprint``
+            of a search on a pre-trained model.
 
     Raises:
         UserError: if the folder holds something else, another run, a run of another version, or a search that is
@@ -56,7 +57,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        assert set(asked) == set(_ASKED)
+        assert set(asked) - {"model_fingerprint"} == set(_ASKED)
         wanted: dict[str, Any] = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
         self.path = path
         self._lock: IO[str] | None = None
@@ -149,6 +150,21 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path)
                 f"--out {path}: holds a run with another {difference}; run the same command to resume it, "
                 "or name another folder"
             )
+    check_model(config, asked, path)
+
+
+def check_model(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model that is not what it was; folders of an older layersearch do not say what it was.
+
+    Raises:
+        UserError: if its weights or its configuration changed.
+    """
+    before = held.get("model_fingerprint")
+    if before not in (None, asked.get("model_fingerprint")):
+        raise UserError(
+            f"--out {path}: the model's weights or its config.json changed since this began; restore them, or name "
+            "another folder"
+        )
 
 
 def _with_defaults(key: str, held: Any) -> Any:
