@@ -5,8 +5,8 @@ Needs:    pip install "layersearch[ray]" syne-tune==0.16.0
 Time:     about an hour on one core, nearly all of it Optuna's GP sampler; finished repetitions are not run again
 Writes:   contest.jsonl, one line per corpus, method and repetition: what was found for how much training
 
-Every search pays for the trainings of `layersearch.study.benchmark`, one seed of it per repetition, and is judged by the
-mean over all seeds. `report.py` draws the figure and writes the table.
+Every search pays for the trainings of `layersearch.study.benchmark`, one seed of it per repetition, and is
+judged by the mean over all seeds. `report.py` draws the figure and writes the table.
 """
 
 from __future__ import annotations

@@ -19,6 +19,7 @@ from layersearch.cli.progress import QUIET_SECONDS
 from layersearch.errors import UserError
 
 if TYPE_CHECKING:
+    from layersearch.config.recipe import DataConfig
     from layersearch.convert.run import Conversion, Step
     from layersearch.schedule import Schedule
 
@@ -41,18 +42,19 @@ def convert(options: argparse.Namespace) -> None:
             seed=options.seed,
             family=options.family,
             trust_remote_code=options.trust_remote_code,
-            listener=_Lines(),
+            listener=_Lines(data_line(recipe.data)),
         )
         _print(found, schedule, output, options.json)
 
 
 def data_overrides(words: list[str] | None) -> list[str]:
-    """Return the recipe's keys that ``--data`` stands for: a source's name, ``hub:ID``, or files.
+    """Return the recipe's keys that ``--data`` stands for: a source's name, ``hub:ID``, or files, patterns, folders.
 
     Raises:
-        UserError: if it names neither a source nor a file.
+        UserError: if it names neither a source nor a file, or files of several formats.
     """
     from layersearch.config.recipe import SourceKind
+    from layersearch.data.files import detect_source, local_files
 
     if not words:
         return []
@@ -66,11 +68,15 @@ def data_overrides(words: list[str] | None) -> list[str]:
             raise UserError(
                 f"--data {word}: no such file, and no source; give files, hub:ID, or one of {', '.join(sources)}"
             )
-    kinds = {".json": "json", ".jsonl": "json", ".parquet": "parquet"}
-    found = {kinds.get(Path(word).suffix, "text") for word in words}
-    if len(found) > 1:
-        raise UserError(f"--data names files of several kinds ({', '.join(sorted(found))}); give one kind")
-    return [f"data.source={found.pop()}", f"data.files={json.dumps(words)}"]
+    return [f"data.source={detect_source(local_files(words))}", f"data.files={json.dumps(words)}"]
+
+
+def data_line(data: DataConfig) -> str:
+    """Return the line that says what is read, and as what."""
+    from layersearch.data.files import local_files
+
+    count = len(local_files(data.files))
+    return f"data: {count} file{'s' * (count != 1)} read as {data.source}" if count else f"data: {data.source}"
 
 
 def _given(options: argparse.Namespace) -> list[str]:
@@ -113,14 +119,22 @@ def _own_output() -> Iterator[Any]:
 
 
 class _Lines:
-    """Says how far a conversion is, on standard error."""
+    """Says how far a conversion is, on standard error.
 
-    def __init__(self) -> None:
+    Args:
+        heading: the first line.
+    """
+
+    def __init__(self, heading: str) -> None:
+        self._heading = heading
         self._last = 0.0
         self._began: tuple[float, int] | None = None
 
     def __call__(self, step: Step) -> None:
         now = time.monotonic()
+        if self._heading:
+            print(self._heading, file=sys.stderr)
+            self._heading = ""
         if step.evaluation is not None:
             print(
                 f"{step.evaluation.moment:<9} step {step.step}/{step.steps}  loss {step.evaluation.loss:.4f}",
@@ -193,7 +207,7 @@ def _convert(groups: Any) -> None:
         "--data",
         nargs="+",
         metavar="DATA",
-        help="text, .jsonl or .parquet files, hub:ID, or a source such as stdlib (default: the recipe's)",
+        help="files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)",
     )
     convert.add_argument("--steps", type=int, help="optimiser steps; the same as --set training.steps=N")
     convert.add_argument("--out", type=Path, required=True, help="the folder: log, evaluations, checkpoint, model/")

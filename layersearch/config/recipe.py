@@ -67,7 +67,7 @@ class ModelConfig:
         return self.head_width or self.d_model // self.n_heads
 
 
-TaskKind = Literal["recall", "hops", "induction", "copy", "needle", "listops", "local"]
+TaskKind = Literal["recall", "hops", "listops", "local"]
 SourceKind = Literal[TaskKind, "stdlib", "text", "json", "parquet", "hub", "mix"]
 
 
@@ -102,13 +102,13 @@ class DataConfig:
     queries: int = 4
     """recall, mix: queried pairs in a sequence; hops: queried chains."""
     distance: int = 64
-    """recall, mix, hops, induction, copy: the least distance in tokens over which a query must look back."""
+    """recall, mix, hops: the least distance in tokens over which a query must look back."""
     fillers: int | None = None
     """Kinds of filler token of a generated task; None: an eighth of the vocabulary."""
     hops: int = 2
     """hops: links of a chain, k."""
     depth: float = 0.5
-    """needle: where the needle lies, as a share of the places it could have: 0 at the start, 1 before the question."""
+    """Read by no source any more; kept so that recipes in older run folders still load."""
     list_depth: int = 10
     """listops: levels of nesting, the innermost numbers counted as one (Long Range Arena: 10)."""
     list_args: int = 10

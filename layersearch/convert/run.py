@@ -31,7 +31,7 @@ from layersearch.data.source import Source
 from layersearch.errors import UserError
 from layersearch.files import unwritable
 from layersearch.model.hf_decoder import Routed
-from layersearch.model.pretrained import check_vocabulary, load_pretrained, with_tokenizer
+from layersearch.model.pretrained import check_vocabulary, fingerprint, load_pretrained, with_tokenizer
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
@@ -141,6 +141,7 @@ def convert(
         "seed": seed,
         "data": describe(sources[-1]),
         "family": kind,
+        "model_fingerprint": fingerprint(model),
     }
     folder = ConvertFolder(out, asked)
     try:

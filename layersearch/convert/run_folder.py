@@ -13,6 +13,7 @@ from typing import Any, Literal
 from layersearch.config.loader import build
 from layersearch.errors import UserError
 from layersearch.files import first_difference, hold, stamp, unwritable, write_text
+from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
 FORMAT = 1
@@ -61,7 +62,7 @@ class ConvertFolder:
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        assert set(asked) == set(_ASKED)
+        assert set(asked) == {*_ASKED, "model_fingerprint"}
         wanted: dict[str, Any] = json.loads(json.dumps(asked))
         self.path = path
         self._lock: Any = None
@@ -157,3 +158,4 @@ def _check_same(config: Path, wanted: Mapping[str, Any], path: Path) -> None:
                 f"--out {path}: holds a conversion with another {found}; run the same command to resume it, or name "
                 "another folder"
             )
+    check_model(held, wanted, path)

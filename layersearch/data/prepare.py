@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data import documents as documents_module
@@ -14,9 +13,6 @@ from layersearch.data import tokenizer as tokenizer_module
 from layersearch.data.cache import Prepared, prepared
 from layersearch.data.source import digest, require
 from layersearch.data.text import Text
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 1
 """Raised with every change of what is prepared, so that older folders are left alone."""
@@ -55,8 +51,7 @@ def _prepare(config: DataConfig, own: Path | None) -> Prepared:
         file = own or hub.tokenizer_file(config.tokenizer)
         tokenizer = tokenizer_module.load_tokenizer(file)
         ready = tokenizer, tokenizer_module.end_token(tokenizer, file)
-    with documents_module.quiet():
-        train, validation, how = _split(_read(config))
+    train, validation, how = _split(_read(config))
     require(bool(train and validation), f"{_key(config)}: the text is too short to split; give more of it")
     tokenizer, end = ready or tokenizer_module.train_bpe(train, config.vocab_size)
     size = tokenizer_module.vocabulary(tokenizer)

@@ -49,7 +49,8 @@ class RunFolder:
 
     Args:
         path: the folder; made if it does not exist.
-        asked: the resolved recipe, space, budget, seed and data description, as plain data.
+        asked: the resolved recipe, space, budget, seed and data description, as plain data; and ``model_fingerprint``
+            of a search on a pre-trained model.
         free: keys that change no record, so that they may differ from the folder's.
 
     Raises:
@@ -58,7 +59,7 @@ class RunFolder:
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = _FREE) -> None:
-        assert set(asked) == set(_ASKED)
+        assert set(asked) - {"model_fingerprint"} == set(_ASKED)
         wanted: dict[str, Any] = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
         self.path = path
         self._lock: IO[str] | None = None
@@ -98,7 +99,7 @@ class RunFolder:
         return list(read(self.trials)) if self.trials.exists() else []
 
     def note_flops(self, count: Callable[[], Mapping[str, Any]]) -> None:
-        """Write ``flops.json``, unless an earlier call of the run did; see `layersearch.model.fvcore_flops.check_flops`."""
+        """Write ``flops.json``, unless an earlier call of the run did. See `model.fvcore_flops.check_flops`."""
         file = self.path / "flops.json"
         if not file.exists():
             write_text(file, json.dumps(count(), indent=2) + "\n")
@@ -163,6 +164,21 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path,
                 f"--out {path}: holds a run with another {difference}; give its own value to resume it "
                 "(--set for a key of the recipe), or name another folder"
             )
+    check_model(config, asked, path)
+
+
+def check_model(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+    """Refuse a model that is not what it was; folders of an older layersearch do not say what it was.
+
+    Raises:
+        UserError: if its weights or its configuration changed.
+    """
+    before = held.get("model_fingerprint")
+    if before not in (None, asked.get("model_fingerprint")):
+        raise UserError(
+            f"--out {path}: the model's weights or its config.json changed since this began; restore them, or name "
+            "another folder"
+        )
 
 
 def _with_defaults(key: str, held: Any) -> Any:

@@ -10,7 +10,7 @@ from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import describe, open_source
 from layersearch.files import unwritable
 from layersearch.model.fvcore_flops import check_flops
-from layersearch.model.pretrained import check_vocabulary, load_config
+from layersearch.model.pretrained import check_vocabulary, fingerprint, load_config
 from layersearch.results.result import Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.space import Space
@@ -66,8 +66,10 @@ def search(
     for schedule in confirm or ():
         bound.check(schedule)
     source = open_source(recipe.data, training.seq_len, cache)
+    further_asked = {}
     if recipe.pretrained is not None:
         check_vocabulary(load_config(recipe.pretrained).vocab_size, source.vocab_size, recipe.data.tokenizer)
+        further_asked["model_fingerprint"] = fingerprint(recipe.pretrained)
     source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
     deepspeed_config(training, deepspeed_file(recipe))
     out = Path(out)
@@ -82,7 +84,8 @@ def search(
                 "budget": budget,
                 "seed": seed,
                 "data": describe(source),
-            },
+            }
+            | further_asked,
         )
         folder.note_flops(lambda: check_flops(recipe, bound, source.vocab_size))
         if recipe.pretrained is not None:

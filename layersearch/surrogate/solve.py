@@ -1,13 +1,12 @@
 """The best schedule under any constraint, from the trials a run already made.
 
-Two candidates stand against each other. The *measured* one is the confirmed schedule of the lowest mean loss, as in
-`layersearch.results.analyze`. The *proposal* is the schedule of the lowest predicted loss among all others of the space: those
-that the search trained but did not confirm, and all that were never trained. Of the latter a local search finds
-several of the best by an additive-plus-pairwise surrogate. The surrogate in which layers act together in any number,
-which predicts better and whose intervals are more honest, then chooses. The constraint holds exactly; the local search
-is a heuristic. The proposal is the answer if it is shown to
-lie below the measured one, or if nothing is confirmed; otherwise the answer is what `layersearch.results.analyze` names the
-winner: the cheapest confirmed schedule not shown to be worse.
+Two candidates are compared. The *measured* one is the confirmed schedule of the lowest mean loss, as in
+`layersearch.results.analyze`. The *proposal* is the schedule of the lowest predicted loss among all others of the
+space, trained in the search or not. A local search lists the best candidates under an additive-plus-pairwise
+surrogate. A second surrogate, in which layers act together in any number, picks one: it predicts better and its
+intervals are more honest. The constraint holds exactly; the local search is a heuristic. The proposal is the answer if
+it is shown to lie below the measured one, or if nothing is confirmed. Otherwise the answer is the winner of
+`layersearch.results.analyze`: the cheapest confirmed schedule not shown to be worse.
 
 What is learnt from: every trial, each with its seed; of a trial that was stopped early the loss where it was stopped,
 which counts as far as losses of that step went together with those of the end. A single low loss of the search is low

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import io
 import json
+import lzma
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
+from layersearch.data.files import detect_source, local_files, read_texts
 from layersearch.errors import UserError
 
 TEXTS = [f"document {number}: the quick brown fox, jumping {number * 7919 % 101} times\n" * 3 for number in range(60)]
@@ -168,9 +174,9 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         lambda at: {"source": "json", "files": (str(at / "*.jsonl"),)},
         r"^data\.files: no file matches '\S+\*\.jsonl'; correct the pattern$",
     ),
-    "folder": (
-        lambda at: {"source": "text", "files": (str(at),)},
-        r"^data\.files: \S+ is a folder; write \S+/\* for its files$",
+    "folder without text": (
+        lambda at: {"source": "text", "files": (str(Path(wrong(at, "e.txt", "")).parent),)},
+        r"^data\.files: \S+ holds no file with text in it; name others$",
     ),
     "empty file": (
         lambda at: {"source": "text", "files": (wrong(at, "e.txt", ""),)},
@@ -189,17 +195,35 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     ),
     "malformed JSON": (
         lambda at: {"source": "json", "files": (wrong(at, "a.jsonl", GOOD * 3 + '{"text": oops}\n'),)},
-        r"^data\.files: \S+a\.jsonl cannot be read as json \(JSON parse error: .* in row 3\); "
-        r"give one JSON object a line$",
+        r"^data\.files: \S+a\.jsonl cannot be read as json \(line 4: Expecting value\); give one JSON object a line$",
     ),
     "text as JSON": (
         lambda at: {"source": "json", "files": (wrong(at, "a.jsonl", GOOD), wrong(at, "b.jsonl", "once upon a time"))},
-        r"^data\.files: \S+b\.jsonl cannot be read as json \(JSON parse error: .*\); give one JSON object a line$",
+        r"^data\.files: \S+b\.jsonl cannot be read as json \(line 1: Expecting value\); give one JSON object a line$",
+    ),
+    "rows that are no objects": (
+        lambda at: {"source": "json", "files": (wrong(at, "a.jsonl", GOOD + "7\n"),)},
+        r"^data\.files: \S+a\.jsonl cannot be read as json \(row 1 holds int, no object\); give one JSON object",
+    ),
+    "half of a surrogate pair": (
+        lambda at: {"source": "json", "files": (wrong(at, "a.jsonl", '{"text": "\\ud83d"}\n'),)},
+        r"^data\.files: \S+a\.jsonl cannot be read as json \('utf-8' codec can't encode .*\); give UTF-8 text$",
+    ),
+    "JSON in another encoding": (
+        lambda at: {"source": "json", "files": (wrong(at, "a.jsonl", GOOD.encode("utf-16")),)},
+        r"^data\.files: \S+a\.jsonl cannot be read as json \('utf-8' codec can't decode .*\); give UTF-8 text$",
+    ),
+    "packed otherwise": (
+        lambda at: {"source": "json", "files": (wrong(at, "a.jsonl.zst", b"\x28\xb5\x2f\xfd"),)},
+        r"^data\.files: \S+a\.jsonl\.zst: \.zst is not unpacked here; unpack it, or pack it as \.gz$",
+    ),
+    "no .gz": (
+        lambda at: {"source": "json", "files": (wrong(at, "a.jsonl.gz", GOOD),)},
+        r"^data\.files: \S+a\.jsonl\.gz cannot be read as json \(Not a gzipped file .*\); give one JSON object a line$",
     ),
     "not Parquet": (
         lambda at: {"source": "parquet", "files": (wrong(at, "a.parquet", "no such thing"),)},
-        r"^data\.files: \S+a\.parquet cannot be read as parquet \(.*[Pp]arquet.*\); "
-        r"give Parquet files of the same columns$",
+        r"^data\.files: \S+a\.parquet cannot be read as parquet \(.*[Pp]arquet.*\); give Parquet files$",
     ),
     "missing column": (
         lambda at: {"source": "json", "files": (wrong(at, "a.jsonl", GOOD),), "column": "body"},
@@ -243,6 +267,138 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         r"^data\.tokenizer cannot encode the text \(.*\): give one that has a token for unknown words$",
     ),
 }
+
+
+JSON = "".join(json.dumps({"text": text, "id": number}) + "\n" for number, text in enumerate(TEXTS)).encode()
+PACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.compress, ".bz2": bz2.compress, ".xz": lzma.compress, ".zip": lambda content: zipped({"a": content}),
+}  # fmt: skip
+
+
+def zipped(members: dict[str, bytes]) -> bytes:
+    with zipfile.ZipFile(held := io.BytesIO(), "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return held.getvalue()
+
+
+@pytest.mark.parametrize("packer", ["", *PACKERS])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.ndjson", "A.JSONL", "a.json", "part-0"])
+def test_detect_source_json_files_are_json_however_named_and_packed(tmp_path, name, packer):
+    file = Path(wrong(tmp_path, name + packer, PACKERS.get(packer, bytes)(JSON)))
+    if (name, packer) != ("part-0", ".zip"):  # a zip without an inner suffix is judged by its members' names
+        assert detect_source([file]) == "json"
+    assert [*read_texts("json", [file], "text")] == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.PARQUET", "a.parq", "a.pq", "part-0", "a.parquet.gz"])
+def test_detect_source_parquet_files_are_parquet_however_named(tmp_path, name):
+    pq.write_table(pa.table({"text": TEXTS}), held := io.BytesIO())
+    content = gzip.compress(held.getvalue()) if name.endswith(".gz") else held.getvalue()
+    file = Path(wrong(tmp_path, name, content))
+    assert detect_source([file]) == "parquet"
+    assert [*read_texts("parquet", [file], "text")] == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("a.txt", JSON), ("a.md", b"# A"), ("README", b"{ once }"), ("A.TXT", b"a")]
+)
+def test_detect_source_other_files_are_text(tmp_path, name, content):
+    assert detect_source([Path(wrong(tmp_path, name, content))]) == "text"
+
+
+def test_detect_source_zip_is_judged_by_its_members(tmp_path):
+    members = {"x/a.jsonl": JSON[: len(JSON) // 2 + 1], "__MACOSX/x/._a.jsonl": b"mac", "x/b.jsonl": GOOD.encode()}
+    members["x/a.jsonl"] = JSON
+    file = Path(wrong(tmp_path, "books.zip", zipped(members)))
+    assert detect_source([file]) == "json"
+    assert [*read_texts("json", [file], "text")] == [*TEXTS, "a b c"]
+
+
+def test_detect_source_several_formats_are_refused_by_name(tmp_path):
+    files = [Path(wrong(tmp_path, name, GOOD)) for name in ("a.jsonl", "b.ndjson", "README.md")]
+    with pytest.raises(
+        UserError, match=r"2 json \(\S+a\.jsonl first\), 1 text \(\S+README\.md first\); name those of one"
+    ):
+        detect_source(files)
+
+
+def test_local_files_folder_gives_what_lies_below_it_without_hidden_and_empty_files(tmp_path):
+    for name in ("b/c.txt", "b/a.txt", "a.txt", ".git/x.txt", ".hidden"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        wrong(tmp_path, name, "text")
+    wrong(tmp_path, "b/__init__.py", "")
+    names = [path.relative_to(tmp_path).as_posix() for path in local_files([str(tmp_path)])]
+    assert names == ["a.txt", "b/a.txt", "b/c.txt"]
+    assert local_files([str(tmp_path / "**")]) == local_files([str(tmp_path)])
+
+
+def rows(*more: dict[str, Any]) -> bytes:
+    """Return more than the 10 MB from which a reader of Arrow would guess the columns, then other columns."""
+    long = "alpha beta gamma delta " * 300
+    usual = [{"text": f"{number} {long}", **more[0]} for number in range(1600)]
+    return "".join(json.dumps(row) + "\n" for row in [*usual, {"text": "last", **more[1]}]).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        rows({"id": 7}, {"id": "x-17"}),
+        rows({"note": None}, {"note": "first"}),
+        rows({}, {"extra": 1}),
+        rows({"meta": {"a": 1}}, {"meta": {"a": 1, "b": []}}),
+    ],
+    ids=["another type", "null, then text", "a late column", "a struct that grows"],
+)
+def test_read_texts_json_other_columns_may_change(tmp_path, content):
+    assert len(content) > 10 << 20
+    *_, last = texts = [*read_texts("json", [Path(wrong(tmp_path, "a.jsonl", content))], "text")]
+    assert (len(texts), last) == (1601, "last")
+
+
+@pytest.mark.parametrize("source", ["json", "parquet"])
+def test_read_texts_files_of_other_columns_are_read_in_either_order(tmp_path, source):
+    plain, more = {"text": ["a", "b"]}, {"id": [1, 2], "text": ["c", "d"], "note": [None, "n"]}
+    files = []
+    for name, columns in (("1", plain), ("2", more)):
+        files.append(tmp_path / name)
+        if source == "parquet":
+            pq.write_table(pa.table(columns), files[-1])
+        else:
+            lines = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+            files[-1].write_text("\n".join(map(json.dumps, lines)))
+    assert [*read_texts(source, files, "text")] == ["a", "b", "c", "d"]
+    assert [*read_texts(source, files[::-1], "text")] == ["c", "d", "a", "b"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\xef\xbb\xbf" + JSON,
+        JSON.replace(b"\n", b"\r\n"),
+        b"\n \n" + JSON.replace(b"\n", b"\n\n"),
+        JSON.rstrip(),
+        b'{"text": null}\n{"id": 1}\n{"text": ""}\n' + JSON + b'{"text": null, "id": NaN}\n',
+        b'{"id": [1, "a", {"b": -Infinity}]}\n' + JSON,
+        json.dumps([json.loads(line) for line in JSON.splitlines()]).encode(),
+        json.dumps([json.loads(line) for line in JSON.splitlines()], indent=1).encode(),
+        b"\n".join(json.dumps(json.loads(line), indent=1).encode() for line in JSON.splitlines()) + b"\n\n",
+        json.dumps(TEXTS).encode(),
+    ],
+    ids=[
+        *("BOM", "CRLF", "blank lines", "no last newline", "nulls and NaN", "arrays in a column"),
+        *("array", "indented array", "indented objects", "array of texts"),
+    ],
+)
+def test_read_texts_json_takes_what_people_write(tmp_path, content):
+    assert [*read_texts("json", [Path(wrong(tmp_path, "a.jsonl", content))], "text")] == TEXTS
+
+
+def test_read_texts_parquet_shard_without_rows_holds_no_texts(tmp_path):
+    schema = pa.schema([("text", pa.string())])
+    pq.write_table(schema.empty_table(), tmp_path / "0.parquet")
+    pq.write_table(pa.table({"text": TEXTS}), tmp_path / "1.parquet")
+    assert [*read_texts("parquet", [tmp_path / "0.parquet", tmp_path / "1.parquet"], "text")] == TEXTS
 
 
 @pytest.mark.parametrize("case", CASES)

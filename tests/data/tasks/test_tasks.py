@@ -37,9 +37,6 @@ def test_task_fingerprint_follows_every_setting_it_reads(name):
     ("name", "settings_", "optimal_l", "stepwise_l", "exact"),
     [
         ("recall", {}, 1, None, True),
-        ("induction", {}, 1, None, True),
-        ("copy", {}, 1, None, True),
-        ("needle", {}, 1, None, True),
         ("local", {}, 0, None, True),
         ("listops", {}, 1, 5, False),
         ("hops", {"hops": 1}, 1, 1, True),
@@ -123,63 +120,6 @@ def test_hops_validation_is_judged_by_the_whole_chain():
     assert source.metrics(~right, batch) == {"hops_accuracy": 0.0}
 
 
-@settings(max_examples=30, deadline=None)
-@given(distance=st.integers(1, 40), slack=st.integers(2, 40), seed=st.integers(0, 2**31))
-def test_induction_query_asks_for_what_followed_the_trigger(distance, slack, seed):
-    batch = open_task("induction", distance + slack, vocab_size=9, distance=distance).train(
-        seed=seed, step=0, batch_size=50
-    )
-    assert (batch.targets[:, :-1] == IGNORE).all()
-    places = []
-    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
-        first, last = np.flatnonzero(tokens == 0)
-        assert last == len(tokens) - 1
-        assert tokens[first + 1] == targets[-1] > 0
-        places.append(last - (first + 1))
-    assert min(places) >= distance
-    assert max(places) < distance + slack
-
-
-def test_induction_triggers_lie_anywhere():
-    batch = open_task("induction", 26, vocab_size=9, distance=16).train(seed=0, step=0, batch_size=900)
-    _, counts = np.unique((batch.tokens == 0).argmax(axis=1), return_counts=True)
-    # 900 draws of 9 places: 100 each, standard deviation 9.4.
-    assert len(counts) == 9
-    assert (abs(counts - 100) < 45).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(distance=st.integers(1, 30), slack=st.integers(1, 50), fillers=st.integers(1, 5), seed=st.integers(0, 2**31))
-def test_copy_is_scored_whole(distance, slack, fillers, seed):
-    batch = open_task("copy", distance + slack, vocab_size=20, distance=distance, fillers=fillers).train(
-        seed=seed, step=0, batch_size=4
-    )
-    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
-        (marker,) = np.flatnonzero(tokens == 0)
-        scored = np.flatnonzero(targets != IGNORE)
-        assert len(scored) == min(distance, slack)
-        assert scored[0] == marker == distance
-        assert (np.diff(scored) == 1).all()
-        np.testing.assert_array_equal(targets[scored], tokens[scored - distance])
-        np.testing.assert_array_equal(targets[scored[:-1]], tokens[scored[1:]])
-        assert (targets[scored] > fillers).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(depth=st.floats(0, 1), seq_len=st.integers(5, 80), seed=st.integers(0, 2**31))
-def test_needle_lies_at_its_depth(depth, seq_len, seed):
-    source = open_task("needle", seq_len, vocab_size=12, depth=depth)
-    batch = source.train(seed=seed, step=0, batch_size=5)
-    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
-        marker, question = np.flatnonzero(tokens == 0)
-        assert abs(marker - depth * (seq_len - 5)) <= 0.5
-        assert question == seq_len - 2
-        assert tokens[marker + 1] == tokens[-1]
-        assert tokens[marker + 2] == targets[-1]
-        assert f"less than {seq_len - 1 - (marker + 2)} tokens" in source.answer.note
-    assert (batch.targets[:, :-1] == IGNORE).all()
-
-
 def evaluate(tokens: np.ndarray) -> tuple[int, int]:
     """Return value and depth of an expression with a stack, as a calculator does."""
     rules = {12: min, 13: max, 14: lambda values: int(np.median(values)), 15: lambda values: sum(values) % 10}
@@ -253,9 +193,6 @@ def test_local_sequences_follow_their_chain_and_no_more():
     [
         ("hops", {"seq_len": 48}, "training.seq_len 48 is too short .* raise it to 49"),
         ("hops", {"vocab_size": 12}, "data.vocab_size 12 is too small .* raise it to 13"),
-        ("induction", {"seq_len": 17}, "training.seq_len 17 is too short .* raise it to 18"),
-        ("copy", {"seq_len": 16}, "training.seq_len 16 is too short .* raise it to 17"),
-        ("needle", {"seq_len": 4}, "training.seq_len 4 is too short .* raise it to 5"),
         ("listops", {"vocab_size": 15}, "data.vocab_size 15 is too small .* raise it to 16"),
         ("local", {"seq_len": 7}, "training.seq_len 7 is too short .* raise it to 8"),
     ],
