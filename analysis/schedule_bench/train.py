@@ -25,6 +25,7 @@ from rich.progress import track
 
 from layersearch.config.recipe import load_recipe
 from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
@@ -65,9 +66,9 @@ def main() -> None:
     options = parser.parse_args()
     for corpus in options.corpora:
         recipe = load_recipe(str(HERE / f"{corpus}.yaml"))
-        model, training = recipe.model, recipe.training
+        training = recipe.training
         space = load_space(str(HERE / "space.yaml"))
-        bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
+        bound = BoundSpace.of(space, recipe)
         schedules = [str(Schedule(spans)) for spans in itertools.product(*bound.options)]
         Random(0).shuffle(schedules)
         path = HERE / f"{corpus}.parquet"

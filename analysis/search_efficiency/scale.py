@@ -43,7 +43,7 @@ def bound(layers: int, kind: str) -> BoundSpace:
         "tied": {"tied": tuple((at, at + 1) for at in range(0, layers, 2))},
         "pattern": {"pattern": 6},
     }
-    return Space(name=kind, choices=CHOICES, **ties[kind]).bind(n_layers=layers, seq_len=4096, n_heads=8)
+    return BoundSpace(Space(name=kind, choices=CHOICES, **ties[kind]), n_layers=layers, seq_len=4096, n_heads=8)
 
 
 def loss_of(schedule: Schedule, space: BoundSpace, rng: Random) -> float:

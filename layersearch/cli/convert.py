@@ -95,9 +95,9 @@ def _schedule(options: argparse.Namespace) -> Schedule:
 
     if options.schedule is not None:
         return schedule_argument(options.schedule)
-    from layersearch.study.saved_run import _result
+    from layersearch.study.saved_run import load_result
 
-    result = _result(options.run)
+    result = load_result(options.run)
     if result.winner is None:
         raise UserError(f"{options.run}: no winner yet ({result.verdict}); run the command that made it again to go on")
     return Schedule.parse(result.winner.schedule)

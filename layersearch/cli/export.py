@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from layersearch.cli import export as export_commands
 from layersearch.cli.flags import _command
 from layersearch.errors import EXIT_NOT_PROVEN, UserError, did_you_mean
-from layersearch.study.saved_run import _result
+from layersearch.study.saved_run import load_result
 
 if TYPE_CHECKING:
     from layersearch.export.edit_config import OwnConfig
@@ -72,7 +72,7 @@ def export(options: argparse.Namespace) -> None:
     if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
         run = Path(options.schedule)
         config = read_config(run)
-        result = _result(run)
+        result = load_result(run)
         if result.winner is None:
             raise UserError(f"{run}: no winner yet ({result.verdict}); run the command that made it again to go on")
         schedule = Schedule.parse(result.winner.schedule)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from layersearch.cli.flags import DEFAULT_RECIPE, check_seed, pool_of
 from layersearch.errors import UserError
-from layersearch.study.saved_run import _asked, _records, _result
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.study.saved_run import load_records, load_request, load_result
 
 if TYPE_CHECKING:
     from layersearch.results.result import Result
@@ -63,7 +64,7 @@ def run(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Print what a run has found so far."""
-    _show_result(_result(options.run), options.run, options.json)
+    _show_result(load_result(options.run), options.run, options.json)
 
 
 def solve(options: argparse.Namespace) -> None:
@@ -81,9 +82,9 @@ def solve(options: argparse.Namespace) -> None:
         raise UserError(f"{there} needs {missing}: the limit in milliseconds, and a YAML file of one layer's by span")
     if options.bytes is not None and options.kv_cache is None:
         raise UserError("--bytes is of a cached value: it needs --kv-cache; drop it")
-    recipe, space, _ = _asked(options.run)
+    recipe, space, _ = load_request(options.run)
     model = recipe.model
-    bound = space.bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+    bound = BoundSpace.of(space, recipe)
     if options.budget is not None:
         limit = constraint.cost_limit(bound, options.budget)
     elif options.kv_cache is not None:
@@ -91,7 +92,7 @@ def solve(options: argparse.Namespace) -> None:
         limit = constraint.cache_limit(bound, constraint.parse_bytes(options.kv_cache), model, value_bytes)
     else:
         limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
-    found = find(_records(options.run), bound, limit, tolerance=recipe.search.tolerance)
+    found = find(load_records(options.run), bound, limit, tolerance=recipe.search.tolerance)
     answer = Schedule.parse(found.answer.schedule)
     flops = attention_flops(answer, seq_len=bound.seq_len, n_heads=model.n_heads, head_dim=model.head_dim)
     command = None
@@ -114,7 +115,7 @@ def confirm(options: argparse.Namespace) -> None:
 
     pool = pool_of(options)
     config = read_config(options.run)
-    recipe, space, budget = _asked(options.run)
+    recipe, space, budget = load_request(options.run)
     schedules = [schedule_argument(text) for text in options.schedules]
     with ProgressDisplay() as display:
         result = search(
@@ -134,7 +135,7 @@ def plot(options: argparse.Namespace) -> None:
     from layersearch.results.plots.pareto import plot_pareto
 
     out = options.out or options.run
-    result = _result(options.run)
+    result = load_result(options.run)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for path in (*plot_pareto(result, out / "pareto"), *plot_signal(result, out / "signal")):

@@ -148,7 +148,7 @@ class Setting:
                 f"search space {space.name!r} ties or restricts layers, and l counts layers that are chosen freely: "
                 "name a space without tied, pattern and layers"
             )
-        span = space.bind(n_layers=n_layers, seq_len=seq_len, n_heads=recipe.model.n_heads).baseline_span
+        span = BoundSpace(space, n_layers=n_layers, seq_len=seq_len, n_heads=recipe.model.n_heads).baseline_span
         if span is None:
             raise UserError(f"search space {space.name!r} has no sparse choice: add one such as window:32 to choices")
         self.span = str(span)
@@ -156,7 +156,7 @@ class Setting:
         self.space = Space(
             name=f"{space.name}-l", choices=(str(presets.FULL), self.span), budget=1.0, baseline_span=self.span
         )
-        self.bound: BoundSpace = self.space.bind(n_layers=n_layers, seq_len=seq_len, n_heads=recipe.model.n_heads)
+        self.bound = BoundSpace(self.space, n_layers=n_layers, seq_len=seq_len, n_heads=recipe.model.n_heads)
 
     @property
     def n_layers(self) -> int:

@@ -35,17 +35,15 @@ from layersearch.results.result import (
     Winner,
     known,
 )
-from layersearch.schedule.bound_space import BoundSpace
-from layersearch.surrogate.fit import left_out_losses
 from layersearch.training.record import TrialRecord
 
 
-def analyse(
+def analyze(
     records: Iterable[TrialRecord],
     budget: float,
     confidence: float = stats.CONFIDENCE,
     tolerance: float = 0.0,
-    space: BoundSpace | None = None,
+    left_out: Sequence[tuple[float, float]] = (),
 ) -> Result:
     """Turn a run's records, finished or not, into what they say.
 
@@ -54,7 +52,8 @@ def analyse(
         budget: largest cost allowed, as a ratio to all-full.
         confidence: of every interval.
         tolerance: nats above the lowest loss that are worth a cheaper schedule.
-        space: that was searched, to tell how well its surrogate ranks; None: that is not told.
+        left_out: (predicted, real) losses of the surrogate, nats, see `layersearch.surrogate.fit.left_out_losses`;
+            none: its ranking is not reported.
     """
     records = list(records)
     grouped: dict[str, list[TrialRecord]] = {}
@@ -104,7 +103,7 @@ def analyse(
             records,
             [(e.search_loss, e.mean.mean) for e in entries if e.search_loss is not None and e.mean],
             confidence,
-            [] if space is None else left_out_losses(records, space),
+            left_out,
         ),
         failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
         verdict=verdicts.verdict(winner, best, entries),
@@ -246,3 +245,7 @@ def _per_l(n_full: int, entries: Sequence[Entry]) -> PerL:
         confirmed_schedule=means[0][2] if means else None,
         confirmed=next(e.mean for e in here if e.schedule == means[0][2]) if means else None,
     )
+
+
+analyse = analyze
+"""The former name of `analyze`."""

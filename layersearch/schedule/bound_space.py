@@ -10,22 +10,37 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
-from typing import TYPE_CHECKING
 
+from layersearch.config.recipe import Recipe
 from layersearch.errors import UserError, did_you_mean
-from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
-from layersearch.schedule.space import check_range
-
-if TYPE_CHECKING:
-    from layersearch.schedule.space import Space
+from layersearch.schedule.schedule import Schedule, Span
+from layersearch.schedule.space import Space, check_range
 
 Part = tuple[tuple[Span, ...], ...]
 """The choices of each group of layers, none of which excludes another."""
 
 
 class BoundSpace:
-    """A space for one model size: its variables, its schedules and their cost."""
+    """A space for one model size: its variables, its schedules and their cost.
+
+    Args:
+        space: what may vary.
+        n_layers: layers L.
+        seq_len: tokens in a sequence; every span must fit.
+        n_heads: query heads.
+
+    Raises:
+        UserError: if a span is longer than the text or dilates more heads than there are, a named layer does not
+            exist, or tied layers have no choice in common.
+    """
+
+    @classmethod
+    def of(cls, space: Space, recipe: Recipe) -> BoundSpace:
+        """Return the space for a recipe's model and sequence length."""
+        model = recipe.model
+        return cls(space, n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
 
     def __init__(self, space: Space, *, n_layers: int, seq_len: int, n_heads: int) -> None:
         self.space, self.n_layers, self.seq_len, self.n_heads = space, n_layers, seq_len, n_heads

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from layersearch.schedule import Schedule, Span
+from layersearch.schedule.schedule import Schedule, Span
 
 FULL = Span(kind="full")
 

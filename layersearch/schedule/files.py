@@ -11,7 +11,7 @@ import yaml
 
 from layersearch.config.loader import read_yaml
 from layersearch.errors import UserError
-from layersearch.schedule import Schedule
+from layersearch.schedule.schedule import Schedule
 
 
 def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "yaml") -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layersearch.errors import UserError, did_you_mean
-from layersearch.schedule import Schedule, Span
+from layersearch.schedule.schedule import Schedule, Span
 
 FULL = Span(kind="full")
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layersearch.config.loader import build, find_file, read_yaml
 from layersearch.errors import UserError, did_you_mean
-from layersearch.schedule import Span
+from layersearch.schedule.schedule import Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,26 +83,6 @@ class Space:
                 if layer in seen:
                     raise UserError(f"tied: layer {layer} stands in it twice; name it once")
                 seen.add(layer)
-
-    def bind(self, *, n_layers: int, seq_len: int, n_heads: int) -> BoundSpace:
-        """Return the space for a model of this size.
-
-        Args:
-            n_layers: layers L.
-            seq_len: tokens in a sequence; every span must fit.
-            n_heads: query heads.
-
-        Raises:
-            UserError: if a span is longer than the text or dilates more heads than there are, a named layer does not
-                exist, or tied layers have no choice in common.
-        """
-        from layersearch.schedule.bound_space import BoundSpace
-
-        return BoundSpace(self, n_layers=n_layers, seq_len=seq_len, n_heads=n_heads)
-
-
-if TYPE_CHECKING:
-    from layersearch.schedule.bound_space import BoundSpace
 
 
 def load_space(name: str) -> Space:

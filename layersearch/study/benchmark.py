@@ -122,7 +122,7 @@ def load_bench(name: str) -> Bench:
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise UserError(f"{path}: no benchmark table ({str(error).splitlines()[0]}); get it anew") from None
     recipe, space = load_recipe(str(path.with_suffix(".yaml"))), load_space(str(path.with_name("space.yaml")))
-    bound = space.bind(n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
+    bound = BoundSpace.of(space, recipe)
     texts, seeds, steps = (sorted(set(table[key])) for key in ("schedule", "seed", "step"))
     shape = (len(texts), len(seeds), len(steps))
     losses, seconds, costs = np.full(shape, np.nan), np.full(shape[:2], np.nan), np.full(shape[0], np.nan)

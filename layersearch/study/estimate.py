@@ -12,6 +12,7 @@ from layersearch.data import open_source
 from layersearch.errors import UserError
 from layersearch.model.flops import model_flops, parameters
 from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.presets import all_full
 from layersearch.schedule.space import Space
 from layersearch.study.plan import Plan, make_plan
@@ -82,7 +83,7 @@ def estimate(
         UserError: as the search itself would.
     """
     model, training = recipe.model, recipe.training
-    bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
+    bound = BoundSpace.of(space, recipe)
     plan = make_plan(recipe, bound, budget, seed)
     vocab_size = _vocabulary(recipe)
     full = all_full(model.n_layers)

@@ -20,7 +20,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from layersearch.errors import UserError
 from layersearch.files import write_text
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.results.pareto import nondominated
 from layersearch.results.result import PROPOSED, Result
 from layersearch.results.verdict import winner_evidence
@@ -31,6 +31,7 @@ from layersearch.study.journal import Study
 from layersearch.study.plan import GENERATION, Listener, Plan, Progress
 from layersearch.study.pruning import Foresight, Halving
 from layersearch.study.run_folder import RunFolder
+from layersearch.surrogate.fit import left_out_losses
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import Pool
 
@@ -90,7 +91,8 @@ class Ladder:
 
     def _finish(self) -> Result:
         tolerance = self._plan.recipe.search.tolerance
-        result = analyse(self._records, self._plan.budget, tolerance=tolerance, space=self._space)
+        left_out = left_out_losses(self._records, self._space)
+        result = analyze(self._records, self._plan.budget, tolerance=tolerance, left_out=left_out)
         self._write(result)
         self._announce("done", None)
         return result

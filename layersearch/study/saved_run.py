@@ -1,50 +1,52 @@
-"""A run folder read back: its request, its records, its result."""
+"""A run folder read back: its request, its records, its result. Nothing here imports torch."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from layersearch.errors import UserError
+from layersearch.config.loader import build
+from layersearch.config.recipe import Recipe
+from layersearch.errors import RunFolderError
+from layersearch.results.analyze import analyze
+from layersearch.results.result import Result
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space
+from layersearch.study.run_folder import read_config
+from layersearch.surrogate.fit import left_out_losses
+from layersearch.training.record import TrialRecord, read
 
-if TYPE_CHECKING:
-    from layersearch.config.recipe import Recipe
-    from layersearch.results.result import Result
-    from layersearch.schedule.space import Space
-    from layersearch.training.record import TrialRecord
 
-
-def _result(run: Path) -> Result:
-    """Analyse the records of a run folder.
+def load_request(run: Path) -> tuple[Recipe, Space, float]:
+    """Return the recipe, the space and the budget of a run folder.
 
     Raises:
-        UserError: if it is no run folder, or no trial has finished.
+        RunFolderError: if it is no run folder.
     """
-    from layersearch.results.analyze import analyse
-
-    recipe, space, budget = _asked(run)
-    model, seq_len = recipe.model, recipe.training.seq_len
-    bound = space.bind(n_layers=model.n_layers, seq_len=seq_len, n_heads=model.n_heads)
-    return analyse(_records(run), budget, tolerance=recipe.search.tolerance, space=bound)
-
-
-def _records(run: Path) -> list[TrialRecord]:
-    from layersearch.training.record import read
-
-    trials = run / "trials.jsonl"
-    records = list(read(trials)) if trials.exists() else []
-    if not records:
-        raise UserError(f"{run}: no trial has finished yet; run the command that made it again to go on")
-    return records
-
-
-def _asked(run: Path) -> tuple[Recipe, Space, float]:
-    """Return the recipe, the space and the budget of a run folder."""
-    from layersearch.config.loader import build
-    from layersearch.config.recipe import Recipe
-    from layersearch.schedule.space import Space
-    from layersearch.study.run_folder import read_config
-
     config, where = read_config(run), run / "config.json"
     recipe = build(Recipe, config["recipe"], f"{where}: recipe")
     return recipe, build(Space, config["space"], f"{where}: space"), config["budget"]
+
+
+def load_records(run: Path) -> list[TrialRecord]:
+    """Return the records of a run folder in the order they were written.
+
+    Raises:
+        RunFolderError: if no trial has finished, or a record cannot be read.
+    """
+    trials = run / "trials.jsonl"
+    records = list(read(trials)) if trials.exists() else []
+    if not records:
+        raise RunFolderError(f"{run}: no trial has finished yet; run the command that made it again to go on")
+    return records
+
+
+def load_result(run: Path) -> Result:
+    """Analyze the records of a run folder, finished or not.
+
+    Raises:
+        RunFolderError: if it is no run folder, or no trial has finished.
+    """
+    recipe, space, budget = load_request(run)
+    records, bound = load_records(run), BoundSpace.of(space, recipe)
+    left_out = left_out_losses(records, bound)
+    return analyze(records, budget, tolerance=recipe.search.tolerance, left_out=left_out)

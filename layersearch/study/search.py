@@ -13,6 +13,7 @@ from layersearch.model.fvcore_flops import check_flops
 from layersearch.model.pretrained import check_vocabulary, fingerprint, load_config
 from layersearch.results.result import Result
 from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
@@ -60,8 +61,8 @@ def search(
     Raises:
         UserError: names what is wrong and the remedy; finished trials are kept.
     """
-    model, training = recipe.model, recipe.training
-    bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
+    training = recipe.training
+    bound = BoundSpace.of(space, recipe)
     plan = make_plan(recipe, bound, budget, seed)
     for schedule in confirm or ():
         bound.check(schedule)

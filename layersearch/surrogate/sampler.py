@@ -1,6 +1,6 @@
 """The search's own sampler, an ordinary Optuna sampler: it proposes the schedule of the largest expected gain.
 
-    space = load_space("laptop").bind(n_layers=6, seq_len=64, n_heads=2)
+    space = BoundSpace(load_space("laptop"), n_layers=6, seq_len=64, n_heads=2)
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=ScheduleSampler(space, seed=0))
 
 The study's first objective is the validation loss, its second the attention cost; its variables are

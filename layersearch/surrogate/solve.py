@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from layersearch.errors import UserError
 from layersearch.results import stats
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.results.result import Entry, Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -182,7 +182,7 @@ def solve(
     lowest = min(record.loss for record in complete if record.loss is not None)
     predictions = _predict(surrogate, asked, lowest, confidence)
     measured_here = [record for record in complete if record.schedule in within]
-    found = analyse(measured_here, 1.0, confidence, tolerance) if measured_here else None
+    found = analyze(measured_here, 1.0, confidence, tolerance) if measured_here else None
     entries = {} if found is None else {entry.schedule: entry for entry in found.entries}
     shared = 0 if found is None or found.winner is None else len(found.winner.seeds)
 

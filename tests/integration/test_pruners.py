@@ -19,6 +19,7 @@ from layersearch.optimal_l.config import Asked
 from layersearch.optimal_l.protocol import investigate
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.journal import Study
 from layersearch.study.loop import Ladder
@@ -60,8 +61,8 @@ def test_search_with_any_sampler_stops_what_the_named_pruner_stops(
     sampler: str, pruner: str, tmp_path: Path, smoke_run: Path, pool: LocalPool
 ) -> None:
     recipe = load_recipe("smoke", [f"search.sampler={sampler}", f"search.pruner={pruner}", "search.trials=9"])
-    model, steps, config = recipe.model, recipe.training.steps, read_config(smoke_run)
-    space = load_space("smoke").bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+    steps, config = recipe.training.steps, read_config(smoke_run)
+    space = BoundSpace.of(load_space("smoke"), recipe)
     plan = make_plan(recipe, space, 0.6, 0)
     asked = {key: config[key] for key in ("space", "budget", "seed", "data")} | {"recipe": recipe.to_dict()}
     folder = RunFolder(tmp_path, asked)

@@ -23,6 +23,7 @@ from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
 from layersearch.model.flops import parameters
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.search import search
 from layersearch.training.record import Trial, TrialRecord
@@ -120,7 +121,7 @@ def test_ray_confirm_records_equal_local_pool(
     cluster: str, tmp_path: Path, smoke_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = {(record["schedule"], record["phase"]) for record in map(json.loads, lines(smoke_run))}
-    space = load_space("smoke").bind(n_layers=small().model.n_layers, seq_len=48, n_heads=2)
+    space = BoundSpace(load_space("smoke"), n_layers=small().model.n_layers, seq_len=48, n_heads=2)
     schedule = next(str(s) for s in space.schedules() if (str(s), "confirm") not in held)
     said = []
     for name, flags in (("here", []), ("there", ["--pool", "ray", "--ray-address", cluster])):

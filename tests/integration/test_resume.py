@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from layersearch.config.recipe import load_recipe
 from layersearch.results.result import PROPOSED
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.journal import Study
 from layersearch.study.loop import Ladder
@@ -96,8 +97,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:
 def go_on(out: Path, pool: LocalPool) -> None:
     """Take up a smoke search as `layersearch.search` does, with workers that are there already."""
     recipe, config = load_recipe("smoke"), read_config(out)
-    model = recipe.model
-    space = load_space("smoke").bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+    space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
     folder.mend()
@@ -274,8 +274,8 @@ class FailsOnce:
 
 def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
     recipe = load_recipe("smoke", ["search.trials=10"])
-    model, config = recipe.model, read_config(smoke_run)
-    space = load_space("smoke").bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+    config = read_config(smoke_run)
+    space = BoundSpace.of(load_space("smoke"), recipe)
     plan = make_plan(recipe, space, config["budget"], config["seed"])
     out = tmp_path / "run"
     asked = {key: config[key] for key in ("space", "budget", "seed", "data")} | {"recipe": recipe.to_dict()}

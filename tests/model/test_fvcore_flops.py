@@ -23,7 +23,7 @@ from tests.helpers.runs import lines, run
 def bound(name: str) -> BoundSpace:
     recipe = load_recipe(name)
     space = load_space(recipe.default_space)
-    return space.bind(n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
+    return BoundSpace.of(space, recipe)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from layersearch.results import sentences
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.results.noise import noise_range
 from layersearch.results.result import Signal, Spread
 from layersearch.results.stats import mean_interval
@@ -22,7 +22,7 @@ def spread(found: Spread | None) -> Spread:
 
 
 def signal(records: list[TrialRecord], budget: float = 0.5) -> Signal:
-    return analyse(records, budget).signal
+    return analyze(records, budget).signal
 
 
 def noisy(rng: np.random.Generator, seeds: int) -> list[TrialRecord]:

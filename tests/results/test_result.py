@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from layersearch.config.loader import build
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.results.result import Result
 from layersearch.results.sentences import poor
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
+from layersearch.surrogate.fit import left_out_losses
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
@@ -35,7 +36,7 @@ def test_analyse_significant_lead_wins_and_claims_say_by_how_much() -> None:
         *confirmed(BOTTOM, [2.600, 2.701, 2.649], role="bottom(1)"),
         *confirmed(MIDDLE, [2.400, 2.501, 2.449]),
     ]
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     assert result.winner is not None
     assert (result.winner.schedule, result.winner.leader, result.winner.not_separated) == (MIDDLE, MIDDLE, 1)
     full, baseline = result.winner.to_all_full, result.winner.to_best_baseline
@@ -58,7 +59,7 @@ def test_analyse_indistinguishable_candidates_take_the_cheapest() -> None:
         *confirmed(MIDDLE, [2.43, 2.41, 2.43], cost=0.25),
         *confirmed(BOTTOM, [2.60, 2.64, 2.62], cost=0.20),
     ]
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     assert result.winner is not None
     assert (result.winner.schedule, result.winner.leader) == (MIDDLE, TOP)
     assert (result.winner.candidates, result.winner.not_separated) == (3, 2)
@@ -70,25 +71,25 @@ def test_analyse_indistinguishable_candidates_take_the_cheapest() -> None:
 def test_analyse_within_tolerance_takes_the_cheapest() -> None:
     """A difference that every seed shows, and that is nothing to the user."""
     records = [*confirmed(TOP, [2.400, 2.401, 2.402], cost=0.30), *confirmed(SPARSE, [2.440, 2.442, 2.441], cost=0.10)]
-    strict, lenient, barely = (analyse(records, 0.5, tolerance=nats).winner for nats in (0.0, 0.05, 0.03))
+    strict, lenient, barely = (analyze(records, 0.5, tolerance=nats).winner for nats in (0.0, 0.05, 0.03))
     assert strict is not None
     assert (strict.schedule, strict.not_separated) == (TOP, 1)
     assert lenient is not None
     assert (lenient.schedule, lenient.leader, lenient.not_separated) == (SPARSE, TOP, 2)
     assert barely is not None
     assert barely.schedule == TOP
-    assert "lie more than 0.05 nats above the lowest loss" in analyse(records, 0.5, tolerance=0.05).verdict
+    assert "lie more than 0.05 nats above the lowest loss" in analyze(records, 0.5, tolerance=0.05).verdict
     worse = confirmed(BOTTOM, [2.9, 2.901, 2.902], cost=0.05)
-    verdict = analyse([*records, *worse], 0.5, tolerance=0.05).verdict
+    verdict = analyze([*records, *worse], 0.5, tolerance=0.05).verdict
     assert "cannot tell from 0.05 nats above the lowest loss" in verdict
 
 
 def test_analyse_equal_cost_takes_the_lower_mean() -> None:
     records = [*confirmed(TOP, [2.42, 2.43, 2.41]), *confirmed(MIDDLE, [2.40, 2.44, 2.41])]
-    winner = analyse(records, 0.5).winner
+    winner = analyze(records, 0.5).winner
     assert winner is not None
     assert winner.schedule == MIDDLE
-    tied = analyse([*confirmed(TOP, [2.4, 2.5]), *confirmed(MIDDLE, [2.4, 2.5])], 0.5).winner
+    tied = analyze([*confirmed(TOP, [2.4, 2.5]), *confirmed(MIDDLE, [2.4, 2.5])], 0.5).winner
     assert tied is not None
     assert tied.not_separated == 2
 
@@ -99,13 +100,13 @@ def test_analyse_over_the_budget_never_wins() -> None:
         *confirmed("full*2 window:32*2", [1.2, 1.3, 1.25]),
         *confirmed(SPARSE, [2.9, 3.0, 2.95], role="all_sparse"),
     ]
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     assert result.winner is not None
     assert result.winner.schedule == SPARSE
     assert result.winner.to_best_baseline is None
     assert "worse by 1.9" in result.verdict
     assert "It is the best baseline itself." in result.verdict
-    exact = analyse(records, result.entry("full*2 window:32*2").cost)
+    exact = analyze(records, result.entry("full*2 window:32*2").cost)
     assert exact.winner is not None
     assert exact.winner.schedule == "full*2 window:32*2"
 
@@ -116,7 +117,7 @@ def test_verdict_nothing_separated_says_so() -> None:
         *confirmed(SPARSE, [2.5, 2.4, 2.6], role="all_sparse"),
         *confirmed(TOP, [2.6, 2.5, 2.39], role="top(1)"),
     ]
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     assert result.winner is not None
     assert result.winner.schedule == SPARSE
     assert result.verdict.startswith("Nothing separates the 2 candidates on 3 fresh seeds: all_sparse is taken")
@@ -127,13 +128,13 @@ def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:
     losses = [2.400, 2.404, 2.402]
     many = [f"window:{16 + size}*3 full" for size in range(8)]
     records = [*confirmed(FULL, [2.410, 2.410, 2.413], role="all_full"), *confirmed(TOP, losses)]
-    alone = analyse(records, 0.5).winner
+    alone = analyze(records, 0.5).winner
     assert alone is not None
     assert alone.to_all_full is not None
     assert alone.to_all_full.verdict.startswith("better by 0.009")
     for schedule in many:
         records += confirmed(schedule, [loss + 0.5 for loss in losses])
-    among = analyse(records, 0.5).winner
+    among = analyze(records, 0.5).winner
     assert among is not None
     assert among.schedule == TOP
     assert among.to_all_full is not None
@@ -151,7 +152,7 @@ def test_analyse_claims_are_false_at_most_as_often_as_stated() -> None:
         records = confirmed(FULL, list(rng.normal(2.4, 0.01, 3)), role="all_full")
         for schedule in schedules:
             records += confirmed(schedule, list(rng.normal(2.4, 0.01, 3)))
-        winner = analyse(records, 0.5).winner
+        winner = analyze(records, 0.5).winner
         assert winner is not None
         assert winner.to_all_full is not None
         false += winner.to_all_full.corrected.excludes_zero
@@ -159,7 +160,7 @@ def test_analyse_claims_are_false_at_most_as_often_as_stated() -> None:
 
 
 def test_analyse_one_fresh_seed_gives_a_winner_without_interval() -> None:
-    result = analyse([*confirmed(TOP, [2.4]), *confirmed(SPARSE, [2.5], role="all_sparse")], 0.5)
+    result = analyze([*confirmed(TOP, [2.4]), *confirmed(SPARSE, [2.5], role="all_sparse")], 0.5)
     assert result.winner is not None
     assert result.winner.schedule == TOP
     assert "no interval can be given" in result.verdict
@@ -168,7 +169,7 @@ def test_analyse_one_fresh_seed_gives_a_winner_without_interval() -> None:
 
 
 def test_analyse_before_confirmation_has_no_winner() -> None:
-    result = analyse([record(TOP, 2.4), record(SPARSE, 2.6, role="all_sparse"), record(FULL, 2.3)], 0.5)
+    result = analyze([record(TOP, 2.4), record(SPARSE, 2.6, role="all_sparse"), record(FULL, 2.3)], 0.5)
     assert result.winner is None
     assert result.best_searched == TOP
     assert result.frontier_of == "search"
@@ -187,18 +188,18 @@ def test_analyse_before_confirmation_has_no_winner() -> None:
     ],
 )
 def test_analyse_no_complete_trial_says_so(records: list[TrialRecord], words: str) -> None:
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     assert result.winner is None
     assert words in result.verdict
     assert json.loads(json.dumps(result.to_dict(), allow_nan=False))["winner"] is None
 
 
 def test_analyse_missing_values_are_unknown_and_named() -> None:
-    result = analyse([*confirmed(TOP, [2.4, 2.5, 2.6]), *confirmed(MIDDLE, [2.9, 3.0, 3.1])], 0.5)
+    result = analyze([*confirmed(TOP, [2.4, 2.5, 2.6]), *confirmed(MIDDLE, [2.9, 3.0, 3.1])], 0.5)
     assert result.winner is not None
     assert result.winner.to_all_full is None
     assert "Against all_full: unknown, none was trained." in result.verdict
-    searched = analyse([record(FULL, 2.0, role="all_full"), *confirmed(TOP, [2.4, 2.5])], 0.5)
+    searched = analyze([record(FULL, 2.0, role="all_full"), *confirmed(TOP, [2.4, 2.5])], 0.5)
     assert "Against all_full: unknown, not confirmed on the same seeds." in searched.verdict
 
 
@@ -211,7 +212,7 @@ def test_analyse_schedule_failing_on_a_seed_is_no_candidate() -> None:
         *confirmed(MIDDLE, [2.0, 2.1]),
         failed,
     ]
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     assert result.winner is not None
     assert (result.winner.schedule, result.winner.candidates, result.winner.seeds) == (TOP, 3, (1, 2, 3))
     assert result.entry(MIDDLE).failed_seeds == (3,)
@@ -231,30 +232,30 @@ def test_analyse_run_cut_in_confirmation_compares_on_shared_seeds(
         for (text, values), count in zip(losses.items(), counts, strict=True)
         for made in confirmed(text, values[:count])
     ]
-    winner = analyse(records, 0.5).winner
+    winner = analyze(records, 0.5).winner
     assert winner is not None
     assert (winner.seeds, winner.candidates) == (seeds, candidates)
 
 
 def test_analyse_stopped_trial_never_counts_as_complete() -> None:
     stopped = record(TOP, 1.0, state="stopped", steps=100)
-    result = analyse([stopped, record(SPARSE, 2.6, role="all_sparse")], 0.5)
+    result = analyze([stopped, record(SPARSE, 2.6, role="all_sparse")], 0.5)
     entry = result.entry(TOP)
     assert (entry.search_loss, entry.loss, entry.last_loss, entry.state) == (None, None, 1.0, "stopped")
     assert result.frontier == (SPARSE,)
     assert result.best_searched == SPARSE
-    resumed = analyse([stopped, record(TOP, 0.9), stopped], 0.5).entry(TOP)
+    resumed = analyze([stopped, record(TOP, 0.9), stopped], 0.5).entry(TOP)
     assert (resumed.state, resumed.search_loss) == ("complete", 0.9)
 
 
 def test_analyse_schedule_in_two_roles_is_one_entry_with_both_names() -> None:
-    result = analyse([record(TOP, 2.4), record(TOP, 2.4, role="top(1)"), record(TOP, 2.4, role="greedy")], 0.5)
+    result = analyze([record(TOP, 2.4), record(TOP, 2.4, role="top(1)"), record(TOP, 2.4, role="greedy")], 0.5)
     assert [entry.names for entry in result.entries] == [("greedy", "top(1)")]
 
 
 def test_best_per_l_keeps_search_and_confirmation_apart() -> None:
     records = [record(TOP, 2.1), record(BOTTOM, 2.3), *confirmed(BOTTOM, [2.4, 2.5]), record(SPARSE, 2.9)]
-    none, one = analyse(records, 0.5).best_per_l
+    none, one = analyze(records, 0.5).best_per_l
     assert (none.n_full, none.trained, none.confirmed) == (0, 1, None)
     assert (one.n_full, one.trained, one.search_schedule, one.search_loss, one.search_worst) == (1, 2, TOP, 2.1, 2.3)
     assert one.confirmed_schedule == BOTTOM
@@ -264,7 +265,7 @@ def test_best_per_l_keeps_search_and_confirmation_apart() -> None:
 
 def test_noise_is_that_of_the_confirmed_seeds() -> None:
     records = [*confirmed(TOP, [1.0, 1.2]), *confirmed(MIDDLE, [2.0, 2.4]), record(BOTTOM, 9.0)]
-    noise = analyse(records, 0.5).noise
+    noise = analyze(records, 0.5).noise
     assert (noise.schedules, noise.seeds) == (2, 2)
     assert noise.seed_std == pytest.approx(((0.02 + 0.08) / 2) ** 0.5)
     assert noise.paired_std == pytest.approx(0.2 / 2**0.5)
@@ -277,7 +278,7 @@ def test_noise_is_that_of_the_confirmed_seeds() -> None:
 
 def searched(losses: Callable[[Schedule], float]) -> tuple[list[TrialRecord], BoundSpace]:
     """Return complete trials of half of the schedules of five layers, and the space they are of."""
-    space = Space(name="small", choices=("full", "window:8")).bind(n_layers=5, seq_len=64, n_heads=2)
+    space = BoundSpace(Space(name="small", choices=("full", "window:8")), n_layers=5, seq_len=64, n_heads=2)
     every = [Schedule.parse(" ".join(spans)) for spans in itertools.product(("full", "window:8"), repeat=5)]
     return [record(str(schedule), losses(schedule)) for schedule in every[::2]], space
 
@@ -289,20 +290,24 @@ def test_fidelity_tells_how_well_the_surrogate_ranks_unseen_schedules() -> None:
     records, space = searched(additive)
     elsewhere = record("window:32*5", 1.0)  # outside the space: the surrogate has nothing to say of it
     again = confirmed(records[0].schedule, [9.0, 9.1])  # fresh seeds are no part of the search
-    (found,) = analyse([*records, elsewhere, *again], 0.5, space=space).trust[:1]
+    (found,) = analyze(
+        [*records, elsewhere, *again], 0.5, left_out=left_out_losses([*records, elsewhere, *again], space)
+    ).trust[:1]
     assert (found.name, found.against) == ("surrogate, unseen", "last step")
     assert found.agreement is not None
     assert found.agreement.n == len(records)
     assert found.agreement.spearman > 0.95
     assert poor([found]) is None
-    assert "surrogate, unseen" not in {other.name for other in analyse(records, 0.5).trust}
-    assert "surrogate, unseen" not in {other.name for other in analyse(records[:3], 0.5, space=space).trust}
+    assert "surrogate, unseen" not in {other.name for other in analyze(records, 0.5).trust}
+    assert "surrogate, unseen" not in {
+        other.name for other in analyze(records[:3], 0.5, left_out=left_out_losses(records[:3], space)).trust
+    }
 
 
 def test_fidelity_surrogate_of_noise_is_not_called_a_ranking() -> None:
     rng = np.random.default_rng(2)
     records, space = searched(lambda schedule: float(rng.normal(3.0, 0.1)))
-    (found,) = analyse(records, 0.5, space=space).trust
+    (found,) = analyze(records, 0.5, left_out=left_out_losses(records, space)).trust
     assert found.agreement is not None
     assert found.agreement.spearman < 0.5
     said = poor([found])
@@ -317,20 +322,20 @@ def test_fidelity_each_rung_is_compared_with_the_last_step() -> None:
         )
         for size in range(8, 14)
     ]
-    by_name = {found.name: found for found in analyse(records, 0.5).trust}
+    by_name = {found.name: found for found in analyze(records, 0.5).trust}
     assert by_name["step 100 of 400"].agreement.spearman == pytest.approx(-1)  # type: ignore[union-attr]
     assert by_name["step 200 of 400"].agreement.kendall == pytest.approx(1)  # type: ignore[union-attr]
     # Once the search ends trials at a rung, the rungs are what the user must trust.
     records.append(record(TOP, 3.0, state="stopped", steps=200))
-    (rung,) = analyse(records, 0.5).trust
+    (rung,) = analyze(records, 0.5).trust
     assert (rung.name, rung.stopped) == ("step 200 of 400", 1)
-    (few,) = analyse([*records[:3], records[-1]], 0.5).trust
+    (few,) = analyze([*records[:3], records[-1]], 0.5).trust
     assert few.agreement is None
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"seeds": 0}, {"seeds": 1}, {"n_schedules": 60, "layers": 24, "budget": 0.27}])
 def test_to_dict_of_a_run_is_plain_json(kwargs: dict[str, float]) -> None:
-    result = analyse(a_run(**kwargs), 0.5)  # type: ignore[arg-type]
+    result = analyze(a_run(**kwargs), 0.5)  # type: ignore[arg-type]
     plain = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert plain.pop("version") == 2
     assert build(Result, plain, "frontier.json") == result
@@ -338,8 +343,8 @@ def test_to_dict_of_a_run_is_plain_json(kwargs: dict[str, float]) -> None:
 
 def test_analyse_record_order_does_not_change_the_result() -> None:
     records = a_run(20)
-    assert analyse(records, 0.5).entries == analyse(records[::-1], 0.5).entries
-    assert analyse(records, 0.5).winner == analyse(records[::-1], 0.5).winner
+    assert analyze(records, 0.5).entries == analyze(records[::-1], 0.5).entries
+    assert analyze(records, 0.5).winner == analyze(records[::-1], 0.5).winner
 
 
 def test_analyse_imports_no_torch() -> None:

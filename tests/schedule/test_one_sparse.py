@@ -24,7 +24,7 @@ SHAPES: list[dict[str, Any]] = [{}, {"layers": {0: ("full", "window:4")}}, {"tie
 
 def bound(one_sparse: bool = True, **given: Any) -> BoundSpace:
     space = Space(**({"name": "one", "choices": CHOICES, "one_sparse": one_sparse} | given))
-    return space.bind(n_layers=4, seq_len=32, n_heads=2)
+    return BoundSpace(space, n_layers=4, seq_len=32, n_heads=2)
 
 
 def sparse(schedule: Schedule) -> set[str]:
@@ -114,7 +114,7 @@ def test_one_sparse_without_a_common_sparse_span_is_refused() -> None:
 
 
 def test_one_sparse_shipped_space_can_always_be_exported(tmp_path: Path) -> None:
-    space = load_space("hf-exportable").bind(n_layers=6, seq_len=64, n_heads=2)
+    space = BoundSpace(load_space("hf-exportable"), n_layers=6, seq_len=64, n_heads=2)
     families = [held.capabilities(name) for name, held in FAMILIES.items() if "window" in held.layer_types]
     assert len(families) == len(FAMILIES) - 1
     assert space.size == 5 * (2**6 - 1) + 1

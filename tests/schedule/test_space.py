@@ -29,7 +29,7 @@ def bound(choices: str = "full window:8 block:12", **sizes: Any) -> BoundSpace:
     size = {"n_layers": 4, "seq_len": 48, "n_heads": 2} | {
         key: sizes.pop(key) for key in ("n_layers", "seq_len", "n_heads") if key in sizes
     }
-    return Space(name="test", choices=tuple(choices.split()), **sizes).bind(**size)
+    return BoundSpace(Space(name="test", choices=tuple(choices.split()), **sizes), **size)
 
 
 def write(folder: Path, content: Any) -> str:
@@ -54,7 +54,7 @@ def test_space_shipped_files_are_all_tested() -> None:
 def test_space_shipped_reaches_its_budget_and_opens_with_its_command(name: str) -> None:
     space = load_space(name)
     n_layers, seq_len, n_heads = SHIPPED[name]
-    fitted = space.bind(n_layers=n_layers, seq_len=seq_len, n_heads=n_heads)
+    fitted = BoundSpace(space, n_layers=n_layers, seq_len=seq_len, n_heads=n_heads)
     assert space.name == name
     assert space.budget is not None
     baselines = fitted.named_baselines(space.budget)
@@ -69,7 +69,7 @@ def test_space_shipped_reaches_its_budget_and_opens_with_its_command(name: str) 
 def test_space_masformer_with_four_full_layers_is_a_baseline() -> None:
     space = load_space("masformer-1.3b")
     assert space.budget is not None
-    baselines = space.bind(n_layers=24, seq_len=8192, n_heads=16).named_baselines(space.budget)
+    baselines = BoundSpace(space, n_layers=24, seq_len=8192, n_heads=16).named_baselines(space.budget)
     assert baselines["bottom(4)"] == Schedule.parse("full*4 block:1024*20")
 
 
@@ -97,7 +97,7 @@ budget: 0.5
 baseline_span: block:12
 """
     space = load_space(write(tmp_path, text))
-    fitted = space.bind(n_layers=5, seq_len=48, n_heads=2)
+    fitted = BoundSpace(space, n_layers=5, seq_len=48, n_heads=2)
     assert space.budget == 0.5
     assert fitted.groups == ((0,), (1, 2), (3,), (4,))
     assert fitted.variables == {

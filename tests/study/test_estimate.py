@@ -21,6 +21,7 @@ from layersearch.model.decoder import Decoder
 from layersearch.model.flops import model_flops, parameters
 from layersearch.model.fvcore_flops import traced_flops
 from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.estimate import estimate
 from layersearch.training.memory import activation_bytes, model_bytes
@@ -162,7 +163,7 @@ def test_estimate_shipped_recipes_give_known_counts(name: str) -> None:
     recipe = load_recipe(name)
     space = load_space(recipe.default_space)
     assert space.budget is not None
-    bound = space.bind(n_layers=recipe.model.n_layers, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
+    bound = BoundSpace.of(space, recipe)
     assert bound.named_baselines(space.budget)
     # Weights, gradients and at least one moment.
     least = 12 * parameters(recipe.model, recipe.data.vocab_size) / recipe.training.ranks

@@ -7,6 +7,7 @@ import torch
 
 from layersearch.model.hf_decoder import Routed
 from layersearch.schedule import Schedule, Span
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.layer_selection import kl_to_original, place, remove_one, restore_greedy, selected
 from tests.helpers.hf_models import VOCAB, make
@@ -53,7 +54,7 @@ def test_kl_to_original_is_zero_for_all_full_and_falls_with_restored_layers() ->
 
 
 def test_selected_budget_sets_how_many_layers() -> None:
-    bound = Space(name="s", choices=("full", "window:3")).bind(n_layers=4, seq_len=24, n_heads=2)
+    bound = BoundSpace(Space(name="s", choices=("full", "window:3")), n_layers=4, seq_len=24, n_heads=2)
 
     def score(schedule: Schedule) -> float:
         return 1.0 - 0.5 * (2 in schedule.full_layers) - 0.1 * (1 in schedule.full_layers)

@@ -8,12 +8,13 @@ from typing import Protocol
 import pytest
 
 from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.pruning import Foresight, Halving
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import record
 
-SPACE = Space(name="small", choices=("full", "window:4", "window:2")).bind(n_layers=5, seq_len=32, n_heads=2)
+SPACE = BoundSpace(Space(name="small", choices=("full", "window:4", "window:2")), n_layers=5, seq_len=32, n_heads=2)
 STEPS, RUNG = 400, 200
 NEW = Schedule.parse("window:4 full*2 window:4*2")
 

@@ -15,7 +15,7 @@ from layersearch.study.journal import Study
 from tests.helpers.synthetic import record
 
 SAMPLERS = typing.get_args(typing.get_type_hints(SearchConfig)["sampler"])
-SPACE = Space(name="small", choices=("full", "window:4", "window:2")).bind(n_layers=4, seq_len=32, n_heads=2)
+SPACE = BoundSpace(Space(name="small", choices=("full", "window:4", "window:2")), n_layers=4, seq_len=32, n_heads=2)
 BUDGET = 0.7
 
 
@@ -57,7 +57,7 @@ def test_sampler_proposals_repeat_by_seed_and_after_a_resume(sampler: str, tmp_p
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampler_exhausted_space_ends_with_none(sampler: str, tmp_path: Path) -> None:
-    space = Space(name="tiny", choices=("full", "window:4")).bind(n_layers=2, seq_len=32, n_heads=2)
+    space = BoundSpace(Space(name="tiny", choices=("full", "window:4")), n_layers=2, seq_len=32, n_heads=2)
     search = study(tmp_path / "a.journal", sampler, space=space, budget=1.0)
     seen: list[str] = []
     for index in range(space.size):

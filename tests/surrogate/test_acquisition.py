@@ -20,7 +20,7 @@ SPACE = Space(name="small", choices=("full", "window:4", "window:2"))
 
 
 def bound(n_layers: int = 5, space: Space = SPACE) -> BoundSpace:
-    return space.bind(n_layers=n_layers, seq_len=32, n_heads=2)
+    return BoundSpace(space, n_layers=n_layers, seq_len=32, n_heads=2)
 
 
 def planted(schedule: Schedule) -> float:

@@ -20,7 +20,7 @@ MODEL = ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64)
 
 
 def small_space(*, tied: tuple[tuple[int, ...], ...] = ()) -> BoundSpace:
-    return Space(name="small", choices=CHOICES, tied=tied).bind(n_layers=3, seq_len=49, n_heads=4)
+    return BoundSpace(Space(name="small", choices=CHOICES, tied=tied), n_layers=3, seq_len=49, n_heads=4)
 
 
 def schedules(space: BoundSpace) -> list[Schedule]:
@@ -45,7 +45,7 @@ def test_cost_limit_admits_what_the_search_would(tied: tuple[tuple[int, ...], ..
 
 @pytest.mark.parametrize("length", [1 << 20, 1 << 24])
 def test_cost_limit_long_text_is_exact(length: int) -> None:
-    space = Space(name="long", choices=("full", "window:4096")).bind(n_layers=64, seq_len=length, n_heads=64)
+    space = BoundSpace(Space(name="long", choices=("full", "window:4096")), n_layers=64, seq_len=length, n_heads=64)
     schedule = Schedule.parse("full*5 window:4096*59")
     limit = cost_limit(space, space.cost(schedule))
     assert limit.admits(schedule)

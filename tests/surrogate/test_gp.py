@@ -19,7 +19,7 @@ SPACE = Space(name="small", choices=("full", "window:8", "window:2"), tied=((1, 
 
 
 def bound(n_layers: int = 6, space: Space = SPACE) -> BoundSpace:
-    return space.bind(n_layers=n_layers, seq_len=32, n_heads=2)
+    return BoundSpace(space, n_layers=n_layers, seq_len=32, n_heads=2)
 
 
 def schedule_of(space: BoundSpace, chosen: Sequence[int]) -> Schedule:

@@ -18,7 +18,7 @@ import pytest
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
@@ -37,7 +37,7 @@ Losses = Mapping[Schedule, float]
 
 
 def bound(choices: tuple[str, ...] = CHOICES) -> BoundSpace:
-    return Space(name="four", choices=choices).bind(n_layers=LAYERS, seq_len=64, n_heads=2)
+    return BoundSpace(Space(name="four", choices=choices), n_layers=LAYERS, seq_len=64, n_heads=2)
 
 
 def every(space: BoundSpace) -> list[Schedule]:
@@ -147,7 +147,7 @@ def test_shortlist_of_a_restricted_space_equals_exhaustive_enumeration(part: str
         "layers": {"layers": {0: ("full",), 3: ("window:16", "full")}},
     }
     choices = ("full", "window:4", "window:16", "block:8")
-    space = Space(name=part, choices=choices, **shapes[part]).bind(n_layers=6, seq_len=64, n_heads=2)
+    space = BoundSpace(Space(name=part, choices=choices, **shapes[part]), n_layers=6, seq_len=64, n_heads=2)
     rng = Random(0)
     learnt = list(dict.fromkeys(space.sample(rng) for _ in range(20)))
     model = Surrogate(space).fit(learnt, [3 - space.cost(s) + rng.gauss(0, 0.2) for s in learnt])
@@ -167,7 +167,7 @@ def test_solve_answer_is_measured_unless_a_prediction_is_shown_better(seed: int)
     for budget in (0.4, 0.7, 1.0):
         found = solve(records, space, cost_limit(space, budget))
         within = [r for r in records if space.cost(r.parsed()) <= budget]
-        leader = analyse(within, 1.0).winner
+        leader = analyze(within, 1.0).winner
         if leader is None:
             assert found.measured is None
             assert found.answer == found.proposal
@@ -175,7 +175,7 @@ def test_solve_answer_is_measured_unless_a_prediction_is_shown_better(seed: int)
         assert found.measured is not None
         assert found.proposal is not None
         assert found.difference is not None
-        entry = analyse(within, 1.0).entry(leader.leader)
+        entry = analyze(within, 1.0).entry(leader.leader)
         assert found.measured.schedule == leader.leader
         assert entry.mean is not None
         assert (found.measured.loss, found.measured.low, found.measured.high) == (
@@ -352,7 +352,7 @@ def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
         *confirmed("window:4*3 full", [2.21, 2.30, 2.40]),
         record("window:4 full*3", 1.0),
     ]
-    result = analyse(records, 1.0)
+    result = analyze(records, 1.0)
     rival, difference = against_best(result, "window:4*3 full")
     assert rival is not None
     assert difference is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.results.plots.noise import MOST_ROWS, plot_signal
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
@@ -53,7 +53,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 def test_plot_signal_text_neither_overlaps_nor_leaves_the_figure(tmp_path: Path, name: str, figures: list[Any]) -> None:
     from matplotlib.text import Text
 
-    plot_signal(analyse(*(([], 0.5) if name == "empty" else run(name))), tmp_path / "signal")
+    plot_signal(analyze(*(([], 0.5) if name == "empty" else run(name))), tmp_path / "signal")
     figure = figures[0]
     figure.canvas.draw()
     shown = [t for t in figure.findobj(Text) if t.get_visible() and t.get_text().strip()]
@@ -83,7 +83,7 @@ def test_plot_signal_text_neither_overlaps_nor_leaves_the_figure(tmp_path: Path,
 
 @pytest.mark.parametrize("name", RUNS)
 def test_plot_signal_figure_names_what_it_shows(tmp_path: Path, name: str) -> None:
-    result = analyse(*run(name))
+    result = analyze(*run(name))
     png, svg = plot_signal(result, tmp_path / "signal")
     assert (png.name, svg.name) == ("signal.png", "signal.svg")
     shown = texts(svg)
@@ -105,7 +105,7 @@ def test_plot_signal_figure_names_what_it_shows(tmp_path: Path, name: str) -> No
 
 
 def test_plot_signal_many_schedules_keeps_named_ones_and_placements(tmp_path: Path, figures: list[Any]) -> None:
-    result = analyse(*run("deep"))
+    result = analyze(*run("deep"))
     measured = sum(entry.mean is not None for entry in result.entries)
     assert measured > MOST_ROWS
     _, svg = plot_signal(result, tmp_path / "signal")
@@ -126,7 +126,7 @@ def test_plot_signal_bars_marks_and_band_stand_at_measured_values(tmp_path: Path
         *confirmed("window:32*3 full", [2.45, 2.55, 2.49], role="top(1)"),
         record("window:32 full window:32*2", 2.0),
     ]
-    result = analyse(records, 0.5)
+    result = analyze(records, 0.5)
     plot_signal(result, tmp_path / "signal")
     above, below = figures[0].axes
     found, floor = result.signal, result.noise.floor
@@ -151,7 +151,7 @@ def test_plot_signal_bars_marks_and_band_stand_at_measured_values(tmp_path: Path
 def test_plot_signal_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib
 
-    result = analyse(*run("few"))
+    result = analyze(*run("few"))
     first = [path.read_bytes() for path in plot_signal(result, tmp_path / "a")]
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):
         second = [path.read_bytes() for path in plot_signal(result, tmp_path / "b")]

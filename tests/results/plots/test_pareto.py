@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.results.analyze import analyse
+from layersearch.results.analyze import analyze
 from layersearch.results.plots.pareto import plot_pareto
 from tests.helpers.synthetic import a_run, record
 
@@ -29,7 +29,7 @@ def texts(svg: Path) -> list[str]:
 @pytest.mark.parametrize("name", RUNS)
 def test_plot_pareto_writes_both_files_and_names_what_they_show(tmp_path: Path, name: str) -> None:
     kwargs = {"budget": 0.5} | RUNS[name]
-    result = analyse(a_run(**kwargs), kwargs["budget"])  # type: ignore[arg-type]
+    result = analyze(a_run(**kwargs), kwargs["budget"])  # type: ignore[arg-type]
     png, svg = plot_pareto(result, tmp_path / "pareto")
     assert (png.name, svg.name) == ("pareto.png", "pareto.svg")
     width, height = struct.unpack(">II", png.read_bytes()[16:24])
@@ -63,7 +63,7 @@ def test_plot_pareto_labels_cover_neither_each_other_nor_the_edge(
 
     monkeypatch.setattr(Figure, "savefig", keep)
     kwargs = {"budget": 0.5} | RUNS[name]
-    plot_pareto(analyse(a_run(**kwargs), kwargs["budget"]), tmp_path / "pareto")  # type: ignore[arg-type]
+    plot_pareto(analyze(a_run(**kwargs), kwargs["budget"]), tmp_path / "pareto")  # type: ignore[arg-type]
     axes = figures[0].axes[0]
     figures[0].canvas.draw()
     notes = [child for child in axes.get_children() if isinstance(child, Annotation)]
@@ -92,7 +92,7 @@ def test_plot_pareto_labels_cover_neither_each_other_nor_the_edge(
 def test_plot_pareto_same_result_gives_the_same_bytes_under_any_user_setting(tmp_path: Path) -> None:
     import matplotlib
 
-    result = analyse(a_run(12), 0.5)
+    result = analyze(a_run(12), 0.5)
     first = [path.read_bytes() for path in plot_pareto(result, tmp_path / "a")]
     before = dict(matplotlib.rcParams)
     with matplotlib.rc_context({"font.size": 30, "svg.fonttype": "path", "axes.facecolor": "red"}):
@@ -105,8 +105,8 @@ def test_plot_pareto_same_result_gives_the_same_bytes_under_any_user_setting(tmp
 def test_plot_pareto_stopped_trial_is_left_out(tmp_path: Path) -> None:
     done = [record("full*4", 2.0, role="all_full"), record("window:32*4", 2.5, role="all_sparse")]
     stopped = record("window:32*3 full", 1.0, state="stopped", steps=100)
-    _, without = plot_pareto(analyse(done, 0.5), tmp_path / "without")
-    _, with_one = plot_pareto(analyse([*done, stopped], 0.5), tmp_path / "with")
+    _, without = plot_pareto(analyze(done, 0.5), tmp_path / "without")
+    _, with_one = plot_pareto(analyze([*done, stopped], 0.5), tmp_path / "with")
 
     def marks(svg: Path) -> int:
         return svg.read_text(encoding="utf-8").count("<use ")
@@ -116,5 +116,5 @@ def test_plot_pareto_stopped_trial_is_left_out(tmp_path: Path) -> None:
 
 
 def test_plot_pareto_empty_run_says_so(tmp_path: Path) -> None:
-    _, svg = plot_pareto(analyse([], 0.5), tmp_path / "pareto")
+    _, svg = plot_pareto(analyze([], 0.5), tmp_path / "pareto")
     assert "Nothing to conclude: no trial has completed." in texts(svg)
