@@ -212,6 +212,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     st.dictionaries(st.text(max_size=3), JSON, max_size=4), st.text(max_size=3), JSON, st.sampled_from([None, 0, 2, 4])

@@ -152,6 +152,7 @@ def test_coefficients_equal_effects_of_changing_one_and_two_variables(
         assert found == pytest.approx(np.array(both), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_predict_intervals_hold_the_truth() -> None:
     """Of all untrained schedules of twelve planted spaces about 95 in 100 lie in their intervals; noise is found."""
     inside, noises, errors, spread = [], [], [], []

@@ -101,6 +101,7 @@ def test_minimise_limit_one_unit_apart_decides(scale: int) -> None:
     assert minimise(model, weights, 1) is None
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(seed=st.integers(0, 2**32 - 1), products=st.sampled_from([0, 9, 27]))
 def test_minimise_too_large_model_is_searched_and_its_gap_holds_the_truth(seed: int, products: int) -> None:
