@@ -230,6 +230,7 @@ def check_line(err: str, words: tuple[str, ...]) -> None:
         assert word in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_bad_model_is_refused_in_one_line_and_nothing_is_written(
     name: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
@@ -262,6 +263,7 @@ def test_bad_model_hub_that_is_down_is_refused_at_once(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_convert_on_a_full_disk_ends_in_one_line(llama: Path, tmp_path: Path) -> None:
     """The first checkpoint finds no room; what was measured before is kept."""
 

@@ -103,6 +103,7 @@ def test_fingerprint_follows_the_content_wherever_it_lies(config, tmp_path):
     assert here.fingerprint == there.fingerprint != other.fingerprint
 
 
+@pytest.mark.slow
 def test_prepare_by_processes_at_once_agrees(config, tmp_path):
     script = """
 import sys

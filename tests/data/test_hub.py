@@ -143,6 +143,7 @@ for number, config in enumerate(json.loads(sys.argv[1])):
 TINY = {"source": "hub", "dataset": "me/tiny", "column": "body", "vocab_size": 280}
 
 
+@pytest.mark.slow
 def test_hub_data_set_is_read_streamed_and_offline_from_its_copy(hub, dead, tmp_path):
     streamed, whole, named = ask(tmp_path, hub, TINY | {"streaming": True}, TINY, TINY | {"tokenizer": "me/words"})
     assert streamed[0] == whole[0] == named[0] == "ok"

@@ -118,6 +118,7 @@ def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen
     )
 
 
+@pytest.mark.slow
 def test_prepare_two_processes_give_the_same_bytes(tmp_path):
     started = [
         python(PREPARE, str(tmp_path / "a"), PYTHONHASHSEED="1", RAYON_NUM_THREADS="1"),

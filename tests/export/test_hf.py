@@ -44,6 +44,7 @@ def strong_decoder(config: ModelConfig, schedule: Schedule) -> Decoder:
     return decoder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("family", WEIGHTS)
 def test_save_weights_exported_give_the_trained_logits_and_texts(family: str, tied: bool, tmp_path: Path) -> None:

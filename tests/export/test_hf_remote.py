@@ -199,6 +199,7 @@ def test_remote_weights_survive_saving_and_loading(qk_norm: bool, tmp_path: Path
 # The cache.
 
 
+@pytest.mark.slow
 def test_remote_generation_with_and_without_cache_gives_the_same_texts(model: Any) -> None:
     request: dict[str, Any] = {"max_new_tokens": 29, "do_sample": False, "pad_token_id": VOCAB}
     tokens = text(2, 9)
@@ -228,6 +229,7 @@ def held_bytes(cache: Any) -> int:
     return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
 
 
+@pytest.mark.slow
 def test_remote_cache_holds_what_the_cost_model_counts_at_every_length(model: Any) -> None:
     tokens = text(2, 67)
     cache = DynamicCache(config=model.config)
@@ -281,6 +283,7 @@ def test_remote_padding_changes_no_row(side: str, model: Any) -> None:
             assert torch.allclose(together[row][mask[row] == 1], model(one).logits[0], atol=1e-5), row
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("use_cache", [True, False])
 def test_remote_left_padded_texts_continue_as_each_alone(use_cache: bool, model: Any) -> None:
     texts, rows, mask = padded("left")

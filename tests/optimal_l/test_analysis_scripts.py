@@ -129,6 +129,7 @@ def test_repetitions_of_each_rule_are_kept_apart(tmp_path: Path) -> None:
     assert [cell.strip(" *") for cell in line.split("|")[3:8]] == ["0 of 1", "1 of 2", "2 of 2", "1 of 2", "4 of 4"]
 
 
+@pytest.mark.slow
 def test_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows that grow are better by 0.1 nats, of a placement the upper one."""
     records = jobs.Records(tmp_path / "study.jsonl")

@@ -234,6 +234,7 @@ def test_optimal_l_folder_of_an_older_version_is_resumed(tmp_path: Path) -> None
         study(asked(), recall, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_optimal_l_several_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     """l* = 1 at every length; half the depth at every depth."""
     recipe = load_recipe("smoke", ["data.distance=4", "data.pairs=2", "model.n_layers=2"])

@@ -128,6 +128,7 @@ def test_p_values_one_seed_shows_nothing_and_equal_losses_are_within() -> None:
     assert p_beyond([0.0, 0.0], DELTA) == 1.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("means", "truth"),
     [

@@ -66,6 +66,7 @@ def test_signal_spreads_are_differences_of_means_in_nats_and_seed_stds() -> None
     assert "all_sparse is above all_full by 0.50 nats, 3.5 times the seed std" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 10])
 def test_signal_pure_noise_is_shown_as_often_as_stated(seeds: int) -> None:
     rng = np.random.default_rng(seeds)

@@ -143,6 +143,7 @@ def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:
     assert "no significant difference once 9 possible choices are allowed for" in among.to_all_full.verdict
 
 
+@pytest.mark.slow
 def test_analyse_claims_are_false_at_most_as_often_as_stated() -> None:
     rng = np.random.default_rng(5)
     schedules = [f"window:{16 + size}*3 full" for size in range(4)]

@@ -170,6 +170,7 @@ def test_estimate_shipped_recipes_give_known_counts(name: str) -> None:
     assert model_bytes(recipe, recipe.data.vocab_size) >= round(least)
 
 
+@pytest.mark.slow
 def test_estimate_time_on_a_cluster_is_labeled_as_of_this_machine(tmp_path: Path) -> None:
     recipe, space = load_recipe("smoke", ["search.workers=1"]), load_space("smoke")
     found = estimate(recipe, space, 0.6, 0, tmp_path, elsewhere=True)

@@ -58,6 +58,7 @@ def test_gain_equals_the_simulated_expected_hypervolume() -> None:
         assert gain == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / len(draws) ** 0.5 + 1e-5)
 
 
+@pytest.mark.slow
 def test_propose_exhausts_the_space_once_and_then_returns_none() -> None:
     space, seen = bound(3), []
     for _ in range(space.size):

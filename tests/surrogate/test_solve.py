@@ -191,6 +191,7 @@ def test_solve_answer_is_measured_unless_a_prediction_is_shown_better(seed: int)
         assert found.difference.low < found.difference.mean < found.difference.high
 
 
+@pytest.mark.slow
 def test_solve_planted_sum_over_layers_and_pairs_is_found() -> None:
     """With little noise, proposals of nine truths are nearly always as good as the best of all untrained schedules."""
     space = bound()
@@ -259,6 +260,7 @@ def test_solve_untrained_numbers_of_full_layers_are_not_proposed() -> None:
         solve(only, space, cost_limit(space, 0.2))
 
 
+@pytest.mark.slow
 def test_solve_saturating_loss_is_not_promised_below_what_was_seen() -> None:
     """A full layer above a window of 16 solves a task, more do not help: a sum over layers and pairs would fall on."""
     space = bound()
@@ -367,6 +369,7 @@ def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_solve_command_answer_can_be_run_as_printed(
     saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

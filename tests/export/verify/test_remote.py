@@ -29,6 +29,7 @@ def written(schedule: Schedule, out: Path) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_verify_every_kind_of_span_is_proven(tmp_path: Path) -> None:
     proof = verify(written(EVERY, tmp_path / "new"), trust_remote_code=True)
     assert proof.proven, proof.problem

@@ -99,6 +99,7 @@ spans = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(
     span=spans,
@@ -229,6 +230,7 @@ def test_attend_autocast_and_mixed_precisions_keep_dtypes() -> None:
     assert attend(q, k, v.bfloat16(), span).dtype is torch.float32
 
 
+@pytest.mark.slow
 def test_chunked_operator_passes_torch_opcheck() -> None:
     q, k, v, _ = tensors(1, 2, 1, 20, 4)
     with warnings.catch_warnings():
