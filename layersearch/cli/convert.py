@@ -90,7 +90,6 @@ def _given(options: argparse.Namespace) -> list[str]:
 
 
 def _schedule(options: argparse.Namespace) -> Schedule:
-    from layersearch.schedule import Schedule
     from layersearch.schedule.files import schedule_argument
 
     if options.schedule is not None:
@@ -100,7 +99,7 @@ def _schedule(options: argparse.Namespace) -> Schedule:
     result = load_result(options.run)
     if result.winner is None:
         raise UserError(f"{options.run}: no winner yet ({result.verdict}); run the command that made it again to go on")
-    return Schedule.parse(result.winner.schedule)
+    return result.winner.schedule
 
 
 @contextlib.contextmanager

@@ -59,7 +59,6 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.export import export as write
     from layersearch.export.edit_config import own_config, write_own_config
     from layersearch.results.verdict import winner_evidence
-    from layersearch.schedule import Schedule
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
 
@@ -75,7 +74,7 @@ def export(options: argparse.Namespace) -> None:
         result = load_result(run)
         if result.winner is None:
             raise UserError(f"{run}: no winner yet ({result.verdict}); run the command that made it again to go on")
-        schedule = Schedule.parse(result.winner.schedule)
+        schedule = result.winner.schedule
         vocab_size = config["data"]["vocab_size"]
         evidence = winner_evidence(result)
         if recipe is None:

@@ -70,7 +70,6 @@ def show(options: argparse.Namespace) -> None:
 def solve(options: argparse.Namespace) -> None:
     """Answer for another constraint from a run's trials."""
     from layersearch.cli import tables
-    from layersearch.schedule import Schedule
     from layersearch.schedule.cost import attention_flops
     from layersearch.surrogate import constraint
     from layersearch.surrogate.solve import solve as find
@@ -93,11 +92,11 @@ def solve(options: argparse.Namespace) -> None:
     else:
         limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
     found = find(load_records(options.run), bound, limit, tolerance=recipe.search.tolerance)
-    answer = Schedule.parse(found.answer.schedule)
+    answer = found.answer.schedule
     flops = attention_flops(answer, seq_len=bound.seq_len, n_heads=model.n_heads, head_dim=model.head_dim)
     command = None
     if found.proposal is not None:
-        command = shlex.join(["layersearch", "confirm", str(options.run), found.proposal.schedule])
+        command = shlex.join(["layersearch", "confirm", str(options.run), str(found.proposal.schedule)])
     if options.json:
         print(json.dumps(found.to_dict() | {"attention_flops": flops, "confirm_with": command}, indent=1))
     else:
@@ -124,8 +123,8 @@ def confirm(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))
         return
-    texts = [str(schedule) for schedule in dict.fromkeys(schedules)]
-    confirmed_table([(result.entry(text), *against_best(result, text)) for text in texts])
+    rows = [(result.entry(held), *against_best(result, held)) for held in dict.fromkeys(schedules)]
+    confirmed_table(rows)
 
 
 def plot(options: argparse.Namespace) -> None:

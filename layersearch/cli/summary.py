@@ -123,7 +123,7 @@ def _entries(result: Result, entries: Sequence[Entry], by: str, width: int) -> T
     places = _places([entry.mean for entry in entries])
     for entry in entries:
         mark = "* " if result.winner is not None and entry.schedule == result.winner.schedule else "  "
-        name = entry.schedule + (f"  ({', '.join(entry.names)})" if entry.names else "") if full else entry.label
+        name = str(entry.schedule) + (f"  ({', '.join(entry.names)})" if entry.names else "") if full else entry.label
         room = width - (36 if full else 30) - sum(len(head) + 2 for head in heads)
         name = name if len(name) <= room else name[: room - 1] + "…"
         # A trial that ended early has a loss of fewer steps, which must not stand in this column.

@@ -171,7 +171,7 @@ def solution_table(found: Solution, *, flops: int, confirm_with: str | None) -> 
         if one is not None:
             places = decimals(one.high - one.loss)
             seeds = str(one.seeds) if one.seeds else "search" if one.state == "trained" else one.state
-            cells = [name, one.schedule, str(one.n_full), f"{one.cost:.3f}", f"{one.loss:.{places}f}"]
+            cells = [name, str(one.schedule), str(one.n_full), f"{one.cost:.3f}", f"{one.loss:.{places}f}"]
             table.add_row(*(Text(cell) for cell in [*cells, _ends(one, places), seeds, f"{one.predicted:.{places}f}"]))
     screen.print()
     screen.print(table)
@@ -193,7 +193,7 @@ def confirmed_table(rows: Sequence[tuple[Entry, Entry | None, Interval | None]])
     """
     screen = console()
     for entry, rival, difference in rows:
-        screen.print(Text(entry.schedule, style="bold"), soft_wrap=True)
+        screen.print(Text(str(entry.schedule), style="bold"), soft_wrap=True)
         reached = "failed on every fresh seed" if entry.mean is None else f"loss {entry.mean} nats"
         screen.print(f"  l = {entry.n_full}, cost {entry.cost:.4f}, {reached}, fresh seeds {len(entry.confirm)}")
         if rival is not None and difference is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from layersearch.optimal_l.config import Setting
 from layersearch.optimal_l.knee import Choice, best_within, find_knee
 from layersearch.optimal_l.noninferiority import LStar, failures, find_l_star
-from layersearch.optimal_l.placements import full_layers, named, place
+from layersearch.optimal_l.placements import named, place
 from layersearch.optimal_l.protocol import l_star_of, select
 from layersearch.results.stats import CONFIDENCE, Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
@@ -16,7 +16,7 @@ from layersearch.schedule.cost import attention_flops
 from layersearch.training.record import TrialRecord
 
 BEST = "best found"
-ByseedLosses = Mapping[str, Mapping[int, float]]
+SeedLosses = Mapping[Schedule, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class Placed:
 
     name: str
     """``best found``, or a name of the literature."""
-    schedule: str
+    schedule: Schedule
     loss: Interval
     to_best: Interval | None
     """Paired difference to the best found of the same l, nats, corrected for the number of named placements of that l;
@@ -37,7 +37,7 @@ class PerL:
     """What was found for one number of full layers."""
 
     l: int
-    schedule: str
+    schedule: Schedule
     """The best placement, chosen on the selection seeds."""
     cost: float
     """As a share of all-full's."""
@@ -56,7 +56,7 @@ class Larger:
     """The best placement of more full layers than the reference of l* has, measured on fresh seeds."""
 
     l: int
-    schedule: str
+    schedule: Schedule
     difference: Interval
     """To the reference, nats, paired; corrected for the number of larger l's."""
 
@@ -103,7 +103,7 @@ class SettingAnswer:
     """At the least and, where l* was in doubt, more."""
     most_seeds_spent: int
     """Fresh seeds of the schedule that got most."""
-    failed_seeds: Mapping[str, tuple[int, int]]
+    failed_seeds: Mapping[Schedule, tuple[int, int]]
     """Of the reference and of the schedule that shows l*, where they failed to learn at some fresh seeds: at how many,
     and of how many."""
     seed_std: float | None
@@ -128,7 +128,7 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     asked = setting.asked
     searched, fresh = _losses(records, "search"), _losses(records, "confirm")
     chosen = select(setting, searched)
-    all_full = str(place(setting, range(setting.n_layers)))
+    all_full = place(setting, range(setting.n_layers))
     curve = tuple(_per_l(setting, l, text, searched, fresh) for l, text in chosen.best.items() if fresh.get(text))
     shared = _shared(curve, fresh)
     ls, costs = [row.l for row in curve], [row.cost for row in curve]
@@ -168,50 +168,50 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     )
 
 
-def _losses(records: Sequence[TrialRecord], phase: str) -> dict[str, dict[int, float]]:
-    found: dict[str, dict[int, float]] = {}
+def _losses(records: Sequence[TrialRecord], phase: str) -> dict[Schedule, dict[int, float]]:
+    found: dict[Schedule, dict[int, float]] = {}
     for record in records:
         if record.phase == phase and record.state == "complete" and record.loss is not None:
             found.setdefault(record.schedule, {})[record.seed] = record.loss
     return found
 
 
-def _shared(curve: Sequence[PerL], fresh: ByseedLosses) -> list[int]:
+def _shared(curve: Sequence[PerL], fresh: SeedLosses) -> list[int]:
     """Return the fresh seeds that the best schedules of all l's share."""
     seeds = [set(fresh[row.schedule]) for row in curve]
     return sorted(set.intersection(*seeds)) if seeds else []
 
 
-def _per_l(setting: Setting, l: int, text: str, searched: ByseedLosses, fresh: ByseedLosses) -> PerL:
+def _per_l(setting: Setting, l: int, best: Schedule, searched: SeedLosses, fresh: SeedLosses) -> PerL:
     first = setting.asked.seed
-    tried = [found[first] for other, found in searched.items() if Schedule.parse(other).n_full == l and first in found]
-    others: dict[str, list[str]] = {}
+    tried = [found[first] for other, found in searched.items() if other.n_full == l and first in found]
+    others: dict[Schedule, list[str]] = {}
     for name, schedule in named(setting, l).items():
-        if fresh.get(str(schedule)):
-            others.setdefault(str(schedule), []).append(name)
-    rivals = [other for other in others if other != text]
-    names = [BEST, *others.get(text, [])]
-    placements = [Placed(name=" = ".join(names), schedule=text, loss=mean_interval(fresh[text].values()), to_best=None)]
+        if fresh.get(schedule):
+            others.setdefault(schedule, []).append(name)
+    rivals = [other for other in others if other != best]
+    names = [BEST, *others.get(best, [])]
+    placements = [Placed(name=" = ".join(names), schedule=best, loss=mean_interval(fresh[best].values()), to_best=None)]
     for other in rivals:
-        common = fresh[other].keys() & fresh[text].keys()
-        difference = paired_difference(fresh[other], fresh[text], comparisons=len(rivals)) if common else None
+        common = fresh[other].keys() & fresh[best].keys()
+        difference = paired_difference(fresh[other], fresh[best], comparisons=len(rivals)) if common else None
         loss = mean_interval(fresh[other].values())
         placements.append(Placed(name=" = ".join(others[other]), schedule=other, loss=loss, to_best=difference))
-    model, schedule = setting.recipe.model, Schedule.parse(text)
+    model = setting.recipe.model
     return PerL(
         l=l,
-        schedule=text,
-        cost=setting.bound.cost(schedule),
-        flops=attention_flops(schedule, seq_len=setting.seq_len, n_heads=model.n_heads, head_dim=model.head_dim),
+        schedule=best,
+        cost=setting.bound.cost(best),
+        flops=attention_flops(best, seq_len=setting.seq_len, n_heads=model.n_heads, head_dim=model.head_dim),
         tried=len(tried),
         spread=(min(tried), max(tried)) if tried else (float("nan"), float("nan")),
         placements=tuple(placements),
     )
 
 
-def _larger(curve: Sequence[PerL], fresh: ByseedLosses, reference: str) -> tuple[Larger, ...]:
+def _larger(curve: Sequence[PerL], fresh: SeedLosses, reference: Schedule) -> tuple[Larger, ...]:
     theirs = fresh.get(reference, {})
-    rows = [row for row in curve if row.l > Schedule.parse(reference).n_full]
+    rows = [row for row in curve if row.l > reference.n_full]
     return tuple(
         Larger(
             l=row.l,
@@ -223,8 +223,8 @@ def _larger(curve: Sequence[PerL], fresh: ByseedLosses, reference: str) -> tuple
     )
 
 
-def _effects(setting: Setting, losses: Mapping[str, float]) -> Effects:
-    by_set = {full_layers(Schedule.parse(text)): loss for text, loss in losses.items()}
+def _effects(setting: Setting, losses: Mapping[Schedule, float]) -> Effects:
+    by_set = {frozenset(schedule.full_layers): loss for schedule, loss in losses.items()}
     layers = range(setting.n_layers)
     none, every = by_set.get(frozenset()), by_set.get(frozenset(layers))
 

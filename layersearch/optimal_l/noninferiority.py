@@ -64,7 +64,7 @@ _TRIMMED = 8
 SHARES = (0.8, 0.2)
 """Of the level from above, for the first candidate of an l and for its runner-up."""
 
-Losses = Mapping[str, Mapping[int, float]]
+Losses = Mapping[Schedule, Mapping[int, float]]
 """Validation loss in nats by schedule and fresh seed."""
 
 
@@ -88,7 +88,7 @@ def p_beyond(differences: Sequence[float], delta: float) -> float:
     return _p_below(delta - np.asarray(differences, dtype=np.float64))
 
 
-def cut(losses: Losses, schedule: str, stds_above: float = _CUT) -> dict[int, float]:
+def cut(losses: Losses, schedule: Schedule, stds_above: float = _CUT) -> dict[int, float]:
     """Return a schedule's losses by seed, cut so many standard deviations above the lowest. See the module's text."""
     from scipy.spatial.distance import pdist
 
@@ -109,7 +109,7 @@ def cut(losses: Losses, schedule: str, stds_above: float = _CUT) -> dict[int, fl
     return {seed: min(loss, highest + common[seed]) for seed, loss in held.items()}
 
 
-def failures(losses: Losses, schedule: str, delta: float) -> tuple[int, ...]:
+def failures(losses: Losses, schedule: Schedule, delta: float) -> tuple[int, ...]:
     """Return the seeds at which a schedule failed to learn: far beyond the noise, and ``delta`` nats more."""
     lowered = cut(losses, schedule, _FAILED)
     return tuple(seed for seed, loss in sorted(losses.get(schedule, {}).items()) if loss - lowered[seed] > delta)
@@ -139,9 +139,9 @@ class Step:
 
     l: int
     """Full layers allowed."""
-    schedule: str
+    schedule: Schedule
     """The best with at most l full layers, e(l)."""
-    runner_up: str | None
+    runner_up: Schedule | None
     """Another of as many layers that the selection seeds could not tell from it; None: there is none."""
     n_full: int
     """Full layers that they have."""
@@ -159,13 +159,12 @@ class Step:
 class LStar:
     """The smallest l that is shown to be within delta of the reference, and the l's that are not excluded."""
 
-    reference: str
-    """Its schedule."""
+    reference: Schedule
     delta: float
     """Nats."""
     value: int
     """l*: the smallest l shown to be within delta. It is the upper end of the set too."""
-    shown_by: str
+    shown_by: Schedule
     """The schedule with so many full layers that is within delta."""
     low: int
     """The lower end of the set: every smaller l is shown to lie beyond delta."""
@@ -180,16 +179,16 @@ class LStar:
         return self.low == self.value
 
     @property
-    def undecided(self) -> tuple[str, ...]:
+    def undecided(self) -> tuple[Schedule, ...]:
         """The schedules on which more seeds would tell, runners-up included."""
         open_ = [step for step in self.steps if self.low <= step.n_full < self.value]
-        return tuple(dict.fromkeys(text for s in open_ for text in (s.schedule, s.runner_up) if text is not None))
+        return tuple(dict.fromkeys(one for s in open_ for one in (s.schedule, s.runner_up) if one is not None))
 
 
 def find_l_star(
-    envelope: Mapping[int, Sequence[str]],
+    envelope: Mapping[int, Sequence[Schedule]],
     losses: Losses,
-    reference: str,
+    reference: Schedule,
     delta: float,
     confidence: float = CONFIDENCE,
     share: float = 1.0,
@@ -210,24 +209,24 @@ def find_l_star(
     theirs = losses.get(reference, {})
     steps = []
     for at in sorted(envelope):
-        text, *others = envelope[at]
-        other = others[0] if others and text != reference else None
-        mine = losses.get(text, {})
-        p = {t: _both(losses.get(t, {}), theirs, lowered, delta) for t in (text, other) if t is not None}
+        best, *others = envelope[at]
+        other = others[0] if others and best != reference else None
+        mine = losses.get(best, {})
+        p = {t: _both(losses.get(t, {}), theirs, lowered, delta) for t in (best, other) if t is not None}
         itself = reference in p
         steps.append(
             Step(
                 l=at,
-                schedule=text,
+                schedule=best,
                 runner_up=other,
-                n_full=Schedule.parse(text).n_full,
+                n_full=best.n_full,
                 difference=paired_difference(mine, theirs, confidence) if mine.keys() & theirs.keys() else None,
-                within=0.0 if text == reference else p[text][0],
+                within=0.0 if best == reference else p[best][0],
                 within_runner_up=1.0 if other is None else 0.0 if other == reference else p[other][0],
                 beyond=1.0 if itself else max(found for _, found in p.values()),
             )
         )
-    value, by = Schedule.parse(reference).n_full, reference
+    value, by = reference.n_full, reference
     for step in reversed(steps):
         if step.within <= SHARES[0] * each:
             shown = step.schedule

@@ -35,11 +35,6 @@ def place(setting: Setting, full: Collection[int]) -> Schedule:
     return Schedule(tuple(presets.FULL if layer in full else span for layer in range(setting.n_layers)))
 
 
-def full_layers(schedule: Schedule) -> frozenset[int]:
-    """Return the layers that are full."""
-    return frozenset(layer for layer, span in enumerate(schedule) if span.is_full)
-
-
 def named(setting: Setting, l: int) -> dict[str, Schedule]:
     """Return the placements of the literature that were asked for, by name; none at the two ends."""
     if l in (0, setting.n_layers):
@@ -82,7 +77,7 @@ def first_round(setting: Setting) -> list[Schedule]:
     return list(found)
 
 
-def proposals(setting: Setting, l: int, losses: Mapping[str, float], number: int) -> list[Schedule]:
+def proposals(setting: Setting, l: int, losses: Mapping[Schedule, float], number: int) -> list[Schedule]:
     """Return placements of l full layers that were not tried, the most promising first.
 
     Args:
@@ -92,27 +87,26 @@ def proposals(setting: Setting, l: int, losses: Mapping[str, float], number: int
         number: at the most.
     """
     rng = Random(f"{setting.asked.seed}/{l}/{len(losses)}")
-    open_ = [schedule for schedule in _candidates(setting, l, losses, rng) if str(schedule) not in losses]
-    trained = {Schedule.parse(text): loss for text, loss in losses.items()}
-    if len(trained) < FEWEST:
+    open_ = [schedule for schedule in _candidates(setting, l, losses, rng) if schedule not in losses]
+    if len(losses) < FEWEST:
         return open_[:number]
-    surrogate = Surrogate(setting.bound, pairwise=False).fit(list(trained), list(trained.values()))
+    surrogate = Surrogate(setting.bound, pairwise=False).fit(list(losses), list(losses.values()))
     means, stds = surrogate.predict(open_) if open_ else ((), ())
-    order = sorted(range(len(open_)), key=lambda at: (means[at] - _HOPE * stds[at], str(open_[at])))
+    order = sorted(range(len(open_)), key=lambda at: (means[at] - _HOPE * stds[at], open_[at]))
     return [open_[at] for at in order[:number]]
 
 
-def _candidates(setting: Setting, l: int, losses: Mapping[str, float], rng: Random) -> list[Schedule]:
+def _candidates(setting: Setting, l: int, losses: Mapping[Schedule, float], rng: Random) -> list[Schedule]:
     layers = range(setting.n_layers)
     if count(setting, l) <= _DRAWN:
         return [place(setting, full) for full in itertools.combinations(layers, l)]
     found = {place(setting, rng.sample(layers, l)): None for _ in range(_DRAWN)}
     # Beside random ones, those next to the best of this l and of one layer fewer.
     for near in (l, l - 1):
-        best = min((t for t in losses if Schedule.parse(t).n_full == near), key=losses.__getitem__, default=None)
+        best = min((s for s in losses if s.n_full == near), key=losses.__getitem__, default=None)
         if best is None:
             continue
-        full = full_layers(Schedule.parse(best))
+        full = set(best.full_layers)
         for layer in sorted(set(layers) - full):
             for gone in sorted(full) if near == l else [-1]:
                 found[place(setting, (full | {layer}) - {gone})] = None

@@ -11,7 +11,6 @@ import numpy as np
 from layersearch.optimal_l import report
 from layersearch.optimal_l.answer import BEST, Placed, SettingAnswer
 from layersearch.results.plots.style import BLACK, BLUE, GREY, VERMILION, plain, scale_losses, write_figure
-from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,7 +53,7 @@ def draw_curve(found: SettingAnswer, path_stem: Path) -> list[Path]:
         _draw_curve(axes, found)
         figure.legend(loc="lower center", ncols=4, fontsize=9, frameon=False, borderaxespad=0.2)
 
-    reference = Schedule.parse(found.l_star.reference)
+    reference = found.l_star.reference
     title = [
         report.l_star(found.l_star, f"the best schedule found (l = {reference.n_full})"),
         report.choice(found.knee, "Knee of loss against cost"),

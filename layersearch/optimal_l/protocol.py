@@ -39,7 +39,7 @@ MOST_RUNNERS, LEAST_RUNNERS = 3, 2
 START = "start"
 """Folder of the trainings before the switch, in the converted regime."""
 
-SelectionLosses = Mapping[str, Mapping[int, float]]
+SelectionLosses = Mapping[Schedule, Mapping[int, float]]
 
 
 def trial_recipe(setting: Setting, out: Path) -> Recipe:
@@ -62,14 +62,14 @@ def trial_recipe(setting: Setting, out: Path) -> Recipe:
 class Selection:
     """What the selection seeds decided."""
 
-    best: Mapping[int, str]
+    best: Mapping[int, Schedule]
     """By l: the best placement of exactly l full layers."""
-    envelope: Mapping[int, tuple[str, ...]]
+    envelope: Mapping[int, tuple[Schedule, ...]]
     """By l: the best schedule of at most l full layers, then, if there is one, another of as many layers that is within
     delta of it."""
 
     @property
-    def reference(self) -> str:
+    def reference(self) -> Schedule:
         """The best schedule of any l."""
         return self.envelope[max(self.envelope)][0]
 
@@ -82,36 +82,36 @@ def select(setting: Setting, losses: SelectionLosses) -> Selection:
         losses: on the selection seeds. Schedules that lack one of them are passed over, unless all of an l do.
     """
     need = set(setting.asked.selection_seeds)
-    scored: dict[int, list[tuple[float, int, str]]] = {}
-    for text, by_seed in losses.items():
-        n_full = Schedule.parse(text).n_full
+    scored: dict[int, list[tuple[float, int, Schedule]]] = {}
+    for schedule, by_seed in losses.items():
+        n_full = schedule.n_full
         if n_full in setting.ls and by_seed:
             missing = len(need - by_seed.keys())
-            scored.setdefault(n_full, []).append((math.fsum(by_seed.values()) / len(by_seed), missing, text))
-    best: dict[int, tuple[float, str]] = {}
-    candidates: dict[int, tuple[str, ...]] = {}
+            scored.setdefault(n_full, []).append((math.fsum(by_seed.values()) / len(by_seed), missing, schedule))
+    best: dict[int, tuple[float, Schedule]] = {}
+    candidates: dict[int, tuple[Schedule, ...]] = {}
     for n_full, rows in scored.items():
         whole = sorted([row for row in rows if not row[1]] or rows)
-        loss, _, text = whole[0]
-        best[n_full] = (loss, text)
-        candidates[n_full] = (text, *[other for far, _, other in whole[1:2] if far <= loss + setting.asked.delta])
+        loss, _, schedule = whole[0]
+        best[n_full] = (loss, schedule)
+        candidates[n_full] = (schedule, *[other for far, _, other in whole[1:2] if far <= loss + setting.asked.delta])
     envelope = {}
     for l in setting.ls:
-        held = [(loss, n_full, text) for n_full, (loss, text) in best.items() if n_full <= l]
+        held = [(loss, n_full, schedule) for n_full, (loss, schedule) in best.items() if n_full <= l]
         if held:
             envelope[l] = candidates[min(held)[1]]
-    return Selection(best={n_full: text for n_full, (_, text) in sorted(best.items())}, envelope=envelope)
+    return Selection(best={n_full: schedule for n_full, (_, schedule) in sorted(best.items())}, envelope=envelope)
 
 
-def confirmed_schedules(setting: Setting, chosen: Selection) -> list[str]:
+def confirmed_schedules(setting: Setting, chosen: Selection) -> list[Schedule]:
     """Return what is measured on fresh seeds: the best of every l, the named placements, both ends."""
     found = dict.fromkeys(chosen.best.values())
     for l in setting.ls if setting.asked.measure_named else ():
-        found |= dict.fromkeys(str(schedule) for schedule in named(setting, l).values())
-    return list(found | {str(place(setting, range(setting.n_layers))): None})
+        found |= dict.fromkeys(named(setting, l).values())
+    return list(found | {place(setting, range(setting.n_layers)): None})
 
 
-def l_star_of(setting: Setting, chosen: Selection, losses: Mapping[str, Mapping[int, float]]) -> LStar:
+def l_star_of(setting: Setting, chosen: Selection, losses: SelectionLosses) -> LStar:
     """Return l* against the best schedule found, by the test of the look that these losses on fresh seeds are."""
     share = setting.asked.share(len(losses.get(chosen.reference, ())))
     return find_l_star(chosen.envelope, losses, chosen.reference, setting.asked.delta, share=share)
@@ -186,21 +186,21 @@ class _Study:
         setting, (first, second) = self.setting, self.setting.asked.selection_seeds
         if setting.asked.regime == "converted":
             self._start([first, second, *setting.asked.fresh_seeds[: setting.asked.looks[0]]])  # one pool for all
-        tried = [str(schedule) for schedule in first_round(setting)]
+        tried = first_round(setting)
         self._train("select", tried, [first], "search")
         for generation in range(GENERATIONS if SEARCHED in setting.asked.placements else 0):
-            known = {text: loss for text, loss in self._at(first).items() if text in tried}
-            new: list[str] = []
+            known = {held: loss for held, loss in self._at(first).items() if held in tried}
+            new: list[Schedule] = []
             for l in setting.ls:
-                here = sum(Schedule.parse(text).n_full == l for text in tried)
+                here = sum(schedule.n_full == l for schedule in tried)
                 open_ = min(setting.asked.per_l, count(setting, l)) - here
                 number = math.ceil(open_ / (GENERATIONS - generation))
                 if number > 0:
-                    new += [str(schedule) for schedule in proposals(setting, l, known, number)]
+                    new += proposals(setting, l, known, number)
             tried += new
             self._train("select", new, [first], "search")
         losses = self._at(first)
-        runners = [text for l in setting.ls for text in self._runners(l, losses)]
+        runners = [schedule for l in setting.ls for schedule in self._runners(l, losses)]
         self._train("select", runners, [second], "search")
 
     def measure(self) -> None:
@@ -212,41 +212,41 @@ class _Study:
             seeds = asked.fresh_seeds[:number]
             self._train("confirm", wanted, seeds, "confirm")
             losses = {
-                text: {seed: loss for seed, loss in by_seed.items() if seed in seeds}
-                for text, by_seed in self.trainer.losses("confirm").items()
+                held: {seed: loss for seed, loss in by_seed.items() if seed in seeds}
+                for held, by_seed in self.trainer.losses("confirm").items()
             }
             found = l_star_of(setting, chosen, losses)
             if found.decided or look + 1 == len(asked.looks):
                 return
             wanted = [*found.undecided, found.reference]
 
-    def _at(self, seed: int) -> dict[str, float]:
+    def _at(self, seed: int) -> dict[Schedule, float]:
         return {t: by_seed[seed] for t, by_seed in self.trainer.losses("search").items() if seed in by_seed}
 
-    def _runners(self, l: int, losses: Mapping[str, float]) -> list[str]:
+    def _runners(self, l: int, losses: Mapping[Schedule, float]) -> list[Schedule]:
         """Return the placements of an l that the first seed leaves in doubt, the best first."""
-        here = sorted((loss, text) for text, loss in losses.items() if Schedule.parse(text).n_full == l)
+        here = sorted((loss, schedule) for schedule, loss in losses.items() if schedule.n_full == l)
         if not here:
             return []
         near = sum(loss <= here[0][0] + self.setting.asked.delta for loss, _ in here)
-        return [text for _, text in here[: min(max(near, LEAST_RUNNERS), MOST_RUNNERS)]]
+        return [schedule for _, schedule in here[: min(max(near, LEAST_RUNNERS), MOST_RUNNERS)]]
 
-    def _train(self, phase: str, texts: Iterable[str], seeds: Sequence[int], kind: Phase) -> None:
-        texts = list(texts)
+    def _train(self, phase: str, schedules: Iterable[Schedule], seeds: Sequence[int], kind: Phase) -> None:
+        schedules = list(schedules)
         if self.setting.asked.regime == "converted":
             self._start(seeds)
         self.trainer.train(
             phase,
             [
                 Trial(
-                    schedule=text,
+                    schedule=schedule,
                     seed=seed,
                     phase=kind,
-                    role=role(self.setting, Schedule.parse(text)),
+                    role=role(self.setting, schedule),
                     checkpoints=self._checkpoints,
                 )
                 for seed in seeds
-                for text in texts
+                for schedule in schedules
             ],
         )
 
@@ -265,7 +265,7 @@ class _Study:
         try:
             # Weights that are gone are trained again, whatever the records say.
             trainer.records = [r for r in trainer.records if r.seed not in weights or weights[r.seed].exists()]
-            full = str(place(self.setting, range(self.setting.n_layers)))
+            full = place(self.setting, range(self.setting.n_layers))
             trials = [
                 Trial(schedule=full, seed=seed, role="all_full", save=str(path)) for seed, path in weights.items()
             ]

@@ -9,7 +9,6 @@ from layersearch.optimal_l.knee import Choice
 from layersearch.optimal_l.noninferiority import LStar
 from layersearch.optimal_l.scaling_law import Law
 from layersearch.results.stats import Interval, decimals
-from layersearch.schedule import Schedule
 
 Laws = Mapping[str, Sequence[Law]]
 """Fitted laws of l* by what varies: ``length`` and ``depth``."""
@@ -33,7 +32,7 @@ def l_star(found: LStar, what: str) -> str:
             f"within {delta} of {what}{by}, fewer are shown to lie farther off."
         )
     seeds = min((s.difference.n for s in found.steps if s.schedule in found.undecided and s.difference), default=0)
-    shown = found.value < Schedule.parse(found.reference).n_full
+    shown = found.value < found.reference.n_full
     enough = (
         f"{found.value} are shown to be enough{by}" if shown else f"no number below {found.value} is shown to be enough"
     )
@@ -199,7 +198,7 @@ def _seeds(answers: Sequence[SettingAnswer]) -> str:
 
 
 def _setting(found: SettingAnswer) -> list[str]:
-    reference = Schedule.parse(found.l_star.reference)
+    reference = found.l_star.reference
     best = f"the best schedule found ({reference}, l = {reference.n_full})"
     told = [" ".join([l_star(found.l_star, best), larger(found)]).strip(), l_star(found.l_star_all_full, "all-full")]
     told += [text for text in (failed_seeds(found),) if text]

@@ -88,7 +88,7 @@ def answer_folder(setting: Setting, out: Path, cache: Path | None = None) -> Set
     failed = len({r.key for r in found if r.state == "failed"} - made)
     answer = open_source(setting.recipe.data, setting.seq_len, cache).answer
     complete = [r for r in found if r.state == "complete"]
-    full = [r for r in complete if r.parsed().n_full == setting.n_layers]
+    full = [r for r in complete if r.schedule.n_full == setting.n_layers]
     if not {"search", "confirm"} <= {r.phase for r in full}:
         raise UserError(f"{out}: all-full failed at its seeds, so there is nothing to compare with; see trials.jsonl")
     return answer_setting(setting, complete, None if answer is None else answer.optimal_l, failed)

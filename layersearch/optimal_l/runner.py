@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from layersearch.errors import UserError
+from layersearch.schedule import Schedule
 from layersearch.study.plan import Listener, Progress
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.record import Phase, Trial, TrialRecord
@@ -32,9 +33,9 @@ class Trainer:
         self._new = 0
         self._began = time.monotonic()
 
-    def losses(self, phase: Phase) -> dict[str, dict[int, float]]:
+    def losses(self, phase: Phase) -> dict[Schedule, dict[int, float]]:
         """Return the losses of complete trials, by schedule and seed, nats."""
-        found: dict[str, dict[int, float]] = {}
+        found: dict[Schedule, dict[int, float]] = {}
         for record in self.records:
             if record.phase == phase and record.state == "complete" and record.loss is not None:
                 found.setdefault(record.schedule, {})[record.seed] = record.loss
@@ -43,7 +44,7 @@ class Trainer:
     def missing(self, trials: Iterable[Trial]) -> list[Trial]:
         """Return the trials that have no record yet, each once."""
         made = {record.key for record in self.records}
-        return [t for key, t in {(t.schedule, t.seed, t.phase): t for t in trials}.items() if key not in made]
+        return [t for key, t in {t.key: t for t in trials}.items() if key not in made]
 
     def train(self, phase: str, trials: Sequence[Trial]) -> None:
         """Run what has no record yet.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 from layersearch.optimal_l.answer import SettingAnswer
 from layersearch.optimal_l.config import Asked
 from layersearch.optimal_l.scaling_law import Law, fit_laws
+from layersearch.schedule.files import plain
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,8 @@ class OptimalL:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``answer.json`` holds it."""
-        plain: dict[str, Any] = _plain(dataclasses.asdict(self))
-        return plain
+        found: dict[str, Any] = _finite(plain(self))
+        return found
 
 
 def find_laws(asked: Asked, answers: Sequence[SettingAnswer]) -> dict[str, tuple[Law, ...]]:
@@ -55,10 +55,10 @@ def size_of(found: SettingAnswer, name: str) -> int:
     return found.seq_len if name == "length" else found.n_layers
 
 
-def _plain(value: Any) -> Any:
+def _finite(value: Any) -> Any:
     """Return JSON's own kinds; a number that is not finite becomes null."""
     if isinstance(value, dict):
-        return {str(key): _plain(part) for key, part in value.items()}
+        return {str(key): _finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

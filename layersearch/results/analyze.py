@@ -35,6 +35,7 @@ from layersearch.results.result import (
     Winner,
     known,
 )
+from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 
 
@@ -56,15 +57,15 @@ def analyze(
             none: its ranking is not reported.
     """
     records = list(records)
-    grouped: dict[str, list[TrialRecord]] = {}
+    grouped: dict[Schedule, list[TrialRecord]] = {}
     for record in records:
         grouped.setdefault(record.schedule, []).append(record)
     confirmed = {
-        text: {r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None}
-        for text, group in grouped.items()
+        held: {r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None}
+        for held, group in grouped.items()
     }
     shared = _shared_seeds(confirmed.values())
-    entries = [_entry(group, confirmed[text], shared, budget, confidence) for text, group in grouped.items()]
+    entries = [_entry(group, confirmed[held], shared, budget, confidence) for held, group in grouped.items()]
     entries.sort(key=lambda entry: (entry.cost, entry.schedule))
     complete = [entry for entry in entries if entry.search_loss is not None]
     whole = [entry for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
@@ -110,7 +111,7 @@ def analyze(
     )
 
 
-def _frontier(entries: Sequence[Entry], losses: Sequence[float]) -> tuple[str, ...]:
+def _frontier(entries: Sequence[Entry], losses: Sequence[float]) -> tuple[Schedule, ...]:
     points = [(loss, entry.cost) for loss, entry in zip(losses, entries, strict=True)]
     return tuple(entries[index].schedule for index in pareto.nondominated(points))
 
@@ -145,7 +146,7 @@ def _entry(
     return Entry(
         schedule=first.schedule,
         names=tuple(sorted({record.role for record in group} - {PROPOSED})),
-        n_full=first.parsed().n_full,
+        n_full=first.schedule.n_full,
         cost=first.cost,
         flops=first.flops,
         state=None if trial is None else trial.state,
@@ -168,7 +169,7 @@ def _entry(
 
 def _winner(
     entries: Sequence[Entry],
-    confirmed: Mapping[str, Mapping[int, float]],
+    confirmed: Mapping[Schedule, Mapping[int, float]],
     shared: Sequence[int],
     confidence: float,
     tolerance: float,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from layersearch.results.stats import Interval, RankAgreement
+from layersearch.schedule import Schedule
+from layersearch.schedule.files import plain
 from layersearch.training.record import State
 
 
@@ -26,8 +27,7 @@ _STATES: tuple[State, ...] = ("complete", "stopped", "failed")
 class Entry(Strict):
     """One distinct schedule and everything that was measured on it."""
 
-    schedule: str
-    """Text form."""
+    schedule: Schedule
     names: tuple[str, ...]
     """Names of the baselines that this schedule is; empty for one that the search proposed."""
     n_full: int
@@ -63,7 +63,7 @@ class Entry(Strict):
     @property
     def label(self) -> str:
         """Return the baseline's name, or the schedule."""
-        return self.names[0] if self.names else self.schedule
+        return self.names[0] if self.names else str(self.schedule)
 
     @property
     def loss(self) -> float | None:
@@ -77,8 +77,7 @@ class Comparison(Strict):
 
     reference: str
     """Name of the baseline."""
-    schedule: str
-    """Its text form."""
+    schedule: Schedule
     difference: Interval
     """Winner minus reference, in nats."""
     corrected: Interval
@@ -94,8 +93,8 @@ class Comparison(Strict):
 class Winner(Strict):
     """The schedule to take, and why."""
 
-    schedule: str
-    leader: str
+    schedule: Schedule
+    leader: Schedule
     """The schedule of the lowest confirmed mean within the budget."""
     to_leader: Interval | None
     """Winner minus leader, in nats; None if they are the same."""
@@ -118,12 +117,12 @@ class PerL(Strict):
     n_full: int
     trained: int
     """Complete trials in the search; the best of many is low by luck too."""
-    search_schedule: str | None
+    search_schedule: Schedule | None
     search_loss: float | None
     """Best loss in the search, nats."""
     search_worst: float | None
     """Worst loss of a complete trial, nats."""
-    confirmed_schedule: str | None
+    confirmed_schedule: Schedule | None
     """The schedule of the lowest confirmed mean."""
     confirmed: Interval | None
 
@@ -137,11 +136,11 @@ class Result(Strict):
     confidence: float
     entries: tuple[Entry, ...]
     """Cheapest first."""
-    frontier: tuple[str, ...]
+    frontier: tuple[Schedule, ...]
     """Schedules that no other beats in loss and cost, cheapest first."""
     frontier_of: str
     """``confirm``: of the confirmed means (as soon as two schedules have them); ``search``: of the search's losses."""
-    search_frontier: tuple[str, ...]
+    search_frontier: tuple[Schedule, ...]
     """The same of the search's losses alone, on its one seed."""
     hypervolume: float | None
     """Of the search's complete trials, in nats times cost; None without a baseline to refer to."""
@@ -149,7 +148,7 @@ class Result(Strict):
     """(loss, cost): the worst complete baseline's loss in the search, and all-full's cost."""
     winner: Winner | None
     """None before a schedule within the budget is confirmed."""
-    best_searched: str | None
+    best_searched: Schedule | None
     """The lowest loss in the search within the budget: a proposal, not a finding."""
     noise: Noise
     signal: Signal
@@ -159,20 +158,20 @@ class Result(Strict):
     """Trials that failed and were not made good by a later one."""
     verdict: str
 
-    def entry(self, schedule: str) -> Entry:
-        """Return the entry of one schedule by its text form."""
+    def entry(self, schedule: Schedule) -> Entry:
+        """Return the entry of one schedule."""
         return next(entry for entry in self.entries if entry.schedule == schedule)
 
     def to_dict(self) -> dict[str, Any]:
         """Return what ``frontier.json`` holds."""
-        return {"version": VERSION, **dataclasses.asdict(self)}
+        return {"version": VERSION, **plain(self)}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spread(Strict):
     """The highest loss of some schedules less the lowest."""
 
-    schedules: tuple[str, ...]
+    schedules: tuple[Schedule, ...]
     """Text forms, lowest loss first."""
     nats: float
     seed_stds: float | None

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from layersearch.results.stats import decimals
-from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from layersearch.results.result import Entry, Fidelity, Noise, Result, Signal, Spread
@@ -63,7 +62,7 @@ def signal(found: Signal) -> str:
             f"spread over {spread(found.placements, places)}"
         )
     if found.sparse_and_full is not None:
-        lower, higher = (Schedule.parse(text).n_full for text in found.sparse_and_full.schedules)
+        lower, higher = (schedule.n_full for schedule in found.sparse_and_full.schedules)
         side = "below" if lower < higher else "above"
         said.append(f"all_sparse is {side} all_full by {spread(found.sparse_and_full, places)}")
     if not said:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from layersearch.results.result import Result
 from layersearch.results.stats import Interval, decimals
+from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from layersearch.results.result import Comparison, Entry, Result, Winner
@@ -72,12 +73,12 @@ def verdict(winner: Winner | None, best: Entry | None, entries: Sequence[Entry])
             f"No winner yet: no schedule within the budget is confirmed on fresh seeds. "
             f"Lowest loss in the search, on one seed: {best.label}."
         )
-    by_text = {entry.schedule: entry for entry in entries}
-    name = by_text[winner.schedule].label
-    said = [_why(winner, name, by_text[winner.leader].label)]
-    said.append(_against(winner.to_all_full, "all_full", winner, by_text, any("all_full" in e.names for e in entries)))
+    by = {entry.schedule: entry for entry in entries}
+    name = by[winner.schedule].label
+    said = [_why(winner, name, by[winner.leader].label)]
+    said.append(_against(winner.to_all_full, "all_full", winner, by, any("all_full" in e.names for e in entries)))
     said.append(
-        _against(winner.to_best_baseline, "the best baseline", winner, by_text, any(entry.names for entry in entries))
+        _against(winner.to_best_baseline, "the best baseline", winner, by, any(entry.names for entry in entries))
     )
     return " ".join(sentence for sentence in said if sentence)
 
@@ -107,9 +108,9 @@ def _why(winner: Winner, name: str, leader: str) -> str:
     return why + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
 
 
-def _against(found: Comparison | None, what: str, winner: Winner, by_text: dict[str, Entry], trained: bool) -> str:
+def _against(found: Comparison | None, what: str, winner: Winner, by: dict[Schedule, Entry], trained: bool) -> str:
     if found is None:
-        names = by_text[winner.schedule].names
+        names = by[winner.schedule].names
         if (what in names) if what == "all_full" else names:
             return f"It is {what} itself."
         return f"Against {what}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "
         evidence: plain data; tuples become lists.
         form: ``yaml`` or ``json``.
     """
-    content = {"schedule": str(schedule), "layers": schedule.to_dicts(), "evidence": dict(evidence)}
+    content = {"schedule": str(schedule), "layers": schedule.to_dicts(), "evidence": plain(evidence)}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if form == "yaml":
         return yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True, width=100)
@@ -50,3 +51,14 @@ def schedule_argument(text: str) -> Schedule:
     """Read a schedule that a user named: a ``.yaml`` or ``.json`` file, or the text form itself."""
     path = Path(text)
     return read_schedule(path) if path.suffix in (".yaml", ".yml", ".json") else Schedule.parse(text)
+
+
+def plain(value: Any) -> Any:
+    """Return what JSON can hold: dataclasses as mappings, tuples as lists, schedules as their text form."""
+    if isinstance(value, Schedule):
+        return str(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key) if isinstance(key, Schedule) else key: plain(held) for key, held in value.items()}
+    return [plain(held) for held in value] if isinstance(value, list | tuple) else value

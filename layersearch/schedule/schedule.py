@@ -21,7 +21,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, overload
 
 from layersearch.errors import UserError, did_you_mean
@@ -264,6 +264,9 @@ class Schedule(Sequence[Span]):
     spans: tuple[Span, ...]
     """Layer 0 reads the embeddings."""
 
+    _text: str = field(init=False, repr=False, compare=False)
+    """The text form, made once: schedules are keys of every table of losses."""
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", tuple(self.spans))
         if not self.spans:
@@ -271,6 +274,9 @@ class Schedule(Sequence[Span]):
         for layer, span in enumerate(self.spans):
             if not isinstance(span, Span):
                 raise UserError(f"layer {layer} of a schedule must be a Span, not {span!r}")
+        runs = ((str(span), len(list(run))) for span, run in itertools.groupby(self.spans))
+        text = " ".join(text if times == 1 else f"{text}*{times}" for text, times in runs)
+        object.__setattr__(self, "_text", text)
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
@@ -293,8 +299,23 @@ class Schedule(Sequence[Span]):
         return cls(tuple(spans))
 
     def __str__(self) -> str:
-        runs = ((str(span), len(list(run))) for span, run in itertools.groupby(self.spans))
-        return " ".join(text if times == 1 else f"{text}*{times}" for text, times in runs)
+        return self._text
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __lt__(self, other: Schedule) -> bool:
+        """Order by the text form, so that equal losses are told apart in the same order everywhere."""
+        return self._text < other._text
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
+        """Let a pydantic field of this type take a schedule or its text form."""
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_plain_validator_function(
+            lambda value: value if isinstance(value, cls) else cls.parse(str(value))
+        )
 
     @classmethod
     def from_dicts(cls, mappings: Iterable[Mapping[str, Any]]) -> Schedule:

@@ -97,7 +97,7 @@ def estimate(
         )
     return Estimate(
         budget=budget,
-        baselines=tuple((name, text, bound.cost(Schedule.parse(text))) for name, text in plan.baselines),
+        baselines=tuple((name, str(schedule), bound.cost(schedule)) for name, schedule in plan.baselines),
         schedules_in_space=bound.size,
         proposals=plan.proposals,
         sampler=recipe.search.sampler,
@@ -141,7 +141,7 @@ def _seconds(
     open_source(recipe.data, recipe.training.seq_len, cache)
     workers = recipe.search.workers
     timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
-    trial = Trial(schedule=str(full), seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
+    trial = Trial(schedule=full, seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as logs:
         pool = LocalPool(timed, workers, Path(logs), cache)

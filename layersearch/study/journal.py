@@ -7,6 +7,7 @@ early is told as pruned, without a loss.
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import warnings
@@ -54,17 +55,17 @@ class Study:
         self._study: optuna.Study = _taken_up(path) or _new(path)
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
-        self._asked: dict[str, optuna.Trial] = {}
+        self._asked: dict[Schedule, optuna.Trial] = {}
         self._seen: dict[Schedule, Observation] = {}
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
         }
 
-    def propose(self, seen: Collection[str], generation: int, index: int) -> Schedule | None:
+    def propose(self, seen: Collection[Schedule], generation: int, index: int) -> Schedule | None:
         """Return a schedule within the budget that is not among ``seen``; None if there is none left.
 
         Args:
-            seen: text forms of the schedules that were proposed before.
+            seen: schedules that were proposed before.
             generation: counted from 1.
             index: of the proposal in its generation; with the seed and the generation it decides every draw.
         """
@@ -77,7 +78,7 @@ class Study:
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
         if schedule == proposed:
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
-            self._asked[str(schedule)] = trial
+            self._asked[schedule] = trial
             return schedule
         over = self._space.cost(proposed) > self._budget
         why = "outside the space" if self._space.encode(proposed) is None else "trained before"
@@ -107,25 +108,25 @@ class Study:
             )
         )
 
-    def generations(self) -> dict[str, int]:
+    def generations(self) -> dict[Schedule, int]:
         """Return the generation in which each schedule was entered."""
         labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
-        return {schedule: generation for schedule, _, generation in labels}
+        return {_schedule(text): generation for text, _, generation in labels}
 
-    def retry(self, schedule: str) -> None:
+    def retry(self, schedule: Schedule) -> None:
         """Enter a schedule once more whose trial failed, to be trained and told again; no more than one at a time."""
-        entered = [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == schedule]
+        entered = [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
         if entered and entered[-1].state == _optuna().trial.TrialState.FAIL:
             _, role, generation = entered[-1].user_attrs[_LABEL]
-            self.enter(Schedule.parse(schedule), role, generation)
+            self.enter(schedule, role, generation)
 
     def tell(self, record: TrialRecord) -> None:
         """Enter a record: both objectives if it is complete, pruned if it was stopped, failed if it failed."""
         optuna = _optuna()
         if record.state != "failed":
-            self._seen[record.parsed()] = observation(record)
+            self._seen[record.schedule] = observation(record)
         for trial in self._trials():
-            if trial.user_attrs.get(_LABEL, [None])[0] == record.schedule and not trial.state.is_finished():
+            if trial.user_attrs.get(_LABEL, [None])[0] == str(record.schedule) and not trial.state.is_finished():
                 break
         else:
             return  # told before, or outside the space
@@ -165,18 +166,23 @@ class Study:
     def _tell_pruned(self, number: int) -> None:
         self._study.tell(number, state=_optuna().trial.TrialState.PRUNED)
 
-    def _nearest_new(self, start: Schedule, seen: Collection[str]) -> Schedule | None:
+    def _nearest_new(self, start: Schedule, seen: Collection[Schedule]) -> Schedule | None:
         """Return the nearest schedule to ``start``, in changed layers, that is new and within the budget."""
         visited, frontier = {start}, deque([start])
         while frontier:
             schedule = frontier.popleft()
-            if str(schedule) not in seen and self._space.cost(schedule) <= self._budget:
+            if schedule not in seen and self._space.cost(schedule) <= self._budget:
                 return schedule
             for neighbour in self._space.neighbours(schedule):
                 if neighbour not in visited and len(visited) < _SEARCHED:
                     visited.add(neighbour)
                     frontier.append(neighbour)
         return None
+
+
+@functools.cache
+def _schedule(text: str) -> Schedule:
+    return Schedule.parse(text)
 
 
 def _taken_up(path: Path) -> optuna.Study | None:
@@ -201,7 +207,7 @@ def _taken_up(path: Path) -> optuna.Study | None:
         trials = study.get_trials(deepcopy=False)
         labels = {trial.number: trial.user_attrs[_LABEL] for trial in trials if _LABEL in trial.user_attrs}
         for text, _, generation in labels.values():
-            Schedule.parse(text)
+            _schedule(text)
             generation + 1
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         aside = path.with_name(path.name + ".damaged")

@@ -136,7 +136,7 @@ SEQUENCES = 32
 
 def selected_baselines(
     recipe: Recipe, space: BoundSpace, budget: float, source: Source, seed: int, folder: Path
-) -> dict[str, str]:
+) -> dict[str, Schedule]:
     """Return the schedules that the selectors choose, by name; found once, then kept in ``selectors.json``.
 
     Args:
@@ -155,7 +155,7 @@ def selected_baselines(
     if file.exists():
         try:
             held = json.loads(file.read_text(encoding="utf-8"))
-            return {name: str(chosen["schedule"]) for name, chosen in held.items()}
+            return {name: Schedule.parse(chosen["schedule"]) for name, chosen in held.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             raise UserError(f"{file}: damaged; restore it, or start anew with another --out") from None
     routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
@@ -166,4 +166,4 @@ def selected_baselines(
         for name, (schedule, ranking) in found.items()
     }
     write_text(file, json.dumps(facts, indent=1) + "\n")
-    return {name: str(schedule) for name, (schedule, _) in found.items()}
+    return {name: schedule for name, (schedule, _) in found.items()}

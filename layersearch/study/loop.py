@@ -55,8 +55,8 @@ class Ladder:
         """Run what is left and write the results; return them."""
         for record in self._search_records():
             self._study.tell(record)  # a kill may have come between the record and the study
-        for text in sorted(self._to_retry):
-            self._study.retry(text)
+        for schedule in sorted(self._to_retry):
+            self._study.retry(schedule)
         self._train_baselines()
         reasons = [record.error for record in self._records if record.state == "failed"]
         if len(reasons) == len(self._records):
@@ -70,20 +70,20 @@ class Ladder:
 
     def confirm(self, schedules: Sequence[Schedule]) -> Result:
         """Train schedules at the confirming seeds, whatever the search thought of them."""
-        names = {text: name for name, text in self._plan.baselines}
+        names = {schedule: name for name, schedule in self._plan.baselines}
         trials = [
             Trial(
-                schedule=str(schedule),
+                schedule=schedule,
                 seed=seed,
                 phase="confirm",
-                role=names.get(str(schedule), PROPOSED),
+                role=names.get(schedule, PROPOSED),
                 checkpoints=self._plan.checkpoints,
             )
             for seed in self._plan.confirm_seeds
             for schedule in dict.fromkeys(schedules)
         ]
         made = {record.key for record in self._records}
-        new = sum((trial.schedule, trial.seed, trial.phase) not in made for trial in trials)
+        new = sum(trial.key not in made for trial in trials)
         self._planned = len(self._records) + new
         self._planned_steps = sum(r.steps for r in self._records) + new * self._plan.recipe.training.steps
         self._train("confirm", trials, None)
@@ -99,58 +99,58 @@ class Ladder:
 
     def _train_baselines(self) -> None:
         entered = self._study.generations()
-        for name, text in self._plan.baselines:
-            if text not in entered:
-                self._study.enter(Schedule.parse(text), name, 0)
-        self._train("baselines", [self._search_trial(text, name) for name, text in self._plan.baselines], None)
+        for name, schedule in self._plan.baselines:
+            if schedule not in entered:
+                self._study.enter(schedule, name, 0)
+        self._train("baselines", [self._search_trial(held, name) for name, held in self._plan.baselines], None)
 
     def _race(self) -> None:
         entered = self._study.generations()
-        for generation in sorted({entered[text] for text in self._to_retry if entered.get(text, 0) > 0}):
+        for generation in sorted({entered[held] for held in self._to_retry if entered.get(held, 0) > 0}):
             self._train_generation(generation, entered)
         while True:
             entered = self._study.generations()
             generation = max([1, *entered.values()])
-            members = [text for text, number in entered.items() if number == generation]
+            members = [schedule for schedule, number in entered.items() if number == generation]
             trained = {record.schedule for record in self._search_records()}
             if len(members) == GENERATION and trained.issuperset(members):
                 generation, members = generation + 1, []
             # A killed search may have been in the middle of asking: the generation is filled up as it would have been.
             proposed = sum(number > 0 for number in entered.values())
-            seen = {*entered, *(text for _, text in self._plan.baselines)}
+            seen = {*entered, *(schedule for _, schedule in self._plan.baselines)}
             room = min(self._plan.proposals - proposed, GENERATION - len(members))
             added = 0
             for index in range(len(members), len(members) + room):
                 schedule = self._study.propose(seen, generation, index)
                 if schedule is None:
                     break
-                members.append(str(schedule))
-                seen.add(str(schedule))
+                members.append(schedule)
+                seen.add(schedule)
                 added += 1
             if not added and trained.issuperset(members):
                 return
             self._train_generation(generation, self._study.generations())
 
-    def _train_generation(self, generation: int, entered: Mapping[str, int]) -> None:
-        members = [text for text, number in entered.items() if number == generation]
+    def _train_generation(self, generation: int, entered: Mapping[Schedule, int]) -> None:
+        members = [schedule for schedule, number in entered.items() if number == generation]
         earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
-        trials = [self._search_trial(text, PROPOSED) for text in members]
+        trials = [self._search_trial(schedule, PROPOSED) for schedule in members]
         self._train("search", trials, self._pruner(earlier, members))
 
-    def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[str]) -> Halving | Foresight | None:
+    def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[Schedule]) -> Halving | Foresight | None:
         """Return the recipe's pruner for a generation; None where every trial runs to the end."""
         search = self._plan.recipe.search
         if search.pruner == "none" or not self._plan.checkpoints:
             return None
         if search.pruner == "expected_gain":
-            schedules, steps = [Schedule.parse(text) for text in members], self._plan.recipe.training.steps
-            return Foresight(self._space, self._plan.budget, earlier, schedules, steps)
+            steps = self._plan.recipe.training.steps
+            return Foresight(self._space, self._plan.budget, earlier, members, steps)
         assert search.reduction is not None
         return Halving(self._space, earlier, search.reduction)
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)
-        named = {text for _, text in chosen}
+        named = {schedule for _, schedule in chosen}
         complete = [
             r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named
         ]
@@ -165,23 +165,23 @@ class Ladder:
         self._train(
             "confirm",
             [
-                Trial(schedule=text, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
+                Trial(schedule=held, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
                 for seed in self._plan.confirm_seeds
-                for role, text in chosen
+                for role, held in chosen
             ],
             None,
         )
 
-    def _search_trial(self, text: str, role: str) -> Trial:
-        return Trial(schedule=text, seed=self._plan.seed, role=role, checkpoints=self._plan.checkpoints)
+    def _search_trial(self, schedule: Schedule, role: str) -> Trial:
+        return Trial(schedule=schedule, seed=self._plan.seed, role=role, checkpoints=self._plan.checkpoints)
 
     def _search_records(self) -> list[TrialRecord]:
         return [r for r in self._records if r.phase == "search"]
 
     def _train(self, phase: str, trials: Sequence[Trial], rule: Halving | Foresight | None) -> None:
         """Run the trials that have no record yet; tell the study in the order they were asked."""
-        done = {(r.schedule, r.seed, r.phase) for r in self._records}
-        todo = [t for t in trials if (t.schedule, t.seed, t.phase) not in done]
+        done = {record.key for record in self._records}
+        todo = [trial for trial in trials if trial.key not in done]
         futures: dict[Future[TrialRecord], Trial] = {}
         for trial in todo:
             keep_going = None
@@ -237,5 +237,5 @@ class Ladder:
         plot_pareto(result, self._folder.path / "pareto")
         plot_signal(result, self._folder.path / "signal")
         if result.winner is not None:
-            winner = Schedule.parse(result.winner.schedule)
-            write_text(self._folder.path / "winner.yaml", schedule_text(winner, winner_evidence(result)))
+            text = schedule_text(result.winner.schedule, winner_evidence(result))
+            write_text(self._folder.path / "winner.yaml", text)

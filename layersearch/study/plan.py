@@ -21,7 +21,7 @@ class Plan:
     budget: float
     seed: int
     recipe: Recipe
-    baselines: tuple[tuple[str, str], ...]
+    baselines: tuple[tuple[str, Schedule], ...]
     """(name, schedule), distinct schedules."""
     proposals: int
     """Distinct schedules to be proposed, at the most."""
@@ -63,7 +63,7 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, space: BoundSpace, budget: float, seed: int, further: Mapping[str, str] | None = None
+    recipe: Recipe, space: BoundSpace, budget: float, seed: int, further: Mapping[str, Schedule] | None = None
 ) -> Plan:
     """Return what a search with these settings trains.
 
@@ -77,11 +77,11 @@ def make_plan(
     Raises:
         UserError: if the budget is out of range or below what the space can reach.
     """
-    named = {str(schedule): name for name, schedule in space.named_baselines(budget).items()}
-    for name, text in (further or {}).items():
-        named[text] = f"{named[text]} = {name}" if text in named else name
-    baselines = tuple((name, text) for text, name in named.items())
-    inside = sum(space.encode(Schedule.parse(text)) is not None for _, text in baselines)
+    named = {schedule: name for name, schedule in space.named_baselines(budget).items()}
+    for name, schedule in (further or {}).items():
+        named[schedule] = f"{named[schedule]} = {name}" if schedule in named else name
+    baselines = tuple((name, schedule) for schedule, name in named.items())
+    inside = sum(space.encode(schedule) is not None for schedule in named)
     proposals = max(0, min(recipe.search.trials - len(baselines), space.size - inside))
     return Plan(budget=budget, seed=seed, recipe=recipe, baselines=baselines, proposals=proposals)
 

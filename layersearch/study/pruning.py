@@ -34,9 +34,9 @@ class Halving:
         self._peers: list[tuple[float, Mapping[int, float]]] = [(r.cost, dict(r.curve)) for r in records]
         self._reduction = reduction
 
-    def keep_going(self, schedule: str, step: int, loss: float) -> bool:
+    def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
         """Tell whether a trial with this loss at this rung is worth its full training."""
-        cost = self._space.cost(Schedule.parse(schedule))
+        cost = self._space.cost(schedule)
         losses = [curve[step] for peer_cost, curve in self._peers if peer_cost <= cost and step in curve]
         if len(losses) < self._reduction:
             return True  # too few to compare with
@@ -47,7 +47,7 @@ class Halving:
 def observation(record: TrialRecord) -> Observation:
     """Return what a trial has shown, by share of its training."""
     curve = tuple((step / record.full_steps, loss) for step, loss in record.curve)
-    return Observation(schedule=record.parsed(), seed=record.seed, curve=curve)
+    return Observation(schedule=record.schedule, seed=record.seed, curve=curve)
 
 
 class Foresight:
@@ -74,12 +74,12 @@ class Foresight:
         seen = [observation(record) for record in records if record.state != "failed"]
         self._outlook, self._steps = Outlook(space, budget, seen), steps
         self._seed = seen[0].seed if seen else 0
-        self._curves: dict[str, list[tuple[float, float]]] = {str(schedule): [] for schedule in members}
+        self._curves: dict[Schedule, list[tuple[float, float]]] = {schedule: [] for schedule in members}
         taken = {*members, *(o.schedule for o in seen)}
         self._fresh = self._outlook.fresh_gain(taken, Random(self._seed))
 
-    def keep_going(self, schedule: str, step: int, loss: float) -> bool:
+    def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
         """Tell whether a trial with this loss at this rung is worth its full training."""
         curve = self._curves[schedule]
         curve.append((step / self._steps, loss))
-        return self._outlook.keep_going(Schedule.parse(schedule), self._seed, curve, self._fresh)
+        return self._outlook.keep_going(schedule, self._seed, curve, self._fresh)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -15,9 +15,9 @@ def learnt_from(records: Iterable[TrialRecord], space: BoundSpace) -> list[Trial
 
     A trial that was stopped counts if a complete one was validated at the step where it ended.
     """
-    kept: dict[tuple[str, int, str], TrialRecord] = {}
+    kept: dict[tuple[Schedule, int, str], TrialRecord] = {}
     for record in records:
-        if record.loss is None or space.encode(record.parsed()) is None:
+        if record.loss is None or space.encode(record.schedule) is None:
             continue
         if record.state == "complete" or record.key not in kept:
             kept[record.key] = record
@@ -25,14 +25,11 @@ def learnt_from(records: Iterable[TrialRecord], space: BoundSpace) -> list[Trial
     return [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
 
 
-def fit_surrogate(
-    learnt: Sequence[TrialRecord], parsed: Mapping[str, Schedule], space: BoundSpace, *, pairwise: bool
-) -> Surrogate:
+def fit_surrogate(learnt: Sequence[TrialRecord], space: BoundSpace, *, pairwise: bool) -> Surrogate:
     """Fit a surrogate to trials, the losses of those that were stopped included.
 
     Args:
         learnt: as `learnt_from` returns them.
-        parsed: every schedule of theirs by its text form.
         space: what the surrogate can be asked about.
         pairwise: as for `Surrogate`.
 
@@ -45,7 +42,7 @@ def fit_surrogate(
         assert record.loss is not None
         known = {} if record.state == "stopped" else {step: loss for step, loss in record.curve if step in early}
         for step, loss in sorted((known | {record.steps: record.loss}).items()):
-            rows.append((parsed[record.schedule], loss, record.seed, step / record.full_steps))
+            rows.append((record.schedule, loss, record.seed, step / record.full_steps))
     schedules, losses, seeds, shares = zip(*rows, strict=True)
     return Surrogate(space, pairwise=pairwise).fit(schedules, losses, seeds, shares)
 
@@ -65,6 +62,6 @@ def left_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[t
     learnt = learnt_from((record for record in records if record.phase == "search"), space)
     if len({record.schedule for record in learnt if record.state == "complete"}) < FEWEST:
         return []
-    surrogate = fit_surrogate(learnt, {r.schedule: r.parsed() for r in learnt}, space, pairwise=False)
+    surrogate = fit_surrogate(learnt, space, pairwise=False)
     predicted, real, _ = surrogate.left_out()
     return list(zip(predicted.tolist(), real.tolist(), strict=True))

@@ -21,7 +21,6 @@ predicted interval always reaches up to the lowest loss that was trained and its
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,7 @@ from layersearch.results.analyze import analyze
 from layersearch.results.result import Entry, Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.files import plain
 from layersearch.surrogate.constraint import Constraint, Kind
 from layersearch.surrogate.fit import fit_surrogate, learnt_from
 from layersearch.surrogate.gp import FEWEST, Surrogate
@@ -51,8 +51,7 @@ State = Literal["confirmed", "trained", "stopped", "untrained"]
 class Candidate:
     """A schedule within the constraint, and what its loss is, or should be."""
 
-    schedule: str
-    """Text form."""
+    schedule: Schedule
     n_full: int
     """The number l of full-attention layers."""
     cost: float
@@ -135,7 +134,8 @@ class Solution:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``--json`` prints it."""
-        return dataclasses.asdict(self)
+        found: dict[str, Any] = plain(self)
+        return found
 
 
 def solve(
@@ -160,7 +160,7 @@ def solve(
             within the constraint.
     """
     learnt = learnt_from(records, space)
-    parsed = {record.schedule: Schedule.parse(record.schedule) for record in learnt}
+    trained = sorted({record.schedule for record in learnt})
     complete = [record for record in learnt if record.state == "complete"]
     ended = {record.schedule for record in complete}
     if len(ended) < FEWEST:
@@ -168,12 +168,12 @@ def solve(
             f"{len(ended)} schedules of the space are trained to the end, too few to learn from: {FEWEST} are needed; "
             "run the command that made the run again to go on, or search with more --trials into another --out"
         )
-    surrogate = fit_surrogate(learnt, parsed, space, pairwise=False)
-    within = {text: schedule for text, schedule in sorted(parsed.items()) if constraint.admits(schedule)}
-    n_full = sorted({schedule.n_full for schedule in parsed.values()})
-    pairs = fit_surrogate(learnt, parsed, space, pairwise=True)
-    offered = shortlist(pairs, space, constraint, within.values(), n_full)
-    asked = [*within.values(), *offered]
+    surrogate = fit_surrogate(learnt, space, pairwise=False)
+    within = [schedule for schedule in trained if constraint.admits(schedule)]
+    n_full = sorted({schedule.n_full for schedule in trained})
+    pairs = fit_surrogate(learnt, space, pairwise=True)
+    offered = shortlist(pairs, space, constraint, within, n_full)
+    asked = [*within, *offered]
     if not asked:
         raise UserError(
             f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
@@ -187,11 +187,10 @@ def solve(
     shared = 0 if found is None or found.winner is None else len(found.winner.seeds)
 
     def candidate(schedule: Schedule) -> Candidate:
-        text = str(schedule)
-        state: State = "trained" if text in entries else "stopped" if text in within else "untrained"
-        return _candidate(schedule, state, space, constraint, entries.get(text), shared, predictions[text])
+        state: State = "trained" if schedule in entries else "stopped" if schedule in within else "untrained"
+        return _candidate(schedule, state, space, constraint, entries.get(schedule), shared, predictions[schedule])
 
-    candidates = {str(schedule): candidate(schedule) for schedule in asked}
+    candidates = {schedule: candidate(schedule) for schedule in asked}
     measured, cheaper = _confirmed(found, candidates)
     others = [one for one in candidates.values() if one.state != "confirmed"]
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
@@ -201,8 +200,8 @@ def solve(
     better = difference is None or (difference.shown and difference.mean < 0)
     answer = proposal if proposal is not None and better else cheaper or measured
     assert answer is not None, "something is within the constraint"
-    trained = {text: schedule for text, schedule in within.items() if text in ended}
-    near = None if proposal is None else _nearest(Schedule.parse(proposal.schedule), trained, predictions)
+    whole = [schedule for schedule in within if schedule in ended]
+    near = None if proposal is None else _nearest(proposal.schedule, whole, predictions)
     return Solution(
         kind=constraint.kind,
         limit=constraint.limit,
@@ -216,7 +215,7 @@ def solve(
         shortlisted=len(offered),
         trials=len(complete),
         stopped=len(learnt) - len(complete),
-        schedules=len(parsed),
+        schedules=len(trained),
         n_full=tuple(n_full),
         within=len(within),
         lowest=lowest,
@@ -226,7 +225,7 @@ def solve(
 
 
 def _noise(complete: Sequence[TrialRecord]) -> float | None:
-    groups: dict[str, list[float]] = {}
+    groups: dict[Schedule, list[float]] = {}
     for record in complete:
         if record.phase == "confirm" and record.loss is not None:
             groups.setdefault(record.schedule, []).append(record.loss)
@@ -249,12 +248,12 @@ class _Prediction:
 
 def _predict(
     surrogate: Surrogate, schedules: Sequence[Schedule], lowest: float, confidence: float
-) -> dict[str, _Prediction]:
+) -> dict[Schedule, _Prediction]:
     wide = stats.normal_quantile(confidence)
     means, stds = surrogate.predict(schedules)
     stds = CHOSEN * stds
     return {
-        str(schedule): _Prediction(
+        schedule: _Prediction(
             mean=float(mean),
             std=float(std),
             low=max(0.0, float(mean - wide * std)),
@@ -285,7 +284,7 @@ def _candidate(
         state = "confirmed"
         loss, low, high = interval.mean, interval.low, interval.high
     return Candidate(
-        schedule=str(schedule),
+        schedule=schedule,
         n_full=schedule.n_full,
         cost=space.cost(schedule),
         takes=constraint.measure(schedule),
@@ -299,7 +298,9 @@ def _candidate(
     )
 
 
-def _confirmed(found: Result | None, candidates: Mapping[str, Candidate]) -> tuple[Candidate | None, Candidate | None]:
+def _confirmed(
+    found: Result | None, candidates: Mapping[Schedule, Candidate]
+) -> tuple[Candidate | None, Candidate | None]:
     """Return the lowest confirmed mean and the cheapest not shown to be worse."""
     if found is None or found.winner is None:
         return None, None
@@ -310,28 +311,26 @@ def _confirmed(found: Result | None, candidates: Mapping[str, Candidate]) -> tup
 
 
 def _nearest(
-    schedule: Schedule, trained: Mapping[str, Schedule], predictions: Mapping[str, _Prediction]
-) -> tuple[str, int] | None:
+    schedule: Schedule, trained: Iterable[Schedule], predictions: Mapping[Schedule, _Prediction]
+) -> tuple[Schedule, int] | None:
     """Return the trained schedule with the fewest layers unlike, other than itself, and their number."""
     unlike = {
-        text: sum(a != b for a, b in zip(schedule, other, strict=True))
-        for text, other in trained.items()
-        if other != schedule
+        other: sum(a != b for a, b in zip(schedule, other, strict=True)) for other in trained if other != schedule
     }
     if not unlike:
         return None
-    text = min(unlike, key=lambda text: (unlike[text], predictions[text].mean, text))
-    return text, unlike[text]
+    nearest = min(unlike, key=lambda other: (unlike[other], predictions[other].mean, other))
+    return nearest, unlike[nearest]
 
 
-def against_best(result: Result, schedule: str) -> tuple[Entry | None, stats.Interval | None]:
+def against_best(result: Result, schedule: Schedule) -> tuple[Entry | None, stats.Interval | None]:
     """Return the lowest confirmed mean of all other schedules that cost no more, and the paired difference to it.
 
     That one was picked for being the lowest on these very seeds: the difference does the schedule no favour.
 
     Args:
         result: of the run.
-        schedule: text form of one of its schedules.
+        schedule: one of its schedules.
     """
     entry = result.entry(schedule)
     rivals = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
+from layersearch.schedule.files import plain
 
 Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
@@ -26,8 +26,7 @@ class TrialRecord:
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
-    schedule: str
-    """The schedule's text form."""
+    schedule: Schedule
     seed: int
     """Seed of the initial weights and of the data order, shared by all schedules (paired)."""
     phase: Phase
@@ -81,17 +80,13 @@ class TrialRecord:
     """Why it failed, in one line."""
 
     @property
-    def key(self) -> tuple[str, int, Phase]:
+    def key(self) -> tuple[Schedule, int, Phase]:
         """What one trial is: two records of the same are an attempt and a later one, which counts."""
         return (self.schedule, self.seed, self.phase)
 
-    def parsed(self) -> Schedule:
-        """Return the schedule itself."""
-        return Schedule.parse(self.schedule)
-
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return json.dumps(dataclasses.asdict(self), allow_nan=False)
+        return json.dumps(plain(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:
@@ -101,9 +96,7 @@ class TrialRecord:
             UserError: if the line is not such a record.
         """
         try:
-            record = build(cls, json.loads(line), "record")
-            Schedule.parse(record.schedule)
-            return record
+            return build(cls, json.loads(line), "record")
         except (ValueError, RecursionError) as error:
             raise UserError(f"not a trial record ({error}): {line[:60]!r}") from None
 
@@ -152,8 +145,7 @@ def read(path: Path) -> Iterator[TrialRecord]:
 class Trial:
     """What one trial is asked to do: enough to run it in another process."""
 
-    schedule: str
-    """The schedule's text form."""
+    schedule: Schedule
     seed: int
     """Seed of the initial weights and of the data order."""
     phase: Phase = "search"
@@ -165,13 +157,17 @@ class Trial:
     save: str | None = None
     """The safetensors file for the weights at the end of the training; None: they are not kept."""
 
+    @property
+    def key(self) -> tuple[Schedule, int, Phase]:
+        """See `TrialRecord.key`."""
+        return (self.schedule, self.seed, self.phase)
+
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
     """Return the record of a trial before its first step: exact cost, no loss."""
-    schedule = Schedule.parse(trial.schedule)
-    model, seq_len = recipe.model, recipe.training.seq_len
+    schedule, model, seq_len = trial.schedule, recipe.model, recipe.training.seq_len
     return TrialRecord(
-        schedule=trial.schedule,
+        schedule=schedule,
         seed=trial.seed,
         phase=trial.phase,
         role=trial.role,

@@ -51,7 +51,7 @@ def run_trial(
     group = group or RankGroup()
     began = time.perf_counter()
     _reset_peak_memory(group.device)
-    training, schedule = recipe.training, Schedule.parse(trial.schedule)
+    training, schedule = recipe.training, trial.schedule
     if len(schedule) != recipe.model.n_layers:
         raise UserError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)

@@ -101,6 +101,7 @@ def test_left_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
         assert found[np.round(loss, 9)] == pytest.approx((mean, unit * left.mean() ** 0.5), rel=1e-6)
 
 
+@pytest.mark.slow
 def test_predict_intervals_hold_the_truth() -> None:
     """Of all untrained schedules of twelve planted spaces about 95 in 100 lie in their intervals; noise is found."""
     inside, noises, errors, spread = [], [], [], []

@@ -159,6 +159,7 @@ def test_shortlist_of_a_restricted_space_equals_exhaustive_enumeration(part: str
     assert shortlist(model, space, limit, learnt, n_full) == found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_solve_answer_is_measured_unless_a_prediction_is_shown_better(seed: int) -> None:
     space = bound()

@@ -12,6 +12,7 @@ from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
 from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
+from layersearch.schedule.presets import all_full
 
 TOLERANCE = 1e-4
 """Largest difference, as a share of the logits' norm, in float32."""
@@ -59,7 +60,7 @@ def compare_logits(model: Any, schedule: Schedule, tokens: int) -> LogitsProof |
     ids = torch.randint(text.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(2))
     theirs = model(ids, use_cache=False).logits.float()
     wanted = _logits(decoder, state, ids)
-    full = _logits(Decoder(size, text.vocab_size, Schedule.parse(f"full*{len(schedule)}")).eval(), state, ids)
+    full = _logits(Decoder(size, text.vocab_size, all_full(len(schedule))).eval(), state, ids)
     norm = wanted.norm()
     return LogitsProof(difference=float((theirs - wanted).norm() / norm), all_full=float((full - wanted).norm() / norm))
 

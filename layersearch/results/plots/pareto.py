@@ -20,6 +20,7 @@ from layersearch.results.plots.style import (
     write_figure,
 )
 from layersearch.results.result import ALL_FULL, Entry, Result
+from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -94,7 +95,7 @@ def _draw(axes: Axes, result: Result) -> None:
             label="trained in the search, one seed",
         )
     if result.search_frontier:
-        searched = [result.entry(text) for text in result.search_frontier]
+        searched = [result.entry(schedule) for schedule in result.search_frontier]
         lines.append(_steps([(entry.cost, entry.search_loss or 0.0) for entry in searched], edge))
         only = result.frontier_of == "search"
         axes.plot(
@@ -129,7 +130,7 @@ def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
     return [*costs, edge], [*losses, losses[-1]]
 
 
-def _firm(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[str, Transform]:
+def _firm(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[Schedule, Transform]:
     """Draw baselines and confirmed schedules with their intervals; return the transform that places each of them."""
     style = styles(result.entries)
     if any(entry.mean is not None for entry in entries):
@@ -162,7 +163,7 @@ def _bar(axes: Axes, entry: Entry) -> tuple[float, float]:
     return max(entry.mean.low, bottom), min(entry.mean.high, top)
 
 
-def _dodge(axes: Axes, entries: Sequence[Entry], winner: str | None) -> dict[str, Transform]:
+def _dodge(axes: Axes, entries: Sequence[Entry], winner: Schedule | None) -> dict[Schedule, Transform]:
     """Shift entries whose markers or bars would cover each other to the left, never over the budget line.
 
     Returns:
@@ -171,7 +172,7 @@ def _dodge(axes: Axes, entries: Sequence[Entry], winner: str | None) -> dict[str
     from matplotlib.transforms import ScaledTranslation
 
     pixel = axes.figure.dpi / 72
-    places: dict[str, Transform] = {}
+    places: dict[Schedule, Transform] = {}
     put: list[tuple[float, float, float]] = []
     for entry in sorted(entries, key=lambda entry: (entry.schedule != winner, entry.loss, entry.schedule)):
         x, y = axes.transData.transform((entry.cost, _loss(entry)))
@@ -212,7 +213,7 @@ def _scale(axes: Axes, result: Result, shown: Sequence[Entry]) -> None:
 
 
 def _label(
-    axes: Axes, result: Result, shown: Sequence[Entry], points: Mapping[str, Transform], lines: Sequence[Line]
+    axes: Axes, result: Result, shown: Sequence[Entry], points: Mapping[Schedule, Transform], lines: Sequence[Line]
 ) -> None:
     """Name baselines and winner beside their points, each where it covers least of what is drawn."""
     from matplotlib.transforms import Bbox

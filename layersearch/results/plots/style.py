@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layersearch.results.result import ALL_FULL, Entry
+from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,7 @@ def write_figure(
     return paths
 
 
-def styles(entries: Sequence[Entry]) -> dict[str, tuple[str, str]]:
+def styles(entries: Sequence[Entry]) -> dict[Schedule, tuple[str, str]]:
     """Return a marker and a colour for each schedule: a baseline has its own, in every figure of a run the same.
 
     All others share one.

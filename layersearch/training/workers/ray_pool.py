@@ -83,6 +83,7 @@ class RayPool(GroupPool):
         placed = [group.placed(max(0.0, self._opened + _MAKING - time.monotonic())) for group in self._asked]
         for _, group in sorted(zip(placed, self._asked, strict=True), key=lambda pair: pair[0]):
             group.give_back()
+        self._asked.clear()
         self._disconnect()
 
     def _disconnect(self) -> None:

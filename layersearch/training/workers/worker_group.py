@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import UserError
+from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
 
@@ -97,7 +98,7 @@ class Group(ABC):
                 for rank in self.ranks:
                     self._hear(rank)  # its data are open
                 self._hear(self.ranks[0])  # all have met
-            self._tell(op="train", trial=asdict(trial))
+            self._tell(op="train", trial=plain(trial))
             while True:
                 message = self._hear(self.ranks[0])
                 if message["event"] == "record":
