@@ -19,7 +19,7 @@ FORMAT = 1
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 
 
-_FREE = ("recipe.search.workers",)
+FREE = ("recipe.search.workers",)
 """Keys that change no record; a resumed run may have others."""
 
 
@@ -57,7 +57,7 @@ def unwritable(path: Path, error: OSError) -> UserError:
     )
 
 
-def first_difference(old: Any, new: Any, key: str, free: Collection[str] = _FREE) -> str | None:
+def first_difference(old: Any, new: Any, key: str, free: Collection[str] = FREE) -> str | None:
     """Return the first key by which two configurations differ, with both values; None if they are the same.
 
     Args:

@@ -26,14 +26,15 @@ from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
 from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.save import save_model, target_family
 from layersearch.convert.trainable import adapt, merge
-from layersearch.data import describe, hub, open_source
+from layersearch.data import describe, hub
 from layersearch.data.source import Source
 from layersearch.errors import UserError
 from layersearch.files import unwritable
 from layersearch.model.hf_decoder import Routed
-from layersearch.model.pretrained import check_vocabulary, fingerprint, load_pretrained, with_tokenizer
+from layersearch.model.pretrained import fingerprint, load_pretrained, with_tokenizer
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
+from layersearch.study.prepare import open_data
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, join, learning_rate_factor
 from layersearch.training.evaluate import named_metrics, validate
@@ -131,9 +132,7 @@ def convert(
         routed.set_schedule(schedule)  # refuses
     kind = target_family(routed.model, schedule, family)
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
-    sources = [open_source(recipe.data, stage.training.seq_len, cache) for stage in stages]
-    check_vocabulary(routed.rows, sources[-1].vocab_size, recipe.data.tokenizer)
-    sources[-1].validation(recipe.training.val_sequences)
+    sources = [open_data(recipe.data, stage.training, file, rows=routed.rows, cache=cache) for stage in stages]
     asked = {
         "model": model,
         "schedule": str(schedule),

@@ -9,24 +9,21 @@ What is trained depends on records only, so that a study that was killed goes on
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.data import describe, open_source
 from layersearch.errors import UserError
-from layersearch.model.fvcore_flops import check_flops
 from layersearch.optimal_l.config import SEARCHED, Setting
 from layersearch.optimal_l.noninferiority import LStar, find_l_star
 from layersearch.optimal_l.placements import count, first_round, named, place, proposals, role
 from layersearch.optimal_l.runner import Trainer
 from layersearch.schedule import Schedule
 from layersearch.study.plan import Listener
+from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
-from layersearch.training.deepspeed_config import deepspeed_config
 from layersearch.training.record import Phase, Trial, TrialRecord
 from layersearch.training.workers.pool import PoolFactory
 
@@ -146,23 +143,9 @@ def investigate(
 
 
 def _folder(setting: Setting, recipe: Recipe, out: Path, cache: Path | None) -> RunFolder:
-    training = recipe.training
-    source = open_source(recipe.data, training.seq_len, cache)
-    source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
-    deepspeed_config(training, deepspeed_file(recipe))
-    folder = RunFolder(
-        out,
-        {
-            "recipe": recipe.to_dict(),
-            "space": dataclasses.asdict(setting.space),
-            "budget": 1.0,
-            "seed": setting.asked.seed,
-            "data": describe(source),
-        },
-        free=("recipe.search",),  # how schedules are proposed and pruned is the study's own matter
-    )
-    folder.note_flops(lambda: check_flops(recipe, setting.bound, source.vocab_size))
-    return folder
+    source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), cache=cache)
+    free = ("recipe.search",)  # how schedules are proposed and pruned is the study's own matter
+    return open_run_folder(out, recipe, setting.bound, source, budget=1.0, seed=setting.asked.seed, free=free)
 
 
 class _Study:

@@ -12,8 +12,8 @@ from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import UserError
 from layersearch.files import (
-    _FREE,
     FORMAT,
+    FREE,
     first_difference,
     hold,
     stamp,
@@ -58,7 +58,7 @@ class RunFolder:
             still going on; nothing in it is touched then.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = _FREE) -> None:
+    def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = FREE) -> None:
         assert set(asked) - {"model_fingerprint"} == set(_ASKED)
         wanted: dict[str, Any] = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
         self.path = path

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.data import describe, open_source
 from layersearch.files import unwritable
-from layersearch.model.fvcore_flops import check_flops
-from layersearch.model.pretrained import check_vocabulary, fingerprint, load_config
+from layersearch.model.pretrained import load_config
 from layersearch.results.result import Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -19,8 +16,8 @@ from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import Ladder
 from layersearch.study.plan import Listener, Progress, make_plan
+from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
-from layersearch.training.deepspeed_config import deepspeed_config
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 
 
@@ -61,34 +58,17 @@ def search(
     Raises:
         UserError: names what is wrong and the remedy; finished trials are kept.
     """
-    training = recipe.training
     bound = BoundSpace.of(space, recipe)
     plan = make_plan(recipe, bound, budget, seed)
     for schedule in confirm or ():
         bound.check(schedule)
-    source = open_source(recipe.data, training.seq_len, cache)
-    further_asked = {}
-    if recipe.pretrained is not None:
-        check_vocabulary(load_config(recipe.pretrained).vocab_size, source.vocab_size, recipe.data.tokenizer)
-        further_asked["model_fingerprint"] = fingerprint(recipe.pretrained)
-    source.validation(training.val_sequences)  # refuses a text that is too short before anything is trained
-    deepspeed_config(training, deepspeed_file(recipe))
+    rows = None if recipe.pretrained is None else load_config(recipe.pretrained).vocab_size
+    source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache)
     out = Path(out)
     made = pool(recipe, recipe.search.workers, out / "logs", cache)
     folder: RunFolder | None = None
     try:
-        folder = RunFolder(
-            out,
-            {
-                "recipe": recipe.to_dict(),
-                "space": dataclasses.asdict(space),
-                "budget": budget,
-                "seed": seed,
-                "data": describe(source),
-            }
-            | further_asked,
-        )
-        folder.note_flops(lambda: check_flops(recipe, bound, source.vocab_size))
+        folder = open_run_folder(out, recipe, bound, source, budget=budget, seed=seed)
         if recipe.pretrained is not None:
             further = selected_baselines(recipe, bound, budget, source, seed, out)
             plan = make_plan(recipe, bound, budget, seed, further)

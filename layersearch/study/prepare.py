@@ -1,0 +1,79 @@
+"""What every run does before its first trial: open and check the data, then make or take up the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
+from layersearch.data import describe, open_source
+from layersearch.data.source import Source
+from layersearch.files import FREE
+from layersearch.model.fvcore_flops import check_flops
+from layersearch.model.pretrained import check_vocabulary, fingerprint
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.study.run_folder import RunFolder
+from layersearch.training.deepspeed_config import deepspeed_config
+
+
+def open_data(
+    data: DataConfig, training: TrainingConfig, deepspeed: Path, *, rows: int | None = None, cache: Path | None = None
+) -> Source:
+    """Open the data source, and check its validation set, its vocabulary and the DeepSpeed file.
+
+    Args:
+        data: the data section of the recipe.
+        training: the training section of the recipe.
+        deepspeed: path of the DeepSpeed file.
+        rows: rows of the embedding of a pre-trained model, which the vocabulary must fit; None: a new model.
+        cache: folder of prepared data; None: the default one.
+
+    Raises:
+        LayersearchError: names the key that is wrong and the remedy.
+    """
+    source = open_source(data, training.seq_len, cache)
+    if rows is not None:
+        check_vocabulary(rows, source.vocab_size, data.tokenizer)
+    source.validation(training.val_sequences)
+    deepspeed_config(training, deepspeed)
+    return source
+
+
+def open_run_folder(
+    out: Path,
+    recipe: Recipe,
+    space: BoundSpace,
+    source: Source,
+    *,
+    budget: float,
+    seed: int,
+    free: Collection[str] = FREE,
+) -> RunFolder:
+    """Make or take up the run folder of a request, and count its proxy's FLOPs with fvcore once.
+
+    Args:
+        out: the folder.
+        recipe: what one trial runs.
+        space: what may vary.
+        source: the opened data.
+        budget: the largest attention cost, as a share of all-full's.
+        seed: of the search.
+        free: keys of the configuration that may differ from the folder's.
+
+    Raises:
+        RunFolderError: see `RunFolder`.
+    """
+    asked: dict[str, Any] = {
+        "recipe": recipe.to_dict(),
+        "space": dataclasses.asdict(space.space),
+        "budget": budget,
+        "seed": seed,
+        "data": describe(source),
+    }
+    if recipe.pretrained is not None:
+        asked["model_fingerprint"] = fingerprint(recipe.pretrained)
+    folder = RunFolder(out, asked, free)
+    folder.note_flops(lambda: check_flops(recipe, space, source.vocab_size))
+    return folder
