@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
@@ -12,6 +12,7 @@ from layersearch.study.plan import Listener, Progress
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.record import Phase, Trial, TrialRecord
 from layersearch.training.workers.pool import Pool
+from layersearch.training.workers.run_trials import run_trials
 
 
 class Trainer:
@@ -61,22 +62,14 @@ class Trainer:
         if not todo:
             return
         pool = self._pool = self._pool or self._make()
-        futures: list[Future[TrialRecord]] = [pool.submit(trial) for trial in todo]
         failed: list[TrialRecord] = []
-        try:
-            pending = set(futures)
-            while pending:
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    record = future.result()
-                    self.folder.append(record)
-                    self.records.append(record)
-                    self._new += 1
-                    failed += [record] if record.state == "failed" else []
-                    self._announce(phase, record)
-        finally:
-            for future in futures:
-                future.cancel()
+        with contextlib.closing(run_trials(pool, todo)) as records:
+            for record in records:
+                self.folder.append(record)
+                self.records.append(record)
+                self._new += 1
+                failed += [record] if record.state == "failed" else []
+                self._announce(phase, record)
         if len(failed) == len(todo) and all(r.state == "failed" for r in self.records):
             raise UserError(
                 f"every trial failed ({failed[0].error}): correct the recipe and start anew with another --out, or, if "

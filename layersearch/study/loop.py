@@ -12,11 +12,11 @@ A trial that failed is trained again when the search is taken up again; its late
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from layersearch.errors import UserError
 from layersearch.files import write_text
@@ -33,7 +33,9 @@ from layersearch.study.pruning import Foresight, Halving
 from layersearch.study.run_folder import RunFolder
 from layersearch.surrogate.fit import left_out_losses
 from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import Pool
+from layersearch.training.workers.run_trials import run_trials
 
 
 class Ladder:
@@ -182,28 +184,19 @@ class Ladder:
         """Run the trials that have no record yet; tell the study in the order they were asked."""
         done = {record.key for record in self._records}
         todo = [trial for trial in trials if trial.key not in done]
-        futures: dict[Future[TrialRecord], Trial] = {}
-        for trial in todo:
-            keep_going = None
-            if rule is not None:
-                keep_going = functools.partial(rule.keep_going, trial.schedule)
-            futures[self._pool.submit(trial, keep_going)] = trial
-        try:
-            pending = set(futures)
-            while pending:
-                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
-                for future in ready:
-                    record = future.result()
-                    self._folder.append(record)
-                    self._records.append(record)
-                    self._announce(phase, record)
-        finally:
-            for future in futures:
-                future.cancel()
+
+        def keep_going(trial: Trial) -> KeepGoing | None:
+            return None if rule is None else functools.partial(rule.keep_going, trial.schedule)
+
+        with contextlib.closing(run_trials(self._pool, todo, keep_going)) as records:
+            for record in records:
+                self._folder.append(record)
+                self._records.append(record)
+                self._announce(phase, record)
         if phase != "confirm":
-            records = {r.schedule: r for r in self._search_records()}
+            made = {r.schedule: r for r in self._search_records()}
             for trial in trials:  # those too that have a record from before: the journal may have lost its end
-                self._study.tell(records[trial.schedule])
+                self._study.tell(made[trial.schedule])
 
     def _announce(self, phase: str, last: TrialRecord | None) -> None:
         new = len(self._records) - self._resumed
