@@ -180,7 +180,7 @@ def cli_page() -> str:
 def recipe_page() -> str:
     """Return the keys of a recipe."""
     return (
-        "# Recipe keys\n\nA recipe is a YAML file: the proxy model, its data, its training and how a search over it runs. "
+        "# Recipe keys\n\nA recipe is a YAML file. It sets the proxy model, its data, its training and the search. "
         "`--set training.steps=400` changes one key. Unknown keys, wrong types and values out of range are refused by "
         "name. One multiply-add counts as one FLOP wherever FLOPs are printed.\n\n" + sections(layersearch.Recipe)
     )
@@ -190,7 +190,7 @@ def space_page() -> str:
     """Return the keys of a search space."""
     return (
         "# Search space keys\n\nA search space is a YAML file: which spans each layer may have. A choice is a "
-        "[term](../concepts.md#schedule) such as `window:32+sink:4`, or a mapping of a span's fields whose lists multiply "
+        "[term](../concepts.md#schedule) such as `window:32+sink:4`, or a mapping of a span's fields. Its lists multiply "
         "out: `{kind: window, size: [16, 32], sink: [0, 4]}` is four choices.\n\n"
         + sections(layersearch.Space)
         + "\n## Fields of a span\n\n"
@@ -212,8 +212,8 @@ def records_page() -> str:
     """Return the fields of trials.jsonl and frontier.json."""
     seen: set[type] = set()
     return (
-        "# Fields of the records\n\n`trials.jsonl` in a run folder holds one `TrialRecord` a line. `frontier.json` holds "
-        "one `Result`, which holds the others. Losses are in nats.\n"
+        "# Fields of the records\n\n`trials.jsonl` in a run folder holds one `TrialRecord` per line. `frontier.json` "
+        "holds one `Result`, which holds the others. Losses are in nats.\n"
         + records(TrialRecord, seen)
         + records(layersearch.Result, seen)
     )

@@ -40,10 +40,8 @@ def main(run: Path) -> pd.DataFrame:
     print("\nValidation loss along the training, nats")
     print(points.pivot_table(index="schedule", columns="step", values="loss").round(3).to_string())
 
-    seconds = trials["seconds"].sum()
-    print(
-        f"\n{len(trials)} complete trials took {seconds:.1f} seconds; {trials['train_seconds'].sum():.1f} of them trained."
-    )
+    whole, trained = trials["seconds"].sum(), trials["train_seconds"].sum()
+    print(f"\n{len(trials)} complete trials took {whole:.1f} seconds, {trained:.1f} of them for optimizer steps.")
     return differences
 
 
