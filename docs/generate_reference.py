@@ -190,8 +190,8 @@ def space_page() -> str:
     """Return the keys of a search space."""
     return (
         "# Search space keys\n\nA search space is a YAML file: which spans each layer may have. A choice is a "
-        "[term](../concepts.md#schedule) such as `window:32+sink:4`, or a mapping of a span's fields. Its lists multiply "
-        "out: `{kind: window, size: [16, 32], sink: [0, 4]}` is four choices.\n\n"
+        "[term](../concepts.md#schedule) such as `window:32+sink:4`, or a mapping of a span's fields. Its lists "
+        "multiply out: `{kind: window, size: [16, 32], sink: [0, 4]}` is four choices.\n\n"
         + sections(layersearch.Space)
         + "\n## Fields of a span\n\n"
         + keys_table(layersearch.Span)
