@@ -70,7 +70,14 @@ def type_name(hint: Any) -> str:
         return f"[{', '.join(type_name(arg) for arg in args)}]"
     if origin in (dict, Mapping):
         return f"mapping of {type_name(args[0])} to {type_name(args[1])}"
-    names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    names = {
+        layersearch.Schedule: "schedule text",
+        int: "integer",
+        float: "number",
+        str: "text",
+        bool: "true or false",
+        type(None): "null",
+    }
     return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
@@ -96,8 +103,8 @@ def default_text(field: dataclasses.Field[Any]) -> str:
 
 
 def parts_of(hint: Any) -> Iterator[type]:
-    """Yield the dataclasses that a type names."""
-    if dataclasses.is_dataclass(hint):
+    """Yield the dataclasses that a type names, without `Schedule`: files hold its text form."""
+    if dataclasses.is_dataclass(hint) and hint is not layersearch.Schedule:
         yield typing.cast(type, hint)
     for arg in typing.get_args(hint):
         yield from parts_of(arg)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from layersearch import Result, Schedule, attention_flops, load_recipe, load_space, search
+from layersearch import Result, attention_flops, load_recipe, load_space, search
 
 
 def main(out: Path) -> Result:
@@ -28,7 +28,7 @@ def main(out: Path) -> Result:
 
     model = recipe.model
     flops = attention_flops(
-        Schedule.parse(str(result.winner.schedule)),
+        result.winner.schedule,
         seq_len=recipe.training.seq_len,
         n_heads=model.n_heads,
         head_dim=model.head_dim,
