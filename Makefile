@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two processes; tests of one file stay together, for they share runs and workers. One thread each, or torch's would fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: run test test-fast check clean
+.PHONY: run test test-fast check docs docs-reference clean
 
 run: $(VENV)/installed
 	$(BIN)/layersearch run --budget $(BUDGET) $(ARGS)
@@ -23,6 +23,13 @@ check: $(VENV)/installed-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The website in site/. The reference pages are generated from the code, and committed: a test compares them.
+docs: $(VENV)/installed-docs
+	$(BIN)/mkdocs build --strict
+
+docs-reference: $(VENV)/installed
+	$(BIN)/python docs/generate_reference.py
+
 $(VENV)/bin/python:
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'layersearch needs Python 3.11 or newer: make PYTHON=python3.11 $(MAKECMDGOALS)')"
 	$(PYTHON) -m venv $(VENV)
@@ -37,5 +44,9 @@ $(VENV)/installed-tests: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info
