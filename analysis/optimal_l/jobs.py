@@ -146,7 +146,8 @@ def _train_starts(jobs: Sequence[Job], workers: int) -> None:
     pool = LocalPool(recipe, workers, WORK / "logs")
     try:
         for future in [
-            pool.submit(Trial(schedule=full, seed=job.seed, save=str(path))) for path, job in missing.items()
+            pool.submit(Trial(schedule=Schedule.parse(full), seed=job.seed, save=str(path)))
+            for path, job in missing.items()
         ]:
             record = future.result()
             assert record.state == "complete", record.error

@@ -17,6 +17,7 @@ import torch
 
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
+from layersearch.schedule import Schedule
 from layersearch.training.engine import RankGroup, join
 from layersearch.training.record import Trial
 from layersearch.training.trial import run_trial
@@ -35,7 +36,9 @@ def main(name: str, seeds: int, records: Path, words: list[str]) -> None:
         for seed in range(seeds):
             for word in words:
                 schedule = " ".join({"w": WINDOWS[name], "f": "full"}[letter] for letter in word)
-                record = run_trial(Trial(schedule=schedule, seed=seed, checkpoints=checkpoints), recipe, source)
+                record = run_trial(
+                    Trial(schedule=Schedule.parse(schedule), seed=seed, checkpoints=checkpoints), recipe, source
+                )
                 with records.open("a") as file:
                     file.write(json.dumps({"recipe": name} | dataclasses.asdict(record)) + "\n")
                 measures = {key: round(value, 4) for key, value in record.metrics}

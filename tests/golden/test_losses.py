@@ -48,10 +48,10 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialRecord]:
         finally:
             pool.close()
 
-    full = Trial(schedule="full*2", seed=1, checkpoints=CHECKPOINTS)
-    window = Trial(schedule="window:4*2", seed=1, checkpoints=CHECKPOINTS)
-    wide = Trial(schedule="window:48*2", seed=1, checkpoints=CHECKPOINTS)
-    other = Trial(schedule="full*2", seed=2, checkpoints=CHECKPOINTS)
+    full = Trial(schedule=Schedule.parse("full*2"), seed=1, checkpoints=CHECKPOINTS)
+    window = Trial(schedule=Schedule.parse("window:4*2"), seed=1, checkpoints=CHECKPOINTS)
+    wide = Trial(schedule=Schedule.parse("window:48*2"), seed=1, checkpoints=CHECKPOINTS)
+    other = Trial(schedule=Schedule.parse("full*2"), seed=2, checkpoints=CHECKPOINTS)
     run(full=full, window=window, wide=wide, other_seed=other, full_again=full)
     run(window_afresh=window)
     return found

@@ -34,7 +34,7 @@ from tests.helpers.runs import PATIENCE, RUN, check_study, lines, records, run, 
 
 pytestmark = pytest.mark.integration
 
-TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
+TRIAL = Trial(schedule=Schedule.parse("full window:8"), seed=3, checkpoints=(4,))
 OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
 """What no two trainings share."""
 
@@ -336,6 +336,7 @@ def test_local_search_imports_no_ray(tmp_path: Path) -> None:
     script = """
 import sys
 from layersearch import load_recipe, load_space, search
+from layersearch.schedule import Schedule
 small = ["search.trials=3", "search.finalists=1", "search.workers=1", "training.steps=2", "training.warmup_steps=0"]
 assert search(load_recipe("smoke", small), load_space("smoke"), 0.6, "run").winner is not None
 assert "layersearch.training.workers.ray_pool" in sys.modules
