@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -43,14 +45,27 @@ def test_pyproject_dependency_declares_one_floor(dependency: Requirement) -> Non
     assert [bound.operator for bound in dependency.specifier].count(">=") == 1
 
 
+def test_package_imports_only_what_it_declares() -> None:
+    """What another dependency happens to bring is not there under another release of it."""
+    imported = set()
+    for path in (ROOT / "layersearch").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(str(node.module).partition(".")[0])
+    declared = {"yaml" if found.name == "pyyaml" else found.name for found in DEPENDENCIES}
+    assert imported - sys.stdlib_module_names - {PROJECT["name"]} <= declared
+
+
 def test_constraints_pin_what_the_package_needs_within_its_floors() -> None:
     text = (ROOT / "constraints.txt").read_text(encoding="utf-8")
     found = map(Requirement, re.findall(r"^[^#\s].*", text, flags=re.MULTILINE))
-    pins = {pin.name.lower().replace("_", "-"): pin for pin in found}
+    pins = {canonicalize_name(pin.name): pin for pin in found}
     pinned = {text for extra in EXTRAS.keys() - {"dashboard", "docs"} for text in EXTRAS[extra]}
     needed = map(Requirement, {*PROJECT["dependencies"], *pinned} - {"layersearch[ray,convert]"})
     for dependency in needed:
-        (pin,) = pins[dependency.name.lower()].specifier
+        (pin,) = pins[canonicalize_name(dependency.name)].specifier
         assert dependency.specifier.contains(pin.version), dependency
 
 
