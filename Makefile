@@ -3,14 +3,20 @@ PYTHON ?= python3
 BUDGET ?= 0.27
 VENV := .venv
 BIN := $(VENV)/bin
+# Two processes; tests of one file stay together, for they share runs and workers. One thread each, or torch's would fight.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: run test check clean
+.PHONY: run test test-fast check clean
 
 run: $(VENV)/installed
 	$(BIN)/layersearch run --budget $(BUDGET) $(ARGS)
 
 test: $(VENV)/installed-tests check
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
+
+# Neither slow tests nor those that start whole runs or need a GPU or the network: about a minute.
+test-fast: $(VENV)/installed-tests
+	$(PYTEST) -m "not (slow or integration or gpu or network)" $(ARGS)
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .

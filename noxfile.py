@@ -33,11 +33,17 @@ def install(session: nox.Session, *constraints: str, extra: str = "test") -> Non
     session.run("python", "-m", "pip", "freeze", "--exclude-editable")
 
 
+def run_suite(session: nox.Session) -> None:
+    """Run pytest as `make test` does: two processes of one thread each."""
+    parallel = ("-n", "2", "--dist", "loadfile")
+    session.run("python", "-m", "pytest", *parallel, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the suite on the pinned releases."""
     install(session, *PINS)
-    session.run("python", "-m", "pytest", *session.posargs)
+    run_suite(session)
 
 
 @nox.session(name="floors", python=PYTHONS[0])
@@ -46,14 +52,14 @@ def lowest(session: nox.Session) -> None:
     listed = Path(session.create_tmp(), "floors.txt")
     listed.write_text("\n".join(floors()), encoding="utf-8")
     install(session, "-c", str(listed), extra="test,dashboard")
-    session.run("python", "-m", "pytest", *session.posargs)
+    run_suite(session)
 
 
 @nox.session(python=PYTHONS[-1])
 def newest(session: nox.Session) -> None:
     """Run the suite on the newest releases that go together."""
     install(session, extra="test,dashboard")
-    session.run("python", "-m", "pytest", *session.posargs)
+    run_suite(session)
 
 
 @nox.session(python=PYTHONS[0])

@@ -1,4 +1,11 @@
-"""The one error that a user can cause, and the one line that reports it."""
+"""Errors that a user can cause. The command line prints one line and ends with exit code 2.
+
+``LayersearchError`` (a ``ValueError``)
+  - ``ConfigError``: a recipe, a space, a schedule or a constraint
+  - ``DataError``: training data or a tokenizer
+  - ``RunFolderError``: a run folder, its records, its journal or its checkpoints
+  - ``ExportError``: an export target, a model configuration to export to, or an exported folder
+"""
 
 from __future__ import annotations
 
@@ -9,11 +16,31 @@ EXIT_NOT_PROVEN = 1
 EXIT_USER_ERROR = 2
 
 
-class UserError(ValueError):
-    """A mistake in what the user gave: its text names the key and the remedy, in one line."""
+class LayersearchError(ValueError):
+    """A mistake in what the user gave. Its text names the key and the remedy in one line."""
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
+
+
+class ConfigError(LayersearchError):
+    """A recipe, a search space, a schedule or a constraint is wrong."""
+
+
+class DataError(LayersearchError):
+    """Training data or a tokenizer is wrong or missing."""
+
+
+class RunFolderError(LayersearchError):
+    """A run folder, or a file in it, is missing, damaged or of another run."""
+
+
+class ExportError(LayersearchError):
+    """An export target cannot hold the schedule, or an exported folder cannot be read."""
+
+
+UserError = LayersearchError
+"""The former name of `LayersearchError`."""
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import layersearch
-from layersearch.cli import _parser
-from layersearch.config import find_file
-from layersearch.engine import deepspeed_config
-from layersearch.recipe import deepspeed_file, load_recipe
-from layersearch.space import load_space
+from layersearch.cli.main import main
+from layersearch.config.loader import find_file
+from layersearch.config.recipe import deepspeed_file, load_recipe
+from layersearch.schedule.space import load_space
+from layersearch.training.deepspeed_config import deepspeed_config
 
 ROOT = Path(layersearch.__file__).parent.parent
 PUBLIC = [
@@ -41,18 +43,21 @@ PUBLIC = [
     "span_mask",
 ]
 
+COMMANDS = {"run", "show", "solve", "confirm", "plot", "export", "verify-export"}
+COMMANDS |= {"cost", "presets", "convert", "optimal-l"}
+
 
 def names(folder: str, suffix: str) -> list[str]:
     """Return the names of the files that ship in a folder."""
     return sorted(path.name.removesuffix(suffix) for path in (ROOT / folder).glob("*" + suffix))
 
 
-def test_the_public_names_are_these() -> None:
+def test_public_names_equal_the_promised_list() -> None:
     assert list(layersearch.__all__) == PUBLIC
     assert set(PUBLIC) <= set(dir(layersearch))
 
 
-def test_every_name_is_imported_on_demand_and_stays_what_it_is(tmp_path: Path) -> None:
+def test_public_names_are_imported_on_demand_and_keep_their_object(tmp_path: Path) -> None:
     script = f"""
 import importlib, sys
 import layersearch
@@ -61,7 +66,7 @@ from layersearch import {", ".join(PUBLIC)}
 for module in ("ladder", "ladder.study", "presets", "cost", "attention", "cli", "commands", "result"):
     importlib.import_module("layersearch." + module)
 assert callable(layersearch.search) and layersearch.search is search
-assert layersearch.presets.masformer(l=4, n_layers=6, block=8).n_full == 4
+assert layersearch.schedule.presets.masformer(l=4, n_layers=6, block=8).n_full == 4
 assert [name for name in {PUBLIC!r} if getattr(layersearch, name) is not globals()[name]] == []
 """
     done = subprocess.run(
@@ -70,13 +75,13 @@ assert [name for name in {PUBLIC!r} if getattr(layersearch, name) is not globals
     assert done.returncode == 0, done.stderr
 
 
-def test_another_name_is_an_attribute_error() -> None:
+def test_public_names_unknown_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="'serach'"):
         layersearch.serach  # noqa: B018
 
 
 @pytest.mark.parametrize("name", names("trials", ".yaml"))
-def test_every_recipe_loads_with_its_deepspeed_file_and_its_space(name: str) -> None:
+def test_recipe_shipped_loads_with_its_deepspeed_file_and_space(name: str) -> None:
     recipe = load_recipe(name)
     assert recipe.name == name
     assert deepspeed_config(recipe.training, deepspeed_file(recipe))["train_batch_size"] == recipe.training.batch_size
@@ -88,12 +93,12 @@ def test_every_recipe_loads_with_its_deepspeed_file_and_its_space(name: str) -> 
 
 
 @pytest.mark.parametrize("name", names("search_spaces", ".yaml"))
-def test_every_space_loads(name: str) -> None:
+def test_space_shipped_loads(name: str) -> None:
     assert load_space(name).name == name
 
 
 @pytest.mark.parametrize("name", names("trials/deepspeed", ".json"))
-def test_every_deepspeed_file_loads(name: str) -> None:
+def test_deepspeed_file_shipped_loads(name: str) -> None:
     settings = json.loads(find_file(name, "trials/deepspeed", ".json").read_text())
     recipe = load_recipe("smoke", [f"training.deepspeed={name}"])
     assert (
@@ -101,7 +106,7 @@ def test_every_deepspeed_file_loads(name: str) -> None:
     )
 
 
-def commands(file: Path) -> list[str]:
+def printed_commands(file: Path) -> list[str]:
     """Return the commands of the program that a text prints, in indented or fenced lines, comments or backticks."""
     text = file.read_text()
     return sorted(
@@ -117,25 +122,21 @@ def commands(file: Path) -> list[str]:
     [ROOT / "README.md", *sorted(ROOT.glob("trials/**/*.yaml")), *sorted(ROOT.glob("search_spaces/*"))],
     ids=lambda file: file.relative_to(ROOT).as_posix(),
 )
-def test_every_printed_command_can_be_parsed(file: Path) -> None:
-    for command in commands(file):
+def test_main_command_that_a_text_prints_is_parsed(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse, commands_of_texts = argparse.ArgumentParser.parse_args, printed_commands(file)
+
+    def parse_only(self: argparse.ArgumentParser, *arguments: Any) -> argparse.Namespace:
+        found = parse(self, *arguments)
+        assert callable(found.command)
+        return argparse.Namespace(command=lambda options: 0)
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_only)
+    for command in commands_of_texts:
         words = shlex.split(command)[1:]
-        if words and words[0] in (
-            "run",
-            "show",
-            "solve",
-            "optimal-l",
-            "confirm",
-            "plot",
-            "export",
-            "cost",
-            "presets",
-            "convert",
-            "verify-export",
-        ):
-            assert _parser().parse_args(words).command
+        if words and words[0] in COMMANDS:
+            assert main(words) == 0, command
 
 
 @pytest.mark.parametrize("file", ["README.md", "trials/laptop.yaml", "search_spaces/laptop.yaml"])
-def test_the_texts_that_print_commands_do(file: str) -> None:
-    assert any("run" in command for command in commands(ROOT / file))
+def test_printed_commands_of_main_texts_include_run(file: str) -> None:
+    assert any("run" in command for command in printed_commands(ROOT / file))

@@ -14,8 +14,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.canvas import VERMILION, write_figure
-from layersearch.stats import mean_interval, paired_difference
+from layersearch.results.plots.style import VERMILION, write_figure
+from layersearch.results.stats import mean_interval, paired_difference
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

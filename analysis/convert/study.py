@@ -28,19 +28,21 @@ from typing import Any
 
 import torch
 
-from layersearch import presets
-from layersearch.config import find_file
-from layersearch.cost import budget_ratio
-from layersearch.data import Source, open_source
-from layersearch.engine import Engine, RankGroup, deepspeed_config, join
-from layersearch.export import save_weights
-from layersearch.export.remotehf import stock_config
-from layersearch.model import Decoder
-from layersearch.pretrained import load_pretrained
-from layersearch.recipe import TrainingConfig, load_recipe
-from layersearch.schedule import Schedule, Span
-from layersearch.selectors import kl_to_original, remove_one, restore_greedy
-from layersearch.train import named_metrics, train_steps, validate
+from layersearch.config.loader import find_file
+from layersearch.config.recipe import TrainingConfig, load_recipe
+from layersearch.data import open_source
+from layersearch.data.source import Source
+from layersearch.export.hf import save_weights
+from layersearch.export.hf_remote import stock_config
+from layersearch.model.decoder import Decoder
+from layersearch.model.pretrained import load_pretrained
+from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule.cost import budget_ratio
+from layersearch.study.layer_selection import kl_to_original, remove_one, restore_greedy
+from layersearch.training.deepspeed_config import deepspeed_config
+from layersearch.training.engine import Engine, RankGroup, join
+from layersearch.training.evaluate import named_metrics, validate
+from layersearch.training.trial import train_steps
 
 HERE = Path(__file__).parent
 RECORDS = HERE / "records.jsonl"

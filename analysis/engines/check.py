@@ -28,9 +28,9 @@ from unittest import mock
 import torch
 from torch import Tensor
 
+from layersearch.config.recipe import ModelConfig
 from layersearch.export import export
 from layersearch.export.engines import ENGINES
-from layersearch.recipe import ModelConfig
 from layersearch.schedule import Schedule, Span
 
 TOKENS, SCHEDULES, N_LAYERS = 29, 20, 4

@@ -8,9 +8,9 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING
 
-from layersearch.canvas import BLACK, BLUE, GREY, VERMILION, plain, write_figure
-from layersearch.optimal.answer import SettingAnswer
-from layersearch.optimal.figures import draw_stars
+from layersearch.optimal_l.answer import SettingAnswer
+from layersearch.optimal_l.plots import draw_stars
+from layersearch.results.plots.style import BLACK, BLUE, GREY, VERMILION, plain, write_figure
 
 if TYPE_CHECKING:
     from groups import Group

@@ -12,10 +12,9 @@ from functools import cache
 
 from jobs import Job, Records
 
-from layersearch import presets
-from layersearch.cost import span_pairs
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.schedule import Schedule, Span
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule.cost import span_pairs
 
 SELECT = (100, 101)
 """Seeds on which searched placements are chosen; no claim rests on them."""

@@ -21,9 +21,9 @@ from typing import Any
 
 from jobs import HERE, WORK, Job, Records, fingerprint, run
 
-from layersearch.ladder import LocalPool
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.train import Trial
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.training.record import Trial
+from layersearch.training.workers.pool import LocalPool
 
 CHANGES = (
     "data.pairs=3",

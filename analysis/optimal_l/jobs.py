@@ -15,11 +15,10 @@ from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from layersearch.ladder import LocalPool
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord
+from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.schedule import Schedule
-from layersearch.train import Trial
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers.pool import LocalPool
 
 HERE = Path(__file__).resolve().parent
 WORK = HERE.parent.parent / "runs" / "optimal_l"

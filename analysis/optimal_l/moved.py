@@ -8,11 +8,11 @@ from groups import moves
 from mdtable import table
 from study import asked_of, move_records, setting_of
 
-from layersearch.optimal.answer import SettingAnswer, answer_setting
-from layersearch.optimal.law import fit_laws
-from layersearch.optimal.say import difference, law
-from layersearch.record import TrialRecord
-from layersearch.stats import mean_interval, paired_difference
+from layersearch.optimal_l.answer import SettingAnswer, answer_setting
+from layersearch.optimal_l.report import difference, law
+from layersearch.optimal_l.scaling_law import fit_laws
+from layersearch.results.stats import mean_interval, paired_difference
+from layersearch.training.record import TrialRecord
 
 
 def gain_on_top(records: Sequence[TrialRecord], l: int) -> dict[int, float]:

@@ -6,8 +6,8 @@ Time:     about 3 core-minutes a repetition of recall (52 trials of 3 s) and of 
           one goes on
 Writes:   planted.jsonl, one line per repetition
 
-A repetition is the command's own machinery (`layersearch.optimal.optimal_l`) with the recipe as it ships, the placement
-searched and that at the bottom, and seeds of its own. Four hops: `hops4.py`.
+A repetition is the command's own machinery (`layersearch.optimal_l.run.optimal_l`) with the recipe as it ships, the
+placement searched and that at the bottom, and seeds of its own. Four hops: `hops4.py`.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from typing import Any
 
 from jobs import HERE, WORK, fingerprint
 
-from layersearch.ladder import LocalPool, Pool
-from layersearch.optimal import Asked, default_delta, optimal_l
-from layersearch.optimal.answer import BEST
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord, read
-from layersearch.space import load_space
-from layersearch.train import KeepGoing, Trial
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.optimal_l.answer import BEST
+from layersearch.optimal_l.config import Asked, default_delta
+from layersearch.optimal_l.run import optimal_l
+from layersearch.schedule.space import load_space
+from layersearch.training.record import Trial, TrialRecord, read
+from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.pool import LocalPool, Pool
 
 TASKS = ("local", "recall", "hops2")
 RULE = 3

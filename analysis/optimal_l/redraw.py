@@ -24,12 +24,13 @@ import numpy as np
 from jobs import HERE
 from rich.progress import track
 
-from layersearch.ladder import Pool
-from layersearch.optimal import Asked, default_delta, optimal_l
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord
-from layersearch.space import load_space
-from layersearch.train import KeepGoing, Trial, blank_record
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.optimal_l.config import Asked, default_delta
+from layersearch.optimal_l.run import optimal_l
+from layersearch.schedule.space import load_space
+from layersearch.training.record import Trial, TrialRecord, blank_record
+from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.pool import Pool
 
 
 class Redrawn:

@@ -22,10 +22,10 @@ from moved import moves_section
 from planted import BOTTOM, MENDED_AT, RULE, TASKS, finished
 from study import STUDY
 
-from layersearch.optimal.say import difference
-from layersearch.record import TrialRecord
+from layersearch.optimal_l.report import difference
+from layersearch.results.stats import Interval, mean_interval, paired_difference
 from layersearch.schedule import Schedule
-from layersearch.stats import Interval, mean_interval, paired_difference
+from layersearch.training.record import TrialRecord
 
 DISPUTES = ("dispute-mix-scratch", "dispute-mix-converted", "dispute-text-scratch", "dispute-text-converted")
 SPANS = ("growing-windows", "dilation", "las-local", "las-full", "block-or-window-alone", "block-or-window-below-full")

@@ -23,11 +23,12 @@ from pathlib import Path
 from groups import Group, Move, groups, moves
 from jobs import HERE, WORK, Job, Records, run
 
-from layersearch.optimal import Asked, optimal_l
-from layersearch.optimal.placements import first_round
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord, read
-from layersearch.space import Space
+from layersearch.config.recipe import load_recipe
+from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.placements import first_round
+from layersearch.optimal_l.run import optimal_l
+from layersearch.schedule.space import Space
+from layersearch.training.record import TrialRecord, read
 
 STUDY, MOVES = HERE / "study.jsonl", HERE / "moves.jsonl"
 PLACEMENTS = ("top", "middle")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from scipy import stats
 
-from layersearch.bench import load_bench
+from layersearch.study.benchmark import load_bench
 
 
 def main() -> None:

@@ -23,12 +23,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.progress import track
 
-from layersearch.ladder import LocalPool
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord
+from layersearch.config.recipe import load_recipe
 from layersearch.schedule import Schedule
-from layersearch.space import load_space
-from layersearch.train import Trial
+from layersearch.schedule.space import load_space
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers.pool import LocalPool
 
 HERE = Path(__file__).resolve().parent
 POINTS = 8

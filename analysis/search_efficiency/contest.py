@@ -5,8 +5,8 @@ Needs:    pip install "layersearch[ray]" syne-tune==0.16.0
 Time:     about an hour on one core, nearly all of it Optuna's GP sampler; finished repetitions are not run again
 Writes:   contest.jsonl, one line per corpus, method and repetition: what was found for how much training
 
-Every search pays for the trainings of `layersearch.bench`, one seed of it per repetition, and is judged by the mean
-over all seeds. `report.py` draws the figure and writes the table.
+Every search pays for the trainings of `layersearch.study.benchmark`, one seed of it per repetition, and is
+judged by the mean over all seeds. `report.py` draws the figure and writes the table.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 import optuna
 from methods import ANCHORED, METHODS, Exhausted, Training, anchors
 
-from layersearch.bench import load_bench
+from layersearch.study.benchmark import load_bench
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "contest.jsonl"

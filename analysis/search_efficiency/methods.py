@@ -12,12 +12,11 @@ from typing import Any
 import optuna
 from optuna.trial import TrialState
 
-from layersearch import presets
-from layersearch.bench import Bench
-from layersearch.frontier import nondominated
-from layersearch.outlook import Observation, Outlook
-from layersearch.sampler import CURVE, ScheduleSampler
-from layersearch.schedule import Schedule
+from layersearch.results.pareto import nondominated
+from layersearch.schedule import Schedule, presets
+from layersearch.study.benchmark import Bench
+from layersearch.surrogate.acquisition import Observation, Outlook
+from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
 BUDGETS = (0.2, 0.27, 0.5)
 

@@ -16,7 +16,7 @@ import numpy as np
 from contest import LIMIT, SLOW
 from methods import BUDGETS
 
-from layersearch.bench import Bench, load_bench
+from layersearch.study.benchmark import Bench, load_bench
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt

@@ -19,12 +19,11 @@ from random import Random
 import numpy as np
 from rich.progress import track
 
-from layersearch import presets
-from layersearch.bench import Bench, load_bench
-from layersearch.constraint import cost_limit
-from layersearch.record import Phase, TrialRecord
-from layersearch.schedule import Schedule
-from layersearch.solve import solve
+from layersearch.schedule import Schedule, presets
+from layersearch.study.benchmark import Bench, load_bench
+from layersearch.surrogate.constraint import cost_limit
+from layersearch.surrogate.solve import solve
+from layersearch.training.record import Phase, TrialRecord
 
 HERE = Path(__file__).resolve().parent
 BUDGETS, TRAINED, REPETITIONS, FINALISTS = (0.2, 0.27, 0.35, 0.5), (12, 24, 48), 12, 3

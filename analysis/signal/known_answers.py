@@ -15,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.engine import RankGroup, join
-from layersearch.recipe import load_recipe
-from layersearch.train import Trial, run_trial
+from layersearch.training.engine import RankGroup, join
+from layersearch.training.record import Trial
+from layersearch.training.trial import run_trial
 
 WINDOWS = {"recall": "window:2", "hops2": "window:2", "local": "window:4"}
 

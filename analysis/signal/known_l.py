@@ -20,8 +20,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.recipe import load_recipe
 from layersearch.schedule import Schedule
 
 HERE = Path(__file__).resolve().parent

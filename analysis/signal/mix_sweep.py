@@ -5,7 +5,7 @@ Command:  python analysis/signal/mix_sweep.py NAME [--recipe laptop] [--set KEY=
 Time:     that of the trials it names; finished ones are taken from mix_sweep.jsonl
 Writes:   one line per trial in mix_sweep.jsonl (setting's name, changes, the trial's record), and prints them
 
-Trials are those of a search: `layersearch.ladder.LocalPool`, paired seeds, nothing ended early.
+Trials are those of a search: `layersearch.training.workers.pool.LocalPool`, paired seeds, nothing ended early.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import tempfile
 from concurrent.futures import as_completed
 from pathlib import Path
 
-from layersearch.ladder import LocalPool
-from layersearch.recipe import load_recipe
+from layersearch.config.recipe import load_recipe
 from layersearch.schedule import Schedule
-from layersearch.train import Trial
+from layersearch.training.record import Trial
+from layersearch.training.workers.pool import LocalPool
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "mix_sweep.jsonl"

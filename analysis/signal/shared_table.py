@@ -3,8 +3,8 @@
 Command:  python analysis/signal/shared_table.py [--corpora mix recall] [--ways ...] [--seeds 0 1 2] [--shares 0.5 1]
 Time:     10 to 20 seconds a network on one core; finished ones are taken from shared_table.jsonl
 Shows:    rank correlation of the shared network's losses of all 243 schedules with the means of their own trials
-          (`layersearch.bench`), over all of them and over those within a budget of 0.27, and what hypervolume the
-          network's own frontier holds
+          (`layersearch.study.benchmark`), over all of them and over those within a budget of 0.27, and what
+          hypervolume the network's own frontier holds
 
 The network, its training and its scoring are those of `shared_weights.py`. Ways to draw the 8 schedules of a step:
 
@@ -32,13 +32,14 @@ from scipy import stats
 from shared_weights import SPANS, decoder, tables, train
 from torch import Tensor
 
-from layersearch.attention import attend
-from layersearch.bench import Bench, load_bench
-from layersearch.data import Source, open_source
-from layersearch.frontier import nondominated
-from layersearch.model import Decoder, mean_loss
-from layersearch.recipe import TrainingConfig, load_recipe
+from layersearch.config.recipe import TrainingConfig, load_recipe
+from layersearch.data import open_source
+from layersearch.data.source import Source
+from layersearch.model.attention.dispatch import attend
+from layersearch.model.decoder import Decoder, mean_loss
+from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, Span
+from layersearch.study.benchmark import Bench, load_bench
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "shared_table.jsonl"

@@ -47,14 +47,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.attention import attend
-from layersearch.data import Source, open_source
-from layersearch.engine import learning_rate_factor
-from layersearch.model import IGNORE, Decoder, mean_loss, rotary_table
-from layersearch.optimizer import make_optimizer
-from layersearch.recipe import Recipe, TrainingConfig, load_recipe
+from layersearch.config.recipe import Recipe, TrainingConfig, load_recipe
+from layersearch.data import open_source
+from layersearch.data.source import Source
+from layersearch.model.attention.dispatch import attend
+from layersearch.model.decoder import IGNORE, Decoder, mean_loss, rotary_table
+from layersearch.results.stats import rank_agreement
 from layersearch.schedule import Schedule, Span
-from layersearch.stats import rank_agreement
+from layersearch.training.engine import learning_rate_factor
+from layersearch.training.optimizer import make_optimizer
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "shared_weights.jsonl"

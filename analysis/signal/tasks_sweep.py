@@ -17,11 +17,12 @@ from typing import Any
 
 import torch
 
-from layersearch.data import IGNORE, TASKS
-from layersearch.engine import learning_rate_factor
-from layersearch.model import Decoder
-from layersearch.recipe import DataConfig, ModelConfig, TrainingConfig
+from layersearch.config.recipe import DataConfig, ModelConfig, TrainingConfig
+from layersearch.data.source import IGNORE
+from layersearch.data.tasks import TASKS
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
+from layersearch.training.engine import learning_rate_factor
 
 
 def train(case: dict[str, Any], schedule: str, seed: int) -> dict[str, Any]:

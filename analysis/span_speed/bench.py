@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.allocator import keep_freed_memory
-from layersearch.attention import attend
-from layersearch.cost import FULL, span_pairs
+from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Span
+from layersearch.schedule.cost import FULL, span_pairs
+from layersearch.training.memory import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 LIMIT = 1.6
@@ -115,7 +115,7 @@ def summary(shape: dict[str, Any], times: dict[str, list[tuple[float, float]]]) 
 
 def peak_mb(name: str) -> float:
     """Return how far one forward and backward pass lifts the peak memory of this fresh process, in MB."""
-    from layersearch.attention import reference_attention
+    from layersearch.model.attention.reference import reference_attention
 
     torch.set_num_threads(1)
     small, case = inputs(1, 1, 64, 64, "float32"), inputs(1, 1, 8192, 64, "float32")

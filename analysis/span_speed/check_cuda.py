@@ -14,7 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from layersearch.attention import attend, reference_attention
+from layersearch.model.attention.dispatch import attend
+from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Span
 
 SPANS = ["full", "window:37", "window:40/2", "window:8/4@1", "block:64", "block:50", "window:37+sink:4"]

@@ -28,11 +28,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layersearch.allocator import keep_freed_memory
-from layersearch.engine import Engine, RankGroup, deepspeed_config, join
-from layersearch.model import Decoder
-from layersearch.recipe import Recipe, deepspeed_file, load_recipe
+from layersearch.config.recipe import Recipe, deepspeed_file, load_recipe
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
+from layersearch.training.deepspeed_config import deepspeed_config
+from layersearch.training.engine import Engine, RankGroup, join
+from layersearch.training.memory import keep_freed_memory
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, STEPS = 7, 5

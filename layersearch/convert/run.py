@@ -21,20 +21,23 @@ import torch.distributed
 from safetensors import SafetensorError
 from torch import Tensor
 
-from layersearch.config import find_file
-from layersearch.convert.adapt import adapt, merge
-from layersearch.convert.folder import ConvertFolder, Evaluation, Moment
-from layersearch.convert.recipe import ConvertRecipe, Stage, resolve_stages
+from layersearch.config.loader import find_file
+from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
+from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.save import save_model, target_family
-from layersearch.cost import budget_ratio
-from layersearch.data import Source, describe, hub, open_source
-from layersearch.engine import Engine, RankGroup, deepspeed_config, join, learning_rate_factor, zero_stage
+from layersearch.convert.trainable import adapt, merge
+from layersearch.data import describe, hub, open_source
+from layersearch.data.source import Source
 from layersearch.errors import UserError
-from layersearch.ladder.folder import unwritable
-from layersearch.pretrained import check_vocabulary, load_pretrained, with_tokenizer
-from layersearch.routing import Routed
+from layersearch.files import unwritable
+from layersearch.model.hf_decoder import Routed
+from layersearch.model.pretrained import check_vocabulary, fingerprint, load_pretrained, with_tokenizer
 from layersearch.schedule import Schedule
-from layersearch.train import named_metrics, train_steps, validate
+from layersearch.schedule.cost import budget_ratio
+from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
+from layersearch.training.engine import Engine, RankGroup, join, learning_rate_factor
+from layersearch.training.evaluate import named_metrics, validate
+from layersearch.training.trial import train_steps
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +141,7 @@ def convert(
         "seed": seed,
         "data": describe(sources[-1]),
         "family": kind,
+        "model_fingerprint": fingerprint(model),
     }
     folder = ConvertFolder(out, asked)
     try:

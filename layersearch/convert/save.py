@@ -14,7 +14,7 @@ from layersearch.errors import UserError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_schedule
 from layersearch.export.hf import schedule_fields
-from layersearch.routing import PROBE_TOKENS, Routed, quiet
+from layersearch.model.hf_decoder import PROBE_TOKENS, Routed, quiet
 from layersearch.schedule import Schedule
 
 STOCK = {
@@ -71,7 +71,7 @@ def target_family(model: Any, schedule: Schedule, family: str | None = None) -> 
 
 def _remote(config: Any, schedule: Schedule) -> str:
     """Refuse before anything is trained what the modelling file cannot run."""
-    from layersearch.export.remotehf import remote_config
+    from layersearch.export.hf_remote import remote_config
 
     remote_config(schedule, config)
     return REMOTE
@@ -96,7 +96,7 @@ def save_model(
     shutil.rmtree(out, ignore_errors=True)
     model, schedule = routed.model, routed.schedule
     if family == REMOTE:
-        from layersearch.export.remotehf import save_remote
+        from layersearch.export.hf_remote import save_remote
 
         save_remote(model, schedule, out=out, evidence=evidence)
     else:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import default_cache
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
 from layersearch.data.tasks import TASKS
-from layersearch.recipe import DataConfig
 
 
 def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> Source:

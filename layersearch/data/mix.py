@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.prepare import open_text
 from layersearch.data.source import Batch, Source, Tokens, digest
 from layersearch.data.tasks.recall import Recall
-from layersearch.recipe import DataConfig
 
 
 class Mix(Source):

@@ -5,16 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from layersearch.data import bpe, corpus, hub
+from layersearch.config.recipe import DataConfig
+from layersearch.data import documents as documents_module
+from layersearch.data import hub
+from layersearch.data import tokenizer as tokenizer_module
 from layersearch.data.cache import Prepared, prepared
 from layersearch.data.source import digest, require
 from layersearch.data.text import Text
-from layersearch.recipe import DataConfig
-
-if TYPE_CHECKING:
-    pass
 
 FORMAT = 1
 """Raised with every change of what is prepared, so that older folders are left alone."""
@@ -32,11 +30,11 @@ def open_text(config: DataConfig, seq_len: int, cache: Path) -> Text:
     Raises:
         UserError: names the key that is wrong with the text or the tokenizer.
     """
-    own = bpe.tokenizer_path(config.tokenizer) if config.tokenizer else None
+    own = tokenizer_module.tokenizer_path(config.tokenizer) if config.tokenizer else None
     wanted = [
         FORMAT,
         config.source,
-        corpus.identity(config),
+        documents_module.identity(config),
         config.max_tokens,
         config.tokenizer or config.vocab_size,
         [str(own.resolve()), own.stat().st_size, own.stat().st_mtime_ns] if own else None,
@@ -51,16 +49,15 @@ def _prepare(config: DataConfig, own: Path | None) -> Prepared:
     ready = None
     if config.tokenizer is not None:  # before any text is read: it is the cheaper thing to be wrong
         file = own or hub.tokenizer_file(config.tokenizer)
-        tokenizer = bpe.load_tokenizer(file)
-        ready = tokenizer, bpe.end_token(tokenizer, file)
-    with corpus.quiet():
-        train, validation, how = _split(_read(config))
+        tokenizer = tokenizer_module.load_tokenizer(file)
+        ready = tokenizer, tokenizer_module.end_token(tokenizer, file)
+    train, validation, how = _split(_read(config))
     require(bool(train and validation), f"{_key(config)}: the text is too short to split; give more of it")
-    tokenizer, end = ready or bpe.train_bpe(train, config.vocab_size)
-    size = bpe.vocabulary(tokenizer)
+    tokenizer, end = ready or tokenizer_module.train_bpe(train, config.vocab_size)
+    size = tokenizer_module.vocabulary(tokenizer)
     # Validation first: it is the smaller side, and max_tokens must not starve it.
-    kept, kept_documents = bpe.encode(tokenizer, validation, end, max(1, config.max_tokens // SHARE))
-    stream, documents = bpe.encode(tokenizer, train, end, config.max_tokens - len(kept))
+    kept, kept_documents = tokenizer_module.encode(tokenizer, validation, end, max(1, config.max_tokens // SHARE))
+    stream, documents = tokenizer_module.encode(tokenizer, train, end, config.max_tokens - len(kept))
     width = "<u2" if size <= 1 << 16 else "<u4"
     packed = {"train": stream.astype(width), "validation": kept.astype(width)}
     text = tokenizer.to_str(pretty=True)
@@ -73,7 +70,7 @@ def _prepare(config: DataConfig, own: Path | None) -> Prepared:
         "train_documents": documents,
         "validation_documents": kept_documents,
         "split": how,
-        "python": corpus.python_version(),
+        "python": documents_module.python_version(),
     }
     return Prepared(facts, packed, text)
 
@@ -84,11 +81,11 @@ def _key(config: DataConfig) -> str:
     )
 
 
-def _read(config: DataConfig) -> list[corpus.Document]:
+def _read(config: DataConfig) -> list[documents_module.Document]:
     """Return the documents, the last one cut where more could not be used."""
     left = config.max_tokens * BYTES_PER_TOKEN
     found = []
-    for document in corpus.documents(config):
+    for document in documents_module.documents(config):
         text = document.text[:left]
         found.append(document._replace(text=text))
         left -= len(text)
@@ -97,7 +94,7 @@ def _read(config: DataConfig) -> list[corpus.Document]:
     return found
 
 
-def _split(documents: list[corpus.Document]) -> tuple[list[str], list[str], str]:
+def _split(documents: list[documents_module.Document]) -> tuple[list[str], list[str], str]:
     """Return training texts, validation texts and how they were told apart.
 
     Whole documents fall on a side by the hash of their key, so that a document that comes or goes moves no other and

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError, did_you_mean
-from layersearch.export.enginefiles import write_engine
+from layersearch.export.engine_files import write_engine
 from layersearch.export.engines import ENGINES, SERVED
 from layersearch.export.families import DEAF, FAMILIES
 from layersearch.export.files import write_schedule
-from layersearch.export.flexfile import write_flex
+from layersearch.export.flex import write_flex
 from layersearch.export.hf import save_weights, write_config
-from layersearch.export.remotehf import save_remote, stock_config, write_remote
-from layersearch.recipe import ModelConfig
+from layersearch.export.hf_remote import save_remote, stock_config, write_remote
 from layersearch.schedule import Schedule
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 __all__ = ["FAMILIES", "TARGETS", "export", "save_remote", "save_weights", "write_remote"]
 
@@ -40,6 +43,7 @@ def export(
     out: Path,
     family: str | None = None,
     evidence: Mapping[str, Any] | None = None,
+    stock: PreTrainedConfig | None = None,
 ) -> list[Path]:
     """Write a schedule for another program.
 
@@ -52,6 +56,7 @@ def export(
         out: the folder to write to; made where it is missing.
         family: for ``hf``: a key of `FAMILIES`; for ``vllm`` and ``sglang``: that of the model served.
         evidence: what supports the schedule (plain data), kept beside it.
+        stock: for ``hf-remote``: the configuration of a stock model; None: that of ``model``.
 
     Returns:
         The files written.
@@ -72,7 +77,7 @@ def export(
         if family is not None and target not in SERVED:
             raise UserError(f"--family {family!r} has no meaning for --to {target}; drop it")
         if target == "hf-remote":
-            stock = stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
+            stock = stock or stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
             return write_remote(schedule, config=stock, out=out, evidence=evidence)
         if target == "flex":
             return write_flex(schedule, n_heads=model.n_heads, out=out, evidence=evidence)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layersearch.errors import UserError, did_you_mean
-from layersearch.export.nearest import Capabilities
+from layersearch.export.capabilities import Capabilities
 from layersearch.schedule import Schedule
 
 

@@ -6,12 +6,17 @@ A family is data: the checks and the writers know none by name. Read from, and p
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from layersearch.export.nearest import Capabilities
+from layersearch.errors import UserError
+from layersearch.export.capabilities import Capabilities
 from layersearch.schedule import SpanKind
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 _SWA: Mapping[SpanKind, str] = {"full": "full_attention", "window": "sliding_attention"}
 _WINDOW: Mapping[SpanKind, Mapping[str, int]] = {"window": {"sliding_window": 1}}
@@ -51,9 +56,41 @@ class Family:
     per_layer: Mapping[str, Any] = field(default_factory=dict)
     """Lists of one value a layer."""
     decoder_weights: bool = False
-    """The weights of `layersearch.model.Decoder` load, and give the same logits."""
+    """The weights of `layersearch.model.decoder.Decoder` load, and give the same logits."""
     qk_norm: bool = False
     """Of those weights: queries and keys are normalised."""
+
+    def build(self, values: Mapping[str, Any], where: str) -> PreTrainedConfig:
+        """Return transformers' configuration of this family, from which its model was built on the meta device.
+
+        Args:
+            values: what ``config.json`` holds.
+            where: the file, for the error.
+
+        Raises:
+            UserError: if transformers refuses it or cannot build the model.
+        """
+        import torch
+        import transformers
+
+        from layersearch.model.hf_decoder import quiet
+
+        config = configuration(self.model_type, values, where)
+        heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+        if kv_heads and heads % kv_heads:
+            raise UserError(
+                f"{where}: num_key_value_heads is {kv_heads} and does not divide num_attention_heads {heads}; set it"
+            )
+        try:
+            with torch.device("meta"), quiet():
+                getattr(transformers, self.architecture)(copy.deepcopy(config))
+        except Exception as error:  # whatever a model makes of sizes that do not fit together
+            lacks_width = getattr(config, "head_dim", 0) is None
+            hint = "set head_dim, as a rule hidden_size / num_attention_heads" if lacks_width else "correct it"
+            raise UserError(
+                f"{where}: transformers cannot build {self.architecture} ({_line(error)}); {hint}"
+            ) from None
+        return config
 
     def capabilities(self, name: str) -> Capabilities:
         """Return what the family's configuration can hold."""
@@ -190,3 +227,51 @@ DEAF: dict[str, str] = {
     "qwen3_moe": "",
 }
 """Model types that take ``layer_types`` and see everything all the same, with the family that loads their weights."""
+
+_SIZES = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
+_BY_LAYER = ("per_layer_config", "sliding_windows", "layer_windows", "window_sizes", "sliding_window_sizes")
+
+
+def check_stock(config: Mapping[str, Any], where: str) -> None:
+    """Refuse windows by layer in a stock family's configuration: transformers raises on them or passes over them.
+
+    Args:
+        config: what ``config.json`` holds.
+        where: the file, for the error.
+
+    Raises:
+        UserError: names the key.
+    """
+    nested = [value for key, value in config.items() if key.endswith("text_config") and isinstance(value, Mapping)]
+    family = config.get("model_type", "of no name")
+    for part in (config, *nested):
+        for key in (*_SIZES, *_BY_LAYER):
+            value = part.get(key)
+            if isinstance(value, list | Mapping) and value:
+                raise UserError(
+                    f"{where}: {key} gives layers windows of their own, which stock family {family!r} does not run; "
+                    "drop it and use one size, or export with --to hf-remote"
+                )
+
+
+def configuration(model_type: str, values: Mapping[str, Any], where: str) -> PreTrainedConfig:
+    """Return transformers' configuration object of a model type.
+
+    Args:
+        model_type: one that transformers knows.
+        values: what ``config.json`` holds.
+        where: the file, for the error.
+
+    Raises:
+        UserError: if transformers refuses it.
+    """
+    from transformers import CONFIG_MAPPING
+
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(dict(values))
+    except Exception as error:  # whatever the library's own checks make of it
+        raise UserError(f"{where}: transformers refuses it ({_line(error)}); correct it") from None
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

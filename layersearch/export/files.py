@@ -8,7 +8,7 @@ from typing import Any
 
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
-from layersearch.schedulefile import schedule_text
+from layersearch.schedule.files import schedule_text
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
+from layersearch.export.capabilities import check_held
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_text
-from layersearch.export.nearest import check_held
-from layersearch.recipe import ModelConfig
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def write_config(
     schedule: Schedule, family: str, *, model: ModelConfig, vocab_size: int, seq_len: int, out: Path
 ) -> Path:
-    """Write the ``config.json`` of a stock family, validated by transformers' own configuration class.
+    """Write the ``config.json`` of a stock family, after transformers built its model from it.
 
     Args:
         schedule: one span per layer.
@@ -37,7 +37,7 @@ def write_config(
 
     Raises:
         CannotHold: if the family cannot hold the schedule.
-        UserError: if it cannot hold the model's size, or the file cannot be written.
+        UserError: if it cannot hold the model's size, transformers cannot build that, or the file cannot be written.
     """
     held = FAMILIES[family]
     check_held(schedule, held.capabilities(family), seq_len=seq_len, n_heads=model.n_heads)
@@ -45,9 +45,9 @@ def write_config(
     fields = sizes | schedule_fields(schedule, family, seq_len=seq_len)
     import transformers
 
-    kind = getattr(transformers, held.config_class)
-    known = {entry.name for entry in dataclasses.fields(kind)} | {"architectures"}
-    config = kind(**{name: value for name, value in fields.items() if name in known})
+    known = {entry.name for entry in dataclasses.fields(getattr(transformers, held.config_class))} | {"architectures"}
+    known_fields = {name: value for name, value in fields.items() if name in known}
+    config = held.build(known_fields, f"family {family} at this size")
     return write_text(out / "config.json", config.to_json_string())
 
 
@@ -115,7 +115,7 @@ def schedule_fields(schedule: Schedule, family: str, *, seq_len: int) -> dict[st
 
 
 def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig, out: Path) -> Path:
-    """Write a trained `layersearch.model.Decoder`'s weights as ``model.safetensors`` beside its ``config.json``.
+    """Write the weights of a trained `Decoder` as ``model.safetensors`` beside its ``config.json``.
 
     Args:
         state: the decoder's state dict.

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layersearch.data import IGNORE, describe, open_source
-from layersearch.recipe import DataConfig
+from layersearch.config.recipe import DataConfig
+from layersearch.data import describe, open_source
+from layersearch.data.source import IGNORE
 
 SEQ_LEN = 48
 
@@ -24,7 +25,7 @@ def alone(cache_dir):
 
 
 @pytest.mark.parametrize(("share", "rows"), [(0.25, [3, 7]), (0.5, [1, 3, 5, 7]), (0.3, [3, 6]), (0.9, range(1, 8))])
-def test_rows_are_those_of_their_own_source(cache_dir, alone, share, rows):
+def test_mix_rows_are_those_of_their_own_source(cache_dir, alone, share, rows):
     source, (text, recall) = mix(cache_dir, share), alone
     kinds = (
         (source.train(seed=3, step=7, batch_size=8), lambda part, n: part.train(seed=3, step=7, batch_size=n)),
@@ -41,15 +42,7 @@ def test_rows_are_those_of_their_own_source(cache_dir, alone, share, rows):
         np.testing.assert_array_equal(batch.targets[rows][scored], keys.targets[scored] + 512)
 
 
-def test_a_smaller_batch_is_a_prefix(cache_dir):
-    source = mix(cache_dir, 0.4)
-    large, small = (source.train(seed=3, step=7, batch_size=size) for size in (16, 7))
-    np.testing.assert_array_equal(large.tokens[:7], small.tokens)
-    np.testing.assert_array_equal(large.targets[:7], small.targets)
-    assert (source.train(seed=3, step=8, batch_size=7).tokens != small.tokens).any(axis=1).all()
-
-
-def test_losses_and_accuracy_are_told_apart(cache_dir):
+def test_mix_groups_tell_losses_and_accuracy_apart(cache_dir):
     source = mix(cache_dir)
     batch = source.validation(8)
     groups = source.groups(batch)
@@ -62,7 +55,7 @@ def test_losses_and_accuracy_are_told_apart(cache_dir):
     assert source.metrics(right, batch) == {"recall_accuracy": 0.5}
 
 
-def test_what_a_run_folder_records(cache_dir, alone):
+def test_mix_describe_holds_what_a_run_folder_records(cache_dir, alone):
     source = mix(cache_dir)
     facts = describe(source)
     assert facts["vocab_size"] == 552

@@ -6,10 +6,9 @@ import json
 import tempfile
 from pathlib import Path
 
-from test_losses import CHECKPOINTS, GOLDEN, RECIPE
-
-from layersearch.ladder import LocalPool
-from layersearch.train import Trial
+from layersearch.training.record import Trial
+from layersearch.training.workers.pool import LocalPool
+from tests.golden.test_losses import CHECKPOINTS, GOLDEN, RECIPE
 
 
 def main() -> None:

@@ -12,13 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.ladder import LocalPool
-from layersearch.model import Decoder
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
-from layersearch.train import Trial
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers.pool import LocalPool
+
+pytestmark = pytest.mark.integration
 
 GOLDEN = Path(__file__).with_name("losses.json")
 RECIPE = load_recipe("smoke", ["training.steps=12"])
@@ -57,7 +58,7 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TrialRecord]:
 
 
 @pytest.mark.parametrize("schedule", ["full", "window"])
-def test_losses_are_those_pinned(schedule: str, records: dict[str, TrialRecord]) -> None:
+def test_losses_of_pinned_trials_equal_golden_values(schedule: str, records: dict[str, TrialRecord]) -> None:
     """The losses at steps 3, 6, 9 and 12 of two schedules."""
     pinned = json.loads(GOLDEN.read_text(encoding="utf-8"))[schedule]
     assert [step for step, _ in records[schedule].curve] == [step for step, _ in pinned]
@@ -66,20 +67,20 @@ def test_losses_are_those_pinned(schedule: str, records: dict[str, TrialRecord])
     )
 
 
-def test_a_trial_repeats_to_the_bit(records: dict[str, TrialRecord]) -> None:
+def test_trial_repeated_gives_the_same_bits(records: dict[str, TrialRecord]) -> None:
     """In the worker that has trained others since, and in a fresh one."""
     assert same(records["full_again"]) == same(records["full"])
     assert same(records["window_afresh"]) == same(records["window"])
 
 
-def test_schedules_and_seeds_differ(records: dict[str, TrialRecord]) -> None:
+def test_trial_other_schedule_or_seed_gives_other_losses(records: dict[str, TrialRecord]) -> None:
     """What ought to change the loss changes it by more than the tolerance."""
     full = records["full"].loss
     for name in ("window", "other_seed"):
         assert records[name].loss != pytest.approx(full, rel=10 * TOLERANCE)
 
 
-def test_a_window_over_the_whole_text_is_full_attention(records: dict[str, TrialRecord]) -> None:
+def test_trial_window_over_the_whole_text_equals_full_attention(records: dict[str, TrialRecord]) -> None:
     """As a loss, not only as a mask."""
     assert [loss for _, loss in records["wide"].curve] == pytest.approx(
         [loss for _, loss in records["full"].curve], rel=TOLERANCE
@@ -87,7 +88,7 @@ def test_a_window_over_the_whole_text_is_full_attention(records: dict[str, Trial
     assert records["wide"].cost == 1.0
 
 
-def test_initial_weights_depend_on_the_seed_alone() -> None:
+def test_decoder_initial_weights_depend_on_the_seed_alone() -> None:
     """Spans carry no weights: bit for bit the same for every schedule."""
 
     def weights(schedule: str, seed: int) -> dict[str, torch.Tensor]:

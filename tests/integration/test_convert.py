@@ -12,18 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conversions
 import pytest
 import torch
-from hf_models import save
-from runs import wait_until
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
-from layersearch.recipe import DataConfig
+from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
-from layersearch.verify import verify
+from tests.helpers import conversions
+from tests.helpers.hf_models import save
+from tests.helpers.runs import wait_until
+
+pytestmark = pytest.mark.integration
 
 torch.set_num_threads(1)
 DATA = DataConfig(source="stdlib", vocab_size=300, max_tokens=200_000)
@@ -73,7 +75,7 @@ def stock_loss(folder: Path, base: Path, cache: Path) -> float:
     return float(torch.nn.functional.cross_entropy(logits.flatten(0, 1), torch.from_numpy(batch.targets).flatten()))
 
 
-def test_each_moment_is_measured_as_transformers_measures_it(
+def test_convert_evaluations_equal_transformers_losses(
     out: Path, results: Results, base: Path, cache_dir: Path
 ) -> None:
     original, converted = evaluation(results, "sparse", "original"), evaluation(results, "sparse", "converted")
@@ -88,7 +90,7 @@ def test_each_moment_is_measured_as_transformers_measures_it(
     assert converted["position_edges"][-1] == 32
 
 
-def test_the_saved_folder_is_a_stock_model_with_the_schedule_and_its_evidence(out: Path, results: Results) -> None:
+def test_convert_saved_folder_is_a_stock_model_with_schedule_and_evidence(out: Path, results: Results) -> None:
     config = json.loads((out / "sparse/model/config.json").read_text())
     assert results["sparse"]["family"] == config["model_type"] == "ministral"
     assert config["layer_types"] == ["sliding_attention", "full_attention", "sliding_attention"]
@@ -105,7 +107,7 @@ def test_the_saved_folder_is_a_stock_model_with_the_schedule_and_its_evidence(ou
     assert not (out / "sparse/checkpoint.pt").exists()
 
 
-def test_a_schedule_that_no_stock_family_holds_comes_with_its_modelling_file(
+def test_convert_schedule_without_stock_family_brings_its_modeling_file(
     out: Path, results: Results, base: Path, cache_dir: Path
 ) -> None:
     assert results["blocks"]["family"] == "hf-remote"
@@ -123,14 +125,16 @@ def test_a_schedule_that_no_stock_family_holds_comes_with_its_modelling_file(
         ("distil", lambda name: True),
     ],
 )
-def test_only_what_was_asked_for_is_trained(name: str, trained: Callable[[str], bool], out: Path, base: Path) -> None:
+def test_convert_partial_training_changes_only_the_chosen_weights(
+    name: str, trained: Callable[[str], bool], out: Path, base: Path
+) -> None:
     before, after = (load_file(folder / "model.safetensors") for folder in (base, out / name / "model"))
     assert before.keys() == after.keys()
     changed = {key for key in before if not torch.equal(before[key], after[key])}
     assert changed == {key for key in before if trained(key)}
 
 
-def test_longer_texts_come_by_stages(out: Path, results: Results) -> None:
+def test_convert_longer_texts_come_by_stages(out: Path, results: Results) -> None:
     """Length and window double and the learning rate halves at each stage; the RoPE is stretched for the last."""
     steps = [json.loads(line) for line in (out / "longer/steps.jsonl").read_text().splitlines()]
     assert [step["seq_len"] for step in steps] == [8] * 4 + [16] * 2 + [32] * 2 + [64, 128]
@@ -147,7 +151,7 @@ def test_longer_texts_come_by_stages(out: Path, results: Results) -> None:
     assert evaluation(results, "longer", "converted")["loss"] < evaluation(results, "longer", "switched")["loss"]
 
 
-def test_a_conversion_may_stop_anywhere_in_its_stages(out: Path, results: Results) -> None:
+def test_convert_stopped_anywhere_in_its_stages_ends_as_unbroken(out: Path, results: Results) -> None:
     for name in ("loss", "step", "moment", "loss_by_position"):
         assert [found[name] for found in results["broken"]["evaluations"]] == [
             found[name] for found in results["longer"]["evaluations"]
@@ -163,12 +167,12 @@ def test_a_conversion_may_stop_anywhere_in_its_stages(out: Path, results: Result
 
 def command(base: Path, out: Path, *more: str) -> list[str]:
     job = conversions.JOBS["whole"]
-    line = [sys.executable, "-P", "-m", "layersearch.cli", "convert", "--model", str(base), "--out", str(out), "--json"]
+    line = [sys.executable, "-P", "-m", "layersearch", "convert", "--model", str(base), "--out", str(out), "--json"]
     keys = [word for assignment in job["set"] for word in ("--set", assignment)]
     return [*line, "--schedule", job["schedule"], *keys, *more]
 
 
-def test_a_conversion_that_was_killed_ends_as_an_unbroken_one(
+def test_convert_killed_ends_as_unbroken(
     out: Path, results: Results, base: Path, cache_dir: Path, tmp_path: Path
 ) -> None:
     environment = os.environ | {"LAYERSEARCH_CACHE": str(cache_dir)}
@@ -197,11 +201,11 @@ def test_a_conversion_that_was_killed_ends_as_an_unbroken_one(
 
 
 @pytest.mark.parametrize("name", ["sparse", "blocks", "longer"])
-def test_what_is_saved_is_proven_to_do_what_its_schedule_says(name: str, out: Path) -> None:
+def test_convert_saved_folder_is_proven_to_obey_its_schedule(name: str, out: Path) -> None:
     assert verify(out / name / "model", trust_remote_code=name == "blocks").proven
 
 
-def test_the_schedule_is_obeyed_by_the_loaded_model(out: Path) -> None:
+def test_convert_loaded_model_obeys_its_schedule(out: Path) -> None:
     """A token that no layer lets reach the last position does not move it."""
     model = AutoModelForCausalLM.from_pretrained(out / "sparse/model").eval()
     tokens = torch.randint(300, (1, 32), generator=torch.Generator().manual_seed(1))

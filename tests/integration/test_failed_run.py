@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.cli import main
+from layersearch.cli.main import main
 from layersearch.errors import UserError
-from layersearch.ladder import RunFolder
+from layersearch.study.run_folder import RunFolder
+
+pytestmark = pytest.mark.integration
 
 ASKED = {
     "recipe": {"name": "r", "search": {"workers": 2, "trials": 6}},
@@ -19,7 +21,7 @@ ASKED = {
 }
 
 
-def test_a_run_whose_every_baseline_fails_ends_with_the_reason(
+def test_run_every_baseline_failing_ends_with_the_reason(
     tmp_path: Path, cache_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = str(tmp_path / "run")
@@ -30,7 +32,7 @@ def test_a_run_whose_every_baseline_fails_ends_with_the_reason(
     assert "--out" in last
 
 
-def test_the_number_of_workers_may_change_and_nothing_else(tmp_path: Path) -> None:
+def test_run_folder_resumed_with_other_workers_is_accepted_and_nothing_else(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", ASKED).release()
     more = {**ASKED, "recipe": {"name": "r", "search": {"workers": 9, "trials": 6}}}
     RunFolder(tmp_path / "run", more).release()

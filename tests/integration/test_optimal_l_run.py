@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.ladder import LocalPool
-from layersearch.recipe import load_recipe
-from layersearch.record import read
-from layersearch.train import Trial
+from layersearch.training.record import Trial, read
+from layersearch.training.workers.pool import LocalPool
 
-COMMAND = [sys.executable, "-P", "-m", "layersearch.cli", "optimal-l", "--recipe", "smoke", "--regime", "converted"]
+pytestmark = pytest.mark.integration
+
+COMMAND = [sys.executable, "-P", "-m", "layersearch", "optimal-l", "--recipe", "smoke", "--regime", "converted"]
 SIZE = ["--placements", "bottom,searched", "--l", "0,2", "--seeds", "2", "--max-seeds", "2", "--workers", "1"]
 PATIENCE = 120.0
 
@@ -44,7 +45,7 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return at / "run"
 
 
-def test_every_trial_is_trained_once_and_the_answer_is_written(converted: Path) -> None:
+def test_optimal_l_real_run_trains_every_trial_once_and_writes_the_answer(converted: Path) -> None:
     records = list(read(converted / "trials.jsonl"))
     assert len({record.key for record in records}) == len(records)
     assert {record.state for record in records} == {"complete"}
@@ -60,7 +61,7 @@ def test_every_trial_is_trained_once_and_the_answer_is_written(converted: Path) 
         assert (converted / name).stat().st_size > 500
 
 
-def test_training_goes_on_from_the_weights_and_from_later_data(converted: Path, tmp_path: Path) -> None:
+def test_trial_from_saved_weights_continues_with_later_data(converted: Path, tmp_path: Path) -> None:
     """With no learning, the loss after the switch is that before it; with learning, other batches are seen."""
     weights = converted / "start" / "seed-0.safetensors"
     before = next(r for r in read(converted / "start" / "trials.jsonl") if r.seed == 0)

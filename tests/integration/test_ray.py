@@ -18,16 +18,20 @@ from typing import Any
 
 import psutil
 import pytest
-from runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_until
 
-from layersearch.cli import main
+from layersearch.cli.main import main
+from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.estimate import parameters
-from layersearch.ladder import LocalPool, RayPool, raypool, search
-from layersearch.recipe import Recipe, load_recipe
-from layersearch.record import TrialRecord
-from layersearch.space import load_space
-from layersearch.train import Trial
+from layersearch.model.flops import parameters
+from layersearch.schedule.space import load_space
+from layersearch.study.search import search
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers import ray_pool
+from layersearch.training.workers.pool import LocalPool
+from layersearch.training.workers.ray_pool import RayPool
+from tests.helpers.runs import PATIENCE, RUN, check_study, lines, records, run, started, wait_until
+
+pytestmark = pytest.mark.integration
 
 TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
 OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
@@ -83,7 +87,7 @@ def workers_among(processes: list[psutil.Process]) -> list[psutil.Process]:
     found = []
     for process in processes:
         with contextlib.suppress(psutil.NoSuchProcess):  # it ended since, or nobody has asked yet how
-            if "layersearch.worker" in " ".join(process.cmdline()):
+            if "layersearch.training.workers.worker" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -96,7 +100,7 @@ def on_ray(cluster: str, out: Path) -> None:
     search(small(), space, space.budget, out, pool=pool)
 
 
-def test_the_records_are_those_of_the_local_pool(cluster: str, tmp_path: Path, smoke_run: Path) -> None:
+def test_ray_pool_records_equal_local_pool(cluster: str, tmp_path: Path, smoke_run: Path) -> None:
     """To the bit: states, steps, losses, what really ran. And the run does not remember which pool it was."""
     import ray
 
@@ -112,7 +116,7 @@ def test_the_records_are_those_of_the_local_pool(cluster: str, tmp_path: Path, s
     assert "ray" not in json.dumps(asked["recipe"])
 
 
-def test_confirming_adds_the_records_of_the_local_pool(
+def test_ray_confirm_records_equal_local_pool(
     cluster: str, tmp_path: Path, smoke_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     held = {(record["schedule"], record["phase"]) for record in map(json.loads, lines(smoke_run))}
@@ -128,9 +132,7 @@ def test_confirming_adds_the_records_of_the_local_pool(
     assert said[0] == said[1]
 
 
-def test_optimal_l_finds_on_the_cluster_what_it_finds_here(
-    cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ray_optimal_l_answer_equals_local(cluster: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In the converted regime, whose two pools would each fill the cluster."""
     line = ["optimal-l", "--recipe", "smoke", "--regime", "converted", "--placements", "bottom,searched", "--l", "0,2"]
     line += ["--seeds", "2", "--max-seeds", "2", "--workers", "2", "--out"]
@@ -146,7 +148,7 @@ def test_optimal_l_finds_on_the_cluster_what_it_finds_here(
     assert answers[0] == answers[1]
 
 
-def test_a_search_killed_on_this_machine_goes_on_on_the_cluster(cluster: str, tmp_path: Path, smoke_run: Path) -> None:
+def test_ray_search_killed_here_resumes_on_the_cluster(cluster: str, tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     process = started(out)
     wait_until(lambda: len(lines(out)) >= 5, process)
@@ -160,7 +162,7 @@ def test_a_search_killed_on_this_machine_goes_on_on_the_cluster(cluster: str, tm
     check_study(out)
 
 
-def test_a_search_killed_on_a_cluster_of_its_own_goes_on_on_this_machine(tmp_path: Path, smoke_run: Path) -> None:
+def test_ray_search_killed_on_its_own_cluster_resumes_here(tmp_path: Path, smoke_run: Path) -> None:
     """Its workers and Ray's servers end with it, and there is nothing but its own lines on the terminal."""
     out = tmp_path / "run"
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -188,7 +190,7 @@ def test_a_search_killed_on_a_cluster_of_its_own_goes_on_on_this_machine(tmp_pat
     check_study(out)
 
 
-def test_two_ranks_shard_across_two_nodes(connected: str, tmp_path: Path) -> None:
+def test_ray_two_ranks_shard_across_two_nodes(connected: str, tmp_path: Path) -> None:
     """They meet over TCP at the first one's address, listen nowhere else, and train as two ranks on one machine."""
     import ray
     from ray.util import placement_group_table
@@ -222,7 +224,7 @@ def test_two_ranks_shard_across_two_nodes(connected: str, tmp_path: Path) -> Non
     assert here.optimizer_state_bytes == there.optimizer_state_bytes
 
 
-def test_actors_are_kept_and_a_dead_one_fails_its_trial_alone(connected: str, tmp_path: Path) -> None:
+def test_ray_pool_actors_are_kept_and_a_dead_one_fails_its_trial_alone(connected: str, tmp_path: Path) -> None:
     """Whether the actor is killed or the worker that it holds: a failed record says why, and the next trial runs."""
     pool = RayPool(small(), 1, tmp_path / "logs")
     seen: list[int] = []
@@ -269,7 +271,7 @@ def test_actors_are_kept_and_a_dead_one_fails_its_trial_alone(connected: str, tm
     assert log.read_text() == ""
 
 
-def test_a_pool_leaves_a_connection_open_that_it_did_not_make(connected: str, tmp_path: Path) -> None:
+def test_ray_pool_foreign_connection_is_left_open(connected: str, tmp_path: Path) -> None:
     """And all of the cluster free, though it is closed as soon as it is opened, with more workers than fit."""
     import ray
 
@@ -292,20 +294,20 @@ def test_a_pool_leaves_a_connection_open_that_it_did_not_make(connected: str, tm
         (("training.gpus=1",), r"ranks 1 of 1 CPU and 1 GPU, and the cluster \(2 CPU and 0 GPU on 2 machines\)"),
     ],
 )
-def test_a_cluster_too_small_for_one_trial_is_said(
+def test_ray_cluster_too_small_for_one_trial_is_refused(
     settings: tuple[str, ...], line: str, connected: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=line):
         RayPool(small(*settings), 1, tmp_path)
 
 
-def test_a_machine_that_lacks_the_package_is_said(
+def test_ray_machine_without_the_package_is_refused(
     connected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The actor's class lies in a module that only this process has."""
     here = types.ModuleType("only_here")
-    monkeypatch.setattr(here, "_Actor", raypool._Actor, raising=False)
-    monkeypatch.setattr(raypool._Actor, "__module__", "only_here")
+    monkeypatch.setattr(here, "_Actor", ray_pool._Actor, raising=False)
+    monkeypatch.setattr(ray_pool._Actor, "__module__", "only_here")
     monkeypatch.setitem(sys.modules, "only_here", here)
     pool = RayPool(small(), 1, tmp_path)
     try:
@@ -315,7 +317,7 @@ def test_a_machine_that_lacks_the_package_is_said(
         pool.close()
 
 
-def test_data_that_differ_on_the_workers_machine_are_refused(connected: str, tmp_path: Path) -> None:
+def test_ray_data_that_differ_on_the_worker_machine_are_refused(connected: str, tmp_path: Path) -> None:
     """A relative path of another folder: the machine that trains would read other text than the one that asks."""
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be " * 500)
@@ -329,13 +331,13 @@ def test_data_that_differ_on_the_workers_machine_are_refused(connected: str, tmp
         pool.close()
 
 
-def test_a_local_search_imports_no_ray(tmp_path: Path) -> None:
+def test_local_search_imports_no_ray(tmp_path: Path) -> None:
     script = """
 import sys
 from layersearch import load_recipe, load_space, search
 small = ["search.trials=3", "search.finalists=1", "search.workers=1", "training.steps=2", "training.warmup_steps=0"]
 assert search(load_recipe("smoke", small), load_space("smoke"), 0.6, "run").winner is not None
-assert "layersearch.ladder.raypool" in sys.modules
+assert "layersearch.training.workers.ray_pool" in sys.modules
 assert "ray" not in sys.modules
 """
     done = subprocess.run(
@@ -344,7 +346,7 @@ assert "ray" not in sys.modules
     assert done.returncode == 0, done.stderr
 
 
-def test_a_cluster_whose_token_is_not_given_is_said(tmp_path: Path) -> None:
+def test_ray_cluster_whose_token_is_not_given_is_refused(tmp_path: Path) -> None:
     """Ray guards a cluster that it starts with a token, which a stranger has to be given."""
     script = """
 import ray

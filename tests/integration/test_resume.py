@@ -15,16 +15,20 @@ from pathlib import Path
 import psutil
 import pytest
 from optuna.trial import TrialState
-from runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
 
-from layersearch.ladder import Ladder, LocalPool, RunFolder, make_plan, read_config
-from layersearch.ladder.pool import Pool
-from layersearch.ladder.study import Study
-from layersearch.recipe import load_recipe
-from layersearch.record import TrialRecord
-from layersearch.result import PROPOSED
-from layersearch.space import load_space
-from layersearch.train import KeepGoing, Trial, blank_record
+from layersearch.config.recipe import load_recipe
+from layersearch.results.result import PROPOSED
+from layersearch.schedule.space import load_space
+from layersearch.study.journal import Study
+from layersearch.study.loop import Ladder
+from layersearch.study.plan import make_plan
+from layersearch.study.run_folder import RunFolder, read_config
+from layersearch.training.record import Trial, TrialRecord, blank_record
+from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.pool import LocalPool, Pool
+from tests.helpers.runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
+
+pytestmark = pytest.mark.integration
 
 
 def digests(out: Path) -> dict[str, str]:
@@ -37,7 +41,7 @@ def digests(out: Path) -> dict[str, str]:
 
 def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     found = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in found if "layersearch.worker" in " ".join(child.cmdline())]
+    return [child for child in found if "layersearch.training.workers.worker" in " ".join(child.cmdline())]
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
@@ -49,7 +53,7 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 
 
 @pytest.mark.parametrize("moment", MOMENTS)
-def test_a_killed_search_ends_as_an_unbroken_one(moment: str, tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_at_any_phase_ends_as_unbroken(moment: str, tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     process = started(out)
     wait_until(lambda: MOMENTS[moment](out), process)
@@ -67,7 +71,7 @@ def test_a_killed_search_ends_as_an_unbroken_one(moment: str, tmp_path: Path, sm
     check_study(out)
 
 
-def test_our_own_sampler_goes_on_alike(tmp_path: Path) -> None:
+def test_run_gain_sampler_killed_ends_as_unbroken(tmp_path: Path) -> None:
     """What `gain` proposes and stops depends on what was known, not on the process or the number of workers."""
     own = ["--set", "search.sampler=gain", "--set", "search.rungs=[0.5]", "--set", "search.trials=10"]
     run(tmp_path / "whole", *own, "--workers", "2")
@@ -135,7 +139,7 @@ def torn(run: Path) -> dict[str, tuple[int, int, bytes]]:
     }
 
 
-def test_a_write_torn_anywhere_is_made_good(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
+def test_run_torn_write_anywhere_ends_as_unbroken(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
     written = (smoke_run / "trials.jsonl").read_bytes().splitlines(keepends=True)
     for number, (name, (whole, part, journal)) in enumerate(torn(smoke_run).items()):
         out = tmp_path / str(number)
@@ -150,14 +154,62 @@ def test_a_write_torn_anywhere_is_made_good(tmp_path: Path, smoke_run: Path, poo
         check_study(out)
 
 
-def test_one_worker_finds_what_two_find(tmp_path: Path, smoke_run: Path) -> None:
+DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
+    "one bad line": lambda journal: [*journal[:7], b"\x00garbage\n", *journal[8:]],
+    "a bad last line": lambda journal: [*journal[:-1], b"garbage\n"],
+    "another program's": lambda journal: [b'{"a": 1}\n'],
+    "another study's": lambda journal: [
+        line.replace(b'"study_name":"layersearch"', b'"study_name":"o"') for line in journal
+    ],
+    "a label that is none": lambda journal: [line.replace(b'"all_full",0]', b'"all_full"]') for line in journal],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_search_with_a_damaged_journal_makes_it_anew_from_its_records(
+    damage: str, tmp_path: Path, smoke_run: Path, pool: LocalPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    whole = (out / "study.journal").read_bytes()
+    damaged = b"".join(DAMAGES[damage](whole.splitlines(keepends=True)))
+    assert damaged != whole
+    (out / "study.journal").write_bytes(damaged)
+    go_on(out, pool)
+    assert lines(out) == lines(smoke_run)  # nothing is trained again
+    check_study(out)
+    assert (out / "study.journal.damaged").read_bytes() == damaged
+    assert "study.journal is damaged" in caplog.text
+
+
+def test_journal_without_its_last_label_keeps_every_whole_trial(
+    tmp_path: Path, smoke_run: Path, pool: LocalPool
+) -> None:
+    """A kill in the middle of a proposal costs that proposal, and nothing that plain Optuna knew before it."""
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    journal = (out / "study.journal").read_bytes().splitlines(keepends=True)
+    label = max(n for n, line in enumerate(journal) if LABEL.encode() in line)
+    (out / "study.journal").write_bytes(b"".join(journal[:label]))
+    before = study(smoke_run)
+    go_on(out, pool)
+    assert lines(out) == lines(smoke_run)
+    check_study(out)
+    after = study(out)
+    assert [(t.number, t.params, t.values, t.state) for t in after] == [
+        (t.number, t.params, t.values, t.state) for t in before
+    ]
+    assert not list(out.glob("study.journal.*"))
+
+
+def test_run_one_worker_finds_what_two_find(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     run(out, "--workers", "1")
     assert records(out) == records(smoke_run)
     check_study(out)
 
 
-def test_a_finished_search_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_finished_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     before = digests(out)
@@ -165,7 +217,7 @@ def test_a_finished_search_trains_nothing_again(tmp_path: Path, smoke_run: Path)
     assert digests(out) == before
 
 
-def test_a_search_goes_on_without_a_worker_that_was_killed(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_worker_fails_its_trial_and_the_search_goes_on(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
     process = started(out)
     wait_until(lambda: len(lines(out)) >= 1, process)
@@ -220,9 +272,7 @@ class FailsOnce:
         self._pool.close()
 
 
-def test_what_failed_in_an_earlier_generation_and_in_confirmation_is_tried_again(
-    tmp_path: Path, smoke_run: Path, pool: LocalPool
-) -> None:
+def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
     recipe = load_recipe("smoke", ["search.trials=10"])
     model, config = recipe.model, read_config(smoke_run)
     space = load_space("smoke").bind(n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)

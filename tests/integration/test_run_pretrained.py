@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import torch
-from hf_models import save
-from runs import run
 
-from layersearch.cost import budget_ratio
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
-from layersearch.recipe import load_recipe
 from layersearch.schedule import Schedule
+from layersearch.schedule.cost import budget_ratio
+from tests.helpers.hf_models import save
+from tests.helpers.runs import run
+
+pytestmark = pytest.mark.integration
 
 TOKENS = 48
 
@@ -30,7 +33,7 @@ def stock_loss(folder: Path) -> float:
     return float((losses.view_as(targets).sum(1) / (targets != -100).sum(1)).mean())
 
 
-def test_a_search_starts_from_the_models_weights(tmp_path: Path) -> None:
+def test_run_pretrained_search_starts_from_the_model_weights(tmp_path: Path) -> None:
     folder = save("gpt2", tmp_path / "model", vocab_size=64)
     sizes = [
         "training.steps=1",
@@ -53,6 +56,8 @@ def test_a_search_starts_from_the_models_weights(tmp_path: Path) -> None:
     for record in records:
         schedule = Schedule.parse(record["schedule"])
         assert record["cost"] == budget_ratio(schedule, seq_len=TOKENS, n_heads=4)
+    counted = json.loads((out / "flops.json").read_text())["forward_pass"]
+    assert counted["all_full"] == {"schedule": "full*3", "attention_flops": full[0]["flops"]}
     chosen = json.loads((out / "selectors.json").read_text())
     assert {name.split("(")[0] for name in chosen} == {"restore_greedy", "remove_one"}
     names = {name for entry in result["entries"] for joined in entry["names"] for name in joined.split(" = ")}

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.integration
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = ("search_spaces", "trials")
 
@@ -36,13 +38,13 @@ def installed(built: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
 
 
 def layersearch(*arguments: str, at: Path, environment: dict[str, str]) -> str:
-    command = [sys.executable, "-P", "-m", "layersearch.cli", *arguments]
+    command = [sys.executable, "-P", "-m", "layersearch", *arguments]
     done = subprocess.run(command, cwd=at, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_the_wheel_holds_the_sdists_recipes_and_spaces(built: tuple[Path, Path]) -> None:
+def test_wheel_holds_the_recipes_and_spaces_of_the_sdist(built: tuple[Path, Path]) -> None:
     sdist, wheel = built
     with tarfile.open(sdist) as archive:
         paths = {name.partition("/")[2]: name for name in archive.getnames()}
@@ -63,20 +65,20 @@ def test_the_wheel_holds_the_sdists_recipes_and_spaces(built: tuple[Path, Path])
     assert {"trials/smoke.yaml", "trials/deepspeed/zero3.json", "search_spaces/smoke.yaml"} <= set(kept)
 
 
-def test_the_wheel_brings_no_other_top_level_package(built: tuple[Path, Path]) -> None:
+def test_wheel_brings_no_other_top_level_package(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         tops = {name.partition("/")[0] for name in archive.namelist()}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"layersearch"}
 
 
-def test_the_wheel_tells_type_checkers_that_it_is_typed(built: tuple[Path, Path]) -> None:
+def test_wheel_tells_type_checkers_that_it_is_typed(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[1]) as archive:
         assert "layersearch/py.typed" in archive.namelist()
         (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         assert "Classifier: Typing :: Typed" in archive.read(metadata).decode().splitlines()
 
 
-def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dict[str, str], tmp_path: Path) -> None:
+def test_wheel_installed_in_an_empty_folder_finds_its_files_and_runs(installed: dict[str, str], tmp_path: Path) -> None:
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import layersearch; print(layersearch.__file__)"],
         cwd=tmp_path,
@@ -89,10 +91,6 @@ def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dic
         Path(where.stdout.strip()).parts[: len(Path(installed["PYTHONPATH"]).parts)]
         == Path(installed["PYTHONPATH"]).parts
     )
-    loaded = "from layersearch import load_bench; print(load_bench('recall').space.size)"
-    command = [sys.executable, "-P", "-c", loaded]
-    asked = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
-    assert (asked.stdout, asked.returncode) == ("243\n", 0), asked.stderr
     # Workers are started as modules of their own: what finds the package here must reach them too.
     small = [f"search.{key}" for key in ("trials=3", "finalists=1", "workers=1")] + ["training.steps=2"]
     sets = [part for setting in [*small, "training.warmup_steps=0"] for part in ("--set", setting)]
@@ -102,6 +100,15 @@ def test_installed_in_an_empty_folder_it_finds_its_files_and_runs(installed: dic
     assert json.loads((run / "config.json").read_text())["git_commit"] is None
     assert (run / "pareto.svg").is_file()
     assert (run / "signal.svg").is_file()
+
+
+def test_load_bench_from_the_wheel_finds_every_table(installed: dict[str, str], tmp_path: Path) -> None:
+    names = sorted(path.stem for path in (ROOT / "analysis" / "schedule_bench").glob("*.parquet"))
+    assert {"mix", "recall", "text"} <= set(names)
+    script = f"from layersearch import load_bench\nfor name in {names}: print(load_bench(name).name)"
+    command = [sys.executable, "-P", "-c", script]
+    asked = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
+    assert (asked.stdout.split(), asked.returncode) == (names, 0), asked.stderr
 
 
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
@@ -120,7 +127,7 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         "rich",
     ]
     script = (
-        "import json, sys\nfrom layersearch.cli import main\n"
+        "import json, sys\nfrom layersearch.cli.main import main\n"
         "try:\n    main(['--help'])\nexcept SystemExit as end:\n    assert end.code == 0\n"
         f"print(json.dumps([name for name in {heavy!r} if name in sys.modules]))\n"
     )

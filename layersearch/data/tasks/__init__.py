@@ -1,15 +1,12 @@
 """Generated tasks with a planted truth."""
 
-from layersearch.data.tasks.copy import Copy
+from layersearch.data.tasks.base import Task
 from layersearch.data.tasks.hops import Hops
-from layersearch.data.tasks.induction import Induction
 from layersearch.data.tasks.listops import ListOps
 from layersearch.data.tasks.local import Local
-from layersearch.data.tasks.needle import Needle
 from layersearch.data.tasks.recall import Recall
-from layersearch.data.tasks.task import Task
 
-TASKS: dict[str, type[Task]] = {task.name: task for task in (Recall, Hops, Induction, Copy, Needle, ListOps, Local)}
+TASKS: dict[str, type[Task]] = {task.name: task for task in (Recall, Hops, ListOps, Local)}
 """Every task by the name that ``data.source`` gives it."""
 
 __all__ = ["TASKS", "Task"]

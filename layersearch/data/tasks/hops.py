@@ -32,9 +32,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, require
-from layersearch.data.tasks.task import Task, below, filler_kinds, spread
-from layersearch.recipe import DataConfig
+from layersearch.data.tasks.base import Task, below, filler_kinds, spread
 
 
 class Hops(Task):

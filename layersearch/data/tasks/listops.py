@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, require
-from layersearch.data.tasks.task import Task
-from layersearch.recipe import DataConfig
+from layersearch.data.tasks.base import Task
 
 PADDING, END, MIN, MAX, MED, SM = range(10, 16)
 """Token ids; a digit is its own id."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.source import Batch, KnownAnswer, generator, require
-from layersearch.data.tasks.task import Task, below, next_token
-from layersearch.recipe import DataConfig
+from layersearch.data.tasks.base import Task, below, next_token
 
 TABLES = 2
 """First word of the generator's key of the tables."""

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.config.recipe import DataConfig
 from layersearch.data.source import Batch, KnownAnswer, require
-from layersearch.data.tasks.task import Task, below, filler_kinds, next_token, spread
-from layersearch.recipe import DataConfig
+from layersearch.data.tasks.base import Task, below, filler_kinds, next_token, spread
 
 
 def _split(config: DataConfig, vocab_size: int) -> tuple[int, int]:

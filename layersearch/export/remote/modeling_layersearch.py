@@ -14,7 +14,7 @@ alpha_0 = 0 and then doubling from head to head up to ``decay``; rows of attenti
 neighbours. Averaging rows is the same as averaging values, sum_j AP(A)_ij v_j = sum_m A_im mean(v_m ... v_m-pool+1):
 the cache holds raw values, ``pool`` - 1 of them older than the oldest visible key, and averages what it holds.
 
-Tested with transformers 5.10.1 and 5.23.0.
+Tested with transformers 5.10.1, 5.23.0 and 5.24.0.
 
 Shape legend: B batch, H query heads, G key-value heads, Q new tokens, S slots of keys, D head width.
 """
@@ -43,6 +43,9 @@ NAME = "layersearch_spans"
 
 BASES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "smollm3", "olmo", "olmo2")
 """Stock models whose attention is plain softmax attention once it is routed here."""
+
+CACHE_NAMES = ("cache", "past_key_values")
+"""How a model's forward calls its KV cache: from transformers 5.24 on, and before."""
 
 CHUNK = 256
 """Queries whose scores are in memory at once; each chunk reads only the keys that its span can reach."""
@@ -323,18 +326,22 @@ def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     Raises:
         ValueError: for what would ignore the schedule or what it is not defined for; says what to give instead.
     """
-    kwargs = dict(zip(inspect.signature(model.forward).parameters, args, strict=False)) | kwargs
-    config, cache, mask = model.config, kwargs.get("past_key_values"), kwargs.get("attention_mask")
+    parameters = inspect.signature(model.forward).parameters
+    kwargs = dict(zip(parameters, args, strict=False)) | kwargs
+    caches = {name: kwargs.pop(name, None) for name in CACHE_NAMES}
+    config, mask = model.config, kwargs.get("attention_mask")
+    cache = next((given for given in caches.values() if given is not None), None)
     if config._attn_implementation != NAME:
         raise ValueError(f"attn_implementation={config._attn_implementation!r} ignores the schedule; leave it {NAME!r}")
     use_cache = kwargs.get("use_cache")
     recomputed = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     if cache is None and not recomputed and (config.use_cache if use_cache is None else use_cache):
-        cache = kwargs["past_key_values"] = Cache(layers=cache_layers(config))
-    if cache is not None and not all(isinstance(layer, SpanLayer) for layer in cache.layers):
+        cache = Cache(layers=cache_layers(config))
+    if cache is not None and not (cache.layers and all(isinstance(layer, SpanLayer) for layer in cache.layers)):
         if type(cache) is not DynamicCache or cache.get_seq_length():
             raise ValueError(f"a {type(cache).__name__} does not keep to the spans; give none or an empty DynamicCache")
         cache.layers = cache_layers(config)
+    kwargs[next(name for name in CACHE_NAMES if name in parameters)] = cache
 
     inputs = kwargs.get("input_ids")
     tokens = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[1]

@@ -1,0 +1,7 @@
+"""``python -m layersearch``."""
+
+import sys
+
+from layersearch.cli.main import main
+
+sys.exit(main())

@@ -1,6 +1,0 @@
-"""Attention over a span: one front door, a dense reference, and kernels whose work grows with the span."""
-
-from layersearch.attention.front import attend, kernel_for
-from layersearch.attention.reference import reference_attention, span_mask
-
-__all__ = ["attend", "kernel_for", "reference_attention", "span_mask"]

@@ -1,0 +1,225 @@
+"""Local files of text: which ones a pattern names, what format each is in, and the texts it holds."""
+
+from __future__ import annotations
+
+import bz2
+import glob
+import gzip
+import io
+import json
+import lzma
+import re
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from layersearch.data import hub
+from layersearch.data.source import require
+from layersearch.errors import UserError
+
+FORMATS = dict.fromkeys((".json", ".jsonl", ".ndjson"), "json") | dict.fromkeys((".parquet", ".parq", ".pq"), "parquet")
+"""The ``data.source`` of each suffix, in lower case. A file with another suffix is text."""
+_OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_UNREAD = frozenset([".zst", ".zstd", ".lz4", ".7z", ".tar", ".tgz", ".rar"])
+_REMEDY = {"text": "give UTF-8 text", "json": "give one JSON object a line", "parquet": "give Parquet files"}
+_SPACE = re.compile(r"\s*")
+_ROWS = 1024
+"""Rows of Parquet in memory at a time."""
+
+
+def local_files(names: Sequence[str]) -> list[Path]:
+    """Return the files that ``data.files`` names, each once.
+
+    A pattern gives its matches and a folder all files below it, sorted by name. Hidden files and empty ones are passed
+    over there.
+
+    Raises:
+        UserError: if a file is missing or empty, or a pattern or a folder gives none.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        path = Path(name).expanduser()
+        folder = path.is_dir()
+        if folder or (glob.has_magic(str(path)) and not path.exists()):
+            pattern = f"{glob.escape(str(path))}/**" if folder else str(path)
+            files = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
+            if not files and not folder:
+                raise UserError(f"data.files: no file matches {name!r}; correct the pattern")
+            matches = [file for file in files if file.stat().st_size > 0]
+            require(bool(matches), f"data.files: {name} holds no file with text in it; name others")
+        else:
+            matches = [path]
+            require(path.is_file(), f"data.files: no file {path}; give an existing path")
+            require(path.stat().st_size > 0, f"data.files: {path} is empty; leave it out")
+        found |= dict.fromkeys(match.resolve() for match in matches)
+    return list(found)
+
+
+def detect_source(files: Sequence[Path]) -> str:
+    """Return the ``data.source`` that reads these files: ``text``, ``json`` or ``parquet``.
+
+    Raises:
+        UserError: names the formats if there are several.
+    """
+    found = defaultdict(list)
+    for file in files:
+        found[_format(file)].append(file)
+    if len(found) > 1:
+        formats = ", ".join(f"{len(paths)} {name} ({paths[0]} first)" for name, paths in sorted(found.items()))
+        raise UserError(f"--data: the files are of several formats: {formats}; name those of one format")
+    return next(iter(found))
+
+
+def _format(file: Path) -> str:
+    """Return the format of one file, by its name; by its first bytes where the name has no suffix."""
+    name = Path(file.name.lower())
+    if name.suffix in _OPEN.keys() | _UNREAD | {".zip"}:
+        name = name.with_suffix("")
+    if name.suffix:
+        return FORMATS.get(name.suffix, "text")
+    try:
+        if file.suffix.lower() == ".zip":
+            with zipfile.ZipFile(file) as archive:
+                return detect_source([Path(member) for member in _members(archive) if Path(member).suffix])
+        streams = _streams(file)
+        head = next(streams).read(1 << 12)
+    except (OSError, EOFError, ValueError, lzma.LZMAError, zipfile.BadZipFile, StopIteration):
+        return "text"  # the reader will say what is wrong with it
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    return "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b'{"') else "text"
+
+
+def read_texts(source: str, files: Sequence[Path], column: str) -> Iterator[str]:
+    """Yield the texts of local files in their order; empty ones are passed over.
+
+    Args:
+        source: ``text`` (a document a file), ``json`` (an object a line, or an array of them) or ``parquet``.
+        files: plain, or packed as .gz, .bz2, .xz or .zip.
+        column: what holds the text, in json and parquet. Nothing else is looked at, so that other columns may have
+            any type, and may come and go.
+
+    Raises:
+        UserError: names the file, the cause and the remedy.
+    """
+    read = {"text": _plain, "json": _json, "parquet": _parquet}[source]
+    for file in files:
+        where = f"data.files {file}"
+        try:
+            for stream in _streams(file):
+                yield from filter(None, read(stream, column, where))
+        except UserError:
+            raise
+        except UnicodeError as error:
+            raise _unreadable(file, source, error, "give UTF-8 text") from None
+        except Exception as error:  # pyarrow, json and the packers each raise their own
+            raise _unreadable(file, source, error, _REMEDY[source]) from None
+
+
+def _unreadable(file: Path, source: str, error: Exception, remedy: str) -> UserError:
+    return UserError(f"data.files: {file} cannot be read as {source} ({hub.one_line(error)}); {remedy}")
+
+
+def _streams(file: Path) -> Iterator[IO[bytes]]:
+    """Open a file, unpacked; a .zip gives each of its files."""
+    suffix = file.suffix.lower()
+    require(suffix not in _UNREAD, f"data.files: {file}: {suffix} is not unpacked here; unpack it, or pack it as .gz")
+    if suffix == ".zip":
+        with zipfile.ZipFile(file) as archive:
+            for member in _members(archive):
+                with archive.open(member) as stream:
+                    yield stream
+    else:
+        with _OPEN.get(suffix, open)(file, "rb") as stream:
+            yield stream
+
+
+def _members(archive: zipfile.ZipFile) -> list[str]:
+    """Return the files in an archive, without those that macOS adds."""
+    names = [info.filename for info in archive.infolist() if info.file_size]
+    return [name for name in names if not name.startswith("__MACOSX/")]
+
+
+def _plain(stream: IO[bytes], column: str, where: str) -> Iterator[str]:
+    with io.TextIOWrapper(stream, encoding="utf-8") as text:
+        yield text.read()
+
+
+def _json(stream: IO[bytes], column: str, where: str) -> Iterator[str | None]:
+    columns: dict[str, None] = {}
+    for number, row in enumerate(_json_rows(stream)):
+        if not isinstance(row, dict):
+            raise ValueError(f"row {number} holds {type(row).__name__}, no object")
+        columns.update(dict.fromkeys(row))
+        text = check_text(row.get(column), column, number, where)
+        if text is not None:
+            text.encode()  # half of a surrogate pair is no text
+        yield text
+    check_column(column, columns, where)
+
+
+def _json_rows(stream: IO[bytes]) -> Iterator[Any]:
+    """Yield JSON objects: one a line, or, where the first line is none, of the whole file."""
+    decoder = json.JSONDecoder()
+    first = True
+    with io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.isspace():
+                continue
+            try:
+                row = decoder.decode(line)
+            except json.JSONDecodeError as error:
+                if not first:
+                    raise ValueError(f"line {number}: {error.msg}") from None
+                yield from _json_values(decoder, line + lines.read(), number)
+                return
+            yield from _array(row) if isinstance(row, list) else (row,)
+            first = False
+
+
+def _json_values(decoder: json.JSONDecoder, text: str, first_line: int) -> Iterator[Any]:
+    """Yield the JSON values of a text that do not keep to lines."""
+    text, place = text.strip(), 0
+    while place < len(text):
+        try:
+            value, place = decoder.raw_decode(text, place)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {first_line + error.lineno - 1}: {error.msg}") from None
+        yield from _array(value) if isinstance(value, list) else (value,)
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
+
+
+def _array(values: list[Any]) -> Iterator[Any]:
+    """Yield the rows of an array: objects, or texts alone."""
+    for value in values:
+        yield {"text": value} if isinstance(value, str) else value
+
+
+def _parquet(stream: IO[bytes], column: str, where: str) -> Iterator[str | None]:
+    import pyarrow.parquet
+
+    plain = isinstance(stream, io.BufferedReader)  # it can seek
+    file = pyarrow.parquet.ParquetFile(stream if plain else io.BytesIO(stream.read()))
+    check_column(column, file.schema_arrow.names, where)
+    number = 0
+    for batch in file.iter_batches(_ROWS, columns=[column]):
+        for text in batch.column(column).to_pylist():
+            yield check_text(text, column, number, where)
+            number += 1
+
+
+def check_column(column: str, columns: Collection[str], where: str) -> None:
+    """Refuse rows of these columns, if there are any, that lack the one asked for."""
+    held = not columns or column in columns
+    require(held, f"{where}: no column {column!r}; set data.column to one of {', '.join(columns)}")
+
+
+def check_text(text: Any, column: str, number: int, where: str) -> str | None:
+    """Return what a row holds in the column asked for, or refuse what is no text."""
+    if text is None or isinstance(text, str):
+        return text
+    raise UserError(
+        f"{where}: column {column!r} holds {type(text).__name__} in row {number}, not text; set data.column"
+    )

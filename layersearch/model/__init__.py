@@ -1,0 +1,1 @@
+"""The proxy decoder, pre-trained models under a schedule, and their FLOPs."""

@@ -1,0 +1,336 @@
+"""Attention whose work and memory grow with the span: one torch operator, its own backward, any device and precision.
+
+The operator ``layersearch::attend`` carries the span as text, so a traced graph says what each layer sees.
+
+Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width, R residues of a dilated window.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from layersearch.model.attention import strips, tiled
+from layersearch.schedule import Span
+
+# Below this length the CPU's flash kernel runs its bf16 backward slower than its float32 one, which is used instead
+# (measured, see analysis/span_speed).
+NARROW_BACKWARD_TOKENS = 2048
+# From these windows or blocks on, tiles run a pass faster than strips (measured, see analysis/span_speed).
+TILED_FORWARD_SIZE, TILED_BACKWARD_SIZE = 512, 256
+# Values of one tensor worked on together: fresh pages cost more than the arithmetic of a short window on them.
+PIECE_VALUES = 1 << 17
+
+
+@functools.lru_cache(maxsize=1024)
+def narrow(text: str, seq_len: int) -> Span:
+    """Return the span that sees the same in a text of ``seq_len`` tokens, full where it covers all of it."""
+    span = Span.parse(text)
+    if span.size is not None and span.dilation == 1 and max(span.size, span.sink) >= seq_len:
+        return Span(kind="full", decay=span.decay, pool=span.pool)
+    return span
+
+
+def runs_flash(span: Span, device: torch.device) -> bool:
+    """Tell whether torch's flash kernel serves the forward pass of ``span``, as `narrow` returns it."""
+    return span.is_full and span.decay == 0 and device.type == "cpu"
+
+
+def pool_values(v: Tensor, width: int) -> Tensor:
+    """Return causal means of ``width`` values, zero before the first: (..., T, D) -> same.
+
+    Pooling attention rows after the softmax equals pooling the values once:
+    sum_j (1/P sum_p A_{i,j+p}) V_j = sum_m A_im (1/P sum_p V_{m-p}).
+    """
+    pooled = v.clone()
+    for back in range(1, min(width, v.shape[-2])):
+        pooled[..., back:, :] += v[..., :-back, :]
+    return pooled.div_(width)
+
+
+def _unpool_gradient(grad: Tensor, width: int) -> Tensor:
+    """Return the transpose of `pool_values` applied to ``grad``."""
+    spread = grad.clone()
+    for back in range(1, min(width, grad.shape[-2])):
+        spread[..., :-back, :] += grad[..., back:, :]
+    return spread.div_(width)
+
+
+def _deal(x: Tensor, residues: int) -> Tensor:
+    """Deal tokens into one row per residue, zeros at the end: (B, H, T, D) -> (B*H*R, ceil(T/R), D), contiguous."""
+    batch, heads, tokens, width = x.shape
+    length = -(-tokens // residues)
+    if length * residues != tokens:
+        x = F.pad(x, (0, 0, 0, length * residues - tokens))
+    dealt = x.reshape(batch, heads, length, residues, width).transpose(2, 3)
+    return dealt.reshape(batch * heads * residues, length, width).contiguous()
+
+
+def _gather(x: Tensor, batch: int, residues: int, tokens: int) -> Tensor:
+    """Undo `_deal`: (B*H*R, ceil(T/R), D) -> (B, H, T, D)."""
+    _, length, width = x.shape
+    dealt = x.reshape(batch, -1, residues, length, width).transpose(2, 3)
+    return dealt.reshape(batch, -1, length * residues, width)[:, :, :tokens]
+
+
+def _head_groups(span: Span, heads: int) -> Sequence[tuple[slice, Span]]:
+    """Split the heads of a window that dilates only the first ones into those and the others."""
+    if span.dilated_heads is None or span.dilated_heads >= heads:
+        return [(slice(0, heads), replace(span, dilated_heads=None))]
+    cut = span.dilated_heads
+    return [
+        (slice(0, cut), replace(span, dilated_heads=None)),
+        (slice(cut, heads), replace(span, dilation=1, dilated_heads=None)),
+    ]
+
+
+def _band(span: Span, alphas: Sequence[float], batch: int, like: Tensor) -> tiled.Band:
+    """Return the band that rows dealt by the span's dilation see."""
+    decay = None
+    if span.decay > 0:
+        decay = like.new_tensor(alphas).repeat_interleave(span.dilation).repeat(batch)[:, None, None]
+    base = Span(kind=span.kind, size=span.size)
+    return tiled.Band(span=base, stride=span.dilation, alphas=decay, sinks=span if span.sink else None)
+
+
+def _sinks(x: Tensor, span: Span) -> Tensor:
+    """Return the sinks of every row: (B, H, T, D) -> (B*H*R, G, D)."""
+    return x[:, :, : span.sink].flatten(0, 1).repeat_interleave(span.dilation, dim=0)
+
+
+def _strips(part: Span, dealt: Tensor) -> tuple[strips.Part, ...] | None:
+    """Return the strips that serve a span of one head group on its dealt rows (N, T, D), or None where tiles do."""
+    if dealt.device.type != "cpu" or part.size is None or (part.dilation > 1 and part.sink):
+        return None
+    return strips.parts(narrow(str(replace(part, dilation=1, pool=1)), dealt.shape[1]), dealt.shape[1])
+
+
+def _batches(q: Tensor, text: str, kind: torch.dtype) -> list[slice]:
+    """Cut the batch into pieces whose working copies, in precision ``kind``, stay in the cache and in reused memory.
+
+    CUDA needs none, nor does torch's flash kernel, except for copies in another precision.
+    """
+    flash = runs_flash(narrow(text, q.shape[2]), q.device) and kind == q.dtype
+    if q.device.type != "cpu" or flash:
+        return [slice(None)]
+    size = max(1, PIECE_VALUES // q[0].numel())
+    return [slice(first, first + size) for first in range(0, q.shape[0], size)]
+
+
+def _expand(x: Tensor, heads: int) -> Tensor:
+    """Return one key-value head for each query head: (B, G, T, D) -> (B, H, T, D)."""
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
+
+
+def _backward_kind(q: Tensor) -> torch.dtype:
+    """Return the precision in which the flash kernel runs the backward pass."""
+    return q.dtype if q.shape[2] >= NARROW_BACKWARD_TOKENS else torch.promote_types(q.dtype, torch.float32)
+
+
+def _forward_kind(span: Span, q: Tensor) -> torch.dtype:
+    """Return the precision in which a span, as `narrow` returns it, runs its forward pass."""
+    # The flash kernel takes strips in bf16 as they are; what joins or decays scores is done in float32.
+    by_strips = q.device.type == "cpu" and span.size is not None and span.dilated_heads is None
+    if by_strips and span.decay == 0 and span.pool == 1 and span.sink == 0:
+        return q.dtype
+    return torch.promote_types(q.dtype, torch.float32)
+
+
+def _empty(like: Tensor) -> Tensor:
+    """Return (B, H, T, D) with all heads of a token side by side, as the output projection reads them."""
+    batch, heads, tokens, width = like.shape
+    return like.new_empty((batch, tokens, heads, width)).transpose(1, 2)
+
+
+def _settle(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return ``x`` in the layout of `_empty`, copied only if it is not there already."""
+    return x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
+
+
+def _empty_lse(q: Tensor) -> Tensor:
+    return q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
+    """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
+    pieces = _batches(q, text, q.dtype)
+    if len(pieces) == 1:
+        out, lse = _forward_piece(q, k, v, text)
+        return _settle(out, q.dtype), lse.contiguous()
+    out, lse = _empty(q), _empty_lse(q)
+    for piece in pieces:
+        some, sums = _forward_piece(q[piece], k[piece], v[piece], text)
+        out[piece].copy_(some)
+        lse[piece].copy_(sums)
+    return out, lse
+
+
+def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
+    batch, heads, tokens, width = q.shape
+    span = narrow(text, tokens)
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if runs_flash(span, q.device):
+        values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
+        return out, lse
+    scale = 1.0 / math.sqrt(width)
+    kind = _forward_kind(span, q)
+    queries, keys, values = q.to(kind), k.to(kind), v.to(kind)
+    if span.pool > 1:
+        values = pool_values(values, span.pool)
+    keys, values = _expand(keys, heads), _expand(values, heads)
+    outs, sums = [], []
+    for group, part in _head_groups(span, heads):
+        stride = part.dilation
+        band = _band(part, span.alphas(heads)[group], batch, queries)
+        gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
+        dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
+        plan = _strips(part, dealt[0])
+        if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
+            # Tiles add up in the precision they are given.
+            wq, wk, wv, sink_k, sink_v = (x.to(wide) for x in (*dealt, _sinks(gk, part), _sinks(gv, part)))
+            out, lse = tiled.forward(wq, wk, wv, sink_k, sink_v, band, scale)
+        else:
+            out, lse = strips.forward(*dealt, plan, scale)
+        outs.append(_gather(out, batch, stride, tokens))
+        sums.append(_gather(lse.unsqueeze(-1), batch, stride, tokens).squeeze(-1))
+    if len(outs) == 1:
+        return outs[0], sums[0]
+    return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
+
+
+def _backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
+    pieces = _batches(q, text, _backward_kind(q))
+    if len(pieces) == 1:
+        gradients = _backward_piece(grad, q, k, v, out, lse, text)
+        dq, dk, dv = (x.to(q.dtype).contiguous() for x in gradients)
+        return dq, dk, dv
+    dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    for piece in pieces:
+        gradients = _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
+        for into, some in zip((dq, dk, dv), gradients, strict=True):
+            into[piece].copy_(some)
+    return dq, dk, dv
+
+
+def _backward_piece(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    batch, heads, tokens, width = q.shape
+    span = narrow(text, tokens)
+    kv_heads = k.shape[1]
+    wide = torch.promote_types(q.dtype, torch.float32)
+    keys = _expand(k, heads)
+    values = _expand(pool_values(v.to(wide), span.pool) if span.pool > 1 else v, heads)
+    if runs_flash(span, q.device):
+        kind = _backward_kind(q)
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
+        )
+    else:
+        dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span)
+    dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
+    dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
+    if span.pool > 1:
+        dv = _unpool_gradient(dv, span.pool)
+    return dq, dk, dv
+
+
+def _sparse_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return gradients (B, H, T, D) of queries, expanded keys and expanded, pooled values, in float32 or wider."""
+    batch, heads, tokens, width = q.shape
+    wide = torch.promote_types(q.dtype, torch.float32)
+    scale = 1.0 / math.sqrt(width)
+    # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.
+    grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
+    lse = lse.to(wide).unsqueeze(-1)
+    gradients: list[tuple[Tensor, Tensor, Tensor]] = []
+    for group, part in _head_groups(span, heads):
+        stride = part.dilation
+        band = _band(part, span.alphas(heads)[group], batch, queries)
+        gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
+        dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
+        dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
+        plan = _strips(part, dealt[0])
+        if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
+            dealt_out = _deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
+            dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale)
+        else:
+            dealt_delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
+            sink_k, sink_v = _sinks(gk, part), _sinks(gv, part)
+            dq, dk, dv, dsk, dsv = tiled.backward(
+                *dealt, sink_k, sink_v, dealt_lse, dealt_delta, dealt_grad, band, scale
+            )
+            plan = None
+        dq, dk, dv = (_gather(x, batch, stride, tokens) for x in (dq, dk, dv))
+        if part.sink and plan is None:
+            for into, lent in ((dk, dsk), (dv, dsv)):
+                # Each sink was lent to every residue's row.
+                into[:, :, : part.sink] += lent.view(batch, -1, stride, *lent.shape[1:]).sum(dim=2)
+        gradients.append((dq, dk, dv))
+    if len(gradients) == 1:
+        return gradients[0]
+    dq, dk, dv = (torch.cat(parts, dim=1) for parts in zip(*gradients, strict=True))
+    return dq, dk, dv
+
+
+_LIBRARY = torch.library.Library("layersearch", "DEF")  # type: ignore[no-untyped-call]
+for _schema, _kernel in (
+    ("attend(Tensor q, Tensor k, Tensor v, str span) -> (Tensor, Tensor)", _forward),
+    (
+        "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str span)"
+        " -> (Tensor, Tensor, Tensor)",
+        _backward,
+    ),
+):
+    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_schema.split("(")[0], _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+
+
+def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
+    return _empty(q), _empty_lse(q)
+
+
+def _fake_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, ctx.span = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse)
+    ctx.mark_non_differentiable(lse)
+
+
+def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    return (*torch.ops.layersearch.attend_backward(grad, *ctx.saved_tensors, ctx.span), None)
+
+
+torch.library.register_fake("layersearch::attend", _fake_forward, lib=_LIBRARY)
+torch.library.register_fake("layersearch::attend_backward", _fake_backward, lib=_LIBRARY)
+torch.library.register_autograd("layersearch::attend", _autograd, setup_context=_setup, lib=_LIBRARY)
+
+
+@functools.lru_cache(maxsize=1024)
+def _text(span: Span) -> str:
+    return str(span)
+
+
+def chunked_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+    """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three."""
+    out: Tensor = torch.ops.layersearch.attend(q, k, v, _text(span))[0]
+    return out

@@ -1,0 +1,203 @@
+"""The proxy model: a Llama-shaped decoder whose layers differ in their attention span only.
+
+Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
+
+Spans carry no weights: two schedules of one seed start from the same numbers.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layersearch.config.recipe import ModelConfig
+from layersearch.model.attention.dispatch import attend
+from layersearch.schedule import Schedule, Span
+
+IGNORE = -100
+"""Target of a token whose prediction is not scored."""
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation (1910.07467, eq. 4)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
+        # The product is taken in x's own precision: under autocast a float32 weight would widen the whole stream.
+        return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), eps=1e-6)
+
+
+def rotary_table(tokens: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return cosines and sines of rotary positions (RoFormer, 2104.09864, eq. 15), each (T, D)."""
+    rates = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)  # (D/2)
+    angles = torch.outer(torch.arange(tokens, device=device, dtype=torch.float32), rates)  # (T, D/2)
+    angles = torch.cat((angles, angles), dim=-1)  # (T, D), halves rotated against each other as in Llama
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, heads, D), (T, D), (T, D) -> (B, T, heads, D)
+    """Turn each head's halves by their position's angle."""
+    first, second = x.chunk(2, dim=-1)
+    return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
+
+
+class Attention(nn.Module):
+    """Grouped-query attention over the keys that ``span`` lets it see."""
+
+    def __init__(self, config: ModelConfig, span: Span) -> None:
+        super().__init__()
+        self.span = span
+        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.q_proj = nn.Linear(config.d_model, self.n_heads * self.head_dim, bias=False)
+        self.k_proj = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
+        self.v_proj = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
+        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
+        self.q_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated queries (B, H, T, D), rotated keys and values (B, G, T, D) of x (B, T, C)."""
+        batch, tokens, _ = x.shape
+        # One product for all three: on a CPU narrow products run far below their peak.
+        weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
+        heads = F.linear(x, weight).view(batch, tokens, -1, self.head_dim)
+        q, k, v = heads.split_with_sizes((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
+        return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+
+    def gather(self, out: Tensor) -> Tensor:  # (B, H, T, D) -> (B, T, C)
+        """Return the heads' outputs, joined and projected back to the residual stream."""
+        return self.o_proj(out.transpose(1, 2).flatten(2))
+
+
+class SwiGLU(nn.Module):
+    """Gated feed-forward layer (2002.05202, eq. 6)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up_proj = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down_proj = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        gate, up = F.linear(x, torch.cat((self.gate_proj.weight, self.up_proj.weight))).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+
+class Layer(nn.Module):
+    """One pre-norm decoder layer: what comes before attention, attention over the span, what comes after."""
+
+    def __init__(self, config: ModelConfig, span: Span) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.d_model)
+        self.self_attn = Attention(config, span)
+        self.post_attention_layernorm = RMSNorm(config.d_model)
+        self.mlp = SwiGLU(config)
+
+    def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C)."""
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after(self, x: Tensor, out: Tensor) -> Tensor:  # (B, T, C), (B, H, T, D) -> (B, T, C)
+        """Return the residual stream after attention's output and the feed-forward layer."""
+        x = x + self.self_attn.gather(out)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+def mean_loss(head: nn.Linear, norm: RMSNorm, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
+    """Return the cross-entropy of the next tokens in nats: each sequence's mean over what is scored, then their mean.
+
+    Sequences weigh alike, however few of their tokens are scored; each must have one that is, as in all sources.
+    """
+    logits = head(norm(x)).float()
+    losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+    return (losses.view_as(targets).sum(dim=1) / (targets != IGNORE).sum(dim=1)).mean()
+
+
+@functools.cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a region once per process. Weights are its inputs, so all layers of all schedules share it."""
+    return torch.compile(function, dynamic=False)
+
+
+class Decoder(nn.Module):
+    """The proxy model; its parameters bear the names of Hugging Face's Llama, without the ``model.`` prefix."""
+
+    def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule, compiled: bool = False) -> None:
+        """Build the model from the current random state.
+
+        Args:
+            config: its size.
+            vocab_size: V.
+            schedule: one span per layer.
+            compiled: compile what lies between attention calls with torch.compile; the same code for all schedules.
+        """
+        super().__init__()
+        if len(schedule) != config.n_layers:
+            raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
+        self.config, self.compiled = config, compiled
+        self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
+        self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
+        self.norm = RMSNorm(config.d_model)
+        self.lm_head = nn.Linear(config.d_model, vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.lm_head.weight = self.embed_tokens.weight
+        self.apply(self._initialise)
+
+    def _initialise(self, module: nn.Module) -> None:
+        """Draw the weights; those that write to the residual stream are smaller by sqrt(2L), as GPT-2's are."""
+        if isinstance(module, nn.Linear | nn.Embedding):
+            nn.init.normal_(module.weight, std=self._deviation(module))
+        if isinstance(module, Attention | SwiGLU):
+            writer = module.o_proj if isinstance(module, Attention) else module.down_proj
+            nn.init.normal_(writer.weight, std=self._deviation(writer) / math.sqrt(2 * self.config.n_layers))
+
+    def _deviation(self, module: nn.Linear | nn.Embedding) -> float:
+        if self.config.init == "gpt2":
+            return 0.02
+        return 1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5
+
+    def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        """Return the residual stream after the last layer."""
+        before, after = (
+            (_compiled(Layer.before), _compiled(Layer.after)) if self.compiled else (Layer.before, Layer.after)
+        )
+        x = self.embed_tokens(tokens)
+        cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
+        if not tokens.is_meta and torch.is_autocast_enabled(tokens.device.type):  # meta has no autocast
+            # The residual stream stays float32; the tables are cast once so that rotation stays in q's precision.
+            kind = torch.get_autocast_dtype(tokens.device.type)
+            cos, sin = cos.to(kind), sin.to(kind)
+        for layer in cast(list[Layer], list(self.layers)):
+            q, k, v = before(layer, x, cos, sin)
+            x = after(layer, x, attend(q, k, v, layer.self_attn.span))
+        return x
+
+    def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
+        """Return the scores of every next token."""
+        return self.lm_head(self.norm(self.stream(tokens)))
+
+    def forward(self, tokens: Tensor, targets: Tensor, reduce: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the cross-entropy of the targets in nats.
+
+        Args:
+            tokens: (B, T) token ids.
+            targets: (B, T) token ids to predict after each token; `IGNORE` where not scored.
+            reduce: the mean over scored targets, (); else each target's own loss, 0 where not scored, and whether it
+                was predicted, both (B, T).
+        """
+        x = self.stream(tokens)
+        if reduce:
+            return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
+        logits = self.lm_head(self.norm(x)).float()
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
+        return losses.view_as(targets), logits.argmax(-1) == targets

@@ -1,0 +1,145 @@
+"""FLOPs counted by fvcore in the traced graph of the proxy model: an independent check on `layersearch.schedule.cost`.
+
+One multiply-add = one FLOP, here as there. The model is traced on torch's meta device: its tensors have shapes and no
+storage, so that a model of 1.3 billion parameters at 8,192 tokens takes seconds and no memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from layersearch.config.recipe import Recipe
+from layersearch.model.decoder import Decoder
+from layersearch.model.flops import model_flops
+from layersearch.schedule import Schedule, Span
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.cost import attention_flops
+from layersearch.schedule.presets import all_full
+
+OPERATOR = "layersearch::attend"
+ATTEND = OPERATOR.split("::")[1]
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", ATTEND)
+"""Operators that multiply matrices, by fvcore's names. Norms, which it counts too, are no part of the closed form."""
+CONVENTION = "one multiply-add = one FLOP"
+
+# Pairs looked at together when a span is counted.
+PAIRS_AT_ONCE = 1 << 22
+
+
+class MismatchError(RuntimeError):
+    """fvcore's count of a traced forward pass is not the closed form: a defect of layersearch."""
+
+
+class UnknownAttentionError(RuntimeError):
+    """The traced model attends through an operator whose FLOPs are not known."""
+
+
+@functools.lru_cache(maxsize=256)
+def _visible_pairs(text: str, tokens: int, heads: int) -> int:
+    """Count a span's pairs by asking `Span.visible` about every one of them: no closed form is trusted here."""
+    span = Span.parse(text)
+    head, keys = torch.arange(heads)[:, None, None], torch.arange(tokens)
+    rows = max(1, PAIRS_AT_ONCE // (heads * tokens))
+    pairs = 0
+    for first in range(0, tokens, rows):
+        queries = torch.arange(first, min(first + rows, tokens))[:, None]
+        seen = span.visible(queries, keys, head)
+        pairs += int(seen.sum()) * (heads * len(queries) * tokens // seen.numel())  # one mask may stand for all heads
+    return pairs
+
+
+def _attend_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Count one attention call from the traced graph alone: the span's text and the shapes of q and v."""
+    queries, values = inputs[0].type().sizes(), inputs[2].type().sizes()
+    batch, heads, tokens, width = queries
+    pairs = _visible_pairs(inputs[3].toIValue(), tokens, heads)
+    return Counter({ATTEND: batch * pairs * (width + values[-1])})
+
+
+def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
+    """Return the multiply-adds of one sequence's forward pass by operator, as fvcore counts the traced graph.
+
+    Args:
+        model: a `layersearch.model.decoder.Decoder`, or a module called with the same arguments.
+        seq_len: tokens in the sequence.
+
+    Raises:
+        UnknownAttentionError: names an attention operator that cannot be counted; fvcore alone would count it as 0.
+    """
+    from fvcore.nn import FlopCountAnalysis
+
+    device = next(model.parameters()).device
+    tokens = torch.zeros((1, seq_len), dtype=torch.long, device=device)
+    analysis = FlopCountAnalysis(model, (tokens, tokens))
+    analysis.set_op_handle(OPERATOR, _attend_flops)
+    analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
+    with warnings.catch_warnings():
+        # Tracing freezes Python numbers taken from shapes, which is what a count for one shape wants.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        warnings.simplefilter("ignore", DeprecationWarning)
+        counts = analysis.by_operator()
+    unknown = sorted(
+        name for name in analysis.unsupported_ops() if any(word in name for word in ("attention", "attend"))
+    )
+    if unknown:
+        raise UnknownAttentionError(f"FLOPs of {', '.join(unknown)} are not known; attend through layersearch.attend")
+    return {name: int(count) for name, count in counts.items()}
+
+
+def check_flops(recipe: Recipe, space: BoundSpace, vocab_size: int) -> dict[str, Any]:
+    """Count a run's proxy model with fvcore, once all-full and once at the space's cheapest schedule.
+
+    A pre-trained model is counted in its attention alone: the closed form knows the rest of the proxy model only.
+
+    Args:
+        recipe: what one trial runs.
+        space: the bound space.
+        vocab_size: width of the output layer.
+
+    Returns:
+        Plain data, as ``flops.json`` holds it: multiply-adds of one sequence's forward pass.
+
+    Raises:
+        MismatchError: if a count is not the closed form; names both.
+    """
+    schedules = {"all_full": all_full(space.n_layers), "sparsest": space.cheapest()}
+    seq_len = recipe.training.seq_len
+    counts = {name: _count(recipe, schedule, vocab_size) for name, schedule in schedules.items()}
+    counter = f"fvcore {importlib.metadata.version('fvcore')}"
+    return {"convention": CONVENTION, "counted_by": counter, "seq_len": seq_len, "forward_pass": counts}
+
+
+def _count(recipe: Recipe, schedule: Schedule, vocab_size: int) -> dict[str, Any]:
+    model, seq_len = recipe.model, recipe.training.seq_len
+    traced = traced_flops(_on_meta(recipe, schedule, vocab_size), seq_len)
+    size = {"seq_len": seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
+    pairs = {"attention_flops": (traced.get(ATTEND, 0), attention_flops(schedule, **size))}
+    if recipe.pretrained is None:
+        products = sum(count for name, count in traced.items() if name in PRODUCTS)
+        pairs["model_flops"] = (products, model_flops(model, vocab_size, schedule, seq_len=seq_len))
+    for name, (counted, closed) in pairs.items():
+        if counted != closed:
+            raise MismatchError(
+                f"internal error: fvcore counts {counted} {name} in the traced forward pass of '{schedule}', the "
+                f"closed form {closed}; please report it"
+            )
+    return {"schedule": str(schedule)} | {name: counted for name, (counted, _) in pairs.items()}
+
+
+def _on_meta(recipe: Recipe, schedule: Schedule, vocab_size: int) -> nn.Module:
+    """Return the model that a trial trains, without storage."""
+    if recipe.pretrained is None:
+        with torch.device("meta"):
+            return Decoder(recipe.model, vocab_size, schedule)
+    from layersearch.model.pretrained import load_pretrained
+
+    routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len).to("meta")
+    routed.set_schedule(schedule)
+    return routed

@@ -1,0 +1,1 @@
+"""How many layers need full attention, and which."""

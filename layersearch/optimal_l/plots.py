@@ -1,0 +1,237 @@
+"""The figures of a study of l: loss against l, what each layer needs, and l* against length and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from layersearch.optimal_l import report
+from layersearch.optimal_l.answer import BEST, Placed, SettingAnswer
+from layersearch.results.plots.style import BLACK, BLUE, GREY, VERMILION, plain, scale_losses, write_figure
+from layersearch.schedule import Schedule
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from layersearch.optimal_l.summary import OptimalL
+
+_STYLES = {
+    "bottom": ("s", "#CC79A7"),
+    "top": ("^", "#009E73"),
+    "interleaved": ("D", "#B8860B"),
+    "middle": ("v", "#56B4E9"),
+    BEST: ("o", BLUE),
+}
+_BAND = "#F5E3B8"
+_CELL = 0.46
+"""Side of a heat map's cell, in inches."""
+_MOST_NUMBERS = 12
+"""Layers up to which every cell holds its number."""
+
+
+def draw_setting(found: SettingAnswer, out: Path) -> list[Path]:
+    """Draw the figures of one length and depth into its folder; return their paths.
+
+    Raises:
+        OSError: if a file cannot be written.
+    """
+    paths = draw_curve(found, out / "loss_by_l")
+    if any(value is not None for value in (*found.effects.restore, *found.effects.remove)):
+        paths += draw_layers(found, out / "layers")
+    return paths
+
+
+def draw_curve(found: SettingAnswer, path_stem: Path) -> list[Path]:
+    """Draw loss against l, a line and a band of 95% intervals for each placement."""
+
+    def draw(figure: Figure, top: float) -> None:
+        axes = figure.add_subplot()
+        figure.subplots_adjust(left=0.085, right=0.985, bottom=1.05 / figure.get_figheight(), top=top)
+        _draw_curve(axes, found)
+        figure.legend(loc="lower center", ncols=4, fontsize=9, frameon=False, borderaxespad=0.2)
+
+    reference = Schedule.parse(found.l_star.reference)
+    title = [
+        report.l_star(found.l_star, f"the best schedule found (l = {reference.n_full})"),
+        report.choice(found.knee, "Knee of loss against cost"),
+        f"{found.n_layers} layers, {found.seq_len} tokens, {found.regime}; layers that are not full: {found.span}; "
+        f"{found.fresh_seeds} fresh seeds and more where l* was in doubt.",
+    ]
+    return write_figure(path_stem, title, 5.0, 0.085, draw)
+
+
+def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
+    lines: dict[str, list[tuple[int, Placed]]] = {}
+    for row in found.curve:
+        at_end = row.l in (0, found.n_layers)
+        for placed in row.placements:
+            for name in placed.name.split(" = "):
+                lines.setdefault(name, []).append((row.l, placed))
+        if at_end:
+            for name in _STYLES:
+                if name != BEST:
+                    lines.setdefault(name, []).append((row.l, row.placements[0]))
+    lines = {name: points for name, points in lines.items() if len({l for l, _ in points} - {0, found.n_layers})}
+    if not lines:
+        lines = {BEST: [(row.l, row.placements[0]) for row in found.curve]}
+    drawn = [placed.loss for points in lines.values() for _, placed in points]
+    ends = [end for loss in drawn for end in (loss.low, loss.high) if end is not None]
+    scale_losses(axes, "y", [loss.mean for loss in drawn] or [0.0, 1.0], ends)
+    low, high = axes.get_ylim()
+    reference = next(
+        (row.placements[0].loss.mean for row in found.curve if row.schedule == found.l_star.reference), None
+    )
+    if reference is not None:
+        what = f"within delta ({found.delta:g} nats) of the best found"
+        axes.axhspan(max(low, reference), min(high, reference + found.delta), color=_BAND, lw=0, zorder=0, label=what)
+    for name in sorted(lines, key=lambda name: name == BEST):
+        marker, colour = _STYLES[name]
+        points = sorted(lines[name], key=lambda point: point[0])
+        ls = [l for l, _ in points]
+        means = [placed.loss.mean for _, placed in points]
+        lows = [max(low, placed.loss.low if placed.loss.low is not None else placed.loss.mean) for _, placed in points]
+        highs = [
+            min(high, placed.loss.high if placed.loss.high is not None else placed.loss.mean) for _, placed in points
+        ]
+        axes.fill_between(ls, lows, highs, color=colour, alpha=0.18 if name == BEST else 0.07, lw=0, zorder=1)
+        width = 2.2 if name == BEST else 1.3
+        axes.plot(ls, means, marker + "-", color=colour, lw=width, ms=6, mec="white", mew=0.6, zorder=3, label=name)
+    star = found.l_star
+    text = f"l* = {star.value}" if star.decided else f"l* lies in {star.low} to {star.value}"
+    axes.axvline(star.value, color=VERMILION, lw=1.4, ls=(0, (4, 3)), zorder=2, label=text)
+    if not star.decided:
+        axes.axvspan(star.low, star.value, color=VERMILION, alpha=0.07, lw=0, zorder=0)
+    axes.plot([], [], color=GREY, lw=7, alpha=0.4, label="95% intervals of the means")
+    axes.set_xlim(-0.3, found.n_layers + 0.3)
+    axes.set_xticks([row.l for row in found.curve])
+    axes.set_xlabel("l, full layers")
+    axes.set_ylabel("validation loss (nats per token)")
+    plain(axes)
+
+
+def draw_layers(found: SettingAnswer, path_stem: Path) -> list[Path]:
+    """Draw how much each layer needs full attention: alone, removed, and in pairs."""
+    n = found.n_layers
+    side = min(4.0, max(2.7, _CELL * n))
+
+    def draw(figure: Figure, top: float) -> None:
+        tall, wide, low = figure.get_figheight(), figure.get_figwidth(), 0.55
+        effects = found.effects
+        rows = max(0.9, 2 * side / n)  # of the two single rows, inches
+        left = figure.add_axes((0.8 / wide, (low + side - rows) / tall, side / wide, rows / tall))
+        right = figure.add_axes((5.4 / wide, low / tall, side / wide, side / tall))
+        singles = np.array([[np.nan if v is None else v for v in row] for row in (effects.restore, effects.remove)])
+        pairs = np.full((n, n), np.nan)
+        for i in range(n):
+            for j in range(n):
+                value = effects.pairs[i][j] if j > i else effects.interaction[i][j] if j < i else None
+                pairs[i, j] = np.nan if value is None else value
+        _heat(figure, left, singles, "one layer (nats)")
+        left.set_yticks([0, 1], ["restore", "remove"])
+        _heat(figure, right, pairs, "two layers (nats)")
+        right.set_yticks(range(n))
+        right.set_ylabel("layer")
+        for axes in (left, right):
+            axes.set_xticks(range(n))
+            axes.set_xlabel("layer, 0 at the bottom")
+            axes.tick_params(length=0)
+        del top
+
+    title = [
+        report.layers(found) or "How much each layer needs full attention, on one seed.",
+        f"One layer. Restore: how far the loss falls below all-sparse's ({found.span}) where that layer alone is full. "
+        "Remove: how far it rises above all-full's where that layer alone is sparse.",
+        "Two layers. Above the diagonal: how far the loss falls below all-sparse's where both are full. Below it: the "
+        "same less what each gains alone; above 0, they need each other. Grey: not trained.",
+    ]
+    return write_figure(path_stem, title, side + 1.0, 0.02, draw)
+
+
+def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
+    reach = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
+    image = axes.imshow(values, cmap="PuOr", vmin=-reach or -1.0, vmax=reach or 1.0, aspect="auto")
+    axes.set_facecolor("#D5D5D5")
+    if values.shape[1] <= _MOST_NUMBERS:
+        size = 8 if values.shape[1] <= 8 else 6
+        places = min(4, max(0, 1 - int(np.floor(np.log10(reach or 1.0)))))
+        for (i, j), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                colour = "white" if abs(value) > 0.6 * reach else BLACK
+                axes.text(j, i, f"{value:.{places}f}", ha="center", va="center", fontsize=size, color=colour)
+    axes.set_title(name, fontsize=9)
+    place = axes.get_position()
+    wide = figure.get_figwidth()
+    bar = figure.colorbar(image, cax=figure.add_axes((place.x1 + 0.1 / wide, place.y0, 0.12 / wide, place.height)))
+    bar.ax.tick_params(labelsize=8)
+
+
+def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
+    """Draw l* against length and depth with the l's not excluded and the fitted laws."""
+    from layersearch.optimal_l.summary import size_of
+
+    groups: list[tuple[str, list[SettingAnswer]]] = []
+    for name in ("length", "depth"):
+        other = "depth" if name == "length" else "length"
+        held: dict[int, list[SettingAnswer]] = {}
+        for one in found.settings:
+            held.setdefault(size_of(one, other), []).append(one)
+        most = max(held.values(), key=len)
+        if len(most) > 1:
+            groups.append((name, most))
+
+    def draw(figure: Figure, top: float) -> None:
+        for number, (name, answers) in enumerate(groups):
+            axes = figure.add_subplot(1, len(groups), number + 1)
+            _draw_star(figure, axes, name, answers, found)
+        # Both panels share what stands below them; a law may be fitted in one of them only.
+        drawn = {
+            label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(drawn.values(), drawn.keys(), loc="lower center", ncols=4, fontsize=9, frameon=False)
+        figure.subplots_adjust(left=0.07, right=0.985, bottom=0.9 / figure.get_figheight(), top=top, wspace=0.18)
+
+    told = [line for name, answers in groups for line in report.law(name, found.laws.get(name, ()), len(answers))]
+    return write_figure(path_stem, ["How l* moves. Bars: the l's that are not excluded (95%).", *told], 4.0, 0.07, draw)
+
+
+def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequence[SettingAnswer]) -> None:
+    """Draw l* of every size, against the best found and, beside it, against all-full, with the l's not excluded."""
+    from matplotlib.ticker import MaxNLocator
+    from matplotlib.transforms import ScaledTranslation
+
+    axes.set_xscale("log", base=2)
+    aside = axes.transData + ScaledTranslation(9 / 72, 0, figure.dpi_scale_trans)
+    best, full = [one.l_star for one in answers], [one.l_star_all_full for one in answers]
+    kinds = (
+        (best, BLUE, "o", 8, axes.transData, "l*, against the best found"),
+        (full, VERMILION, "s", 6, aside, "l*, against all-full"),
+    )
+    for stars, colour, marker, big, place, label in kinds:
+        for size, star in zip(sizes, stars, strict=True):
+            axes.plot([size] * 2, [star.low, star.value], "_-", color=colour, lw=1.5, ms=8, zorder=3, transform=place)
+        values = [star.value for star in stars]
+        axes.plot(sizes, values, marker, color=colour, ms=big, mec="white", label=label, zorder=4, transform=place)
+    axes.set_ylim(-0.5, max(*(star.value for star in (*best, *full)), 1) + 0.5)
+    axes.yaxis.set_major_locator(MaxNLocator(integer=True))
+    room = (sizes[-1] / sizes[0]) ** 0.12
+    axes.set_xlim(sizes[0] / room, sizes[-1] * room)
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    plain(axes)
+
+
+def _draw_star(figure: Figure, axes: Axes, name: str, answers: Sequence[SettingAnswer], found: OptimalL) -> None:
+    from layersearch.optimal_l.summary import size_of
+
+    answers = sorted(answers, key=lambda one: size_of(one, name))
+    sizes = [size_of(one, name) for one in answers]
+    draw_stars(figure, axes, sizes, answers)
+    grid = np.geomspace(sizes[0], sizes[-1], 60)
+    for law, style in zip(found.laws.get(name, ()), ("-", "--"), strict=False):
+        axes.plot(grid, [law.at(float(size)) for size in grid], style, color=GREY, lw=1.4, label=law.form, zorder=2)
+    axes.set_xlabel("sequence length (tokens)" if name == "length" else "depth (layers)")
+    axes.set_ylabel("l* (full layers)")

@@ -1,0 +1,377 @@
+"""A search space for one model size: its variables, its schedules, their cost, and how to move among them.
+
+A space is the product of its variables' choices or, where all sparse layers share one span, the union of one product
+for each sparse span: the *parts*. Schedules without a sparse layer lie in all of them.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+from layersearch.errors import UserError, did_you_mean
+from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule.cost import budget_ratio, span_pairs
+from layersearch.schedule.space import check_range
+
+if TYPE_CHECKING:
+    from layersearch.schedule.space import Space
+
+Part = tuple[tuple[Span, ...], ...]
+"""The choices of each group of layers, none of which excludes another."""
+
+
+class BoundSpace:
+    """A space for one model size: its variables, its schedules and their cost."""
+
+    def __init__(self, space: Space, *, n_layers: int, seq_len: int, n_heads: int) -> None:
+        self.space, self.n_layers, self.seq_len, self.n_heads = space, n_layers, seq_len, n_heads
+        where = f"search space {space.name!r}"
+        spans = {text: Span.parse(text) for text in space.choices}
+        for text, span in spans.items():
+            try:
+                Schedule((span,)).check(seq_len=seq_len, n_heads=n_heads)
+            except UserError as error:
+                raise UserError(f"{where}: choice {text}: {str(error).removeprefix('layer 0: ')}") from None
+        for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
+            if layer >= n_layers:
+                raise UserError(
+                    f"{where}: there is no layer {layer} in a model of {n_layers}; the last is {n_layers - 1}"
+                )
+        if space.pattern is not None and space.pattern > n_layers:
+            raise UserError(
+                f"{where}: pattern {space.pattern} is longer than the model's {n_layers} layers; shorten it"
+            )
+
+        self.groups: tuple[tuple[int, ...], ...] = tuple(_groups(space, n_layers))
+        """Layers that share one choice, each group sorted, the groups sorted by their first layer."""
+        options = []
+        for group in self.groups:
+            allowed = [text for text in space.choices if all(text in space.layers.get(at, (text,)) for at in group)]
+            if not allowed:
+                raise UserError(f"{where}: layers {list(group)} share a choice but 'layers' leaves them none in common")
+            options.append(tuple(spans[text] for text in allowed))
+        self.options: tuple[tuple[Span, ...], ...] = tuple(options)
+        """The choices of each group, in the file's order."""
+        self.parts: tuple[Part, ...] = (self.options,)
+        """Products of choices whose union the space is: one, or one for each sparse span."""
+        if space.one_sparse:
+            self.parts = _parts(self.options)
+            if not self.parts:
+                raise UserError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
+        self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
+        """Schedules without a sparse layer, which lie in all parts."""
+        digits = max(2, len(str(n_layers - 1)))
+        self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
+        self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
+        self._full_pairs = n_layers * span_pairs(presets.FULL, seq_len, n_heads)
+
+    @property
+    def variables(self) -> dict[str, tuple[str, ...]]:
+        """One categorical per group that has a choice: its name (after its first layer) and the spans' texts."""
+        return {
+            name: tuple(str(span) for span in options)
+            for name, options in zip(self._names, self.options, strict=True)
+            if len(options) > 1
+        }
+
+    @property
+    def size(self) -> int:
+        """The number of schedules, exactly."""
+        return sum(_size(part) - self._free for part in self.parts) + self._free
+
+    def decode(self, params: Mapping[str, str]) -> Schedule:
+        """Return the schedule that values of `variables` stand for; with ``one_sparse`` it may lie outside the space.
+
+        Raises:
+            UserError: if a variable is missing, not known, or has a value that is none of its choices.
+        """
+        variables = self.variables
+        for name in params:
+            if name not in variables:
+                raise UserError(f"the search space has no variable {name!r}{did_you_mean(name, variables)}")
+        chosen = []
+        for name, options in zip(self._names, self.options, strict=True):
+            if len(options) == 1:
+                chosen.append(options[0])
+                continue
+            if name not in params:
+                raise UserError(f"the variable {name!r} is missing; give one of {', '.join(variables[name])}")
+            if params[name] not in variables[name]:
+                raise UserError(f"{name}: {params[name]!r} is no choice{did_you_mean(params[name], variables[name])}")
+            chosen.append(options[variables[name].index(params[name])])
+        return self._schedule(chosen)
+
+    def encode(self, schedule: Schedule) -> dict[str, str] | None:
+        """Return the values of `variables` that stand for a schedule; None where it lies outside the space."""
+        if len(schedule) != self.n_layers:
+            return None
+        params = {}
+        for name, group, options in zip(self._names, self.groups, self.options, strict=True):
+            span = schedule[group[0]]
+            if span not in options or any(schedule[layer] != span for layer in group):
+                return None
+            if len(options) > 1:
+                params[name] = str(span)
+        if self.space.one_sparse and len({span for span in schedule if not span.is_full}) > 1:
+            return None
+        return params
+
+    def check(self, schedule: Schedule) -> None:
+        """Refuse a schedule that the space does not hold.
+
+        Raises:
+            UserError: names the space.
+        """
+        if len(schedule) != self.n_layers:
+            raise UserError(
+                f"schedule '{schedule}' has {len(schedule)} layers, the model {self.n_layers}; give one span per layer"
+            )
+        if self.encode(schedule) is None:
+            raise UserError(f"schedule '{schedule}' lies outside search space {self.space.name!r}")
+
+    def cost(self, schedule: Schedule) -> float:
+        """Return the exact cost as a share of the all-full schedule's."""
+        try:
+            return sum([self._pairs[span] for span in schedule]) / self._full_pairs
+        except KeyError:  # all-full, in a space that does not hold it
+            return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
+
+    def cheapest(self) -> Schedule:
+        """Return the schedule of lowest cost; of equal choices, the first in the file."""
+        return min(map(self._cheapest, self.parts), key=self.cost)
+
+    def _cheapest(self, part: Part) -> Schedule:
+        return self._schedule([min(options, key=self._pairs.__getitem__) for options in part])
+
+    @property
+    def cost_range(self) -> tuple[float, float]:
+        """The lowest and the highest cost of a schedule in the space, as shares of the all-full schedule's."""
+        dearest = [
+            self._schedule([max(options, key=self._pairs.__getitem__) for options in part]) for part in self.parts
+        ]
+        return self.cost(self.cheapest()), max(map(self.cost, dearest))
+
+    def check_budget(self, budget: float) -> None:
+        """Refuse a budget that no schedule of the space can meet.
+
+        Raises:
+            UserError: if it lies outside (0, 1] or below the cheapest schedule; names the lowest that can be met.
+        """
+        check_range(budget)
+        lowest = self.cost_range[0]
+        if budget < lowest:
+            raise UserError(
+                f"budget {budget:g} is below what search space {self.space.name!r} can reach: its cheapest schedule "
+                f"({self.cheapest()}) costs {lowest:.4g}; raise the budget to {math.ceil(lowest * 1e4) / 1e4:g} "
+                "or add a smaller span to choices"
+            )
+
+    def named_baselines(self, budget: float) -> dict[str, Schedule]:
+        """Return the baselines that every search trains, by name.
+
+        ``all_full`` (the reference of every cost, trained even where the space does not hold it), ``all_sparse`` (the
+        cheapest sparse choice everywhere), and ``bottom(l)``, ``top(l)``, ``middle(l)`` and ``interleaved(l)``, each at
+        the largest 1 <= l < n_layers that costs at most the budget and that the space can express; where there is none,
+        the name is absent. Every schedule stands here once; if several names mean it, its key holds them all, as in
+        ``"middle(1) = interleaved(1)"``.
+
+        Args:
+            budget: largest cost, as a share of the all-full schedule's.
+
+        Raises:
+            UserError: as `check_budget`.
+        """
+        self.check_budget(budget)
+        sparse = [
+            tuple(tuple(s for s in options if not s.is_full) or options for options in part) for part in self.parts
+        ]
+        all_sparse = min(map(self._cheapest, sparse), key=self.cost)
+        all_full = presets.all_full(self.n_layers)
+        named: dict[Schedule, list[str]] = {all_sparse: ["all_sparse"]}
+        span = self.baseline_span
+        if span is not None:
+            for place in (presets.bottom, presets.top, presets.middle, presets.interleaved):
+                for l in range(self.n_layers - 1, 0, -1):  # noqa: E741
+                    schedule = place(self.n_layers, l, span)
+                    if self.cost(schedule) <= budget and self.encode(schedule) is not None:
+                        named.setdefault(schedule, []).append(f"{place.__name__}({l})")
+                        break
+        named.pop(all_full, None)  # a space that is full everywhere: nothing in it is sparse
+        return {"all_full": all_full} | {" = ".join(names): schedule for schedule, names in named.items()}
+
+    @property
+    def baseline_span(self) -> Span | None:
+        """The sparse span of the named baselines: the one the space states, or its cheapest; None: it has none."""
+        if self.space.baseline_span is not None:
+            return Span.parse(self.space.baseline_span)
+        sparse = [span for span in self._pairs if not span.is_full]
+        return min(sparse, key=self._pairs.__getitem__, default=None)
+
+    def sample(self, rng: Random) -> Schedule:
+        """Return a schedule drawn uniformly from the space."""
+        if len(self.parts) == 1:
+            return self._schedule([rng.choice(options) for options in self.parts[0]])
+        own = [_size(part) - self._free for part in self.parts]
+        number = rng.randrange(sum(own) + self._free)
+        if number >= sum(own):
+            return self._schedule([rng.choice([s for s in options if s.is_full]) for options in self.options])
+        part = next(part for part, end in zip(self.parts, itertools.accumulate(own), strict=True) if number < end)
+        while True:  # again where no layer is sparse, which was drawn for already
+            schedule = self._schedule([rng.choice(options) for options in part])
+            if schedule.n_full < self.n_layers:
+                return schedule
+
+    def repair(self, params: Mapping[str, str], budget: float, rng: Random) -> Schedule:
+        """Return a schedule within space and budget that differs from a proposal in as few variables as possible.
+
+        Of all sets of variables of that smallest number, one is drawn; those variables take their cheapest choice and
+        then, in random order, the most expensive that still fits. The same generator state gives the same schedule.
+
+        Args:
+            params: a proposal, as for `decode`; returned unchanged where it is within the budget.
+            budget: largest cost, as a share of the all-full schedule's.
+            rng: decides between equally near schedules.
+
+        Raises:
+            UserError: as `decode` and `check_budget`.
+        """
+        self.check_budget(budget)
+        proposal = self.decode(params)
+        repaired = []
+        for part in self.parts:
+            if self.cost(self._cheapest(part)) > budget:
+                continue
+            chosen = [
+                self._nearest(proposal[group[0]], options) for group, options in zip(self.groups, part, strict=True)
+            ]
+            repaired.append(self._repair(chosen, part, budget, rng))
+        if len(repaired) == 1:
+            return repaired[0]
+        changed = [sum(s[group[0]] != proposal[group[0]] for group in self.groups) for s in repaired]
+        return rng.choice([s for s, far in zip(repaired, changed, strict=True) if far == min(changed)])
+
+    def _nearest(self, span: Span, options: Sequence[Span]) -> Span:
+        """Return a choice of a group, or the sparse one that takes its place in another part."""
+        if span in options:
+            return span
+        return min(options, key=lambda other: (other.is_full, self._pairs[other]))
+
+    def _repair(self, chosen: list[Span], part: Part, budget: float, rng: Random) -> Schedule:
+        # The comparison is made on the ratio itself, so that no rounding can put a repaired schedule over the budget.
+        used = sum(self._pairs[span] * len(group) for span, group in zip(chosen, self.groups, strict=True))
+        least = [min(options, key=self._pairs.__getitem__) for options in part]
+        saving = [
+            (self._pairs[span] - self._pairs[low]) * len(group)
+            for span, low, group in zip(chosen, least, self.groups, strict=True)
+        ]
+
+        def fits(pairs: int) -> bool:
+            return pairs / self._full_pairs <= budget
+
+        if fits(used):
+            return self._schedule(chosen)
+        ordered = sorted(saving, reverse=True)
+        number = next(k for k in range(1, len(ordered) + 1) if fits(used - sum(ordered[:k])))
+        changed: list[int] = []
+        for left in range(number - 1, -1, -1):
+            # A variable may be drawn if the `left` best of the others can still bring the cost down to the budget.
+            open_ = [at for at in range(len(saving)) if at not in changed]
+            drawable = []
+            for at in open_:
+                best = sorted((saving[other] for other in open_ if other != at), reverse=True)[:left]
+                if fits(used - saving[at] - sum(best)):
+                    drawable.append(at)
+            changed.append(rng.choice(drawable))
+            used -= saving[changed[-1]]
+        for at in changed:
+            chosen[at] = least[at]
+        rng.shuffle(changed)
+        for at in changed:
+            width, low = len(self.groups[at]), self._pairs[least[at]]
+            fitting = [span for span in part[at] if fits(used + (self._pairs[span] - low) * width)]
+            most = max(self._pairs[span] for span in fitting)
+            chosen[at] = rng.choice([span for span in fitting if self._pairs[span] == most])
+            used += (most - low) * width
+        return self._schedule(chosen)
+
+    def schedules(self) -> Iterator[Schedule]:
+        """Yield every schedule; for small spaces only."""
+        for number, part in enumerate(self.parts):
+            for schedule in map(self._schedule, itertools.product(*part)):
+                if not number or schedule.n_full < self.n_layers:
+                    yield schedule
+
+    def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
+        """Yield every schedule that differs in one variable or, with ``one_sparse``, in the span of all sparse layers.
+
+        Raises:
+            UserError: if the schedule lies outside the space.
+        """
+        self.check(schedule)
+        chosen = [schedule[group[0]] for group in self.groups]
+        for at, options in enumerate(self.options):
+            for span in self._others(chosen, at, options):
+                yield self._schedule([*chosen[:at], span, *chosen[at + 1 :]])
+        yield from self._resized(chosen)
+
+    def neighbour(self, schedule: Schedule, rng: Random) -> Schedule:
+        """Return one of `neighbours`, drawn uniformly over what can be changed and then over how."""
+        chosen = [schedule[group[0]] for group in self.groups]
+        changes = [
+            [(at, span) for span in self._others(chosen, at, options)] for at, options in enumerate(self.options)
+        ]
+        resized = list(self._resized(chosen))
+        at = rng.choice([at for at, others in enumerate([*changes, resized]) if others])
+        if at == len(changes):
+            return rng.choice(resized)
+        at, chosen[at] = rng.choice(changes[at])
+        return self._schedule(chosen)
+
+    def _others(self, chosen: Sequence[Span], at: int, options: Sequence[Span]) -> list[Span]:
+        """Return what a group may be in place of what it is, the others staying as they are."""
+        others = [span for span in options if span != chosen[at]]
+        if self.space.one_sparse:
+            used = {span for group, span in enumerate(chosen) if group != at and not span.is_full}
+            others = [span for span in others if span.is_full or used <= {span}]
+        return others
+
+    def _resized(self, chosen: Sequence[Span]) -> Iterator[Schedule]:
+        """Yield the schedules in which all sparse layers, two groups or more, have another span."""
+        sparse = [at for at, span in enumerate(chosen) if not span.is_full]
+        if not self.space.one_sparse or len(sparse) < 2:
+            return
+        for part in self.parts:
+            others = [[span for span in part[at] if not span.is_full] for at in sparse]
+            if all(others) and others[0] != [chosen[sparse[0]]]:
+                new = dict(zip(sparse, (spans[0] for spans in others), strict=True))
+                yield self._schedule([new.get(at, span) for at, span in enumerate(chosen)])
+
+    def _schedule(self, chosen: Sequence[Span]) -> Schedule:
+        spans: list[Span | None] = [None] * self.n_layers
+        for group, span in zip(self.groups, chosen, strict=True):
+            for layer in group:
+                spans[layer] = span
+        return Schedule(tuple(span for span in spans if span is not None))
+
+
+def _parts(options: Part) -> tuple[Part, ...]:
+    """Return the product of choices for each sparse span, those left out in which a group has no choice."""
+    sparse = dict.fromkeys(span for group in options for span in group if not span.is_full)
+    parts = [tuple(tuple(s for s in group if s.is_full or s == span) for group in options) for span in sparse]
+    return tuple(part for part in parts if all(part)) if parts else (options,)
+
+
+def _size(part: Part) -> int:
+    return math.prod(len(options) for options in part)
+
+
+def _groups(space: Space, n_layers: int) -> list[tuple[int, ...]]:
+    if space.pattern is not None:
+        return [tuple(range(first, n_layers, space.pattern)) for first in range(space.pattern)]
+    tied = {layer for group in space.tied for layer in group}
+    free = [(layer,) for layer in range(n_layers) if layer not in tied]
+    return sorted([*free, *(tuple(sorted(group)) for group in space.tied)])

@@ -1,0 +1,1 @@
+"""The search: plan, journal, loop, pruning, run folder."""

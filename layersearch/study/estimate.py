@@ -1,0 +1,171 @@
+"""What a search will cost, before it trains anything: trials, FLOPs, memory and time."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from layersearch.config.recipe import Recipe, deepspeed_file
+from layersearch.data import open_source
+from layersearch.errors import UserError
+from layersearch.model.flops import model_flops, parameters
+from layersearch.schedule import Schedule
+from layersearch.schedule.presets import all_full
+from layersearch.schedule.space import Space
+from layersearch.study.plan import Plan, make_plan
+from layersearch.training.deepspeed_config import zero_stage
+from layersearch.training.memory import activation_bytes, model_bytes
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.pool import LocalPool, Pool
+
+TIMED_FLOPS = 2e12
+"""A recipe is timed by training steps of it if all steps timed take at most so many FLOPs."""
+_TIMED_STEPS = (2, 8)
+BACKWARD = 2
+"""FLOPs of a backward pass over those of the forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A plan and what it needs."""
+
+    budget: float
+    baselines: tuple[tuple[str, str, float], ...]
+    """(name, schedule, cost as a share of all-full)."""
+    schedules_in_space: int
+    """Distinct schedules the space holds, whatever they cost."""
+    proposals: int
+    """Distinct schedules that will be proposed and trained beside the baselines, at the most."""
+    sampler: str
+    """Proposes them, see `SearchConfig`."""
+    pruner: str
+    """Stops them early, see `SearchConfig`."""
+    confirm_trials: int
+    """Full trials at fresh seeds."""
+    full_trials: float
+    """All training, in full trials of the same number of steps; early stops counted."""
+    vocab_size: int
+    """Tokens the model knows."""
+    parameters: int
+    """Of the proxy model."""
+    step_flops: int
+    """Multiply-adds of one training step of the all-full schedule, forward and backward."""
+    total_flops: float
+    """Multiply-adds of the whole search, every trial counted as all-full: an upper bound."""
+    model_bytes: int
+    """Weights, gradients and the optimiser's moments that one rank holds, float32, under the recipe's ZeRO stage."""
+    activation_bytes: int
+    """What one rank keeps of a forward pass of the all-full schedule for the backward pass."""
+    seconds: float | None
+    """Estimated from timed steps on this machine; None where that would take too long or no such device is here."""
+    seconds_note: str
+    """How the time was estimated, or why it was not."""
+
+
+def estimate(
+    recipe: Recipe, space: Space, budget: float, seed: int, cache: Path | None = None, *, elsewhere: bool = False
+) -> Estimate:
+    """Return what a search would cost.
+
+    Args:
+        recipe: what one trial runs.
+        space: what may vary.
+        budget: the largest attention cost, as a share of the all-full schedule's.
+        seed: of the search.
+        cache: folder of prepared data; None: the default one.
+        elsewhere: the trials will run on a Ray cluster. It is not asked, and the time says of which machine it is.
+
+    Raises:
+        UserError: as the search itself would.
+    """
+    model, training = recipe.model, recipe.training
+    bound = space.bind(n_layers=model.n_layers, seq_len=training.seq_len, n_heads=model.n_heads)
+    plan = make_plan(recipe, bound, budget, seed)
+    vocab_size = _vocabulary(recipe)
+    full = all_full(model.n_layers)
+    forward = model_flops(model, vocab_size, full, seq_len=training.seq_len)
+    step_flops = forward * (1 + BACKWARD) * training.batch_size
+    seconds, note = _seconds(recipe, plan, full, step_flops, cache)
+    if elsewhere and seconds is not None:
+        note += (
+            f". That is this machine, no cluster was asked: it holds on Ray for machines like this one with room for "
+            f"{recipe.search.workers} workers at a time"
+        )
+    return Estimate(
+        budget=budget,
+        baselines=tuple((name, text, bound.cost(Schedule.parse(text))) for name, text in plan.baselines),
+        schedules_in_space=bound.size,
+        proposals=plan.proposals,
+        sampler=recipe.search.sampler,
+        pruner=str(recipe.search.pruner),
+        confirm_trials=plan.confirm_trials,
+        full_trials=plan.full_trials(),
+        vocab_size=vocab_size,
+        parameters=parameters(model, vocab_size),
+        step_flops=step_flops,
+        total_flops=step_flops * training.steps * plan.full_trials(),
+        model_bytes=model_bytes(recipe, vocab_size),
+        activation_bytes=activation_bytes(recipe, vocab_size, full),
+        seconds=seconds,
+        seconds_note=note,
+    )
+
+
+def _vocabulary(recipe: Recipe) -> int:
+    """Return the tokens of a local tokenizer, else the recipe's own word: nothing is fetched or trained for a plan."""
+    from layersearch.data import tokenizer
+
+    if recipe.pretrained is not None:
+        from layersearch.model.pretrained import load_config
+
+        return int(load_config(recipe.pretrained).vocab_size)
+    local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
+    return tokenizer.vocabulary(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
+
+
+def _seconds(
+    recipe: Recipe, plan: Plan, full: Schedule, step_flops: int, cache: Path | None
+) -> tuple[float | None, str]:
+    """Time a few real training steps of the all-full schedule in a worker process."""
+    if step_flops * sum(_TIMED_STEPS) > TIMED_FLOPS:
+        return None, "not timed: a few training steps are too long to try here"
+    if recipe.training.gpus:
+        import torch
+
+        if not torch.cuda.is_available():
+            return None, "not timed: the recipe asks for a GPU and none is here"
+    open_source(recipe.data, recipe.training.seq_len, cache)
+    workers = recipe.search.workers
+    timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
+    trial = Trial(schedule=str(full), seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as logs:
+        pool = LocalPool(timed, workers, Path(logs), cache)
+        try:
+            # One trial a worker at a time, so that they slow each other as they will. The first starts the workers
+            # and compiles what is compiled; it need not be long.
+            _on_each(pool, trial, workers, lambda step, loss: False)
+            start_up = time.perf_counter() - began
+            records = _on_each(pool, trial, workers, None)
+        finally:
+            pool.close()
+    train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * recipe.training.steps
+    checks = len(plan.checkpoints) + 1
+    evaluate = max(record.eval_seconds for record in records) / 2 * checks
+    setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)
+    started_anew = plan.trials / workers if zero_stage(deepspeed_file(recipe)) == 3 else 1
+    seconds = start_up * started_anew + (train + evaluate + setup) * plan.full_trials() / workers
+    return seconds, f"as if all were all-full, from {_TIMED_STEPS[1]} steps timed in each of {workers} workers here"
+
+
+def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | None) -> list[TrialRecord]:
+    """Run one trial on each worker, all at once."""
+    futures = [pool.submit(replace(trial, seed=trial.seed + index), keep_going) for index in range(workers)]
+    records = [future.result() for future in futures]
+    for record in records:
+        if record.state == "failed":
+            raise UserError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
+    return records

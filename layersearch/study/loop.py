@@ -1,0 +1,239 @@
+"""The ladder of a search: baselines, then generations of proposals that race, then fresh seeds that confirm.
+
+1. Baselines are trained to the end at the search's seed, so that every figure has them.
+2. Generations of proposals race: at each rung the recipe's pruner stops the trials that are behind.
+3. The best proposals within the budget and all baselines are trained at fresh seeds, the same for all. The winner is
+   named from these alone: the seed that selected a schedule would flatter it.
+
+What a generation proposes and stops depends on earlier generations only. So the same seed gives the same records
+whatever the number of workers and whichever is quicker, and a search that was killed goes on as if it had not been.
+A trial that failed is trained again when the search is taken up again; its later record counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+
+from layersearch.errors import UserError
+from layersearch.files import write_text
+from layersearch.results.analyze import analyse
+from layersearch.results.pareto import nondominated
+from layersearch.results.result import PROPOSED, Result
+from layersearch.results.verdict import winner_evidence
+from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.files import schedule_text
+from layersearch.study.journal import Study
+from layersearch.study.plan import GENERATION, Listener, Plan, Progress
+from layersearch.study.pruning import Foresight, Halving
+from layersearch.study.run_folder import RunFolder
+from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.workers.pool import Pool
+
+
+class Ladder:
+    """One search, from its first baseline to its winner. See the module's text."""
+
+    def __init__(self, plan: Plan, space: BoundSpace, folder: RunFolder, study: Study, pool: Pool, listener: Listener):
+        self._plan, self._space, self._folder, self._study, self._pool = plan, space, folder, study, pool
+        self._listener = listener
+        found = folder.records()
+        self._records = [record for record in found if record.state != "failed"]
+        made = {record.key for record in self._records}
+        self._to_retry = {r.schedule for r in found if r.phase == "search" and r.key not in made}
+        self._resumed = len(self._records)
+        self._planned = plan.trials
+        self._planned_steps = plan.full_trials() * plan.recipe.training.steps
+        self._began = time.monotonic()
+
+    def run(self) -> Result:
+        """Run what is left and write the results; return them."""
+        for record in self._search_records():
+            self._study.tell(record)  # a kill may have come between the record and the study
+        for text in sorted(self._to_retry):
+            self._study.retry(text)
+        self._train_baselines()
+        reasons = [record.error for record in self._records if record.state == "failed"]
+        if len(reasons) == len(self._records):
+            raise UserError(
+                f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out, "
+                "or, if the machine was the cause, run the same command again"
+            )
+        self._race()
+        self._confirm()
+        return self._finish()
+
+    def confirm(self, schedules: Sequence[Schedule]) -> Result:
+        """Train schedules at the confirming seeds, whatever the search thought of them."""
+        names = {text: name for name, text in self._plan.baselines}
+        trials = [
+            Trial(
+                schedule=str(schedule),
+                seed=seed,
+                phase="confirm",
+                role=names.get(str(schedule), PROPOSED),
+                checkpoints=self._plan.checkpoints,
+            )
+            for seed in self._plan.confirm_seeds
+            for schedule in dict.fromkeys(schedules)
+        ]
+        made = {record.key for record in self._records}
+        new = sum((trial.schedule, trial.seed, trial.phase) not in made for trial in trials)
+        self._planned = len(self._records) + new
+        self._planned_steps = sum(r.steps for r in self._records) + new * self._plan.recipe.training.steps
+        self._train("confirm", trials, None)
+        return self._finish()
+
+    def _finish(self) -> Result:
+        tolerance = self._plan.recipe.search.tolerance
+        result = analyse(self._records, self._plan.budget, tolerance=tolerance, space=self._space)
+        self._write(result)
+        self._announce("done", None)
+        return result
+
+    def _train_baselines(self) -> None:
+        entered = self._study.generations()
+        for name, text in self._plan.baselines:
+            if text not in entered:
+                self._study.enter(Schedule.parse(text), name, 0)
+        self._train("baselines", [self._search_trial(text, name) for name, text in self._plan.baselines], None)
+
+    def _race(self) -> None:
+        entered = self._study.generations()
+        for generation in sorted({entered[text] for text in self._to_retry if entered.get(text, 0) > 0}):
+            self._train_generation(generation, entered)
+        while True:
+            entered = self._study.generations()
+            generation = max([1, *entered.values()])
+            members = [text for text, number in entered.items() if number == generation]
+            trained = {record.schedule for record in self._search_records()}
+            if len(members) == GENERATION and trained.issuperset(members):
+                generation, members = generation + 1, []
+            # A killed search may have been in the middle of asking: the generation is filled up as it would have been.
+            proposed = sum(number > 0 for number in entered.values())
+            seen = {*entered, *(text for _, text in self._plan.baselines)}
+            room = min(self._plan.proposals - proposed, GENERATION - len(members))
+            added = 0
+            for index in range(len(members), len(members) + room):
+                schedule = self._study.propose(seen, generation, index)
+                if schedule is None:
+                    break
+                members.append(str(schedule))
+                seen.add(str(schedule))
+                added += 1
+            if not added and trained.issuperset(members):
+                return
+            self._train_generation(generation, self._study.generations())
+
+    def _train_generation(self, generation: int, entered: Mapping[str, int]) -> None:
+        members = [text for text, number in entered.items() if number == generation]
+        earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
+        trials = [self._search_trial(text, PROPOSED) for text in members]
+        self._train("search", trials, self._pruner(earlier, members))
+
+    def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[str]) -> Halving | Foresight | None:
+        """Return the recipe's pruner for a generation; None where every trial runs to the end."""
+        search = self._plan.recipe.search
+        if search.pruner == "none" or not self._plan.checkpoints:
+            return None
+        if search.pruner == "expected_gain":
+            schedules, steps = [Schedule.parse(text) for text in members], self._plan.recipe.training.steps
+            return Foresight(self._space, self._plan.budget, earlier, schedules, steps)
+        assert search.reduction is not None
+        return Halving(self._space, earlier, search.reduction)
+
+    def _confirm(self) -> None:
+        chosen = list(self._plan.baselines)
+        named = {text for _, text in chosen}
+        complete = [
+            r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named
+        ]
+        within = sorted(
+            (r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost, r.schedule)
+        )
+        # The frontier's own schedules first, lowest loss first, so that the confirmed frontier is the found one.
+        front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
+        ranked = sorted(within, key=lambda r: (r not in front, r.loss))
+        chosen += [(r.role, r.schedule) for r in ranked[: self._plan.recipe.search.finalists]]
+        self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
+        self._train(
+            "confirm",
+            [
+                Trial(schedule=text, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
+                for seed in self._plan.confirm_seeds
+                for role, text in chosen
+            ],
+            None,
+        )
+
+    def _search_trial(self, text: str, role: str) -> Trial:
+        return Trial(schedule=text, seed=self._plan.seed, role=role, checkpoints=self._plan.checkpoints)
+
+    def _search_records(self) -> list[TrialRecord]:
+        return [r for r in self._records if r.phase == "search"]
+
+    def _train(self, phase: str, trials: Sequence[Trial], rule: Halving | Foresight | None) -> None:
+        """Run the trials that have no record yet; tell the study in the order they were asked."""
+        done = {(r.schedule, r.seed, r.phase) for r in self._records}
+        todo = [t for t in trials if (t.schedule, t.seed, t.phase) not in done]
+        futures: dict[Future[TrialRecord], Trial] = {}
+        for trial in todo:
+            keep_going = None
+            if rule is not None:
+                keep_going = functools.partial(rule.keep_going, trial.schedule)
+            futures[self._pool.submit(trial, keep_going)] = trial
+        try:
+            pending = set(futures)
+            while pending:
+                ready, pending = wait(pending, return_when=FIRST_COMPLETED)
+                for future in ready:
+                    record = future.result()
+                    self._folder.append(record)
+                    self._records.append(record)
+                    self._announce(phase, record)
+        finally:
+            for future in futures:
+                future.cancel()
+        if phase != "confirm":
+            records = {r.schedule: r for r in self._search_records()}
+            for trial in trials:  # those too that have a record from before: the journal may have lost its end
+                self._study.tell(records[trial.schedule])
+
+    def _announce(self, phase: str, last: TrialRecord | None) -> None:
+        new = len(self._records) - self._resumed
+        left = None
+        if new:
+            # Stopped trials are short: what is left is judged by training steps, not by trials.
+            done_steps = sum(r.steps for r in self._records[self._resumed :])
+            before = sum(r.steps for r in self._records[: self._resumed])
+            left = (
+                max(0.0, self._planned_steps - before - done_steps)
+                / max(1, done_steps)
+                * (time.monotonic() - self._began)
+            )
+        within = [r for r in self._search_records() if r.state == "complete" and r.cost <= self._plan.budget]
+        self._listener(
+            Progress(
+                phase=phase,
+                done=len(self._records),
+                planned=max(self._planned, len(self._records)),
+                best=min(within, key=lambda r: (r.loss, r.cost), default=None),
+                last=last,
+                seconds_left=0.0 if phase == "done" else left,
+            )
+        )
+
+    def _write(self, result: Result) -> None:
+        from layersearch.results.plots.noise import plot_signal
+        from layersearch.results.plots.pareto import plot_pareto
+
+        write_text(self._folder.path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        plot_pareto(result, self._folder.path / "pareto")
+        plot_signal(result, self._folder.path / "signal")
+        if result.winner is not None:
+            winner = Schedule.parse(result.winner.schedule)
+            write_text(self._folder.path / "winner.yaml", schedule_text(winner, winner_evidence(result)))

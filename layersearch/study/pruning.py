@@ -1,0 +1,85 @@
+"""Successive halving at equal cost: which trial goes on past a rung.
+
+Optuna cannot prune a study of several objectives, and telling it an early loss as a final one would poison it; so the
+rule stands here and the study never sees a stopped trial's loss.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterable, Mapping
+from random import Random
+
+from layersearch.schedule import Schedule
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.surrogate.acquisition import Observation, Outlook
+from layersearch.training.record import TrialRecord
+
+
+class Halving:
+    """Decides at each rung from trials that were finished before.
+
+    A trial competes only with those that cost no more than it does: a dear schedule cannot end a cheap one, which
+    would erase the cheap end of the frontier. Because only earlier generations are looked at, the answer does not
+    depend on which worker is quicker.
+
+    Args:
+        space: the bound space.
+        records: trials of earlier generations, of the same phase and seed.
+        reduction: of the trials at a rung that cost no more, one in so many goes on.
+    """
+
+    def __init__(self, space: BoundSpace, records: Iterable[TrialRecord], reduction: int) -> None:
+        self._space = space
+        self._peers: list[tuple[float, Mapping[int, float]]] = [(r.cost, dict(r.curve)) for r in records]
+        self._reduction = reduction
+
+    def keep_going(self, schedule: str, step: int, loss: float) -> bool:
+        """Tell whether a trial with this loss at this rung is worth its full training."""
+        cost = self._space.cost(Schedule.parse(schedule))
+        losses = [curve[step] for peer_cost, curve in self._peers if peer_cost <= cost and step in curve]
+        if len(losses) < self._reduction:
+            return True  # too few to compare with
+        places = math.ceil((len(losses) + 1) / self._reduction)
+        return sum(other < loss for other in losses) < places
+
+
+def observation(record: TrialRecord) -> Observation:
+    """Return what a trial has shown, by share of its training."""
+    curve = tuple((step / record.full_steps, loss) for step, loss in record.curve)
+    return Observation(schedule=record.parsed(), seed=record.seed, curve=curve)
+
+
+class Foresight:
+    """Decides at each rung from what earlier generations let expect. See `Outlook.keep_going`.
+
+    Like `Halving` it looks at earlier generations only, so that no answer depends on which worker is quicker.
+
+    Args:
+        space: the bound space.
+        budget: of the search.
+        records: trials of earlier generations, of the same phase and seed.
+        members: schedules of the generation in training.
+        steps: of a full trial.
+    """
+
+    def __init__(
+        self,
+        space: BoundSpace,
+        budget: float,
+        records: Iterable[TrialRecord],
+        members: Collection[Schedule],
+        steps: int,
+    ) -> None:
+        seen = [observation(record) for record in records if record.state != "failed"]
+        self._outlook, self._steps = Outlook(space, budget, seen), steps
+        self._seed = seen[0].seed if seen else 0
+        self._curves: dict[str, list[tuple[float, float]]] = {str(schedule): [] for schedule in members}
+        taken = {*members, *(o.schedule for o in seen)}
+        self._fresh = self._outlook.fresh_gain(taken, Random(self._seed))
+
+    def keep_going(self, schedule: str, step: int, loss: float) -> bool:
+        """Tell whether a trial with this loss at this rung is worth its full training."""
+        curve = self._curves[schedule]
+        curve.append((step / self._steps, loss))
+        return self._outlook.keep_going(Schedule.parse(schedule), self._seed, curve, self._fresh)

@@ -1,0 +1,1 @@
+"""The Gaussian process over schedules, its acquisition function, sampler and solver."""

@@ -1,0 +1,1 @@
+"""One trial: engine, optimizer, evaluation, record."""

@@ -1,0 +1,94 @@
+"""The DeepSpeed settings of a trial: the recipe's file, checked and completed."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from layersearch.config.recipe import TrainingConfig
+from layersearch.errors import UserError
+
+# What the recipe owns: a DeepSpeed file may leave these out, say "auto", or say the same.
+_OWNED = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "torch_autocast",
+    "bf16",
+    "fp16",
+    "optimizer",
+    "scheduler",
+)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    """Read a DeepSpeed JSON."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
+    if not isinstance(config, dict):
+        raise UserError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
+    zero = config.get("zero_optimization", {})
+    if not isinstance(zero, dict):
+        raise UserError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
+    stage = zero.get("stage", 0)
+    if type(stage) is not int or stage not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    return config
+
+
+def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
+    """Read an ordinary DeepSpeed JSON and add what the recipe owns.
+
+    Raises:
+        UserError: if the file is not JSON, or says otherwise than the recipe; names the key.
+    """
+    config = _settings(path)
+    owned: dict[str, Any] = {
+        "train_batch_size": training.batch_size,
+        "train_micro_batch_size_per_gpu": training.batch_size // training.ranks,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": training.grad_clip,
+    }
+    if training.precision == "bf16":
+        owned["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
+    for key in _OWNED:
+        given = config.pop(key, "auto")
+        if given != "auto" and given != owned.get(key):
+            raise UserError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
+    if config.get("zero_optimization", {}).get("stage", 0):
+        if training.optimizer == "muon":
+            raise UserError(
+                f"training.optimizer muon needs whole matrices, which training.deepspeed {training.deepspeed} cuts up: "
+                "name a file of ZeRO stage 0, or set training.optimizer=adamw"
+            )
+        config["zero_allow_untested_optimizer"] = True  # torch's own AdamW: DeepSpeed's fused one compiles C++ first
+    return config | owned | {"steps_per_print": 2**31}
+
+
+def _check_settings(config: dict[str, Any], training: TrainingConfig) -> None:
+    """Let DeepSpeed read its configuration by itself, so that its refusal is not taken for a trial that failed."""
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            DeepSpeedConfig(config)
+    except Exception as error:  # pydantic's and several of DeepSpeed's own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it"
+        ) from None
+
+
+def zero_stage(path: Path) -> int:
+    """Return the ZeRO stage that a DeepSpeed JSON asks for.
+
+    Raises:
+        UserError: if the file is not JSON, or names no such stage.
+    """
+    return int(_settings(path).get("zero_optimization", {}).get("stage", 0))

@@ -1,0 +1,98 @@
+"""Validation: the loss on held-out sequences, by position and by metric."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+
+from layersearch.data.source import Batch, Source
+from layersearch.model.decoder import IGNORE
+from layersearch.training.engine import RankGroup
+
+POSITION_BINS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """What one pass over the validation set found."""
+
+    loss: float
+    """Nats: the mean over sequences of each one's mean per predicted token."""
+    by_position: tuple[float, ...]
+    """In equal bins of token position, first tokens first; bins without a target are dropped."""
+    edges: tuple[int, ...]
+    """Right edges of those bins, in tokens."""
+    losses: np.ndarray
+    """Of each target, 0 where not scored, [sequences, tokens]."""
+    correct: np.ndarray
+    """Whether each target was predicted, [sequences, tokens]."""
+
+
+def named_metrics(source: Source, batch: Batch, measured: Measured) -> dict[str, float]:
+    """Return the source's measures and the loss of each part that it names."""
+    scored = batch.targets != IGNORE
+    by_group = {
+        f"{name}_loss": float(measured.losses[part & scored].mean()) for name, part in source.groups(batch).items()
+    }
+    return source.metrics(measured.correct, batch) | by_group
+
+
+def validate(
+    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Batch, rows_at_once: int, group: RankGroup
+) -> Measured:
+    """Return the validation loss, whole and by position; each rank scores its share of the rows.
+
+    Args:
+        token_losses: as `Engine.token_losses`.
+        batch: the validation set.
+        rows_at_once: sequences, over all ranks.
+        group: this process's place among the ranks.
+    """
+    n_rows, tokens = batch.tokens.shape
+    losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
+    correct = torch.zeros(n_rows, tokens, dtype=torch.float64)
+    # Every rank walks through all chunks, its rows of each, so that ZeRO-3's gathers meet.
+    for start in range(0, n_rows, rows_at_once):
+        stop = min(start + rows_at_once, n_rows)
+        own = slice(
+            start + (stop - start) * group.rank // group.size, start + (stop - start) * (group.rank + 1) // group.size
+        )
+        rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
+        chunk = Batch(batch.tokens[rows], batch.targets[rows])
+        found, predicted = token_losses(*_to_device(chunk, group))
+        if rows == own:
+            losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
+    losses, correct = _sum_over_ranks(losses, group), _sum_over_ranks(correct, group)
+    scored = torch.from_numpy(batch.targets != IGNORE)
+    edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]
+    by_position, kept = [], []
+    for low, high in zip([0, *edges[:-1]], edges, strict=True):
+        count = int(scored[:, low:high].sum())
+        if count:
+            by_position.append(float(losses[:, low:high].sum()) / count)
+            kept.append(high)
+    return Measured(
+        loss=float((losses.sum(dim=1) / scored.sum(dim=1)).mean()),
+        by_position=tuple(by_position),
+        edges=tuple(kept),
+        losses=losses.numpy(),
+        correct=(correct > 0.5).numpy(),
+    )
+
+
+def _sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
+    """Return the ranks' sum, on the CPU; every rank calls this."""
+    if group.size == 1:
+        return values
+    values = values.to(group.device)  # NCCL reduces on GPUs only
+    torch.distributed.all_reduce(values)
+    return values.cpu()
+
+
+def _to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(batch.tokens).to(group.device), torch.from_numpy(batch.targets).to(group.device)

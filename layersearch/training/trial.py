@@ -1,0 +1,175 @@
+"""One trial: a schedule trained from a seed, validated along the way, and what really ran."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from layersearch.config.recipe import Recipe, deepspeed_file
+from layersearch.data.source import Batch, Source
+from layersearch.errors import UserError
+from layersearch.model.attention.dispatch import kernel_for
+from layersearch.model.decoder import Decoder
+from layersearch.model.hf_decoder import Routed
+from layersearch.schedule import Schedule
+from layersearch.training.checkpoint import load_weights, save_weights
+from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
+from layersearch.training.engine import Engine, RankGroup, can_compile
+from layersearch.training.evaluate import Measured, _sum_over_ranks, _to_device, named_metrics, validate
+from layersearch.training.memory import _peak_memory, _reset_peak_memory
+from layersearch.training.record import State, Trial, TrialRecord, blank_record
+
+KeepGoing = Callable[[int, float], bool]
+"""Asked at each checkpoint with (step, validation loss); False stops the trial."""
+
+
+def run_trial(
+    trial: Trial, recipe: Recipe, source: Source, group: RankGroup | None = None, keep_going: KeepGoing | None = None
+) -> TrialRecord:
+    """Train one schedule and measure it. Every rank of the group calls this with the same arguments.
+
+    Two trials of one seed see the same batches in the same order and start from the same weights, whatever their
+    schedules and however many ranks train them.
+
+    Args:
+        trial: the schedule, its seed and its checkpoints.
+        recipe: the model, the data and the training.
+        source: the opened data of the recipe.
+        group: this process's place among the ranks; `layersearch.training.engine.join` must have been called.
+        keep_going: decides at each checkpoint whether the trial goes on; must answer alike on every rank.
+
+    Returns:
+        The record, state ``complete`` or ``stopped``; ``failed`` with the reason if the loss is no longer finite.
+    """
+    group = group or RankGroup()
+    began = time.perf_counter()
+    _reset_peak_memory(group.device)
+    training, schedule = recipe.training, Schedule.parse(trial.schedule)
+    if len(schedule) != recipe.model.n_layers:
+        raise UserError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
+    schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
+
+    torch.manual_seed(trial.seed)
+    path = deepspeed_file(recipe)
+    model = _model(recipe, source, schedule, group)
+    compiled = model.compiled
+    before = 0
+    if training.start is not None:
+        before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
+    if trial.save is not None and zero_stage(path) == 3:
+        raise UserError(
+            f"training.deepspeed {training.deepspeed} cuts up the weights, which are to be kept: use ZeRO 0-2"
+        )
+    engine = Engine(model, training, deepspeed_config(training, path), group)
+    validation = source.validation(training.val_sequences)
+
+    record = blank_record(trial, recipe)
+    curve: list[tuple[int, float]] = []
+    train_seconds = eval_seconds = 0.0
+    state: State = "complete"
+    error: str | None = None
+    measured: Measured | None = None
+    checkpoints = {step for step in trial.checkpoints if 0 < step < training.steps} | {training.steps}
+    step = 0
+    mark = time.perf_counter()
+    try:
+        for step, _ in train_steps(engine, source, seed=trial.seed, before=before):
+            if step not in checkpoints:
+                continue
+            now = time.perf_counter()
+            train_seconds += now - mark
+            measured = validate(engine.token_losses, validation, training.batch_size, group)
+            mark = time.perf_counter()
+            eval_seconds += mark - now
+            if not math.isfinite(measured.loss):
+                state, error = "failed", f"the loss is not finite at step {step}: lower training.learning_rate"
+                break
+            curve.append((step, measured.loss))
+            if step < training.steps and keep_going is not None and not keep_going(step, measured.loss):
+                state = "stopped"
+                break
+            mark = time.perf_counter()
+        state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
+        if trial.save is not None and state == "complete" and group.rank == 0:
+            save_weights(engine.module, Path(trial.save), before + step)
+    finally:
+        engine.close()
+    assert measured is not None
+    failed = state == "failed"
+    return replace(
+        record,
+        state=state,
+        steps=step,
+        loss=None if failed else measured.loss,
+        curve=tuple(curve),
+        loss_by_position=() if failed else measured.by_position,
+        position_edges=() if failed else measured.edges,
+        metrics=() if failed else tuple(sorted(named_metrics(source, validation, measured).items())),
+        seconds=time.perf_counter() - began,
+        train_seconds=train_seconds,
+        eval_seconds=eval_seconds,
+        peak_memory_bytes=_peak_memory(group.device),
+        kernels=tuple(kernel_for(span, group.device) for span in schedule),
+        device=_device_name(group.device),
+        precision=training.precision,
+        compiled=compiled,
+        zero_stage=zero_stage(path),
+        optimizer_state_bytes=state_bytes,
+        error=error,
+    )
+
+
+def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | Routed:
+    """Return the model that a trial starts from: new, or pre-trained and routed over the schedule."""
+    if recipe.pretrained is None:
+        training = recipe.training
+        compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
+        return Decoder(recipe.model, source.vocab_size, schedule, compiled)
+    from layersearch.model.pretrained import check_vocabulary, load_pretrained
+
+    routed = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
+    check_vocabulary(routed.rows, source.vocab_size, recipe.data.tokenizer)
+    routed.set_schedule(schedule)
+    return routed
+
+
+def train_steps(
+    engine: Engine, source: Source, *, seed: int, first: int = 0, before: int = 0
+) -> Iterator[tuple[int, Tensor]]:
+    """Train to the last step of the engine's recipe; yield the steps done so far and this rank's loss after each.
+
+    Args:
+        engine: with the model; every rank of its group calls this alike.
+        source: the data.
+        seed: of the data order.
+        first: steps that an earlier process did.
+        before: steps behind the weights it went on from, whose batches are not seen again.
+    """
+    training, group = engine.training, engine.group
+    for step in range(first, training.steps):
+        batch = source.train(seed=seed, step=before + step, batch_size=training.batch_size)
+        yield step + 1, engine.step(*_rank_rows(batch, group))
+
+
+def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
+    """Return every rank's value, rank 0 first."""
+    values = torch.zeros(group.size, dtype=torch.int64)
+    values[group.rank] = value
+    return tuple(_sum_over_ranks(values, group).tolist())
+
+
+def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
+    rows = len(batch.tokens) // group.size
+    own = slice(group.rank * rows, (group.rank + 1) * rows)
+    return _to_device(Batch(batch.tokens[own], batch.targets[own]), group)
+
+
+def _device_name(device: str) -> str:
+    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}"

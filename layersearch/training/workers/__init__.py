@@ -1,0 +1,1 @@
+"""Processes that train trials, on this machine or on Ray."""

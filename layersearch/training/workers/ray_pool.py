@@ -1,0 +1,318 @@
+"""The pool on a Ray cluster: a search on many machines, or on one.
+
+Ray places and runs the workers; the search, its study and every decision stay in the caller's process. A group has one
+placement group, of one bundle a rank (``training.threads`` CPUs and ``training.gpus`` GPUs), and one actor in each
+bundle. An actor holds a process of `layersearch.training.workers.worker`, as on one machine. Training inside the actor
+would either make it deaf to the search, or move it off the main thread, where the C library's allocator keeps less.
+
+What is the same on any pool, to the bit: which trials there are, their schedules, states, steps, losses and kernels,
+where machines and versions are the same and the trials train on the CPU (kernels of GPUs need not repeat themselves,
+on any pool). What is not: the order of the lines in ``trials.jsonl``, seconds and memory.
+
+Every machine of the cluster needs layersearch of the same version, with Ray; the recipe's local files, the cache and
+the run folder's logs are looked for at the same paths. Ranks of one machine meet on its loopback interface; ranks of
+several at the first one's address.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from layersearch.config.recipe import Recipe, TrainingConfig
+from layersearch.data import open_source
+from layersearch.errors import UserError
+from layersearch.training.workers.pool import GroupPool
+from layersearch.training.workers.process import WorkerProcess
+from layersearch.training.workers.worker_group import Group
+from layersearch.version import __version__
+
+_KNOCK, _ANSWER = 5.0, 20.0
+"""Seconds for a connection to the head node's port, and for Ray's own word that there is a cluster behind it. Ray alone
+would try for two minutes and then end the process."""
+_STORE_BYTES = 100_000_000
+"""Shared memory of a cluster of our own: trials put nothing there, and Ray would reserve a third of the memory."""
+_MAKING = 2.0
+"""Seconds in which a placement that a cluster has room for is made; milliseconds, where the machine is not busy."""
+
+
+class RayPool(GroupPool):
+    """Workers on a Ray cluster, in groups of ``recipe.training.ranks``.
+
+    A connection to Ray that the caller has made is used and left open. Otherwise one is made, and ended with the pool.
+
+    Args:
+        recipe: what the trials run.
+        workers: groups side by side, as far as the cluster has room; the others wait.
+        logs: folder for the workers' standard error, on machines where it is; elsewhere Ray's own logs have it.
+        cache: folder of prepared data; None: each machine's default one.
+        address: the cluster: ``HOST:PORT`` of its head node, or ``auto`` for one that runs on this machine. None:
+            ``$RAY_ADDRESS``, else a cluster of its own on this machine.
+
+    Raises:
+        UserError: if Ray is not installed, the address does not answer, or the cluster is too small for one trial.
+    """
+
+    def __init__(
+        self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None, *, address: str | None = None
+    ) -> None:
+        self._ours = _connect(address)
+        try:
+            _check_room(recipe.training)
+            source = open_source(recipe.data, recipe.training.seq_len, cache)
+            groups = [_RayGroup(recipe, index, logs, cache, source.fingerprint) for index in range(workers)]
+        except BaseException:
+            self._disconnect()
+            raise
+        self._asked, self._opened = groups, time.monotonic()
+        super().__init__(recipe, groups)
+
+    def close(self) -> None:
+        """End every worker, give the places back, and leave Ray if the pool had joined it."""
+        super().close()
+        # Ray 2.60 loses the room of a placement that is removed while it is being made, until the cluster ends. So each
+        # has its moment to be made, and those that wait for room go before any that would make room for them.
+        placed = [group.placed(max(0.0, self._opened + _MAKING - time.monotonic())) for group in self._asked]
+        for _, group in sorted(zip(placed, self._asked, strict=True), key=lambda pair: pair[0]):
+            group.give_back()
+        self._disconnect()
+
+    def _disconnect(self) -> None:
+        if self._ours:
+            import ray
+
+            ray.shutdown()
+            self._ours = False
+
+
+def _connect(address: str | None) -> bool:
+    """Connect to a cluster; tell whether there was no connection before."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import ray
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise UserError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
+    if ray.is_initialized():
+        joined = ray.get_runtime_context().gcs_address
+        if address is not None and address != joined:
+            raise UserError(f"--ray-address {address}: this process is connected to {joined}; disconnect it first")
+        return False
+    cluster, origin = address, "--ray-address"
+    if cluster is None and os.environ.get("RAY_ADDRESS"):
+        cluster, origin = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
+    if cluster is not None:
+        _check_answers(cluster, f"{origin} {cluster}")
+    # Else Ray hides the GPUs from ranks that ask for none, and warns that a later Ray will not.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
+    if cluster is not None:
+        started = {}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
+    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
+        raise UserError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
+    return True
+
+
+def _check_answers(address: str, where: str) -> None:
+    """Refuse an address behind which no Ray cluster of this version answers."""
+    host, colon, port = address.rpartition(":")
+    known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
+    if address != "auto" and not known:
+        raise UserError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
+    if address != "auto":
+        try:
+            socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise UserError(f"{where}: no answer ({reason}); start the cluster, or correct the address") from None
+    command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status"]
+    command += [] if address == "auto" else ["--address", address]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER, check=False)
+    except subprocess.TimeoutExpired:
+        raise UserError(f"{where}: no Ray cluster answers there; give the port of its head node (6379)") from None
+    if "AuthenticationError" in found.stderr:
+        if address != "auto":  # for a cluster of this machine Ray finds the token itself
+            raise UserError(f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+    elif found.returncode:
+        lines = [line for line in found.stderr.splitlines() if line.strip()] or ["no reason given"]
+        raise UserError(f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address")
+
+
+def _one_line(error: object) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+def _needs(training: TrainingConfig) -> dict[str, int]:
+    """Return what Ray sets aside for one rank."""
+    needs = {"CPU": training.threads, "GPU": training.gpus}
+    return {name: count for name, count in needs.items() if count}
+
+
+def _check_room(training: TrainingConfig) -> None:
+    """Refuse a trial that no placement on the cluster's machines could hold; it would wait for ever."""
+    import ray
+
+    needs = _needs(training)
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    room = sum(min(int(machine.get(name, 0) // count) for name, count in needs.items()) for machine in machines)
+    if room >= training.ranks:
+        return
+    each = " and ".join(f"{count} {name}" for name, count in needs.items())
+    total = " and ".join(f"{sum(machine.get(name, 0) for machine in machines):g} {name}" for name in needs)
+    raise UserError(
+        f"--pool ray: a trial is training.ranks {training.ranks} of {each}, and the cluster ({total} on "
+        f"{len(machines)} machines) has room for {room}: lower training.ranks, training.threads or training.gpus, or "
+        "add machines"
+    )
+
+
+class _RayGroup(Group):
+    """Actors in one placement group. Ray prefers one machine for it and takes several where none has the room."""
+
+    def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, fingerprint: str) -> None:
+        super().__init__(recipe, index, logs.resolve(), cache.resolve() if cache else None)
+        from ray.util.placement_group import placement_group
+
+        self._fingerprint = fingerprint
+        needs = _needs(recipe.training)
+        self._placement = placement_group([dict(needs) for _ in range(recipe.training.ranks)], strategy="PACK")
+
+    def placed(self, patience: float) -> bool:
+        return bool(self._placement.wait(timeout_seconds=patience))
+
+    def give_back(self) -> None:
+        """Free what was set aside for it."""
+        from ray.util.placement_group import remove_placement_group
+
+        remove_placement_group(self._placement)
+
+    def launch(self) -> None:
+        import ray
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+        self.logs.mkdir(parents=True, exist_ok=True)
+        training = self.recipe.training
+        kind = ray.remote(_Actor)
+        ranks = [
+            _RayRank(
+                kind.options(
+                    num_cpus=training.threads,
+                    num_gpus=training.gpus,
+                    scheduling_strategy=PlacementGroupSchedulingStrategy(
+                        self._placement, placement_group_bundle_index=rank
+                    ),
+                ).remote()
+            )
+            for rank in range(training.ranks)
+        ]
+        self.ranks = ranks
+        homes = [rank.home() for rank in ranks]
+        one_machine = len({home["node"] for home in homes}) == 1
+        # Ray shows an actor its own GPUs only: the first of them is the rank's.
+        device = "cuda:0" if training.gpus else "cpu"
+        met: dict[str, Any] = {"fingerprint": self._fingerprint}
+        for number, rank in enumerate(ranks):
+            host = None if number else "127.0.0.1" if one_machine else homes[0]["address"]
+            met = rank.start(self.settings(number, device) | met, self.log(number), host)
+            met = {key: met[key] for key in ("fingerprint", "rendezvous")}
+
+    def log_place(self) -> str:
+        return f"{self.logs}, or Ray's logs where that folder is not on the worker's machine"
+
+
+class _Actor(WorkerProcess):
+    """What Ray makes an actor of: a worker process, and where it is."""
+
+    def home(self) -> dict[str, Any]:
+        import ray
+
+        return {
+            "pid": os.getpid(),
+            "node": ray.get_runtime_context().get_node_id(),
+            "address": ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
+            "version": __version__,
+        }
+
+
+class _RayRank:
+    """One rank's actor, seen from the search. An actor that died says nothing more."""
+
+    def __init__(self, actor: Any) -> None:
+        self._actor = actor
+        self.pid = 0
+
+    def home(self) -> dict[str, Any]:
+        """Return the actor's process, machine and version.
+
+        Raises:
+            EOFError: if it died.
+            UserError: if its machine has another layersearch, or none.
+        """
+        found = dict(self._ask("home"))
+        self.pid = found["pid"]
+        if found["version"] != __version__:
+            raise UserError(
+                f"--pool ray: {found['address']} has layersearch {found['version']}, here is {__version__}; "
+                "install the same there"
+            )
+        return found
+
+    def start(self, settings: Mapping[str, Any], log: Path, host: str | None) -> dict[str, Any]:
+        """Start its worker process; see `WorkerProcess.start`."""
+        return dict(self._ask("start", dict(settings), log, host, Path.cwd()))
+
+    def tell(self, message: Mapping[str, Any]) -> bool:
+        try:
+            return bool(self._ask("tell", dict(message)))
+        except EOFError:
+            return False
+
+    def hear(self) -> dict[str, Any] | None:
+        try:
+            message: dict[str, Any] | None = self._ask("hear")
+            return message
+        except EOFError:
+            return None
+
+    def fate(self, patience: float) -> str:
+        try:
+            return str(self._ask("fate", patience))
+        except EOFError:
+            return "its Ray actor died"
+
+    def end(self) -> None:
+        """Kill the actor, whatever it is at; its worker ends with the pipe between them."""
+        import ray
+
+        ray.kill(self._actor)
+
+    def _ask(self, method: str, *arguments: Any) -> Any:
+        import ray
+
+        try:
+            return ray.get(getattr(self._actor, method).remote(*arguments))
+        except ray.exceptions.RayActorError as error:
+            if not error.actor_init_failed:
+                raise EOFError from None
+            reason = _one_line(str(error).strip().splitlines()[-1])
+            raise UserError(
+                f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
+                "every machine of it"
+            ) from None

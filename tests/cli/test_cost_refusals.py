@@ -1,0 +1,77 @@
+"""What a user can get wrong in a schedule, as text and as a file, and in what it is counted at."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.helpers.refusals import Line, Refuses, write
+
+MILLION = str(2**20)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param("", ("empty schedule", "expected terms such as"), id="empty"),
+        pytest.param("full ful*2", ("term 2 at character 6", "did you mean 'full'"), id="full ful*2"),
+        pytest.param("full*0", ("'full*0'", "1 to 100000"), id="full*0"),
+        pytest.param("full*x", ("'full*x'", "whole number of layers"), id="full*x"),
+        pytest.param("full*²", ("'full*²'", "whole number of layers"), id="full*²"),
+        pytest.param("full*1000000000000", ("whole number of layers", "1 to 100000"), id="full*1000000000000"),
+        pytest.param("full:3", ("'full:3'", "write 'full'"), id="full:3"),
+        pytest.param("window", ("'window'", "needs a size"), id="window"),
+        pytest.param("window:", ("'window:'", "expected a whole number for the size"), id="window:"),
+        pytest.param("window:0", ("'window:0'", "at least 1 token"), id="window:0"),
+        pytest.param("window:" + "9" * 5000, ("whole number for the size",), id="size of 5000 digits"),
+        pytest.param("window:1025", ("window:1025", "use a smaller span or 'full'"), id="window:1025"),
+        pytest.param("window:4/0", ("dilation", "at least 1"), id="window:4/0"),
+        pytest.param("window:4/2@5", ("@5", "more heads than the model's 4"), id="window:4/2@5"),
+        pytest.param("block:4/2", ("only a window can be dilated",), id="block:4/2"),
+        pytest.param("window:4+sink:0", ("drop '+sink:0'",), id="window:4+sink:0"),
+        pytest.param("window:4+las:1", ("LaS decay", "[0, 1)"), id="window:4+las:1"),
+        pytest.param("window:4+las:nan", ("LaS decay", "[0, 1)"), id="window:4+las:nan"),
+        pytest.param("window:4+las:x", ("expected a number after 'las:'",), id="window:4+las:x"),
+        pytest.param("window:4+snik:2", ("'+snik:2'", "expected +sink:G"), id="window:4+snik:2"),
+    ],
+)
+def test_cost_wrong_schedule_is_refused_in_one_line(text: str, words: tuple[str, ...], refuses: Refuses) -> None:
+    refuses(["cost", text, "--seq-len", "1024", "--heads", "4"], *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        pytest.param(["cost", "full"], ("--seq-len", "cost --help"), id="no length"),
+        pytest.param(["cost", "full", "--seq-len", "0"], ("--seq-len", "at least 1, not 0"), id="length 0"),
+        pytest.param(
+            ["cost", "full", "--seq-len", MILLION, "--heads", "0"], ("--heads", "at least 1, not 0"), id="heads 0"
+        ),
+        pytest.param(
+            ["cost", "full", "--seq-len", MILLION, "--heads", "6", "--kv-heads", "4"],
+            ("--kv-heads 4", "must divide --heads 6"),
+            id="heads not divisible",
+        ),
+        pytest.param(
+            ["cost", "full", "--seq-len", "8", "--head-dim", "-1"], ("--head-dim", "at least 1"), id="head dimension"
+        ),
+        pytest.param(["cost", "no.yaml", "--seq-len", "8"], ("no.yaml", "give an existing file"), id="no such file"),
+        *[
+            pytest.param(
+                lambda at, run, content=content: ["cost", write(at / "w.yaml", content), "--seq-len", "8"],
+                ("w.yaml", *words),
+                id=f"file {name}",
+            )
+            for name, content, words in (
+                ("without key", "verdict: good\n", ("no key 'layers'", "give a winner.yaml")),
+                ("empty", "", ("no key 'layers'", "give a winner.yaml")),
+                ("not YAML", "layers: [", ("not valid YAML", "correct it")),
+                ("a number", "layers: 3\n", ("a list with one mapping per layer",)),
+                ("wrong layer", "- kind: full\n- kind: windwo\n", ("layer 1", "did you mean 'window'")),
+                ("size in words", "- {kind: window, size: four}\n", ("layer 0", "must be a whole number, not 'four'")),
+                ("unknown key", "- {kind: window, sise: 4}\n", ("layer 0", "did you mean 'size'")),
+            )
+        ],
+    ],
+)
+def test_cost_wrong_size_or_file_is_refused_in_one_line(line: Line, words: tuple[str, ...], refuses: Refuses) -> None:
+    refuses(line, *words)

@@ -1,0 +1,137 @@
+"""What a user can get wrong in an export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.refusals import Line, Refuses, begun, write
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        pytest.param(["full*2", "--to", "hff"], ("--to 'hff'", "did you mean 'hf'"), id="unknown target"),
+        pytest.param(["full*2", "--to", "hf"], ("--to hf needs --family", "ministral, qwen2, qwen3"), id="no family"),
+        pytest.param(
+            ["full*2", "--to", "hf", "--family", "ministrel"],
+            ("--family", "did you mean 'ministral'"),
+            id="unknown family",
+        ),
+        pytest.param(
+            ["full window:8", "--to", "vllm"], ("--to vllm needs --family", "llama"), id="vllm without a family"
+        ),
+        pytest.param(
+            ["full window:8", "--to", "vllm", "--family", "qwen3"],
+            ("all-full", "--model-impl transformers"),
+            id="vllm of qwen3",
+        ),
+        pytest.param(
+            ["full window:8", "--to", "sglang", "--family", "llama"],
+            ("all-full", "--family gemma3"),
+            id="sglang of llama",
+        ),
+        pytest.param(
+            ["full window:1", "--to", "sglang", "--family", "gemma3"],
+            ("layer 1", "give window:2"),
+            id="sglang of one key",
+        ),
+        pytest.param(
+            ["full window:8", "--to", "vllm", "--family", "gpt_oss"],
+            ("hard-coded", "--family llama"),
+            id="vllm of gpt_oss",
+        ),
+        pytest.param(
+            ["full block:8", "--to", "megatron"], ("layer 1: block:8", "nearest schedule"), id="blocks for megatron"
+        ),
+        pytest.param(
+            ["full*2", "--to", "hf-remote", "--family", "qwen3"],
+            ("--family", "drop it"),
+            id="family of a modelling file",
+        ),
+        pytest.param(
+            ["full*2", "--to", "hf", "--family", "llama"],
+            ("layer_types", "give --family ministral"),
+            id="family that is deaf",
+        ),
+        pytest.param(["full*2", "--to", "yaml", "--family", "qwen3"], ("--family", "drop it"), id="family of a file"),
+        pytest.param(
+            ["full block:8", "--to", "hf", "--family", "qwen3"],
+            ("layer 1: block:8", "the nearest schedule it holds"),
+            id="blocks",
+        ),
+        pytest.param(
+            ["full window:8+sink:2", "--to", "hf", "--family", "qwen3"],
+            ("no sinks", "the nearest schedule it holds"),
+            id="sinks",
+        ),
+        pytest.param(
+            ["window:4 window:8", "--to", "hf", "--family", "qwen3"], ("layer 1", "one window size"), id="two windows"
+        ),
+        pytest.param(
+            ["full*3", "--to", "hf", "--family", "qwen3"],
+            ("3 layers, the model 2", "at its own depth"),
+            id="another depth",
+        ),
+        pytest.param(
+            ["runs/mine", "--to", "hf", "--family", "qwen3"],
+            ("no run folder 'runs/mine'",),
+            id="neither run nor schedule",
+        ),
+    ],
+)
+def test_export_what_a_target_cannot_hold_is_refused_in_one_line(
+    arguments: list[str], words: tuple[str, ...], refuses: Refuses
+) -> None:
+    refuses(["export", *arguments, "--recipe", "smoke", "--out", "new"], *words)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        pytest.param(["export", "full*2", "--out", "new"], ("--to", "export --help"), id="no target"),
+        pytest.param(["export", "full*2", "--to", "hf"], ("--out", "export --help"), id="nowhere"),
+        pytest.param(
+            ["export", "full*2", "--to", "yaml", "--out", "new"],
+            ("--recipe is missing", "name a recipe"),
+            id="no recipe",
+        ),
+        pytest.param(
+            ["export", "full window:4 " * 99, "--to", "yaml", "--recipe", "smoke", "--out", "new"],
+            ("198 layers, the model 2", "at its own depth"),
+            id="schedule longer than a file's name",
+        ),
+        pytest.param(
+            lambda at, run: [
+                *("export", str(begun(at, run, (run / "trials.jsonl").read_bytes().splitlines(keepends=True)[0]))),
+                *("--to", "yaml", "--out", "new"),
+            ],
+            ("no winner yet", "run the command that made it again"),
+            id="no winner yet",
+        ),
+        pytest.param(
+            lambda at, run: [
+                *(
+                    "export",
+                    str(run),
+                    "--to",
+                    "yaml",
+                    "--out",
+                    str(Path(write(at / "d" / "schedule.yaml", "mine")).parent),
+                )
+            ],
+            ("schedule.yaml exists and differs", "give --out another folder"),
+            id="over another file",
+        ),
+        pytest.param(
+            lambda at, run: ["export", str(run), "--to", "yaml", "--out", write(at / "f", "") + "/a"],
+            ("cannot be written", "give --out a folder that can"),
+            id="below a file",
+        ),
+    ],
+)
+def test_export_wrong_flag_or_folder_is_refused_in_one_line(
+    line: Line, words: tuple[str, ...], refuses: Refuses
+) -> None:
+    refuses(line, *words)

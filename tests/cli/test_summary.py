@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from layersearch.cli.summary import show
+from layersearch.results.analyze import analyse
+from layersearch.results.stats import power_of
+from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import a_run, confirmed, record
+
+META = {"run": "runs/first", "recipe": "laptop", "seconds": 512}
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {},
+        {"n_schedules": 6},
+        {"n_schedules": 60, "finalists": 12},
+        {"n_schedules": 80, "layers": 24, "budget": 0.27, "finalists": 30, "noise": 0.05},
+        {"n_schedules": 200, "layers": 32, "budget": 0.9, "finalists": 60},
+        {"seeds": 0},
+        {"seeds": 1},
+        {"gap": 3.0, "base": 3.7},
+    ],
+)
+def test_summary_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest.CaptureFixture[str]) -> None:
+    budget = kwargs.get("budget", 0.5)
+    records = [
+        replace(r, loss_by_position=(3.0, 2.0), position_edges=(64, 128), metrics=(("recall_accuracy", 0.5),))
+        for r in a_run(**kwargs)  # type: ignore[arg-type]
+    ]
+    result = analyse(records, budget)
+    show(result, META)
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 100
+    assert "\x1b" not in out
+    assert lines[0] == "run runs/first · recipe laptop · seconds 512"
+    assert " ".join(result.verdict.split()) in " ".join(out.split())
+    assert ("Winner: " in out) == (result.winner is not None)
+    assert "Rank agreement" in out
+    for heading in (
+        "By position: ",
+        "Signal",
+        "recall accuracy",
+        "Frontier (",
+        "Baselines",
+        "Loss against l, the number of full layers",
+    ):
+        assert heading in out
+
+
+def test_summary_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        *confirmed("full*4", [2.50, 2.60, 2.55], role="all_full"),
+        *confirmed("window:32*4", [2.900, 3.001, 2.949], role="all_sparse"),
+        *confirmed("window:32 full window:32*2", [2.400, 2.501, 2.449]),
+        record("window:32*3 full", 3.3, state="stopped", steps=100, role="top(1)"),
+    ]
+    show(analyse(records, 0.5), {})
+    out = capsys.readouterr().out
+    assert re.search(r"^\* window:32 full window:32\*2 +1 +0\.340 +2\.45 +0\.13 +3$", out, re.MULTILINE)
+    assert re.search(r"^  window:32\*4  \(all_sparse\) +0 +0\.120 +2\.95 +0\.13 +3$", out, re.MULTILINE)
+    # The loss at a rung is no loss of the trial: the state stands in its place.
+    assert re.search(r"^  top\(1\) +0\.340 +stopped +0 ", out, re.MULTILINE)
+    assert "3.3" not in out
+    assert "Differences under 0.00" in out
+    assert "nats are noise here (3 seeds)" in out
+    frontier = out[out.index("Frontier") : out.index("Baselines")].rstrip().splitlines()[1:]
+    assert len({len(line.rstrip()) for line in frontier}) == 1
+
+
+def test_summary_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    records = []
+    for full in range(31):
+        text = " ".join(["full"] * full + ["window:32"] * (30 - full))
+        records.append(record(text, 3.0 - full / 100, role=f"bottom({full})"))
+    show(analyse(records, 1.0), {})
+    out = capsys.readouterr().out
+    shown = int(re.search(r"and (\d+) cheaper ones in frontier.json", out)[1])  # type: ignore[index]
+    frontier = out[out.index("Frontier") : out.index("  and ")].splitlines()[2:]
+    assert len(frontier) + shown == 31
+    assert len(out.splitlines()) <= 40
+    assert re.search(r"and \d+ more", out)
+
+
+def test_summary_run_without_result_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    show(analyse([record("full*2", None, state="failed", role="all_full")], 0.5), {})
+    out = capsys.readouterr().out
+    assert "Nothing to conclude: no trial has completed." in out
+    assert "Failed trials: 1" in out
+    assert "Noise: unknown" in out
+
+
+def test_summary_perfect_order_has_no_bound(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        record(f"window:{size}*4", size / 10, curve=((100, size / 5), (400, size / 10))) for size in range(8, 13)
+    ]
+    show(analyse(records, 0.5), {})
+    assert re.search(r"step 100 of 400 → last step +1\.00 +no bound +1\.00 +no bound +5", capsys.readouterr().out)
+
+
+def lines_of(out: str, first: str) -> str:
+    """Return a sentence of the prose, unwrapped, from its first words to the next blank line."""
+    return " ".join(out[out.index(first) :].split("\n\n")[0].split())
+
+
+def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    records = [
+        *confirmed("full window:32*3", [2.40, 2.52, 2.48], role="bottom(1)"),
+        *confirmed("window:32*3 full", [2.30, 2.50, 2.40], role="top(1)"),
+    ]
+    result = analyse(records, 0.5)
+    show(result, {})
+    said = lines_of(capsys.readouterr().out, "Differences under")
+    noise = result.noise
+    assert f"Seed std {noise.seed_std:.2g} (per schedule 0.061 to 0.1), paired-difference std 0.042." in said
+    assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
+    assert noise.paired_std is not None
+    for size, seeds in noise.seeds_for[1:]:
+        assert power_of(noise.paired_std, size, seeds) >= 0.8 > power_of(noise.paired_std, size, seeds - 1)
+    (_, most), (_, more) = noise.seeds_for[1:]
+    assert f"found four times in five by 3 seeds, 0.1 by {most}, 0.05 by {more}." in said
+    assert (
+        "Signal: 2 placements at equal cost (l = 1, cost 0.340) spread over 0.067 nats, 0.8 times the seed std" in said
+    )
+
+
+def test_summary_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    def with_probe(text: str, accuracies: list[float], role: str) -> list[TrialRecord]:
+        return [
+            replace(r, metrics=(("recall_accuracy", accuracy), ("recall_loss", 9.0), ("text_loss", 8.0)))
+            for r, accuracy in zip(confirmed(text, [2.0 + accuracies[0], 2.1, 2.2], role=role), accuracies, strict=True)
+        ]
+
+    records = [*with_probe("full*4", [0.2, 0.9, 0.7], "all_full"), *with_probe("window:32*4", [0.4, 0.1, 0.1], "x")]
+    result = analyse(records, 0.5)
+    assert dict(result.entry("full*4").metrics) == pytest.approx(
+        {"recall_accuracy": 0.6, "recall_loss": 9, "text_loss": 8}
+    )
+    show(result, {})
+    out = capsys.readouterr().out
+    assert re.search(r"^schedule +l +cost +loss +± +recall accuracy +seeds$", out, re.MULTILINE)
+    assert re.search(r"^  full\*4  \(all_full\) +4 +1.000 .* 0\.600 +3$", out, re.MULTILINE)
+    # A source without an accuracy shows what it has; the search's losses come with the search's measures.
+    searched = analyse([record("full*4", 2.0, metrics=(("text_loss", 1.25),)), record("window:32*4", 2.5)], 1.0)
+    show(searched, {})
+    out = capsys.readouterr().out
+    assert re.search(r"^  full\*4 +4 +1.000 +2\.0000 +1\.250 +search$", out, re.MULTILINE)
+    assert re.search(r"^  window:32\*4 +0 +0.120 +2\.5000 +search$", out, re.MULTILINE)
+
+
+def test_summary_position_effect_is_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    def placed(text: str, losses: list[float], bins: list[tuple[float, ...]], role: str) -> list[TrialRecord]:
+        made = confirmed(text, losses, role=role)
+        return [
+            replace(r, loss_by_position=found, position_edges=(64, 128, 192))
+            for r, found in zip(made, bins, strict=True)
+        ]
+
+    full = placed("full*4", [2.50, 2.52], [(3.0, 2.5, 2.0), (3.2, 2.5, 2.2)], "all_full")
+    sparse = placed("window:32*4", [2.70, 2.71], [(3.1, 2.7, 2.6), (3.1, 2.7, 2.6)], "all_sparse")
+    best = placed("window:32*3 full", [2.40, 2.43], [(3.0, 2.4, 1.9), (3.1, 2.4, 2.0)], "proposed")
+    result = analyse([*full, *sparse, *best], 0.5)
+    assert result.entry("full*4").loss_by_position == pytest.approx((3.1, 2.5, 2.1))
+    assert result.entry("full*4").position_edges == (64, 128, 192)
+    show(result, {})
+    said = lines_of(capsys.readouterr().out, "By position")
+    assert said == (
+        "By position: the winner less all_full is -0.150 nats in the last scored bin (to token 192), -0.050 in the "
+        "first (to 64)."
+    )
+    show(analyse([*full, *sparse], 1.0), {})  # all_full wins: what is left to compare is all_sparse
+    said = lines_of(capsys.readouterr().out, "By position")
+    assert said.startswith("By position: all_sparse less all_full is +0.500 nats in the last scored bin")
+    show(analyse([*sparse, *best], 0.5), {})
+    assert "By position" not in capsys.readouterr().out

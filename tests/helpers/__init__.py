@@ -1,0 +1,1 @@
+"""What several test modules share: runs, records with a known truth, small models."""

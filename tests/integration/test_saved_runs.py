@@ -1,0 +1,56 @@
+"""Run folders of an earlier layersearch, kept in `tests/data_runs`: later code still shows and resumes them.
+
+`finished` is a whole search of the smoke recipe with TPE. `killed` is one with our own sampler and a rung, killed after
+eight records. Both were made by the commit that their ``config.json`` names.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from layersearch.cli.main import main
+from tests.helpers.runs import check_study, lines, records, run
+
+pytestmark = pytest.mark.integration
+
+SAVED = Path(__file__).parents[1] / "data_runs"
+KILLED = ["--set", "search.sampler=gain", "--set", "search.rungs=[0.5]", "--set", "search.trials=10"]
+
+
+@pytest.fixture
+def finished(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(SAVED / "finished", tmp_path / "finished"))
+
+
+def test_show_of_a_saved_run_prints_its_saved_result(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(finished), "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    saved = json.loads((finished / "frontier.json").read_text())
+    assert shown["budget"] == saved["budget"]
+    assert shown["winner"] == saved["winner"]
+    assert shown["frontier"] == saved["frontier"]
+
+
+def test_run_of_a_finished_saved_run_trains_nothing(finished: Path) -> None:
+    before = (finished / "trials.jsonl").read_bytes()
+    result = json.loads(run(finished))
+    assert (finished / "trials.jsonl").read_bytes() == before
+    assert result["winner"] == json.loads((SAVED / "finished" / "frontier.json").read_text())["winner"]
+    check_study(finished)
+
+
+def test_run_of_a_killed_saved_run_trains_only_what_is_missing(tmp_path: Path) -> None:
+    out = Path(shutil.copytree(SAVED / "killed", tmp_path / "killed"))
+    before = lines(out)
+    assert len(before) == 8
+    result = json.loads(run(out, *KILLED))
+    assert lines(out)[:8] == before
+    searched = [key for key in records(out) if key[2] == "search"]  # refuses a trial that stands there twice
+    assert len(searched) == 10
+    assert result["failed"] == 0
+    assert result["winner"] is not None
+    check_study(out)

@@ -1,0 +1,280 @@
+"""One contract for every span kind and every back end: what the reference says, forward and in all gradients."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from layersearch import errors
+from layersearch.model.attention import operator
+from layersearch.model.attention.dispatch import attend, kernel_for
+from layersearch.model.attention.flex import mask_mod
+from layersearch.model.attention.operator import chunked_attention
+from layersearch.model.attention.reference import reference_attention, span_mask
+from layersearch.schedule import Span
+
+BASES = ["full", "window:1", "window:5", "window:37", "window:300", "block:1", "block:7", "block:64", "block:300"]
+DILATED = ["window:5/3", "window:40/2", "window:4/2@1", "window:4/7@3", "window:3/400"]
+SINKS = [f"{base}+sink:3" for base in BASES[1:] + DILATED] + [
+    "window:4+sink:50",
+    "window:300+sink:9",
+    "block:6+sink:17",
+    "window:3/5+sink:20",
+]
+PLAIN = BASES + DILATED + SINKS
+LAS = [f"{span}+las:{las}" for span in PLAIN for las in ("0.3", "0.9/3", "0/4")]
+KINDS = [*PLAIN, *LAS]
+
+
+def tensors(batch: int, heads: int, kv_heads: int, tokens: int, width: int, **options: Any) -> list[Tensor]:
+    """Return q, k, v and a gradient of the output, with tokens outermost in memory as a projection leaves them."""
+    generator = torch.Generator().manual_seed(tokens)
+
+    def one(count: int) -> Tensor:
+        values = torch.randn(batch, tokens, count, width, generator=generator, dtype=torch.float64)
+        return values.transpose(1, 2).to(options.get("dtype", torch.float64))
+
+    q, k, v, grad = one(heads), one(kv_heads), one(kv_heads), one(heads)
+    return [q.requires_grad_(), k.requires_grad_(), v.requires_grad_(), grad]
+
+
+def outcome(
+    attention: Callable[..., Tensor], span: Span, q: Tensor, k: Tensor, v: Tensor, grad: Tensor
+) -> list[Tensor]:
+    out = attention(q, k, v, span)
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), grad)]
+
+
+def differences(found: list[Tensor], truth: list[Tensor]) -> list[float]:
+    """Return ||found - truth|| / ||truth||; a gradient that is 0 but for rounding is measured against 1."""
+    norms = [((x - y).double().norm(), y.double().norm()) for x, y in zip(found, truth, strict=True)]
+    # No maximum passes over infinity, as it may over what is not a number.
+    return [float((off / (norm if norm > 1e-12 else 1.0)).nan_to_num(nan=torch.inf)) for off, norm in norms]
+
+
+@pytest.mark.parametrize("text", KINDS)
+@pytest.mark.parametrize(("tokens", "kv_heads"), [(35, 2), (131, 4)])
+def test_chunked_attention_any_span_equals_reference(text: str, tokens: int, kv_heads: int) -> None:
+    span, case = Span.parse(text), tensors(2, 4, kv_heads, tokens, 5)
+    found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
+    assert max(differences(found, truth)) < 1e-10
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_chunked_attention_shortest_texts_equals_reference(text: str) -> None:
+    for tokens in (1, 2):
+        span, case = Span.parse(text), tensors(1, 4, 2, tokens, 3)
+        found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
+        assert max(differences(found, truth)) < 1e-10
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["window:300", "window:520", "block:520", "window:300+sink:9", "block:300+sink:7", "window:260/2@1+las:0.01/3"],
+)
+def test_chunked_attention_spans_wide_enough_for_tiles_equals_reference(text: str) -> None:
+    span, case = Span.parse(text), tensors(1, 2, 1, 733, 8)
+    found, truth = outcome(chunked_attention, span, *case), outcome(reference_attention, span, *case)
+    assert max(differences(found, truth)) < 1e-10
+
+
+spans = st.one_of(
+    st.just({"kind": "full"}),
+    st.fixed_dictionaries(
+        {"kind": st.just("window"), "size": st.integers(1, 90), "dilation": st.integers(1, 9)},
+        optional={"dilated_heads": st.integers(1, 4), "sink": st.integers(1, 40)},
+    ),
+    st.fixed_dictionaries(
+        {"kind": st.just("block"), "size": st.integers(1, 90)}, optional={"sink": st.integers(1, 120)}
+    ),
+)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(
+    span=spans,
+    decay=st.sampled_from([0.0, 0.05, 0.95]),
+    pool=st.sampled_from([1, 2, 5]),
+    tokens=st.integers(1, 260),
+    batch=st.integers(1, 3),
+    kv_heads=st.sampled_from([1, 2, 4]),
+    width=st.integers(1, 9),
+)
+def test_chunked_attention_random_shapes_equals_reference(
+    span: dict[str, Any], decay: float, pool: int, tokens: int, batch: int, kv_heads: int, width: int
+) -> None:
+    drawn, case = Span(**span, decay=decay, pool=pool), tensors(batch, 4, kv_heads, tokens, width)
+    found, truth = outcome(chunked_attention, drawn, *case), outcome(reference_attention, drawn, *case)
+    assert max(differences(found, truth)) < 1e-10
+
+
+NARROW = ["full", "window:32", "window:32/4", "window:8/4@1+sink:4", "window:520", "block:20", "block:64", "block:520"]
+
+
+# Rounding the output to bf16 alone is off by 2^-9 = 0.002.
+@pytest.mark.parametrize("text", [*NARROW, "full+las:0.1/3", "window:32+las:0.1/3"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-3)])
+@pytest.mark.parametrize("tokens", [61, 600])
+def test_chunked_attention_narrow_precisions_stay_near_reference(
+    text: str, dtype: torch.dtype, tolerance: float, tokens: int
+) -> None:
+    span, case = Span.parse(text), tensors(2, 4, 2, tokens, 16, dtype=dtype)
+    truth_case = [x.detach().double().requires_grad_() for x in case]
+    found, truth = outcome(attend, span, *case), outcome(reference_attention, span, *truth_case)
+    assert [x.dtype for x in found] == [dtype] * 4
+    assert max(differences(found, truth)) < tolerance
+
+
+@pytest.mark.parametrize("text", ["window:3+sink:1", "block:4+las:0.2/2"])
+def test_chunked_attention_gradients_equal_finite_differences(text: str) -> None:
+    q, k, v, _ = tensors(1, 2, 1, 9, 2)
+    assert torch.autograd.gradcheck(lambda *x: attend(*x, Span.parse(text)), (q, k, v))
+
+
+def test_attend_full_span_equals_torch_sdpa() -> None:
+    q, k, v, _ = tensors(2, 4, 4, 33, 8)
+    assert torch.allclose(attend(q, k, v, Span.parse("full")), F.scaled_dot_product_attention(q, k, v, is_causal=True))
+
+
+def test_reference_attention_pooled_rows_equal_hand_computation() -> None:
+    # Equal logits: row i of A is 1/(i+1) over its keys; P=2 adds the next key's weight, divided by 2, zero beyond.
+    q, k = torch.zeros(1, 1, 3, 1), torch.zeros(1, 1, 3, 1)
+    v = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3, 1)
+    rows = torch.tensor([[0.5, 0, 0], [0.5, 0.25, 0], [1 / 3, 1 / 3, 1 / 6]])
+    expected = rows @ v[0, 0]
+    for attention in (attend, reference_attention):
+        assert torch.allclose(attention(q, k, v, Span.parse("full+las:0/2"))[0, 0], expected)
+
+
+def test_reference_attention_decayed_logits_equal_hand_computation() -> None:
+    # Two heads: alpha 0 and 0.5; query 1 against keys 0 and 1, logits 2 and 2, the far one times exp(-0.5).
+    q, k = torch.full((1, 2, 2, 1), 2.0), torch.ones(1, 2, 2, 1)
+    v = torch.tensor([0.0, 1.0]).view(1, 1, 2, 1).expand(1, 2, 2, 1)
+    weights = torch.tensor([2.0 * torch.e**-0.5, 2.0]).softmax(0)[1]
+    for attention in (attend, reference_attention):
+        out = attention(q, k, v, Span.parse("full+las:0.5"))[0, :, 1, 0]
+        assert torch.allclose(out, torch.stack((torch.tensor(0.5), weights)))
+
+
+def test_attend_large_logits_stay_finite() -> None:
+    q, k, v, grad = tensors(1, 2, 2, 150, 4, dtype=torch.float32)
+    case = [(200 * q.detach()).requires_grad_(), k, v, grad]
+    exact = [x.detach().double().requires_grad_() for x in case]
+    for text in ("full", "window:16+sink:2", "window:5/3+sink:4", "full+las:0.9", "block:40"):
+        found, truth = outcome(attend, Span.parse(text), *case), outcome(reference_attention, Span.parse(text), *exact)
+        assert max(differences(found, truth)) < 1e-3
+
+
+@pytest.mark.parametrize("text", ["full+las:0.5", "window:300", "window:270/2+sink:2", "block:300"])
+def test_attend_unseen_keys_with_infinite_weights_change_nothing(text: str) -> None:
+    q, k, v, grad = tensors(1, 1, 1, 700, 4)
+    q, k = q.detach().abs().requires_grad_(), k.detach().clone()
+    # exp(1000) overflows. The last key is unseen by all queries but the last, the first by most of a window's.
+    k[:, :, [0, -1]] = 1000.0
+    case = [q, k.requires_grad_(), v, grad]
+    found, truth = outcome(attend, Span.parse(text), *case), outcome(reference_attention, Span.parse(text), *case)
+    assert max(differences(found, truth)) < 1e-10
+
+
+class Largest(TorchDispatchMode):
+    """Records the most values that any tensor made inside holds in memory of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for x in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(x, Tensor):
+                self.values = max(self.values, x.untyped_storage().nbytes() // x.element_size())
+        return result
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["full", "window:64", "window:300", "window:16/4@1", "block:256", "window:64+sink:4", "full+las:0.1"],
+)
+def test_chunked_attention_memory_grows_with_the_span(text: str) -> None:
+    span, largest = Span.parse(text), {}
+    for tokens in (2048, 4096):
+        case = tensors(1, 1, 1, tokens, 8, dtype=torch.float32)
+        with Largest() as seen:
+            # The operators' bodies run below the mode: they are called here so that their tensors are seen.
+            out, lse = operator._forward(*(x.detach() for x in case[:3]), str(span))
+            operator._backward(case[3], *(x.detach() for x in case[:3]), out, lse, str(span))
+        largest[tokens] = seen.values
+    assert largest[4096] <= 2.2 * largest[2048]
+    assert largest[4096] < 4096**2 / 8
+
+
+def test_attend_autocast_and_mixed_precisions_keep_dtypes() -> None:
+    q, k, v, _ = tensors(1, 2, 2, 40, 8, dtype=torch.float32)
+    span = Span.parse("window:8")
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = attend(q, k, v.bfloat16(), span)
+    assert out.dtype is torch.bfloat16
+    out.float().sum().backward()
+    assert q.grad is not None
+    assert q.grad.dtype is torch.float32
+    assert attend(q, k, v.bfloat16(), span).dtype is torch.float32
+
+
+def test_chunked_operator_passes_torch_opcheck() -> None:
+    q, k, v, _ = tensors(1, 2, 1, 20, 4)
+    with warnings.catch_warnings():
+        # The checker itself calls parts of torch that announce their own end.
+        warnings.simplefilter("ignore")
+        torch.library.opcheck(torch.ops.layersearch.attend.default, (q, k, v, "window:4+sink:1"))
+
+
+@pytest.mark.parametrize("text", PLAIN)
+def test_flex_mask_mod_sees_the_keys_of_span_mask(text: str) -> None:
+    span, tokens, heads = Span.parse(text), 60, 4
+    mask = mask_mod(span)
+    i, j = torch.arange(tokens)[:, None], torch.arange(tokens)[None, :]
+    seen = torch.stack([mask(0, torch.tensor(h), i, j).expand(tokens, tokens) for h in range(heads)])
+    assert torch.equal(seen, span_mask(span, tokens, heads))
+
+
+@pytest.mark.parametrize("text", ["full", "window:20", "window:4/2@1+sink:3", "block:16", "window:20+las:0.1/3"])
+def test_flex_forward_equals_reference(text: str) -> None:
+    q, k, v, _ = (x.detach() for x in tensors(1, 4, 2, 130, 16, dtype=torch.float32))
+    span = Span.parse(text)
+    with warnings.catch_warnings():
+        # On CPU the mask is applied to every pair, which torch announces; CUDA runs the compiled kernel.
+        warnings.simplefilter("ignore", UserWarning)
+        found = attend(q, k, v, span, kernel="flex")
+    assert max(differences([found], [reference_attention(q, k, v, span)])) < 1e-5
+
+
+def test_kernel_for_span_and_device_names_the_kernel() -> None:
+    window = Span.parse("window:64")
+    assert kernel_for(window, "cpu", seq_len=512) == "chunked-span"
+    assert kernel_for(window, "cpu", seq_len=64) == "chunked-flash"
+    assert kernel_for(Span.parse("full+las:0.1"), "cpu") == "chunked-span"
+    assert kernel_for(window, "cuda") == "flex"
+    assert kernel_for(window, "cpu", kernel="reference") == "reference"
+
+
+def test_attend_wrong_input_is_refused() -> None:
+    q, k, v, _ = tensors(1, 4, 2, 8, 4)
+    with pytest.raises(errors.UserError, match="did you mean 'chunked'"):
+        attend(q, k, v, Span.parse("full"), kernel="chunk")  # type: ignore[arg-type]
+    with pytest.raises(errors.UserError, match="dilates more heads"):
+        attend(q, k, v, Span.parse("window:4/2@5"))
+    with pytest.raises(errors.UserError, match="no multiple"):
+        attend(q[:, :3], k, v, Span.parse("full"))
+    with pytest.raises(errors.UserError, match="expected"):
+        attend(q[:, :, :5], k, v, Span.parse("full"))
+    with pytest.raises(errors.UserError, match="no backward pass on CPU"):
+        attend(q, k, v, Span.parse("full"), kernel="flex")

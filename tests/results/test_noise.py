@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from layersearch.results import sentences
+from layersearch.results.analyze import analyse
+from layersearch.results.noise import noise_range
+from layersearch.results.result import Signal, Spread
+from layersearch.results.stats import mean_interval
+from layersearch.training.record import TrialRecord
+from tests.helpers.synthetic import confirmed, record
+
+FULL, SPARSE = "full*4", "window:32*4"
+PLACES = ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+STD = 0.01
+
+
+def spread(found: Spread | None) -> Spread:
+    assert found is not None
+    return found
+
+
+def signal(records: list[TrialRecord], budget: float = 0.5) -> Signal:
+    return analyse(records, budget).signal
+
+
+def noisy(rng: np.random.Generator, seeds: int) -> list[TrialRecord]:
+    """Return placements that differ by the seed alone, which also moves all of them together."""
+    common = rng.normal(0, 5 * STD, seeds)
+    return [r for text in PLACES for r in confirmed(text, list(2.4 + common + rng.normal(0, STD, seeds)))]
+
+
+@pytest.mark.parametrize(("n", "known"), [(2, 2 / np.pi**0.5), (3, 3 / np.pi**0.5), (6, 2.53441), (25, 3.93063)])
+def test_noise_range_of_pure_noise_equals_tippett(n: int, known: float) -> None:
+    assert noise_range(n) == pytest.approx(known, rel=2e-5)
+
+
+def test_signal_spreads_are_differences_of_means_in_nats_and_seed_stds() -> None:
+    records = [
+        *confirmed(SPARSE, [2.9, 3.1], role="all_sparse"),
+        *confirmed(FULL, [2.4, 2.6], role="all_full"),
+        *confirmed(PLACES[0], [2.5, 2.7], role="bottom(1)"),
+        *confirmed(PLACES[1], [2.44, 2.66]),
+        *confirmed(PLACES[3], [2.1, 2.3], role="top(1)"),
+        record(PLACES[2], 1.0),
+    ]
+    found = signal(records)
+    std = np.sqrt((4 * 0.2**2 + 0.22**2) / 2 / 5)
+    assert found.seeds == (1, 2)
+    assert found.seed_std == pytest.approx(std)
+    placed = spread(found.placements)
+    # What was trained at the search's seed alone is not compared with means of fresh seeds.
+    assert placed.schedules == (PLACES[3], PLACES[1], PLACES[0])
+    assert placed.nats == pytest.approx(0.4)
+    assert placed.seed_stds == pytest.approx(0.4 / std)
+    assert (found.n_full, found.cost) == (1, 0.34)
+    ends = spread(found.sparse_and_full)
+    assert ends.schedules == (FULL, SPARSE)
+    assert ends.nats == pytest.approx(0.5)
+    within = spread(found.within_budget)
+    assert (within.schedules[0], within.schedules[-1], len(within.schedules)) == (PLACES[3], SPARSE, 4)
+    assert within.nats == pytest.approx(0.8)
+    said = sentences.signal(found)
+    assert "3 placements at equal cost (l = 1, cost 0.340) spread over 0.40 nats, 2.8 times the seed std" in said
+    assert "all_sparse is above all_full by 0.50 nats, 3.5 times the seed std" in said
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 10])
+def test_signal_pure_noise_is_shown_as_often_as_stated(seeds: int) -> None:
+    rng = np.random.default_rng(seeds)
+    found = [spread(signal(noisy(rng, seeds)).placements) for _ in range(150)]
+    # The deviation of the range of four is 0.88 standard deviations (Tippett), against 2.06 for its mean.
+    ratio = mean_interval([f.nats / (noise_range(4) * STD / seeds**0.5) for f in found], 0.999)
+    assert ratio.low is not None
+    assert ratio.high is not None
+    assert ratio.low < 1 < ratio.high
+    assert ratio.high - ratio.low < 0.3
+    stated = [f.noise_nats or 0.0 for f in found]
+    assert np.sqrt(np.mean(np.square(stated))) == pytest.approx(noise_range(4) * STD / seeds**0.5, rel=0.1)
+    # The chance is uniform where nothing differs: this is what makes it one.
+    chances = np.array([f.noise_chance for f in found])
+    for level in (0.1, 0.5, 0.9):
+        assert np.mean(chances <= level) == pytest.approx(level, abs=3.3 * (level * (1 - level) / 150) ** 0.5)
+
+
+def test_signal_seed_effect_shared_by_all_schedules_is_no_noise() -> None:
+    moves = [0.0, 1.0, 2.0]
+    records = [*confirmed(PLACES[0], [2 + m for m in moves]), *confirmed(PLACES[1], [2.1 + m for m in moves])]
+    placed = spread(signal(records).placements)
+    assert placed.seed_stds == pytest.approx(0.1)
+    assert placed.noise_nats == pytest.approx(0, abs=1e-12)
+
+
+def test_signal_real_difference_is_not_called_chance() -> None:
+    rng = np.random.default_rng(0)
+    records = [*noisy(rng, 3)[3:], *confirmed(PLACES[0], [2.9, 2.91, 2.92])]
+    placed = spread(signal(records).placements)
+    assert placed.noise_chance is not None
+    assert placed.noise_chance < 0.001
+    assert "this far under 1% of times" in sentences.signal(signal(records))
+
+
+def test_signal_several_equal_cost_sets_takes_the_largest_then_the_dearest() -> None:
+    two = [
+        *confirmed("window:16 window:32*3", [2.0, 2.1], cost=0.2),
+        *confirmed("window:32*3 window:16", [2.9, 3.1], cost=0.2),
+        *confirmed(PLACES[0], [2.5, 2.7]),
+        *confirmed(PLACES[1], [2.4, 2.7]),
+    ]
+    assert spread(signal(two).placements).schedules == (PLACES[1], PLACES[0])
+    # Schedules of the same cost with another number of full layers are no placements of one another.
+    other = confirmed("window:64*4", [1.0, 1.1], cost=0.34)
+    assert spread(signal([*two, *other]).placements).schedules == (PLACES[1], PLACES[0])
+    three = [*two, *confirmed("window:32 window:16 window:32*2", [2.2, 2.3], cost=0.2)]
+    assert signal(three).n_full == 0
+
+
+def test_signal_before_confirmation_shows_search_losses_and_claims_no_noise() -> None:
+    records = [
+        record(SPARSE, 2.5, role="all_sparse"),
+        record(FULL, 2.6, role="all_full"),
+        record(PLACES[0], 2.45),
+        record(PLACES[1], 2.4),
+        record(PLACES[2], 1.0, state="stopped", steps=100),
+        *confirmed(PLACES[0], [9.0, 9.1]),
+    ]
+    found = signal(records)
+    assert (found.seeds, found.seed_std) == ((), None)
+    placed = spread(found.placements)
+    assert placed.schedules == (PLACES[1], PLACES[0])
+    assert placed.nats == pytest.approx(0.05)
+    assert (placed.seed_stds, placed.noise_nats, placed.noise_chance) == (None, None, None)
+    said = sentences.signal(found)
+    assert said.startswith("Signal (on one seed, the search's own): 2 placements")
+    assert "all_sparse is below all_full by 0.1000 nats." in said
+
+
+def test_signal_one_fresh_seed_has_no_noise() -> None:
+    found = signal([*confirmed(PLACES[0], [2.4]), *confirmed(PLACES[1], [2.5])])
+    assert found.seeds == (1,)
+    assert spread(found.placements).noise_nats is None
+    assert sentences.signal(found).startswith("Signal (on one fresh seed): 2 placements")
+
+
+def test_signal_baseline_of_several_names_is_found() -> None:
+    records = [
+        *confirmed(PLACES[0], [2.4, 2.5], role="all_sparse = bottom(1)"),
+        *confirmed(FULL, [2.2, 2.2], role="all_full"),
+    ]
+    assert spread(signal(records).sparse_and_full).schedules == (FULL, PLACES[0])
+
+
+@pytest.mark.parametrize("records", [[], [record(FULL, None, state="failed")], [record(FULL, 2.0, role="all_full")]])
+def test_signal_without_two_schedules_is_none(records: list[TrialRecord]) -> None:
+    found = signal(records)
+    assert (found.placements, found.sparse_and_full, found.within_budget, found.n_full) == (None, None, None, None)
+    assert sentences.signal(found).startswith("Signal: unknown")

@@ -1,0 +1,162 @@
+"""Three counts of one schedule: the closed form, every pair of the mask, and the traced model."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from layersearch.config.recipe import ModelConfig
+from layersearch.model.attention.reference import span_mask
+from layersearch.model.decoder import Decoder
+from layersearch.model.flops import model_flops
+from layersearch.model.fvcore_flops import UnknownAttentionError, traced_flops
+from layersearch.schedule import Schedule, Span
+from layersearch.schedule.cost import (
+    attention_flops,
+    budget_ratio,
+    cache_tokens,
+    kv_cache_bytes,
+    layer_costs,
+    span_pairs,
+)
+
+BARE = ["full", "window:9", "window:70", "window:9/3", "window:9/3@1", "window:5/80", "block:1", "block:16", "block:70"]
+SINKS = ["window:9+sink:4", "window:9/3+sink:20", "window:9/3@1+sink:4", "block:16+sink:4", "block:8+sink:30"]
+KINDS = [*BARE, *SINKS, "full+las:0.1", "window:9+las:0.1/3", "block:16+sink:4+las:0.1/3", "window:9/3@1+las:0/3"]
+HEADS, HEAD_DIM = 4, 8
+
+
+@pytest.mark.parametrize("text", KINDS)
+@pytest.mark.parametrize("tokens", [1, 53, 64])
+def test_attention_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) -> None:
+    schedule = Schedule.parse(text)
+    config = ModelConfig(n_layers=1, d_model=HEADS * HEAD_DIM, n_heads=HEADS, n_kv_heads=2, d_ff=24)
+    closed = attention_flops(schedule, seq_len=tokens, n_heads=HEADS, head_dim=HEAD_DIM)
+    enumerated = 2 * HEAD_DIM * int(span_mask(schedule[0], tokens, HEADS).sum())
+    traced = traced_flops(Decoder(config, 11, schedule), tokens)["attend"]
+    assert closed == enumerated == traced
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["window", "block"]),
+    size=st.integers(1, 90),
+    dilation=st.integers(1, 40),
+    dilated_heads=st.one_of(st.none(), st.integers(1, 6)),
+    sink=st.integers(0, 90),
+    tokens=st.integers(1, 80),
+)
+def test_attended_pairs_closed_form_equals_the_mask_sum(
+    kind: str, size: int, dilation: int, dilated_heads: int | None, sink: int, tokens: int
+) -> None:
+    extra = {"dilation": dilation, "dilated_heads": dilated_heads} if kind == "window" else {}
+    span = Span(kind=kind, size=size, sink=sink, **extra)  # type: ignore[arg-type]
+    assert span_pairs(span, tokens, HEADS) == int(span_mask(span, tokens, HEADS).sum())
+
+
+def test_budget_ratio_masformer_equals_its_published_budget() -> None:
+    # 24 layers of which the bottom 4 are full, blocks of 1,024 at 8,192 tokens: 27% (2310.12442).
+    schedule = Schedule.parse("full*4 block:1024*20")
+    assert round(budget_ratio(schedule, seq_len=8192, n_heads=16), 3) == 0.271
+    assert budget_ratio(Schedule.parse("full*24"), seq_len=8192, n_heads=16) == 1.0
+
+
+def test_attention_flops_million_tokens_equal_hand_computation() -> None:
+    tokens = 1 << 20
+    flops = attention_flops(Schedule.parse("full window:512"), seq_len=tokens, n_heads=1, head_dim=1)
+    assert flops == tokens * (tokens + 1) + 2 * (512 * tokens - 512 * 511 // 2)
+
+
+def test_model_flops_equal_the_traced_count() -> None:
+    config = ModelConfig(n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48)
+    schedule = Schedule.parse("full window:8 block:16+sink:2")
+    traced = traced_flops(Decoder(config, 101, schedule), 50)
+    whole = model_flops(config, 101, schedule, seq_len=50)
+    assert sum(traced.values()) == whole
+
+
+class Foreign(nn.Module):
+    """A model that attends through torch's own operator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proj = nn.Linear(4, 4)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        x = self.proj(F.one_hot(tokens, 4).float())[:, None]
+        return F.scaled_dot_product_attention(x, x, x, is_causal=True).sum()
+
+
+def test_traced_flops_unknown_attention_operator_is_an_error() -> None:
+    with pytest.raises(UnknownAttentionError, match="scaled_dot_product_attention"):
+        traced_flops(Foreign(), 16)
+
+
+def test_traced_flops_attention_operator_of_another_library_is_an_error() -> None:
+    library = torch.library.Library("elsewhere", "DEF")
+    library.define("sparse_attention(Tensor x) -> Tensor")
+    library.impl("sparse_attention", torch.clone, "CompositeExplicitAutograd")
+
+    class Elsewhere(Foreign):
+        def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+            return torch.ops.elsewhere.sparse_attention(self.proj(F.one_hot(tokens, 4).float())).sum()
+
+    with pytest.raises(UnknownAttentionError, match="elsewhere::sparse_attention"):
+        traced_flops(Elsewhere(), 16)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("full", 1000),
+        ("window:64", 64),
+        ("window:64/4", 253),
+        ("window:64+sink:4", 68),
+        ("window:64+las:0.1/3", 66),
+        ("block:128", 128),
+        ("block:2000", 1000),
+        ("window:999+sink:9", 1000),
+    ],
+)
+def test_cached_tokens_equal_hand_counts(text: str, tokens: int) -> None:
+    assert cache_tokens(Span.parse(text), 1000) == tokens
+
+
+def test_cached_tokens_are_what_the_last_query_sees() -> None:
+    # A window's or sink's cache holds exactly the reach of the last query: the first and last keys it sees.
+    for text in ("window:20", "window:5/7", "window:20+sink:3"):
+        span = Span.parse(text)
+        seen = [j for j in range(500) if span.visible(499, j)]
+        near = [j for j in seen if j >= span.sink]
+        assert cache_tokens(span, 500) == 500 - near[0] + span.sink
+
+
+def test_kv_cache_bytes_of_grouped_heads_hold_the_neediest() -> None:
+    shape = {"seq_len": 4096, "n_heads": 8, "n_kv_heads": 4, "head_dim": 64}
+    # Three dilated query heads of eight touch two of four key-value heads: 2 * 253 + 2 * 64 tokens.
+    assert kv_cache_bytes(Schedule.parse("window:64/4@3"), **shape) == 2 * (2 * 253 + 2 * 64) * 64 * 2
+    assert kv_cache_bytes(Schedule.parse("full*2"), **shape, bytes_per_value=4) == 2 * 2 * 4 * 4096 * 64 * 4
+
+
+def test_attention_flops_of_layers_add_up() -> None:
+    schedule = Schedule.parse("full window:64/4@3 block:128+sink:4")
+    layers = layer_costs(schedule, seq_len=4096, n_heads=8, n_kv_heads=4, head_dim=64)
+    assert sum(layer.flops for layer in layers) == attention_flops(schedule, seq_len=4096, n_heads=8, head_dim=64)
+    total = kv_cache_bytes(schedule, seq_len=4096, n_heads=8, n_kv_heads=4, head_dim=64)
+    assert sum(layer.cache_bytes for layer in layers) == total
+    assert sum(layer.share for layer in layers) == pytest.approx(1.0)
+    ratio = budget_ratio(schedule, seq_len=4096, n_heads=8)
+    assert sum(layer.ratio for layer in layers) / 3 == pytest.approx(ratio)
+    assert [layer.layer for layer in layers] == [0, 1, 2]
+
+
+def test_cost_imports_no_torch() -> None:
+    code = "import sys, layersearch.schedule.cost; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
