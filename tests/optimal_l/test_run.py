@@ -189,7 +189,7 @@ def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: 
 
     worse, gap = told("worse", lambda full: 2.0 - 0.5 * (len(full) == 2), 0.001)
     assert "l* = 0 (95%)" in worse
-    assert "shown not to be the best: l = 2 (-0." in worse
+    assert "is not the best: l = 2 (-0." in worse
     assert "Do not take this l*" in worse
     assert float(gap.split()[0]) == pytest.approx(-0.5, abs=0.01)
     unsure, _ = told("unsure", lambda full: 2.0, 0.2)
