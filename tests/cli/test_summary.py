@@ -7,7 +7,7 @@ import pytest
 
 from layersearch.cli.summary import show
 from layersearch.results.analyze import analyze
-from layersearch.results.stats import power_of
+from layersearch.results.stats import t_test_power
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
@@ -123,7 +123,7 @@ def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixtur
     assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
     assert noise.paired_std is not None
     for size, seeds in noise.seeds_for[1:]:
-        assert power_of(noise.paired_std, size, seeds) >= 0.8 > power_of(noise.paired_std, size, seeds - 1)
+        assert t_test_power(noise.paired_std, size, seeds) >= 0.8 > t_test_power(noise.paired_std, size, seeds - 1)
     (_, most), (_, more) = noise.seeds_for[1:]
     assert f"found four times in five by 3 seeds, 0.1 by {most}, 0.05 by {more}." in said
     assert (

@@ -84,7 +84,7 @@ def test_left_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
                 seeds.append(seed)
                 shares.append(share)
     surrogate.fit(schedules, losses, seeds, shares)
-    predicted, observed, std = surrogate.left_out()
+    predicted, observed, std = surrogate.leave_one_out()
     covariance, (centre, unit) = surrogate._covariance(surrogate._fitted), surrogate._scale[1.0]
     at_end = np.array(shares) == 1.0
     real = [

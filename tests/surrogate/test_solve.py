@@ -26,7 +26,7 @@ from layersearch.study.benchmark import load_bench
 from layersearch.surrogate.constraint import cache_limit, cost_limit, latency_limit
 from layersearch.surrogate.gp import Surrogate
 from layersearch.surrogate.local_search import SHORTLIST, shortlist
-from layersearch.surrogate.solve import against_best, solve
+from layersearch.surrogate.solve import compare_to_best, solve
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
 
@@ -356,13 +356,13 @@ def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
         record("window:4 full*3", 1.0),
     ]
     result = analyze(records, 1.0)
-    rival, difference = against_best(result, "window:4*3 full")
+    rival, difference = compare_to_best(result, "window:4*3 full")
     assert rival is not None
     assert difference is not None
     assert rival.schedule == "full window:4*3"
     assert difference.mean == pytest.approx(-0.29 / 3)
-    assert against_best(result, "window:4*4") == (None, None)
-    assert against_best(result, "window:4 full*3") == (None, None)
+    assert compare_to_best(result, "window:4*4") == (None, None)
+    assert compare_to_best(result, "window:4 full*3") == (None, None)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

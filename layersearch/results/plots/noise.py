@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layersearch.results import sentences
 from layersearch.results.plots.style import BLACK, BLUE, GREY, VERMILION, plain, scale_losses, styles, write_figure
 from layersearch.results.result import Entry, Result, Spread
+from layersearch.results.sentences import noise_sentence, signal_sentence, spread_text
 from layersearch.results.stats import decimals
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ LEGEND, AXIS = 0.92, 0.58
 """Heights of the legend and of an axis with its label, in inches."""
 LEFT, RIGHT = 0.3, 0.985
 """Where the axes begin and end, as shares of the width."""
-MOST_ROWS = 26
+MAX_ROWS = 26
 NAME = 29
 """Characters of a schedule's text beside its row."""
 BAND = "#F5E3B8"
@@ -59,7 +59,7 @@ def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
             _draw_spreads(below, result, bars)
         figure.legend(loc="lower center", ncols=2, fontsize=9, frameon=False, borderaxespad=0.2)
 
-    title = [*sentences.signal(result.signal).split("; "), sentences.noise(result.noise)]
+    title = [*signal_sentence(result.signal).split("; "), noise_sentence(result.noise)]
     room = heights[0] + AXIS + (heights[1] + AXIS if bars else 0.0) + LEGEND + 0.2
     return write_figure(path_stem, title, room, 0.02, draw)
 
@@ -70,7 +70,7 @@ def _rows(result: Result) -> tuple[list[Entry], int]:
     placed = result.signal.placements.schedules if result.signal.placements else ()
     winner = None if result.winner is None else result.winner.schedule
     found.sort(key=lambda e: (not e.names and e.schedule not in placed and e.schedule != winner, _mean(result, e)))
-    shown = sorted(found[:MOST_ROWS], key=lambda e: (e.cost, e.n_full, _mean(result, e)))
+    shown = sorted(found[:MAX_ROWS], key=lambda e: (e.cost, e.n_full, _mean(result, e)))
     return shown, len(found) - len(shown)
 
 
@@ -163,7 +163,7 @@ def _draw_spreads(axes: Axes, result: Result, bars: Sequence[tuple[str, Spread]]
         if floor is not None:
             what = "the noise floor of a single difference" if first else None
             axes.plot([floor] * 2, ends, color=BLACK, ls=(0, (2, 1)), lw=1.3, zorder=4, label=what)
-        note = axes.annotate(sentences.spread(spread, places), (0, y - 0.3), (4, 0), textcoords="offset points")
+        note = axes.annotate(spread_text(spread, places), (0, y - 0.3), (4, 0), textcoords="offset points")
         note.set(fontsize=9, va="center", zorder=4)
         note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8.5)
