@@ -8,11 +8,15 @@ from layersearch.results.noise import noise_range
 from layersearch.results.result import Signal, Spread
 from layersearch.results.sentences import signal_sentence
 from layersearch.results.stats import mean_interval
+from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
 
-FULL, SPARSE = "full*4", "window:32*4"
-PLACES = ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+FULL, SPARSE = map(Schedule.parse, ("full*4", "window:32*4"))
+PLACES = tuple(
+    Schedule.parse(text)
+    for text in ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+)
 STD = 0.01
 
 
@@ -99,7 +103,7 @@ def test_signal_real_difference_is_not_called_chance() -> None:
     placed = spread(signal(records).placements)
     assert placed.noise_chance is not None
     assert placed.noise_chance < 0.001
-    assert "this far under 1% of times" in signal_sentence(signal(records))
+    assert "P(noise alone) < 1%" in signal_sentence(signal(records))
 
 
 def test_signal_several_equal_cost_sets_takes_the_largest_then_the_dearest() -> None:

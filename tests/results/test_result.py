@@ -20,12 +20,15 @@ from layersearch.surrogate.fit import leave_one_out_losses
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
-FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
-    "full*4",
-    "window:32*4",
-    "window:32*3 full",
-    "full window:32*3",
-    "window:32 full window:32*2",
+FULL, SPARSE, TOP, BOTTOM, MIDDLE = map(
+    Schedule.parse,
+    (
+        "full*4",
+        "window:32*4",
+        "window:32*3 full",
+        "full window:32*3",
+        "window:32 full window:32*2",
+    ),
 )
 
 
@@ -106,9 +109,9 @@ def test_analyse_over_the_budget_never_wins() -> None:
     assert result.winner.to_best_baseline is None
     assert "worse by 1.9" in result.verdict
     assert "It is the best baseline itself." in result.verdict
-    exact = analyze(records, result.entry("full*2 window:32*2").cost)
+    exact = analyze(records, result.entry(Schedule.parse("full*2 window:32*2")).cost)
     assert exact.winner is not None
-    assert exact.winner.schedule == "full*2 window:32*2"
+    assert str(exact.winner.schedule) == "full*2 window:32*2"
 
 
 def test_verdict_nothing_separated_says_so() -> None:
@@ -140,7 +143,7 @@ def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:
     assert among.to_all_full is not None
     assert among.to_all_full.difference == alone.to_all_full.difference
     assert among.to_all_full.comparisons == 9
-    assert "no significant difference once 9 possible choices are allowed for" in among.to_all_full.verdict
+    assert "no significant difference after correction for 9 possible choices" in among.to_all_full.verdict
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.results import stats
 
 
@@ -87,7 +87,7 @@ def test_interval_text_shows_significant_digits_only(values: list[float], text: 
     ],
 )
 def test_stats_undefined_input_is_refused_in_one_line(call) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(LayersearchError) as error:
         call()
     assert "\n" not in str(error.value)
 
