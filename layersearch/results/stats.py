@@ -120,11 +120,7 @@ def paired_difference(
 ) -> Interval:
     """Return the mean of a - b over the seeds that both have, and its Student t interval.
 
-    Args:
-        a: loss by seed of one schedule, nats.
-        b: loss by seed of the other.
-        confidence: see `mean_interval`.
-        comparisons: see `mean_interval`.
+    Losses are by seed, in nats; the other arguments are those of `mean_interval`.
 
     Raises:
         LayersearchError: if they share no seed.
@@ -158,11 +154,7 @@ def t_test_power(std: float, difference: float, seeds: int, confidence: float = 
 def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, power: float = POWER) -> int:
     """Return the number of seeds at which a paired t test detects a true difference with the given power.
 
-    Args:
-        std: standard deviation of the paired difference over seeds, nats.
-        difference: true mean difference, nats.
-        confidence: 1 minus the two-sided level.
-        power: probability of detection.
+    Arguments are those of `t_test_power`.
 
     Raises:
         LayersearchError: for a difference of zero, which no number of seeds detects, or a power outside (0, 1).
@@ -184,11 +176,7 @@ def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, 
 def detectable_difference(std: float, seeds: int, confidence: float = CONFIDENCE, power: float = POWER) -> float:
     """Return the smallest true difference that a paired t test detects with the given power, nats.
 
-    Args:
-        std: standard deviation of the paired difference over seeds, nats.
-        seeds: number of seeds, at least 2.
-        confidence: 1 minus the two-sided level.
-        power: probability of detection.
+    Arguments are those of `t_test_power`.
     """
     from scipy import optimize
 
@@ -215,15 +203,10 @@ def pooled_std(groups: Iterable[Sequence[float]]) -> float | None:
 
 
 def paired_std(losses: Iterable[Mapping[int, float]]) -> float | None:
-    """Return the standard deviation over seeds of the difference of two schedules, pooled over all pairs of them.
+    """Return the standard deviation over seeds of the difference of two schedules, pooled over all pairs, nats.
 
-    On a complete layout this is the square root of twice the residual variance of the two-way analysis of variance.
-
-    Args:
-        losses: loss by seed in nats, one mapping per schedule.
-
-    Returns:
-        The standard deviation, nats; None if no two schedules share two seeds.
+    On a complete layout this is the square root of twice the residual variance of the two-way analysis of variance. It
+    is None if no two schedules share two seeds. Each mapping holds one schedule's loss by seed.
     """
     return pooled_std(
         [a[seed] - b[seed] for seed in sorted(a.keys() & b.keys())] for a, b in itertools.combinations(list(losses), 2)
@@ -236,13 +219,6 @@ def rank_correlation(
     """Return Spearman's and Kendall's rank correlation of two measures, with percentile bootstrap intervals.
 
     Trials are resampled in pairs. With few trials the interval is rough: it tells 0.9 from 0.3, not from 0.85.
-
-    Args:
-        x: the cheap measure of each trial.
-        y: the full measure of each trial, in the same order.
-        confidence: of each interval.
-        resamples: number of bootstrap samples.
-        seed: of the bootstrap.
 
     Returns:
         None with fewer than four trials, or if one measure is constant.
@@ -275,10 +251,7 @@ def _resampled_correlations(x: Array, y: Array, weights: Array) -> Array:
 
     Both are sums over the signs of all differences (Daniels, Biometrika 33, 1944), so no resample is ranked.
 
-    Args:
-        x: [trials].
-        y: [trials].
-        weights: [resamples, trials], how often each trial was drawn.
+    ``weights`` holds how often each trial was drawn, [resamples, trials].
     """
     signs = [np.sign(np.subtract.outer(values, values)) for values in (x, y)]
     ranks = [weights @ sign.T for sign in signs]

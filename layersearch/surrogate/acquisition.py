@@ -121,9 +121,7 @@ class ExpectedImprovement:
         schedules and random ones follow until there are enough trials to predict from. Then the schedule with the
         largest expected improvement is next, but one in `RANDOM_EVERY` is drawn uniformly.
 
-        Args:
-            taken: schedules not to propose.
-            rng: breaks ties and draws candidates in large spaces.
+        ``taken`` are schedules not to propose; ``rng`` breaks ties and draws candidates in large spaces.
         """
         initial = initial_schedules(self._space, self._budget)
         first = next((s for s in (initial[:MIN_SCHEDULES] if self.ready else initial) if s not in taken), None)

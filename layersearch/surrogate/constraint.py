@@ -63,10 +63,6 @@ def _spans(space: BoundSpace) -> list[Span]:
 def cost_limit(space: BoundSpace, budget: float) -> Constraint:
     """Limit the attention FLOPs; admits every schedule whose `BoundSpace.cost` is at most the budget.
 
-    Args:
-        space: the bound space.
-        budget: largest cost, as a ratio to all-full.
-
     Raises:
         ConfigError: as `BoundSpace.check_budget`.
     """
@@ -115,7 +111,7 @@ def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, f
     Args:
         space: the bound space.
         milliseconds: the largest sum.
-        table: milliseconds of one layer, by span.
+        table: milliseconds of one layer, by span; see `read_latencies`.
 
     Raises:
         ConfigError: if a span of the space is missing, a number is out of range, or no schedule is within the limit.
@@ -150,8 +146,10 @@ def read_latencies(path: Path) -> dict[Span, float]:
     Raises:
         ConfigError: if it is no such mapping; names the file and the key.
     """
-    table: dict[Span, float] = {}
-    for key, value in build(dict[str, float], read_yaml(path), str(path)).items():
+    held, table = read_yaml(path), dict[Span, float]()
+    if not isinstance(held, dict) or not held:
+        raise ConfigError(f"{path}: expected milliseconds of one layer by span, such as full: 0.31, found {held!r}")
+    for key, value in build(dict[str, float], held, str(path)).items():
         try:
             span = Span.parse(key)
         except LayersearchError as error:

@@ -52,10 +52,6 @@ def leave_one_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> l
 
     The surrogate is that of the sampler `gain`, fitted to the search's trials of any sampler.
 
-    Args:
-        records: of a run.
-        space: the run's space.
-
     Returns:
         (predicted, real) last loss of each schedule, nats; empty with too few complete trials.
     """

@@ -282,10 +282,6 @@ def compare_to_best(result: Result, schedule: Schedule) -> tuple[Entry | None, s
     """Return the best other confirmed schedule that costs no more, and the paired difference to it.
 
     The other was picked for its low losses on these very seeds, so the difference does not favor the schedule.
-
-    Args:
-        result: of the run.
-        schedule: one of its schedules.
     """
     entry = result.entry(schedule)
     rivals = [

@@ -68,7 +68,7 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
         wanted[n, m] += scale["single"] ** 2 * single + scale["pair"] ** 2 * pair
         wanted[n, m] += scale["shared_pair"] ** 2 * single**2
     assert surrogate._kernel(codes, codes, log) == pytest.approx(wanted, rel=1e-9)
-    assert surrogate._own(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
+    assert surrogate._diagonal(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
 
 
 @pytest.mark.parametrize("pairwise", [True, False])
