@@ -121,6 +121,7 @@ def _entry(
     confidence: float,
 ) -> Entry:
     first = group[0]
+    failed = {r.seed for r in group if r.phase == "confirm" and r.state == "failed"}
     by_seed = {r.seed: r for r in group if r.phase == "confirm" and r.state == "complete"}
     # A trial that was stopped and resumed has two records: the furthest one counts, the last of equals.
     searched = sorted((r for r in group if r.phase == "search"), key=lambda r: _STATES.index(r.state))
@@ -144,9 +145,7 @@ def _entry(
         search_loss=trial.loss if trial is not None and trial.state == "complete" else None,
         last_loss=None if trial is None else trial.loss,
         confirm=tuple(sorted(confirmed.items())),
-        failed_seeds=tuple(
-            sorted({r.seed for r in group if r.phase == "confirm" and r.state == "failed"} - confirmed.keys())
-        ),
+        failed_seeds=tuple(sorted(failed - confirmed.keys())),
         mean=stats.mean_interval((confirmed[seed] for seed in used), confidence) if used else None,
         metrics=tuple((name, fmean(found[name] for found in metrics)) for name in (metrics[0] if metrics else ())),
         loss_by_position=tuple(fmean(losses) for losses in positions),
@@ -180,9 +179,8 @@ def _winner(
         entry.schedule: stats.paired_difference(whole[entry.schedule], whole[leader.schedule], confidence)
         for entry in candidates
     }
-
-    # A single seed has no interval (low is None): only the leader can win.
     lows = {schedule: difference.low for schedule, difference in to_leader.items()}
+    # A single seed has no interval (low is None): only the leader can win.
     near = [e for e in candidates if e is leader or ((low := lows[e.schedule]) is not None and low <= tolerance)]
     pick = min(near, key=lambda entry: (entry.flops, mean(entry)))
 
@@ -191,8 +189,7 @@ def _winner(
             return None
         picks = sum(entry is not reference for entry in candidates)
         a, b = whole[pick.schedule], whole[reference.schedule]
-        difference = stats.paired_difference(a, b, confidence)
-        corrected = stats.paired_difference(a, b, confidence, comparisons=picks)
+        difference, corrected = (stats.paired_difference(a, b, confidence, comparisons=n) for n in (1, picks))
         return Comparison(
             reference=reference.label,
             schedule=reference.schedule,

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
@@ -25,8 +27,8 @@ Kind = Literal["cost", "kv_cache", "latency"]
 
 TOLERANCE = 1e-9
 """Relative tolerance of a sum of latencies, far below measurement error."""
-MAX_MILLISECONDS = 10**6
-"""Largest latency of one layer; more is a typing error."""
+Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]
+"""Latency of one layer; more than 1,000 seconds is a typing error."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +98,7 @@ def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_valu
         for span in _spans(space)
     }
     constraint = Constraint(kind="kv_cache", limit=size, per_span=per_span, max_total=size)
-    least, schedule = _smallest(space, constraint)
-    if least > size:
-        raise ConfigError(
-            f"--kv-cache {size} is below what search space {space.space.name!r} can reach: its smallest cache takes "
-            f"{least} bytes ({schedule}); raise it to {least} or add a smaller span to choices"
-        )
-    return constraint
+    return _reachable(space, constraint, f"--kv-cache {size}", "bytes")
 
 
 def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, float]) -> Constraint:
@@ -114,7 +110,7 @@ def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, f
         table: milliseconds of one layer, by span; see `read_latencies`.
 
     Raises:
-        ConfigError: if a span of the space is missing, a number is out of range, or no schedule is within the limit.
+        ConfigError: if a span of the space is missing, or no schedule is within the limit.
     """
     if not 0 < milliseconds < float("inf"):  # also false for nan
         raise ConfigError(f"--latency must be a positive number of milliseconds, not {milliseconds:g}")
@@ -124,20 +120,9 @@ def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, f
             f"--latency-table: no latency of {', '.join(missing)}, which search space {space.space.name!r} holds; "
             "add the milliseconds of one layer of each"
         )
-    for span, value in table.items():
-        if not 0 < value < MAX_MILLISECONDS:
-            raise ConfigError(
-                f"--latency-table: {span}: expected milliseconds of one layer in (0, {MAX_MILLISECONDS}), not {value:g}"
-            )
     per_span, limit = {span: table[span] for span in _spans(space)}, milliseconds * (1 + TOLERANCE)
     constraint = Constraint(kind="latency", limit=milliseconds, per_span=per_span, max_total=limit)
-    least, schedule = _smallest(space, constraint)
-    if least > limit:
-        raise ConfigError(
-            f"--latency {milliseconds:g} is below what search space {space.space.name!r} can reach: its fastest "
-            f"schedule ({schedule}) takes {least:g} ms; raise it to that or add a faster span to choices"
-        )
-    return constraint
+    return _reachable(space, constraint, f"--latency {milliseconds:g}", "ms")
 
 
 def read_latencies(path: Path) -> dict[Span, float]:
@@ -149,7 +134,7 @@ def read_latencies(path: Path) -> dict[Span, float]:
     held, table = read_yaml(path), dict[Span, float]()
     if not isinstance(held, dict) or not held:
         raise ConfigError(f"{path}: expected milliseconds of one layer by span, such as full: 0.31, found {held!r}")
-    for key, value in build(dict[str, float], held, str(path)).items():
+    for key, value in build(dict[str, Milliseconds], held, str(path)).items():
         try:
             span = Span.parse(key)
         except LayersearchError as error:
@@ -178,12 +163,19 @@ def parse_bytes(text: str) -> int:
     return int(Decimal(number) * units[unit])
 
 
-def _smallest(space: BoundSpace, constraint: Constraint) -> tuple[float, Schedule]:
-    """Return the smallest sum over layers in the space, and its schedule."""
-    found = []
+def _reachable(space: BoundSpace, constraint: Constraint, asked: str, unit: str) -> Constraint:
+    """Return the constraint if a schedule of the space satisfies it; otherwise raise ConfigError."""
+    sums = []
     for part in space.parts:
         chosen = [min(options, key=constraint.per_span.__getitem__) for options in part]
         spans = {layer: span for group, span in zip(space.groups, chosen, strict=True) for layer in group}
         schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
-        found.append((constraint.total(schedule), schedule))
-    return min(found, key=lambda pair: pair[0])
+        sums.append((constraint.total(schedule), schedule))
+    least, schedule = min(sums, key=lambda pair: pair[0])
+    if least <= constraint.max_total:
+        return constraint
+    amount = str(least) if isinstance(least, int) else f"{least:g}"
+    raise ConfigError(
+        f"{asked} is below what search space {space.space.name!r} can reach: its lowest schedule ({schedule}) takes "
+        f"{amount} {unit}; raise it to {amount} or add a smaller span to choices"
+    )

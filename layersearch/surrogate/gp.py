@@ -178,34 +178,30 @@ class Surrogate:
         scale = {name: float(np.exp(value)) for name, value in log.items()}
         (a, mixed_a), (b, mixed_b) = self._features(left, scale), self._features(right, scale)
         single: Array = mixed_a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
-        result: Array = 1.0 + scale["single"] ** 2 * single
         if not self._pairwise:
             norms = [(x * y).sum(axis=(1, 2)) for x, y in ((mixed_a, a), (mixed_b, b))]
             distance = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
-            result += scale["bend"] ** 2 * np.exp(-distance / (2 * scale["bent"] ** 2))
-            return result
+            return self._sum(scale, single, distance)
         count, vectors = left.shape[1], self._span_vectors(scale)
         plain = a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         squares = ((vectors @ vectors.T) ** 2)[left].reshape(len(left), -1)
         own = squares @ np.eye(len(vectors))[right].reshape(len(right), -1).T  # each layer with itself is no pair
-        pair = (plain**2 - own) / max(1, count * (count - 1))
-        result += scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
-        return result
+        return self._sum(scale, single, (plain**2 - own) / max(1, count * (count - 1)))
 
     def _diagonal(self, codes: Codes, log: dict[str, float]) -> Array:
         """Return the diagonal of `_kernel`, (rows,)."""
         scale = {name: float(np.exp(value)) for name, value in log.items()}
         layers, mixed = self._features(codes, scale)
-        single = (layers * mixed).sum(axis=(1, 2))
-        result: Array = 1.0 + scale["single"] ** 2 * single
-        if not self._pairwise:
-            result += scale["bend"] ** 2
-            return result
-        count = codes.shape[1]
-        each = (layers**2).sum(axis=2)
+        single, each, count = (layers * mixed).sum(axis=(1, 2)), (layers**2).sum(axis=2), codes.shape[1]
         pair = (each.sum(1) ** 2 - (each**2).sum(1)) / max(1, count * (count - 1))
-        result += scale["pair"] ** 2 * pair + scale["shared_pair"] ** 2 * single**2
-        return result
+        return self._sum(scale, single, pair if self._pairwise else np.zeros(len(codes)))
+
+    def _sum(self, scale: dict[str, float], single: Array, other: Array) -> Array:
+        """Return the sum of the kernel's parts; ``other`` is the kernel of pairs, else the squared distance."""
+        result: Array = 1.0 + scale["single"] ** 2 * single
+        if self._pairwise:
+            return result + scale["pair"] ** 2 * other + scale["shared_pair"] ** 2 * single**2
+        return result + scale["bend"] ** 2 * np.exp(-other / (2 * scale["bent"] ** 2))
 
     def _covariance(self, log: dict[str, float]) -> Array:
         """Return the prior covariance of the observed losses, (N, N)."""

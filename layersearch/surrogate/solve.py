@@ -21,7 +21,7 @@ prediction always includes the lowest trained loss and its noise, and no loss is
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -34,7 +34,7 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import plain
 from layersearch.surrogate.constraint import Constraint, Kind
 from layersearch.surrogate.fit import fit_surrogate, training_trials
-from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
+from layersearch.surrogate.gp import MIN_SCHEDULES
 from layersearch.surrogate.local_search import shortlist
 from layersearch.training.record import TrialRecord
 
@@ -135,20 +135,6 @@ class Solution:
         return found
 
 
-@dataclass(frozen=True)
-class _Prediction:
-    """The predicted mean loss over seeds and its interval, nats."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    @property
-    def loss(self) -> float:
-        return max(0.0, self.mean)
-
-
 def solve(
     records: Iterable[TrialRecord],
     space: BoundSpace,
@@ -191,18 +177,20 @@ def solve(
     fresh = [[loss for r, loss in losses if r.schedule == schedule and r.phase == "confirm"] for schedule in trained]
     lowest = min(loss for _, loss in losses)
     surrogate = fit_surrogate(trials, space, pairwise=False)
-    predictions = _predict(surrogate, [*within, *offered], lowest, confidence)
     found = analyze([record for record in complete if record.schedule in within], 1.0, confidence, tolerance)
     entries = {entry.schedule: entry for entry in found.entries}
     shared = len(found.winner.seeds) if found.winner else 0
 
-    def candidate(schedule: Schedule, prediction: _Prediction) -> Candidate:
+    z = stats.normal_quantile(confidence)
+    ceiling = lowest + z * surrogate.noise
+
+    def candidate(schedule: Schedule, mean: float, std: float) -> Candidate:
         entry = entries.get(schedule)
         state: CandidateState = "trained" if entry else "stopped" if schedule in within else "untrained"
-        loss, low, high = prediction.loss, prediction.low, prediction.high
-        mean = entry.mean if entry else None
-        if mean is not None and mean.low is not None and mean.high is not None and mean.n >= shared:
-            state, loss, low, high = "confirmed", mean.mean, mean.low, mean.high
+        loss, low, high = max(0.0, mean), max(0.0, mean - z * std), max(mean + z * std, ceiling)
+        real = entry.mean if entry else None
+        if real is not None and real.low is not None and real.high is not None and real.n >= shared:
+            state, loss, low, high = "confirmed", real.mean, real.low, real.high
         return Candidate(
             schedule=schedule,
             n_full=schedule.n_full,
@@ -213,11 +201,14 @@ def solve(
             low=low,
             high=high,
             seeds=len(entry.confirm) if entry else 0,
-            predicted=prediction.mean,
-            predicted_std=prediction.std,
+            predicted=mean,
+            predicted_std=std,
         )
 
-    candidates = {schedule: candidate(schedule, prediction) for schedule, prediction in predictions.items()}
+    asked = [*within, *offered]
+    means, stds = surrogate.predict(asked)
+    rows = zip(asked, means.tolist(), (STD_FACTOR * stds).tolist(), strict=True)
+    candidates = {schedule: candidate(schedule, mean, std) for schedule, mean, std in rows}
     measured = cheaper = None
     # A winner on a single seed is not confirmed.
     if found.winner is not None and candidates[found.winner.leader].state == "confirmed":
@@ -227,14 +218,14 @@ def solve(
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
     difference = nearest = changed = None
     if proposal is not None and measured is not None:
-        difference = _difference(predictions[proposal.schedule], predictions[measured.schedule], confidence)
+        difference = _difference(proposal, measured, z)
     if proposal is not None:
         distances = {
             other: sum(a != b for a, b in zip(proposal.schedule, other, strict=True))
             for other in within
             if other in ended and other != proposal.schedule
         }
-        nearest = min(distances, key=lambda other: (distances[other], predictions[other].mean, other), default=None)
+        nearest = min(distances, key=lambda other: (distances[other], candidates[other].predicted, other), default=None)
         changed = None if nearest is None else distances[nearest]
     better = difference is None or (difference.shown and difference.mean < 0)
     answer = proposal if proposal is not None and better else cheaper or measured
@@ -261,21 +252,11 @@ def solve(
     )
 
 
-def _predict(
-    surrogate: Surrogate, schedules: Sequence[Schedule], lowest: float, confidence: float
-) -> dict[Schedule, _Prediction]:
-    z = stats.normal_quantile(confidence)
-    means, stds = surrogate.predict(schedules)
-    stds = STD_FACTOR * stds
-    lows, highs = (means - z * stds).clip(0.0), (means + z * stds).clip(lowest + z * surrogate.noise)
-    rows = zip(means.tolist(), stds.tolist(), lows.tolist(), highs.tolist(), strict=True)
-    return {schedule: _Prediction(*row) for schedule, row in zip(schedules, rows, strict=True)}
-
-
-def _difference(proposal: _Prediction, measured: _Prediction, confidence: float) -> Difference:
-    mean = proposal.loss - measured.loss
-    half = stats.normal_quantile(confidence) * math.hypot(proposal.std, measured.std)
-    return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - measured.loss))
+def _difference(proposal: Candidate, measured: Candidate, z: float) -> Difference:
+    reference = max(0.0, measured.predicted)
+    mean = proposal.loss - reference
+    half = z * math.hypot(proposal.predicted_std, measured.predicted_std)
+    return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - reference))
 
 
 def compare_to_best(result: Result, schedule: Schedule) -> tuple[Entry | None, stats.Interval | None]:

@@ -45,7 +45,13 @@ def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
     of `write_figure`.
     """
     rows, left_out = _rows(result)
-    bars = _spreads(result)
+    signal = result.signal
+    named = [
+        (f"placements, l = {signal.n_full}", signal.placements),
+        ("(all_sparse, all_full)", signal.sparse_and_full),
+        ("within the budget", signal.within_budget),
+    ]
+    bars = [(f"{len(spread.schedules)} {name}", spread) for name, spread in named if spread is not None]
     heights = ROW * max(2, len(rows)) + 0.1, BAR * len(bars)
 
     def draw(figure: Figure, top: float) -> None:
@@ -59,7 +65,7 @@ def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
             _draw_spreads(below, result, bars)
         figure.legend(loc="lower center", ncols=2, fontsize=9, frameon=False, borderaxespad=0.2)
 
-    title = [*signal_sentence(result.signal).split("; "), noise_sentence(result.noise)]
+    title = [*signal_sentence(signal).split("; "), noise_sentence(result.noise)]
     room = heights[0] + AXIS + (heights[1] + AXIS if bars else 0.0) + LEGEND + 0.2
     return write_figure(path_stem, title, room, 0.02, draw)
 
@@ -89,8 +95,7 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Entry]) -> None:
     seeds = result.signal.seeds
     means = [_mean(result, entry) for entry in rows]
     singles = [loss for entry in rows for loss in _losses(result, entry)]
-    intervals = [entry.mean for entry in rows if seeds and entry.mean is not None]
-    ends = [end for interval in intervals for end in (interval.low, interval.high) if end is not None]
+    ends = [end for e in rows if seeds and e.mean for end in (e.mean.low, e.mean.high) if end is not None]
     scale_axis(axes, "x", [*means, *singles] or [0.0, 1.0], ends)
     axes.set_ylim(max(2, len(rows)) - 0.4, -0.6)
     low, high = axes.get_xlim()
@@ -131,16 +136,6 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Entry]) -> None:
     style_axes(axes)
 
 
-def _spreads(result: Result) -> list[tuple[str, Spread]]:
-    found = result.signal
-    named = (
-        (f"placements, l = {found.n_full}", found.placements),
-        ("(all_sparse, all_full)", found.sparse_and_full),
-        ("within the budget", found.within_budget),
-    )
-    return [(f"{len(spread.schedules)} {name}", spread) for name, spread in named if spread is not None]
-
-
 def _draw_spreads(axes: Axes, result: Result, bars: Sequence[tuple[str, Spread]]) -> None:
     std = result.signal.seed_std
     unit, places = std or 1.0, decimals(std)
@@ -163,9 +158,8 @@ def _draw_spreads(axes: Axes, result: Result, bars: Sequence[tuple[str, Spread]]
         note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8.5)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel(
-        f"highest minus lowest, in seed standard deviations ({std:.2g} nats)"
-        if std
-        else "highest minus lowest (nats); one seed, so the noise is unknown"
+    unit_name = (
+        f", in seed standard deviations ({std:.2g} nats)" if std else " (nats); one seed, so the noise is unknown"
     )
+    axes.set_xlabel(f"highest minus lowest{unit_name}")
     style_axes(axes)

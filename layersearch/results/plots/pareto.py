@@ -10,16 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from layersearch.results.plots.style import (
-    BLACK,
-    BLUE,
-    GRAY,
-    VERMILION,
-    marker_styles,
-    scale_axis,
-    style_axes,
-    write_figure,
-)
+from layersearch.results.plots import style
+from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION
 from layersearch.results.result import ALL_FULL, Entry, Result, not_none
 from layersearch.schedule import Schedule
 
@@ -56,7 +48,7 @@ def plot_pareto(result: Result, path_stem: Path | str) -> list[Path]:
         figure.subplots_adjust(left=LEFT, right=0.985, bottom=1.12 / figure.get_figheight(), top=top)
         _draw(axes, result)
 
-    return write_figure(path_stem, title, HEIGHT, LEFT, draw)
+    return style.write_figure(path_stem, title, HEIGHT, LEFT, draw)
 
 
 def _loss(entry: Entry) -> float:
@@ -71,9 +63,9 @@ def _draw(axes: Axes, result: Result) -> None:
     shown = [entry for entry in result.entries if entry.loss is not None]
     named = [entry for entry in shown if entry.mean is not None or entry.names]
     dots = [entry for entry in shown if entry.mean is None and not entry.names]
-    scale_axis(axes, "x", [*(entry.cost for entry in shown), result.budget, 1.0])
+    style.scale_axis(axes, "x", [*(entry.cost for entry in shown), result.budget, 1.0])
     ends = [end for entry in shown if entry.mean for end in (entry.mean.low, entry.mean.high) if end is not None]
-    scale_axis(axes, "y", [_loss(entry) for entry in shown] or [0.0, 1.0], ends)
+    style.scale_axis(axes, "y", [_loss(entry) for entry in shown] or [0.0, 1.0], ends)
     edge = axes.get_xlim()[1]
     axes.axvspan(result.budget, edge, color="#F3F3F3", zorder=0, lw=0)
     axes.axvline(result.budget, color=BLACK, ls=(0, (4, 3)), lw=1.1, zorder=1, label=f"budget {result.budget:g}")
@@ -103,7 +95,7 @@ def _draw(axes: Axes, result: Result) -> None:
         axes.plot([], [], ls="", label="equal cost: side by side")
     axes.set_xlabel("attention cost (FLOPs, all-full = 1)")
     axes.set_ylabel("validation loss (nats per token)")
-    style_axes(axes)
+    style.style_axes(axes)
     axes.figure.legend(loc="lower center", ncols=3, fontsize=9, frameon=False, borderaxespad=0.2)
     _label(axes, result, shown, transforms, lines)
 
@@ -119,7 +111,7 @@ def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
 
 def _draw_named(axes: Axes, result: Result, entries: Sequence[Entry]) -> dict[Schedule, Transform]:
     """Draw baselines and confirmed schedules with their intervals; return the transform that places each of them."""
-    styles, winner = marker_styles(result.entries), _winner(result)
+    styles, winner = style.marker_styles(result.entries), _winner(result)
     seeds = sorted({entry.mean.n for entry in entries if entry.mean is not None})
     if seeds:
         number = "–".join(str(n) for n in dict.fromkeys((seeds[0], seeds[-1])))
@@ -197,31 +189,23 @@ def _label(
     named = [entry for entry in shown if entry.names or entry.schedule == winner]
     for entry in sorted(named, key=lambda entry: (entry.schedule != winner, -_loss(entry), entry.cost)):
         bold = entry.schedule == winner
+        label, at = ", ".join(entry.names) or "winner", (entry.cost, _loss(entry))
+        box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
+        line = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
         note = axes.annotate(
-            ", ".join(entry.names) or "winner",
-            (entry.cost, _loss(entry)),
-            xytext=(0, 0),
-            xycoords=transforms[entry.schedule],
-            textcoords="offset points",
-            fontsize=9,
-            ha="center",
-            va="center",
-            color=VERMILION if bold else BLACK,
-            fontweight="bold" if bold else "normal",
-            zorder=7,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6},
-            arrowprops={"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5},
+            label, at, (0, 0), transforms[entry.schedule], "offset points", line, bbox=box, ha="center", va="center"
         )
+        note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
         marker, size = markers[entry.schedule], note.get_window_extent().size
         offset, far = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
         note.set_position(tuple(offset / scale))
-        box = np.concatenate([marker + offset - size / 2, marker + offset + size / 2])
+        ends = np.concatenate([marker + offset - size / 2, marker + offset + size / 2])
         if note.arrow_patch is not None:
-            own = _distance(box, marker)
-            others = (at for schedule, at in markers.items() if schedule != entry.schedule)
+            own = _distance(ends, marker)
+            others = (other for schedule, other in markers.items() if schedule != entry.schedule)
             # A label about as near to another marker needs a line to its own.
-            note.arrow_patch.set_visible(far or any(_distance(box, at) < own + 4 * scale for at in others))
-        boxes.append(tuple(box))
+            note.arrow_patch.set_visible(far or any(_distance(ends, other) < own + 4 * scale for other in others))
+        boxes.append(tuple(ends))
         weights.append(30.0)
 
 
