@@ -22,7 +22,7 @@ def rank_fidelities(
     """Return the rank correlation of each rung, the surrogate and the search's seed.
 
     Args:
-        records: all of a run's.
+        records: all records of a run.
         confirmed: (loss at the search's seed, mean at fresh seeds) of every schedule that has both.
         confidence: of the intervals.
         predicted: (leave-one-out prediction of the surrogate, last loss) of every complete schedule.

@@ -37,12 +37,7 @@ def noise_range(n: int) -> float:
 
 
 def measure_signal(entries: Sequence[Entry], seeds: Sequence[int]) -> Signal:
-    """Return the spreads of schedules.
-
-    Args:
-        entries: every schedule of a run.
-        seeds: the fresh seeds that confirmed schedules share.
-    """
+    """Return the spreads of a run's schedules; ``seeds`` are the fresh seeds that confirmed schedules share."""
     confirmed = {entry.schedule: dict(entry.confirm) for entry in entries}
     losses = {s: [by_seed[seed] for seed in seeds] for s, by_seed in confirmed.items() if by_seed.keys() >= set(seeds)}
     if not seeds or len(losses) < 2:
@@ -99,10 +94,7 @@ def _tail(ratio: float, n: int, degrees: int) -> float:
 def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confidence: float) -> Noise:
     """Return the noise of the confirmed losses.
 
-    Args:
-        confirmed: losses by fresh seed, one mapping per schedule.
-        seeds: number of fresh seeds that the candidates share.
-        confidence: of the floor.
+    Each mapping holds one schedule's losses by fresh seed. The candidates share ``seeds`` of them.
     """
     repeated = [losses for losses in confirmed if len(losses) > 1]
     own = [not_none(stats.mean_interval(losses.values()).std) for losses in repeated]

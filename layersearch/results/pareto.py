@@ -12,11 +12,7 @@ import numpy as np
 
 
 def nondominated(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points that no other dominates, cheapest first; equal points stay together.
-
-    Args:
-        points: (loss, cost) pairs.
-    """
+    """Return the indices of the (loss, cost) points that no other dominates, cheapest first; equal points stay."""
     import moocore
 
     if not points:
@@ -26,11 +22,9 @@ def nondominated(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Return the area that the points dominate up to the reference point, nats times cost.
+    """Return the area that the (loss, cost) points dominate up to the reference point, nats times cost.
 
-    Args:
-        points: (loss, cost) pairs; one that is not better than the reference in both adds nothing.
-        reference: (loss, cost) of the worst point that counts.
+    A point that is not better than the reference in both adds nothing.
     """
     import moocore
 

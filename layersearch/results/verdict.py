@@ -29,13 +29,7 @@ def winner_evidence(result: Result) -> dict[str, Any]:
 
 
 def comparison_text(difference: Interval, corrected: Interval, comparisons: int) -> str:
-    """Say whether the winner differs from a reference.
-
-    Args:
-        difference: winner minus reference, nats.
-        corrected: the same, with an interval corrected for the number of comparisons.
-        comparisons: that number.
-    """
+    """Say whether the winner differs from a reference; arguments are the fields of `Comparison`."""
     better, size, half = difference.mean < 0, abs(corrected.mean), corrected.half_width
     places = decimals(half)
     if half is None:
@@ -51,13 +45,7 @@ def comparison_text(difference: Interval, corrected: Interval, comparisons: int)
 
 
 def verdict_text(winner: Winner | None, best: Entry | None, entries: Sequence[Entry]) -> str:
-    """State the run's finding in a few sentences.
-
-    Args:
-        winner: None before a schedule within the budget is confirmed.
-        best: the lowest loss in the search within the budget.
-        entries: all schedules.
-    """
+    """State the run's finding in a few sentences; ``best`` has the lowest loss in the search within the budget."""
     if winner is None:
         if not any(entry.state == "complete" or entry.confirm for entry in entries):
             return "Nothing to conclude: no trial has completed."

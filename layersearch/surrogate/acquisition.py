@@ -107,8 +107,7 @@ class ExpectedImprovement:
         widths = np.maximum(np.append(self._begins[1:], self._budget) - np.maximum(self._begins, costs), 0.0)
         # No loss is below 0: a frontier close to 0 leaves little to improve.
         expected = _below(self._levels, means, stds) - _below(0.0, means, stds)
-        result: Array = (widths * expected).sum(axis=1)
-        return result
+        return (widths * expected).sum(axis=1)
 
     def improvement(self, schedules: Sequence[Schedule]) -> Array:
         """Return the expected hypervolume improvement of each schedule, nats times cost, (M,)."""
@@ -168,11 +167,7 @@ class ExpectedImprovement:
     def keep_going(self, schedule: Schedule, seed: int, curve: Sequence[tuple[float, float]], fresh: float) -> bool:
         """Return whether a trial should continue.
 
-        Args:
-            schedule: in training.
-            seed: of the trial.
-            curve: (share of the training, validation loss in nats) at its checkpoints so far.
-            fresh: improvement of the best new schedule, `best_improvement`.
+        ``curve`` is that of `Observation`; ``fresh`` is the `best_improvement` of a new schedule.
         """
         if not self.ready or self._space.encode(schedule) is None or self._space.cost(schedule) > self._budget:
             return True
@@ -185,8 +180,7 @@ class ExpectedImprovement:
 def _below(level: Array | float, means: Array, stds: Array) -> Array:
     """Return the expected improvement of normal variables Y below a level: E max(0, level - Y)."""
     z = (level - means) / stds
-    result: Array = stds * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
-    return result
+    return stds * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
 
 
 def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:

@@ -77,13 +77,9 @@ def cost_limit(space: BoundSpace, budget: float) -> Constraint:
 
 
 def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_value: int = 2) -> Constraint:
-    """Limit the KV cache of a decoder, in bytes for one sequence of the space's length.
+    """Limit the KV cache of a decoder to ``size`` bytes for one sequence of the space's length.
 
-    Args:
-        space: the bound space.
-        size: the largest cache, bytes.
-        model: gives the number of key-value heads and their width.
-        bytes_per_value: 2 for bf16.
+    The model gives the number of key-value heads and their width; ``bytes_per_value`` is 2 for bf16.
 
     Raises:
         ConfigError: if no schedule of the space is within the limit; names the smallest cache.
@@ -102,12 +98,7 @@ def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_valu
 
 
 def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, float]) -> Constraint:
-    """Limit the sum over layers of a measured latency.
-
-    Args:
-        space: the bound space.
-        milliseconds: the largest sum.
-        table: milliseconds of one layer, by span; see `read_latencies`.
+    """Limit the sum over layers of a measured latency; the table is that of `read_latencies`.
 
     Raises:
         ConfigError: if a span of the space is missing, or no schedule is within the limit.

@@ -129,11 +129,10 @@ class Surrogate:
         for part in np.unique(share):
             some = loss[ended & (share == part)]
             assert len(some), "a share of the training that no complete trial has"
-            unit = max(float(some.std()), MIN_SPREAD * abs(float(some.mean())), 1e-9)
-            self._scale[float(part)] = (float(some.mean()), unit)
-        self._y = np.array(
-            [(y - self._scale[part][0]) / self._scale[part][1] for y, part in zip(loss, share, strict=True)]
-        )
+            spread = max(float(some.std()), MIN_SPREAD * abs(float(some.mean())), 1e-9)
+            self._scale[float(part)] = (float(some.mean()), spread)
+        center, unit = np.array([self._scale[part] for part in share]).T
+        self._y = (loss - center) / unit
         self._distinct, self._of = np.unique(self._x, axis=0, return_inverse=True)
         self._same = (self._of[:, None] == self._of[None, :]).astype(np.float64)
         self._same_seed = (seed[:, None] == seed[None, :]).astype(np.float64)
@@ -143,11 +142,9 @@ class Surrogate:
         unknown = {"seed"} if np.all(self._same_seed) else set()
         unknown |= {"early"} if len(self._scale) == 1 else set()
         names = [name for name in self._prior if name not in unknown]
-        start = np.array([self._prior[name][0] for name in names])
+        start, search = [self._prior[name][0] for name in names], {"method": "L-BFGS-B", "options": _FITTING}
         bounds = [(-7.0, 4.0)] * len(names)
-        found = optimize.minimize(
-            self._objective, start, args=(names,), method="L-BFGS-B", bounds=bounds, options=_FITTING
-        )
+        found = optimize.minimize(self._objective, start, args=(names,), bounds=bounds, **search)
         fixed = {name: middle for name, (middle, _) in self._prior.items()} | {"seed": -np.inf}
         self._condition(fixed | dict(zip(names, found.x, strict=True)))
         return self
@@ -164,8 +161,7 @@ class Surrogate:
         spans = spans - spans.mean(0) - spans.mean(1)[:, None] + spans.mean()
         spans /= max(float(np.diag(spans).mean()), 1e-12)
         values, vectors = linalg.eigh(spans)
-        result: Array = vectors * np.sqrt(np.maximum(values, 0.0))
-        return result
+        return vectors * np.sqrt(np.maximum(values, 0.0))
 
     def _features(self, codes: Codes, scale: dict[str, float]) -> tuple[Array, Array]:
         """Return each layer's span as a vector, and its kernel average over all layers, (rows, V, S) each."""
@@ -216,8 +212,7 @@ class Surrogate:
     @staticmethod
     def _share_kernel(left: Array, right: Array, log: dict[str, float]) -> Array:
         """Return the correlation of losses at these shares of the training, in [0, 1]."""
-        result: Array = np.exp(-np.abs(left[:, None] - right[None, :]) / np.exp(log.get("early", 0.0)))
-        return result
+        return np.exp(-np.abs(left[:, None] - right[None, :]) / np.exp(log.get("early", 0.0)))
 
     def _objective(self, values: Array, names: list[str]) -> float:
         """Return the negative log density of losses and hyperparameters, up to a constant."""

@@ -45,12 +45,8 @@ def shortlist(
 ) -> list[Schedule]:
     """Return up to `SHORTLIST` untrained schedules with the lowest predicted loss found, best first.
 
-    Args:
-        surrogate: fitted.
-        space: the bound space.
-        constraint: see `layersearch.surrogate.constraint`.
-        trained: schedules to start from; they are not returned.
-        n_full: admitted numbers of full layers.
+    The search starts from ``trained`` schedules and does not return them. ``n_full`` are the admitted numbers of full
+    layers.
     """
     known: dict[Schedule, float] = {}
     for part in space.parts:

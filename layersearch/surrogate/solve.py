@@ -131,8 +131,7 @@ class Solution:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``--json`` prints it."""
-        found: dict[str, Any] = plain(self)
-        return found
+        return plain(self)
 
 
 def solve(
@@ -180,7 +179,6 @@ def solve(
     found = analyze([record for record in complete if record.schedule in within], 1.0, confidence, tolerance)
     entries = {entry.schedule: entry for entry in found.entries}
     shared = len(found.winner.seeds) if found.winner else 0
-
     z = stats.normal_quantile(confidence)
     ceiling = lowest + z * surrogate.noise
 
@@ -217,9 +215,8 @@ def solve(
     others = [one for one in candidates.values() if one.state != "confirmed"]
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
     difference = nearest = changed = None
-    if proposal is not None and measured is not None:
-        difference = _difference(proposal, measured, z)
     if proposal is not None:
+        difference = None if measured is None else _difference(proposal, measured, z)
         distances = {
             other: sum(a != b for a, b in zip(proposal.schedule, other, strict=True))
             for other in within

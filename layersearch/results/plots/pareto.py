@@ -140,15 +140,13 @@ def _bar(axes: Axes, entry: Entry) -> tuple[float, float]:
 
 def _pixels(axes: Axes, entry: Entry, place: Transform) -> list[list[float]]:
     """Return the pixels (x, y) of an entry's marker and of both ends of its interval."""
-    found: list[list[float]] = place.transform([(entry.cost, y) for y in (_loss(entry), *_bar(axes, entry))]).tolist()
-    return found
+    return place.transform([(entry.cost, y) for y in (_loss(entry), *_bar(axes, entry))]).tolist()
 
 
 def _dodge(axes: Axes, entries: Sequence[Entry], winner: Schedule | None) -> dict[Schedule, Transform]:
     """Shift entries with overlapping markers or bars to the left, never over the budget line.
 
-    Returns:
-        The transform from data to pixels for each schedule; ``transData`` itself without an overlap.
+    The transforms are from data to pixels; ``transData`` itself without an overlap.
     """
     from matplotlib.transforms import ScaledTranslation
 

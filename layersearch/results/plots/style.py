@@ -42,10 +42,7 @@ def write_figure(
         draw: takes the figure and the top of the area below the title, as a share of the height.
 
     Returns:
-        The paths of the PNG and the SVG.
-
-    Raises:
-        OSError: if a file cannot be written.
+        The paths of the PNG and the SVG. An OSError is raised if one cannot be written.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -89,14 +86,7 @@ def style_axes(axes: Axes) -> None:
 
 
 def scale_axis(axes: Axes, which: str, values: Sequence[float], ends: Sequence[float] = ()) -> None:
-    """Set the limits and the scale of an axis: every value is inside, long intervals may be cut at the edge.
-
-    Args:
-        axes: to be changed.
-        which: ``x`` or ``y``.
-        values: costs, or losses in nats.
-        ends: of intervals, in the same unit.
-    """
+    """Set limits and scale of an axis (``x`` or ``y``): every value is inside, interval ends may be outside."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
