@@ -94,11 +94,8 @@ def normal_quantile(confidence: float = CONFIDENCE) -> float:
 def mean_interval(values: Iterable[float], confidence: float = CONFIDENCE, *, comparisons: int = 1) -> Interval:
     """Return the mean of independent values and its Student t interval.
 
-    Args:
-        values: one loss, or one difference, per seed, nats.
-        confidence: joint confidence of all ``comparisons``.
-        comparisons: number of intervals that shall hold together (Bonferroni: each is made at the confidence
-            1 - (1 - confidence) / comparisons).
+    ``confidence`` is joint for all ``comparisons`` (Bonferroni: each interval has 1 - (1 - confidence) / comparisons).
+    Values are losses or differences, one per seed, nats.
 
     Raises:
         LayersearchError: without a value, or for a confidence outside (0, 1).

@@ -99,7 +99,9 @@ class ExpectedImprovement:
         self._front = [schedules[at] for at in front]
         return np.array([0.0, *(costs[at] for at in front)]), np.array([means.max(), *means[front]])
 
-    def _improvement(self, schedules: Sequence[Schedule], surrogate: Surrogate | None) -> Array:
+    def improvement(self, schedules: Sequence[Schedule], surrogate: Surrogate | None = None) -> Array:
+        """Return the expected hypervolume improvement of each schedule, nats times cost, (M,)."""
+        surrogate = surrogate or self._surrogate
         assert surrogate is not None
         means, stds = surrogate.predict(schedules, calibrated=False)
         means, stds = means[:, None], EXPLORATION * stds[:, None]
@@ -108,10 +110,6 @@ class ExpectedImprovement:
         # No loss is below 0: a frontier close to 0 leaves little to improve.
         expected = _below(self._levels, means, stds) - _below(0.0, means, stds)
         return (widths * expected).sum(axis=1)
-
-    def improvement(self, schedules: Sequence[Schedule]) -> Array:
-        """Return the expected hypervolume improvement of each schedule, nats times cost, (M,)."""
-        return self._improvement(schedules, self._surrogate)
 
     def propose(self, taken: Collection[Schedule], rng: Random) -> Schedule | None:
         """Return the schedule to train next; None if nothing within the budget is left.
@@ -174,7 +172,7 @@ class ExpectedImprovement:
         trial = Observation(schedule=schedule, seed=seed, curve=tuple(curve))
         others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
         surrogate = self._fit([*others, trial], like=self._surrogate)
-        return float(self._improvement([schedule], surrogate)[0]) >= fresh * (1.0 - curve[-1][0])
+        return float(self.improvement([schedule], surrogate)[0]) >= fresh * (1.0 - curve[-1][0])
 
 
 def _below(level: Array | float, means: Array, stds: Array) -> Array:

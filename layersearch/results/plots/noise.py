@@ -16,7 +16,7 @@ from layersearch.results.plots.style import (
     style_axes,
     write_figure,
 )
-from layersearch.results.result import Entry, Result, Spread, not_none
+from layersearch.results.result import Entry, Result, Spread
 from layersearch.results.sentences import noise_sentence, signal_sentence, spread_text
 from layersearch.results.stats import decimals
 
@@ -34,6 +34,9 @@ MAX_ROWS = 26
 MAX_NAME = 29
 """Characters of a schedule's label."""
 BAND = "#F5E3B8"
+
+Row = tuple[Entry, float, list[float]]
+"""A schedule, its mean and its losses by seed: of the fresh seeds, before confirmation of the search's."""
 
 
 def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
@@ -70,32 +73,26 @@ def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
     return write_figure(path_stem, title, room, 0.02, draw)
 
 
-def _rows(result: Result) -> tuple[list[Entry], int]:
+def _rows(result: Result) -> tuple[list[Row], int]:
     """Return the schedules to show, cheapest first, and how many are left out."""
-    found = [entry for entry in result.entries if _losses(result, entry)]
+    found: list[Row] = []
+    for entry in result.entries:
+        if result.signal.seeds and entry.mean is not None:
+            found.append((entry, entry.mean.mean, [loss for _, loss in entry.confirm]))
+        elif not result.signal.seeds and entry.search_loss is not None:
+            found.append((entry, entry.search_loss, [entry.search_loss]))
     placed = result.signal.placements.schedules if result.signal.placements else ()
-    winner = None if result.winner is None else result.winner.schedule
-    found.sort(key=lambda e: (not e.names and e.schedule not in placed and e.schedule != winner, _mean(result, e)))
-    shown = sorted(found[:MAX_ROWS], key=lambda e: (e.cost, e.n_full, _mean(result, e)))
+    kept = {*placed, *(() if result.winner is None else (result.winner.schedule,))}
+    found.sort(key=lambda row: (not row[0].names and row[0].schedule not in kept, row[1]))
+    shown = sorted(found[:MAX_ROWS], key=lambda row: (row[0].cost, row[0].n_full, row[1]))
     return shown, len(found) - len(shown)
 
 
-def _losses(result: Result, entry: Entry) -> list[float]:
-    """Return a schedule's losses at the fresh seeds; at the search's seed before confirmation."""
-    if result.signal.seeds:
-        return [loss for _, loss in entry.confirm]
-    return [] if entry.search_loss is None else [entry.search_loss]
-
-
-def _mean(result: Result, entry: Entry) -> float:
-    return not_none(entry.mean.mean if result.signal.seeds and entry.mean is not None else entry.search_loss)
-
-
-def _draw_rows(axes: Axes, result: Result, rows: Sequence[Entry]) -> None:
+def _draw_rows(axes: Axes, result: Result, rows: Sequence[Row]) -> None:
     seeds = result.signal.seeds
-    means = [_mean(result, entry) for entry in rows]
-    singles = [loss for entry in rows for loss in _losses(result, entry)]
-    ends = [end for e in rows if seeds and e.mean for end in (e.mean.low, e.mean.high) if end is not None]
+    means = [mean for _, mean, _ in rows]
+    singles = [loss for _, _, losses in rows for loss in losses]
+    ends = [end for e, _, _ in rows if seeds and e.mean for end in (e.mean.low, e.mean.high) if end is not None]
     scale_axis(axes, "x", [*means, *singles] or [0.0, 1.0], ends)
     axes.set_ylim(max(2, len(rows)) - 0.4, -0.6)
     low, high = axes.get_xlim()
@@ -104,18 +101,25 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Entry]) -> None:
         label = f"within {floor:.{decimals(floor)}f} nats of the lowest mean: noise on {result.noise.seeds} seeds"
         axes.axvspan(min(means), min(min(means) + floor, high), color=BAND, lw=0, zorder=0, label=label)
     styles = marker_styles(result.entries)
-    for y, entry in enumerate(rows):
+    for y, (entry, mean, losses) in enumerate(rows):
         marker, color = styles[entry.schedule]
-        mean = entry.mean if seeds else None
-        if mean is not None and mean.low is not None and mean.high is not None:
-            axes.plot([max(mean.low, low), min(mean.high, high)], [y, y], "|-", color=color, lw=1.2, ms=5, zorder=2)
+        if seeds and entry.mean and entry.mean.low is not None and entry.mean.high is not None:
+            axes.plot(
+                [max(entry.mean.low, low), min(entry.mean.high, high)],
+                [y, y],
+                "|-",
+                color=color,
+                lw=1.2,
+                ms=5,
+                zorder=2,
+            )
         if seeds:
-            axes.plot(_losses(result, entry), [y] * len(entry.confirm), "o", ms=3.2, color=GRAY, mew=0, zorder=3)
+            axes.plot(losses, [y] * len(losses), "o", ms=3.2, color=GRAY, mew=0, zorder=3)
         size = 11 if marker == "*" else 6.5
-        axes.plot([_mean(result, entry)], [y], marker, ms=size, color=color, mec="white", mew=0.6, zorder=4)
+        axes.plot([mean], [y], marker, ms=size, color=color, mec="white", mew=0.6, zorder=4)
         if result.winner is not None and entry.schedule == result.winner.schedule:
             ring: dict[str, Any] = {"ms": 13, "mfc": "none", "mec": VERMILION, "mew": 1.8, "zorder": 5}
-            axes.plot([_mean(result, entry)], [y], "o", label="winner", **ring)
+            axes.plot([mean], [y], "o", label="winner", **ring)
     if len(seeds) > 1:
         label = f"mean over seeds, its {result.confidence:.0%} interval"
         axes.plot([], [], "|-", color=BLUE, lw=1.2, ms=5, label=label)
@@ -123,12 +127,12 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Entry]) -> None:
     else:
         label = "loss at one fresh seed" if seeds else "loss at the search's one seed: fewer than two are confirmed"
         axes.plot([], [], "o", ms=6.5, color=BLUE, label=label if rows else "no trial is complete")
-    names = [e.label if len(e.label) <= MAX_NAME else e.label[: MAX_NAME - 1] + "…" for e in rows]
-    labels = [f"{name}  {entry.cost:.3f}" for name, entry in zip(names, rows, strict=True)]
+    names = [e.label if len(e.label) <= MAX_NAME else e.label[: MAX_NAME - 1] + "…" for e, _, _ in rows]
+    labels = [f"{name}  {entry.cost:.3f}" for name, (entry, _, _) in zip(names, rows, strict=True)]
     axes.set_yticks(range(len(rows)), labels, fontsize=8.5)
     placements = result.signal.placements
     if placements is not None:
-        for entry, tick in zip(rows, axes.get_yticklabels(), strict=True):
+        for (entry, _, _), tick in zip(rows, axes.get_yticklabels(), strict=True):
             tick.set_fontweight("bold" if entry.schedule in placements.schedules else "normal")
         axes.plot([], [], ls="", label=f"bold: the {len(placements.schedules)} placements of equal cost")
     axes.tick_params(axis="y", length=0)
