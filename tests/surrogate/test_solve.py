@@ -17,7 +17,7 @@ import pytest
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import ConfigError
+from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results.analyze import analyze
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
@@ -342,7 +342,7 @@ def test_solve_all_confirmed_predicts_nothing() -> None:
 def test_solve_too_few_schedules_are_refused_with_the_remedy() -> None:
     space = bound()
     records = [record(str(s), 3.0) for s in every(space)[:3]] + [record("full*4", None, state="failed")]
-    with pytest.raises(ConfigError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
+    with pytest.raises(RunFolderError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
         solve(records, space, cost_limit(space, 1.0))
 
 
@@ -394,7 +394,7 @@ def test_solve_command_answer_can_be_run_as_printed(
     after = (run / "trials.jsonl").read_text()
     assert after.startswith(before)
     added = [TrialRecord.from_json(line) for line in after[len(before) :].splitlines()]
-    assert {(r.schedule, r.seed, r.phase, r.state) for r in added} == {
+    assert {(str(r.schedule), r.seed, r.phase, r.state) for r in added} == {
         (found["proposal"]["schedule"], seed, "confirm", "complete") for seed in (1, 2)
     }
     again = json.loads(printed(capsys, "solve", str(run), "--budget", "0.5", "--json"))
