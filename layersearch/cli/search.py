@@ -110,7 +110,7 @@ def confirm(options: argparse.Namespace) -> None:
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
     from layersearch.study.search import search
-    from layersearch.surrogate.solve import against_best
+    from layersearch.surrogate.solve import compare_to_best
 
     pool = pool_of(options)
     config = read_config(options.run)
@@ -123,7 +123,7 @@ def confirm(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))
         return
-    rows = [(result.entry(held), *against_best(result, held)) for held in dict.fromkeys(schedules)]
+    rows = [(result.entry(held), *compare_to_best(result, held)) for held in dict.fromkeys(schedules)]
     confirmed_table(rows)
 
 

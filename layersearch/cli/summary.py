@@ -7,8 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from layersearch.cli import tables
-from layersearch.results import sentences as sentences_module
-from layersearch.results.result import Entry, Fidelity, PerL, Result
+from layersearch.results.result import BestPerL, Entry, Fidelity, Result
+from layersearch.results.sentences import (
+    headline_metric,
+    noise_sentence,
+    position_sentence,
+    ranking_warning,
+    signal_sentence,
+)
 from layersearch.results.stats import Interval, decimals
 
 if TYPE_CHECKING:
@@ -75,8 +81,8 @@ def _prose(result: Result, width: int) -> list[tuple[str, bool]]:
         text = f"Winner: {entry.schedule} (l = {entry.n_full}, cost {entry.cost:.3f}, budget {result.budget:g})"
         lines += [(line, True) for line in textwrap.wrap(text, width)]
     lines += [(line, False) for line in textwrap.wrap(result.verdict, width)]
-    noise, signal = sentences_module.noise(result.noise), sentences_module.signal(result.signal)
-    for sentences in (noise, signal, sentences_module.by_position(result), sentences_module.poor(result.trust)):
+    noise, signal = noise_sentence(result.noise), signal_sentence(result.signal)
+    for sentences in (noise, signal, position_sentence(result), ranking_warning(result.trust)):
         lines += [(line, False) for line in textwrap.wrap(sentences or "", width)]
     if result.failed:
         lines.append(
@@ -116,7 +122,7 @@ def _entries(result: Result, entries: Sequence[Entry], by: str, width: int) -> T
     from rich.text import Text
 
     full = by == "schedule"
-    probes = {entry.schedule: sentences_module.probe(entry) for entry in entries} if full else {}
+    probes = {entry.schedule: headline_metric(entry) for entry in entries} if full else {}
     probe = next((found[0] for found in probes.values() if found is not None), None)
     heads = [] if probe is None else [probe.replace("_", " ")]
     table = _table(by, *(["l"] if full else []), "cost", "loss", "±", *heads, "seeds")
@@ -140,7 +146,7 @@ def _entries(result: Result, entries: Sequence[Entry], by: str, width: int) -> T
     return table
 
 
-def _per_l(rows: Sequence[PerL]) -> Table:
+def _per_l(rows: Sequence[BestPerL]) -> Table:
     table = _table("l", "trained", "best, 1 seed", "confirmed", "±", left=0)
     places = _places([row.confirmed for row in rows])
     for row in rows:

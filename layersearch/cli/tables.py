@@ -13,8 +13,8 @@ from rich.text import Text
 
 from layersearch.cli import tables
 from layersearch.cli.progress import duration
-from layersearch.results import verdict as verdicts
 from layersearch.results.stats import Interval, decimals
+from layersearch.results.verdict import comparison_text
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -197,7 +197,7 @@ def confirmed_table(rows: Sequence[tuple[Entry, Entry | None, Interval | None]])
         reached = "failed on every fresh seed" if entry.mean is None else f"loss {entry.mean} nats"
         screen.print(f"  l = {entry.n_full}, cost {entry.cost:.4f}, {reached}, fresh seeds {len(entry.confirm)}")
         if rival is not None and difference is not None:
-            said = verdicts.comparison(difference, difference, 1)
+            said = comparison_text(difference, difference, 1)
             screen.print(
                 Text(f"  against the best confirmed that costs no more, {rival.label}: {said}"), soft_wrap=True
             )

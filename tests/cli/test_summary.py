@@ -7,7 +7,7 @@ import pytest
 
 from layersearch.cli.summary import show
 from layersearch.results.analyze import analyze
-from layersearch.results.stats import power_of
+from layersearch.results.stats import t_test_power
 from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
@@ -124,7 +124,7 @@ def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixtur
     assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
     assert noise.paired_std is not None
     for size, seeds in noise.seeds_for[1:]:
-        assert power_of(noise.paired_std, size, seeds) >= 0.8 > power_of(noise.paired_std, size, seeds - 1)
+        assert t_test_power(noise.paired_std, size, seeds) >= 0.8 > t_test_power(noise.paired_std, size, seeds - 1)
     (_, most), (_, more) = noise.seeds_for[1:]
     assert f"found four times in five by 3 seeds, 0.1 by {most}, 0.05 by {more}." in said
     assert (
@@ -173,11 +173,11 @@ def test_summary_position_effect_is_one_sentence(capsys: pytest.CaptureFixture[s
     show(result, {})
     said = lines_of(capsys.readouterr().out, "By position")
     assert said == (
-        "By position: the winner less all_full is -0.150 nats in the last scored bin (to token 192), -0.050 in the "
+        "By position: the winner minus all_full is -0.150 nats in the last scored bin (to token 192), -0.050 in the "
         "first (to 64)."
     )
     show(analyze([*full, *sparse], 1.0), {})  # all_full wins: what is left to compare is all_sparse
     said = lines_of(capsys.readouterr().out, "By position")
-    assert said.startswith("By position: all_sparse less all_full is +0.500 nats in the last scored bin")
+    assert said.startswith("By position: all_sparse minus all_full is +0.500 nats in the last scored bin")
     show(analyze([*sparse, *best], 0.5), {})
     assert "By position" not in capsys.readouterr().out
