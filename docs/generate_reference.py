@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import layersearch
-from layersearch.cli.main import _parser
+from layersearch.cli.main import build_parser
 from layersearch.convert.config import ConvertRecipe
 from layersearch.data import TASKS
 from layersearch.export import FAMILIES, TARGETS
@@ -162,7 +162,7 @@ def cli_page() -> str:
     """Return every command with its arguments and flags."""
     text = "# Commands and flags\n\n`layersearch COMMAND --help` prints the same. "
     text += "An error is one line that names the flag or key and the remedy; the exit code is then 2.\n"
-    parser = _parser()
+    parser = build_parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         text += f"\n## `layersearch {name}`\n\n{command.description}\n\n"

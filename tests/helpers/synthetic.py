@@ -28,7 +28,7 @@ def record(
     spans = Schedule.parse(schedule)
     share = sum(1.0 if span.is_full else WINDOW_COST for span in spans) / len(spans) if cost is None else cost
     return TrialRecord(
-        schedule=schedule,
+        schedule=spans,
         seed=seed,
         phase=phase,
         role=role,
@@ -109,6 +109,6 @@ def a_run(
     for fresh in range(1, seeds + 1):
         common = float(rng.normal(0, 2 * noise))
         for r in chosen:
-            loss = truth(sets[r.schedule][1]) + common + float(rng.normal(0, noise))
-            records.append(record(r.schedule, loss, seed=fresh, phase="confirm", role=r.role))
+            loss = truth(sets[str(r.schedule)][1]) + common + float(rng.normal(0, noise))
+            records.append(record(str(r.schedule), loss, seed=fresh, phase="confirm", role=r.role))
     return records
