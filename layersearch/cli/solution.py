@@ -46,7 +46,7 @@ def print_solution(found: Solution, *, flops: int, confirm_with: str | None) -> 
         "confirmed": found.measured,
         "cheapest as good": found.cheaper,
         "predicted": found.proposal,
-        f"nearest ({found.changed} layers differ)": found.nearest,
+        f"nearest (layers changed: {found.changed})": found.nearest,
     }
     for name, one in rows.items():
         if one is not None:

@@ -66,7 +66,7 @@ def print_result(result: Result, meta: Mapping[str, Any]) -> None:
             pair.add_row(*(f"  and {number} more" if number > 0 else "" for number in more), style="dim")
         screen.print("", pair, sep="\n")
     if trust:
-        screen.print("\nRank correlation of early losses with final losses", style="bold")
+        screen.print("\nRank correlation of cheap measures with final losses", style="bold")
         screen.print(_trust(trust))
 
 
