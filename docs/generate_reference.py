@@ -175,7 +175,7 @@ def cli_page() -> str:
             shown = " ".join([*action.option_strings, *([str(value)] if action.nargs != 0 else [])])
             needed = ", required" if action.required and action.option_strings else ""
             many = {"+": ", one or more", "*": ", any number", "?": ", optional"}.get(str(action.nargs), "")
-            repeated = ", may be repeated" if isinstance(action, argparse._AppendAction) else ""
+            repeated = ", may be repeated" if action.option_strings == ["--set"] else ""
             described = (action.help or "") % {**vars(action), "prog": command.prog}
             text += f"- `{shown}`{needed}{many}{repeated}: {described}\n"
         for group in command._mutually_exclusive_groups:

@@ -9,7 +9,6 @@ from layersearch.cli.flags import add_shared, pool_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add_shared(parser, "run")
     parser.add_argument(
         "schedules", nargs="+", metavar="SCHEDULE", help="for example 'full window:32*3', or a winner.yaml"

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from layersearch.cli.flags import add_shared, seed
+from layersearch.cli.flags import add_key, add_shared, seed
 from layersearch.errors import DataError, RunFolderError
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add = parser.add_argument
     add("--model", required=True, metavar="PATH|ID", help="Hugging Face model folder or hub id")
     which = parser.add_mutually_exclusive_group(required=True)
@@ -35,12 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DATA",
         help="files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)",
     )
-    add("--steps", type=int, help="optimizer steps; the same as --set training.steps=N")
+    add_key(parser, "--steps", "training.steps", "N", "optimizer steps")
     add("--out", type=Path, required=True, help="folder of the log, evaluations, checkpoint and model/")
     add("--recipe", default="plain", help="YAML file or name in trials/convert/ (default: %(default)s)")
-    add("--distil", type=float, metavar="WEIGHT", help="share of the loss that is KL divergence from the original")
-    add("--only-attention", action="store_true", help="train the attention layers only")
-    add("--lora", type=int, metavar="RANK", help="train low-rank updates; they are merged at the end")
+    add_key(parser, "--distil", "distil", "WEIGHT", "share of the loss that is KL divergence from the original")
+    add_key(parser, "--lora", "lora", "RANK", "train low-rank updates, merged at the end")
+    add(
+        "--only-attention",
+        dest="overrides",
+        action="append_const",
+        const="only_attention=true",
+        help="train the attention layers only",
+    )
     add("--family", help="save as this family, or hf-remote (default: a stock family that can hold the schedule)")
     add("--seed", type=seed, default=0, help="seed of the data order (default: %(default)s)")
     add("--trust-remote-code", action="store_true", help="run the modeling code in the model's folder")
@@ -51,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
     """Convert the model and print its evaluations."""
     from layersearch.convert.config import load_convert_recipe
 
-    recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *_given(options), *options.overrides])
+    recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *options.overrides])
     schedule = _schedule(options)
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.convert.run import convert
@@ -102,16 +107,6 @@ def data_line(data: DataConfig) -> str:
     return f"data: {count} file{'s' * (count != 1)} read as {data.source}" if count else f"data: {data.source}"
 
 
-def _given(options: argparse.Namespace) -> list[str]:
-    values = {
-        "training.steps": options.steps,
-        "distil": options.distil,
-        "lora": options.lora,
-        "only_attention": options.only_attention or None,
-    }
-    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
-
-
 def _schedule(options: argparse.Namespace) -> Schedule:
     if options.schedule is not None:
         from layersearch.schedule.files import schedule_argument
@@ -127,7 +122,7 @@ def _schedule(options: argparse.Namespace) -> Schedule:
 
 @contextlib.contextmanager
 def _own_output() -> Iterator[Any]:
-    """Yield standard output; what libraries print to it goes to standard error."""
+    """Yield standard output; output of libraries goes to standard error, that of C++ (Gloo) too."""
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)

@@ -12,7 +12,6 @@ from layersearch.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add = parser.add_argument
     add("schedule", help="for example 'full*4 block:1024*20', or a YAML or JSON file")
     add("--seq-len", type=positive, required=True, help="tokens in a sequence")

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add = parser.add_argument
     add("schedule", metavar="RUN|SCHEDULE", help="run folder, winner.yaml, or schedule such as 'full window:32*3'")
     add(

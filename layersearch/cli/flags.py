@@ -21,7 +21,6 @@ SHARED: dict[str, dict[str, Any]] = {
     "run": {"type": Path, "help": "run folder, finished or not"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--dry-run": {"action": "store_true", "help": "print the plan, its FLOPs and estimated time; train nothing"},
-    "--workers": {"type": int, "help": "trials side by side; the same as --set search.workers=N"},
     "--set": {
         "dest": "overrides",
         "action": "append",
@@ -45,6 +44,12 @@ def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add flags of `SHARED` to a command."""
     for name in names:
         parser.add_argument(name, **SHARED[name])
+
+
+def add_key(parser: argparse.ArgumentParser, flag: str, key: str, metavar: str, text: str) -> None:
+    """Add a flag that stands for ``--set KEY=VALUE``; of several for one key the last one counts."""
+    more = {"metavar": metavar, "type": f"{key}={{}}".format, "help": f"{text}; the same as --set {key}={metavar}"}
+    parser.add_argument(flag, **SHARED["--set"] | more)
 
 
 def positive(text: str) -> int:

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layersearch.cli.flags import DEFAULT_RECIPE, add_shared, pool_of, seed
+from layersearch.cli.flags import DEFAULT_RECIPE, add_key, add_shared, pool_of, seed
 from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ _MAX_SEEDS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add = parser.add_argument
     add("--recipe", default=DEFAULT_RECIPE, help="YAML file or name in trials/ (default: %(default)s)")
     add("--space", help="search space; its baseline_span is the sparse span (default: the recipe's space)")
@@ -51,7 +50,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--trials-per-l", type=int, default=8, help="most placements tried at one l (default: %(default)s)")
     add("--out", type=Path, help="folder of the study (default: runs/optimal-l-RECIPE-REGIME-sSEED)")
     add("--seed", type=seed, default=0, help="first seed; the others follow it (default: %(default)s)")
-    add_shared(parser, "--set", "--workers", "--pool", "--ray-address", "--dry-run", "--json")
+    add_key(parser, "--workers", "search.workers", "N", "trials side by side")
+    add_shared(parser, "--set", "--pool", "--ray-address", "--dry-run", "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -83,8 +83,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     from layersearch.optimal_l.config import Asked, default_delta, whole_numbers, words
     from layersearch.schedule.space import load_space
 
-    given = [] if options.workers is None else [f"search.workers={options.workers}"]
-    recipe = load_recipe(options.recipe, [*options.overrides, *given])
+    recipe = load_recipe(options.recipe, options.overrides)
     if options.regime == "converted" and recipe.training.start is not None:
         raise ConfigError("--regime converted trains its own start: drop training.start, or use --regime scratch")
     return Asked(

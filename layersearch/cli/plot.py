@@ -9,7 +9,6 @@ from layersearch.cli.flags import add_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add_shared(parser, "run")
     parser.add_argument("--out", type=Path, help="folder of the figures (default: RUN)")
 

@@ -10,7 +10,6 @@ from layersearch.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     parser.add_argument("name", nargs="?", help="print this schedule")
     parser.add_argument("sizes", nargs="*", metavar="KEY=VALUE", help="its sizes, for example l=4 n_layers=24")
     add_shared(parser, "--json")

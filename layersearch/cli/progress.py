@@ -42,15 +42,7 @@ class ProgressDisplay(Progress):
         self._task = self.add_task("starting", total=None, note="starting")
 
     def report(self, phase: str, done: int, planned: int, notes: list[str], seconds_left: float | None) -> None:
-        """Show one report.
-
-        Args:
-            phase: a word.
-            done: units done.
-            planned: units in all.
-            notes: further facts.
-            seconds_left: None or 0 where it is not known.
-        """
+        """Show how many units are done and planned, with notes; ``seconds_left`` is None where it is not known."""
         note = ", ".join([*notes, *([f"about {duration(seconds_left)} left"] if seconds_left else [])])
         if self._heading:
             print(self._heading, file=sys.stderr)

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layersearch.cli.flags import DEFAULT_RECIPE, add_shared, pool_of, seed
+from layersearch.cli.flags import DEFAULT_RECIPE, add_key, add_shared, pool_of, seed
 from layersearch.errors import ConfigError, LayersearchError
 
 if TYPE_CHECKING:
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add = parser.add_argument
     add("--budget", type=float, help="largest attention cost, as a share of all-full (default: the space's)")
     add("--recipe", help=f"YAML file or name in trials/ (default: {DEFAULT_RECIPE}; with --model: pretrained)")
@@ -24,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--space", help="search space: YAML file or name in search_spaces/ (default: the recipe's)")
     add("--out", type=Path, help="run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")
     add("--seed", type=seed, default=0, help="seed of the search; confirmation uses the seeds after it (default: 0)")
-    add("--trials", type=int, help="distinct schedules trained; the same as --set search.trials=N")
-    add_shared(parser, "--set", "--workers", "--pool", "--ray-address", "--dry-run", "--json")
+    add_key(parser, "--trials", "search.trials", "N", "distinct schedules trained")
+    add_key(parser, "--workers", "search.workers", "N", "trials side by side")
+    add_shared(parser, "--set", "--pool", "--ray-address", "--dry-run", "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -33,10 +33,8 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.config.recipe import load_recipe
     from layersearch.schedule.space import load_space
 
-    sizes = {"search.trials": options.trials, "search.workers": options.workers}
-    given = [f"{key}={value}" for key, value in sizes.items() if value is not None]
     name = options.recipe or ("pretrained" if options.model else DEFAULT_RECIPE)
-    recipe = load_recipe(name, [*options.overrides, *given])
+    recipe = load_recipe(name, options.overrides)
     if options.model:
         from layersearch.model.pretrained import recipe_for
 

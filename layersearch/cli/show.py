@@ -8,7 +8,6 @@ from layersearch.cli.flags import add_shared
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add_shared(parser, "run", "--json")
 
 

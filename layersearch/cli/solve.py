@@ -12,7 +12,6 @@ from layersearch.errors import ConfigError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add_shared(parser, "run")
     limit = parser.add_mutually_exclusive_group(required=True)
     limit.add_argument("--budget", type=float, help="largest attention cost, as a share of all-full")

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's flags."""
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="holds config.json and schedule.yaml")
     add("--schedule", help="the expected schedule (default: its schedule.yaml)")

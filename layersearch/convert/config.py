@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -91,10 +90,6 @@ class ConvertRecipe:
             )
         if training.steps < len(self.stages):
             raise ConfigError(f"training.steps {training.steps} are fewer than the {len(self.stages)} stages")
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain mappings, as YAML and JSON hold them."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True, kw_only=True)

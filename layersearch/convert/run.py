@@ -50,9 +50,9 @@ class Step:
     steps: int
     """Optimizer steps in all."""
     loss: float
-    """Loss of the last step on its training batch, or of the evaluation; nats."""
+    """Loss of the step on its training batch, or of the evaluation; nats."""
     evaluation: Evaluation | None = None
-    """The evaluation after the step, if there was one."""
+    """The evaluation that is reported; None for a training step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +136,7 @@ def convert(
     request = {
         "model": model,
         "schedule": str(schedule),
-        "recipe": recipe.to_dict(),
+        "recipe": dataclasses.asdict(recipe),
         "seed": seed,
         "data": describe(sources[-1]),
         "family": family,
@@ -149,17 +149,7 @@ def convert(
             if rope is not None and not folder.evaluations():
                 # The original is evaluated at the new length without RoPE scaling.
                 original = load(rope={"rope_type": "default"}, check=False)
-            converter = _Converter(
-                recipe=recipe,
-                schedule=schedule,
-                stages=stages,
-                sources=sources,
-                folder=folder,
-                group=group,
-                deepspeed=deepspeed,
-                seed=seed,
-                listener=listener,
-            )
+            converter = _Converter(recipe, schedule, stages, sources, folder, group, deepspeed, seed, listener)
             converter.run(routed, original, family)
     except OSError as error:
         raise unwritable(out, error) from None
@@ -173,7 +163,7 @@ def convert(
     )
 
 
-@dataclass(kw_only=True)
+@dataclass
 class _Converter:
     """Trains and evaluates in this process."""
 
@@ -262,20 +252,19 @@ class _Converter:
                 self.folder.add_step(
                     step=step, loss=loss, learning_rate=rate, seq_len=training.seq_len, seconds=seconds
                 )
-                evaluation = None
                 if step in self.eval_steps and step < self.steps:
                     routed.set_schedule(self.schedule)
-                    evaluation = self.evaluate(routed, "training", step, report=False)
+                    self.evaluate(routed, "training", step)
                     routed.set_schedule(stage.schedule)
                 if step % self.recipe.checkpoint_steps == 0 or inner == training.steps:
                     self._save_checkpoint(step, engine)
-                self.listener(Step(step=step, steps=self.steps, loss=loss, evaluation=evaluation))
+                self.listener(Step(step=step, steps=self.steps, loss=loss))
                 mark = time.perf_counter()
         finally:
             engine.close()
 
-    def evaluate(self, routed: Routed, moment: Moment, step: int, report: bool = True) -> Evaluation:
-        """Evaluate at the full length, and log the evaluation."""
+    def evaluate(self, routed: Routed, moment: Moment, step: int) -> None:
+        """Evaluate at the full length; log and report it."""
         source, training = self.sources[-1], self.recipe.training
         batch = source.validation(training.val_sequences)
 
@@ -302,9 +291,7 @@ class _Converter:
             seconds=time.perf_counter() - self.began,
         )
         self.folder.add_evaluation(evaluation)
-        if report:
-            self.listener(Step(step=step, steps=self.steps, loss=found.loss, evaluation=evaluation))
-        return evaluation
+        self.listener(Step(step=step, steps=self.steps, loss=found.loss, evaluation=evaluation))
 
     def _save_checkpoint(self, step: int, engine: Engine) -> None:
         part = self.folder.checkpoint.with_suffix(".part")

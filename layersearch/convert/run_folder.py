@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from layersearch.config.loader import build
-from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import first_difference, hold, stamp, unwritable, write_text
+from layersearch.errors import RunFolderError
+from layersearch.files import first_difference, open_folder, write_text
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
 FORMAT = 1
 """Version of the folder's layout."""
 _REQUEST = ("model", "schedule", "recipe", "seed", "data", "family")
-_BEGUN = ("run.lock", "convert.json.part")
-"""Files that a process killed at its very start leaves."""
 Moment = Literal["original", "switched", "training", "converted"]
 
 
@@ -64,29 +62,12 @@ class ConvertFolder:
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         assert set(request) == {*_REQUEST, "model_fingerprint"}
-        wanted: dict[str, Any] = json.loads(json.dumps(request))  # lists for tuples, as in the file
         self.path = path
-        self._lock: IO[str] | None = None
-        config = path / "convert.json"
-        try:
-            if path.exists() and not path.is_dir():
-                raise RunFolderError(f"--out {path}: a file stands there; name a folder")
-            if config.exists():
-                _check_same(config, wanted, path)
-            elif path.is_dir() and any(entry.name not in _BEGUN for entry in path.iterdir()):
-                raise RunFolderError(f"--out {path}: the folder holds other things; name a new or empty folder")
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = hold(path)
-            if not config.exists():
-                write_text(config, json.dumps(stamp() | {"format": FORMAT} | wanted, indent=2) + "\n")
-            for name in ("evaluations.jsonl", "steps.jsonl"):
-                drop_torn_line(path / name)
-        except OSError as error:
-            self.release()
-            raise unwritable(path, error) from None
-        except LayersearchError:
-            self.release()
-            raise
+        self._lock: IO[str] | None = open_folder(
+            path, "convert.json", {"format": FORMAT, **request}, lambda wanted: _check_same(wanted, path)
+        )
+        for name in ("evaluations.jsonl", "steps.jsonl"):
+            drop_torn_line(path / name)
 
     @property
     def checkpoint(self) -> Path:
@@ -141,7 +122,8 @@ class ConvertFolder:
             self._lock = None
 
 
-def _check_same(config: Path, wanted: Mapping[str, Any], path: Path) -> None:
+def _check_same(wanted: Mapping[str, Any], path: Path) -> None:
+    config = path / "convert.json"
     try:
         held = json.loads(config.read_text(encoding="utf-8"))
         form = held["format"]
