@@ -94,10 +94,12 @@ def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, 
         "l_star_all_full": found.l_star_all_full.value,
         "low_all_full": found.l_star_all_full.low,
         "knee": found.knee.l,
-        "best": {row.l: row.schedule for row in found.curve},
+        "best": {row.l: str(row.schedule) for row in found.curve},
         "bottom_less_best": bottom,
         "confirmed": {
-            text: {r.seed: round(r.loss, 5) for r in records if r.schedule == text and r.phase == "confirm" and r.loss}
+            str(text): {
+                r.seed: round(r.loss, 5) for r in records if r.schedule == text and r.phase == "confirm" and r.loss
+            }
             for text in dict.fromkeys(r.schedule for r in records if r.phase == "confirm")
         },
         "trials": found.trials,

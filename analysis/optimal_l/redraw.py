@@ -41,9 +41,9 @@ class Redrawn:
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
         """Return the trial's record at once."""
-        rng = np.random.default_rng([self._study, trial.seed, zlib.crc32(trial.schedule.encode())])
+        rng = np.random.default_rng([self._study, trial.seed, zlib.crc32(str(trial.schedule).encode())])
         # A hair of noise parts the ties of losses that are drawn twice.
-        loss = float(rng.choice(self._losses[trial.schedule]) + rng.normal(0, 1e-4))
+        loss = float(rng.choice(self._losses[str(trial.schedule)]) + rng.normal(0, 1e-4))
         steps = self._recipe.training.steps
         blank = blank_record(trial, self._recipe)
         found: Future[TrialRecord] = Future()

@@ -17,7 +17,6 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from groups import Group, Move, groups, moves
@@ -27,6 +26,7 @@ from layersearch.config.recipe import load_recipe
 from layersearch.optimal_l.config import Asked
 from layersearch.optimal_l.placements import first_round
 from layersearch.optimal_l.run import optimal_l
+from layersearch.schedule.files import plain
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, read
 
@@ -87,7 +87,7 @@ def run_move(move: Move, options: argparse.Namespace) -> None:
         asked = asked_of(move, value, seeds=options.move_seeds, most=options.move_most, workers=options.workers)
         (found,) = optimal_l(asked, out, figures=False).settings
         lines = [
-            json.dumps({"move": move.name, "value": value, "setting": setting, "record": asdict(record)})
+            json.dumps({"move": move.name, "value": value, "setting": setting, "record": plain(record)})
             for record in read(out / "trials.jsonl")
             if record.state == "complete"
         ]

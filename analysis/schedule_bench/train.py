@@ -76,7 +76,7 @@ def main() -> None:
         done = {(row["schedule"], row["seed"]) for row in found}
         checkpoints = tuple(training.steps * at // POINTS for at in range(1, POINTS))
         todo = [
-            Trial(schedule=text, seed=seed, checkpoints=checkpoints)
+            Trial(schedule=Schedule.parse(text), seed=seed, checkpoints=checkpoints)
             for seed in range(options.seeds)
             for text in schedules
             if (text, seed) not in done

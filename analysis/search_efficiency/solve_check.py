@@ -77,7 +77,7 @@ def main() -> None:
                     widths.append(found.high - found.low)
                     target = Schedule.parse(found.schedule)
                     within = [r for r in known if r.cost <= budget and r.phase == "search"]
-                    gaps = [sum(a != b for a, b in zip(target, r.parsed(), strict=True)) for r in within]
+                    gaps = [sum(a != b for a, b in zip(target, r.schedule, strict=True)) for r in within]
                     nearest = [truth[r.schedule] for r, gap in zip(within, gaps, strict=True) if gap == min(gaps)]
                     better.append(true < float(np.mean(nearest)))
                     lowest = min(loss for s, loss in truth.items() if bench.cost(Schedule.parse(s)) <= budget)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-import time
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -48,7 +48,7 @@ class ProgressDisplay(Progress):
             print(self._heading, file=sys.stderr)
             self._heading = ""
         self.update(self._task, description=phase, completed=done, total=planned, note=note)
-        now = time.monotonic()
+        now = monotonic()
         if self.disable and (phase != self._phase or now - self._last_line >= QUIET_SECONDS):
             self._phase, self._last_line = phase, now
             print(f"{phase}: {done}/{planned} {self._unit}; {note}", file=sys.stderr, flush=True)
@@ -65,7 +65,7 @@ class ProgressDisplay(Progress):
             phase = "validation" if step.evaluation.moment == "training" else step.evaluation.moment
             self.report(phase, step.step, step.steps, [f"loss {step.evaluation.loss:.4f}"], None)
             return
-        now = time.monotonic()
+        now = monotonic()
         self._began = self._began or (now, step.step)
         done = step.step - self._began[1]
         left = (now - self._began[0]) / done * (step.steps - step.step) if done else None
