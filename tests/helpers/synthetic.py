@@ -109,6 +109,6 @@ def a_run(
     for fresh in range(1, seeds + 1):
         common = float(rng.normal(0, 2 * noise))
         for r in chosen:
-            loss = truth(sets[str(r.schedule)][1]) + common + float(rng.normal(0, noise))
-            records.append(record(str(r.schedule), loss, seed=fresh, phase="confirm", role=r.role))
+            loss = truth(sets[r.schedule][1]) + common + float(rng.normal(0, noise))
+            records.append(record(r.schedule, loss, seed=fresh, phase="confirm", role=r.role))
     return records
