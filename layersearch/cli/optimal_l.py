@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--placements",
         default="bottom,top,interleaved,middle,searched",
-        help="which placements of l full layers are measured (default: %(default)s)",
+        help="placements to measure (default: %(default)s)",
     )
     add("--l", dest="ls", metavar="L,L,...", help="numbers of full layers (default: each from 0 to all)")
     add("--lengths", metavar="T,T,...", help="repeat the study at these sequence lengths, in tokens")
@@ -34,14 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--regime",
         choices=("scratch", "converted"),
         default="scratch",
-        help="converted: train all-full, then switch the schedule and continue training (default: %(default)s)",
+        help="converted: train all-full, then switch and train on (default: %(default)s)",
     )
     add(
         "--continued",
         type=float,
         default=0.5,
         metavar="SHARE",
-        help="converted: steps after the switch, as a share of the recipe's (default: %(default)s)",
+        help="steps after the switch, as a share of the recipe's (default: 0.5)",
     )
     add("--delta", type=float, help="margin of equal quality, in nats (default: the recipe's tolerance, >= 0.01)")
     add("--budget", type=float, help="name the best l within this attention cost, as a share of all-full")

@@ -62,22 +62,13 @@ class ConvertFolder:
 
     def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
         assert set(request) == {*_REQUEST, "model_fingerprint"}
-        self.path = path
+        self.path, self.model = path, path / "model"
+        self.checkpoint = path / "checkpoint.pt"  # weights, optimizer state and step of an unfinished conversion
         self._lock: IO[str] | None = open_folder(
             path, "convert.json", {"format": FORMAT, **request}, lambda wanted: _check_same(wanted, path)
         )
         for name in ("evaluations.jsonl", "steps.jsonl"):
             drop_torn_line(path / name)
-
-    @property
-    def checkpoint(self) -> Path:
-        """Weights, optimizer state and step of an unfinished conversion."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def model(self) -> Path:
-        """The converted model."""
-        return self.path / "model"
 
     def evaluations(self) -> list[Evaluation]:
         """Return the evaluations so far.

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, optimize, stats
+from scipy import linalg, optimize, special
 
 from layersearch.errors import UserError
 from layersearch.schedule import Schedule
@@ -287,7 +287,7 @@ class Surrogate:
         predicted, observed, std = self.left_out()
         off = np.sort(np.abs(predicted - observed) / std)
         rank = min(len(off), int(np.ceil((len(off) + 1) * 0.95)))
-        return float(off[rank - 1] / stats.norm.ppf(0.975))
+        return float(off[rank - 1] / special.ndtri(0.975))
 
     def predict(self, schedules: Sequence[Schedule], *, stretched: bool = True) -> tuple[Array, Array]:
         """Return the mean loss over seeds and its standard deviation, nats, (M,) each.
