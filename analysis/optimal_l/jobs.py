@@ -107,6 +107,10 @@ def _weights(job: Job) -> Path:
     return WORK / "weights" / job.recipe / changes / f"seed-{job.seed}.safetensors"
 
 
+def _trial(job: Job, recipe: Recipe) -> Trial:
+    return Trial(schedule=Schedule.parse(job.schedule), seed=job.seed, checkpoints=_checkpoints(recipe))
+
+
 def _checkpoints(recipe: Recipe) -> tuple[int, ...]:
     steps = recipe.training.steps
     return tuple(sorted({max(1, steps * at // POINTS) for at in range(1, POINTS)} - {steps}))
@@ -124,12 +128,7 @@ def run(jobs: Iterable[Job], records: Records, workers: int, say: Callable[[str]
         recipe = recipe_of(todo[0])
         pool = LocalPool(recipe, workers, WORK / "logs")
         try:
-            futures = {
-                pool.submit(
-                    Trial(schedule=Schedule.parse(job.schedule), seed=job.seed, checkpoints=_checkpoints(recipe))
-                ): job
-                for job in todo
-            }
+            futures = {pool.submit(_trial(job, recipe)): job for job in todo}
             for number, future in enumerate(as_completed(futures), start=1):
                 job, record = futures[future], future.result()
                 records.add(job, record)
