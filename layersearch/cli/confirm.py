@@ -10,9 +10,8 @@ from layersearch.cli.flags import add_shared, pool_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_shared(parser, "run")
-    parser.add_argument(
-        "schedules", nargs="+", metavar="SCHEDULE", help="for example 'full window:32*3', or a winner.yaml"
-    )
+    text = "for example 'full window:32*3', or a winner.yaml"
+    parser.add_argument("schedules", nargs="+", metavar="SCHEDULE", help=text)
     add_shared(parser, "--pool", "--ray-address", "--json")
 
 

@@ -28,24 +28,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
     which.add_argument("--run", type=Path, help="take the winner of this run")
-    add(
-        "--data",
-        nargs="+",
-        metavar="DATA",
-        help="files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)",
-    )
+    text = "files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)"
+    add("--data", nargs="+", metavar="DATA", help=text)
     add_key(parser, "--steps", "training.steps", "N", "optimizer steps")
     add("--out", type=Path, required=True, help="folder of the log, evaluations, checkpoint and model/")
     add("--recipe", default="plain", help="YAML file or name in trials/convert/ (default: %(default)s)")
     add_key(parser, "--distil", "distil", "WEIGHT", "share of the loss that is KL divergence from the original")
     add_key(parser, "--lora", "lora", "RANK", "train low-rank updates, merged at the end")
-    add(
-        "--only-attention",
-        dest="overrides",
-        action="append_const",
-        const="only_attention=true",
-        help="train the attention layers only",
-    )
+    only = "only_attention=true"
+    text = "train the attention layers only"
+    add("--only-attention", dest="overrides", action="append_const", const=only, help=text)
     add("--family", help="save as this family, or hf-remote (default: a stock family that can hold the schedule)")
     add("--seed", type=seed, default=0, help="seed of the data order (default: %(default)s)")
     add("--trust-remote-code", action="store_true", help="run the modeling code in the model's folder")

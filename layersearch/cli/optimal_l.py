@@ -22,27 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--recipe", default=DEFAULT_RECIPE, help="YAML file or name in trials/ (default: %(default)s)")
     add("--space", help="search space; its baseline_span is the sparse span (default: the recipe's space)")
-    add(
-        "--placements",
-        default="bottom,top,interleaved,middle,searched",
-        help="placements to measure (default: %(default)s)",
-    )
+    names = "bottom,top,interleaved,middle,searched"
+    add("--placements", default=names, help="placements of l full layers to measure (default: %(default)s)")
     add("--l", dest="ls", metavar="L,L,...", help="numbers of full layers (default: each from 0 to all)")
     add("--lengths", metavar="T,T,...", help="repeat the study at these sequence lengths, in tokens")
     add("--depths", metavar="N,N,...", help="repeat the study at these numbers of layers")
-    add(
-        "--regime",
-        choices=("scratch", "converted"),
-        default="scratch",
-        help="converted: train all-full, then switch and train on (default: %(default)s)",
-    )
-    add(
-        "--continued",
-        type=float,
-        default=0.5,
-        metavar="SHARE",
-        help="steps after the switch, as a share of the recipe's (default: 0.5)",
-    )
+    text = "converted: train all-full, then switch the schedule and train on (default: %(default)s)"
+    add("--regime", choices=("scratch", "converted"), default="scratch", help=text)
+    text = "converted: steps after the switch, as a share of the recipe's (default: %(default)s)"
+    add("--continued", type=float, default=0.5, metavar="SHARE", help=text)
     add("--delta", type=float, help="margin of equal quality, in nats (default: the recipe's tolerance, >= 0.01)")
     add("--budget", type=float, help="name the best l within this attention cost, as a share of all-full")
     add("--seeds", type=int, default=3, help="fresh seeds of every schedule (default: %(default)s)")
