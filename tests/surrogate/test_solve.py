@@ -394,7 +394,7 @@ def test_solve_command_answer_can_be_run_as_printed(
     after = (run / "trials.jsonl").read_text()
     assert after.startswith(before)
     added = [TrialRecord.from_json(line) for line in after[len(before) :].splitlines()]
-    assert {(r.schedule, r.seed, r.phase, r.state) for r in added} == {
+    assert {(str(r.schedule), r.seed, r.phase, r.state) for r in added} == {
         (found["proposal"]["schedule"], seed, "confirm", "complete") for seed in (1, 2)
     }
     again = json.loads(printed(capsys, "solve", str(run), "--budget", "0.5", "--json"))
