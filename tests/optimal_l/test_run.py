@@ -344,7 +344,7 @@ CASES = [
     (["--continued", "0"], "--continued must be a share"),
     (["--continued", "nan"], "--continued must be a share"),
     (["--budget", "2"], "--budget must lie in (0, 1]"),
-    (["--seed", "-1"], "--seed must lie in"),
+    (["--seed", "-1"], "--seed: must be in [0, "),
     (["--regime", "convert"], "unknown: 'convert'"),
     (["--workers", "0"], "workers must be at least 1"),
     (["--regime", "converted", "--set", "training.start=w.safetensors"], "drop training.start"),
