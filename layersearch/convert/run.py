@@ -30,7 +30,7 @@ from layersearch.data import describe, hub
 from layersearch.data.source import Source
 from layersearch.errors import UserError
 from layersearch.files import unwritable
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import fingerprint, load_pretrained, with_tokenizer
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
@@ -132,7 +132,7 @@ def convert(
         routed.set_schedule(schedule)  # refuses
     kind = target_family(routed.model, schedule, family)
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
-    sources = [open_data(recipe.data, stage.training, file, rows=routed.rows, cache=cache) for stage in stages]
+    sources = [open_data(recipe.data, stage.training, file, rows=routed.num_embeddings, cache=cache) for stage in stages]
     asked = {
         "model": model,
         "schedule": str(schedule),
@@ -187,7 +187,7 @@ class _Run:
         self.marks = {round(self.steps * k / (recipe.evaluations + 1)) for k in range(1, recipe.evaluations + 1)}
         self.began = time.perf_counter()
 
-    def go(self, routed: Routed, original: Routed, family: str) -> None:
+    def go(self, routed: HFDecoder, original: HFDecoder, family: str) -> None:
         """Do what is left of it."""
         done = {found.moment for found in self.folder.evaluations()}
         if "converted" in done and self.folder.model.is_dir():
@@ -232,7 +232,7 @@ class _Run:
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
 
-    def _stage(self, routed: Routed, number: int, stage: Stage, source: Source, place: dict[str, Any] | None) -> None:
+    def _stage(self, routed: HFDecoder, number: int, stage: Stage, source: Source, place: dict[str, Any] | None) -> None:
         training = stage.training
         engine = Engine(routed, training, deepspeed_config(training, self.deepspeed), self.group)
         first = 0
@@ -267,7 +267,7 @@ class _Run:
         finally:
             engine.close()
 
-    def measure(self, routed: Routed, moment: Moment, step: int, tell: bool = True) -> Evaluation:
+    def measure(self, routed: HFDecoder, moment: Moment, step: int, tell: bool = True) -> Evaluation:
         """Evaluate at the full length and write it down."""
         source, training = self.sources[-1], self.recipe.training
         batch = source.validation(training.val_sequences)
@@ -320,7 +320,7 @@ class _Run:
         return found
 
 
-def _restore(routed: Routed, place: dict[str, Any]) -> None:
+def _restore(routed: HFDecoder, place: dict[str, Any]) -> None:
     named = dict(routed.named_parameters())
     with torch.no_grad():
         for name, value in place["engine"]["weights"].items():

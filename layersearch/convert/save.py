@@ -14,7 +14,7 @@ from layersearch.errors import UserError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_schedule
 from layersearch.export.hf import schedule_fields
-from layersearch.model.hf_decoder import PROBE_TOKENS, Routed, quiet
+from layersearch.model.hf_decoder import PROBE_TOKENS, HFDecoder, quiet
 from layersearch.schedule import Schedule
 
 STOCK = {
@@ -78,7 +78,7 @@ def _remote(config: Any, schedule: Schedule) -> str:
 
 
 def save_model(
-    routed: Routed, family: str, out: Path, *, evidence: Mapping[str, Any], tokenizer: Path | None = None
+    routed: HFDecoder, family: str, out: Path, *, evidence: Mapping[str, Any], tokenizer: Path | None = None
 ) -> None:
     """Write a folder that transformers loads, and make sure that it gives the model's own logits.
 
@@ -134,7 +134,7 @@ def _misfit(shell: Any, model: Any) -> str | None:
     return next((name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)), None)
 
 
-def _check(routed: Routed, out: Path) -> None:
+def _check(routed: HFDecoder, out: Path) -> None:
     """Load what was written and compare its logits, past every window that the probe's length allows."""
     from transformers import AutoModelForCausalLM
 

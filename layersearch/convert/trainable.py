@@ -8,16 +8,16 @@ from typing import Any
 from torch import nn
 
 from layersearch.errors import UserError
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 
 
-def attention_names(routed: Routed) -> list[str]:
+def attention_names(routed: HFDecoder) -> list[str]:
     """Return the names of the attention layers inside the stock model."""
     wanted = {id(module) for module in routed.attention}
     return [name for name, module in routed.model.named_modules() if id(module) in wanted]
 
 
-def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
+def adapt(routed: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
     """Freeze what is not to be trained, and put low-rank updates in where they are asked for.
 
     Args:
@@ -61,7 +61,7 @@ def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
         routed.model = get_peft_model(routed.model, config)
 
 
-def merge(routed: Routed) -> None:
+def merge(routed: HFDecoder) -> None:
     """Merge low-rank updates into the weights they update."""
     model: Any = routed.model
     if hasattr(model, "merge_and_unload"):

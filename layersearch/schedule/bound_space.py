@@ -18,7 +18,7 @@ from layersearch.schedule.cost import budget_ratio, span_pairs
 from layersearch.schedule.schedule import Schedule, Span
 from layersearch.schedule.space import Space, check_range
 
-Part = tuple[tuple[Span, ...], ...]
+Subspace = tuple[tuple[Span, ...], ...]
 """The choices of each group of layers, none of which excludes another."""
 
 
@@ -71,11 +71,11 @@ class BoundSpace:
             options.append(tuple(spans[text] for text in allowed))
         self.options: tuple[tuple[Span, ...], ...] = tuple(options)
         """The choices of each group, in the file's order."""
-        self.parts: tuple[Part, ...] = (self.options,)
+        self.subspaces: tuple[Subspace, ...] = (self.options,)
         """Products of choices whose union the space is: one, or one for each sparse span."""
         if space.one_sparse:
-            self.parts = _parts(self.options)
-            if not self.parts:
+            self.subspaces = _parts(self.options)
+            if not self.subspaces:
                 raise UserError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
         """Schedules without a sparse layer, which lie in all parts."""
@@ -96,7 +96,7 @@ class BoundSpace:
     @property
     def size(self) -> int:
         """The number of schedules, exactly."""
-        return sum(_size(part) - self._free for part in self.parts) + self._free
+        return sum(_size(part) - self._free for part in self.subspaces) + self._free
 
     def decode(self, params: Mapping[str, str]) -> Schedule:
         """Return the schedule that values of `variables` stand for; with ``one_sparse`` it may lie outside the space.
@@ -157,16 +157,16 @@ class BoundSpace:
 
     def cheapest(self) -> Schedule:
         """Return the schedule of lowest cost; of equal choices, the first in the file."""
-        return min(map(self._cheapest, self.parts), key=self.cost)
+        return min(map(self._cheapest, self.subspaces), key=self.cost)
 
-    def _cheapest(self, part: Part) -> Schedule:
+    def _cheapest(self, part: Subspace) -> Schedule:
         return self._schedule([min(options, key=self._pairs.__getitem__) for options in part])
 
     @property
     def cost_range(self) -> tuple[float, float]:
         """The lowest and the highest cost of a schedule in the space, as shares of the all-full schedule's."""
         dearest = [
-            self._schedule([max(options, key=self._pairs.__getitem__) for options in part]) for part in self.parts
+            self._schedule([max(options, key=self._pairs.__getitem__) for options in part]) for part in self.subspaces
         ]
         return self.cost(self.cheapest()), max(map(self.cost, dearest))
 
@@ -202,7 +202,7 @@ class BoundSpace:
         """
         self.check_budget(budget)
         sparse = [
-            tuple(tuple(s for s in options if not s.is_full) or options for options in part) for part in self.parts
+            tuple(tuple(s for s in options if not s.is_full) or options for options in part) for part in self.subspaces
         ]
         all_sparse = min(map(self._cheapest, sparse), key=self.cost)
         all_full = presets.all_full(self.n_layers)
@@ -228,13 +228,13 @@ class BoundSpace:
 
     def sample(self, rng: Random) -> Schedule:
         """Return a schedule drawn uniformly from the space."""
-        if len(self.parts) == 1:
-            return self._schedule([rng.choice(options) for options in self.parts[0]])
-        own = [_size(part) - self._free for part in self.parts]
+        if len(self.subspaces) == 1:
+            return self._schedule([rng.choice(options) for options in self.subspaces[0]])
+        own = [_size(part) - self._free for part in self.subspaces]
         number = rng.randrange(sum(own) + self._free)
         if number >= sum(own):
             return self._schedule([rng.choice([s for s in options if s.is_full]) for options in self.options])
-        part = next(part for part, end in zip(self.parts, itertools.accumulate(own), strict=True) if number < end)
+        part = next(part for part, end in zip(self.subspaces, itertools.accumulate(own), strict=True) if number < end)
         while True:  # again where no layer is sparse, which was drawn for already
             schedule = self._schedule([rng.choice(options) for options in part])
             if schedule.n_full < self.n_layers:
@@ -257,7 +257,7 @@ class BoundSpace:
         self.check_budget(budget)
         proposal = self.decode(params)
         repaired = []
-        for part in self.parts:
+        for part in self.subspaces:
             if self.cost(self._cheapest(part)) > budget:
                 continue
             chosen = [
@@ -275,7 +275,7 @@ class BoundSpace:
             return span
         return min(options, key=lambda other: (other.is_full, self._pairs[other]))
 
-    def _repair(self, chosen: list[Span], part: Part, budget: float, rng: Random) -> Schedule:
+    def _repair(self, chosen: list[Span], part: Subspace, budget: float, rng: Random) -> Schedule:
         # The comparison is made on the ratio itself, so that no rounding can put a repaired schedule over the budget.
         used = sum(self._pairs[span] * len(group) for span, group in zip(chosen, self.groups, strict=True))
         least = [min(options, key=self._pairs.__getitem__) for options in part]
@@ -315,12 +315,12 @@ class BoundSpace:
 
     def schedules(self) -> Iterator[Schedule]:
         """Yield every schedule; for small spaces only."""
-        for number, part in enumerate(self.parts):
+        for number, part in enumerate(self.subspaces):
             for schedule in map(self._schedule, itertools.product(*part)):
                 if not number or schedule.n_full < self.n_layers:
                     yield schedule
 
-    def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
+    def neighbors(self, schedule: Schedule) -> Iterator[Schedule]:
         """Yield every schedule that differs in one variable or, with ``one_sparse``, in the span of all sparse layers.
 
         Raises:
@@ -333,8 +333,8 @@ class BoundSpace:
                 yield self._schedule([*chosen[:at], span, *chosen[at + 1 :]])
         yield from self._resized(chosen)
 
-    def neighbour(self, schedule: Schedule, rng: Random) -> Schedule:
-        """Return one of `neighbours`, drawn uniformly over what can be changed and then over how."""
+    def neighbor(self, schedule: Schedule, rng: Random) -> Schedule:
+        """Return one of `neighbors`, drawn uniformly over what can be changed and then over how."""
         chosen = [schedule[group[0]] for group in self.groups]
         changes = [
             [(at, span) for span in self._others(chosen, at, options)] for at, options in enumerate(self.options)
@@ -359,7 +359,7 @@ class BoundSpace:
         sparse = [at for at, span in enumerate(chosen) if not span.is_full]
         if not self.space.one_sparse or len(sparse) < 2:
             return
-        for part in self.parts:
+        for part in self.subspaces:
             others = [[span for span in part[at] if not span.is_full] for at in sparse]
             if all(others) and others[0] != [chosen[sparse[0]]]:
                 new = dict(zip(sparse, (spans[0] for spans in others), strict=True))
@@ -373,14 +373,14 @@ class BoundSpace:
         return Schedule(tuple(span for span in spans if span is not None))
 
 
-def _parts(options: Part) -> tuple[Part, ...]:
+def _parts(options: Subspace) -> tuple[Subspace, ...]:
     """Return the product of choices for each sparse span, those left out in which a group has no choice."""
     sparse = dict.fromkeys(span for group in options for span in group if not span.is_full)
     parts = [tuple(tuple(s for s in group if s.is_full or s == span) for group in options) for span in sparse]
     return tuple(part for part in parts if all(part)) if parts else (options,)
 
 
-def _size(part: Part) -> int:
+def _size(part: Subspace) -> int:
     return math.prod(len(options) for options in part)
 
 

@@ -166,9 +166,9 @@ class Outlook:
         last = list(near)
         for _ in range(CHANGES):
             if len(last) * sum(len(options) - 1 for options in self._space.options) <= 4 * NEAREST:
-                changed = [other for schedule in last for other in self._space.neighbours(schedule)]
+                changed = [other for schedule in last for other in self._space.neighbors(schedule)]
             else:  # too many to be made and then thrown away
-                changed = [self._space.neighbour(rng.choice(last), rng) for _ in range(NEAREST)]
+                changed = [self._space.neighbor(rng.choice(last), rng) for _ in range(NEAREST)]
             last = list(dict.fromkeys(other for other in changed if other not in near))
             last = rng.sample(last, min(len(last), NEAREST))
             near.update(dict.fromkeys(last))

@@ -199,7 +199,7 @@ def parse_bytes(text: str) -> int:
 
 def _least(space: BoundSpace, constraint: Constraint) -> tuple[float, Schedule]:
     found = []
-    for part in space.parts:
+    for part in space.subspaces:
         spans: dict[int, Span] = {}
         for group, options in zip(space.groups, part, strict=True):
             span = min(options, key=constraint.per_span.__getitem__)

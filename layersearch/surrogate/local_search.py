@@ -53,7 +53,7 @@ def shortlist(
         n_full: the numbers of full layers that are admitted.
     """
     known: dict[Schedule, float] = {}
-    for part in space.parts:
+    for part in space.subspaces:
         known |= _Search(surrogate, space, part, constraint, n_full).run(trained)
     untrained = known.keys() - set(trained)
     best = sorted(untrained, key=lambda schedule: (known[schedule], str(schedule)))[:SHORTLIST]

@@ -161,14 +161,14 @@ def test_neighbours_are_all_schedules_one_variable_away(options: dict[str, Any])
         assert other is not None
         return sum(code[name] != other[name] for name in code)
 
-    near = list(space.neighbours(start))
+    near = list(space.neighbors(start))
     assert len(near) == len(set(near))
     assert set(near) == {schedule for schedule in every_schedule(space) if distance(schedule) == 1}
 
 
 def test_neighbours_of_a_schedule_outside_the_space_are_refused() -> None:
     with pytest.raises(UserError, match="outside search space 'test'"):
-        next(bound().neighbours(Schedule.parse("window:9*4")))
+        next(bound().neighbors(Schedule.parse("window:9*4")))
 
 
 @settings(max_examples=60, deadline=None)
@@ -208,7 +208,7 @@ def test_bound_space_large_is_never_enumerated() -> None:
     assert params is not None
     repaired = space.repair(params, 0.4, Random(1))
     assert space.cost(repaired) <= 0.4
-    assert len(list(space.neighbours(repaired))) == 48 * 5
+    assert len(list(space.neighbors(repaired))) == 48 * 5
     assert len(space.named_baselines(0.4)) == 6
 
 
