@@ -132,7 +132,9 @@ def convert(
         routed.set_schedule(schedule)  # refuses
     kind = target_family(routed.model, schedule, family)
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
-    sources = [open_data(recipe.data, stage.training, file, rows=routed.num_embeddings, cache=cache) for stage in stages]
+    sources = [
+        open_data(recipe.data, stage.training, file, rows=routed.num_embeddings, cache=cache) for stage in stages
+    ]
     asked = {
         "model": model,
         "schedule": str(schedule),
@@ -232,7 +234,9 @@ class _Run:
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
 
-    def _stage(self, routed: HFDecoder, number: int, stage: Stage, source: Source, place: dict[str, Any] | None) -> None:
+    def _stage(
+        self, routed: HFDecoder, number: int, stage: Stage, source: Source, place: dict[str, Any] | None
+    ) -> None:
         training = stage.training
         engine = Engine(routed, training, deepspeed_config(training, self.deepspeed), self.group)
         first = 0

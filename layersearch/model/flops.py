@@ -8,14 +8,7 @@ from layersearch.schedule.cost import attention_flops
 
 
 def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq_len: int) -> int:
-    """Return the FLOPs of one sequence's forward pass: all matrix products and attention; one multiply-add = one FLOP.
-
-    Args:
-        config: the proxy model's size.
-        vocab_size: width of the output layer.
-        schedule: one span per layer.
-        seq_len: tokens in the sequence.
-    """
+    """Return the FLOPs of one sequence's forward pass: all matrix products, attention and the output layer included."""
     attention = attention_flops(schedule, seq_len=seq_len, n_heads=config.n_heads, head_dim=config.head_dim)
     return seq_len * (num_matrix_parameters(config) + config.d_model * vocab_size) + attention
 

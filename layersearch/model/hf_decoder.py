@@ -1,8 +1,7 @@
 """A Hugging Face causal language model whose attention layers run `attend` over a schedule.
 
-transformers passes every attention layer's queries, keys and values to a function registered under a name
-(``AttentionInterface``). `span_attention` is that function here: it looks up the layer's span and calls `attend`.
-So a converted model does the work that its spans need, and no more.
+transformers passes every attention layer's queries, keys and values to a registered function
+(``AttentionInterface``), here `span_attention`. So a converted model does only the work that its spans need.
 """
 
 from __future__ import annotations
@@ -11,8 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -39,23 +37,14 @@ LOGIT_TOLERANCE = 1e-3
 """Largest difference from the stock model's logits, relative to the largest logit, float32."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AttentionCall:
-    """The arguments of one attention layer in the probe."""
+class AttentionCall(NamedTuple):
+    """One attention layer in the probe: its numbers of query and key-value heads, and the stock layer's span."""
 
     module: nn.Module
     heads: int
-    """Query heads."""
     kv_heads: int
-    """Key and value heads."""
     head_dim: int
-    window: int | None
-    """Keys the stock layer sees, itself counted; None: all earlier ones."""
-
-    @property
-    def span(self) -> Span:
-        """The span of the stock layer."""
-        return Span(kind="full") if self.window is None else Span(kind="window", size=self.window)
+    span: Span
 
 
 _PROBED: list[AttentionCall] = []
@@ -73,18 +62,8 @@ def span_attention(
 ) -> tuple[Tensor, None]:
     """Attend over the module's span. transformers calls this in place of its own attention.
 
-    Args:
-        module: the attention layer; `HFDecoder` has set its span.
-        query: (B, H, T, D), rotated.
-        key: (B, G, T, D), rotated.
-        value: (B, G, T, D).
-        attention_mask: must be None, as for any interface without a mask function.
-        scaling: factor on the logits; None: 1/sqrt(D).
-        dropout: on attention weights; must be 0.
-        given: further arguments of the model family.
-
-    Returns:
-        (B, T, H, D), and no attention weights.
+    query is (B, H, T, D), key and value are (B, G, T, D), both rotated already. ``scaling`` multiplies the logits; None
+    means 1/sqrt(D). The result is (B, T, H, D), and no attention weights.
 
     Raises:
         LayersearchError: names the layer and the feature that `attend` does not have.
@@ -109,9 +88,8 @@ def span_attention(
         window = given.get("sliding_window")
         if window is not None and not isinstance(window, int):
             raise LayersearchError(f"{name} has the window {window!r}: a stock family has one window, a whole number")
-        call = AttentionCall(module=module, heads=query.shape[1], kv_heads=key.shape[1], head_dim=width, window=window)
-        _PROBED.append(call)
-        span = call.span
+        span = Span(kind="full") if window is None else Span(kind="window", size=window)
+        _PROBED.append(AttentionCall(module, query.shape[1], key.shape[1], width, span))
     factor = 1.0 if scaling is None else scaling * math.sqrt(width)  # `attend` divides by the root itself
     if not math.isclose(factor, 1.0, rel_tol=1e-9):
         query = query * factor
@@ -224,11 +202,6 @@ class HFDecoder(nn.Module):
             # Where a target is not scored, its cross-entropy is 0 already.
             losses = (1.0 - weight) * losses + weight * token_kl(target_logits, logits) * (targets != IGNORE)
         return mean_over_scored(losses, targets)
-
-    def train(self, mode: bool = True) -> HFDecoder:
-        """Set the mode; dropout is 0 in either."""
-        super().train(mode)
-        return self
 
 
 def token_kl(target_logits: Tensor, logits: Tensor) -> Tensor:  # (..., V), (..., V) -> (...)

@@ -112,10 +112,8 @@ def load_pretrained(
 def fingerprint(name: str) -> str:
     """Return a hash of the full content of a model's ``config.json`` and weight files.
 
-    The files are read each time. XXH3 takes 0.25 seconds per GiB once they are in memory.
-
-    Args:
-        name: a folder, or a hub id whose files are in the local cache.
+    ``name`` is a folder, or a hub id whose files are in the local cache. The files are read each time. XXH3 takes 0.25
+    seconds per GiB once they are in memory.
 
     Raises:
         LayersearchError: a file cannot be read.
@@ -172,11 +170,7 @@ def recipe_for(recipe: Recipe, name: str) -> Recipe:
 
 
 def with_tokenizer(data: DataConfig, name: str) -> DataConfig:
-    """Return the data section with the model's own tokenizer, unless it names one or reads no text.
-
-    Raises:
-        DataError: the model's folder has no tokenizer for the text.
-    """
+    """Return the data section with the model's own tokenizer, unless it names one or reads no text."""
     if data.source not in _TEXT_SOURCES or data.tokenizer is not None:
         return data
     if os.path.isdir(name) and not (Path(name) / "tokenizer.json").is_file():
@@ -188,16 +182,7 @@ def with_tokenizer(data: DataConfig, name: str) -> DataConfig:
 
 
 def check_vocabulary(rows: int, vocab_size: int, tokenizer: str | None) -> None:
-    """Refuse token ids that a model has no embedding for.
-
-    Args:
-        rows: embeddings of the model.
-        vocab_size: tokens of the data.
-        tokenizer: the tokenizer of the data, if it has one.
-
-    Raises:
-        DataError: names both sizes.
-    """
+    """Raise DataError if the data has more tokens than the model has embeddings (``rows``)."""
     if vocab_size > rows:
         which = f"data.tokenizer {tokenizer}" if tokenizer else "the data"
         raise DataError(

@@ -15,7 +15,7 @@ from collections.abc import Collection
 import numpy as np
 
 from layersearch.schedule import Schedule
-from layersearch.schedule.bound_space import BoundSpace, Part
+from layersearch.schedule.bound_space import BoundSpace, Subspace
 from layersearch.surrogate.constraint import Constraint
 from layersearch.surrogate.gp import Surrogate
 
@@ -65,7 +65,7 @@ class _Search:
     """Searches one part of a space, in which no choice excludes another."""
 
     def __init__(
-        self, surrogate: Surrogate, space: BoundSpace, part: Part, constraint: Constraint, n_full: Collection[int]
+        self, surrogate: Surrogate, space: BoundSpace, part: Subspace, constraint: Constraint, n_full: Collection[int]
     ) -> None:
         self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.most
         self._layers, self._rng = space.n_layers, np.random.default_rng(0)

@@ -247,7 +247,7 @@ def _sparse_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients (B, H, T, D) of queries, expanded keys and expanded, pooled values, in float32 or wider."""
-    batch, heads, tokens, width = q.shape
+    batch, _, tokens, width = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = 1.0 / math.sqrt(width)
     # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.

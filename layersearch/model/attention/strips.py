@@ -33,12 +33,9 @@ class StripGroup:
     low: int
     keys: int
     step: int
-    mask: Span | None
-    """Masks the pairs that this span hides, in positions within the strip; None: no mask but ``causal``."""
-    causal: bool
-    """Query a of a strip sees its keys 0 ... a."""
-    joins: bool = False
-    """The queries see other keys in an earlier group."""
+    mask: Span | None  # masks the pairs that this span hides, in positions within the strip
+    causal: bool  # query a of a strip sees its keys 0 ... a
+    joins: bool = False  # the queries see other keys in an earlier group
 
 
 @functools.lru_cache(maxsize=256)
@@ -93,17 +90,10 @@ def _cut(x: Tensor, first: int, strips: int, size: int, step: int) -> Tensor:
 
 
 def forward(q: Tensor, k: Tensor, v: Tensor, plan: tuple[StripGroup, ...], scale: float) -> tuple[Tensor, Tensor]:
-    """Attend over the groups of a span.
+    """Attend over the groups of a span; ``scale`` multiplies the logits.
 
-    Args:
-        q: queries, (N, T, D), contiguous like k and v, which have the same shape.
-        k: keys.
-        v: values.
-        plan: the result of `strip_groups`.
-        scale: factor of the logits.
-
-    Returns:
-        The output (N, T, D) and the log-sum-exp of each query's logits (N, T).
+    q, k and v are (N, T, D) and contiguous. Returns the output (N, T, D) and the log-sum-exp of each query's logits
+    (N, T).
     """
     # The log-sum-exp stays wide: the backward pass recomputes every weight from it.
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))

@@ -25,7 +25,7 @@ CACHED_SCORES = 1 << 17
 # Queries of a tile. A window of W keys computes W + C scores per query, so short windows want few queries. But matrix
 # products below 32 rows run at a third of the speed.
 FEWEST_QUERIES, SOME_QUERIES, MOST_QUERIES = 32, 64, 128
-# Decays are taken in base 2. Decays over long distances underflow: torch's exp then takes 5 to 40 times as long on a CPU,
+# Decays are taken in base 2. Over long distances they underflow: exp then takes 5 to 40 times as long on a CPU,
 # and exp2 does not.
 LOG2_E = math.log2(math.e)
 # Within this range, sums of exponentials and their products with values keep their precision in float32.
@@ -36,14 +36,10 @@ SAFE_MASS = 2.0**-60, 2.0**60
 class Band:
     """The keys that each row of the batch sees."""
 
-    span: Span
-    """An undilated span without sinks, in tokens of a row."""
-    stride: int = 1
-    """Distance D between neighboring tokens of a row in the text; row r holds the residue r mod D."""
-    alphas: Tensor | None = None
-    """LaS decay per row and token of the text, (N, 1, 1)."""
-    sinks: Span | None = None
-    """The span in tokens of the text, if it has sinks; it tells which of them the band does not see."""
+    span: Span  # undilated and without sinks, in tokens of a row
+    stride: int = 1  # distance D between neighboring tokens of a row in the text; row r holds the residue r mod D
+    alphas: Tensor | None = None  # LaS decay per row and token of the text, (N, 1, 1)
+    sinks: Span | None = None  # the span in tokens of the text, if it has sinks
 
 
 @dataclass(frozen=True)
@@ -53,15 +49,8 @@ class _Tile:
     first: int
     last: int
     low: int
-    run: int = 1
-    """Tiles of the run. They share buffers and masks, and their views are made together."""
-    step: int = 0
-    """Distance from one tile to the next, in tokens."""
-
-    @property
-    def queries(self) -> int:
-        """The number of queries of a tile."""
-        return self.last - self.first
+    run: int = 1  # tiles of the run; they share buffers and masks, and their views are made together
+    step: int = 0  # distance from one tile to the next, in tokens
 
     def at(self, index: int) -> _Tile:
         """Return a tile of the run, or the one that would follow it."""
@@ -177,7 +166,7 @@ class _Scratch:
 
     def stage(self, band: Band, tile: _Tile, rows: int, sinks: int, low: int, high: int) -> _Stage:
         """Return the buffers for the scores of a tile's queries and its keys [low, high), after those of the sinks."""
-        queries, keys = tile.queries, sinks + high - low
+        queries, keys = tile.last - tile.first, sinks + high - low
         place = (rows, queries, keys, sinks, tile.first - tile.low, low - tile.low)
         if place not in self.stages:
             flat = self.buffers[:, : rows * queries * keys]
@@ -206,7 +195,7 @@ class _Stage:
 def _plan(band: Band, rows: int, tokens: int, sinks: int) -> tuple[tuple[_Tile, ...], int, int]:
     """Return the runs of tiles, the batch rows processed together, and the scores of the largest tile."""
     runs = _runs(band.span, tokens)
-    largest = max(run.queries * (run.last - run.low + sinks) for run in runs)
+    largest = max((run.last - run.first) * (run.last - run.low + sinks) for run in runs)
     together = max(1, min(rows, CACHED_SCORES // largest))
     return runs, together, together * largest
 
@@ -236,19 +225,10 @@ def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
 def forward(
     q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, band: Band, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend over a band.
+    """Attend over a band; ``scale`` multiplies the logits.
 
-    Args:
-        q: queries, (N, T, D).
-        k: keys, (N, T, D).
-        v: values, (N, T, D).
-        sink_k: keys of the sinks, (N, G, D).
-        sink_v: values of the sinks, (N, G, D).
-        band: the keys that each row sees.
-        scale: factor of the logits.
-
-    Returns:
-        The output (N, T, D) and the log-sum-exp of each query's logits (N, T).
+    q, k and v are (N, T, D), the keys and values of the sinks (N, G, D). Returns the output (N, T, D) and the
+    log-sum-exp of each query's logits (N, T).
     """
     if q.device.type == "cpu":
         # Subtracting each row's highest score costs a tenth of the pass and only guards the range. So the pass first
@@ -310,18 +290,10 @@ def _forward(
 def backward(
     *inputs: Tensor, lse: Tensor, delta: Tensor, grad: Tensor, band: Band, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `forward` with the weights recomputed (FlashAttention, 2205.14135, appendix B.2).
+    """Return the gradients of `forward`'s ``inputs``, with the weights recomputed (2205.14135, appendix B.2).
 
-    Args:
-        inputs: q, k, v, sink_k and sink_v, as in `forward`.
-        lse: log-sum-exp of each query's logits, (N, T).
-        delta: inner product of each query's output and its gradient, (N, T).
-        grad: gradient of the output, (N, T, D).
-        band: as in `forward`.
-        scale: as in `forward`.
-
-    Returns:
-        Gradients of q, k, v, sink_k and sink_v.
+    ``inputs`` are q, k, v, sink_k and sink_v. ``lse`` is the log-sum-exp of each query's logits, ``delta`` the inner
+    product of its output and the output's gradient, both (N, T). ``grad`` is the output's gradient, (N, T, D).
     """
     q, k, v, sink_k, sink_v = inputs
     total, tokens, _ = q.shape
@@ -340,7 +312,7 @@ def backward(
                 # Without a softmax across the row, its keys are processed in pieces, each small enough for the cache.
                 # The sinks are a piece of their own.
                 count = rows.stop - rows.start
-                width = max(256, CACHED_SCORES // (count * run.queries)) // 16 * 16
+                width = max(256, CACHED_SCORES // (count * (run.last - run.first))) // 16 * 16
                 pieces = []
                 for low in range(run.low, run.last, width):
                     high = min(low + width, run.last)
