@@ -51,18 +51,14 @@ class Space:
     def __post_init__(self) -> None:
         if not self.name:
             raise ConfigError("name is empty; give the space a name")
-        object.__setattr__(self, "choices", span_texts(self.choices, "choices"))
-        restricted = {}
-        for layer, texts in self.layers.items():
-            if layer < 0:
-                raise ConfigError(f"layers: there is no layer {layer}; count from 0")
-            chosen = span_texts(texts, f"layers.{layer}")
-            for text in chosen:
+        object.__setattr__(self, "choices", _span_texts(self.choices, "choices"))
+        restricted = {layer: _span_texts(texts, f"layers.{layer}") for layer, texts in self.layers.items()}
+        for layer, texts in restricted.items():
+            for text in texts:
                 if text not in self.choices:
                     raise ConfigError(f"layers.{layer}: {text} is not among choices{did_you_mean(text, self.choices)}")
-            restricted[layer] = chosen
         object.__setattr__(self, "layers", restricted)
-        self._check_ties()
+        self._check_layers()
         if self.budget is not None:
             check_budget_range(self.budget)
         if self.baseline_span is not None:
@@ -72,22 +68,21 @@ class Space:
                 raise ConfigError(f"baseline_span: {span} is not a sparse choice{did_you_mean(str(span), sparse)}")
             object.__setattr__(self, "baseline_span", str(span))
 
-    def _check_ties(self) -> None:
-        if self.pattern is not None:
-            if self.tied:
-                raise ConfigError("tied and pattern exclude each other; keep one of them")
-            if self.pattern < 1:
-                raise ConfigError(f"pattern must be at least 1 layer, not {self.pattern}")
-        seen: set[int] = set()
+    def _check_layers(self) -> None:
+        tied = [layer for group in self.tied for layer in group]
+        for key, layers in (("layers", list(self.layers)), ("tied", tied)):
+            if min(layers, default=0) < 0:
+                raise ConfigError(f"{key}: there is no layer {min(layers)}; count from 0")
+        for layer in tied:
+            if tied.count(layer) > 1:
+                raise ConfigError(f"tied: layer {layer} stands in it twice; name it once")
         for group in self.tied:
             if len(group) < 2:
                 raise ConfigError(f"tied: a group needs at least two layers, not {list(group)}")
-            for layer in group:
-                if layer < 0:
-                    raise ConfigError(f"tied: there is no layer {layer}; count from 0")
-                if layer in seen:
-                    raise ConfigError(f"tied: layer {layer} stands in it twice; name it once")
-                seen.add(layer)
+        if self.pattern is not None and self.tied:
+            raise ConfigError("tied and pattern exclude each other; keep one of them")
+        if self.pattern is not None and self.pattern < 1:
+            raise ConfigError(f"pattern must be at least 1 layer, not {self.pattern}")
 
 
 def load_space(name: str) -> Space:
@@ -103,14 +98,11 @@ def load_space(name: str) -> Space:
     """
     path = find_file(name, "search_spaces")
     mapping = read_yaml(path)
-    if isinstance(mapping, dict):
-        mapping = dict(mapping)
-        if "choices" in mapping:
-            mapping["choices"] = expand(mapping["choices"], f"{path.name}: choices")
-        if isinstance(mapping.get("layers"), dict):
-            mapping["layers"] = {
-                layer: expand(choices, f"{path.name}: layers.{layer}") for layer, choices in mapping["layers"].items()
-            }
+    if isinstance(mapping, dict) and "choices" in mapping:
+        mapping["choices"] = _expand(mapping["choices"], f"{path.name}: choices")
+    if isinstance(mapping, dict) and isinstance(mapping.get("layers"), dict):
+        layers = mapping["layers"].items()
+        mapping["layers"] = {layer: _expand(choices, f"{path.name}: layers.{layer}") for layer, choices in layers}
     return build(Space, mapping, path.name)
 
 
@@ -120,16 +112,8 @@ def check_budget_range(budget: float) -> None:
         raise ConfigError(f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
 
 
-def expand(choices: Any, where: str) -> list[str]:
-    """Return the text forms of a list of choices. A mapping stands for all combinations of its lists.
-
-    Args:
-        choices: the value in the file.
-        where: the file and the key, for errors.
-
-    Raises:
-        ConfigError: a choice is wrong; names its position.
-    """
+def _expand(choices: Any, where: str) -> list[str]:
+    """Return the text forms of a list of choices; a mapping stands for all combinations of its lists."""
     if not isinstance(choices, list):
         raise ConfigError(f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
     texts: list[str] = []
@@ -155,7 +139,7 @@ def _multiply_out(choice: Any) -> list[str]:
     return list(dict.fromkeys(str(span) for span in spans))
 
 
-def span_texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
+def _span_texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
     """Return the canonical text of each span, in any of its text forms; ``where`` is the key that holds them.
 
     Raises:
