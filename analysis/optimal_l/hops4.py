@@ -22,6 +22,7 @@ from typing import Any
 from jobs import HERE, WORK, Job, Records, fingerprint, run
 
 from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.schedule import Schedule
 from layersearch.training.record import Trial
 from layersearch.training.workers.pool import LocalPool
 
@@ -103,7 +104,9 @@ def climb(schedule: str, seeds: int, writing: threading.Lock) -> None:
                 save = Path(str(weights(schedule, hops)).format(seed=seed))
                 save.parent.mkdir(parents=True, exist_ok=True)
                 points = tuple(steps * at // POINTS for at in range(1, POINTS))
-                record = pool.submit(Trial(schedule=schedule, seed=seed, save=str(save), checkpoints=points)).result()
+                record = pool.submit(
+                    Trial(schedule=Schedule.parse(schedule), seed=seed, save=str(save), checkpoints=points)
+                ).result()
                 if record.state != "complete":
                     raise SystemExit(f"{schedule}, seed {seed}, {hops} hops: {record.error}")
                 row = {

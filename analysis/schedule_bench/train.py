@@ -38,7 +38,7 @@ TOGETHER = 20
 def rows(record: TrialRecord) -> list[dict[str, object]]:
     """Return one row per validation of a trial."""
     whole = {
-        "schedule": record.schedule,
+        "schedule": str(record.schedule),
         "seed": record.seed,
         "cost": record.cost,
         "attention_flops": record.flops,
@@ -76,7 +76,7 @@ def main() -> None:
         done = {(row["schedule"], row["seed"]) for row in found}
         checkpoints = tuple(training.steps * at // POINTS for at in range(1, POINTS))
         todo = [
-            Trial(schedule=text, seed=seed, checkpoints=checkpoints)
+            Trial(schedule=Schedule.parse(text), seed=seed, checkpoints=checkpoints)
             for seed in range(options.seeds)
             for text in schedules
             if (text, seed) not in done

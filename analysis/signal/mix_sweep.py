@@ -48,7 +48,7 @@ def main() -> None:
     pool = LocalPool(recipe, options.workers, Path(tempfile.mkdtemp()))
     try:
         futures = [
-            pool.submit(Trial(schedule=text, seed=seed, checkpoints=points))
+            pool.submit(Trial(schedule=Schedule.parse(text), seed=seed, checkpoints=points))
             for text, seed in wanted
             if (options.name, text, seed) not in done
         ]

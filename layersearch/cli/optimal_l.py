@@ -12,7 +12,7 @@ from layersearch.cli import flags
 from layersearch.errors import UserError
 
 if TYPE_CHECKING:
-    from layersearch.optimal_l.config import Asked
+    from layersearch.optimal_l.config import OptimalLConfig
     from layersearch.optimal_l.plan import SettingPlan
 
 _MOST_SEEDS = 12
@@ -99,9 +99,9 @@ def add_flags(parser: argparse.ArgumentParser, default_recipe: str) -> None:
     parser.add_argument("--json", action="store_true", help="print the answer (or the plan) as JSON")
 
 
-def _asked(options: argparse.Namespace) -> Asked:
+def _asked(options: argparse.Namespace) -> OptimalLConfig:
     from layersearch.config.recipe import load_recipe
-    from layersearch.optimal_l.config import Asked, default_delta, whole_numbers, words
+    from layersearch.optimal_l.config import OptimalLConfig, default_delta, whole_numbers, words
     from layersearch.schedule.space import load_space
 
     given = [] if options.workers is None else [f"search.workers={options.workers}"]
@@ -109,7 +109,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     if options.regime == "converted" and recipe.training.start is not None:
         raise UserError("--regime converted trains its own start: drop training.start, or use --regime scratch")
     flags.check_seed(options.seed)
-    return Asked(
+    return OptimalLConfig(
         recipe=recipe,
         space=load_space(options.space or recipe.default_space),
         delta=default_delta(recipe) if options.delta is None else options.delta,
@@ -127,7 +127,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-def _print_plan(asked: Asked, found: tuple[SettingPlan, ...]) -> None:
+def _print_plan(asked: OptimalLConfig, found: tuple[SettingPlan, ...]) -> None:
     from layersearch.cli.progress import duration
     from layersearch.results.stats import CONFIDENCE
 

@@ -8,6 +8,7 @@ import pytest
 from layersearch.cli.summary import show
 from layersearch.results.analyze import analyze
 from layersearch.results.stats import power_of
+from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
@@ -140,7 +141,7 @@ def test_summary_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixture[s
 
     records = [*with_probe("full*4", [0.2, 0.9, 0.7], "all_full"), *with_probe("window:32*4", [0.4, 0.1, 0.1], "x")]
     result = analyze(records, 0.5)
-    assert dict(result.entry("full*4").metrics) == pytest.approx(
+    assert dict(result.entry(Schedule.parse("full*4")).metrics) == pytest.approx(
         {"recall_accuracy": 0.6, "recall_loss": 9, "text_loss": 8}
     )
     show(result, {})
@@ -167,8 +168,8 @@ def test_summary_position_effect_is_one_sentence(capsys: pytest.CaptureFixture[s
     sparse = placed("window:32*4", [2.70, 2.71], [(3.1, 2.7, 2.6), (3.1, 2.7, 2.6)], "all_sparse")
     best = placed("window:32*3 full", [2.40, 2.43], [(3.0, 2.4, 1.9), (3.1, 2.4, 2.0)], "proposed")
     result = analyze([*full, *sparse, *best], 0.5)
-    assert result.entry("full*4").loss_by_position == pytest.approx((3.1, 2.5, 2.1))
-    assert result.entry("full*4").position_edges == (64, 128, 192)
+    assert result.entry(Schedule.parse("full*4")).loss_by_position == pytest.approx((3.1, 2.5, 2.1))
+    assert result.entry(Schedule.parse("full*4")).position_edges == (64, 128, 192)
     show(result, {})
     said = lines_of(capsys.readouterr().out, "By position")
     assert said == (

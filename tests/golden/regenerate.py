@@ -6,6 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
+from layersearch.schedule import Schedule
 from layersearch.training.record import Trial
 from layersearch.training.workers.pool import LocalPool
 from tests.golden.test_losses import CHECKPOINTS, GOLDEN, RECIPE
@@ -18,7 +19,7 @@ def main() -> None:
         pool = LocalPool(RECIPE, 1, Path(logs))
         try:
             for name, schedule in (("full", "full*2"), ("window", "window:4*2")):
-                record = pool.submit(Trial(schedule=schedule, seed=1, checkpoints=CHECKPOINTS)).result()
+                record = pool.submit(Trial(schedule=Schedule.parse(schedule), seed=1, checkpoints=CHECKPOINTS)).result()
                 assert record.state == "complete", record.error
                 found[name] = record.curve
         finally:

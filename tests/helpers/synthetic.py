@@ -12,7 +12,7 @@ WINDOW_COST = 0.12
 
 
 def record(
-    schedule: str,
+    schedule: Schedule | str,
     loss: float | None,
     *,
     seed: int = 0,
@@ -25,10 +25,10 @@ def record(
     metrics: tuple[tuple[str, float], ...] = (),
 ) -> TrialRecord:
     """Return one record; without a cost, a full layer counts 1 and any other `WINDOW_COST`."""
-    spans = Schedule.parse(schedule)
+    spans = schedule if isinstance(schedule, Schedule) else Schedule.parse(schedule)
     share = sum(1.0 if span.is_full else WINDOW_COST for span in spans) / len(spans) if cost is None else cost
     return TrialRecord(
-        schedule=schedule,
+        schedule=spans,
         seed=seed,
         phase=phase,
         role=role,
@@ -45,7 +45,7 @@ def record(
 
 
 def confirmed(
-    schedule: str, losses: list[float], *, role: str = "proposed", cost: float | None = None
+    schedule: Schedule | str, losses: list[float], *, role: str = "proposed", cost: float | None = None
 ) -> list[TrialRecord]:
     """Return one record per fresh seed, the seeds counted from 1."""
     return [
@@ -73,10 +73,10 @@ def a_run(
     rng = np.random.default_rng(seed)
     most = max(1, int((budget - WINDOW_COST) / (1 - WINDOW_COST) * layers))
 
-    def text(full: set[int]) -> str:
-        return str(Schedule.parse(" ".join("full" if layer in full else "window:32" for layer in range(layers))))
+    def placed(full: set[int]) -> Schedule:
+        return Schedule.parse(" ".join("full" if layer in full else "window:32" for layer in range(layers)))
 
-    sets: dict[str, tuple[str, set[int]]] = {}
+    sets: dict[Schedule, tuple[str, set[int]]] = {}
     step = layers / most
     for role, full in (
         ("all_full", set(range(layers))),
@@ -85,12 +85,12 @@ def a_run(
         (f"top({most})", set(range(layers - most, layers))),
         (f"interleaved({most})", {int(step * (index + 0.5)) for index in range(most)}),
     ):
-        sets.setdefault(text(full), (role, full))
+        sets.setdefault(placed(full), (role, full))
     for _ in range(1000):
         if len(sets) >= n_schedules:
             break
         full = {int(layer) for layer in rng.choice(layers, size=rng.integers(1, most + 1), replace=False)}
-        sets.setdefault(text(full), ("proposed", full))
+        sets.setdefault(placed(full), ("proposed", full))
 
     def truth(full: set[int]) -> float:
         place = max((layer / (layers - 1) for layer in full), default=0.0)

@@ -14,6 +14,7 @@ import pytest
 
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
+from layersearch.schedule import Schedule
 from layersearch.training.record import Trial, read
 from layersearch.training.workers.pool import LocalPool
 
@@ -69,7 +70,9 @@ def test_trial_from_saved_weights_continues_with_later_data(converted: Path, tmp
     frozen = load_recipe("smoke", [*changes, "training.warmup_steps=0", "training.learning_rate=1e-12"])
     pool = LocalPool(frozen, 1, tmp_path / "logs")
     try:
-        kept = pool.submit(Trial(schedule="full*2", seed=0, save=str(tmp_path / "kept.safetensors"))).result()
+        kept = pool.submit(
+            Trial(schedule=Schedule.parse("full*2"), seed=0, save=str(tmp_path / "kept.safetensors"))
+        ).result()
     finally:
         pool.close()
     assert before.loss is not None

@@ -23,6 +23,7 @@ from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
 from layersearch.model.flops import parameters
+from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.search import search
@@ -34,7 +35,7 @@ from tests.helpers.runs import PATIENCE, RUN, check_study, lines, records, run, 
 
 pytestmark = pytest.mark.integration
 
-TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
+TRIAL = Trial(schedule=Schedule.parse("full window:8"), seed=3, checkpoints=(4,))
 OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
 """What no two trainings share."""
 

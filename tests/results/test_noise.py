@@ -8,11 +8,15 @@ from layersearch.results.analyze import analyze
 from layersearch.results.noise import noise_range
 from layersearch.results.result import Signal, Spread
 from layersearch.results.stats import mean_interval
+from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
 
-FULL, SPARSE = "full*4", "window:32*4"
-PLACES = ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+FULL, SPARSE = map(Schedule.parse, ("full*4", "window:32*4"))
+PLACES = tuple(
+    Schedule.parse(text)
+    for text in ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+)
 STD = 0.01
 
 

@@ -20,12 +20,15 @@ from layersearch.surrogate.fit import left_out_losses
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
-FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
-    "full*4",
-    "window:32*4",
-    "window:32*3 full",
-    "full window:32*3",
-    "window:32 full window:32*2",
+FULL, SPARSE, TOP, BOTTOM, MIDDLE = map(
+    Schedule.parse,
+    (
+        "full*4",
+        "window:32*4",
+        "window:32*3 full",
+        "full window:32*3",
+        "window:32 full window:32*2",
+    ),
 )
 
 
@@ -106,9 +109,9 @@ def test_analyse_over_the_budget_never_wins() -> None:
     assert result.winner.to_best_baseline is None
     assert "worse by 1.9" in result.verdict
     assert "It is the best baseline itself." in result.verdict
-    exact = analyze(records, result.entry("full*2 window:32*2").cost)
+    exact = analyze(records, result.entry(Schedule.parse("full*2 window:32*2")).cost)
     assert exact.winner is not None
-    assert exact.winner.schedule == "full*2 window:32*2"
+    assert str(exact.winner.schedule) == "full*2 window:32*2"
 
 
 def test_verdict_nothing_separated_says_so() -> None:

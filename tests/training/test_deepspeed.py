@@ -12,12 +12,13 @@ import pytest
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
 from layersearch.model.flops import parameters
+from layersearch.schedule import Schedule
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
 
 pytestmark = pytest.mark.integration
 
-TRIAL = Trial(schedule="full window:8", seed=3, checkpoints=(4,))
+TRIAL = Trial(schedule=Schedule.parse("full window:8"), seed=3, checkpoints=(4,))
 BYTES_OF_MOMENTS = 8
 """AdamW's two moments of one parameter, float32."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import pytest
 
 from layersearch.config.recipe import load_recipe
+from layersearch.schedule import Schedule
+from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 from layersearch.training.workers.ray_pool import RayPool
@@ -17,7 +18,11 @@ from layersearch.training.workers.ray_pool import RayPool
 pytestmark = pytest.mark.integration
 
 POOLS: dict[str, PoolFactory] = {"local": LocalPool, "ray": RayPool}
-TRIALS = [Trial(schedule=text, seed=seed, checkpoints=(4,)) for text in ("full*2", "window:4*2") for seed in (1, 2)]
+TRIALS = [
+    Trial(schedule=Schedule.parse(text), seed=seed, checkpoints=(4,))
+    for text in ("full*2", "window:4*2")
+    for seed in (1, 2)
+]
 OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
 """What no two trainings share."""
 
@@ -39,7 +44,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[PoolFactory]:
 
 
 def lasting(record: TrialRecord) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(record).items() if key not in OF_THE_MOMENT}
+    return {key: value for key, value in plain(record).items() if key not in OF_THE_MOMENT}
 
 
 @pytest.fixture(scope="module")
