@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import ConfigError, did_you_mean
+from layersearch.errors import ConfigError, LayersearchError, did_you_mean
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
 from layersearch.schedule.schedule import Schedule, Span
@@ -57,7 +57,7 @@ class BoundSpace:
         for text, span in spans.items():
             try:
                 Schedule((span,)).check(seq_len=seq_len, n_heads=n_heads)
-            except ConfigError as error:
+            except LayersearchError as error:
                 raise ConfigError(f"{where}: choice {text}: {str(error).removeprefix('layer 0: ')}") from None
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
             if layer >= n_layers:
@@ -85,7 +85,7 @@ class BoundSpace:
             if not self.subspaces:
                 raise ConfigError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
-        """Schedules without a sparse layer, which lie in all parts."""
+        """Schedules without a sparse layer, which lie in all subspaces."""
         digits = max(2, len(str(n_layers - 1)))
         self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}

@@ -2,6 +2,11 @@
 
 Layers are counted from 0 at the bottom. A window counts the token itself. Each docstring begins with the preset's
 summary and, in parentheses, its source. It says what stands in for attention that no span expresses.
+
+Example:
+    >>> from layersearch import presets
+    >>> str(presets.masformer(l=4))
+    'full*4 block:1024*20'
 """
 
 from __future__ import annotations

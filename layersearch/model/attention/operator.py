@@ -55,14 +55,6 @@ def pool_values(v: Tensor, width: int) -> Tensor:
     return pooled.div_(width)
 
 
-def _unpool_gradient(grad: Tensor, width: int) -> Tensor:
-    """Return the transpose of `pool_values` applied to ``grad``."""
-    spread = grad.clone()
-    for back in range(1, min(width, grad.shape[-2])):
-        spread[..., :-back, :] += grad[..., back:, :]
-    return spread.div_(width)
-
-
 def _deal(x: Tensor, residues: int) -> Tensor:
     """Deal tokens into one row per residue, zeros at the end: (B, H, T, D) -> (B*H*R, ceil(T/R), D), contiguous."""
     batch, heads, tokens, width = x.shape
@@ -239,7 +231,7 @@ def _backward_piece(
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
     dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
     if span.pool > 1:
-        dv = _unpool_gradient(dv, span.pool)
+        dv = pool_values(dv.flip(-2), span.pool).flip(-2)  # the transpose of pooling: it looks ahead
     return dq, dk, dv
 
 
@@ -281,16 +273,9 @@ def _sparse_backward(
 
 
 _LIBRARY = torch.library.Library("layersearch", "DEF")  # type: ignore[no-untyped-call]
-for _schema, _kernel in (
-    ("attend(Tensor q, Tensor k, Tensor v, str span) -> (Tensor, Tensor)", _forward),
-    (
-        "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str span)"
-        " -> (Tensor, Tensor, Tensor)",
-        _backward,
-    ),
-):
-    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(_schema.split("(")[0], _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+for _name, _kernel in (("attend", _forward), ("attend_backward", _backward)):
+    _LIBRARY.define(_name + torch.library.infer_schema(_kernel, mutates_args=()))  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
