@@ -15,7 +15,7 @@ from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_schedule
 from layersearch.export.hf import schedule_fields
-from layersearch.model.hf_decoder import PROBE_TOKENS, Routed, quiet
+from layersearch.model.hf_decoder import PROBE_TOKENS, HFDecoder, quiet
 from layersearch.schedule import Schedule
 
 STOCK = {
@@ -68,7 +68,7 @@ def target_family(model: Any, schedule: Schedule, family: str | None = None) -> 
 
 
 def save_model(
-    routed: Routed, family: str, out: Path, *, evidence: Mapping[str, Any], tokenizer: Path | None = None
+    routed: HFDecoder, family: str, out: Path, *, evidence: Mapping[str, Any], tokenizer: Path | None = None
 ) -> None:
     """Write a folder that transformers loads, and check that it gives the model's own logits.
 
@@ -124,7 +124,7 @@ def _misfit(stock: Any, model: Any) -> str | None:
     return next((name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)), None)
 
 
-def _check_logits(routed: Routed, out: Path) -> None:
+def _check_logits(routed: HFDecoder, out: Path) -> None:
     """Load the saved model and compare its logits, past every window that the probe's length allows."""
     from transformers import AutoModelForCausalLM
 
