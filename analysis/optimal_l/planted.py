@@ -22,7 +22,7 @@ from jobs import HERE, WORK, fingerprint
 
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.optimal_l.answer import BEST
-from layersearch.optimal_l.config import Asked, default_delta
+from layersearch.optimal_l.config import OptimalLConfig, default_delta
 from layersearch.optimal_l.run import optimal_l
 from layersearch.schedule.space import load_space
 from layersearch.training.record import Trial, TrialRecord, read
@@ -60,7 +60,7 @@ class _Kept:
 def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """Run the study once; return its line."""
     placements = ("bottom", "searched") if number < BOTTOM[task] else ("searched",)
-    asked = Asked(
+    asked = OptimalLConfig(
         recipe=recipe,
         space=load_space(recipe.default_space),
         delta=default_delta(recipe),

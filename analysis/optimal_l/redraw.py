@@ -25,7 +25,7 @@ from jobs import HERE
 from rich.progress import track
 
 from layersearch.config.recipe import Recipe, load_recipe
-from layersearch.optimal_l.config import Asked, default_delta
+from layersearch.optimal_l.config import OptimalLConfig, default_delta
 from layersearch.optimal_l.run import optimal_l
 from layersearch.schedule.space import load_space
 from layersearch.training.record import Trial, TrialRecord, blank_record
@@ -60,7 +60,7 @@ def study(number: int, recipe: Recipe, losses: dict[str, list[float]], out: Path
     def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool:
         return Redrawn(recipe, losses, number)
 
-    asked = Asked(
+    asked = OptimalLConfig(
         recipe=recipe,
         space=load_space(recipe.default_space),
         delta=default_delta(recipe),

@@ -23,7 +23,7 @@ from groups import Group, Move, groups, moves
 from jobs import HERE, WORK, Job, Records, run
 
 from layersearch.config.recipe import load_recipe
-from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.placements import first_round
 from layersearch.optimal_l.run import optimal_l
 from layersearch.schedule.files import plain
@@ -42,12 +42,12 @@ def ls_of(n_layers: int) -> tuple[int, ...]:
     return (0, 1, 2, n_layers)
 
 
-def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: int = 2) -> Asked:
+def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: int = 2) -> OptimalLConfig:
     """Return the command's own study at one value of a factor."""
     changes, span = move.values[value]
     recipe = load_recipe(move.recipe, [*changes, f"search.workers={workers}"])
     space = Space(name=f"{move.recipe}-{span}", choices=("full", span), baseline_span=span)
-    return Asked(
+    return OptimalLConfig(
         recipe=recipe,
         space=space,
         delta=DELTA,

@@ -12,7 +12,7 @@ from layersearch.cli.flags import DEFAULT_RECIPE, add_key, add_shared, pool_of, 
 from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
-    from layersearch.optimal_l.config import Asked
+    from layersearch.optimal_l.config import OptimalLConfig
     from layersearch.optimal_l.plan import SettingPlan
 
 _MAX_SEEDS = 12
@@ -66,15 +66,15 @@ def run(options: argparse.Namespace) -> None:
         print(f"{answer.text}\nFigures, answer.json and the trials: {out}")
 
 
-def _asked(options: argparse.Namespace) -> Asked:
+def _asked(options: argparse.Namespace) -> OptimalLConfig:
     from layersearch.config.recipe import load_recipe
-    from layersearch.optimal_l.config import Asked, default_delta, whole_numbers, words
+    from layersearch.optimal_l.config import OptimalLConfig, default_delta, whole_numbers, words
     from layersearch.schedule.space import load_space
 
     recipe = load_recipe(options.recipe, options.overrides)
     if options.regime == "converted" and recipe.training.start is not None:
         raise ConfigError("--regime converted trains its own start: drop training.start, or use --regime scratch")
-    return Asked(
+    return OptimalLConfig(
         recipe=recipe,
         space=load_space(options.space or recipe.default_space),
         delta=default_delta(recipe) if options.delta is None else options.delta,
@@ -92,7 +92,7 @@ def _asked(options: argparse.Namespace) -> Asked:
     )
 
 
-def _print_plan(asked: Asked, found: tuple[SettingPlan, ...]) -> None:
+def _print_plan(asked: OptimalLConfig, found: tuple[SettingPlan, ...]) -> None:
     from layersearch.cli.progress import duration
     from layersearch.optimal_l.report import range_of
     from layersearch.results.stats import CONFIDENCE

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.placements import count, first_round, named, place, proposals, role
 from layersearch.optimal_l.plan import plan
 from layersearch.optimal_l.run import optimal_l
@@ -68,12 +68,12 @@ def recall(full: frozenset[int]) -> float:
     return 2.3 if 0 in full and len(full) == 1 else 0.02
 
 
-def asked(**more: object) -> Asked:
+def asked(**more: object) -> OptimalLConfig:
     loaded = load_recipe("recall")
-    return Asked(recipe=loaded, space=load_space(loaded.default_space), **{"delta": 0.05, **more})  # type: ignore[arg-type]
+    return OptimalLConfig(recipe=loaded, space=load_space(loaded.default_space), **{"delta": 0.05, **more})  # type: ignore[arg-type]
 
 
-def study(what: Asked, truth: Truth, out: Path, noise: float = NOISE, **more: int) -> OptimalL:
+def study(what: OptimalLConfig, truth: Truth, out: Path, noise: float = NOISE, **more: int) -> OptimalL:
     def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Formula:
         return Formula(recipe, truth, noise=noise, **more)
 
@@ -189,7 +189,7 @@ def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: 
 
     worse, gap = told("worse", lambda full: 2.0 - 0.5 * (len(full) == 2), 0.001)
     assert "l* = 0 (95%)" in worse
-    assert "shown not to be the best: l = 2 (-0." in worse
+    assert "is not the best: l = 2 (-0." in worse
     assert "Do not take this l*" in worse
     assert float(gap.split()[0]) == pytest.approx(-0.5, abs=0.01)
     unsure, _ = told("unsure", lambda full: 2.0, 0.2)
@@ -238,7 +238,7 @@ def test_optimal_l_folder_of_an_older_version_is_resumed(tmp_path: Path) -> None
 def test_optimal_l_several_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     """l* = 1 at every length; half the depth at every depth."""
     recipe = load_recipe("smoke", ["data.distance=4", "data.pairs=2", "model.n_layers=2"])
-    depths = Asked(
+    depths = OptimalLConfig(
         recipe=recipe,
         space=load_space("smoke"),
         delta=0.05,
@@ -274,7 +274,7 @@ def test_optimal_l_several_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
 def test_proposals_many_layers_lie_near_good_placements() -> None:
     """Ten layers, three of them full: the surrogate learns from other l's that the upper layers are of use."""
     recipe = load_recipe("laptop", ["model.n_layers=10"])
-    (setting,) = Asked(recipe=recipe, space=load_space("laptop"), delta=0.01).settings()
+    (setting,) = OptimalLConfig(recipe=recipe, space=load_space("laptop"), delta=0.01).settings()
     first = first_round(setting)
     kinds = Counter(schedule.n_full for schedule in first)
     assert (kinds[0], kinds[1], kinds[9], kinds[10]) == (1, 10, 10, 1)

@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import mstats
 
 from layersearch.config.recipe import load_recipe
-from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.knee import best_within, draw_means, find_knee, knee_index
 from layersearch.optimal_l.noninferiority import cut, failures, find_l_star, level, p_beyond, p_within
 from layersearch.optimal_l.scaling_law import fit_laws
@@ -187,7 +187,9 @@ def test_find_l_star_runner_up_shows_what_the_first_does_not() -> None:
 def test_level_is_shared_by_the_looks() -> None:
     loaded = load_recipe("recall")
     for seeds, most in ((3, 12), (2, 2), (5, 7)):
-        asked = Asked(recipe=loaded, space=load_space(loaded.default_space), delta=0.05, seeds=seeds, most_seeds=most)
+        asked = OptimalLConfig(
+            recipe=loaded, space=load_space(loaded.default_space), delta=0.05, seeds=seeds, most_seeds=most
+        )
         spent = [level(0.95, asked.share(look)) for look in asked.looks]
         assert sum(spent) == pytest.approx(0.025)
         assert spent == sorted(spent)

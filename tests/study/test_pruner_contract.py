@@ -10,7 +10,7 @@ import pytest
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
-from layersearch.study.pruning import Foresight, Halving
+from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import record
 
@@ -24,8 +24,8 @@ class Pruner(Protocol):
 
 
 PRUNERS: dict[str, Callable[[Iterable[TrialRecord]], Pruner]] = {
-    "halving": lambda records: Halving(SPACE, records, 2),
-    "foresight": lambda records: Foresight(SPACE, 0.8, records, [NEW], STEPS),
+    "halving": lambda records: SuccessiveHalvingPruner(SPACE, records, 2),
+    "foresight": lambda records: ExpectedGainPruner(SPACE, 0.8, records, [NEW], STEPS),
 }
 
 
