@@ -189,9 +189,9 @@ def _label(
         bold = entry.schedule == winner
         label, at = ", ".join(entry.names) or "winner", (entry.cost, _loss(entry))
         box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-        line = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
+        arrow = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
         note = axes.annotate(
-            label, at, (0, 0), transforms[entry.schedule], "offset points", line, bbox=box, ha="center", va="center"
+            label, at, (0, 0), transforms[entry.schedule], "offset points", arrow, bbox=box, ha="center", va="center"
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
         marker, size = markers[entry.schedule], note.get_window_extent().size
