@@ -172,7 +172,7 @@ def _label(
 ) -> None:
     """Name baselines and winner beside their markers, where they cover least; boxes are (x0, y0, x1, y1), pixels."""
     scale, winner = axes.figure.dpi / 72, _winner(result)
-    area = axes.get_window_extent().extents
+    area = np.array(axes.get_window_extent().extents)
     boxes, markers = [], {}
     for entry in shown:
         (x, y), (_, low), (_, high) = _pixels(axes, entry, transforms.get(entry.schedule, axes.transData))
@@ -194,7 +194,7 @@ def _label(
             label, at, (0, 0), transforms[entry.schedule], "offset points", arrow, bbox=box, ha="center", va="center"
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
-        marker, size = markers[entry.schedule], note.get_window_extent().size
+        marker, size = markers[entry.schedule], np.array(note.get_window_extent().size)
         offset, far = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
         note.set_position(tuple(offset / scale))
         ends = np.concatenate([marker + offset - size / 2, marker + offset + size / 2])
