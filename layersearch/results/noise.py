@@ -14,6 +14,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
+import numpy as np
+
 from layersearch.results import stats
 from layersearch.results.result import Entry, Noise, Signal, Spread, not_none
 
@@ -30,9 +32,9 @@ def noise_range(n: int) -> float:
     It is the integral of 1 - P(x)^n - (1 - P(x))^n over all x, with the normal distribution function P (Tippett, "On
     the extreme individuals and the range of samples taken from a normal population", Biometrika 17, 1925).
     """
-    from scipy import integrate, stats
+    from scipy import integrate, special
 
-    half, _ = integrate.quad(lambda x: 1 - stats.norm.cdf(x) ** n - stats.norm.sf(x) ** n, 0, math.inf)
+    half, _ = integrate.quad(lambda x: 1 - special.ndtr(x) ** n - special.ndtr(-x) ** n, 0, math.inf)
     return 2 * float(half)
 
 
@@ -60,7 +62,7 @@ def measure_signal(entries: Sequence[Entry], seeds: Sequence[int]) -> Signal:
             nats=nats,
             seed_stds=nats / seed_std if seed_std else None,
             noise_nats=None if noise is None else noise_range(len(schedules)) * noise,
-            noise_chance=_tail(nats / noise, len(schedules), degrees) if noise else None,
+            noise_chance=range_chance(nats / noise, len(schedules), degrees) if noise else None,
         )
 
     alike: dict[tuple[int, int], list[Entry]] = {}
@@ -84,11 +86,29 @@ def _roles(entry: Entry) -> set[str]:
     return {part for name in entry.names for part in name.split(" = ")}
 
 
-def _tail(ratio: float, n: int, degrees: int) -> float:
-    from scipy import stats
+def range_chance(ratio: float, n: int, degrees: int) -> float:
+    """Return how often the range of n normal draws, over a std estimated apart, is above a ratio: scipy's
+    ``studentized_range.sf``, to 1e-6. Importing ``scipy.stats`` takes longer than all else that ``show`` does.
 
-    # The integral may leave [0, 1] by a rounding error.
-    return min(1.0, max(0.0, float(stats.studentized_range.sf(ratio, n, degrees))))
+    Args:
+        ratio: the range in estimated standard deviations.
+        n: draws, from 2 to about 30.
+        degrees: degrees of freedom of the estimate.
+    """
+    from scipy import special
+
+    nodes, weights = np.polynomial.legendre.leggauss(128)
+    # Over the estimate s, whose degrees * s^2 is chi-square distributed, up to tails of 1e-14.
+    half = degrees / 2
+    low, high = (math.sqrt(tail(half, 1e-14) / half) for tail in (special.gammaincinv, special.gammainccinv))
+    s = low + (high - low) * (nodes + 1) / 2
+    log_density = math.log(2) + half * math.log(half) - math.lgamma(half) + (degrees - 1) * np.log(s) - half * s**2
+    # Over the highest draw z: the n - 1 others lie within ratio * s below it.
+    z = 8.5 * nodes
+    others = special.ndtr(z) - special.ndtr(z - ratio * s[:, None])
+    normal = 8.5 * weights * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
+    below = (high - low) / 2 * (weights * np.exp(log_density)) @ (n * others ** (n - 1) @ normal)
+    return min(1.0, max(0.0, 1 - float(below)))
 
 
 def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confidence: float) -> Noise:

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import linalg, optimize, stats
+from scipy import linalg, optimize, special
 
 from layersearch.errors import ConfigError, LayersearchError
 from layersearch.schedule import Schedule
@@ -266,7 +266,7 @@ class Surrogate:
         predicted, observed, std = self.leave_one_out()
         errors = np.sort(np.abs(predicted - observed) / std)
         rank = min(len(errors), int(np.ceil((len(errors) + 1) * 0.95)))
-        return float(errors[rank - 1] / stats.norm.ppf(0.975))
+        return float(errors[rank - 1] / special.ndtri(0.975))
 
     def predict(self, schedules: Sequence[Schedule], *, calibrated: bool = True) -> tuple[Array, Array]:
         """Return the mean loss over seeds and its standard deviation, nats, (M,) each.

@@ -2,9 +2,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
 from layersearch.results.analyze import analyze
-from layersearch.results.noise import noise_range
+from layersearch.results.noise import noise_range, range_chance
 from layersearch.results.result import Signal, Spread
 from layersearch.results.sentences import signal_sentence
 from layersearch.results.stats import mean_interval
@@ -161,3 +162,11 @@ def test_signal_without_two_schedules_is_none(records: list[TrialRecord]) -> Non
     found = signal(records)
     assert (found.placements, found.sparse_and_full, found.within_budget, found.n_full) == (None, None, None, None)
     assert signal_sentence(found).startswith("Signal: unknown")
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 30])
+@pytest.mark.parametrize("degrees", [1, 2, 7, 200])
+def test_range_chance_equals_the_studentized_range_of_scipy(n: int, degrees: int) -> None:
+    for ratio in (0.1, 1.0, 3.0, 6.0, 20.0):
+        wanted = scipy_stats.studentized_range.sf(ratio, n, degrees)
+        assert range_chance(ratio, n, degrees) == pytest.approx(wanted, abs=1e-6)

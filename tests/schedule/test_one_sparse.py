@@ -52,10 +52,10 @@ def test_one_sparse_neighbours_lie_in_the_space_and_lead_everywhere(shape: dict[
     reached, todo = {space.cheapest()}, [space.cheapest()]
     while todo:
         start = todo.pop()
-        near = list(space.neighbours(start))
+        near = list(space.neighbors(start))
         assert len(near) == len(set(near))
         assert set(near) <= every - {start}
-        assert {space.neighbour(start, Random(seed)) for seed in range(20)} <= set(near)
+        assert {space.neighbor(start, Random(seed)) for seed in range(20)} <= set(near)
         todo += [schedule for schedule in near if schedule not in reached]
         reached |= set(near)
     assert reached == every

@@ -390,7 +390,7 @@ def test_solve_command_answer_can_be_run_as_printed(
     assert command == "layersearch"
     said = printed(capsys, *arguments)
     assert said.startswith(found["proposal"]["schedule"])
-    assert "against the best confirmed that costs no more" in said
+    assert "the best confirmed at no higher cost" in said
     after = (run / "trials.jsonl").read_text()
     assert after.startswith(before)
     added = [TrialRecord.from_json(line) for line in after[len(before) :].splitlines()]

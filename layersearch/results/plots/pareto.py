@@ -189,7 +189,7 @@ def _label(
         bold = entry.schedule == winner
         label, at = ", ".join(entry.names) or "winner", (entry.cost, _loss(entry))
         box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-        arrow = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
+        arrow: dict[str, Any] = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
         note = axes.annotate(
             label, at, (0, 0), transforms[entry.schedule], "offset points", arrow, bbox=box, ha="center", va="center"
         )
