@@ -1,57 +1,35 @@
-"""``layersearch export`` and ``verify-export``."""
+"""Write a schedule as a configuration that other software loads."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.cli import export as export_commands
-from layersearch.cli.flags import _command
-from layersearch.errors import EXIT_NOT_PROVEN, UserError, did_you_mean
-from layersearch.study.saved_run import load_result
+from layersearch.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from layersearch.export.edit_config import OwnConfig
 
 
-def verify_export(options: argparse.Namespace) -> int:
-    """Prove an exported folder; return 0, or 1 if it does not do what its schedule says."""
-    from layersearch.cli.tables import proof_table
-    from layersearch.export.verify import verify
-    from layersearch.schedule.files import schedule_argument
-
-    proof = verify(
-        options.folder,
-        schedule=None if options.schedule is None else schedule_argument(options.schedule),
-        trust_remote_code=options.trust_remote_code,
-        attention=options.attention,
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("schedule", metavar="RUN|SCHEDULE", help="run folder, winner.yaml, or schedule such as 'full window:32*3'")
+    add(
+        "--to",
+        required=True,
+        metavar="TARGET",
+        help="hf, hf-remote, flex, megatron, vllm, sglang, tensorrt-llm, litgpt, torchtitan, flash-attn, yaml or json",
     )
-    if options.json:
-        print(json.dumps(proof.to_dict(), indent=1))
-    else:
-        proof_table(proof)
-    return 0 if proof.proven else EXIT_NOT_PROVEN
+    add("--family", help="hf, vllm, sglang: the model family, for example ministral or llama")
+    add("--recipe", help="take the model's size from this recipe (default: the run's)")
+    add("--config", type=Path, metavar="FILE", help="hf: a config.json of yours; a copy with the schedule is written")
+    add("--out", type=Path, required=True, help="the folder to write")
 
 
-def _verify_export(groups: Any) -> None:
-    verify = _command(
-        groups,
-        "verify-export",
-        export_commands.verify_export,
-        "prove by experiment that an exported folder does what its schedule says; exit code 1 if it does not",
-    )
-    verify.add_argument("folder", type=Path, metavar="DIR", help="holds config.json and schedule.yaml")
-    verify.add_argument("--schedule", help="what it should do (default: its schedule.yaml)")
-    verify.add_argument("--attention", metavar="NAME", help="an attention of transformers, such as eager or sdpa")
-    verify.add_argument("--trust-remote-code", action="store_true", help="run code that lies in DIR; read it first")
-    verify.add_argument("--json", action="store_true", help="print as JSON")
-
-
-def export(options: argparse.Namespace) -> None:
-    """Write a schedule for other software."""
+def run(options: argparse.Namespace) -> None:
+    """Write the files and print their paths."""
     from layersearch.config.loader import build
     from layersearch.config.recipe import Recipe, load_recipe
     from layersearch.data import open_source
@@ -61,6 +39,7 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.results.verdict import winner_evidence
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
+    from layersearch.study.saved_run import load_result
 
     evidence: dict[str, Any] = {}
     run: Path | None = None

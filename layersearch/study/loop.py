@@ -31,7 +31,7 @@ from layersearch.study.journal import Study
 from layersearch.study.plan import GENERATION, Listener, Plan, Progress
 from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner, TrialPruner
 from layersearch.study.run_folder import RunFolder
-from layersearch.surrogate.fit import left_out_losses
+from layersearch.surrogate.fit import leave_one_out_losses
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import Pool
@@ -93,8 +93,8 @@ class SearchLoop:
 
     def _finish(self) -> Result:
         tolerance = self._plan.recipe.search.tolerance
-        left_out = left_out_losses(self._records, self._space)
-        result = analyze(self._records, self._plan.budget, tolerance=tolerance, left_out=left_out)
+        leave_one_out = leave_one_out_losses(self._records, self._space)
+        result = analyze(self._records, self._plan.budget, tolerance=tolerance, leave_one_out=leave_one_out)
         self._write(result)
         self._announce("done", None)
         return result

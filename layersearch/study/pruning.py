@@ -12,7 +12,7 @@ from random import Random
 
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.surrogate.acquisition import Observation, Outlook
+from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 from layersearch.training.record import TrialRecord
 
 
@@ -51,7 +51,7 @@ def observation(record: TrialRecord) -> Observation:
 
 
 class ExpectedGainPruner:
-    """Stop a trial whose expected gain no longer pays for its remaining steps. See `Outlook.keep_going`.
+    """Stop a trial whose expected gain no longer pays for its remaining steps. See `ExpectedImprovement.keep_going`.
 
     It looks at earlier generations only, as `SuccessiveHalvingPruner` does. So no answer depends on worker speed.
 
@@ -72,17 +72,17 @@ class ExpectedGainPruner:
         steps: int,
     ) -> None:
         seen = [observation(record) for record in records if record.state != "failed"]
-        self._outlook, self._steps = Outlook(space, budget, seen), steps
+        self._acquisition, self._steps = ExpectedImprovement(space, budget, seen), steps
         self._seed = seen[0].seed if seen else 0
         self._curves: dict[Schedule, list[tuple[float, float]]] = {schedule: [] for schedule in members}
         taken = {*members, *(o.schedule for o in seen)}
-        self._fresh = self._outlook.fresh_gain(taken, Random(self._seed))
+        self._fresh = self._acquisition.best_improvement(taken, Random(self._seed))
 
     def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
         """Tell whether a trial with this loss at this rung is worth its full training."""
         curve = self._curves[schedule]
         curve.append((step / self._steps, loss))
-        return self._outlook.keep_going(schedule, self._seed, curve, self._fresh)
+        return self._acquisition.keep_going(schedule, self._seed, curve, self._fresh)
 
 
 TrialPruner = SuccessiveHalvingPruner | ExpectedGainPruner

@@ -189,13 +189,13 @@ def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: 
 
     worse, gap = told("worse", lambda full: 2.0 - 0.5 * (len(full) == 2), 0.001)
     assert "l* = 0 (95%)" in worse
-    assert "shown not to be the best: l = 2 (-0." in worse
-    assert "Do not take this l*" in worse
+    assert "is not the best: l = 2 (-0." in worse
+    assert "Do not use this l*" in worse
     assert float(gap.split()[0]) == pytest.approx(-0.5, abs=0.01)
     unsure, _ = told("unsure", lambda full: 2.0, 0.2)
-    assert "is not shown for l = 1 (" in unsure
+    assert "not excluded for l = 1 (" in unsure
     sure, _ = told("sure", lambda full: 2.0, 0.001)
-    assert "No larger number of full layers is better than it by 0.05 nats." in sure
+    assert "No larger number of full layers is better by 0.05 nats." in sure
 
 
 def test_optimal_l_killed_study_resumes_as_if_unbroken(tmp_path: Path) -> None:
@@ -344,7 +344,7 @@ CASES = [
     (["--continued", "0"], "--continued must be a share"),
     (["--continued", "nan"], "--continued must be a share"),
     (["--budget", "2"], "--budget must lie in (0, 1]"),
-    (["--seed", "-1"], "--seed must lie in"),
+    (["--seed", "-1"], "--seed: must be in [0, "),
     (["--regime", "convert"], "unknown: 'convert'"),
     (["--workers", "0"], "workers must be at least 1"),
     (["--regime", "converted", "--set", "training.start=w.safetensors"], "drop training.start"),

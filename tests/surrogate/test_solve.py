@@ -17,7 +17,7 @@ import pytest
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results.analyze import analyze
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
@@ -26,7 +26,7 @@ from layersearch.study.benchmark import load_bench
 from layersearch.surrogate.constraint import cache_limit, cost_limit, latency_limit
 from layersearch.surrogate.gp import Surrogate
 from layersearch.surrogate.local_search import SHORTLIST, shortlist
-from layersearch.surrogate.solve import against_best, solve
+from layersearch.surrogate.solve import compare_to_best, solve
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
 
@@ -256,7 +256,7 @@ def test_solve_untrained_numbers_of_full_layers_are_not_proposed() -> None:
     assert found.n_full == (0, 1, 4)
     assert found.answer.n_full in (0, 1, 4)
     only = [r for r in records if r.schedule.n_full == 4] + [r for r in records if r.schedule.n_full == 1]
-    with pytest.raises(UserError, match=r"l = 1, 4 full layers.*is over the limit of 0\.2; raise it"):
+    with pytest.raises(ConfigError, match=r"l = 1, 4 full layers.*is over the limit of 0\.2; raise it"):
         solve(only, space, cost_limit(space, 0.2))
 
 
@@ -342,11 +342,11 @@ def test_solve_all_confirmed_predicts_nothing() -> None:
 def test_solve_too_few_schedules_are_refused_with_the_remedy() -> None:
     space = bound()
     records = [record(str(s), 3.0) for s in every(space)[:3]] + [record("full*4", None, state="failed")]
-    with pytest.raises(UserError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
+    with pytest.raises(RunFolderError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
         solve(records, space, cost_limit(space, 1.0))
 
 
-def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
+def test_compare_to_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
     records = [
         *confirmed("full*4", [2.0, 2.1, 2.2], role="all_full"),
         *confirmed("window:4*4", [2.5, 2.6, 2.7], role="all_sparse"),
@@ -355,13 +355,13 @@ def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
         record("window:4 full*3", 1.0),
     ]
     result = analyze(records, 1.0)
-    rival, difference = against_best(result, Schedule.parse("window:4*3 full"))
+    rival, difference = compare_to_best(result, Schedule.parse("window:4*3 full"))
     assert rival is not None
     assert difference is not None
     assert str(rival.schedule) == "full window:4*3"
     assert difference.mean == pytest.approx(-0.29 / 3)
-    assert against_best(result, Schedule.parse("window:4*4")) == (None, None)
-    assert against_best(result, Schedule.parse("window:4 full*3")) == (None, None)
+    assert compare_to_best(result, Schedule.parse("window:4*4")) == (None, None)
+    assert compare_to_best(result, Schedule.parse("window:4 full*3")) == (None, None)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -390,11 +390,11 @@ def test_solve_command_answer_can_be_run_as_printed(
     assert command == "layersearch"
     said = printed(capsys, *arguments)
     assert said.startswith(found["proposal"]["schedule"])
-    assert "against the best confirmed that costs no more" in said
+    assert "the best confirmed at no higher cost" in said
     after = (run / "trials.jsonl").read_text()
     assert after.startswith(before)
     added = [TrialRecord.from_json(line) for line in after[len(before) :].splitlines()]
-    assert {(r.schedule, r.seed, r.phase, r.state) for r in added} == {
+    assert {(str(r.schedule), r.seed, r.phase, r.state) for r in added} == {
         (found["proposal"]["schedule"], seed, "confirm", "complete") for seed in (1, 2)
     }
     again = json.loads(printed(capsys, "solve", str(run), "--budget", "0.5", "--json"))
