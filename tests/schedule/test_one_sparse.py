@@ -101,10 +101,10 @@ def test_one_sparse_solve_proposes_only_what_the_space_holds(seed: int) -> None:
         return 3 - sum(0.05 * (layer + 1) * size[str(span)] for layer, span in enumerate(schedule))
 
     trained = list(dict.fromkeys(space.sample(rng) for _ in range(14)))
-    records = [record(str(s), loss(s), cost=space.cost(s)) for s in trained]
+    records = [record(s, loss(s), cost=space.cost(s)) for s in trained]
     found = solve(records, space, cost_limit(space, 0.5))
     assert found.proposal is not None
-    assert space.encode(Schedule.parse(found.proposal.schedule)) is not None
+    assert space.encode(found.proposal.schedule) is not None
     assert found.proposal.cost <= 0.5
 
 
