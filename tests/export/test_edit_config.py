@@ -158,7 +158,7 @@ def test_read_own_config_text_part_of_a_multimodal_config_is_found_and_proven(
     whole = {"model_type": family, "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(whole, indent=2))
     config = read_own_config(tmp_path)
-    assert (config.family, config.path) == (family, ("text_config",))
+    assert (config.family, config.nested) == (family, True)
     after = json.loads(write(tmp_path, asked(family), tmp_path / "out"))
     assert after["text_config"][field] == 5
     assert {key: value for key, value in after.items() if key != "text_config"} == {
