@@ -14,7 +14,7 @@ from layersearch.errors import EXIT_NOT_PROVEN, UserError, did_you_mean
 from layersearch.study.saved_run import load_result
 
 if TYPE_CHECKING:
-    from layersearch.export.edit_config import OwnConfig
+    from layersearch.export.edit_config import UserConfig
 
 
 def verify_export(options: argparse.Namespace) -> int:
@@ -57,7 +57,7 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.data import open_source
     from layersearch.export import TARGETS
     from layersearch.export import export as write
-    from layersearch.export.edit_config import own_config, write_own_config
+    from layersearch.export.edit_config import parse_user_config, write_user_config
     from layersearch.results.verdict import winner_evidence
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
@@ -65,7 +65,7 @@ def export(options: argparse.Namespace) -> None:
     evidence: dict[str, Any] = {}
     run: Path | None = None
     recipe = load_recipe(options.recipe) if options.recipe else None
-    own, stock = _own_config(options), None
+    own, stock = _user_config(options), None
     if options.to not in TARGETS:
         raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
     if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
@@ -82,7 +82,7 @@ def export(options: argparse.Namespace) -> None:
             if recipe.pretrained is not None and own is None and options.to in ("hf", "hf-remote", "litgpt"):
                 stock = _searched_model(run, recipe.pretrained, options.to)
                 if options.to == "hf":
-                    own = own_config(stock.to_dict(), Path(recipe.pretrained) / "config.json", options.family)
+                    own = parse_user_config(stock.to_dict(), Path(recipe.pretrained) / "config.json", options.family)
     else:
         try:
             schedule = schedule_argument(options.schedule)
@@ -94,7 +94,7 @@ def export(options: argparse.Namespace) -> None:
             )
     note = None
     if own is not None:
-        paths, note = write_own_config(schedule, own, out=options.out, evidence=evidence)
+        paths, note = write_user_config(schedule, own, out=options.out, evidence=evidence)
     else:
         assert recipe is not None
         if run is None:
@@ -116,7 +116,7 @@ def export(options: argparse.Namespace) -> None:
         print(f"note: {note}")
 
 
-def _own_config(options: argparse.Namespace) -> OwnConfig | None:
+def _user_config(options: argparse.Namespace) -> UserConfig | None:
     """Return the configuration that the user wants changed, if any."""
     if options.config is None:
         return None
@@ -124,9 +124,9 @@ def _own_config(options: argparse.Namespace) -> OwnConfig | None:
         raise UserError(f"--config is changed by --to hf, not by --to {options.to}; drop it")
     if options.recipe is not None:
         raise UserError("--config holds the model's size already; drop --recipe")
-    from layersearch.export.edit_config import read_own_config
+    from layersearch.export.edit_config import read_user_config
 
-    return read_own_config(options.config, options.family)
+    return read_user_config(options.config, options.family)
 
 
 def _searched_model(run: Path, name: str, target: str) -> Any:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError, did_you_mean
 from layersearch.export.engine_files import write_engine
-from layersearch.export.engines import ENGINES, SERVED
-from layersearch.export.families import DEAF, FAMILIES
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES
+from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES
 from layersearch.export.files import write_schedule
 from layersearch.export.flex import write_flex
 from layersearch.export.hf import save_weights, write_config
@@ -74,7 +74,7 @@ def export(
         )
     schedule.check(seq_len=seq_len, n_heads=model.n_heads)
     if target != "hf":
-        if family is not None and target not in SERVED:
+        if family is not None and target not in SERVING_FAMILIES:
             raise UserError(f"--family {family!r} has no meaning for --to {target}; drop it")
         if target == "hf-remote":
             stock = stock or stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
@@ -87,8 +87,12 @@ def export(
         return [write_schedule(schedule, target, out, evidence or {})]
     if family is None:
         raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
-    if family in DEAF:
-        remedy = f"--family {DEAF[family]}, which loads its weights" if DEAF[family] else "--to hf-remote"
+    if family in IGNORE_LAYER_TYPES:
+        remedy = (
+            f"--family {IGNORE_LAYER_TYPES[family]}, which loads its weights"
+            if IGNORE_LAYER_TYPES[family]
+            else "--to hf-remote"
+        )
         raise UserError(f"--family {family}: transformers' {family} passes over layer_types; give {remedy}")
     if family not in FAMILIES:
         raise UserError(f"--family {family!r} is not known{did_you_mean(family, FAMILIES)}")

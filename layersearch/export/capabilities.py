@@ -26,7 +26,7 @@ class Capabilities:
     """How errors call the target, for example ``family qwen3``."""
     kinds: tuple[SpanKind, ...] = ("full", "window")
     """The kinds it knows."""
-    own_sizes: bool = False
+    size_per_layer: bool = False
     """Every layer has a size of its own; otherwise one size for all layers of a kind."""
     dilation: bool = False
     dilated_heads: bool = False
@@ -50,7 +50,7 @@ class Capabilities:
                 if found:
                     return f"layer {layer}: {span}: {self.name} holds {lack}"
             at, before = first.setdefault(span.kind, (layer, span))
-            if span.size != before.size and not self.own_sizes:
+            if span.size != before.size and not self.size_per_layer:
                 return (
                     f"layer {layer}: {span}, but layer {at} has {before}: "
                     f"{self.name} holds one {span.kind} size for all layers"
@@ -99,13 +99,13 @@ def nearest(schedule: Schedule, target: Capabilities, *, seq_len: int, n_heads: 
     shapes = [target.strip(span) for span in schedule]
     groups = (
         [[layer] for layer in range(len(schedule))]
-        if target.own_sizes
+        if target.size_per_layer
         else [[at for at, shape in enumerate(shapes) if shape.kind == kind] for kind in ("window", "block")]
     )
     spans = list(shapes)
     for group in groups:
         asked = [schedule[layer] for layer in group]
-        same = target.own_sizes or len({span.size for span in asked}) <= 1
+        same = target.size_per_layer or len({span.size for span in asked}) <= 1
         if same and asked == [shapes[layer] for layer in group]:
             continue
         sized = _sized([shapes[layer] for layer in group], asked, seq_len, n_heads)

@@ -11,7 +11,7 @@ from typing import Any
 
 from layersearch.errors import UserError, did_you_mean
 from layersearch.export.capabilities import check_held
-from layersearch.export.families import DEAF, FAMILIES, Family, check_stock, configuration
+from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES, Family, check_no_layer_windows, configuration
 from layersearch.export.files import write_schedule, write_text
 from layersearch.export.hf import schedule_fields
 from layersearch.schedule import Schedule
@@ -26,7 +26,7 @@ _LEFT_OUT = {"model_type", "architectures", "transformers_version", "layer_types
 
 
 @dataclass(frozen=True, kw_only=True)
-class OwnConfig:
+class UserConfig:
     """A configuration that a user gave, read and understood."""
 
     file: Path
@@ -50,7 +50,7 @@ class OwnConfig:
         return FAMILIES[self.family]
 
 
-def read_own_config(path: Path, family: str | None = None) -> OwnConfig:
+def read_user_config(path: Path, family: str | None = None) -> UserConfig:
     """Read a user's configuration.
 
     Args:
@@ -72,31 +72,31 @@ def read_own_config(path: Path, family: str | None = None) -> OwnConfig:
         raise UserError(f"--config {file}: no JSON text ({error}); give a config.json") from None
     if not isinstance(values, dict):
         raise UserError(f"--config {file}: expected a mapping, found {type(values).__name__}; give a config.json")
-    return own_config(values, file, family)
+    return parse_user_config(values, file, family)
 
 
-def own_config(values: dict[str, Any], file: Path, family: str | None = None) -> OwnConfig:
-    """Return what `read_own_config` does, of a configuration that was read already.
+def parse_user_config(values: dict[str, Any], file: Path, family: str | None = None) -> UserConfig:
+    """Return what `read_user_config` does, of a configuration that was read already.
 
     A Llama's or Mistral's becomes the one of the family that loads its weights.
 
     Args:
         values: what ``config.json`` holds.
         file: where it lies, for errors.
-        family: as in `read_own_config`.
+        family: as in `read_user_config`.
 
     Raises:
-        UserError: as `read_own_config`.
+        UserError: as `read_user_config`.
     """
     where = f"--config {file}"
     if values.get("auto_map"):
         raise UserError(f"{where}: auto_map names code of its own, which no stock family runs; drop that key")
-    check_stock(values, where)
+    check_no_layer_windows(values, where)
     own_type, nested, note = values.get("model_type"), values.get("text_config"), None
     is_nested = own_type not in _BY_TYPE and isinstance(nested, dict) and nested.get("model_type") in _BY_TYPE
     part = nested if is_nested and isinstance(nested, dict) else values
-    if part is values and DEAF.get(str(own_type)):
-        found = DEAF[str(own_type)]
+    if part is values and IGNORE_LAYER_TYPES.get(str(own_type)):
+        found = IGNORE_LAYER_TYPES[str(own_type)]
         values = _converted(values, FAMILIES[found], where)
         note = f"{own_type} passes over layer_types: written as {found}, which loads the same weights"
     elif part.get("model_type") in _BY_TYPE:
@@ -105,7 +105,7 @@ def own_config(values: dict[str, Any], file: Path, family: str | None = None) ->
         raise UserError(f"{where}: {_stranger(own_type)}")
     if family is not None and family != found:
         raise UserError(f"--family {family} but {file} is of family {found} (its model_type); drop --family")
-    config = OwnConfig(file=file, values=values, nested=is_nested, family=found, note=note)
+    config = UserConfig(file=file, values=values, nested=is_nested, family=found, note=note)
     if config.part.get("use_bidirectional_attention"):
         raise UserError(f"{where}: use_bidirectional_attention makes it no causal decoder; set it to false")
     return config
@@ -136,7 +136,7 @@ def _converted(values: Mapping[str, Any], held: Family, where: str) -> dict[str,
 def _stranger(own_type: Any) -> str:
     if own_type is None:
         return f"the key 'model_type' is missing; add it, one of {', '.join(_BY_TYPE)}"
-    if own_type in DEAF:
+    if own_type in IGNORE_LAYER_TYPES:
         return (
             f"transformers' {own_type!r} passes over layer_types, and no export holds a schedule for its weights; "
             f"give a model of {', '.join(_BY_TYPE)}, llama or mistral"
@@ -144,14 +144,14 @@ def _stranger(own_type: Any) -> str:
     return f"model_type {own_type!r} is of no family that holds schedules{did_you_mean(str(own_type), _BY_TYPE)}"
 
 
-def write_own_config(
-    schedule: Schedule, config: OwnConfig, *, out: Path, evidence: Mapping[str, Any] | None = None
+def write_user_config(
+    schedule: Schedule, config: UserConfig, *, out: Path, evidence: Mapping[str, Any] | None = None
 ) -> tuple[list[Path], str | None]:
     """Write a user's configuration with the schedule in it, and ``schedule.yaml``.
 
     Args:
         schedule: one span per layer.
-        config: as `read_own_config` returns it.
+        config: as `read_user_config` returns it.
         out: another folder than the one it came from.
         evidence: what supports the schedule, kept beside it.
 
@@ -183,9 +183,9 @@ def write_own_config(
         if old != new
     ]
     notes = [config.note] if config.note else []
-    if flipped and held.types_turn_positions is not None:
+    if flipped and held.position_change is not None:
         notes.append(
-            f"in family {config.family} {held.types_turn_positions}: layers {', '.join(map(str, flipped))} changed "
+            f"in family {config.family} {held.position_change}: layers {', '.join(map(str, flipped))} changed "
             "type, and their positions with it; trained weights need further training"
         )
     values = config.values | {"text_config": part} if config.nested else part
@@ -193,7 +193,7 @@ def write_own_config(
     return [file, write_schedule(schedule, "yaml", out, evidence or {})], "; ".join(notes) or None
 
 
-def _changes(schedule: Schedule, config: OwnConfig, longest: int) -> dict[str, Any]:
+def _changes(schedule: Schedule, config: UserConfig, longest: int) -> dict[str, Any]:
     """Return the fields to set: those that hold the schedule, and of the derived ones those that stand there."""
     held, part = config.held, config.part
     wanted = schedule_fields(schedule, config.family, seq_len=longest)
@@ -203,7 +203,7 @@ def _changes(schedule: Schedule, config: OwnConfig, longest: int) -> dict[str, A
     for kind, names in held.size_fields.items():
         first = next(iter(names))
         for name in names:
-            missing = name == first and name in part and part[name] is None and held.unused_size
+            missing = name == first and name in part and part[name] is None and held.size_required
             if (kind in used and (name == first or name in part)) or missing:
                 fields[name] = wanted[name]
     if used - {"full"}:

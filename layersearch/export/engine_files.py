@@ -11,7 +11,7 @@ import yaml
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
 from layersearch.export.capabilities import check_held
-from layersearch.export.engines import ENGINES, SERVED, Engine, Served, served
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES, Engine, ServingFamily, serving_family
 from layersearch.export.files import write_schedule, write_text
 from layersearch.schedule import Schedule
 
@@ -48,13 +48,13 @@ def write_engine(
     """
     engine = ENGINES[target]
     check_held(schedule, engine.capabilities, seq_len=seq_len, n_heads=model.n_heads)
-    how = served(target, family, schedule) if target in SERVED else None
-    narrowest = engine.narrowest + (how.added if how else 0)
+    how = serving_family(target, family, schedule) if target in SERVING_FAMILIES else None
+    min_window = engine.min_window + (how.extra_keys if how else 0)
     for layer, span in enumerate(schedule):
-        if span.size is not None and span.size < narrowest:
+        if span.size is not None and span.size < min_window:
             raise UserError(
                 f"layer {layer}: {span}: {engine.name} reads so narrow a window as none; "
-                f"give window:{narrowest} or more"
+                f"give window:{min_window} or more"
             )
     read = engine.read
     if how is not None:
@@ -103,13 +103,13 @@ def _megatron(schedule: Schedule) -> str:
     return f"--window-size {size - 1},0\n--window-attn-skip-freq [{pattern}]\n"
 
 
-def _overrides(schedule: Schedule, target: str, how: Served) -> str:
+def _overrides(schedule: Schedule, target: str, how: ServingFamily) -> str:
     """Return a configuration file of a serving engine that overrides the fields of the served model's own."""
     size = _window(schedule)
     layers = ["full_attention" if span.is_full else "sliding_attention" for span in schedule]
     changed: dict[str, Any] = {"layer_types": layers}
     if size is not None:
-        changed |= {"sliding_window": size - how.added, **how.fields}
+        changed |= {"sliding_window": size - how.extra_keys, **how.fields}
     values: dict[str, Any] = {"hf-overrides" if target == "vllm" else "json-model-override-args": changed}
     return _yaml(values | ({"model-impl": how.impl} if how.impl else {}))
 

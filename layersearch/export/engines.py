@@ -31,9 +31,9 @@ class Engine:
     """The file that the export writes."""
     use: str
     """The command or the line that uses that file."""
-    own_sizes: bool = False
+    size_per_layer: bool = False
     """Every layer has a window of its own."""
-    narrowest: int = 1
+    min_window: int = 1
     """The smallest window that is one, in keys."""
 
     @property
@@ -44,7 +44,7 @@ class Engine:
     @property
     def capabilities(self) -> Capabilities:
         """What spans it holds."""
-        return Capabilities(name=self.name, own_sizes=self.own_sizes)
+        return Capabilities(name=self.name, size_per_layer=self.size_per_layer)
 
 
 ENGINES: dict[str, Engine] = {
@@ -82,7 +82,7 @@ ENGINES: dict[str, Engine] = {
         convention="sliding_window counts the token itself: W; the model code subtracts 1",
         file="sglang.yaml",
         use="python -m sglang.launch_server --model-path MODEL --config sglang.yaml",
-        narrowest=2,
+        min_window=2,
     ),
     "tensorrt-llm": Engine(
         title="TensorRT-LLM",
@@ -96,7 +96,7 @@ ENGINES: dict[str, Engine] = {
         file="tensorrt_llm.yaml",
         use="trtllm-serve ENGINE --backend tensorrt --extra_llm_api_options tensorrt_llm.yaml   # the PyTorch backend "
         "computes the windows of the model's own code, whatever this list says",
-        own_sizes=True,
+        size_per_layer=True,
     ),
     "litgpt": Engine(
         title="LitGPT",
@@ -118,7 +118,7 @@ ENGINES: dict[str, Engine] = {
         file="torchtitan_windows.py",
         use="from torchtitan_windows import with_windows; "
         "config = with_windows(config)   # in a config function; attn_backend='varlen'",
-        own_sizes=True,
+        size_per_layer=True,
     ),
     "flash-attn": Engine(
         title="flash-attn",
@@ -130,65 +130,71 @@ ENGINES: dict[str, Engine] = {
         convention="window_size=(LEFT, 0) sees LEFT keys before the token and the token: LEFT = W-1",
         file="flash_attn_windows.py",
         use="flash_attn_func(q, k, v, causal=True, window_size=WINDOW_SIZES[layer])",
-        own_sizes=True,
+        size_per_layer=True,
     ),
 }
 """Every engine by the name that ``--to`` takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Served:
+class ServingFamily:
     """How a serving engine reads one Hugging Face family's configuration."""
 
     read: str
     """The file of the release that says so."""
-    added: int = 0
+    extra_keys: int = 0
     """Keys that its code sees beyond ``sliding_window``; a ``sliding_window`` of 0 is read as none."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """Fields without which the family drops its windows."""
     impl: str | None = None
     """``--model-impl``, where the engine has no code of its own for the family."""
-    only: tuple[str, ...] | None = None
+    fixed_pattern: tuple[str, ...] | None = None
     """The kinds of layers it has hard-coded, repeated; None: it reads ``layer_types``."""
-    refused: str | None = None
+    unsupported: str | None = None
     """Why it cannot hold any schedule with windows, and what to do; None where it can."""
 
 
-_BY_TRANSFORMERS = Served(read="vllm/model_executor/models/transformers/base.py (layer_types)", impl="transformers")
-_VLLM_QWEN = Served(
+_BY_TRANSFORMERS = ServingFamily(
+    read="vllm/model_executor/models/transformers/base.py (layer_types)", impl="transformers"
+)
+_VLLM_QWEN = ServingFamily(
     read="vllm/model_executor/models/qwen2.py",
-    refused="runs {family} all-full whatever layer_types says: use export --to hf --family {family} and serve that "
+    unsupported="runs {family} all-full whatever layer_types says: use export --to hf --family {family} and serve that "
     "folder with vllm serve DIR --model-impl transformers, or give --family llama",
 )
-_SGLANG_FULL = Served(
+_SGLANG_FULL = ServingFamily(
     read="python/sglang/srt/models",
-    refused="runs {family} all-full whatever layer_types says: give --family gemma3, olmo3, granite_swa or gpt_oss",
+    unsupported="runs {family} all-full whatever layer_types says: give --family gemma3, olmo3, granite_swa or gpt_oss",
 )
 
-SERVED: dict[str, dict[str, Served]] = {
+SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
     "vllm": {
-        "llama": Served(read="vllm/model_executor/models/llama.py"),
+        "llama": ServingFamily(read="vllm/model_executor/models/llama.py"),
         "ministral": _BY_TRANSFORMERS,
         "smollm3": dataclasses.replace(_BY_TRANSFORMERS, fields={"use_sliding_window": True}),
         "olmo3": _BY_TRANSFORMERS,
-        "gemma2": Served(read="vllm/model_executor/models/gemma2.py"),
-        "gemma3": Served(read="vllm/model_executor/models/gemma3.py"),
-        "exaone4": Served(read="vllm/model_executor/models/exaone4.py"),
-        "granite_swa": Served(read="vllm/model_executor/models/granite.py"),
-        "cohere2": Served(read="vllm/model_executor/models/commandr.py (sliding_window + 1)", added=1),
-        "gpt_oss": Served(read="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", only=("window", "full")),
+        "gemma2": ServingFamily(read="vllm/model_executor/models/gemma2.py"),
+        "gemma3": ServingFamily(read="vllm/model_executor/models/gemma3.py"),
+        "exaone4": ServingFamily(read="vllm/model_executor/models/exaone4.py"),
+        "granite_swa": ServingFamily(read="vllm/model_executor/models/granite.py"),
+        "cohere2": ServingFamily(read="vllm/model_executor/models/commandr.py (sliding_window + 1)", extra_keys=1),
+        "gpt_oss": ServingFamily(
+            read="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", fixed_pattern=("window", "full")
+        ),
         "qwen2": _VLLM_QWEN,
         "qwen3": _VLLM_QWEN,
     },
     "sglang": {
-        "gemma3": Served(read="python/sglang/srt/models/gemma3_causal.py"),
-        "olmo3": Served(read="python/sglang/srt/models/olmo2.py, configs/olmo3.py"),
-        "granite_swa": Served(read="python/sglang/srt/models/granite.py"),
-        "gpt_oss": Served(read="python/sglang/srt/models/gpt_oss.py"),
-        "gemma2": Served(read="python/sglang/srt/models/gemma2.py (layer_id % 2 == 0)", only=("window", "full")),
-        "cohere2": Served(
+        "gemma3": ServingFamily(read="python/sglang/srt/models/gemma3_causal.py"),
+        "olmo3": ServingFamily(read="python/sglang/srt/models/olmo2.py, configs/olmo3.py"),
+        "granite_swa": ServingFamily(read="python/sglang/srt/models/granite.py"),
+        "gpt_oss": ServingFamily(read="python/sglang/srt/models/gpt_oss.py"),
+        "gemma2": ServingFamily(
+            read="python/sglang/srt/models/gemma2.py (layer_id % 2 == 0)", fixed_pattern=("window", "full")
+        ),
+        "cohere2": ServingFamily(
             read="python/sglang/srt/models/commandr.py",
-            refused="gives {family} no window of its own for the whole model (get_attention_sliding_window_size is "
+            unsupported="gives {family} no window of its own for the whole model (get_attention_sliding_window_size is "
             "missing) and one key more in each layer: give --family gemma3, olmo3, granite_swa or gpt_oss",
         ),
         "llama": _SGLANG_FULL,
@@ -201,7 +207,7 @@ SERVED: dict[str, dict[str, Served]] = {
 """Every family whose code in a serving engine was read."""
 
 
-def served(target: str, family: str | None, schedule: Schedule) -> Served:
+def serving_family(target: str, family: str | None, schedule: Schedule) -> ServingFamily:
     """Return how an engine serves a family, checked against the kinds of layers asked for.
 
     Args:
@@ -213,8 +219,8 @@ def served(target: str, family: str | None, schedule: Schedule) -> Served:
         UserError: if the family is missing, was not read, ignores the schedule, or has another pattern hard-coded; says
             what to do instead.
     """
-    known = SERVED[target]
-    able = [name for name, how in known.items() if how.refused is None]
+    known = SERVING_FAMILIES[target]
+    able = [name for name, how in known.items() if how.unsupported is None]
     if family is None:
         raise UserError(
             f"--to {target} needs --family, the family of the model that is served: one of {', '.join(able)}"
@@ -223,13 +229,17 @@ def served(target: str, family: str | None, schedule: Schedule) -> Served:
         raise UserError(f"--family {family!r}: how {target} serves it was not read{did_you_mean(family, able)}")
     how, name = known[family], ENGINES[target].name
     windows = any(not span.is_full for span in schedule)
-    if how.refused is not None and windows:
-        raise UserError(f"{name} {how.refused.format(family=family)}")
+    if how.unsupported is not None and windows:
+        raise UserError(f"{name} {how.unsupported.format(family=family)}")
     kinds = [span.kind for span in schedule]
-    if how.only is not None and windows and any(k != how.only[i % len(how.only)] for i, k in enumerate(kinds)):
-        others = [one for one in able if known[one].only is None]
+    if (
+        how.fixed_pattern is not None
+        and windows
+        and any(k != how.fixed_pattern[i % len(how.fixed_pattern)] for i, k in enumerate(kinds))
+    ):
+        others = [one for one in able if known[one].fixed_pattern is None]
         raise UserError(
-            f"{name} has the layers of {family} hard-coded as '{' '.join(how.only)}' over and over; give that schedule "
+            f"{name} has the layers of {family} hard-coded as '{' '.join(how.fixed_pattern)}' over and over; give that schedule "
             f"or --family {', '.join(others)}"
         )
     return how

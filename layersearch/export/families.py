@@ -41,13 +41,13 @@ class Family:
     """The fields that hold the one size of a kind, each with what it is multiplied by; written as ``layer_fields``."""
     sparse_flags: Mapping[str, Any] = field(default_factory=dict)
     """Fields without which the sizes are ignored."""
-    unused_size: bool = False
+    size_required: bool = False
     """The model wants its size field set, though no layer uses it."""
     rope: Literal["one", "by_type", "none"] = "one"
     """``rope_parameters``: one for all layers, one per layer type, or no rotary positions at all."""
-    types_turn_positions: str | None = None
+    position_change: str | None = None
     """What a layer's type changes besides its mask; None: nothing."""
-    grouped: bool = True
+    gqa: bool = True
     """Fewer key-value heads than query heads are possible."""
     constants: Mapping[str, Any] = field(default_factory=dict)
     """Fields of a model of a recipe's size that are always the same."""
@@ -102,7 +102,7 @@ FAMILIES: dict[str, Family] = {
         model_type="ministral",
         config_class="MinistralConfig",
         architecture="MinistralForCausalLM",
-        unused_size=True,
+        size_required=True,
         decoder_weights=True,
     ),
     "qwen2": Family(
@@ -123,24 +123,24 @@ FAMILIES: dict[str, Family] = {
         model_type="gemma2",
         config_class="Gemma2Config",
         architecture="Gemma2ForCausalLM",
-        unused_size=True,
+        size_required=True,
         copies={"query_pre_attn_scalar": "head_dim"},
     ),
     "gemma3": Family(
         model_type="gemma3_text",
         config_class="Gemma3TextConfig",
         architecture="Gemma3ForCausalLM",
-        unused_size=True,
+        size_required=True,
         rope="by_type",
-        types_turn_positions="each layer type has a RoPE base of its own",
+        position_change="each layer type has a RoPE base of its own",
         copies={"query_pre_attn_scalar": "head_dim"},
     ),
     "cohere2": Family(
         model_type="cohere2",
         config_class="Cohere2Config",
         architecture="Cohere2ForCausalLM",
-        unused_size=True,
-        types_turn_positions="full layers have no RoPE",
+        size_required=True,
+        position_change="full layers have no RoPE",
     ),
     "smollm3": Family(
         model_type="smollm3",
@@ -154,15 +154,15 @@ FAMILIES: dict[str, Family] = {
         model_type="olmo3",
         config_class="Olmo3Config",
         architecture="Olmo3ForCausalLM",
-        unused_size=True,
+        size_required=True,
         rope="by_type",
-        types_turn_positions="each layer type has RoPE parameters of its own",
+        position_change="each layer type has RoPE parameters of its own",
     ),
     "gpt_oss": Family(
         model_type="gpt_oss",
         config_class="GptOssConfig",
         architecture="GptOssForCausalLM",
-        unused_size=True,
+        size_required=True,
         # One expert that every token visits is the dense layer of a recipe.
         constants={"num_local_experts": 1, "num_experts_per_tok": 1},
     ),
@@ -170,13 +170,13 @@ FAMILIES: dict[str, Family] = {
         model_type="exaone4",
         config_class="Exaone4Config",
         architecture="Exaone4ForCausalLM",
-        types_turn_positions="full layers have no RoPE where sliding_window is set",
+        position_change="full layers have no RoPE where sliding_window is set",
     ),
     "granite_swa": Family(
         model_type="granite_swa",
         config_class="GraniteSWAConfig",
         architecture="GraniteSWAForCausalLM",
-        unused_size=True,
+        size_required=True,
         copies={"attention_multiplier": "attention_scale"},
     ),
     "llama4": Family(
@@ -185,7 +185,7 @@ FAMILIES: dict[str, Family] = {
         architecture="Llama4ForCausalLM",
         layer_types={"full": "full_attention", "block": "chunked_attention"},
         size_fields={"block": {"attention_chunk_size": 1}},
-        unused_size=True,
+        size_required=True,
         constants={"moe_layers": []},
         copies={"intermediate_size_mlp": "intermediate_size"},
         per_layer={"no_rope_layers": 1},  # 1 means RoPE; an empty list would mean the default
@@ -197,9 +197,9 @@ FAMILIES: dict[str, Family] = {
         layer_types={"full": "global", "window": "local"},
         layer_fields={"attention_types": "runs", "attention_layers": "list"},
         size_fields={"window": {"window_size": 1}},
-        unused_size=True,
+        size_required=True,
         rope="none",
-        grouped=False,
+        gqa=False,
         copies={"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"},
     ),
     "modernbert-decoder": Family(
@@ -208,17 +208,17 @@ FAMILIES: dict[str, Family] = {
         architecture="ModernBertDecoderForCausalLM",
         # The field holds both sides of the encoder's window; the decoder looks back half of it, itself counted.
         size_fields={"window": {"local_attention": 2, "sliding_window": 1}},
-        unused_size=True,
+        size_required=True,
         rope="by_type",
-        types_turn_positions="each layer type has a RoPE base of its own",
-        grouped=False,
+        position_change="each layer type has a RoPE base of its own",
+        gqa=False,
         # Numbers are demanded here; None would be refused.
         constants={"pad_token_id": 0, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
     ),
 }
 """Every family by the name that ``--family`` takes."""
 
-DEAF: dict[str, str] = {
+IGNORE_LAYER_TYPES: dict[str, str] = {
     "llama": "ministral",
     "mistral": "ministral",
     "mixtral": "",
@@ -232,7 +232,7 @@ _SIZES = ("sliding_window", "attention_chunk_size", "window_size", "local_attent
 _BY_LAYER = ("per_layer_config", "sliding_windows", "layer_windows", "window_sizes", "sliding_window_sizes")
 
 
-def check_stock(config: Mapping[str, Any], where: str) -> None:
+def check_no_layer_windows(config: Mapping[str, Any], where: str) -> None:
     """Refuse windows by layer in a stock family's configuration: transformers raises on them or passes over them.
 
     Args:

@@ -58,8 +58,8 @@ def model_fields(family: str, *, model: ModelConfig, vocab_size: int, seq_len: i
         UserError: if the family has no grouped-query attention and the model has.
     """
     held = FAMILIES[family]
-    if not held.grouped and model.n_kv_heads != model.n_heads:
-        grouped = next(name for name, other in FAMILIES.items() if other.grouped)
+    if not held.gqa and model.n_kv_heads != model.n_heads:
+        grouped = next(name for name, other in FAMILIES.items() if other.gqa)
         raise UserError(
             f"n_kv_heads: family {family} has a key-value head for every query head, the model {model.n_kv_heads} for "
             f"{model.n_heads}; give --family {grouped}, or a --recipe with n_kv_heads: {model.n_heads}"
@@ -110,7 +110,7 @@ def schedule_fields(schedule: Schedule, family: str, *, seq_len: int) -> dict[st
             if kind in sizes:
                 fields[name] = sizes[kind] * factor
             else:
-                fields[name] = seq_len * factor if held.unused_size else None
+                fields[name] = seq_len * factor if held.size_required else None
     return fields | (dict(held.sparse_flags) if sizes else {})
 
 

@@ -13,11 +13,11 @@ from layersearch.schedule.cost import attention_flops
 TOKENS, HEADS = 40, 4
 STOCK = Capabilities(name="family stock")
 CHUNKS = Capabilities(name="chunks", kinds=("full", "block"))
-OWN = Capabilities(name="own", own_sizes=True)
+OWN = Capabilities(name="own", size_per_layer=True)
 FREE = Capabilities(
     name="free",
     kinds=("full", "window", "block"),
-    own_sizes=True,
+    size_per_layer=True,
     dilation=True,
     dilated_heads=True,
     sinks=True,

@@ -12,7 +12,7 @@ import transformers
 
 from layersearch.cli.main import main
 from layersearch.errors import UserError
-from layersearch.export.edit_config import read_own_config, write_own_config
+from layersearch.export.edit_config import read_user_config, write_user_config
 from layersearch.export.families import FAMILIES
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
@@ -54,12 +54,12 @@ def asked(family: str, shape: str = "{} full {} {}", size: int = 5) -> Schedule:
 
 
 def write(path: Path, schedule: Schedule, out: Path) -> str:
-    write_own_config(schedule, read_own_config(path), out=out)
+    write_user_config(schedule, read_user_config(path), out=out)
     return (out / "config.json").read_text()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_write_own_config_changes_only_schedule_keys_and_is_proven(family: str, tmp_path: Path) -> None:
+def test_write_user_config_changes_only_schedule_keys_and_is_proven(family: str, tmp_path: Path) -> None:
     before = (given_config(family, tmp_path / "given") / "config.json").read_text()
     after = write(tmp_path / "given", asked(family), tmp_path / "out")
     old, new = json.loads(before), json.loads(after)
@@ -74,7 +74,7 @@ def test_write_own_config_changes_only_schedule_keys_and_is_proven(family: str, 
 
 
 @pytest.mark.parametrize("family", ["ministral", "gemma2", "gpt_neo", "llama4"])
-def test_write_own_config_all_full_replaces_windows(family: str, tmp_path: Path) -> None:
+def test_write_user_config_all_full_replaces_windows(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", sliding_window=None)
     write(tmp_path / "given", Schedule.parse("full*4"), tmp_path / "out")
     assert verify(tmp_path / "out").proven
@@ -103,7 +103,7 @@ def test_config_of_a_class_that_ignores_schedules_becomes_the_family_with_all_it
     other: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = bare(tmp_path / "given", model_type=other, **fields)
-    _, note = write_own_config(Schedule.parse("window:8*2 full"), read_own_config(folder), out=tmp_path / "out")
+    _, note = write_user_config(Schedule.parse("window:8*2 full"), read_user_config(folder), out=tmp_path / "out")
     assert note is not None
     assert f"{other} passes over layer_types: written as ministral" in note
     before, after = (transformers.AutoConfig.from_pretrained(one) for one in (folder, tmp_path / "out"))
@@ -125,7 +125,7 @@ def test_config_of_a_class_that_ignores_schedules_becomes_the_family_with_all_it
 def test_config_of_sizes_alone_is_proven_or_refused_by_name(family: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "given", model_type=FAMILIES[family].model_type, num_key_value_heads=4, vocab_size=61)
     try:
-        write_own_config(asked(family, "{} full {}"), read_own_config(folder), out=tmp_path / "out")
+        write_user_config(asked(family, "{} full {}"), read_user_config(folder), out=tmp_path / "out")
     except UserError as error:
         assert not (tmp_path / "out").exists()
         words = {"ministral": "set head_dim", "smollm3": "padding_idx", "modernbert-decoder": "padding_idx"}
@@ -146,18 +146,18 @@ def test_config_without_key_value_heads_that_its_class_fills_in_wrongly_is_refus
 def test_config_of_a_llama_with_biases_is_refused_by_name(field: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "given", model_type="llama", **{field: True})
     with pytest.raises(UserError, match=f"{field} is True, and ministral has no {field}"):
-        read_own_config(folder)
+        read_user_config(folder)
 
 
 @pytest.mark.parametrize(("family", "field"), [("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
-def test_read_own_config_text_part_of_a_multimodal_config_is_found_and_proven(
+def test_read_user_config_text_part_of_a_multimodal_config_is_found_and_proven(
     family: str, field: str, tmp_path: Path
 ) -> None:
     given_config(family, tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
     whole = {"model_type": family, "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(whole, indent=2))
-    config = read_own_config(tmp_path)
+    config = read_user_config(tmp_path)
     assert (config.family, config.nested) == (family, True)
     after = json.loads(write(tmp_path, asked(family), tmp_path / "out"))
     assert after["text_config"][field] == 5
@@ -170,10 +170,10 @@ def test_read_own_config_text_part_of_a_multimodal_config_is_found_and_proven(
 
 
 @pytest.mark.parametrize("family", ["gemma3", "cohere2", "exaone4", "qwen3"])
-def test_write_own_config_layers_whose_positions_change_with_type_are_named(family: str, tmp_path: Path) -> None:
+def test_write_user_config_layers_whose_positions_change_with_type_are_named(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", layer_types=["full_attention"] * 4)
-    config = read_own_config(tmp_path / "given", family)
-    _, note = write_own_config(asked(family), config, out=tmp_path / "out")
+    config = read_user_config(tmp_path / "given", family)
+    _, note = write_user_config(asked(family), config, out=tmp_path / "out")
     if family == "qwen3":
         assert note is None
     else:
@@ -199,7 +199,7 @@ def test_write_own_config_layers_whose_positions_change_with_type_are_named(fami
         ({"max_position_embeddings": 4}, "layer 0: window:5 is longer than the text of 4 tokens"),
     ],
 )
-def test_write_own_config_unchangeable_config_is_refused_and_nothing_is_written(
+def test_write_user_config_unchangeable_config_is_refused_and_nothing_is_written(
     fields: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     given_config("qwen3", tmp_path)
@@ -214,11 +214,11 @@ def test_write_own_config_unchangeable_config_is_refused_and_nothing_is_written(
     ("content", "words"),
     [("[]", "expected a mapping"), ("{", "no JSON text"), (None, r"no .*config\.json"), ("\xff", "no JSON text")],
 )
-def test_read_own_config_missing_configuration_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
+def test_read_user_config_missing_configuration_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
     with pytest.raises(UserError, match=words):
-        read_own_config(tmp_path)
+        read_user_config(tmp_path)
 
 
 def test_export_command_own_config_is_written_and_position_changes_are_printed(

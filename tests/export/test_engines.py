@@ -20,7 +20,7 @@ from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
 from layersearch.export import TARGETS, export
-from layersearch.export.engines import ENGINES, SERVED
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES
 from layersearch.schedule import Schedule, Span
 
 TOKENS = 23
@@ -147,7 +147,7 @@ def test_engine_file_expanded_equals_the_schedule_masks(
 ) -> None:
     smallest = 2 if family in ("gemma3", "cohere2") else 1
     window = st.builds(Span, kind=st.just("window"), size=st.integers(smallest, TOKENS))
-    if not ENGINES[target].own_sizes:
+    if not ENGINES[target].size_per_layer:
         window = st.just(data.draw(window))
     schedule = Schedule(
         tuple(data.draw(st.lists(st.one_of(st.just(Span(kind="full")), window), min_size=1, max_size=6)))
@@ -168,7 +168,7 @@ def test_engine_file_names_release_sources_and_use(target: str, family: str | No
     for said in (str(MIXED), engine.release, *engine.read, engine.convention, engine.use):
         assert said in head
     if family is not None:
-        assert SERVED[target][family].read in head
+        assert SERVING_FAMILIES[target][family].read in head
 
 
 def test_export_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:

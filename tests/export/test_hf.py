@@ -113,7 +113,7 @@ def test_export_llama4_holds_blocks_and_no_windows(tmp_path: Path) -> None:
     assert written(Schedule.parse("block:9 full"), "llama4", tmp_path)
 
 
-@pytest.mark.parametrize("family", [name for name, held in FAMILIES.items() if not held.grouped])
+@pytest.mark.parametrize("family", [name for name, held in FAMILIES.items() if not held.gqa])
 def test_export_family_without_grouped_queries_refuses_them(family: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"n_kv_heads: family .* the model 2 for 4; give --family ministral"):
         written(MIXED, family, tmp_path)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import UserError
-from layersearch.export.families import check_stock
+from layersearch.export.families import check_no_layer_windows
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import read_schedule
 
@@ -69,7 +69,7 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
             "--trust-remote-code"
         )
     if not remote:
-        check_stock(config, str(file))
+        check_no_layer_windows(config, str(file))
     return Folder(path=path, config=config, schedule=schedule, weights=_weights(path), remote=remote)
 
 

@@ -13,7 +13,7 @@ from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import UserError
 from layersearch.export import export
-from layersearch.export.families import DEAF, FAMILIES
+from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES
 from layersearch.export.files import write_schedule
 from layersearch.export.hf import save_weights
 from layersearch.export.verify import Proof, verify
@@ -33,7 +33,13 @@ def schedule(family: str, shape: str, size: int = 5) -> Schedule:
 
 def size(asked: Schedule, family: str, **given: Any) -> ModelConfig:
     held = FAMILIES[family]
-    sizes = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2 if held.grouped else 4, "d_ff": 48, "qk_norm": held.qk_norm}
+    sizes = {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_kv_heads": 2 if held.gqa else 4,
+        "d_ff": 48,
+        "qk_norm": held.qk_norm,
+    }
     return ModelConfig(n_layers=len(asked), **sizes | given)
 
 
@@ -86,7 +92,7 @@ def test_verify_schedule_other_than_the_folders_is_not_proven(family: str, tmp_p
         assert "unlike" in problem(proof)
 
 
-@pytest.mark.parametrize("family", DEAF)
+@pytest.mark.parametrize("family", IGNORE_LAYER_TYPES)
 def test_verify_families_that_ignore_the_schedule_are_caught(family: str, tmp_path: Path) -> None:
     asked = Schedule.parse("window:5 full window:5 full")
     folder = changed(
