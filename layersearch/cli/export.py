@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from layersearch.cli import export as export_commands
 from layersearch.cli.flags import _command
-from layersearch.errors import EXIT_NOT_PROVEN, UserError, did_you_mean
+from layersearch.errors import EXIT_NOT_PROVEN, ExportError, LayersearchError
 from layersearch.study.saved_run import load_result
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def export(options: argparse.Namespace) -> None:
     from layersearch.config.loader import build
     from layersearch.config.recipe import Recipe, load_recipe
     from layersearch.data import open_source
-    from layersearch.export import TARGETS
+    from layersearch.export import check_target
     from layersearch.export import export as write
     from layersearch.export.edit_config import parse_user_config, write_user_config
     from layersearch.results.verdict import winner_evidence
@@ -66,14 +66,13 @@ def export(options: argparse.Namespace) -> None:
     run: Path | None = None
     recipe = load_recipe(options.recipe) if options.recipe else None
     own, stock = _user_config(options), None
-    if options.to not in TARGETS:
-        raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
+    check_target(options.to)
     if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
         run = Path(options.schedule)
         config = read_config(run)
         result = load_result(run)
         if result.winner is None:
-            raise UserError(f"{run}: no winner yet ({result.verdict}); run the command that made it again to go on")
+            raise ExportError(f"{run}: no winner yet ({result.verdict}); run the command that made it again to go on")
         schedule = result.winner.schedule
         vocab_size = config["data"]["vocab_size"]
         evidence = winner_evidence(result)
@@ -86,10 +85,10 @@ def export(options: argparse.Namespace) -> None:
     else:
         try:
             schedule = schedule_argument(options.schedule)
-        except UserError as error:
-            raise UserError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
+        except LayersearchError as error:
+            raise ExportError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
         if recipe is None and own is None:
-            raise UserError(
+            raise ExportError(
                 "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
             )
     note = None
@@ -121,9 +120,9 @@ def _user_config(options: argparse.Namespace) -> UserConfig | None:
     if options.config is None:
         return None
     if options.to != "hf":
-        raise UserError(f"--config is changed by --to hf, not by --to {options.to}; drop it")
+        raise ExportError(f"--config is changed by --to hf, not by --to {options.to}; drop it")
     if options.recipe is not None:
-        raise UserError("--config holds the model's size already; drop --recipe")
+        raise ExportError("--config holds the model's size already; drop --recipe")
     from layersearch.export.edit_config import read_user_config
 
     return read_user_config(options.config, options.family)
@@ -135,8 +134,8 @@ def _searched_model(run: Path, name: str, target: str) -> Any:
 
     other = f"give --to hf --config with a copy of its config.json, or layersearch convert --run {run} --model {name}"
     if target == "litgpt":
-        raise UserError(f"--to litgpt writes a recipe's model, and {run} searched on {name}, another; {other}")
+        raise ExportError(f"--to litgpt writes a recipe's model, and {run} searched on {name}, another; {other}")
     try:
         return load_config(name)
-    except UserError as error:
-        raise UserError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None
+    except LayersearchError as error:
+        raise ExportError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None

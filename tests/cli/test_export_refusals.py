@@ -43,7 +43,7 @@ from tests.helpers.refusals import Line, Refuses, begun, write
             id="vllm of gpt_oss",
         ),
         pytest.param(
-            ["full block:8", "--to", "megatron"], ("layer 1: block:8", "nearest schedule"), id="blocks for megatron"
+            ["full block:8", "--to", "megatron"], ("layer 1: block:8", "nearest supported schedule"), id="blocks for megatron"
         ),
         pytest.param(
             ["full*2", "--to", "hf-remote", "--family", "qwen3"],
@@ -58,12 +58,12 @@ from tests.helpers.refusals import Line, Refuses, begun, write
         pytest.param(["full*2", "--to", "yaml", "--family", "qwen3"], ("--family", "drop it"), id="family of a file"),
         pytest.param(
             ["full block:8", "--to", "hf", "--family", "qwen3"],
-            ("layer 1: block:8", "the nearest schedule it holds"),
+            ("layer 1: block:8", "the nearest supported schedule"),
             id="blocks",
         ),
         pytest.param(
             ["full window:8+sink:2", "--to", "hf", "--family", "qwen3"],
-            ("no sinks", "the nearest schedule it holds"),
+            ("no sinks", "the nearest supported schedule"),
             id="sinks",
         ),
         pytest.param(

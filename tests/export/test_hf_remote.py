@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError
 from layersearch.export import export
-from layersearch.export.hf_remote import MODELING, save_remote, stock_config, write_remote
+from layersearch.export.files import write_files
+from layersearch.export.hf_remote import MODELING, remote_files, save_remote, stock_config
 from layersearch.export.remote import modeling_layersearch
 from layersearch.model.attention.reference import reference_attention
 from layersearch.model.decoder import Decoder
@@ -145,7 +146,9 @@ def test_remote_attention_equals_dense_reference(
 # The folder.
 
 
-def test_write_remote_modeling_file_is_copied_unchanged_and_imports_torch_and_transformers_only(tmp_path: Path) -> None:
+def test_remote_files_modeling_file_is_copied_unchanged_and_imports_torch_and_transformers_only(
+    tmp_path: Path,
+) -> None:
     code = (written(EVERY, tmp_path / "new") / MODELING).read_text()
     assert code == Path(modeling_layersearch.__file__).read_text()
     imported = {
@@ -429,29 +432,29 @@ def test_save_remote_windows_of_the_stock_model_are_switched_off(tmp_path: Path)
         num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=2, max_position_embeddings=64
     )
     assert "sliding_attention" in config.layer_types
-    write_remote(Schedule.parse("full window:5*3"), config=config, out=tmp_path / "new")
+    schedule = Schedule.parse("full window:5*3")
+    write_files(tmp_path / "new", remote_files(schedule, config), schedule)
     read = AutoConfig.from_pretrained(tmp_path / "new", trust_remote_code=True)
     assert read.layer_types == ["full_attention"] * 4
     assert (read.sliding_window, read.use_sliding_window) == (None, False)
     assert config.layer_types != read.layer_types  # the caller's own object is left alone
 
 
-def test_save_remote_unsupported_model_is_refused(tmp_path: Path) -> None:
-    llama = stock_config(ModelConfig(n_layers=2, **SIZE), vocab_size=VOCAB, seq_len=16)
+def test_remote_files_unsupported_model_is_refused() -> None:
+    llama = stock_config(ModelConfig(n_layers=2, **SIZE), VOCAB, 16)
     for config, schedule, words in [
-        (transformers.Gemma2Config(num_hidden_layers=2), "full*2", "cannot route the attention of 'gemma2'"),
+        (transformers.Gemma2Config(num_hidden_layers=2), "full*2", "does not support 'gemma2'"),
         (llama, "full*3", "3 layers, the model 2"),
         (llama, "full window:17", "longer than the text of 16"),
         (llama, "full window:2/2@5", "more heads than the model's 4"),
     ]:
-        with pytest.raises(UserError) as error:
-            write_remote(Schedule.parse(schedule), config=config, out=tmp_path / "new")
+        with pytest.raises(ExportError) as error:
+            remote_files(Schedule.parse(schedule), config)
         assert words in str(error.value)
-        assert not (tmp_path / "new").exists()
 
 
 def test_save_remote_existing_weights_are_never_overwritten(tmp_path: Path) -> None:
     stock = hf_models.make("llama")
     save_remote(stock, Schedule.parse("full*3"), out=tmp_path)
-    with pytest.raises(UserError, match="holds weights already"):
+    with pytest.raises(ExportError, match="holds weights already"):
         save_remote(stock, Schedule.parse("full*3"), out=tmp_path)

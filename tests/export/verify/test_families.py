@@ -11,10 +11,10 @@ import torch
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError
 from layersearch.export import export
 from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES
-from layersearch.export.files import write_schedule
+from layersearch.export.files import write_files
 from layersearch.export.hf import save_weights
 from layersearch.export.verify import Proof, verify
 from layersearch.model.decoder import Decoder
@@ -121,7 +121,7 @@ def test_verify_forgetful_cache_with_right_masks_is_caught(tmp_path: Path) -> No
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_verify_window_not_switched_on_is_caught(family: str, tmp_path: Path) -> None:
     folder = changed(written(schedule(family, "{} full"), family, tmp_path), use_sliding_window=None)
-    with pytest.raises(UserError, match=r"does not run as config\.json has it"):
+    with pytest.raises(ExportError, match=r"does not run as config\.json has it"):
         verify(folder)
 
 
@@ -200,17 +200,17 @@ def test_export_model_with_windows_of_its_own_is_refused_before_loading(tmp_path
     folder = changed(
         written(Schedule.parse("window:5 full"), "ministral", tmp_path), per_layer_config={"0": {"sliding_window": 3}}
     )
-    with pytest.raises(UserError, match="per_layer_config gives layers windows of their own"):
+    with pytest.raises(ExportError, match="per_layer_config gives each layer its own window"):
         verify(folder)
-    with pytest.raises(UserError, match="sliding_window gives layers"):
+    with pytest.raises(ExportError, match="sliding_window gives each layer"):
         verify(changed(folder, per_layer_config=None, sliding_window=[5, 24]))
 
 
 def test_verify_folder_without_schedule_takes_the_given_one(tmp_path: Path) -> None:
     folder = written(Schedule.parse("window:5 full"), "qwen2", tmp_path)
     (folder / "schedule.yaml").rename(folder / "other.yaml")
-    with pytest.raises(UserError, match=r"schedule\.yaml is missing"):
+    with pytest.raises(ExportError, match=r"schedule\.yaml is missing"):
         verify(folder)
     assert verify(folder, schedule=Schedule.parse("window:5 full")).proven
-    write_schedule(Schedule.parse("window:5 full"), "json", folder, {})
+    write_files(folder, {}, Schedule.parse("window:5 full"), form="json")
     assert verify(folder).proven
