@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import layersearch
-from layersearch.cli.main import _parser
+from layersearch.cli.main import build_parser
 from layersearch.convert.config import ConvertRecipe
 from layersearch.data import TASKS
 from layersearch.export import FAMILIES, TARGETS
@@ -162,7 +162,7 @@ def cli_page() -> str:
     """Return every command with its arguments and flags."""
     text = "# Commands and flags\n\n`layersearch COMMAND --help` prints the same. "
     text += "An error is one line that names the flag or key and the remedy; the exit code is then 2.\n"
-    parser = _parser()
+    parser = build_parser()
     commands = next(action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
     for name, command in commands.choices.items():
         text += f"\n## `layersearch {name}`\n\n{command.description}\n\n"
@@ -175,7 +175,7 @@ def cli_page() -> str:
             shown = " ".join([*action.option_strings, *([str(value)] if action.nargs != 0 else [])])
             needed = ", required" if action.required and action.option_strings else ""
             many = {"+": ", one or more", "*": ", any number", "?": ", optional"}.get(str(action.nargs), "")
-            repeated = ", may be repeated" if isinstance(action, argparse._AppendAction) else ""
+            repeated = ", may be repeated" if action.option_strings == ["--set"] else ""
             described = (action.help or "") % {**vars(action), "prog": command.prog}
             text += f"- `{shown}`{needed}{many}{repeated}: {described}\n"
         for group in command._mutually_exclusive_groups:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import importlib.metadata
+import json
 import os
-import platform
-import subprocess
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError, UserError
 from layersearch.version import __version__
 
 FORMAT = 1
@@ -36,6 +34,43 @@ def hold(path: Path) -> IO[str]:
     except BlockingIOError:
         lock.close()
         raise UserError(f"--out {path}: another search is running there; wait for it or name another folder") from None
+    return lock
+
+
+def open_folder(
+    path: Path, config: str, request: Mapping[str, Any], check: Callable[[dict[str, Any]], None]
+) -> IO[str]:
+    """Make or take up a folder that a JSON file describes, and keep it to this process. See `hold`.
+
+    Args:
+        path: the folder; made if it does not exist.
+        config: name of the JSON file; a new one gets the request and `stamp`.
+        request: plain data that defines the run.
+        check: refuses a folder that is there already; it gets the request as its file would give it back.
+
+    Raises:
+        RunFolderError: if the folder holds something else or cannot be written, or another process has it.
+    """
+    wanted = json.loads(json.dumps(request))  # as the file will give it back: lists for tuples
+    file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves the latter
+    try:
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"--out {path}: a file stands there; name a folder")
+        fresh = not file.exists()
+        if not fresh:
+            check(wanted)
+        elif path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
+            raise RunFolderError(f"--out {path}: the folder holds other things; name a new or empty folder")
+        path.mkdir(parents=True, exist_ok=True)
+        lock = hold(path)
+        if fresh:
+            try:
+                write_text(file, json.dumps(stamp() | wanted, indent=2) + "\n")
+            except OSError:
+                lock.close()
+                raise
+    except OSError as error:
+        raise unwritable(path, error) from None
     return lock
 
 
@@ -83,6 +118,9 @@ def first_difference(old: Any, new: Any, key: str, free: Collection[str] = FREE)
 
 def stamp() -> dict[str, Any]:
     """Return what made a folder: its format, the libraries' versions and the checkout's commit."""
+    import importlib.metadata  # slow to import; `layersearch show` does without
+    import platform
+
     return {
         "format": FORMAT,
         "versions": {"layersearch": __version__, "python": platform.python_version()}
@@ -96,5 +134,7 @@ def _git_commit() -> str | None:
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None
+    import subprocess
+
     answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

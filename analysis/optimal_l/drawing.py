@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from layersearch.optimal_l.answer import SettingAnswer
 from layersearch.optimal_l.plots import draw_stars
-from layersearch.results.plots.style import BLACK, BLUE, GREY, VERMILION, plain, write_figure
+from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION, style_axes, write_figure
 
 if TYPE_CHECKING:
     from groups import Group
@@ -67,12 +67,12 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
             continue
         if not low <= gap.mean <= high:
             edge = high if gap.mean > high else low
-            colour = GREY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
+            colour = GRAY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
             axes.plot([edge], [y], ">" if gap.mean > high else "<", ms=7, color=colour, zorder=4)
             axes.annotate(f"{gap.mean:+.2f}", (edge, y), (-8 if gap.mean > high else 8, 0), textcoords="offset points",
                           ha="right" if gap.mean > high else "left", va="center", fontsize=8)  # fmt: skip
             continue
-        colour = GREY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
+        colour = GRAY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
         if gap.low is not None and gap.high is not None:
             axes.plot([max(gap.low, low), min(gap.high, high)], [y, y], "-", color=colour, lw=1.4, zorder=3)
             caps = [end for end in (gap.low, gap.high) if low <= end <= high]
@@ -86,7 +86,7 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
     axes.set_xlabel(
         f"loss less that of {group.base} (nats); beside the names: attention cost, all-full = 1", fontsize=8.5
     )
-    plain(axes)
+    style_axes(axes)
 
 
 def first_name(row: Row) -> str:
@@ -136,7 +136,7 @@ def _ranks(axes: Axes, group: Group, rows: Sequence[Row], style: Mapping[str, tu
     axes.minorticks_off()
     axes.set_xlabel("share of the training", fontsize=8.5)
     axes.set_ylabel("nats", fontsize=8.5)
-    plain(axes)
+    style_axes(axes)
 
 
 def draw_moves(

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.schedule import Schedule
+from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
 
@@ -75,7 +76,7 @@ class Records:
         """Append a record, forced to the disk."""
         self._found[job] = record
         with self.path.open("a", encoding="utf-8") as file:
-            whole = {"job": asdict(job), "recipe": fingerprint(job.recipe, job.changes), "record": asdict(record)}
+            whole = {"job": asdict(job), "recipe": fingerprint(job.recipe, job.changes), "record": plain(record)}
             file.write(json.dumps(whole) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -106,6 +107,10 @@ def _weights(job: Job) -> Path:
     return WORK / "weights" / job.recipe / changes / f"seed-{job.seed}.safetensors"
 
 
+def _trial(job: Job, recipe: Recipe) -> Trial:
+    return Trial(schedule=Schedule.parse(job.schedule), seed=job.seed, checkpoints=_checkpoints(recipe))
+
+
 def _checkpoints(recipe: Recipe) -> tuple[int, ...]:
     steps = recipe.training.steps
     return tuple(sorted({max(1, steps * at // POINTS) for at in range(1, POINTS)} - {steps}))
@@ -123,10 +128,7 @@ def run(jobs: Iterable[Job], records: Records, workers: int, say: Callable[[str]
         recipe = recipe_of(todo[0])
         pool = LocalPool(recipe, workers, WORK / "logs")
         try:
-            futures = {
-                pool.submit(Trial(schedule=job.schedule, seed=job.seed, checkpoints=_checkpoints(recipe))): job
-                for job in todo
-            }
+            futures = {pool.submit(_trial(job, recipe)): job for job in todo}
             for number, future in enumerate(as_completed(futures), start=1):
                 job, record = futures[future], future.result()
                 records.add(job, record)

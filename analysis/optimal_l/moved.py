@@ -22,8 +22,8 @@ def gain_on_top(records: Sequence[TrialRecord], l: int) -> dict[int, float]:
     """
     losses: dict[int, dict[int, float]] = {l - 1: {}, l: {}}
     for record in records:
-        held = losses.get(record.parsed().n_full)
-        on_top = list(record.parsed()) == sorted(record.parsed(), key=lambda span: span.is_full)
+        held = losses.get(record.schedule.n_full)
+        on_top = list(record.schedule) == sorted(record.schedule, key=lambda span: span.is_full)
         if held is not None and on_top and record.loss is not None:
             held[record.seed] = record.loss
     return {seed: losses[l - 1][seed] - losses[l][seed] for seed in losses[l - 1].keys() & losses[l].keys()}

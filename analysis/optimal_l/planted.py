@@ -22,7 +22,7 @@ from jobs import HERE, WORK, fingerprint
 
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.optimal_l.answer import BEST
-from layersearch.optimal_l.config import Asked, default_delta
+from layersearch.optimal_l.config import OptimalLConfig, default_delta
 from layersearch.optimal_l.run import optimal_l
 from layersearch.schedule.space import load_space
 from layersearch.training.record import Trial, TrialRecord, read
@@ -60,7 +60,7 @@ class _Kept:
 def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, Any]:
     """Run the study once; return its line."""
     placements = ("bottom", "searched") if number < BOTTOM[task] else ("searched",)
-    asked = Asked(
+    asked = OptimalLConfig(
         recipe=recipe,
         space=load_space(recipe.default_space),
         delta=default_delta(recipe),
@@ -80,6 +80,7 @@ def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, 
         for placed in row.placements
         if placed.to_best is not None and placed.name != BEST
     }
+    fresh = [r for r in records if r.phase == "confirm"]
     return {
         "task": task,
         "recipe": fingerprint(task),
@@ -90,15 +91,15 @@ def repetition(task: str, number: int, recipe: Recipe, pool: Pool) -> dict[str, 
         "known_l": found.known_l,
         "l_star": found.l_star.value,
         "low": found.l_star.low,
-        "reference": found.l_star.reference,
+        "reference": str(found.l_star.reference),
         "l_star_all_full": found.l_star_all_full.value,
         "low_all_full": found.l_star_all_full.low,
         "knee": found.knee.l,
-        "best": {row.l: row.schedule for row in found.curve},
+        "best": {row.l: str(row.schedule) for row in found.curve},
         "bottom_less_best": bottom,
         "confirmed": {
-            text: {r.seed: round(r.loss, 5) for r in records if r.schedule == text and r.phase == "confirm" and r.loss}
-            for text in dict.fromkeys(r.schedule for r in records if r.phase == "confirm")
+            str(held): {r.seed: round(r.loss, 5) for r in fresh if r.schedule == held and r.loss}
+            for held in dict.fromkeys(r.schedule for r in fresh)
         },
         "trials": found.trials,
         "failed": found.failed,

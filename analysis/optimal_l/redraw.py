@@ -25,7 +25,7 @@ from jobs import HERE
 from rich.progress import track
 
 from layersearch.config.recipe import Recipe, load_recipe
-from layersearch.optimal_l.config import Asked, default_delta
+from layersearch.optimal_l.config import OptimalLConfig, default_delta
 from layersearch.optimal_l.run import optimal_l
 from layersearch.schedule.space import load_space
 from layersearch.training.record import Trial, TrialRecord, blank_record
@@ -41,9 +41,9 @@ class Redrawn:
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
         """Return the trial's record at once."""
-        rng = np.random.default_rng([self._study, trial.seed, zlib.crc32(trial.schedule.encode())])
+        rng = np.random.default_rng([self._study, trial.seed, zlib.crc32(str(trial.schedule).encode())])
         # A hair of noise parts the ties of losses that are drawn twice.
-        loss = float(rng.choice(self._losses[trial.schedule]) + rng.normal(0, 1e-4))
+        loss = float(rng.choice(self._losses[str(trial.schedule)]) + rng.normal(0, 1e-4))
         steps = self._recipe.training.steps
         blank = blank_record(trial, self._recipe)
         found: Future[TrialRecord] = Future()
@@ -60,7 +60,7 @@ def study(number: int, recipe: Recipe, losses: dict[str, list[float]], out: Path
     def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool:
         return Redrawn(recipe, losses, number)
 
-    asked = Asked(
+    asked = OptimalLConfig(
         recipe=recipe,
         space=load_space(recipe.default_space),
         delta=default_delta(recipe),

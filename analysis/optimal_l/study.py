@@ -17,16 +17,16 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from groups import Group, Move, groups, moves
 from jobs import HERE, WORK, Job, Records, run
 
 from layersearch.config.recipe import load_recipe
-from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.placements import first_round
 from layersearch.optimal_l.run import optimal_l
+from layersearch.schedule.files import plain
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, read
 
@@ -42,12 +42,12 @@ def ls_of(n_layers: int) -> tuple[int, ...]:
     return (0, 1, 2, n_layers)
 
 
-def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: int = 2) -> Asked:
+def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: int = 2) -> OptimalLConfig:
     """Return the command's own study at one value of a factor."""
     changes, span = move.values[value]
     recipe = load_recipe(move.recipe, [*changes, f"search.workers={workers}"])
     space = Space(name=f"{move.recipe}-{span}", choices=("full", span), baseline_span=span)
-    return Asked(
+    return OptimalLConfig(
         recipe=recipe,
         space=space,
         delta=DELTA,
@@ -87,7 +87,7 @@ def run_move(move: Move, options: argparse.Namespace) -> None:
         asked = asked_of(move, value, seeds=options.move_seeds, most=options.move_most, workers=options.workers)
         (found,) = optimal_l(asked, out, figures=False).settings
         lines = [
-            json.dumps({"move": move.name, "value": value, "setting": setting, "record": asdict(record)})
+            json.dumps({"move": move.name, "value": value, "setting": setting, "record": plain(record)})
             for record in read(out / "trials.jsonl")
             if record.state == "complete"
         ]

@@ -38,7 +38,7 @@ TOGETHER = 20
 def rows(record: TrialRecord) -> list[dict[str, object]]:
     """Return one row per validation of a trial."""
     whole = {
-        "schedule": record.schedule,
+        "schedule": str(record.schedule),
         "seed": record.seed,
         "cost": record.cost,
         "attention_flops": record.flops,

@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, presets
 from layersearch.study.benchmark import Bench
-from layersearch.surrogate.acquisition import Observation, Outlook
+from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
 BUDGETS = (0.2, 0.27, 0.5)
@@ -192,14 +192,14 @@ def ours(training: Training, seed: int, first: list[Schedule], rungs: tuple[floa
     while True:
         trial = study.ask()
         schedule = space.decode({n: trial.suggest_categorical(n, c) for n, c in space.variables.items()})
-        outlook = Outlook(space, 1.0, seen) if rungs else None
+        acquisition = ExpectedImprovement(space, 1.0, seen) if rungs else None
         taken = {o.schedule for o in seen} | {schedule}
-        fresh = outlook.fresh_gain(taken, Random(seed)) if outlook else 0.0
+        fresh = acquisition.best_improvement(taken, Random(seed)) if acquisition else 0.0
         curve: list[tuple[float, float]] = []
         for share, loss in training.curve(schedule):
             if share in rungs or share == 1.0:
                 curve.append((share, loss))
-            if outlook and share in rungs and not outlook.keep_going(schedule, 0, curve, fresh):
+            if acquisition and share in rungs and not acquisition.keep_going(schedule, 0, curve, fresh):
                 break
         seen.append(Observation(schedule=schedule, seed=0, curve=tuple(curve)))
         trial.set_user_attr(CURVE, curve)

@@ -44,7 +44,7 @@ def trial(bench: Bench, schedule: Schedule, seed: int, phase: Phase) -> TrialRec
     """Return the record of one training of the table."""
     full, loss = bench.steps[-1], bench.query(schedule, seed)
     return TrialRecord(
-        schedule=str(schedule),
+        schedule=schedule,
         seed=seed,
         phase=phase,
         role="proposed",
@@ -63,7 +63,7 @@ def main() -> None:
     rows = []
     for corpus in ("mix", "recall", "text"):
         bench = load_bench(corpus)
-        truth = dict(zip(map(str, bench.schedules), bench.means.tolist(), strict=True))
+        truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
         for count in TRAINED:
             inside, better, regrets, widths, best = [], [], [], [], []
             for repetition in track(range(REPETITIONS), description=f"{corpus} {count}"):
@@ -75,9 +75,9 @@ def main() -> None:
                     true = truth[found.schedule]
                     inside.append(found.low <= true <= found.high)
                     widths.append(found.high - found.low)
-                    target = Schedule.parse(found.schedule)
+                    target = found.schedule
                     within = [r for r in known if r.cost <= budget and r.phase == "search"]
-                    gaps = [sum(a != b for a, b in zip(target, r.parsed(), strict=True)) for r in within]
+                    gaps = [sum(a != b for a, b in zip(target, r.schedule, strict=True)) for r in within]
                     nearest = [truth[r.schedule] for r, gap in zip(within, gaps, strict=True) if gap == min(gaps)]
                     better.append(true < float(np.mean(nearest)))
                     lowest = min(loss for s, loss in truth.items() if bench.cost(Schedule.parse(s)) <= budget)

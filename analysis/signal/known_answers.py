@@ -7,7 +7,6 @@ A schedule is a word of letters, ``w`` for the window and ``f`` for full, bottom
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import torch
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.schedule import Schedule
+from layersearch.schedule.files import plain
 from layersearch.training.engine import RankGroup, join
 from layersearch.training.record import Trial
 from layersearch.training.trial import run_trial
@@ -40,7 +40,7 @@ def main(name: str, seeds: int, records: Path, words: list[str]) -> None:
                     Trial(schedule=Schedule.parse(schedule), seed=seed, checkpoints=checkpoints), recipe, source
                 )
                 with records.open("a") as file:
-                    file.write(json.dumps({"recipe": name} | dataclasses.asdict(record)) + "\n")
+                    file.write(json.dumps({"recipe": name} | plain(record)) + "\n")
                 measures = {key: round(value, 4) for key, value in record.metrics}
                 print(name, word, seed, round(record.loss or -1, 4), measures, round(record.seconds, 1), flush=True)
 

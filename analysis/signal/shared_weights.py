@@ -52,7 +52,7 @@ from layersearch.data import open_source
 from layersearch.data.source import Source
 from layersearch.model.attention.dispatch import attend
 from layersearch.model.decoder import IGNORE, Decoder, mean_loss, rotary_table
-from layersearch.results.stats import rank_agreement
+from layersearch.results.stats import rank_correlation
 from layersearch.schedule import Schedule, Span
 from layersearch.training.engine import learning_rate_factor
 from layersearch.training.optimizer import make_optimizer
@@ -286,7 +286,7 @@ def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float 
         tolerance: losses this close to the best solve the task alike; None: there is nothing to solve.
     """
     words = list(full)
-    found = rank_agreement([cheap[word] for word in words], [full[word] for word in words])
+    found = rank_correlation([cheap[word] for word in words], [full[word] for word in words])
     assert found is not None
     text = (
         f"Spearman {found.spearman:.2f} [{found.spearman_low:.2f}, {found.spearman_high:.2f}], "
@@ -296,7 +296,7 @@ def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float 
         return text
     # Schedules that solve the task alike are in no order: their differences are noise, in either measure.
     first, second = ([max(m[word], min(m.values()) + tolerance) for word in words] for m in (cheap, full))
-    tied = rank_agreement(first, second)
+    tied = rank_correlation(first, second)
     ties = f"{tied.spearman:.2f} [{tied.spearman_low:.2f}, {tied.spearman_high:.2f}]" if tied else "none"
     solved = [word for word in words if full[word] <= SOLVED]
     pairs = [cheap[a] < cheap[b] for a in solved for b in words if b not in solved]

@@ -1,4 +1,4 @@
-"""``layersearch convert``: what the command line adds to a conversion."""
+"""Give a pre-trained model another schedule and continue training; run again to resume."""
 
 from __future__ import annotations
 
@@ -9,49 +9,70 @@ import glob
 import json
 import os
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from layersearch.cli.flags import _command, check_seed
-from layersearch.cli.progress import QUIET_SECONDS
-from layersearch.errors import UserError
+from layersearch.cli.flags import add_key, add_shared, seed
+from layersearch.errors import DataError, RunFolderError
 
 if TYPE_CHECKING:
     from layersearch.config.recipe import DataConfig
-    from layersearch.convert.run import Conversion, Step
+    from layersearch.convert.run import Conversion
     from layersearch.schedule import Schedule
 
 
-def convert(options: argparse.Namespace) -> None:
-    """Give a pre-trained model another schedule and train it on."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--model", required=True, metavar="PATH|ID", help="Hugging Face model folder or hub id")
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
+    which.add_argument("--run", type=Path, help="take the winner of this run")
+    text = "files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)"
+    add("--data", nargs="+", metavar="DATA", help=text)
+    add_key(parser, "--steps", "training.steps", "N", "optimizer steps")
+    add("--out", type=Path, required=True, help="folder of the log, evaluations, checkpoint and model/")
+    add("--recipe", default="plain", help="YAML file or name in trials/convert/ (default: %(default)s)")
+    add_key(parser, "--distil", "distil", "WEIGHT", "share of the loss that is KL divergence from the original")
+    add_key(parser, "--lora", "lora", "RANK", "train low-rank updates, merged at the end")
+    only = "only_attention=true"
+    text = "train the attention layers only"
+    add("--only-attention", dest="overrides", action="append_const", const=only, help=text)
+    add("--family", help="save as this family, or hf-remote (default: a stock family that can hold the schedule)")
+    add("--seed", type=seed, default=0, help="seed of the data order (default: %(default)s)")
+    add("--trust-remote-code", action="store_true", help="run the modeling code in the model's folder")
+    add_shared(parser, "--set", "--json")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Convert the model and print its evaluations."""
     from layersearch.convert.config import load_convert_recipe
 
-    recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *_given(options), *options.overrides])
+    recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *options.overrides])
     schedule = _schedule(options)
-    check_seed(options.seed)
-    from layersearch.convert.run import convert as run
+    from layersearch.cli.progress import ProgressDisplay
+    from layersearch.convert.run import convert
 
     with _own_output() as output:
-        found = run(
-            recipe,
-            options.model,
-            schedule,
-            options.out,
-            seed=options.seed,
-            family=options.family,
-            trust_remote_code=options.trust_remote_code,
-            listener=_Lines(data_line(recipe.data)),
-        )
+        with ProgressDisplay("steps", data_line(recipe.data)) as display:
+            found = convert(
+                recipe,
+                options.model,
+                schedule,
+                options.out,
+                seed=options.seed,
+                family=options.family,
+                trust_remote_code=options.trust_remote_code,
+                listener=display.steps,
+            )
         _print(found, schedule, output, options.json)
 
 
 def data_overrides(words: list[str] | None) -> list[str]:
-    """Return the recipe's keys that ``--data`` stands for: a source's name, ``hub:ID``, or files, patterns, folders.
+    """Return the recipe's keys for ``--data``: a source's name, ``hub:ID``, or files, patterns, folders.
 
     Raises:
-        UserError: if it names neither a source nor a file, or files of several formats.
+        DataError: if it names neither a source nor a file, or files of several formats.
     """
     from layersearch.config.recipe import SourceKind
     from layersearch.data.files import detect_source, local_files
@@ -65,9 +86,8 @@ def data_overrides(words: list[str] | None) -> list[str]:
         return ["data.source=hub", f"data.dataset={words[0].removeprefix('hub:')}"]
     for word in words:
         if not glob.glob(os.path.expanduser(word), recursive=True):
-            raise UserError(
-                f"--data {word}: no such file, and no source; give files, hub:ID, or one of {', '.join(sources)}"
-            )
+            known = ", ".join(sources)
+            raise DataError(f"--data {word}: no such file, and no source; give files, hub:ID, or one of {known}")
     return [f"data.source={detect_source(local_files(words))}", f"data.files={json.dumps(words)}"]
 
 
@@ -79,32 +99,22 @@ def data_line(data: DataConfig) -> str:
     return f"data: {count} file{'s' * (count != 1)} read as {data.source}" if count else f"data: {data.source}"
 
 
-def _given(options: argparse.Namespace) -> list[str]:
-    values = {
-        "training.steps": options.steps,
-        "distil": options.distil,
-        "lora": options.lora,
-        "only_attention": options.only_attention or None,
-    }
-    return [f"{key}={json.dumps(value)}" for key, value in values.items() if value is not None]
-
-
 def _schedule(options: argparse.Namespace) -> Schedule:
-    from layersearch.schedule.files import schedule_argument
-
     if options.schedule is not None:
+        from layersearch.schedule.files import schedule_argument
+
         return schedule_argument(options.schedule)
     from layersearch.study.saved_run import load_result
 
     result = load_result(options.run)
     if result.winner is None:
-        raise UserError(f"{options.run}: no winner yet ({result.verdict}); run the command that made it again to go on")
+        raise RunFolderError(f"{options.run}: no winner yet ({result.verdict}); repeat the command that made it")
     return result.winner.schedule
 
 
 @contextlib.contextmanager
 def _own_output() -> Iterator[Any]:
-    """Keep standard output to ourselves: libraries that print to it print to standard error."""
+    """Yield standard output; output of libraries goes to standard error, that of C++ (Gloo) too."""
     sys.stdout.flush()
     own = os.dup(1)
     os.dup2(2, 1)
@@ -117,111 +127,30 @@ def _own_output() -> Iterator[Any]:
         os.close(own)
 
 
-class _Lines:
-    """Says how far a conversion is, on standard error.
-
-    Args:
-        heading: the first line.
-    """
-
-    def __init__(self, heading: str) -> None:
-        self._heading = heading
-        self._last = 0.0
-        self._began: tuple[float, int] | None = None
-
-    def __call__(self, step: Step) -> None:
-        now = time.monotonic()
-        if self._heading:
-            print(self._heading, file=sys.stderr)
-            self._heading = ""
-        if step.evaluation is not None:
-            print(
-                f"{step.evaluation.moment:<9} step {step.step}/{step.steps}  loss {step.evaluation.loss:.4f}",
-                file=sys.stderr,
-            )
-            return
-        if self._began is None:
-            self._began = (now, step.step)
-        if now - self._last < QUIET_SECONDS:
-            return
-        self._last = now
-        done = step.step - self._began[1]
-        left = f"  {(now - self._began[0]) / done * (step.steps - step.step):.0f} s left" if done else ""
-        print(f"training  step {step.step}/{step.steps}  training loss {step.loss:.4f}{left}", file=sys.stderr)
-
-
 def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) -> None:
     if as_json:
-        values = {
-            "schedule": str(schedule),
-            "cost": found.cost,
-            "gap": found.gap,
-            "recovered": found.recovered,
-            "family": found.family,
-            "model": str(found.model),
-            "evaluations": [dataclasses.asdict(evaluation) for evaluation in found.evaluations],
-        }
+        values = {name: getattr(found, name) for name in ("cost", "gap", "recovered", "family")}
+        evaluations = [dataclasses.asdict(evaluation) for evaluation in found.evaluations]
+        values = {"schedule": str(schedule), **values, "model": str(found.model), "evaluations": evaluations}
         print(json.dumps(values, indent=1), file=output)
         return
-    from rich.table import Table
+    from layersearch.cli.tables import console, table
 
-    from layersearch.cli import tables
-
-    edges = found.at("original").position_edges
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in ("", "step", "loss", *(f"<{edge}" for edge in edges)):
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
+    original, converted = found.at("original"), found.at("converted")
+    screen = console(output)
+    screen.print(f"{schedule}: attention cost {found.cost:.3f} of all-full at {original.seq_len} tokens")
+    grid = table("", "step", "loss", *(f"<{edge}" for edge in original.position_edges))
     for evaluation in found.evaluations:
         losses = [f"{loss:.3f}" for loss in evaluation.loss_by_position]
-        table.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *losses)
-    console = tables.console(output)
-    console.print(f"{schedule}: attention cost {found.cost:.3f} of all-full at {found.at('original').seq_len} tokens")
-    console.print(table)
+        grid.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *losses)
+    screen.print(grid)
     recovered = found.recovered
-    share = "there was nothing to recover"
-    if recovered is not None:
-        share = f"training recovered {recovered:.0%} of it" if recovered > 0 else "training did not win it back"
-        if recovered > 1:  # a share of next to nothing says nothing
-            below = found.at("original").loss - found.at("converted").loss
-            share = f"after training it lies {below:.4f} nats below the original"
-    console.print(f"The switch cost {found.gap:+.4f} nats; {share}. Column <N: tokens up to position N.")
+    if recovered is None:
+        share = "nothing had to be recovered"
+    elif recovered > 1:  # a share of a tiny gap means nothing
+        share = f"after training the loss is {original.loss - converted.loss:.4f} nats below the original"
+    else:
+        share = f"training recovered {recovered:.0%} of it" if recovered > 0 else "training did not recover it"
+    screen.print(f"The switch cost {found.gap:+.4f} nats; {share}. Column <N: tokens up to position N.")
     how = "with trust_remote_code=True" if found.family == "hf-remote" else f"as a stock {found.family}"
-    console.print(f"{found.model}: loads in transformers {how}", soft_wrap=True)
-
-
-def _convert(groups: Any) -> None:
-    from layersearch.cli import convert as convert_commands
-
-    convert = _command(
-        groups,
-        "convert",
-        convert_commands.convert,
-        "give a pre-trained model another schedule and train it on; again to resume",
-    )
-    convert.add_argument("--model", required=True, metavar="PATH|ID", help="a Hugging Face model folder or hub id")
-    which = convert.add_mutually_exclusive_group(required=True)
-    which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
-    which.add_argument("--run", type=Path, help="take the winner of this run")
-    convert.add_argument(
-        "--data",
-        nargs="+",
-        metavar="DATA",
-        help="files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)",
-    )
-    convert.add_argument("--steps", type=int, help="optimiser steps; the same as --set training.steps=N")
-    convert.add_argument("--out", type=Path, required=True, help="the folder: log, evaluations, checkpoint, model/")
-    convert.add_argument(
-        "--recipe", default="plain", help="a YAML file or a name in trials/convert/ (default: %(default)s)"
-    )
-    convert.add_argument("--distil", type=float, metavar="WEIGHT", help="share of the loss that is KL to the original")
-    convert.add_argument("--only-attention", action="store_true", help="train the attention layers only")
-    convert.add_argument("--lora", type=int, metavar="RANK", help="train low-rank updates, merged in the end")
-    convert.add_argument("--family", help="save as this family, or hf-remote (default: a stock one that can hold it)")
-    convert.add_argument("--seed", type=int, default=0, help="of the data order (default: %(default)s)")
-    convert.add_argument(
-        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="change a key of the recipe"
-    )
-    convert.add_argument(
-        "--trust-remote-code", action="store_true", help="run the modelling code that the model brings"
-    )
-    convert.add_argument("--json", action="store_true", help="print the evaluations as JSON")
+    screen.print(f"{found.model}: loads in transformers {how}", soft_wrap=True)

@@ -1,12 +1,14 @@
-"""What several commands share: ``--pool`` and ``--ray-address``, the seeds they take, the default recipe."""
+"""Flags that several commands share, and the types of their values."""
 
 from __future__ import annotations
 
 import argparse
 import functools
+from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from layersearch.training.workers.pool import PoolFactory
@@ -15,49 +17,70 @@ DEFAULT_RECIPE = "laptop"
 SEED_LIMIT = 2**31
 """Seeds below this suit every random number generator, and so do the confirmation seeds after them."""
 
+SHARED: dict[str, dict[str, Any]] = {
+    "run": {"type": Path, "help": "run folder, finished or not"},
+    "--json": {"action": "store_true", "help": "print JSON"},
+    "--dry-run": {"action": "store_true", "help": "print the plan, its FLOPs and estimated time; train nothing"},
+    "--set": {
+        "dest": "overrides",
+        "action": "append",
+        "default": [],
+        "metavar": "KEY=VALUE",
+        "help": "change a key of the recipe, for example training.steps=200",
+    },
+    "--pool": {
+        "choices": ("local", "ray"),
+        "default": "local",
+        "help": "where trials run: processes on this machine, or a Ray cluster (default: %(default)s)",
+    },
+    "--ray-address": {
+        "metavar": "HOST:PORT",
+        "help": "with --pool ray: the cluster, or 'auto' (default: $RAY_ADDRESS, else a local cluster)",
+    },
+}
 
-def check_seed(seed: int) -> None:
-    """Refuse a ``--seed`` that is out of range.
 
-    Raises:
-        UserError: names the range.
-    """
-    if not 0 <= seed < SEED_LIMIT:
-        raise UserError(f"--seed must lie in [0, {SEED_LIMIT}), not {seed}")
+def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add flags of `SHARED` to a command."""
+    for name in names:
+        parser.add_argument(name, **SHARED[name])
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Add the flags to a command."""
-    parser.add_argument(
-        "--pool",
-        choices=("local", "ray"),
-        default="local",
-        help="where trials run: processes on this machine, or a Ray cluster (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--ray-address",
-        metavar="HOST:PORT",
-        help="with --pool ray: the cluster, or 'auto' (default: $RAY_ADDRESS, else one of its own on this machine)",
-    )
+def add_key(parser: argparse.ArgumentParser, flag: str, key: str, metavar: str, text: str) -> None:
+    """Add a flag that stands for ``--set KEY=VALUE``; of several for one key the last one counts."""
+    more = {"metavar": metavar, "type": f"{key}={{}}".format, "help": f"{text}; the same as --set {key}={metavar}"}
+    parser.add_argument(flag, **SHARED["--set"] | more)
+
+
+def positive(text: str) -> int:
+    """Return a flag's value as a whole number, at least 1."""
+    return _whole_number(text, lambda value: value >= 1, "at least 1")
+
+
+def seed(text: str) -> int:
+    """Return a flag's value as a seed."""
+    return _whole_number(text, lambda value: 0 <= value < SEED_LIMIT, f"in [0, {SEED_LIMIT})")
+
+
+def _whole_number(text: str, holds: Callable[[int], bool], wanted: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number {wanted}, not {text!r}") from None
+    if not holds(value):
+        raise argparse.ArgumentTypeError(f"must be {wanted}, not {value}")
+    return value
 
 
 def pool_of(options: argparse.Namespace) -> PoolFactory:
-    """Return what the flags ask for.
+    """Return the pool that ``--pool`` and ``--ray-address`` name.
 
     Raises:
-        UserError: if an address is given for a pool that has none.
+        ConfigError: if an address is given for a pool that has none.
     """
     if options.ray_address is not None and options.pool != "ray":
-        raise UserError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
+        raise ConfigError(f"--ray-address {options.ray_address} needs --pool ray; add it, or drop the address")
     from layersearch.training.workers.pool import LocalPool
     from layersearch.training.workers.ray_pool import RayPool
 
     return functools.partial(RayPool, address=options.ray_address) if options.pool == "ray" else LocalPool
-
-
-def _command(groups: Any, name: str, function: Any, text: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = groups.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False
-    )
-    parser.set_defaults(command=function)
-    return parser

@@ -1,81 +1,79 @@
-"""What a person sees while a search runs: a bar on a terminal, plain lines elsewhere."""
+"""How far a command is, on standard error: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
-import time
-from types import TracebackType
-from typing import TYPE_CHECKING, TextIO
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from layersearch.study.plan import Progress
+    from layersearch.convert.run import Step
+    from layersearch.study.plan import Progress as Trials
 
 QUIET_SECONDS = 15.0
-"""Without a terminal, a line at most so often, and one at each change of phase."""
+"""Least time between two plain lines of one phase; a new phase is printed at once."""
 
 
-class ProgressDisplay:
-    """Shows trials done, the best schedule within the budget so far, and the time left.
+class ProgressDisplay(Progress):
+    """Shows the phase, the work done and the time left.
 
     Args:
-        stream: where to; a bar is drawn only if it is a terminal. None: standard error.
+        unit: what is counted: trials or steps.
+        heading: a line printed before the first report; none if empty.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as Bar
+    def __init__(self, unit: str, heading: str = "") -> None:
+        super().__init__(
+            TextColumn("{task.description:<10}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=Console(stderr=True, highlight=False),
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._unit, self._heading = unit, heading
+        self._phase, self._last_line = "", 0.0
+        self._began: tuple[float, int] | None = None
+        self._task = self.add_task("starting", total=None, note="starting")
 
-        stream = sys.stderr if stream is None else stream
-        self._stream = stream
-        self._phase = ""
-        self._last_line = 0.0
-        self._bar: Bar | None = None
-        if stream.isatty():
-            self._bar = Bar(
-                TextColumn("{task.description:<9}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=Console(file=stream),
-                transient=True,
-            )
-            self._task = self._bar.add_task("starting", total=None, note="starting the workers")
+    def report(self, phase: str, done: int, planned: int, notes: list[str], seconds_left: float | None) -> None:
+        """Show how many units are done and planned, with notes; ``seconds_left`` is None where it is not known."""
+        note = ", ".join([*notes, *([f"about {duration(seconds_left)} left"] if seconds_left else [])])
+        if self._heading:
+            print(self._heading, file=sys.stderr)
+            self._heading = ""
+        self.update(self._task, description=phase, completed=done, total=planned, note=note)
+        now = monotonic()
+        if self.disable and (phase != self._phase or now - self._last_line >= QUIET_SECONDS):
+            self._phase, self._last_line = phase, now
+            print(f"{phase}: {done}/{planned} {self._unit}; {note}", file=sys.stderr, flush=True)
 
-    def __enter__(self) -> ProgressDisplay:
-        if self._bar is not None:
-            self._bar.start()
-        return self
+    def trials(self, progress: Trials) -> None:
+        """Show a search's progress; the ``listener`` of `layersearch.search`."""
+        best = progress.best
+        notes = [] if best is None else [f"best {best.loss:.4f} at cost {best.cost:.3f} ({best.schedule})"]
+        self.report(progress.phase, progress.done, progress.planned, notes, progress.seconds_left)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
-
-    def __call__(self, progress: Progress) -> None:
-        """Show one step; fits `layersearch.search`'s ``listener``."""
-        notes = []
-        if progress.best is not None:
-            notes.append(f"best {progress.best.loss:.4f} at cost {progress.best.cost:.3f} ({progress.best.schedule})")
-        if progress.seconds_left:
-            notes.append(f"about {duration(progress.seconds_left)} left")
-        note = ", ".join(notes)
-        if self._bar is not None:
-            self._bar.update(
-                self._task, description=progress.phase, completed=progress.done, total=progress.planned, note=note
-            )
+    def steps(self, step: Step) -> None:
+        """Show a conversion's progress; the ``listener`` of `layersearch.convert.run.convert`."""
+        if step.evaluation is not None:
+            phase = "validation" if step.evaluation.moment == "training" else step.evaluation.moment
+            self.report(phase, step.step, step.steps, [f"loss {step.evaluation.loss:.4f}"], None)
             return
-        now = time.monotonic()
-        if progress.phase == self._phase and now - self._last_line < QUIET_SECONDS:
-            return
-        self._phase, self._last_line = progress.phase, now
-        print(f"{progress.phase}: {progress.done}/{progress.planned} trials; {note}", file=self._stream, flush=True)
+        now = monotonic()
+        self._began = self._began or (now, step.step)
+        done = step.step - self._began[1]
+        left = (now - self._began[0]) / done * (step.steps - step.step) if done else None
+        self.report("training", step.step, step.steps, [f"training loss {step.loss:.4f}"], left)
 
 
 def duration(seconds: float) -> str:
-    """Return a length of time as people say it."""
+    """Return a length of time in a readable unit."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     if seconds < 5400:

@@ -1,1 +1,1 @@
-"""Conversion: a pre-trained model gets another schedule and is trained on (MASFormer's way, 2310.12442)."""
+"""Conversion: a pre-trained model gets another schedule and is trained further (as MASFormer, 2310.12442)."""

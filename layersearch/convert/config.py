@@ -1,45 +1,35 @@
-"""A conversion's recipe: how a model is trained on under its new schedule. Read from ``trials/convert/``."""
+"""The recipe of a conversion: how a model is trained after its schedule was switched. Read from ``trials/convert/``."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Annotated, Literal
+
+from pydantic import Field
 
 from layersearch.config.loader import build, find_file, override, read_yaml
 from layersearch.config.recipe import DataConfig, TrainingConfig
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule
 
 FOLDER = "trials/convert"
 
 
-def _require(holds: bool, message: str) -> None:
-    if not holds:
-        raise UserError(message)
-
-
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """One stage of a staged conversion: a length of text, and what it is trained at."""
+    """One stage of a staged conversion: a sequence length, its learning rate and its share of the steps."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
-    seq_len: int
+    seq_len: Annotated[int, Field(ge=2)]
     """Tokens in a sequence."""
-    learning_rate: float
+    learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate of the stage."""
-    share: float
-    """Of all optimiser steps, relative to the other stages'."""
-    window: float = 1.0
+    share: Annotated[float, Field(gt=0)]
+    """Weight of the stage when the optimizer steps are divided among the stages."""
+    window: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Size of the schedule's windows and blocks, as a share of the final ones."""
-
-    def __post_init__(self) -> None:
-        _require(self.seq_len >= 2, f"seq_len must be at least 2 tokens, not {self.seq_len}")
-        _require(self.learning_rate > 0, f"learning_rate must be positive, not {self.learning_rate}")
-        _require(self.share > 0, f"share must be positive, not {self.share}")
-        _require(0 < self.window <= 1, f"window must lie in (0, 1], not {self.window}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,134 +39,110 @@ class RopeConfig:
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     rope_type: Literal["default", "linear", "dynamic", "yarn"]
-    """``default``: no scaling, more positions only."""
-    factor: float | None = None
-    """How many times longer the text becomes; None: as training.seq_len asks."""
-    rope_theta: float | None = None
-    """Another base of the rotary frequencies."""
-
-    def __post_init__(self) -> None:
-        _require(self.factor is None or self.factor >= 1, f"factor must be at least 1, not {self.factor}")
-        _require(self.rope_theta is None or self.rope_theta > 0, f"rope_theta must be positive, not {self.rope_theta}")
+    """``default``: more positions, no scaling."""
+    factor: Annotated[float, Field(ge=1)] | None = None
+    """Ratio of the new length to the model's positions; None: from training.seq_len."""
+    rope_theta: Annotated[float, Field(gt=0)] | None = None
+    """Base of the rotary frequencies; None: the model's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvertRecipe:
-    """How a model is trained on after its schedule was switched."""
+    """How a model is trained after its schedule was switched."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
-    """Of the recipe."""
+    """Name of the recipe."""
     data: DataConfig
     training: TrainingConfig
-    """Of the last stage; ``steps`` are those of all stages. ``warmup_steps`` must be 0: see ``warmup``."""
-    warmup: float = 0.05
+    """Training of the last stage; ``steps`` counts all stages. ``warmup_steps`` must be 0: see ``warmup``."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Linear warm-up of each stage, as a share of its steps."""
     stages: tuple[StageConfig, ...] = ()
     """Empty: one stage, as ``training`` says."""
     rope: RopeConfig | None = None
     """RoPE scaling for texts longer than the model's positions."""
-    distil: float = 0.0
-    """Weight w of the divergence from the original: the loss is (1-w) cross-entropy + w KL(original || model)."""
+    distil: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Weight w of distillation: the loss is (1-w) cross-entropy + w KL(original || model)."""
     only_attention: bool = False
-    """Train the attention layers' parameters only."""
-    lora: int | None = None
-    """Rank of low-rank updates (LoRA, 2106.09685), trained in place of the weights and merged in the end."""
-    evaluations: int = 4
-    """Evaluations while training, evenly spread; the first two and the last come besides."""
-    checkpoint_steps: int = 50
-    """Optimiser steps between checkpoints."""
+    """Train the parameters of the attention layers only."""
+    lora: Annotated[int, Field(ge=1)] | None = None
+    """Rank of low-rank updates (LoRA, 2106.09685). They are trained instead of the weights and merged at the end."""
+    evaluations: Annotated[int, Field(ge=0)] = 4
+    """Evaluations during training, evenly spaced; the two before it and the last one are not counted."""
+    checkpoint_steps: Annotated[int, Field(ge=1)] = 50
+    """Optimizer steps between checkpoints."""
 
     def __post_init__(self) -> None:
         training = self.training
-        _require(0 <= self.warmup < 1, f"warmup must lie in [0, 1), not {self.warmup}")
-        _require(0 <= self.distil <= 1, f"distil must lie in [0, 1], not {self.distil}")
-        _require(self.lora is None or self.lora >= 1, f"lora must be a rank of at least 1, not {self.lora}")
-        _require(self.evaluations >= 0, f"evaluations must not be negative, not {self.evaluations}")
-        _require(self.checkpoint_steps >= 1, f"checkpoint_steps must be at least 1, not {self.checkpoint_steps}")
-        _require(
-            training.warmup_steps == 0, "training.warmup_steps is not used here; give warmup, a share of the steps"
-        )
-        _require(training.optimizer == "adamw", "training.optimizer must be adamw: muon trains from scratch")
-        _require(
-            training.ranks == 1,
-            f"training.ranks {training.ranks}: a conversion runs in one process; give training.ranks 1",
-        )
-        if self.stages:
-            last = self.stages[-1]
-            _require(
-                last.seq_len == training.seq_len and last.window == 1.0,
+        if training.warmup_steps != 0:
+            raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
+        if training.optimizer != "adamw":
+            raise ConfigError("training.optimizer must be adamw: muon trains from scratch")
+        if training.ranks != 1:
+            raise ConfigError(f"training.ranks {training.ranks}: a conversion runs in one process; give 1")
+        last = self.stages[-1] if self.stages else None
+        if last is not None and (last.seq_len, last.window) != (training.seq_len, 1.0):
+            raise ConfigError(
                 f"the last stage must have training.seq_len ({training.seq_len}) and window 1, not {last.seq_len} and "
-                f"{last.window}",
+                f"{last.window}"
             )
-            _require(
-                training.steps >= len(self.stages),
-                f"training.steps {training.steps} are fewer than the {len(self.stages)} stages",
-            )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return nested plain mappings, as YAML and JSON hold them."""
-        return dataclasses.asdict(self)
+        if training.steps < len(self.stages):
+            raise ConfigError(f"training.steps {training.steps} are fewer than the {len(self.stages)} stages")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """A stage, resolved: what is trained, and how."""
+    """A resolved stage."""
 
     schedule: Schedule
     training: TrainingConfig
     first: int
-    """Optimiser steps of the stages before."""
+    """Optimizer steps of the stages before it."""
 
 
 def scale_schedule(schedule: Schedule, share: float) -> Schedule:
-    """Return the schedule with windows and blocks of another size, at least 1 token, rounded."""
-    spans = []
-    for span in schedule:
-        size = span.size if span.size is None else max(1, round(span.size * share))
-        spans.append(dataclasses.replace(span, size=size))
-    return Schedule(tuple(spans))
+    """Return the schedule with windows and blocks of ``share`` times their size: rounded, at least 1 token."""
+    return Schedule(tuple(replace(span, size=span.size and max(1, round(span.size * share))) for span in schedule))
 
 
 def resolve_stages(recipe: ConvertRecipe, schedule: Schedule) -> list[Stage]:
-    """Return what each stage trains; their steps add up to ``training.steps``, each has at least one."""
+    """Return the stages in order; their steps add up to ``training.steps``, and each has at least one."""
     training = recipe.training
     given = recipe.stages or (StageConfig(seq_len=training.seq_len, learning_rate=training.learning_rate, share=1.0),)
     total = sum(stage.share for stage in given)
-    edges, done = [0], 0.0
-    for number, stage in enumerate(given, start=1):
-        done += stage.share
-        least, most = edges[-1] + 1, training.steps - (len(given) - number)
-        edges.append(min(max(round(training.steps * done / total), least), most))
-    found = []
-    for stage, first, last in zip(given, edges, edges[1:], strict=False):
-        steps = last - first
-        part = dataclasses.replace(
+    resolved: list[Stage] = []
+    first, share = 0, 0.0
+    for later, stage in zip(reversed(range(len(given))), given, strict=True):
+        share += stage.share
+        end = min(max(round(training.steps * share / total), first + 1), training.steps - later)
+        changed = replace(
             training,
             seq_len=stage.seq_len,
             learning_rate=stage.learning_rate,
-            steps=steps,
-            warmup_steps=round(recipe.warmup * steps),
+            steps=end - first,
+            warmup_steps=round(recipe.warmup * (end - first)),
         )
-        found.append(Stage(schedule=scale_schedule(schedule, stage.window), training=part, first=first))
-    for resolved in found:
-        resolved.schedule.check(seq_len=resolved.training.seq_len)
-    return found
+        resolved.append(Stage(schedule=scale_schedule(schedule, stage.window), training=changed, first=first))
+        first = end
+    for one in resolved:
+        one.schedule.check(seq_len=one.training.seq_len)
+    return resolved
 
 
 def load_convert_recipe(name: str, overrides: Sequence[str] = ()) -> ConvertRecipe:
-    """Read a conversion's recipe by path or by the name of one that ships.
+    """Read a conversion's recipe by path, or by the name of one that ships.
 
     Args:
         name: a path, or a name such as ``plain``.
         overrides: dotted assignments such as ``training.learning_rate=1e-4``.
 
     Raises:
-        UserError: names the file, the wrong key and the remedy.
+        ConfigError: names the file, the wrong key and the remedy.
     """
     path = find_file(name, FOLDER)
     mapping = read_yaml(path)
     for assignment in overrides:
         override(mapping, assignment)
-    return build(ConvertRecipe, mapping, path.name if path.is_file() else str(path))
+    return build(ConvertRecipe, mapping, path.name)

@@ -1,4 +1,4 @@
-"""The conversion itself: measure, switch, train on, measure again, save; taken up where it stopped."""
+"""The conversion: evaluate, switch the schedule, train, evaluate again, save; a killed conversion resumes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from layersearch.convert.save import save_model, target_family
 from layersearch.convert.trainable import adapt, merge
 from layersearch.data import describe, hub
 from layersearch.data.source import Source
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, LayersearchError, RunFolderError
 from layersearch.files import unwritable
 from layersearch.model.hf_decoder import Routed
 from layersearch.model.pretrained import fingerprint, load_pretrained, with_tokenizer
@@ -43,28 +43,28 @@ from layersearch.training.trial import train_steps
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """How far a conversion is."""
+    """The progress of a conversion."""
 
     step: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     steps: int
-    """In all."""
+    """Optimizer steps in all."""
     loss: float
-    """Of the last step, on its training batch."""
+    """Loss of the step on its training batch, or of the evaluation; nats."""
     evaluation: Evaluation | None = None
-    """What was measured after it."""
+    """The evaluation that is reported; None for a training step."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """What came out."""
+    """A finished conversion."""
 
     evaluations: tuple[Evaluation, ...]
-    """In their order."""
+    """All evaluations in order."""
     model: Path
     """The folder of the converted model."""
     family: str
-    """As which it is saved."""
+    """The family that the model is saved as, or ``hf-remote``."""
     cost: float
     """The schedule's attention FLOPs over those of all-full."""
 
@@ -74,12 +74,12 @@ class Conversion:
 
     @property
     def gap(self) -> float:
-        """What the switch cost before training, in nats."""
+        """Increase of the loss by the switch, before training, in nats."""
         return self.at("switched").loss - self.at("original").loss
 
     @property
     def recovered(self) -> float | None:
-        """The share of the gap that training won back; None where there was none."""
+        """The share of the gap that training recovered; None if there was no gap."""
         return (self.at("switched").loss - self.at("converted").loss) / self.gap if self.gap > 0 else None
 
 
@@ -98,30 +98,30 @@ def convert(
     cache: Path | None = None,
     listener: Listener = lambda step: None,
 ) -> Conversion:
-    """Convert a pre-trained model, or go on with a conversion that was begun.
+    """Convert a pre-trained model, or resume its conversion.
 
     Args:
-        recipe: how it is trained on.
+        recipe: how the model is trained.
         model: a Hugging Face folder or hub id.
         schedule: one span per layer.
-        out: the folder; if it holds this very conversion, it is taken up at its last checkpoint.
-        seed: of the data order.
-        family: as which the result is saved, see `layersearch.convert.save.target_family`.
-        trust_remote_code: run the modelling file that the model brings.
+        out: the folder; if it holds this conversion, training resumes at its last checkpoint.
+        seed: seed of the data order.
+        family: the family to save as, see `layersearch.convert.save.target_family`.
+        trust_remote_code: run the modeling file in the model's folder.
         cache: folder of prepared data; None: the default one.
         listener: called after each step and evaluation.
 
     Raises:
-        UserError: names what is wrong and the remedy; the last checkpoint is kept.
+        LayersearchError: names the error and the remedy; the last checkpoint is kept.
     """
     out = Path(out)
     recipe = replace(recipe, data=with_tokenizer(recipe.data, model))
     stages = resolve_stages(recipe, schedule)
-    file = find_file(recipe.training.deepspeed, "trials/deepspeed", ".json")
-    if zero_stage(file):
-        raise UserError(f"training.deepspeed {recipe.training.deepspeed}: a conversion runs in one process, at ZeRO 0")
+    deepspeed = find_file(recipe.training.deepspeed, "trials/deepspeed", ".json")
+    if zero_stage(deepspeed):
+        raise ConfigError(f"training.deepspeed {recipe.training.deepspeed}: a conversion is one process; use ZeRO 0")
     group = RankGroup(device=_device(recipe))
-    # Transformers imports DeepSpeed, which looks for its accelerator then.
+    # Transformers imports DeepSpeed, which then looks for its accelerator.
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if group.device == "cpu" else "cuda")
     load = functools.partial(
         load_pretrained, model, trust_remote_code=trust_remote_code, tokens=recipe.training.seq_len
@@ -130,27 +130,27 @@ def convert(
     routed = load(rope=rope)
     if len(schedule) != len(routed.attention):
         routed.set_schedule(schedule)  # refuses
-    kind = target_family(routed.model, schedule, family)
+    family = target_family(routed.model, schedule, family)
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
-    sources = [open_data(recipe.data, stage.training, file, rows=routed.rows, cache=cache) for stage in stages]
-    asked = {
+    sources = [open_data(recipe.data, stage.training, deepspeed, rows=routed.rows, cache=cache) for stage in stages]
+    request = {
         "model": model,
         "schedule": str(schedule),
-        "recipe": recipe.to_dict(),
+        "recipe": dataclasses.asdict(recipe),
         "seed": seed,
         "data": describe(sources[-1]),
-        "family": kind,
+        "family": family,
         "model_fingerprint": fingerprint(model),
     }
-    folder = ConvertFolder(out, asked)
+    folder = ConvertFolder(out, request)
     try:
-        with _group(group):
-            run = _Run(recipe, schedule, stages, sources, folder, group, deepspeed=file, seed=seed, listener=listener)
-            original = None
+        with _process_group(group):
+            original = routed
             if rope is not None and not folder.evaluations():
-                # Unscaled, the original is asked for what it does at the new length.
+                # The original is evaluated at the new length without RoPE scaling.
                 original = load(rope={"rope_type": "default"}, check=False)
-            run.go(routed, original or routed, kind)
+            converter = _Converter(recipe, schedule, stages, sources, folder, group, deepspeed, seed, listener)
+            converter.run(routed, original, family)
     except OSError as error:
         raise unwritable(out, error) from None
     finally:
@@ -158,117 +158,113 @@ def convert(
     return Conversion(
         evaluations=tuple(folder.evaluations()),
         model=folder.model,
-        family=kind,
+        family=family,
         cost=budget_ratio(schedule, seq_len=recipe.training.seq_len, n_heads=routed.n_heads),
     )
 
 
-class _Run:
-    """One process's part of a conversion."""
+@dataclass
+class _Converter:
+    """Trains and evaluates in this process."""
 
-    def __init__(
-        self,
-        recipe: ConvertRecipe,
-        schedule: Schedule,
-        stages: list[Stage],
-        sources: list[Source],
-        folder: ConvertFolder,
-        group: RankGroup,
-        *,
-        deepspeed: Path,
-        seed: int,
-        listener: Listener,
-    ) -> None:
-        self.recipe, self.schedule, self.stages, self.sources = recipe, schedule, stages, sources
-        self.folder, self.group, self.deepspeed = folder, group, deepspeed
-        self.seed, self.listener = seed, listener
-        self.steps = recipe.training.steps
-        # Between the first evaluations and the last: at even distances.
-        self.marks = {round(self.steps * k / (recipe.evaluations + 1)) for k in range(1, recipe.evaluations + 1)}
-        self.began = time.perf_counter()
+    recipe: ConvertRecipe
+    schedule: Schedule
+    stages: list[Stage]
+    sources: list[Source]
+    folder: ConvertFolder
+    group: RankGroup
+    deepspeed: Path
+    seed: int
+    listener: Listener
+    began: float = field(default_factory=time.perf_counter)
 
-    def go(self, routed: Routed, original: Routed, family: str) -> None:
-        """Do what is left of it."""
+    def __post_init__(self) -> None:
+        self.steps, parts = self.recipe.training.steps, self.recipe.evaluations + 1
+        self.eval_steps = {round(self.steps * part / parts) for part in range(1, parts)}
+
+    def run(self, routed: Routed, original: Routed, family: str) -> None:
+        """Do the rest of the conversion.
+
+        Args:
+            routed: the model to convert.
+            original: the model to compare with: the same, or one without RoPE scaling.
+            family: as `target_family` returns it.
+        """
         done = {found.moment for found in self.folder.evaluations()}
         if "converted" in done and self.folder.model.is_dir():
             return
         routed.to(self.group.device)
         if "original" not in done:
-            self.measure(original.to(self.group.device), "original", 0)
-        if original is not routed:
-            del original
+            self.evaluate(original.to(self.group.device), "original", 0)
+        del original
         if self.recipe.distil:
-            teacher = copy.deepcopy(routed)  # before anything is trained or put in
-            routed.distil_from(teacher, self.recipe.distil)
+            routed.distil_from(copy.deepcopy(routed), self.recipe.distil)
         routed.set_schedule(self.schedule)
         if "switched" not in done:
-            self.measure(routed, "switched", 0)
+            self.evaluate(routed, "switched", 0)
         adapt(routed, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
-        place = self._checkpoint()
-        step = 0 if place is None else int(place["step"])
+        checkpoint = self._load_checkpoint()
+        step = 0 if checkpoint is None else int(checkpoint["step"])
         self.folder.rewind(step)
         for number, (stage, source) in enumerate(zip(self.stages, self.sources, strict=True)):
             if step < stage.first + stage.training.steps:
                 routed.set_schedule(stage.schedule)
-                self._stage(routed, number, stage, source, place if step else None)
-                place = None
+                self._train_stage(routed, number, stage, source, checkpoint if step else None)
+                checkpoint = None
                 step = stage.first + stage.training.steps
-        if place is not None:  # all steps were done when the process died
-            _restore(routed, place)
+        if checkpoint is not None:  # an earlier process died after the last step
+            _load_weights(routed, checkpoint)
         merge(routed)
         routed.set_schedule(self.schedule)
-        self.measure(routed, "converted", self.steps)
-        evidence = {
-            moment: next(found.loss for found in self.folder.evaluations() if found.moment == moment)
-            for moment in ("original", "switched", "converted")
-        }
+        self.evaluate(routed, "converted", self.steps)
+        losses = {found.moment: found.loss for found in self.folder.evaluations() if found.moment != "training"}
         part = self.folder.path / "model.part"
         tokenizer = self.sources[-1].tokenizer_file
         try:
-            save_model(routed, family, part, evidence={"validation_loss": evidence}, tokenizer=tokenizer)
+            save_model(routed, family, part, evidence={"validation_loss": losses}, tokenizer=tokenizer)
         except SafetensorError as error:
             raise OSError(None, f"no room for the weights: {hub.one_line(error)}") from None
         shutil.rmtree(self.folder.model, ignore_errors=True)
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
 
-    def _stage(self, routed: Routed, number: int, stage: Stage, source: Source, place: dict[str, Any] | None) -> None:
+    def _train_stage(
+        self, routed: Routed, number: int, stage: Stage, source: Source, checkpoint: dict[str, Any] | None
+    ) -> None:
         training = stage.training
         engine = Engine(routed, training, deepspeed_config(training, self.deepspeed), self.group)
-        first = 0
+        first = 0 if checkpoint is None else int(checkpoint["step"]) - stage.first
         try:
-            if place is not None and int(place["step"]) > stage.first:
-                engine.load_state(place["engine"])
-                first = int(place["step"]) - stage.first
-            elif place is not None:
-                _restore(routed, place)  # the stage before ended there; this one starts afresh
+            if checkpoint is not None and first:
+                engine.load_state(checkpoint["engine"])
+            elif checkpoint is not None:
+                _load_weights(routed, checkpoint)  # of the stage before; this one begins with a new optimizer state
             mark = time.perf_counter()
-            # Each stage reads its texts from elsewhere.
-            for inner, loss in train_steps(engine, source, seed=self.seed + (number << 32), first=first):
-                step, value = stage.first + inner, float(loss)
-                now = time.perf_counter()
-                if not math.isfinite(value):
-                    raise UserError(
+            # Each stage has its own seed, so it reads other texts.
+            for inner, batch_loss in train_steps(engine, source, seed=self.seed + (number << 32), first=first):
+                step, loss = stage.first + inner, float(batch_loss)
+                seconds = time.perf_counter() - mark
+                if not math.isfinite(loss):
+                    raise ConfigError(
                         f"the loss is not finite at step {step}: lower training.learning_rate, and name another --out"
                     )
                 rate = training.learning_rate * learning_rate_factor(inner - 1, training)
                 self.folder.add_step(
-                    step=step, loss=value, learning_rate=rate, seq_len=training.seq_len, seconds=now - mark
+                    step=step, loss=loss, learning_rate=rate, seq_len=training.seq_len, seconds=seconds
                 )
-                evaluation = None
-                if step in self.marks and step < self.steps:
+                if step in self.eval_steps and step < self.steps:
                     routed.set_schedule(self.schedule)
-                    evaluation = self.measure(routed, "training", step, tell=False)
+                    self.evaluate(routed, "training", step)
                     routed.set_schedule(stage.schedule)
                 if step % self.recipe.checkpoint_steps == 0 or inner == training.steps:
-                    self._save(step, engine)
-                self.listener(Step(step=step, steps=self.steps, loss=value, evaluation=evaluation))
+                    self._save_checkpoint(step, engine)
+                self.listener(Step(step=step, steps=self.steps, loss=loss))
                 mark = time.perf_counter()
         finally:
             engine.close()
 
-    def measure(self, routed: Routed, moment: Moment, step: int, tell: bool = True) -> Evaluation:
-        """Evaluate at the full length and write it down."""
+    def evaluate(self, routed: Routed, moment: Moment, step: int) -> None:
+        """Evaluate at the full length; log and report it."""
         source, training = self.sources[-1], self.recipe.training
         batch = source.validation(training.val_sequences)
 
@@ -280,7 +276,9 @@ class _Run:
 
         found = validate(token_losses, batch, training.batch_size, self.group)
         if not math.isfinite(found.loss):
-            raise UserError(f"the validation loss is not finite ({moment}): give a sound model, or training.precision")
+            raise LayersearchError(
+                f"the validation loss is not finite ({moment}): check the model's weights, or set training.precision"
+            )
         evaluation = Evaluation(
             moment=moment,
             step=step,
@@ -293,37 +291,33 @@ class _Run:
             seconds=time.perf_counter() - self.began,
         )
         self.folder.add_evaluation(evaluation)
-        if tell:
-            self.listener(Step(step=step, steps=self.steps, loss=found.loss, evaluation=evaluation))
-        return evaluation
+        self.listener(Step(step=step, steps=self.steps, loss=found.loss, evaluation=evaluation))
 
-    def _save(self, step: int, engine: Engine) -> None:
+    def _save_checkpoint(self, step: int, engine: Engine) -> None:
         part = self.folder.checkpoint.with_suffix(".part")
         try:
             torch.save({"step": step, "engine": engine.state()}, part)
-        except RuntimeError as error:  # torch's own word for a write that failed
+        except RuntimeError as error:  # torch's error for a failed write
             raise OSError(None, f"no room for the checkpoint: {hub.one_line(error)}") from None
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.folder.checkpoint)
 
-    def _checkpoint(self) -> dict[str, Any] | None:
+    def _load_checkpoint(self) -> dict[str, Any] | None:
         path = self.folder.checkpoint
         if not path.is_file():
             return None
         try:
             found: dict[str, Any] = torch.load(path, map_location=self.group.device, weights_only=True)
         except Exception as error:  # torch's own kinds, and pickle's refusals
-            raise UserError(
-                f"{path}: no checkpoint ({type(error).__name__}); remove it to start training anew"
-            ) from None
+            raise RunFolderError(f"{path}: no checkpoint ({type(error).__name__}); remove it to train again") from None
         return found
 
 
-def _restore(routed: Routed, place: dict[str, Any]) -> None:
+def _load_weights(routed: Routed, checkpoint: dict[str, Any]) -> None:
     named = dict(routed.named_parameters())
     with torch.no_grad():
-        for name, value in place["engine"]["weights"].items():
+        for name, value in checkpoint["engine"]["weights"].items():
             named[name].copy_(value)
 
 
@@ -331,16 +325,16 @@ def _device(recipe: ConvertRecipe) -> str:
     if not recipe.training.gpus:
         return "cpu"
     if not torch.cuda.is_available():
-        raise UserError("the recipe asks for a GPU and none is here: set training.gpus=0 to train on the CPU")
+        raise ConfigError("the recipe asks for a GPU and there is none: set training.gpus=0 to train on the CPU")
     return "cuda:0"
 
 
 @contextlib.contextmanager
-def _group(group: RankGroup) -> Iterator[None]:
-    """Be in a process group: a new one, unless this process is in one already."""
+def _process_group(group: RankGroup) -> Iterator[None]:
+    """Join a process group of one, unless this process is in a group already."""
     if torch.distributed.is_initialized():
         yield
         return
-    with tempfile.TemporaryDirectory() as place:
-        join(group, str(Path(place) / "meet"))
+    with tempfile.TemporaryDirectory() as folder:
+        join(group, str(Path(folder) / "meet"))
         yield

@@ -1,4 +1,4 @@
-"""A conversion's folder: what was asked, the log of its steps, its evaluations, its checkpoint, its result."""
+"""The folder of a conversion: its request, the log of its steps, its evaluations, its checkpoint, its model."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 from layersearch.config.loader import build
-from layersearch.errors import UserError
-from layersearch.files import first_difference, hold, stamp, unwritable, write_text
+from layersearch.errors import RunFolderError
+from layersearch.files import first_difference, open_folder, write_text
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
 FORMAT = 1
 """Version of the folder's layout."""
-_ASKED = ("model", "schedule", "recipe", "seed", "data", "family")
-_BEGUN = ("run.lock", "convert.json.part")
+_REQUEST = ("model", "schedule", "recipe", "seed", "data", "family")
 Moment = Literal["original", "switched", "training", "converted"]
 
 
@@ -30,106 +29,77 @@ class Evaluation:
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     moment: Moment
-    """``original``: the model as it came, its own spans; ``switched``: its weights under the schedule; ``training``;
-    ``converted``: what is saved."""
+    """``original``: the given model with its own spans; ``switched``: its weights under the schedule; ``training``;
+    ``converted``: the saved model."""
     step: int
-    """Optimiser steps done, of all stages."""
+    """Optimizer steps done, in all stages."""
     schedule: str
-    """What the layers saw."""
+    """The spans during the evaluation."""
     seq_len: int
     """Tokens in a sequence."""
     loss: float
     """Nats, as `layersearch.training.evaluate.Measured.loss`."""
     loss_by_position: tuple[float, ...]
-    """In equal bins of token position, first tokens first."""
+    """Loss in equal bins of token position, first tokens first, nats."""
     position_edges: tuple[int, ...]
     """Right edges of those bins, in tokens."""
     metrics: tuple[tuple[str, float], ...] = ()
-    """Further named measures of the data."""
+    """Further named metrics of the data."""
     seconds: float = 0.0
-    """Of training so far, this process only."""
+    """Seconds since this process began the conversion."""
 
 
 class ConvertFolder:
-    """A conversion's folder that this process holds.
+    """The folder of a conversion, locked by this process.
 
     Args:
         path: the folder; made if it does not exist.
-        asked: what defines the conversion, as plain data.
+        request: plain data that defines the conversion.
 
     Raises:
-        UserError: if the folder holds something else or another conversion, or a conversion is going on there.
+        RunFolderError: if the folder holds something else or another conversion, or another process has it.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any]) -> None:
-        assert set(asked) == {*_ASKED, "model_fingerprint"}
-        wanted: dict[str, Any] = json.loads(json.dumps(asked))
-        self.path = path
-        self._lock: Any = None
-        config = path / "convert.json"
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"--out {path}: a file stands there; name a folder")
-            if config.exists():
-                _check_same(config, wanted, path)
-            elif path.is_dir() and any(entry.name not in _BEGUN for entry in path.iterdir()):
-                raise UserError(f"--out {path}: the folder holds other things; name a new or empty folder")
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = hold(path)
-            if not config.exists():
-                write_text(config, json.dumps(stamp() | {"format": FORMAT} | wanted, indent=2) + "\n")
-            for name in ("evaluations.jsonl", "steps.jsonl"):
-                drop_torn_line(path / name)
-        except OSError as error:
-            self.release()
-            raise unwritable(path, error) from None
-        except UserError:
-            self.release()
-            raise
-
-    @property
-    def checkpoint(self) -> Path:
-        """Weights, moments and place of a conversion that is not done."""
-        return self.path / "checkpoint.pt"
-
-    @property
-    def model(self) -> Path:
-        """The converted model."""
-        return self.path / "model"
+    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
+        assert set(request) == {*_REQUEST, "model_fingerprint"}
+        self.path, self.model = path, path / "model"
+        self.checkpoint = path / "checkpoint.pt"  # weights, optimizer state and step of an unfinished conversion
+        self._lock: IO[str] | None = open_folder(
+            path, "convert.json", {"format": FORMAT, **request}, lambda wanted: _check_same(wanted, path)
+        )
+        for name in ("evaluations.jsonl", "steps.jsonl"):
+            drop_torn_line(path / name)
 
     def evaluations(self) -> list[Evaluation]:
-        """Return what was measured so far.
+        """Return the evaluations so far.
 
         Raises:
-            UserError: if a line is damaged.
+            RunFolderError: if a line is damaged.
         """
         return [build(Evaluation, line, f"{self.path / 'evaluations.jsonl'}") for line in self._lines("evaluations")]
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Append one evaluation, forced to the disk."""
-        self._append("evaluations", dataclasses.asdict(evaluation))
+        self._append("evaluations", dataclasses.asdict(evaluation), force=True)
 
     def add_step(self, **facts: Any) -> None:
-        """Append one optimiser step to the log."""
+        """Append one optimizer step to the log."""
         self._append("steps", facts, force=False)
 
     def rewind(self, step: int) -> None:
-        """Drop what was logged after the step at which training goes on."""
+        """Drop all log lines after the step at which training resumes."""
         for name in ("evaluations", "steps"):
             kept = [line for line in self._lines(name) if line["step"] <= step]
             write_text(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
         path = self.path / f"{name}.jsonl"
-        if not path.exists():
-            return []
         try:
-            found: list[dict[str, Any]] = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-            return found
+            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
         except ValueError:
-            raise UserError(f"{path}: a line is damaged; restore the file or start anew with another --out") from None
+            raise RunFolderError(f"{path}: a line is damaged; restore it, or start again with another --out") from None
 
-    def _append(self, name: str, facts: Mapping[str, Any], force: bool = True) -> None:
+    def _append(self, name: str, facts: Mapping[str, Any], *, force: bool) -> None:
         with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(facts) + "\n")
             file.flush()
@@ -137,24 +107,27 @@ class ConvertFolder:
                 os.fsync(file.fileno())
 
     def release(self) -> None:
-        """Let another process have the folder."""
+        """Unlock the folder."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
-def _check_same(config: Path, wanted: Mapping[str, Any], path: Path) -> None:
+def _check_same(wanted: Mapping[str, Any], path: Path) -> None:
+    config = path / "convert.json"
     try:
         held = json.loads(config.read_text(encoding="utf-8"))
         form = held["format"]
     except (ValueError, KeyError, TypeError):
-        raise UserError(f"{config}: not a conversion's; restore it or start anew with another --out") from None
+        raise RunFolderError(f"{config}: damaged; restore it, or start again with another --out") from None
     if form != FORMAT:
-        raise UserError(f"{path}: a conversion of format {form!r}, this layersearch reads {FORMAT}; name another --out")
-    for key in _ASKED:
+        raise RunFolderError(
+            f"{path}: a conversion of format {form!r}, this version reads {FORMAT}; name another --out"
+        )
+    for key in _REQUEST:
         found = first_difference(held.get(key), wanted[key], key)
         if found:
-            raise UserError(
+            raise RunFolderError(
                 f"--out {path}: holds a conversion with another {found}; run the same command to resume it, or name "
                 "another folder"
             )

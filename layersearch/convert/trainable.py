@@ -1,4 +1,4 @@
-"""Which parameters of a routed model are trained: all, those of attention, or low-rank updates."""
+"""The trainable parameters of a conversion: all, those of attention, or low-rank updates."""
 
 from __future__ import annotations
 
@@ -7,18 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.model.hf_decoder import Routed
 
 
-def attention_names(routed: Routed) -> list[str]:
-    """Return the names of the attention layers inside the stock model."""
-    wanted = {id(module) for module in routed.attention}
-    return [name for name, module in routed.model.named_modules() if id(module) in wanted]
-
-
 def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
-    """Freeze what is not to be trained, and put low-rank updates in where they are asked for.
+    """Freeze the other parameters, and insert low-rank updates if a rank is given.
 
     Args:
         routed: changed in place.
@@ -26,18 +20,19 @@ def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
         lora: rank of the updates on linear layers (the output layer keeps its weights); None: train the weights.
 
     Raises:
-        UserError: if `peft` is missing.
+        LayersearchError: if `peft` is missing.
     """
-    inside = attention_names(routed)
+    wanted = {id(module) for module in routed.attention}
+    attention = tuple(f"{name}." for name, module in routed.model.named_modules() if id(module) in wanted)
     if lora is None:
         if only_attention:
             for name, parameter in routed.model.named_parameters():
-                parameter.requires_grad = any(name.startswith(f"{prefix}.") for prefix in inside)
+                parameter.requires_grad = name.startswith(attention)
         return
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
-        raise UserError('--lora needs peft; install it: pip install "layersearch[convert]"') from None
+        raise LayersearchError('--lora needs peft; install it: pip install "layersearch[convert]"') from None
     from transformers.pytorch_utils import Conv1D
 
     output = routed.model.get_output_embeddings()
@@ -46,7 +41,7 @@ def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
         for name, module in routed.model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not output
-        and (not only_attention or any(name.startswith(f"{prefix}.") for prefix in inside))
+        and (not only_attention or name.startswith(attention))
     }
     config = LoraConfig(
         r=lora,
@@ -57,12 +52,12 @@ def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
         task_type="CAUSAL_LM",
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # notices on fan_in_fan_out, which is set right above
+        warnings.simplefilter("ignore")  # notices on fan_in_fan_out, which is set above
         routed.model = get_peft_model(routed.model, config)
 
 
 def merge(routed: Routed) -> None:
-    """Merge low-rank updates into the weights they update."""
+    """Merge low-rank updates into the weights."""
     model: Any = routed.model
     if hasattr(model, "merge_and_unload"):
         routed.model = model.merge_and_unload()

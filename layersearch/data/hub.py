@@ -19,14 +19,13 @@ PATIENCE = 3.0
 
 def reachable() -> bool:
     """Tell whether the hub answers one request; any answer counts."""
-    import httpx2
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except (httpx2.HTTPError, OSError):
+    except Exception:  # the client of one release raises httpx's errors, that of another httpx2's
         return False
     return True
 

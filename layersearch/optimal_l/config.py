@@ -26,7 +26,7 @@ def default_delta(recipe: Recipe) -> float:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class OptimalLConfig:
     """What a study of l is to find out.
 
     Raises:
@@ -132,7 +132,7 @@ class Setting:
         UserError: if the space has no sparse span, ties layers together, or does not fit the size.
     """
 
-    def __init__(self, asked: Asked, seq_len: int, n_layers: int) -> None:
+    def __init__(self, asked: OptimalLConfig, seq_len: int, n_layers: int) -> None:
         self.asked = asked
         recipe, space = asked.recipe, asked.space
         tokens = recipe.training.batch_size * recipe.training.seq_len

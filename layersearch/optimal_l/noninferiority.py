@@ -1,46 +1,15 @@
 """l*: the smallest number of full layers that is as good as a reference, by a test, and the numbers not excluded.
 
-What is asked. On the selection seeds the best schedule *with at most l full layers*, e(l), is fixed for every l. On
-fresh seeds d(l) is the paired difference of e(l) to the reference, seed by seed. l* is the smallest l for which the
-mean of d(l), from eight seeds on the trimmed mean, is below delta.
+On the selection seeds the best schedule with at most l full layers, e(l), is fixed for every l. On fresh seeds d(l) is
+its paired difference to the reference. l* is the smallest l for which the mean of d(l) is below delta.
 
-Which reference. In few steps all-full may itself fail to learn what a hybrid learns. l* is therefore taken against the
-best schedule found, of any l: e(L), fixed on the selection seeds like the others, so that its own loss on the fresh
-seeds is not flattered by the choice. l* against all-full is reported beside it.
+- From above: one-sided paired t tests of e(l) in the fixed order l = L, L-1, ..., each at the full level
+  (fixed-sequence test: Maurer, Hothorn and Lehmacher 1995; Bretz et al., Statistics in Medicine 28, 2009).
+- From below: the same in the order l = 0, 1, ..., that e(l) lies more than delta above.
+- From eight seeds on the mean is trimmed by an eighth at either end (Tukey and McLaughlin, Sankhya A 25, 1963), and the
+  losses of the reference are cut far above its lowest: a failure to learn at one seed decides nothing then.
 
-From above (non-inferiority). A(l): "l* is above l", that is, no e(k) with k <= l is within delta. These hypotheses are
-nested, A(L) in A(L-1) in ... in A(0), and A(l) implies that e(l) itself is not within delta. So they are tested in the
-fixed order l = L, L-1, ..., each at the full level by one one-sided paired t test of e(l), and the first that is not
-rejected ends it: to reject a true one, the largest true one must be rejected first, which happens no more often than
-the level (fixed-sequence test: Maurer, Hothorn, Lehmacher 1995; Bretz et al., "A graphical approach to sequentially
-rejective multiple test procedures", Statistics in Medicine 28, 2009). No further correction for the l's is needed.
-
-From below. B(l): "l* is at most l", that is, some e(k) with k <= l is within delta. These are nested the other way and
-tested in the order l = 0, 1, ...: B(l) is rejected if B(l-1) was and e(l) is shown to lie more than delta above.
-
-Runners-up. Where a task is learnt suddenly, a placement may succeed on both selection seeds and fail on every third one
-after. So e(l) has a second candidate where another placement of as many layers lay within delta of it on the selection
-seeds. Either may show A(l) false: the first at 4/5 of the level, the second at the rest (Bonferroni). B(l) takes both.
-
-The set of l's between the two ends holds l* with the confidence asked for, half the error on each side, and each side's
-half shared (Bonferroni) among the looks at the data between which seeds may be added, in proportion to their seeds:
-where most can be shown, most may be spent.
-
-Failures to learn. Where a task is learnt suddenly, any schedule may fail at a seed, by a hundred times the noise.
-
-- From eight seeds on, an eighth of the differences is left out at either end: the tests are of the trimmed mean, with
-  the standard error of Tukey and McLaughlin (Sankhya A 25, 1963; Wilcox, "Introduction to Robust Estimation and
-  Hypothesis Testing", section 4.3). One failure in eight to fifteen seeds, of the schedule or of the reference, decides
-  nothing then; of fewer seeds each counts. `failures` tells them, so that the answer can.
-- A reference that fails at more seeds makes many differences hugely negative and their variance huge: the worse the
-  reference, the less would be shown. Its losses are therefore cut four standard deviations above the lowest of them,
-  once what a seed does to all schedules is taken out (the median schedule's, from the median distance of its losses,
-  which failures hardly widen). Normal noise of twelve seeds is cut one time in six, and then by a ninth of a standard
-  deviation of the mean (simulated in the tests). The cut can only lower the reference, so that the test from above
-  errs to the safe side; the test from below takes the losses as they are.
-
-Limits. The tests are of roughly normal differences, but for the failures. A schedule that fails to learn at one seed in
-ten often shows no failure at three, and one at twelve is left out: then it passes.
+`docs/methods/l-star.md` has the hypotheses, the reasons and the limits.
 """
 
 from __future__ import annotations
@@ -55,14 +24,14 @@ from layersearch.results.stats import CONFIDENCE, Interval, paired_difference
 from layersearch.schedule import Schedule
 
 _CUT = 4.0
-"""Standard deviations above the lowest loss of a schedule at which the others are cut."""
+"""Cut the other losses of a schedule this many standard deviations above its lowest loss."""
 _FAILED = 8.0
-"""Standard deviations above the lowest loss of a schedule, and delta more, at which it counts as not learnt."""
+"""A loss this many standard deviations and delta above the lowest of a schedule counts as not learned."""
 _TRIMMED = 8
-"""One in so many differences is left out at either end."""
+"""The trimmed mean leaves out one difference in eight at either end."""
 
 SHARES = (0.8, 0.2)
-"""Of the level from above, for the first candidate of an l and for its runner-up."""
+"""Shares of the level from above: for the first candidate of an l, and for its runner-up."""
 
 Losses = Mapping[Schedule, Mapping[int, float]]
 """Validation loss in nats by schedule and fresh seed."""

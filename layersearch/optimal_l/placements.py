@@ -15,7 +15,7 @@ from random import Random
 
 from layersearch.optimal_l.config import SEARCHED, Setting
 from layersearch.schedule import Schedule, presets
-from layersearch.surrogate.gp import FEWEST, Surrogate
+from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 
 _DRAWN = 400
 """Placements among which the surrogate chooses, where there are more."""
@@ -88,7 +88,7 @@ def proposals(setting: Setting, l: int, losses: Mapping[Schedule, float], number
     """
     rng = Random(f"{setting.asked.seed}/{l}/{len(losses)}")
     open_ = [schedule for schedule in _candidates(setting, l, losses, rng) if schedule not in losses]
-    if len(losses) < FEWEST:
+    if len(losses) < MIN_SCHEDULES:
         return open_[:number]
     surrogate = Surrogate(setting.bound, pairwise=False).fit(list(losses), list(losses.values()))
     means, stds = surrogate.predict(open_) if open_ else ((), ())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from layersearch.optimal_l.config import SEARCHED, Asked, Setting
+from layersearch.optimal_l.config import SEARCHED, OptimalLConfig, Setting
 from layersearch.optimal_l.placements import count, first_round, named
 from layersearch.optimal_l.protocol import LEAST_RUNNERS, MOST_RUNNERS, trial_recipe
 from layersearch.study.estimate import estimate
@@ -44,7 +44,9 @@ class SettingPlan:
         return low, high
 
 
-def plan(asked: Asked, out: Path, cache: Path | None = None, *, elsewhere: bool = False) -> tuple[SettingPlan, ...]:
+def plan(
+    asked: OptimalLConfig, out: Path, cache: Path | None = None, *, elsewhere: bool = False
+) -> tuple[SettingPlan, ...]:
     """Return what every setting will take.
 
     Args:

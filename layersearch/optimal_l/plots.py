@@ -10,7 +10,7 @@ import numpy as np
 
 from layersearch.optimal_l import report
 from layersearch.optimal_l.answer import BEST, Placed, SettingAnswer
-from layersearch.results.plots.style import BLACK, BLUE, GREY, VERMILION, plain, scale_losses, write_figure
+from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -79,7 +79,7 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
         lines = {BEST: [(row.l, row.placements[0]) for row in found.curve]}
     drawn = [placed.loss for points in lines.values() for _, placed in points]
     ends = [end for loss in drawn for end in (loss.low, loss.high) if end is not None]
-    scale_losses(axes, "y", [loss.mean for loss in drawn] or [0.0, 1.0], ends)
+    scale_axis(axes, "y", [loss.mean for loss in drawn] or [0.0, 1.0], ends)
     low, high = axes.get_ylim()
     reference = next(
         (row.placements[0].loss.mean for row in found.curve if row.schedule == found.l_star.reference), None
@@ -104,12 +104,12 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
     axes.axvline(star.value, color=VERMILION, lw=1.4, ls=(0, (4, 3)), zorder=2, label=text)
     if not star.decided:
         axes.axvspan(star.low, star.value, color=VERMILION, alpha=0.07, lw=0, zorder=0)
-    axes.plot([], [], color=GREY, lw=7, alpha=0.4, label="95% intervals of the means")
+    axes.plot([], [], color=GRAY, lw=7, alpha=0.4, label="95% intervals of the means")
     axes.set_xlim(-0.3, found.n_layers + 0.3)
     axes.set_xticks([row.l for row in found.curve])
     axes.set_xlabel("l, full layers")
     axes.set_ylabel("validation loss (nats per token)")
-    plain(axes)
+    style_axes(axes)
 
 
 def draw_layers(found: SettingAnswer, path_stem: Path) -> list[Path]:
@@ -220,7 +220,7 @@ def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequen
     axes.set_xlim(sizes[0] / room, sizes[-1] * room)
     axes.set_xticks(sizes, [str(size) for size in sizes])
     axes.minorticks_off()
-    plain(axes)
+    style_axes(axes)
 
 
 def _draw_star(figure: Figure, axes: Axes, name: str, answers: Sequence[SettingAnswer], found: OptimalL) -> None:
@@ -231,6 +231,6 @@ def _draw_star(figure: Figure, axes: Axes, name: str, answers: Sequence[SettingA
     draw_stars(figure, axes, sizes, answers)
     grid = np.geomspace(sizes[0], sizes[-1], 60)
     for law, style in zip(found.laws.get(name, ()), ("-", "--"), strict=False):
-        axes.plot(grid, [law.at(float(size)) for size in grid], style, color=GREY, lw=1.4, label=law.form, zorder=2)
+        axes.plot(grid, [law.at(float(size)) for size in grid], style, color=GRAY, lw=1.4, label=law.form, zorder=2)
     axes.set_xlabel("sequence length (tokens)" if name == "length" else "depth (layers)")
     axes.set_ylabel("l* (full layers)")

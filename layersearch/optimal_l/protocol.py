@@ -114,7 +114,7 @@ def l_star_of(setting: Setting, chosen: Selection, losses: SelectionLosses) -> L
     return find_l_star(chosen.envelope, losses, chosen.reference, setting.asked.delta, share=share)
 
 
-def investigate(
+def run_setting(
     setting: Setting, out: Path, *, cache: Path | None, pool: PoolFactory, listener: Listener
 ) -> list[TrialRecord]:
     """Train what a setting needs, or what is left of it; return all complete records.

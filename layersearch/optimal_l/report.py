@@ -20,16 +20,16 @@ def range_of(low: int, high: int) -> str:
 
 
 def l_star(found: LStar, what: str) -> str:
-    """Say what l* is against a reference, and whether the data tell."""
+    """State l* against a reference, or the range that the data leave open."""
     firsts = {step.schedule for step in found.steps} | {found.reference}
-    by = "" if found.shown_by in firsts else f" (shown by {found.shown_by}, the second best on the selection seeds)"
+    by = "" if found.shown_by in firsts else f" (shown by {found.shown_by}, second on the selection seeds)"
     delta, sure = f"{found.delta:g} nats", f"{found.confidence:.0%}"
     if found.decided and found.value == 0:
         return f"l* = 0 ({sure}): no full layer is needed to be within {delta} of {what}."
     if found.decided:
         return (
             f"l* = {found.value} ({sure}): {found.value} full {'layer is' if found.value == 1 else 'layers are'} "
-            f"within {delta} of {what}{by}, fewer are shown to lie farther off."
+            f"within {delta} of {what}{by}; fewer are shown to be worse than that."
         )
     seeds = min((s.difference.n for s in found.steps if s.schedule in found.undecided and s.difference), default=0)
     shown = found.value < found.reference.n_full
@@ -39,20 +39,20 @@ def l_star(found: LStar, what: str) -> str:
     fewer = f"; fewer than {found.low} are shown not to be" if found.low else ""
     return (
         f"The data cannot tell l*: it lies in {range_of(found.low, found.value)} ({sure}, {seeds} fresh seeds where it "
-        f"is in doubt). To be within {delta} of {what}, {enough}{fewer}."
+        f"is in doubt). Within {delta} of {what}: {enough}{fewer}."
     )
 
 
 def failed_seeds(found: SettingAnswer) -> str:
-    """Say where a schedule that l* rests on failed to learn at some seeds."""
+    """State at how many fresh seeds a schedule behind l* failed to learn."""
     told = [f"`{text}` at {failed} of {seeds}" for text, (failed, seeds) in found.failed_seeds.items()]
     if not told:
         return ""
-    return f"Failed to learn at some fresh seeds: {', '.join(told)}. From eight seeds on l* leaves one in eight out."
+    return f"Failed to learn at some fresh seeds: {', '.join(told)}. From eight seeds on, the test trims one in eight."
 
 
 def larger(found: SettingAnswer) -> str:
-    """Say whether more full layers than the reference of l* has are shown to be no better by delta."""
+    """State whether more full layers than the reference has are shown to be no better by delta."""
     lower, open_ = [], []
     for row in found.larger:
         gap = row.difference
@@ -63,22 +63,21 @@ def larger(found: SettingAnswer) -> str:
             open_.append(text)
     if lower:
         return (
-            f"But on fresh seeds that schedule, chosen on others, is shown not to be the best: {', '.join(lower)} lies "
-            f"lower by more than {found.delta:g} nats. Do not take this l*: study again with another --seed, or judge "
-            "by the table."
+            f"But fresh seeds show that this schedule is not the best: {', '.join(lower)} is lower by more than "
+            f"{found.delta:g} nats. Do not use this l*. Repeat with another --seed, or judge by the table."
         )
     if open_:
         return (
-            f"That more full layers are not better than it by {found.delta:g} nats is not shown for "
-            f"{', '.join(open_)}: more --seeds would tell."
+            f"More full layers may still be better by {found.delta:g} nats: not excluded for {', '.join(open_)}. "
+            "More --seeds would decide."
         )
     if found.larger:
-        return f"No larger number of full layers is better than it by {found.delta:g} nats."
+        return f"No larger number of full layers is better by {found.delta:g} nats."
     return ""
 
 
 def choice(found: Choice, what: str) -> str:
-    """Say which l was picked, and which are as likely."""
+    """State which l was picked, and which others are as likely."""
     if found.l is None:
         return f"{what}: none; {found.why}."
     if found.decided:
@@ -99,7 +98,7 @@ def difference(found: Interval | None) -> str:
 
 
 def placements(found: SettingAnswer) -> str:
-    """Say which named placements are shown to be worse than the best found of the same l, and by how much."""
+    """State which named placements are shown to be worse than the best found of the same l, and by how much."""
     worse, better, open_ = [], [], 0
     for row in found.curve:
         for placed in row.placements:
@@ -119,21 +118,21 @@ def placements(found: SettingAnswer) -> str:
         more = f"; {len(worse) - 5} more" if len(worse) > 5 else ""
         said.append(f"Shown to be worse than the best found of the same l (paired, nats): {most}{more}.")
     if better:
-        said.append(f"Shown to be better than what the selection seeds took for the best: {'; '.join(better)}.")
+        said.append(f"Shown to be better than the choice of the selection seeds: {'; '.join(better)}.")
     if open_:
         said.append(f"{open_} {'named placement' if open_ == 1 else 'named placements'} cannot be told from the best.")
     return " ".join(said)
 
 
 def layers(found: SettingAnswer) -> str:
-    """Say which layer gains most alone, and which pair needs each other most."""
+    """State which layer gains most alone, and which pair gains most together."""
     alone = [(gain, at) for at, gain in enumerate(found.effects.restore) if gain is not None]
     if not alone:
         return ""
     gain = max(alone)[0]
     near = [str(at) for value, at in alone if value >= gain - found.delta]
     where = f"layer {near[0]}" if len(near) == 1 else f"layer {', '.join(near[:-1])} or {near[-1]}"
-    said = "On one seed, counting layers from 0 at the bottom, one full layer "
+    said = "On one seed (layers counted from 0 at the bottom), one full layer "
     said += f"gains {gain:.3g} nats at the most, as {where}" if gain > 0 else f"gains nothing, not even as {where}"
     pairs = [
         (value, i, j)
@@ -149,21 +148,19 @@ def layers(found: SettingAnswer) -> str:
 
 
 def law(name: str, fitted: Sequence[Law], n: int) -> list[str]:
-    """Say how l* moves with a size."""
+    """State how l* changes with a size."""
     if not fitted:
-        return [f"How l* moves with {name}: cannot tell from {n} size{'s' if n != 1 else ''}; three are needed."]
+        return [f"l* against {name}: cannot tell from {n} size{'s' if n != 1 else ''}; three are needed."]
     told: list[str] = []
     untold: list[str] = []
     for found in fitted:
         a, b = (f"{value:.3g}" if abs(value) >= 1e-9 else "0" for value in (found.a, found.b))
         plus = f"- {b[1:]}" if b.startswith("-") else f"+ {b}"
         text = f"l* = {a} {plus} * log2({name})" if "log2" in found.form else f"l* = {a} * {name}^{b}"
-        ends = (
-            f"its coefficient lies in {found.b_low:.2g} to {found.b_high:.2g}, it misses by {found.residual:.2g} layers"
-        )
+        ends = f"its coefficient lies in {found.b_low:.2g} to {found.b_high:.2g}; residual {found.residual:.2g} layers"
         (told if found.tells else untold).append(f"{text}; {ends}.")
     if untold:
-        untold.insert(0, f"The data cannot tell whether l* moves with {name}. By least squares:")
+        untold.insert(0, f"The data cannot tell whether l* changes with {name}. Least-squares fits:")
     return told + untold
 
 
@@ -185,9 +182,9 @@ def page(title: str, answers: Sequence[SettingAnswer], laws: Laws) -> str:
         lines += [f"## l* against {name}", "", *law(name, fitted, len(sizes)), ""]
     first = answers[0]
     lines += [
-        f"Placements were chosen on two seeds; every claim rests on others ({_seeds(answers)}). Intervals are 95%. "
-        f"l counts full layers, the others are {first.span}. It holds for this model, these data and this training "
-        "length; a schedule that fails at one seed in ten may show no failure at a few.",
+        f"Placements were chosen on two seeds; all claims rest on others ({_seeds(answers)}). Intervals are 95%. "
+        f"l counts full layers; the others are {first.span}. The answer holds for this model, data and training "
+        "length. A schedule that fails at one seed in ten may show no failure at a few seeds.",
     ]
     return "\n".join(lines) + "\n"
 

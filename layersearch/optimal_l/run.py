@@ -11,8 +11,8 @@ from layersearch.errors import UserError
 from layersearch.files import unwritable, write_text
 from layersearch.optimal_l import report
 from layersearch.optimal_l.answer import SettingAnswer, answer_setting
-from layersearch.optimal_l.config import Asked, Setting
-from layersearch.optimal_l.protocol import investigate
+from layersearch.optimal_l.config import OptimalLConfig, Setting
+from layersearch.optimal_l.protocol import run_setting
 from layersearch.optimal_l.summary import OptimalL, find_laws
 from layersearch.study.plan import Listener, Progress
 from layersearch.training.record import read
@@ -26,7 +26,7 @@ def _silent(progress: Progress) -> None:
 
 
 def optimal_l(
-    asked: Asked,
+    asked: OptimalLConfig,
     out: Path | str,
     *,
     cache: Path | None = None,
@@ -57,7 +57,7 @@ def optimal_l(
         answers = []
         for setting in settings:
             here = out if len(settings) == 1 else out / setting.name
-            investigate(setting, here, cache=cache, pool=pool, listener=listener)
+            run_setting(setting, here, cache=cache, pool=pool, listener=listener)
             answers.append(answer_folder(setting, here, cache))
             if figures:
                 from layersearch.optimal_l.plots import draw_setting

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from layersearch.optimal_l.answer import SettingAnswer
-from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.scaling_law import Law, fit_laws
 from layersearch.schedule.files import plain
 
@@ -29,7 +29,7 @@ class OptimalL:
         return found
 
 
-def find_laws(asked: Asked, answers: Sequence[SettingAnswer]) -> dict[str, tuple[Law, ...]]:
+def find_laws(asked: OptimalLConfig, answers: Sequence[SettingAnswer]) -> dict[str, tuple[Law, ...]]:
     """Return the fitted laws of l* against length and depth, of those that were varied."""
     laws = {}
     for name, asked_for in (("length", asked.lengths), ("depth", asked.depths)):
@@ -43,7 +43,7 @@ def find_laws(asked: Asked, answers: Sequence[SettingAnswer]) -> dict[str, tuple
     return laws
 
 
-def varied(asked: Asked, answers: Sequence[SettingAnswer], name: str) -> list[SettingAnswer]:
+def varied(asked: OptimalLConfig, answers: Sequence[SettingAnswer], name: str) -> list[SettingAnswer]:
     """Return the settings among which only the length, or only the depth, varies."""
     if name == "length":
         return [a for a in answers if a.n_layers == asked.recipe.model.n_layers and a.seq_len in asked.lengths]

@@ -1,16 +1,16 @@
-"""What a run's records say: the frontier, the winner, what it differs from, and how far that may be trusted.
+"""Analysis of a run's records: the frontier, the winner, its differences to references, and their reliability.
 
-Losses of the phase ``search`` choose what is looked at; only losses of the phase ``confirm``, on fresh seeds, say how
-good it is: the lowest of many losses is low partly by luck, on its own seed only (the winner's curse).
+Losses of the phase ``search`` choose the schedules to confirm. Only losses of the phase ``confirm``, on fresh seeds,
+measure how good they are: the lowest of many losses is low partly by luck, on its own seed only (the winner's curse).
 
-**The winner.** Among the schedules within the budget that were confirmed on the same seeds, the one of the lowest mean
-leads. The winner is the cheapest whose paired difference to the leader is not significant. These intervals are not
-corrected for their number: a correction widens them, and would give up a real gain for a cheaper schedule more easily.
+**The winner.** Candidates are the schedules within the budget that were confirmed on the same seeds. The one with the
+lowest mean leads. The winner is the cheapest whose paired difference to the leader is not significant. These intervals
+are not corrected for their number: a correction widens them, and would give up a real gain for a cheaper schedule.
 
 **The claims.** The winner's differences to all-full and to the best baseline are claims, and the winner was picked from
-several schedules with the same confirmed losses. So each claim also gets an interval corrected by Bonferroni for every
-schedule that could have been picked and compared with that reference; only where this one excludes zero is the winner
-called better or worse. Bonferroni's, not Holm's step-down, because it yields intervals and not only decisions.
+several schedules by the same losses. So each claim also gets an interval corrected by Bonferroni for every schedule
+that could have been picked and compared with that reference. The winner is called better or worse only if this interval
+excludes zero. Bonferroni gives intervals; Holm's step-down gives decisions only.
 """
 
 from __future__ import annotations
@@ -21,22 +21,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from layersearch.results import pareto, stats
-from layersearch.results import verdict as verdicts
 from layersearch.results.fidelity import rank_fidelities
 from layersearch.results.noise import measure_noise, measure_signal
-from layersearch.results.result import (
-    _STATES,
-    ALL_FULL,
-    PROPOSED,
-    Comparison,
-    Entry,
-    PerL,
-    Result,
-    Winner,
-    known,
-)
+from layersearch.results.result import ALL_FULL, PROPOSED, BestPerL, Comparison, Entry, Result, Winner, not_none
+from layersearch.results.verdict import comparison_text, verdict_text
 from layersearch.schedule import Schedule
-from layersearch.training.record import TrialRecord
+from layersearch.training.record import State, TrialRecord
+
+_STATES: tuple[State, ...] = ("failed", "stopped", "complete")
+"""From the least to the furthest."""
 
 
 def analyze(
@@ -44,80 +37,76 @@ def analyze(
     budget: float,
     confidence: float = stats.CONFIDENCE,
     tolerance: float = 0.0,
-    left_out: Sequence[tuple[float, float]] = (),
+    leave_one_out: Sequence[tuple[float, float]] = (),
 ) -> Result:
-    """Turn a run's records, finished or not, into what they say.
+    """Analyze a run's records, finished or not.
 
     Args:
         records: in the order they were written; the last of several records of one schedule, phase and seed counts.
         budget: largest cost allowed, as a ratio to all-full.
         confidence: of every interval.
-        tolerance: nats above the lowest loss that are worth a cheaper schedule.
-        left_out: (predicted, real) losses of the surrogate, nats, see `layersearch.surrogate.fit.left_out_losses`;
-            none: its ranking is not reported.
+        tolerance: loss above the lowest, in nats, that a cheaper schedule may have.
+        leave_one_out: (predicted, real) losses of the surrogate, nats, see
+            `layersearch.surrogate.fit.leave_one_out_losses`. Empty: its rank correlation is not reported.
+
+    Example:
+        >>> from layersearch import analyze
+        >>> analyze([], budget=0.5).verdict
+        'Nothing to conclude: no trial has completed.'
     """
     records = list(records)
     grouped: dict[Schedule, list[TrialRecord]] = {}
     for record in records:
         grouped.setdefault(record.schedule, []).append(record)
     confirmed = {
-        held: {r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None}
-        for held, group in grouped.items()
+        schedule: {
+            r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None
+        }
+        for schedule, group in grouped.items()
     }
     shared = _shared_seeds(confirmed.values())
-    entries = [_entry(group, confirmed[held], shared, budget, confidence) for held, group in grouped.items()]
+    entries = [_entry(group, confirmed[schedule], shared, budget, confidence) for schedule, group in grouped.items()]
     entries.sort(key=lambda entry: (entry.cost, entry.schedule))
-    complete = [entry for entry in entries if entry.search_loss is not None]
-    whole = [entry for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
-    search_frontier = _frontier(complete, [known(entry.search_loss) for entry in complete])
-    frontier_of = "confirm" if len(whole) > 1 else "search"
-    on_frontier = search_frontier
-    if frontier_of == "confirm":
-        on_frontier = _frontier(whole, [known(entry.loss) for entry in whole])
-    entries = [dataclasses.replace(entry, on_frontier=entry.schedule in on_frontier) for entry in entries]
-    complete = [entry for entry in entries if entry.search_loss is not None]
-    reference = max(((known(entry.search_loss), 1.0) for entry in complete if entry.names), default=None)
-    best = min(
-        (entry for entry in complete if entry.within_budget),
-        key=lambda entry: (known(entry.search_loss), entry.cost),
-        default=None,
-    )
+    searched = [(entry, entry.search_loss) for entry in entries if entry.search_loss is not None]
+    means = [(entry, entry.mean.mean) for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
+    search_frontier = _frontier(searched)
+    frontier = _frontier(means) if len(means) > 1 else search_frontier
+    entries = [dataclasses.replace(entry, on_frontier=entry.schedule in frontier) for entry in entries]
+    reference = max(((loss, 1.0) for entry, loss in searched if entry.names), default=None)
+    within = [(loss, entry.cost, entry) for entry, loss in searched if entry.within_budget]
+    best = min(within, key=lambda one: one[:2])[2] if within else None
     winner = _winner(entries, confirmed, shared, confidence, tolerance)
-    noise = measure_noise(confirmed.values(), len(shared), confidence)
     return Result(
         budget=budget,
         confidence=confidence,
         entries=tuple(entries),
-        frontier=on_frontier,
-        frontier_of=frontier_of,
+        frontier=frontier,
+        frontier_of="confirm" if len(means) > 1 else "search",
         search_frontier=search_frontier,
-        hypervolume=None
-        if reference is None
-        else pareto.hypervolume([(known(entry.search_loss), entry.cost) for entry in complete], reference),
+        hypervolume=pareto.hypervolume([(loss, entry.cost) for entry, loss in searched], reference)
+        if reference
+        else None,
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,
-        noise=noise,
+        noise=measure_noise(confirmed.values(), len(shared), confidence),
         signal=measure_signal(entries, shared),
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
         trust=rank_fidelities(
-            records,
-            [(e.search_loss, e.mean.mean) for e in entries if e.search_loss is not None and e.mean],
-            confidence,
-            left_out,
+            records, [(loss, entry.mean.mean) for entry, loss in searched if entry.mean], confidence, leave_one_out
         ),
         failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
-        verdict=verdicts.verdict(winner, best, entries),
+        verdict=verdict_text(winner, best, entries),
     )
 
 
-def _frontier(entries: Sequence[Entry], losses: Sequence[float]) -> tuple[Schedule, ...]:
-    points = [(loss, entry.cost) for loss, entry in zip(losses, entries, strict=True)]
-    return tuple(entries[index].schedule for index in pareto.nondominated(points))
+def _frontier(points: Sequence[tuple[Entry, float]]) -> tuple[Schedule, ...]:
+    kept = pareto.nondominated([(loss, entry.cost) for entry, loss in points])
+    return tuple(points[index][0].schedule for index in kept)
 
 
 def _shared_seeds(losses: Iterable[Mapping[int, float]]) -> tuple[int, ...]:
-    """Return the seeds over which candidates are compared: the set, in a partial run, that keeps most trials in use."""
+    """Return the seeds over which candidates are compared: in a partial run, the set that uses most trials."""
     sets = Counter(frozenset(by_seed) for by_seed in losses if by_seed)
     used = {seeds: len(seeds) * sum(times for other, times in sets.items() if seeds <= other) for seeds in sets}
     best = max(used, key=lambda seeds: (used[seeds], len(seeds), sorted(seeds)), default=frozenset[int]())
@@ -132,9 +121,10 @@ def _entry(
     confidence: float,
 ) -> Entry:
     first = group[0]
+    failed = {r.seed for r in group if r.phase == "confirm" and r.state == "failed"}
     by_seed = {r.seed: r for r in group if r.phase == "confirm" and r.state == "complete"}
-    # A trial that was stopped and later taken up again has two records: the furthest one counts, the last of equals.
-    searched = sorted((r for r in group if r.phase == "search"), key=lambda r: -_STATES.index(r.state))
+    # A trial that was stopped and resumed has two records: the furthest one counts, the last of equals.
+    searched = sorted((r for r in group if r.phase == "search"), key=lambda r: _STATES.index(r.state))
     trial = searched[-1] if searched else None
     seeds = [seed for seed in shared if seed in confirmed]
     used = seeds if len(seeds) == len(shared) else sorted(confirmed)
@@ -155,9 +145,7 @@ def _entry(
         search_loss=trial.loss if trial is not None and trial.state == "complete" else None,
         last_loss=None if trial is None else trial.loss,
         confirm=tuple(sorted(confirmed.items())),
-        failed_seeds=tuple(
-            sorted({r.seed for r in group if r.phase == "confirm" and r.state == "failed"} - confirmed.keys())
-        ),
+        failed_seeds=tuple(sorted(failed - confirmed.keys())),
         mean=stats.mean_interval((confirmed[seed] for seed in used), confidence) if used else None,
         metrics=tuple((name, fmean(found[name] for found in metrics)) for name in (metrics[0] if metrics else ())),
         loss_by_position=tuple(fmean(losses) for losses in positions),
@@ -184,19 +172,16 @@ def _winner(
         return None
 
     def mean(entry: Entry) -> float:
-        return known(None if entry.mean is None else entry.mean.mean)
+        return not_none(entry.mean).mean
 
     leader = min(candidates, key=lambda entry: (mean(entry), entry.flops))
     to_leader = {
         entry.schedule: stats.paired_difference(whole[entry.schedule], whole[leader.schedule], confidence)
         for entry in candidates
     }
-
-    def not_above(difference: stats.Interval) -> bool:
-        # A single seed has no interval, so nothing there may stand in for the leader.
-        return difference.low is not None and difference.low <= tolerance
-
-    near = [e for e in candidates if e is leader or not_above(to_leader[e.schedule])]
+    lows = {schedule: difference.low for schedule, difference in to_leader.items()}
+    # A single seed has no interval (low is None): only the leader can win.
+    near = [e for e in candidates if e is leader or ((low := lows[e.schedule]) is not None and low <= tolerance)]
     pick = min(near, key=lambda entry: (entry.flops, mean(entry)))
 
     def compare(reference: Entry | None) -> Comparison | None:
@@ -204,8 +189,7 @@ def _winner(
             return None
         picks = sum(entry is not reference for entry in candidates)
         a, b = whole[pick.schedule], whole[reference.schedule]
-        difference = stats.paired_difference(a, b, confidence)
-        corrected = stats.paired_difference(a, b, confidence, comparisons=picks)
+        difference, corrected = (stats.paired_difference(a, b, confidence, comparisons=n) for n in (1, picks))
         return Comparison(
             reference=reference.label,
             schedule=reference.schedule,
@@ -215,7 +199,7 @@ def _winner(
             seeds_needed=stats.seeds_needed(difference.std, difference.mean, confidence)
             if difference.std and difference.mean and not difference.excludes_zero
             else None,
-            verdict=verdicts.comparison(difference, corrected, picks),
+            verdict=comparison_text(difference, corrected, picks),
         )
 
     full = next((entry for entry in entries if ALL_FULL in entry.names and entry.schedule in whole), None)
@@ -233,11 +217,11 @@ def _winner(
     )
 
 
-def _per_l(n_full: int, entries: Sequence[Entry]) -> PerL:
+def _per_l(n_full: int, entries: Sequence[Entry]) -> BestPerL:
     here = [entry for entry in entries if entry.n_full == n_full]
-    complete = sorted((known(e.search_loss), e.cost, e.schedule) for e in here if e.search_loss is not None)
+    complete = sorted((not_none(e.search_loss), e.cost, e.schedule) for e in here if e.search_loss is not None)
     means = sorted((e.mean.mean, e.cost, e.schedule) for e in here if e.mean is not None)
-    return PerL(
+    return BestPerL(
         n_full=n_full,
         trained=len(complete),
         search_schedule=complete[0][2] if complete else None,

@@ -1,16 +1,16 @@
-"""How far a run's figures may be trusted: the noise of the seed, and how well what is cheap ranks schedules."""
+"""Rank correlations of early losses, the surrogate and the search's seed with the measures they stand for."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
-from layersearch.results import stats
-from layersearch.results.result import Fidelity, known
+from layersearch.results.result import Fidelity, not_none
+from layersearch.results.stats import rank_correlation
 from layersearch.training.record import TrialRecord
 
 SURROGATE = "surrogate, unseen"
-"""What the model of the loss (`gain` proposes by it, ``solve`` answers by it) says of what is left out of its fit."""
+"""Leave-one-out predictions of the surrogate, the model behind the sampler `gain` and ``solve``."""
 
 
 def rank_fidelities(
@@ -19,37 +19,30 @@ def rank_fidelities(
     confidence: float,
     predicted: Sequence[tuple[float, float]] = (),
 ) -> tuple[Fidelity, ...]:
-    """Return how well each early rung and the surrogate rank the full trials, and the search's seed the fresh ones.
+    """Return the rank correlation of each rung, the surrogate and the search's seed.
 
     Args:
-        records: all of a run's.
+        records: all records of a run.
         confirmed: (loss at the search's seed, mean at fresh seeds) of every schedule that has both.
         confidence: of the intervals.
-        predicted: (loss that the surrogate expects without having seen it, last loss) of every complete schedule.
+        predicted: (leave-one-out prediction of the surrogate, last loss) of every complete schedule.
     """
     complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
-    finals = {text: known(record.loss) for text, record in complete.items()}
-    curves = {text: dict(record.curve) for text, record in complete.items()}
+    curves = [(dict(record.curve), not_none(record.loss)) for record in complete.values()]
     rungs = Counter({r.schedule: r.steps for r in records if r.phase == "search" and r.state == "stopped"}.values())
     full_steps = max((record.full_steps for record in complete.values()), default=0)
-    steps = rungs.keys() or {step for curve in curves.values() for step in curve if step < full_steps}
-    found = []
-    for step in sorted(steps):
-        both = [text for text, curve in curves.items() if step in curve]
-        found.append(
-            Fidelity(
-                name=f"step {step} of {full_steps}" if full_steps else f"step {step}",
-                against="last step",
-                stopped=rungs[step],
-                agreement=stats.rank_agreement(
-                    [curves[text][step] for text in both], [finals[text] for text in both], confidence
-                ),
-            )
-        )
+    suffix = f" of {full_steps}" if full_steps else ""
+
+    def fidelity(name: str, against: str, pairs: Sequence[tuple[float, float]], stopped: int = 0) -> Fidelity:
+        agreement = rank_correlation([a for a, _ in pairs], [b for _, b in pairs], confidence)
+        return Fidelity(name=name, against=against, stopped=stopped, agreement=agreement)
+
+    found = [
+        fidelity(f"step {at}{suffix}", "last step", [(c[at], loss) for c, loss in curves if at in c], rungs[at])
+        for at in sorted(rungs.keys() or {step for curve, _ in curves for step in curve if step < full_steps})
+    ]
     if predicted:
-        agreement = stats.rank_agreement([a for a, _ in predicted], [b for _, b in predicted], confidence)
-        found.append(Fidelity(name=SURROGATE, against="last step", stopped=0, agreement=agreement))
+        found.append(fidelity(SURROGATE, "last step", predicted))
     if confirmed:
-        agreement = stats.rank_agreement([a for a, _ in confirmed], [b for _, b in confirmed], confidence)
-        found.append(Fidelity(name="search seed", against="fresh seeds", stopped=0, agreement=agreement))
+        found.append(fidelity("search seed", "fresh seeds", confirmed))
     return tuple(found)

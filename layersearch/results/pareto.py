@@ -1,5 +1,8 @@
-"""The Pareto frontier of loss against cost, both minimised; the algorithms are moocore's (Fonseca, Paquete,
-López-Ibáñez, "An improved dimension-sweep algorithm for the hypervolume indicator", CEC 2006)."""
+"""The Pareto frontier of loss and cost, both minimized.
+
+The algorithms are moocore's (Fonseca, Paquete, López-Ibáñez, "An improved dimension-sweep algorithm for the
+hypervolume indicator", CEC 2006).
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,7 @@ import numpy as np
 
 
 def nondominated(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the indices of the points that no other one beats, cheapest first.
-
-    A point is out if another is at most as costly and at most as bad, and better in one. Equal points stay together.
-
-    Args:
-        points: (loss, cost) pairs.
-    """
+    """Return the indices of the (loss, cost) points that no other dominates, cheapest first; equal points stay."""
     import moocore
 
     if not points:
@@ -25,11 +22,9 @@ def nondominated(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, float]) -> float:
-    """Return the area that the points dominate up to the reference point, in nats times cost.
+    """Return the area that the (loss, cost) points dominate up to the reference point, nats times cost.
 
-    Args:
-        points: (loss, cost) pairs; one that is not better than the reference in both adds nothing.
-        reference: (loss, cost) of the worst point that still counts.
+    A point that is not better than the reference in both adds nothing.
     """
     import moocore
 

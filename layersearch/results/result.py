@@ -3,37 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from layersearch.results.stats import Interval, RankAgreement
+from layersearch.results.stats import Interval, RankCorrelation
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import plain
 from layersearch.training.record import State
 
-
-class Strict:
-    """What is read back from a file has these keys and no others."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
-
-
 VERSION = 2
 PROPOSED = "proposed"
 ALL_FULL = "all_full"
-_STATES: tuple[State, ...] = ("complete", "stopped", "failed")
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry(Strict):
+class Entry:
     """One distinct schedule and everything that was measured on it."""
 
     schedule: Schedule
     names: tuple[str, ...]
-    """Names of the baselines that this schedule is; empty for one that the search proposed."""
+    """Names of the baselines that this schedule is; empty if the search proposed it."""
     n_full: int
-    """The number l of full-attention layers."""
+    """Number l of full-attention layers."""
     cost: float
-    """Attention FLOPs over those of all-full."""
+    """Attention FLOPs divided by those of all-full."""
     flops: int
     state: State | None
     """How its trial in the search ended; None if there was none."""
@@ -44,15 +38,15 @@ class Entry(Strict):
     search_loss: float | None
     """Loss of the complete trial at the search's seed, nats; None if it did not complete."""
     last_loss: float | None
-    """Loss where the trial ended, complete or not, nats: not comparable between different numbers of steps."""
+    """Loss where the trial ended, nats. Losses at different numbers of steps are not comparable."""
     confirm: tuple[tuple[int, float], ...]
     """(seed, loss) on the fresh seeds, nats."""
     failed_seeds: tuple[int, ...]
     """Fresh seeds on which it failed."""
     mean: Interval | None
-    """Mean of the confirmed losses: over the seeds that all candidates share where it has them, else over its own."""
+    """Mean confirmed loss: over the seeds that all candidates share if it has them, else over its own seeds."""
     metrics: tuple[tuple[str, float], ...]
-    """The data source's own measures by name: their means over the seeds of ``mean``, else of the complete search."""
+    """Mean of each metric of the data source, over the seeds of ``mean``, else of the complete search trial."""
     loss_by_position: tuple[float, ...]
     """Validation loss in bins of token position, nats, of the same trials as ``metrics``."""
     position_edges: tuple[int, ...]
@@ -62,74 +56,150 @@ class Entry(Strict):
 
     @property
     def label(self) -> str:
-        """Return the baseline's name, or the schedule."""
+        """The baseline's name, or the schedule."""
         return self.names[0] if self.names else str(self.schedule)
 
     @property
     def loss(self) -> float | None:
-        """Return the best estimate there is: the confirmed mean, else the loss in the search, nats."""
+        """The best estimate, nats: the confirmed mean, else the loss in the search."""
         return self.search_loss if self.mean is None else self.mean.mean
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(Strict):
-    """The winner against one reference, seed by seed; negative differences favour the winner."""
+class Comparison:
+    """The winner against one reference, paired by seed; negative differences favor the winner."""
 
     reference: str
     """Name of the baseline."""
     schedule: Schedule
     difference: Interval
-    """Winner minus reference, in nats."""
+    """Winner minus reference, nats."""
     corrected: Interval
-    """The same with the interval corrected for the choice of the winner (Bonferroni)."""
+    """The same, with an interval corrected for the choice of the winner (Bonferroni)."""
     comparisons: int
     """Number of schedules that could have been picked and compared."""
     seeds_needed: int | None
-    """Seeds that would show a difference of this size; None where it is shown, zero, or its spread is unknown."""
+    """Seeds that would show a difference of this size; None if it is shown or zero, or its spread is unknown."""
     verdict: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Winner(Strict):
-    """The schedule to take, and why."""
+class Winner:
+    """The recommended schedule and the evidence for it."""
 
     schedule: Schedule
     leader: Schedule
-    """The schedule of the lowest confirmed mean within the budget."""
+    """Schedule with the lowest confirmed mean within the budget."""
     to_leader: Interval | None
-    """Winner minus leader, in nats; None if they are the same."""
+    """Winner minus leader, nats; None if they are the same."""
     candidates: int
-    """Schedules within the budget that were confirmed on the same seeds."""
+    """Number of schedules within the budget that were confirmed on the same seeds."""
     not_separated: int
-    """How many of them, the leader included, are not significantly more than the tolerance above the leader."""
+    """Number of candidates not significantly more than the tolerance above the leader, the leader included."""
     tolerance: float
-    """Nats above the lowest loss that are worth a cheaper schedule."""
+    """Loss above the lowest, in nats, that a cheaper schedule may have."""
     seeds: tuple[int, ...]
-    """The seeds that all candidates share."""
+    """Seeds that all candidates share."""
     to_all_full: Comparison | None
     to_best_baseline: Comparison | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerL(Strict):
-    """What the schedules of one number of full layers reached."""
+class BestPerL:
+    """The best schedules with one number of full layers."""
 
     n_full: int
     trained: int
-    """Complete trials in the search; the best of many is low by luck too."""
+    """Number of complete trials in the search. The best of many is partly luck."""
     search_schedule: Schedule | None
     search_loss: float | None
     """Best loss in the search, nats."""
     search_worst: float | None
     """Worst loss of a complete trial, nats."""
     confirmed_schedule: Schedule | None
-    """The schedule of the lowest confirmed mean."""
+    """Schedule with the lowest confirmed mean."""
     confirmed: Interval | None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result(Strict):
-    """Everything that a run lets its user believe; ``frontier.json`` holds it."""
+class Spread:
+    """The highest loss of several schedules minus the lowest."""
+
+    schedules: tuple[Schedule, ...]
+    """Lowest loss first."""
+    nats: float
+    seed_stds: float | None
+    """The spread in standard deviations of one schedule's loss over seeds; None if that is unknown or zero."""
+    noise_nats: float | None
+    """Mean spread from seed noise alone; None if the noise is unknown."""
+    noise_chance: float | None
+    """Probability in [0, 1] that noise alone spreads them this far (studentized range, equal variances)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signal:
+    """Spreads of the mean losses over the fresh seeds that schedules share."""
+
+    seeds: tuple[int, ...]
+    """Those seeds; empty before two schedules are confirmed. Losses are then those of the search's one seed."""
+    seed_std: float | None
+    """Standard deviation over seeds of one schedule's loss, pooled over schedules, nats."""
+    placements: Spread | None
+    """The largest set of schedules of equal cost and equal ``n_full``; among equals, the most expensive."""
+    n_full: int | None
+    """Number of full layers in each of those."""
+    cost: float | None
+    """Attention FLOPs of each of those, divided by those of all-full."""
+    sparse_and_full: Spread | None
+    """all_sparse and all_full."""
+    within_budget: Spread | None
+    """Every schedule within the budget."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Noise:
+    """The effect of the seed alone on a loss, from the confirmed schedules; all in nats."""
+
+    schedules: int
+    """Number of schedules trained on two fresh seeds or more."""
+    seeds: int
+    """Number of fresh seeds that the candidates share."""
+    seed_std: float | None
+    """Standard deviation over seeds within a schedule, pooled."""
+    seed_std_range: tuple[float, float] | None
+    """Smallest and largest standard deviation of one schedule. If they are far apart, the pooled one fits neither."""
+    paired_std: float | None
+    """Standard deviation over seeds of the difference of two schedules, pooled over pairs."""
+    floor: float | None
+    """Smaller differences of two schedules are not significant on that many seeds (one comparison)."""
+    resolvable: float | None
+    """Smallest true difference that this number of seeds detects with a probability of 80%."""
+    seeds_for: tuple[tuple[float, int], ...]
+    """(true difference in nats, seeds that detect it with a probability of 80%): ``resolvable``, then smaller ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """Rank correlation of a cheap measure with the full one."""
+
+    name: str
+    against: str
+    stopped: int
+    """Number of trials that the search stopped because of this measure."""
+    agreement: RankCorrelation | None
+    """Correlation over trials that have both measures. Only survivors do, which lowers it. None for fewer than four."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """All conclusions of a run; ``frontier.json`` holds it.
+
+    Example:
+        >>> from layersearch import analyze
+        >>> result = analyze([], budget=0.5)
+        >>> result.winner is None, result.verdict
+        (True, 'Nothing to conclude: no trial has completed.')
+    """
 
     budget: float
     """Largest cost allowed, as a ratio to all-full."""
@@ -139,23 +209,23 @@ class Result(Strict):
     frontier: tuple[Schedule, ...]
     """Schedules that no other beats in loss and cost, cheapest first."""
     frontier_of: str
-    """``confirm``: of the confirmed means (as soon as two schedules have them); ``search``: of the search's losses."""
+    """``confirm``: confirmed means, if two schedules have them; ``search``: losses of the search."""
     search_frontier: tuple[Schedule, ...]
-    """The same of the search's losses alone, on its one seed."""
+    """The frontier of the search's losses, on its one seed."""
     hypervolume: float | None
-    """Of the search's complete trials, in nats times cost; None without a baseline to refer to."""
+    """Hypervolume of the search's complete trials, nats times cost; None without a baseline as reference."""
     hypervolume_reference: tuple[float, float] | None
-    """(loss, cost): the worst complete baseline's loss in the search, and all-full's cost."""
+    """(loss, cost): the worst complete baseline's loss in the search, and the cost of all-full."""
     winner: Winner | None
     """None before a schedule within the budget is confirmed."""
     best_searched: Schedule | None
-    """The lowest loss in the search within the budget: a proposal, not a finding."""
+    """Schedule with the lowest loss in the search within the budget: a proposal, not a finding."""
     noise: Noise
     signal: Signal
-    best_per_l: tuple[PerL, ...]
+    best_per_l: tuple[BestPerL, ...]
     trust: tuple[Fidelity, ...]
     failed: int
-    """Trials that failed and were not made good by a later one."""
+    """Number of failed trials that no later attempt replaced."""
     verdict: str
 
     def entry(self, schedule: Schedule) -> Entry:
@@ -163,80 +233,10 @@ class Result(Strict):
         return next(entry for entry in self.entries if entry.schedule == schedule)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what ``frontier.json`` holds."""
+        """Return the content of ``frontier.json``."""
         return {"version": VERSION, **plain(self)}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Spread(Strict):
-    """The highest loss of some schedules less the lowest."""
-
-    schedules: tuple[Schedule, ...]
-    """Text forms, lowest loss first."""
-    nats: float
-    seed_stds: float | None
-    """The same in standard deviations of one schedule's loss over seeds; None if that is unknown or zero."""
-    noise_nats: float | None
-    """What it would be on average if the seed alone set them apart; None where no noise could be measured."""
-    noise_chance: float | None
-    """How often the seed alone would spread them at least as far, in [0, 1]: the studentized range's tail, if the noise
-    of all schedules is as wide."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Signal(Strict):
-    """How far schedules lie apart, from the means over the fresh seeds that they share."""
-
-    seeds: tuple[int, ...]
-    """Those seeds; empty before two schedules are confirmed: the losses are then the search's, on its one seed."""
-    seed_std: float | None
-    """Of one schedule's loss over seeds, pooled over the schedules that are compared, nats."""
-    placements: Spread | None
-    """The largest set of schedules of equal cost with equally many full layers (of equals, the most expensive)."""
-    n_full: int | None
-    """Full layers of each of those."""
-    cost: float | None
-    """Attention FLOPs of each of those, over all-full's."""
-    sparse_and_full: Spread | None
-    """all_sparse and all_full."""
-    within_budget: Spread | None
-    """Every schedule that costs at most the budget."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Noise(Strict):
-    """What the seed alone does to a loss, from the confirmed schedules; all in nats."""
-
-    schedules: int
-    """Schedules trained on two fresh seeds or more."""
-    seeds: int
-    """Fresh seeds that the candidates share."""
-    seed_std: float | None
-    """Standard deviation over seeds within a schedule, pooled."""
-    seed_std_range: tuple[float, float] | None
-    """Smallest and largest of the schedules' own: far apart, the pooled one describes neither."""
-    paired_std: float | None
-    """Standard deviation over seeds of the difference of two schedules, pooled over pairs."""
-    floor: float | None
-    """Differences of two schedules under this are not significant on that many seeds (one comparison)."""
-    resolvable: float | None
-    """The smallest true difference that this number of seeds finds four times in five."""
-    seeds_for: tuple[tuple[float, int], ...]
-    """(true difference in nats, seeds that find it four times in five): `resolvable`, and smaller round ones."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity(Strict):
-    """How well a cheap measure ranks schedules as the full one does."""
-
-    name: str
-    against: str
-    stopped: int
-    """Trials that the search ended on this measure's word."""
-    agreement: RankAgreement | None
-    """Over trials that have both; only survivors do, which lowers a correlation. None with fewer than four."""
-
-
-def known(value: float | None) -> float:
+def not_none(value: T | None) -> T:
     assert value is not None
     return value

@@ -1,20 +1,16 @@
-"""The sentences that name a winner and say how sure that is."""
+"""The sentences that name a winner and state the evidence for it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from layersearch.results.result import Result
+from layersearch.results.result import ALL_FULL, Comparison, Entry, Result, Winner
 from layersearch.results.stats import Interval, decimals
-from layersearch.schedule import Schedule
-
-if TYPE_CHECKING:
-    from layersearch.results.result import Comparison, Entry, Result, Winner
 
 
 def winner_evidence(result: Result) -> dict[str, Any]:
-    """Return what speaks for a run's winner, as plain data: ``winner.yaml`` and exports hold it."""
+    """Return the evidence for a run's winner as plain data; ``winner.yaml`` and exports hold it."""
     assert result.winner is not None
     entry = result.entry(result.winner.schedule)
     evidence: dict[str, Any] = {
@@ -32,38 +28,24 @@ def winner_evidence(result: Result) -> dict[str, Any]:
     return evidence
 
 
-def comparison(difference: Interval, corrected: Interval, comparisons: int) -> str:
-    """Say whether the winner differs from a reference.
-
-    Args:
-        difference: winner minus reference, nats.
-        corrected: the same, its interval corrected for the number of comparisons.
-        comparisons: that number.
-    """
-    size = Interval(**{**vars(corrected), "mean": abs(corrected.mean), "low": None, "high": None})
-    word = "better" if difference.mean < 0 else "worse"
-    if difference.half_width is None:
-        direction = "lower" if difference.mean < 0 else "higher"
-        return f"{direction} by {size} nats on one seed, which gives no interval"
-    places = decimals(corrected.half_width)
+def comparison_text(difference: Interval, corrected: Interval, comparisons: int) -> str:
+    """Say whether the winner differs from a reference; arguments are the fields of `Comparison`."""
+    better, size, half = difference.mean < 0, abs(corrected.mean), corrected.half_width
+    places = decimals(half)
+    if half is None:
+        return f"{'lower' if better else 'higher'} by {size:.{places}f} nats on one seed, which gives no interval"
     if corrected.excludes_zero:
-        return f"{word} by {size.mean:.{places}f} ± {corrected.half_width:.{places}f} nats"
+        return f"{'better' if better else 'worse'} by {size:.{places}f} ± {half:.{places}f} nats"
     if difference.excludes_zero:
         return (
-            f"no significant difference once {comparisons} possible choices are allowed for "
-            f"({difference} nats alone, ± {corrected.half_width:.{places}f} with them)"
+            f"no significant difference after correction for {comparisons} possible choices "
+            f"({difference} nats alone, ± {half:.{places}f} corrected)"
         )
     return f"no significant difference ({difference} nats)"
 
 
-def verdict(winner: Winner | None, best: Entry | None, entries: Sequence[Entry]) -> str:
-    """Say in a few sentences what the run found.
-
-    Args:
-        winner: None before a schedule within the budget is confirmed.
-        best: the lowest loss in the search within the budget.
-        entries: all schedules.
-    """
+def verdict_text(winner: Winner | None, best: Entry | None, entries: Sequence[Entry]) -> str:
+    """State the run's finding in a few sentences; ``best`` has the lowest loss in the search within the budget."""
     if winner is None:
         if not any(entry.state == "complete" or entry.confirm for entry in entries):
             return "Nothing to conclude: no trial has completed."
@@ -73,47 +55,48 @@ def verdict(winner: Winner | None, best: Entry | None, entries: Sequence[Entry])
             f"No winner yet: no schedule within the budget is confirmed on fresh seeds. "
             f"Lowest loss in the search, on one seed: {best.label}."
         )
-    by = {entry.schedule: entry for entry in entries}
-    name = by[winner.schedule].label
-    said = [_why(winner, name, by[winner.leader].label)]
-    said.append(_against(winner.to_all_full, "all_full", winner, by, any("all_full" in e.names for e in entries)))
-    said.append(
-        _against(winner.to_best_baseline, "the best baseline", winner, by, any(entry.names for entry in entries))
+    by_schedule = {entry.schedule: entry for entry in entries}
+    entry, names = by_schedule[winner.schedule], {name for entry in entries for name in entry.names}
+    return " ".join(
+        (
+            _reason(winner, entry.label, by_schedule[winner.leader].label),
+            _against(winner.to_all_full, ALL_FULL, ALL_FULL in entry.names, ALL_FULL in names),
+            _against(winner.to_best_baseline, "the best baseline", bool(entry.names), bool(names)),
+        )
     )
-    return " ".join(sentence for sentence in said if sentence)
 
 
-def _why(winner: Winner, name: str, leader: str) -> str:
+def _reason(winner: Winner, name: str, leader: str) -> str:
     seeds = f"{len(winner.seeds)} fresh seed{'s' if len(winner.seeds) > 1 else ''}"
-    if winner.candidates == 1:
+    number = winner.candidates
+    if number == 1:
         return f"{name} is the only schedule within the budget that is confirmed, on {seeds}."
     if len(winner.seeds) == 1:
-        return f"{name} has the lowest loss of {winner.candidates} candidates, on {seeds}: no interval can be given."
-    if winner.not_separated == winner.candidates and winner.tolerance:
-        why = (
-            f"None of the {winner.candidates} candidates is shown on {seeds} to lie more than {winner.tolerance:g} "
+        return f"{name} has the lowest loss of {number} candidates, on {seeds}: no interval can be given."
+    if winner.not_separated == number and winner.tolerance:
+        reason = (
+            f"None of the {number} candidates is shown on {seeds} to lie more than {winner.tolerance:g} "
             f"nats above the lowest loss: {name} is taken, the cheapest"
         )
-    elif winner.not_separated == winner.candidates:
-        why = f"Nothing separates the {winner.candidates} candidates on {seeds}: {name} is taken, the cheapest"
+    elif winner.not_separated == number:
+        reason = f"Nothing separates the {number} candidates on {seeds}: {name} is taken, the cheapest"
     elif winner.to_leader is None and winner.not_separated == 1:
-        return f"{name} has the lowest loss, significantly below the other {winner.candidates - 1}, on {seeds}."
+        return f"{name} has the lowest loss, significantly below the other {number - 1}, on {seeds}."
     elif winner.to_leader is None:
-        why = f"{name} has the lowest loss of {winner.candidates} candidates on {seeds}, and none as good is cheaper"
+        reason = f"{name} has the lowest loss of {number} candidates on {seeds}, and none as good is cheaper"
     else:
-        why = (
-            f"{name} is the cheapest of {winner.not_separated} (of {winner.candidates}) that {seeds} cannot tell "
+        reason = (
+            f"{name} is the cheapest of {winner.not_separated} (of {number}) that {seeds} cannot tell "
             f"from {f'{winner.tolerance:g} nats above ' if winner.tolerance else ''}the lowest loss"
         )
-    return why + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
+    return reason + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
 
 
-def _against(found: Comparison | None, what: str, winner: Winner, by: dict[Schedule, Entry], trained: bool) -> str:
+def _against(found: Comparison | None, reference: str, is_itself: bool, trained: bool) -> str:
     if found is None:
-        names = by[winner.schedule].names
-        if (what in names) if what == "all_full" else names:
-            return f"It is {what} itself."
-        return f"Against {what}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
-    label = "all_full" if what == "all_full" else f"{what} {found.reference}"
+        if is_itself:
+            return f"It is {reference} itself."
+        return f"Against {reference}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
+    label = reference if reference == ALL_FULL else f"{reference} {found.reference}"
     more = f"; about {found.seeds_needed} seeds would show it" if found.seeds_needed else ""
     return f"Against {label}: {found.verdict}{more}."

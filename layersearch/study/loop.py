@@ -29,16 +29,16 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import schedule_text
 from layersearch.study.journal import Study
 from layersearch.study.plan import GENERATION, Listener, Plan, Progress
-from layersearch.study.pruning import Foresight, Halving
+from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner, TrialPruner
 from layersearch.study.run_folder import RunFolder
-from layersearch.surrogate.fit import left_out_losses
+from layersearch.surrogate.fit import leave_one_out_losses
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.run_trials import run_trials
 
 
-class Ladder:
+class SearchLoop:
     """One search, from its first baseline to its winner. See the module's text."""
 
     def __init__(self, plan: Plan, space: BoundSpace, folder: RunFolder, study: Study, pool: Pool, listener: Listener):
@@ -93,8 +93,8 @@ class Ladder:
 
     def _finish(self) -> Result:
         tolerance = self._plan.recipe.search.tolerance
-        left_out = left_out_losses(self._records, self._space)
-        result = analyze(self._records, self._plan.budget, tolerance=tolerance, left_out=left_out)
+        leave_one_out = leave_one_out_losses(self._records, self._space)
+        result = analyze(self._records, self._plan.budget, tolerance=tolerance, leave_one_out=leave_one_out)
         self._write(result)
         self._announce("done", None)
         return result
@@ -139,16 +139,16 @@ class Ladder:
         trials = [self._search_trial(schedule, PROPOSED) for schedule in members]
         self._train("search", trials, self._pruner(earlier, members))
 
-    def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[Schedule]) -> Halving | Foresight | None:
+    def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[Schedule]) -> TrialPruner | None:
         """Return the recipe's pruner for a generation; None where every trial runs to the end."""
         search = self._plan.recipe.search
         if search.pruner == "none" or not self._plan.checkpoints:
             return None
         if search.pruner == "expected_gain":
             steps = self._plan.recipe.training.steps
-            return Foresight(self._space, self._plan.budget, earlier, members, steps)
+            return ExpectedGainPruner(self._space, self._plan.budget, earlier, members, steps)
         assert search.reduction is not None
-        return Halving(self._space, earlier, search.reduction)
+        return SuccessiveHalvingPruner(self._space, earlier, search.reduction)
 
     def _confirm(self) -> None:
         chosen = list(self._plan.baselines)
@@ -180,7 +180,7 @@ class Ladder:
     def _search_records(self) -> list[TrialRecord]:
         return [r for r in self._records if r.phase == "search"]
 
-    def _train(self, phase: str, trials: Sequence[Trial], rule: Halving | Foresight | None) -> None:
+    def _train(self, phase: str, trials: Sequence[Trial], rule: TrialPruner | None) -> None:
         """Run the trials that have no record yet; tell the study in the order they were asked."""
         done = {record.key for record in self._records}
         todo = [trial for trial in trials if trial.key not in done]

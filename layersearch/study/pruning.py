@@ -1,4 +1,4 @@
-"""Successive halving at equal cost: which trial goes on past a rung.
+"""Pruners: which trial goes on past a rung.
 
 Optuna cannot prune a study of several objectives, and telling it an early loss as a final one would poison it; so the
 rule stands here and the study never sees a stopped trial's loss.
@@ -12,11 +12,11 @@ from random import Random
 
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.surrogate.acquisition import Observation, Outlook
+from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 from layersearch.training.record import TrialRecord
 
 
-class Halving:
+class SuccessiveHalvingPruner:
     """Decides at each rung from trials that were finished before.
 
     A trial competes only with those that cost no more than it does: a dear schedule cannot end a cheap one, which
@@ -50,10 +50,10 @@ def observation(record: TrialRecord) -> Observation:
     return Observation(schedule=record.schedule, seed=record.seed, curve=curve)
 
 
-class Foresight:
-    """Decides at each rung from what earlier generations let expect. See `Outlook.keep_going`.
+class ExpectedGainPruner:
+    """Stop a trial whose expected gain no longer pays for its remaining steps. See `ExpectedImprovement.keep_going`.
 
-    Like `Halving` it looks at earlier generations only, so that no answer depends on which worker is quicker.
+    It looks at earlier generations only, as `SuccessiveHalvingPruner` does. So no answer depends on worker speed.
 
     Args:
         space: the bound space.
@@ -72,14 +72,17 @@ class Foresight:
         steps: int,
     ) -> None:
         seen = [observation(record) for record in records if record.state != "failed"]
-        self._outlook, self._steps = Outlook(space, budget, seen), steps
+        self._acquisition, self._steps = ExpectedImprovement(space, budget, seen), steps
         self._seed = seen[0].seed if seen else 0
         self._curves: dict[Schedule, list[tuple[float, float]]] = {schedule: [] for schedule in members}
         taken = {*members, *(o.schedule for o in seen)}
-        self._fresh = self._outlook.fresh_gain(taken, Random(self._seed))
+        self._fresh = self._acquisition.best_improvement(taken, Random(self._seed))
 
     def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
         """Tell whether a trial with this loss at this rung is worth its full training."""
         curve = self._curves[schedule]
         curve.append((step / self._steps, loss))
-        return self._outlook.keep_going(schedule, self._seed, curve, self._fresh)
+        return self._acquisition.keep_going(schedule, self._seed, curve, self._fresh)
+
+
+TrialPruner = SuccessiveHalvingPruner | ExpectedGainPruner

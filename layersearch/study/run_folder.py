@@ -11,15 +11,7 @@ from typing import IO, Any
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import UserError
-from layersearch.files import (
-    FORMAT,
-    FREE,
-    first_difference,
-    hold,
-    stamp,
-    unwritable,
-    write_text,
-)
+from layersearch.files import FORMAT, FREE, first_difference, open_folder, write_text
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
 from layersearch.version import __version__
@@ -40,8 +32,6 @@ _KINDS: dict[str, Any] = {
     "data.vocab_size": int,
 }
 """What a configuration must hold for a run to be shown, exported or resumed; parents before their keys."""
-_BEGUN = ("run.lock", "config.json.part")
-"""What a search that was killed at its very start leaves."""
 
 
 class RunFolder:
@@ -60,29 +50,13 @@ class RunFolder:
 
     def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = FREE) -> None:
         assert set(asked) - {"model_fingerprint"} == set(_ASKED)
-        wanted: dict[str, Any] = json.loads(json.dumps(asked))  # as the file will give it back: lists for tuples
         self.path = path
-        self._lock: IO[str] | None = None
-        config = path / "config.json"
-        try:
-            if path.exists() and not path.is_dir():
-                raise UserError(f"--out {path}: a file stands there; name a folder")
-            fresh = not config.exists()
-            if fresh and path.is_dir() and any(entry.name not in _BEGUN for entry in path.iterdir()):
-                raise UserError(f"--out {path}: the folder holds other things; name a new or empty folder")
-            if not fresh:
-                _check_same(read_config(path), wanted, path, free)
-            path.mkdir(parents=True, exist_ok=True)
-            self._lock = hold(path)
-            if fresh:
-                write_text(config, json.dumps(stamp() | wanted, indent=2) + "\n")
+
+        def check(wanted: dict[str, Any]) -> None:
+            _check_same(read_config(path), wanted, path, free)
             self.records()  # refuses a damaged file before anything is changed
-        except OSError as error:
-            self.release()
-            raise unwritable(path, error) from None
-        except UserError:
-            self.release()
-            raise
+
+        self._lock: IO[str] | None = open_folder(path, "config.json", asked, check)
 
     @property
     def trials(self) -> Path:

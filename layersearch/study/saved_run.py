@@ -12,7 +12,7 @@ from layersearch.results.result import Result
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.run_folder import read_config
-from layersearch.surrogate.fit import left_out_losses
+from layersearch.surrogate.fit import leave_one_out_losses
 from layersearch.training.record import TrialRecord, read
 
 
@@ -48,5 +48,5 @@ def load_result(run: Path) -> Result:
     """
     recipe, space, budget = load_request(run)
     records, bound = load_records(run), BoundSpace.of(space, recipe)
-    left_out = left_out_losses(records, bound)
-    return analyze(records, budget, tolerance=recipe.search.tolerance, left_out=left_out)
+    leave_one_out = leave_one_out_losses(records, bound)
+    return analyze(records, budget, tolerance=recipe.search.tolerance, leave_one_out=leave_one_out)

@@ -14,7 +14,7 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
-from layersearch.study.loop import Ladder
+from layersearch.study.loop import SearchLoop
 from layersearch.study.plan import Listener, Progress, make_plan
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
@@ -74,7 +74,7 @@ def search(
             plan = make_plan(recipe, bound, budget, seed, further)
         study = Study(folder.journal, bound, budget, recipe.search, seed)
         folder.mend()
-        ladder = Ladder(plan, bound, folder, study, made, listener)
+        ladder = SearchLoop(plan, bound, folder, study, made, listener)
         return ladder.run() if confirm is None else ladder.confirm(confirm)
     except OSError as error:
         raise unwritable(out, error) from None

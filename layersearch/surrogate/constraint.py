@@ -1,8 +1,7 @@
-"""A constraint: the most a schedule may cost, as a sum over layers.
+"""Constraints: the most a schedule may cost, as a sum over layers.
 
-Attention FLOPs are counted in visible pairs and a KV cache in bytes, as whole numbers: these limits hold to the last
-unit. Latency is a measured number of milliseconds; its limit holds up to a rounding error of `TOLERANCE`. A schedule
-at exactly the limit is admitted.
+Attention FLOPs (counted in visible pairs) and KV cache bytes are integers, so these limits are exact. Latency is
+measured in milliseconds; its limit has a rounding tolerance of `TOLERANCE`. A schedule at the limit is admitted.
 """
 
 from __future__ import annotations
@@ -13,11 +12,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from layersearch.config.loader import read_yaml
+from pydantic import Field
+
+from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError, did_you_mean
+from layersearch.errors import ConfigError, LayersearchError, did_you_mean
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
@@ -25,36 +26,36 @@ from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
 Kind = Literal["cost", "kv_cache", "latency"]
 
 TOLERANCE = 1e-9
-"""A sum of latencies is within the limit up to this share of it, far below what can be measured."""
-MOST_MILLISECONDS = 10**6
-"""Of one layer; more is a slip of the hand."""
+"""Relative tolerance of a sum of latencies, far below measurement error."""
+Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]
+"""Latency of one layer; more than 1,000 seconds is a typing error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Constraint:
-    """At most so much; made by `cost_limit`, `cache_limit` or `latency_limit`."""
+    """An upper limit; made by `cost_limit`, `cache_limit` or `latency_limit`."""
 
     kind: Kind
     limit: float
-    """As it was asked: a share of all-full's attention FLOPs, bytes, or milliseconds."""
+    """The limit as given: a ratio to all-full's attention FLOPs, bytes, or milliseconds."""
     per_span: Mapping[Span, float]
-    """What one layer of each span takes: visible pairs over all heads or bytes, whole numbers, or milliseconds."""
-    most: float
-    """The largest sum over layers that is admitted."""
+    """Amount for one layer of each span: visible pairs over all heads (integer), bytes (integer), or milliseconds."""
+    max_total: float
+    """Largest admitted sum over layers, in the units of ``per_span``."""
     unit: int = 1
-    """So many of those make one of the limit's."""
+    """Number of those units in one unit of ``limit``."""
 
     def total(self, schedule: Schedule) -> float:
-        """Return what a schedule takes, in the units of ``per_span``; whole numbers add up exactly."""
+        """Return a schedule's sum over layers, in the units of ``per_span``; integer sums are exact."""
         return sum(self.per_span[span] for span in schedule)
 
     def measure(self, schedule: Schedule) -> float:
-        """Return what a schedule takes, in the units of ``limit``."""
+        """Return a schedule's sum over layers, in the units of ``limit``."""
         return self.total(schedule) / self.unit
 
     def admits(self, schedule: Schedule) -> bool:
-        """Tell whether a schedule is within the limit."""
-        return self.total(schedule) <= self.most
+        """Return whether a schedule is within the limit."""
+        return self.total(schedule) <= self.max_total
 
 
 def _spans(space: BoundSpace) -> list[Span]:
@@ -62,148 +63,110 @@ def _spans(space: BoundSpace) -> list[Span]:
 
 
 def cost_limit(space: BoundSpace, budget: float) -> Constraint:
-    """Limit the attention FLOPs; admits what `BoundSpace.cost` puts at most at the budget.
-
-    Args:
-        space: the bound space.
-        budget: the largest cost, as a share of the all-full schedule's.
+    """Limit the attention FLOPs; admits every schedule whose `BoundSpace.cost` is at most the budget.
 
     Raises:
-        UserError: as `BoundSpace.check_budget`.
+        ConfigError: as `BoundSpace.check_budget`.
     """
     space.check_budget(budget)
     full = space.n_layers * span_pairs(FULL, space.seq_len, space.n_heads)
-    # A cost is a rounded quotient, so the largest numerator that is within the budget is looked for, not computed.
-    most = bisect.bisect_right(range(full + 1), budget, key=lambda pairs: pairs / full) - 1
-    return Constraint(
-        kind="cost",
-        limit=budget,
-        per_span={span: span_pairs(span, space.seq_len, space.n_heads) for span in _spans(space)},
-        most=most,
-        unit=full,
-    )
+    # A cost is a rounded quotient, so the largest numerator within the budget is searched, not computed.
+    max_pairs = bisect.bisect_right(range(full + 1), budget, key=lambda pairs: pairs / full) - 1
+    per_span = {span: span_pairs(span, space.seq_len, space.n_heads) for span in _spans(space)}
+    return Constraint(kind="cost", limit=budget, per_span=per_span, max_total=max_pairs, unit=full)
 
 
 def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_value: int = 2) -> Constraint:
-    """Limit the bytes of keys and values that a decoder keeps for one sequence of the space's length.
+    """Limit the KV cache of a decoder to ``size`` bytes for one sequence of the space's length.
 
-    Args:
-        space: the bound space.
-        size: the largest cache, in bytes.
-        model: its key-value heads and their width.
-        bytes_per_value: 2 for bf16.
+    The model gives the number of key-value heads and their width; ``bytes_per_value`` is 2 for bf16.
 
     Raises:
-        UserError: if no schedule of the space is within the limit; names the least there is.
+        ConfigError: if no schedule of the space is within the limit; names the smallest cache.
     """
     if size < 1:
-        raise UserError(f"--kv-cache must be at least 1 byte, not {size}")
+        raise ConfigError(f"--kv-cache must be at least 1 byte, not {size}")
     if bytes_per_value < 1:
-        raise UserError(f"--bytes must be at least 1, not {bytes_per_value}")
+        raise ConfigError(f"--bytes must be at least 1, not {bytes_per_value}")
+    heads = {"n_heads": space.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
     per_span = {
-        span: kv_cache_bytes(
-            Schedule((span,)),
-            seq_len=space.seq_len,
-            n_heads=space.n_heads,
-            n_kv_heads=model.n_kv_heads,
-            head_dim=model.head_dim,
-            bytes_per_value=bytes_per_value,
-        )
+        span: kv_cache_bytes(Schedule((span,)), seq_len=space.seq_len, bytes_per_value=bytes_per_value, **heads)
         for span in _spans(space)
     }
-    made = Constraint(kind="kv_cache", limit=size, per_span=per_span, most=size)
-    least, schedule = _least(space, made)
-    if least > size:
-        raise UserError(
-            f"--kv-cache {size} is below what search space {space.space.name!r} can reach: its smallest cache takes "
-            f"{least} bytes ({schedule}); raise it to {least} or add a smaller span to choices"
-        )
-    return made
+    constraint = Constraint(kind="kv_cache", limit=size, per_span=per_span, max_total=size)
+    return _reachable(space, constraint, f"--kv-cache {size}", "bytes")
 
 
 def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, float]) -> Constraint:
-    """Limit the sum over layers of a measured latency.
-
-    Args:
-        space: the bound space.
-        milliseconds: the largest sum.
-        table: milliseconds of one layer, by span.
+    """Limit the sum over layers of a measured latency; the table is that of `read_latencies`.
 
     Raises:
-        UserError: if a span of the space is missing, a number is out of range, or no schedule is within the limit.
+        ConfigError: if a span of the space is missing, or no schedule is within the limit.
     """
     if not 0 < milliseconds < float("inf"):  # also false for nan
-        raise UserError(f"--latency must be a positive number of milliseconds, not {milliseconds:g}")
+        raise ConfigError(f"--latency must be a positive number of milliseconds, not {milliseconds:g}")
     missing = [str(span) for span in _spans(space) if span not in table]
     if missing:
-        raise UserError(
+        raise ConfigError(
             f"--latency-table: no latency of {', '.join(missing)}, which search space {space.space.name!r} holds; "
             "add the milliseconds of one layer of each"
         )
-    for span, value in table.items():
-        if not 0 < value < MOST_MILLISECONDS:
-            raise UserError(
-                f"--latency-table: {span}: expected milliseconds of one layer in (0, {MOST_MILLISECONDS}), "
-                f"not {value:g}"
-            )
-    per_span = {span: table[span] for span in _spans(space)}
-    made = Constraint(kind="latency", limit=milliseconds, per_span=per_span, most=milliseconds * (1 + TOLERANCE))
-    least, schedule = _least(space, made)
-    if least > made.most:
-        raise UserError(
-            f"--latency {milliseconds:g} is below what search space {space.space.name!r} can reach: its fastest "
-            f"schedule ({schedule}) takes {least:g} ms; raise it to that or add a faster span to choices"
-        )
-    return made
+    per_span, limit = {span: table[span] for span in _spans(space)}, milliseconds * (1 + TOLERANCE)
+    constraint = Constraint(kind="latency", limit=milliseconds, per_span=per_span, max_total=limit)
+    return _reachable(space, constraint, f"--latency {milliseconds:g}", "ms")
 
 
 def read_latencies(path: Path) -> dict[Span, float]:
     """Read milliseconds of one layer by the span's text form, for example ``{full: 0.31, "window:32": 0.08}``.
 
     Raises:
-        UserError: if it is no such mapping; names the file and the key.
+        ConfigError: if it is no such mapping; names the file and the key.
     """
-    held = read_yaml(path)
+    held, table = read_yaml(path), dict[Span, float]()
     if not isinstance(held, dict) or not held:
-        raise UserError(f"{path}: expected milliseconds of one layer by span, such as full: 0.31, found {held!r}")
-    table: dict[Span, float] = {}
-    for key, value in held.items():
+        raise ConfigError(f"{path}: expected milliseconds of one layer by span, such as full: 0.31, found {held!r}")
+    for key, value in build(dict[str, Milliseconds], held, str(path)).items():
         try:
-            span = Span.parse(str(key))
-        except UserError as error:
-            raise UserError(f"{path}: {error}") from None
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise UserError(f"{path}: {key}: expected milliseconds of one layer, found {value!r}")
+            span = Span.parse(key)
+        except LayersearchError as error:
+            raise ConfigError(f"{path}: {error}") from None
         if span in table:
-            raise UserError(f"{path}: {span} is named twice; name it once")
-        table[span] = float(value)
+            raise ConfigError(f"{path}: {span} is named twice; name it once")
+        table[span] = value
     return table
 
 
 def parse_bytes(text: str) -> int:
     """Read a number of bytes such as ``65536``, ``64KiB`` or ``1.5 GiB``.
 
+    pydantic's ByteSize would also take ``64kb``, as 64,000 bytes.
+
     Raises:
-        UserError: if it is none.
+        ConfigError: if it is none.
     """
     units = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
     match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,12})?) ?([A-Za-z]*)", text, re.ASCII)
     if match is None:
-        raise UserError(f"--kv-cache {text!r}: expected bytes such as 65536 or 64KiB")
+        raise ConfigError(f"--kv-cache {text!r}: expected bytes such as 65536 or 64KiB")
     number, unit = match.groups()
     if unit not in units:
-        known = [name for name in units if name]
-        raise UserError(f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, known)}")
+        raise ConfigError(f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, filter(None, units))}")
     return int(Decimal(number) * units[unit])
 
 
-def _least(space: BoundSpace, constraint: Constraint) -> tuple[float, Schedule]:
-    found = []
+def _reachable(space: BoundSpace, constraint: Constraint, asked: str, unit: str) -> Constraint:
+    """Return the constraint if a schedule of the space satisfies it; otherwise raise ConfigError."""
+    sums = []
     for part in space.parts:
-        spans: dict[int, Span] = {}
-        for group, options in zip(space.groups, part, strict=True):
-            span = min(options, key=constraint.per_span.__getitem__)
-            spans |= dict.fromkeys(group, span)
+        chosen = [min(options, key=constraint.per_span.__getitem__) for options in part]
+        spans = {layer: span for group, span in zip(space.groups, chosen, strict=True) for layer in group}
         schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
-        found.append((constraint.total(schedule), schedule))
-    return min(found, key=lambda pair: pair[0])
+        sums.append((constraint.total(schedule), schedule))
+    least, schedule = min(sums, key=lambda pair: pair[0])
+    if least <= constraint.max_total:
+        return constraint
+    amount = str(least) if isinstance(least, int) else f"{least:g}"
+    raise ConfigError(
+        f"{asked} is below what search space {space.space.name!r} can reach: its lowest schedule ({schedule}) takes "
+        f"{amount} {unit}; raise it to {amount} or add a smaller span to choices"
+    )

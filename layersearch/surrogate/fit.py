@@ -1,4 +1,4 @@
-"""What is learnt from a run's records: which of them count, and the surrogate that is fitted to them."""
+"""Fits the surrogate to a run's records, and computes its leave-one-out predictions."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.surrogate.gp import FEWEST, Surrogate
+from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 from layersearch.training.record import TrialRecord
 
 
-def learnt_from(records: Iterable[TrialRecord], space: BoundSpace) -> list[TrialRecord]:
-    """Return the trials of the space that have a loss, one record each, in an order of their own.
+def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[TrialRecord]:
+    """Return the trials of the space that have a loss, one record each, sorted by key.
 
-    A trial that was stopped counts if a complete one was validated at the step where it ended.
+    A stopped trial counts if a complete one was validated at the same step.
     """
     kept: dict[tuple[Schedule, int, str], TrialRecord] = {}
     for record in records:
@@ -25,43 +25,38 @@ def learnt_from(records: Iterable[TrialRecord], space: BoundSpace) -> list[Trial
     return [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
 
 
-def fit_surrogate(learnt: Sequence[TrialRecord], space: BoundSpace, *, pairwise: bool) -> Surrogate:
-    """Fit a surrogate to trials, the losses of those that were stopped included.
+def fit_surrogate(trials: Sequence[TrialRecord], space: BoundSpace, *, pairwise: bool) -> Surrogate:
+    """Fit a surrogate to trials, stopped ones included.
 
     Args:
-        learnt: as `learnt_from` returns them.
-        space: what the surrogate can be asked about.
+        trials: as `training_trials` returns them.
+        space: the run's space.
         pairwise: as for `Surrogate`.
 
     Raises:
-        UserError: as `Surrogate.fit`.
+        LayersearchError: as `Surrogate.fit`.
     """
-    early = {record.steps for record in learnt if record.state == "stopped"}
+    early = {record.steps for record in trials if record.state == "stopped"}
     rows: list[tuple[Schedule, float, int, float]] = []
-    for record in learnt:
+    for record in trials:
         assert record.loss is not None
-        known = {} if record.state == "stopped" else {step: loss for step, loss in record.curve if step in early}
-        for step, loss in sorted((known | {record.steps: record.loss}).items()):
+        curve = {} if record.state == "stopped" else {step: loss for step, loss in record.curve if step in early}
+        for step, loss in sorted((curve | {record.steps: record.loss}).items()):
             rows.append((record.schedule, loss, record.seed, step / record.full_steps))
     schedules, losses, seeds, shares = zip(*rows, strict=True)
     return Surrogate(space, pairwise=pairwise).fit(schedules, losses, seeds, shares)
 
 
-def left_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[tuple[float, float]]:
-    """Return what the surrogate says of each complete trial of the search, had it not seen that schedule.
+def leave_one_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[tuple[float, float]]:
+    """Return the surrogate's leave-one-out prediction for each complete trial of the search.
 
-    It is the one by which the sampler `gain` proposes, fitted to the search's trials, whatever sampler made them.
-
-    Args:
-        records: of a run.
-        space: the run's space.
+    The surrogate is that of the sampler `gain`, fitted to the search's trials of any sampler.
 
     Returns:
-        (predicted, real) last loss of each schedule, nats; none where too few are complete to learn from.
+        (predicted, real) last loss of each schedule, nats; empty with too few complete trials.
     """
-    learnt = learnt_from((record for record in records if record.phase == "search"), space)
-    if len({record.schedule for record in learnt if record.state == "complete"}) < FEWEST:
+    trials = training_trials((record for record in records if record.phase == "search"), space)
+    if len({record.schedule for record in trials if record.state == "complete"}) < MIN_SCHEDULES:
         return []
-    surrogate = fit_surrogate(learnt, space, pairwise=False)
-    predicted, real, _ = surrogate.left_out()
+    predicted, real, _ = fit_surrogate(trials, space, pairwise=False).leave_one_out()
     return list(zip(predicted.tolist(), real.tolist(), strict=True))

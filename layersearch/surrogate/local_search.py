@@ -1,9 +1,9 @@
-"""The local search: finds the schedules of the lowest predicted loss within a constraint.
+"""The local search: finds the schedules with the lowest predicted loss within a constraint.
 
-A beam search asks the surrogate directly. Every round changes one or two variables of the best schedules so far, and
-predicts the new ones in one batch. It starts from the cheapest schedule of every admitted number of full layers, from
-random walks that begin there, and from what was trained. The constraint holds exactly. The search is a heuristic: a
-schedule of lower prediction may exist. It is seeded: the same arguments give the same answer.
+It is a beam search on the surrogate. Each round changes one or two variables of the best schedules so far, and predicts
+the new ones in one batch. It starts from the cheapest schedule of each admitted number of full layers, from random
+walks that begin there, and from trained schedules. The constraint holds exactly. The search is a heuristic: a schedule
+with a lower prediction may exist. It is seeded: the same arguments give the same answer.
 
 Shape legend: V variables (groups of layers that share a choice), O options of all variables in a row, C changes.
 """
@@ -20,20 +20,20 @@ from layersearch.surrogate.constraint import Constraint
 from layersearch.surrogate.gp import Surrogate
 
 SHORTLIST = 5
-"""Schedules that are offered to the model that predicts."""
-BEAM = 4
-"""Schedules that are changed in a round: the best so far of as many numbers of full layers."""
-CHANGES = 128
-"""Changes of each of them, the most promising: by the sum of what the changes of two variables do alone."""
+"""Number of schedules to return."""
+BEAM_WIDTH = 4
+"""Number of schedules to change per round: the best so far of as many numbers of full layers."""
+MAX_CHANGES = 128
+"""Number of changes of each, ranked by the sum of the gains of its two single changes."""
 PATIENCE = 8
-"""The search ends after so many rounds without a lower prediction."""
-WALKS = 2
+"""Rounds without a lower prediction before the search ends."""
+N_WALKS = 2
 """Random starts for each number of full layers."""
 _STEPS = 3
-"""Changes of a random walk for each variable."""
+"""Changes per variable of a random walk."""
 
-Chosen = tuple[int, ...]
-"""The option of each variable, as its place among all options."""
+Choice = tuple[int, ...]
+"""The option of each variable, as its index among all options."""
 
 
 def shortlist(
@@ -43,14 +43,10 @@ def shortlist(
     trained: Collection[Schedule],
     n_full: Collection[int],
 ) -> list[Schedule]:
-    """Return the untrained schedules of the lowest predicted loss that were found, `SHORTLIST` at the most, best first.
+    """Return up to `SHORTLIST` untrained schedules with the lowest predicted loss found, best first.
 
-    Args:
-        surrogate: fitted.
-        space: the bound space.
-        constraint: see `layersearch.surrogate.constraint`.
-        trained: schedules to start from; none of them is returned.
-        n_full: the numbers of full layers that are admitted.
+    The search starts from ``trained`` schedules and does not return them. ``n_full`` are the admitted numbers of full
+    layers.
     """
     known: dict[Schedule, float] = {}
     for part in space.parts:
@@ -62,12 +58,12 @@ def shortlist(
 
 
 class _Search:
-    """Searches one part of a space, in which no choice excludes another."""
+    """Searches one subspace, in which every combination of choices is allowed."""
 
     def __init__(
         self, surrogate: Surrogate, space: BoundSpace, part: Part, constraint: Constraint, n_full: Collection[int]
     ) -> None:
-        self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.most
+        self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.max_total
         self._layers, self._rng = space.n_layers, np.random.default_rng(0)
         self._spans = [span for options in part for span in options]
         self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])
@@ -80,54 +76,52 @@ class _Search:
         first, second = np.triu_indices(len(self._of))
         some = (first == second) | (self._of[first] != self._of[second])
         self._first, self._second = first[some], second[some]
-        """All changes, (C,): two options of different variables, or one twice, which changes one variable."""
-        self._losses: dict[Chosen, float] = {}
-        """Predictions, those of schedules that are not admitted too."""
+        """All changes, (C,): two options of different variables, or one option twice to change one variable."""
+        self._losses: dict[Choice, float] = {}
+        """Predictions, also of schedules that are not admitted."""
 
     def run(self, trained: Collection[Schedule]) -> dict[Schedule, float]:
-        """Return the predicted loss of every schedule that was looked at."""
+        """Return the predicted loss of every admitted schedule that was visited."""
         admitted = set(self._starts(trained))
-        self._look(admitted)
-        changed: set[Chosen] = set()
+        self._predict(admitted)
+        changed: set[Choice] = set()
         waited, lowest = 0, np.inf
         while waited < PATIENCE and (ahead := self._ahead(admitted - changed)):
             changed.update(ahead)
             new = [one for chosen in ahead for one in self._changed(chosen)]
-            self._look(new)
+            self._predict(new)
             admitted.update(new)
             best = min(self._losses[chosen] for chosen in admitted)
             waited, lowest = (0, best) if best < lowest else (waited + 1, lowest)
         return {self._schedule(chosen): self._losses[chosen] for chosen in admitted}
 
-    def _ahead(self, admitted: Collection[Chosen]) -> list[Chosen]:
-        """Return the best schedule of each number of full layers, `BEAM` at the most."""
-        best: dict[int, Chosen] = {}
+    def _ahead(self, admitted: Collection[Choice]) -> list[Choice]:
+        """Return the best schedule of each number of full layers, at most `BEAM_WIDTH`."""
+        best: dict[int, Choice] = {}
         for chosen in sorted(admitted, key=lambda chosen: (self._losses[chosen], chosen)):
             best.setdefault(int(self._full[list(chosen)].sum()), chosen)
-            if len(best) == BEAM:
+            if len(best) == BEAM_WIDTH:
                 break
         return list(best.values())
 
-    def _schedule(self, chosen: Chosen) -> Schedule:
+    def _schedule(self, chosen: Choice) -> Schedule:
         spans = {layer: self._spans[at] for at, group in zip(chosen, self._groups, strict=True) for layer in group}
         return Schedule(tuple(spans[layer] for layer in range(self._layers)))
 
-    def _look(self, found: Collection[Chosen]) -> None:
+    def _predict(self, found: Collection[Choice]) -> None:
         new = [chosen for chosen in dict.fromkeys(found) if chosen not in self._losses]
         if new:
             means, _ = self._surrogate.predict([self._schedule(chosen) for chosen in new])
             self._losses.update(zip(new, means.tolist(), strict=True))
 
-    def _starts(self, trained: Collection[Schedule]) -> list[Chosen]:
+    def _starts(self, trained: Collection[Schedule]) -> list[Choice]:
         starts = list(self._cheapest().values())
         for start in list(starts):
-            for _ in range(WALKS):
+            for _ in range(N_WALKS):
                 chosen = start
                 for _ in range(_STEPS * len(start)):
-                    i, j = (
-                        int(at[k]) for k in [self._rng.integers(len(self._first))] for at in (self._first, self._second)
-                    )
-                    changed = self._change(chosen, i, j)
+                    at = self._rng.integers(len(self._first))
+                    changed = self._change(chosen, int(self._first[at]), int(self._second[at]))
                     chosen = changed if self._admits(changed) else chosen
                 starts.append(chosen)
         places = [{self._spans[at]: at for at in options} for options in self._options]
@@ -137,14 +131,11 @@ class _Search:
                 starts.append(tuple(place[span] for span, place in zip(spans, places, strict=True)))
         return [start for start in starts if self._admits(start)]
 
-    def _cheapest(self) -> dict[int, Chosen]:
-        """Return the schedule that takes least for each admitted number of full layers, where one is within the limit.
-
-        By dynamic programming over the variables, so that no such number is missed.
-        """
-        least: dict[int, tuple[float, Chosen]] = {0: (0, ())}
+    def _cheapest(self) -> dict[int, Choice]:
+        """Return the cheapest admitted schedule of each number of full layers (dynamic programming over variables)."""
+        least: dict[int, tuple[float, Choice]] = {0: (0, ())}
         for options in self._options:
-            longer: dict[int, tuple[float, Chosen]] = {}
+            longer: dict[int, tuple[float, Choice]] = {}
             for full, (takes, chosen) in least.items():
                 for at in options:
                     key, sum_ = full + int(self._full[at]), takes + self._takes[at].item()
@@ -153,19 +144,19 @@ class _Search:
             least = longer
         return {full: chosen for full, (_, chosen) in sorted(least.items()) if self._admits(chosen)}
 
-    def _admits(self, chosen: Chosen) -> bool:
+    def _admits(self, chosen: Choice) -> bool:
         at = list(chosen)
         return bool(self._takes[at].sum() <= self._limit and self._n_full[self._full[at].sum()])
 
-    def _change(self, chosen: Chosen, *options: int) -> Chosen:
+    def _change(self, chosen: Choice, *options: int) -> Choice:
         new = dict(zip(self._of[list(options)].tolist(), options, strict=True))
         return tuple(new.get(v, at) for v, at in enumerate(chosen))
 
-    def _changed(self, chosen: Chosen) -> list[Chosen]:
-        """Return what admitted changes make of a schedule: the best by what each of two changes does alone."""
+    def _changed(self, chosen: Choice) -> list[Choice]:
+        """Return admitted changes of a schedule, the best by the sum of the gains of their single changes."""
         now, i, j = np.array(chosen), self._first, self._second
         alone = [self._change(chosen, at) for at in range(len(self._of))]
-        self._look(alone)
+        self._predict(alone)
         gains = np.array([self._losses[one] for one in alone]) - self._losses[chosen]
         same = i == j
         takes, full, gain = (
@@ -175,5 +166,5 @@ class _Search:
         takes, full = takes + self._takes[now].sum(), full + self._full[now].sum()
         stays = np.isin(np.arange(len(self._of)), now)
         admitted = np.flatnonzero((takes <= self._limit) & self._n_full[full] & ~stays[i] & ~stays[j])
-        best = admitted[np.argsort(gain[admitted], kind="stable")[:CHANGES]]
+        best = admitted[np.argsort(gain[admitted], kind="stable")[:MAX_CHANGES]]
         return [self._change(chosen, int(i[at]), int(j[at])) for at in best]

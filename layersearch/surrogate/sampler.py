@@ -1,11 +1,7 @@
-"""The search's own sampler, an ordinary Optuna sampler: it proposes the schedule of the largest expected gain.
-
-    space = BoundSpace(load_space("laptop"), n_layers=6, seq_len=64, n_heads=2)
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=ScheduleSampler(space, seed=0))
+"""The search's own sampler, an Optuna sampler: it proposes the schedule of the largest expected improvement.
 
 The study's first objective is the validation loss, its second the attention cost; its variables are
-``space.variables``. A trial that was stopped early is told as pruned; its losses are learnt from all the same where its
-user attribute `CURVE` holds them.
+``space.variables``. A stopped trial is told as pruned. Its losses are used if its user attribute `CURVE` holds them.
 """
 
 from __future__ import annotations
@@ -20,20 +16,30 @@ from optuna.trial import FrozenTrial, TrialState
 
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.surrogate.acquisition import Observation, Outlook
+from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 
 CURVE = "losses by share of the training"
-"""The user attribute that holds a trial's [share of the training, validation loss] so far."""
+"""User attribute that holds a trial's [share of the training, validation loss] pairs."""
 
 
 class ScheduleSampler(optuna.samplers.BaseSampler):
-    """Proposes by expected hypervolume improvement under a Gaussian process over schedules. See `Outlook`.
+    """Proposes by expected hypervolume improvement under a Gaussian process over schedules. See `ExpectedImprovement`.
 
     Args:
         space: the bound space whose ``variables`` the study has.
-        budget: the largest cost that is proposed, as a share of the all-full schedule's.
-        seed: decides between equals, and draws candidates in spaces too large to be looked at whole.
-        seen: losses along the training, where they are kept elsewhere than in the trials' `CURVE`.
+        budget: largest cost to propose, as a ratio to all-full.
+        seed: of random candidates and ties.
+        seen: losses along the training, if they are kept outside the trials' `CURVE`.
+
+    Example:
+        >>> import optuna
+        >>> from optuna.distributions import CategoricalDistribution
+        >>> from layersearch import BoundSpace, ScheduleSampler, load_space
+        >>> space = BoundSpace(load_space("laptop"), n_layers=6, seq_len=64, n_heads=2)
+        >>> study = optuna.create_study(directions=["minimize", "minimize"], sampler=ScheduleSampler(space, seed=0))
+        >>> trial = study.ask({name: CategoricalDistribution(choices) for name, choices in space.variables.items()})
+        >>> len(space.decode(trial.params))
+        6
     """
 
     def __init__(
@@ -48,7 +54,7 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         self._fallback = optuna.samplers.RandomSampler(seed=seed)
 
     def reseed_rng(self) -> None:
-        """Draw anew; Optuna calls this where several processes share a study."""
+        """Reseed; Optuna calls this if several processes share a study."""
         self._rng.seed()
         self._fallback.reseed_rng()
 
@@ -59,20 +65,19 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
     def sample_relative(
         self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        """Return the variables of the schedule to be trained next; nothing, where all within the budget were."""
+        """Return the variables of the next schedule; empty if all schedules within the budget were trained."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
         taken = {self._space.decode(t.params) for t in trials if t.state != TrialState.FAIL}
-        schedule = self._outlook(trials).propose(taken, self._rng)
-        found = None if schedule is None else self._space.encode(schedule)
-        return found or {}
+        schedule = self._acquisition(trials).propose(taken, self._rng)
+        return (schedule and self._space.encode(schedule)) or {}
 
     def sample_independent(
         self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Draw at random what is no variable of the space."""
+        """Sample a parameter that is no variable of the space at random."""
         return self._fallback.sample_independent(study, trial, param_name, param_distribution)
 
-    def _outlook(self, trials: Sequence[FrozenTrial]) -> Outlook:
+    def _acquisition(self, trials: Sequence[FrozenTrial]) -> ExpectedImprovement:
         seen, pending = [], []
         for trial in trials:
             schedule = self._space.decode(trial.params)
@@ -82,7 +87,7 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
                 seen.append(self._seen[schedule])
             elif not trial.state.is_finished():
                 pending.append(schedule)
-        return Outlook(self._space, self._budget, seen, pending)
+        return ExpectedImprovement(self._space, self._budget, seen, pending)
 
 
 def _observation(schedule: Schedule, trial: FrozenTrial) -> Observation:

@@ -1,32 +1,31 @@
-"""The best schedule under any constraint, from the trials a run already made.
+"""The best schedule under any constraint, from the trials of a finished run.
 
-Two candidates are compared. The *measured* one is the confirmed schedule of the lowest mean loss, as in
-`layersearch.results.analyze`. The *proposal* is the schedule of the lowest predicted loss among all others of the
+Two candidates are compared. The *measured* one is the confirmed schedule with the lowest mean loss, as in
+`layersearch.results.analyze`. The *proposal* is the schedule with the lowest predicted loss among all others of the
 space, trained in the search or not. A local search lists the best candidates under an additive-plus-pairwise
-surrogate. A second surrogate, in which layers act together in any number, picks one: it predicts better and its
-intervals are more honest. The constraint holds exactly; the local search is a heuristic. The proposal is the answer if
-it is shown to lie below the measured one, or if nothing is confirmed. Otherwise the answer is the winner of
-`layersearch.results.analyze`: the cheapest confirmed schedule not shown to be worse.
+surrogate. A second surrogate, with higher-order interactions, picks one: it predicts better and its intervals are more
+honest. The constraint holds exactly; the local search is a heuristic. The proposal is the answer if it is shown to lie
+below the measured one, or if nothing is confirmed. Otherwise the answer is the winner of `layersearch.results.analyze`:
+the cheapest confirmed schedule not shown to be worse.
 
-What is learnt from: every trial, each with its seed; of a trial that was stopped early the loss where it was stopped,
-which counts as far as losses of that step went together with those of the end. A single low loss of the search is low
-partly by luck; it is not taken at its word, since the surrogate sets its noise against what like schedules lost.
+**Training data.** The surrogates are fitted to every trial, each with its seed. A stopped trial gives its loss at the
+step where it ended, weighted by the correlation of that step with the end. A single low loss of the search is low
+partly by luck. The surrogate does not trust it: it compares it with the losses of similar schedules.
 
-What is proposed: only numbers l of full layers that were trained. Loss is far from additive in l (where one full
-layer does what the task needs, a second brings nothing), so that a sum of effects of layers and pairs says nothing of
-an l it never saw: learnt at l = 0, 1 and 6, it puts l = 3 of six layers 1.8 nats too low. For the same reason a
-predicted interval always reaches up to the lowest loss that was trained and its noise, and no loss is predicted below
-0: losses level off where a sum goes on falling.
+**Limits of a proposal.** It has a number l of full layers that was trained. Loss is far from additive in l: if one full
+layer solves the task, a second brings nothing. So a sum of effects of layers and pairs says nothing about an untrained
+l: fitted at l = 0, 1 and 6, it predicts l = 3 of six layers 1.8 nats too low. For the same reason the interval of a
+prediction always includes the lowest trained loss and its noise, and no loss is predicted below 0.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results import stats
 from layersearch.results.analyze import analyze
 from layersearch.results.result import Entry, Result
@@ -34,108 +33,105 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import plain
 from layersearch.surrogate.constraint import Constraint, Kind
-from layersearch.surrogate.fit import fit_surrogate, learnt_from
-from layersearch.surrogate.gp import FEWEST, Surrogate
+from layersearch.surrogate.fit import fit_surrogate, training_trials
+from layersearch.surrogate.gp import MIN_SCHEDULES
 from layersearch.surrogate.local_search import shortlist
 from layersearch.training.record import TrialRecord
 
-CHOSEN = 1.2
-"""Intervals are this much wider than the surrogate's own: what is chosen as the lowest of many predictions is lowest
-partly by error. Set on two of the tables of ``analysis/schedule_bench`` and checked on the third; see
-``analysis/search_efficiency``."""
+STD_FACTOR = 1.2
+"""Factor on the surrogate's standard deviation: the lowest of many predictions is lowest partly by error. It was set
+on two tables of ``analysis/schedule_bench`` and checked on the third; see ``analysis/search_efficiency``."""
 
-State = Literal["confirmed", "trained", "stopped", "untrained"]
+CandidateState = Literal["confirmed", "trained", "stopped", "untrained"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A schedule within the constraint, and what its loss is, or should be."""
+    """A schedule within the constraint, with its measured or predicted loss."""
 
     schedule: Schedule
     n_full: int
-    """The number l of full-attention layers."""
+    """Number l of full-attention layers."""
     cost: float
-    """Attention FLOPs over those of all-full, exact."""
+    """Attention FLOPs divided by those of all-full, exact."""
     takes: float
-    """What it takes of the constraint, in the limit's units."""
-    state: State
-    """``confirmed``: on all fresh seeds that the confirmed schedules share, at least two; ``trained``: on fewer, or at
-    the search's seed only; ``stopped``: not to the end; ``untrained``."""
+    """Sum over layers that the constraint limits, in the units of its limit."""
+    state: CandidateState
+    """``confirmed``: trained on all fresh seeds that confirmed schedules share, at least two; ``trained``: on fewer, or
+    at the search's seed only; ``stopped``: not to the end; ``untrained``."""
     loss: float
-    """Of a confirmed schedule the mean over its fresh seeds, otherwise the prediction of the mean over seeds, nats."""
+    """Mean over fresh seeds of a confirmed schedule, else the predicted mean over seeds, nats."""
     low: float
     """Lower end of the interval of that mean: Student's t of the seeds, or the surrogate's."""
     high: float
     """Upper end."""
     seeds: int
-    """Fresh seeds that it was trained on."""
+    """Number of fresh seeds that it was trained on."""
     predicted: float
-    """The surrogate's mean as it stands, nats; what was measured on the schedule is in it."""
+    """Mean predicted by the surrogate, nats; measurements of this schedule are part of its training data."""
     predicted_std: float
-    """The surrogate's standard deviation of the mean over seeds, nats."""
+    """Standard deviation predicted by the surrogate, of the mean over seeds, nats."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """Proposal less measured, both as the surrogate sees them but none below 0, in nats."""
+    """Proposal minus measured, both predicted by the surrogate and none below 0, nats."""
 
     mean: float
     low: float
     high: float
-    """The ends are those of independent errors: like schedules err alike, so that they lie closer than this. As for a
-    prediction, the upper end reaches to where the proposal is no better than the lowest loss that was trained."""
+    """The interval assumes independent errors. Similar schedules have similar errors, so it is too wide. As for a
+    prediction, its upper end includes a proposal that is no better than the lowest trained loss."""
 
     @property
     def shown(self) -> bool:
-        """Tell whether the interval excludes zero."""
+        """Whether the interval excludes zero."""
         return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
-    """What a run says about a constraint."""
+    """The answer to a constraint, and its evidence."""
 
     kind: Kind
-    """What is limited."""
+    """The limited quantity."""
     limit: float
-    """At most so much: a share of all-full's attention FLOPs, bytes, or milliseconds."""
+    """Its limit: a ratio to all-full's attention FLOPs, bytes, or milliseconds."""
     answer: Candidate
-    """The proposal, if it is predicted below the measured candidate or nothing is confirmed; else the measured one."""
+    """The proposal, if it is shown below the measured candidate or nothing is confirmed; else the measured one."""
     measured: Candidate | None
-    """The lowest confirmed mean within the constraint; None if nothing within it is confirmed."""
+    """Lowest confirmed mean within the constraint; None if nothing within it is confirmed."""
     cheaper: Candidate | None
-    """The cheapest confirmed schedule not shown to be worse than that (the rule that names a run's winner); None if it
-    is the same."""
+    """Cheapest confirmed schedule not shown to be worse than that (the rule of a run's winner); None if the same."""
     proposal: Candidate | None
-    """The lowest prediction of the others; None if every schedule within the constraint is confirmed."""
+    """Lowest prediction of the others; None if every schedule within the constraint is confirmed."""
     nearest: Candidate | None
-    """The trained schedule within the constraint with the fewest layers unlike the proposal's; None without either."""
+    """Trained schedule within the constraint that differs from the proposal in the fewest layers; None without one."""
     changed: int | None
-    """In so many layers they differ."""
+    """Number of layers in which the two differ."""
     difference: Difference | None
     """None without both candidates."""
     shortlisted: int
-    """Untrained schedules that the local search offered, best first by the pairwise model; 0 if there is none left."""
+    """Number of untrained schedules that the local search found; 0 if none is left."""
     trials: int
-    """Complete trials that were learnt from."""
+    """Number of complete trials that the surrogate was fitted to."""
     stopped: int
-    """Stopped trials that were learnt from."""
+    """Number of stopped trials that the surrogate was fitted to."""
     schedules: int
-    """Distinct schedules among them."""
+    """Number of distinct schedules among them."""
     n_full: tuple[int, ...]
-    """The numbers of full layers among them: no other is proposed."""
+    """Numbers of full layers among them: no other is proposed."""
     within: int
-    """Of which so many are within the constraint."""
+    """How many of ``schedules`` satisfy the constraint."""
     lowest: float
-    """The lowest loss of a complete trial, whatever it costs, nats."""
+    """Lowest loss of a complete trial at any cost, nats."""
     noise: float | None
     """Standard deviation over fresh seeds of a schedule's loss, pooled, nats; None if none has two seeds."""
     confidence: float
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``--json`` prints it."""
-        found: dict[str, Any] = plain(self)
-        return found
+        return plain(self)
 
 
 def solve(
@@ -146,62 +142,91 @@ def solve(
     tolerance: float = 0.0,
     confidence: float = stats.CONFIDENCE,
 ) -> Solution:
-    """Return the best schedule of a space within a constraint, as far as a run's records tell.
+    """Return the best schedule of a space within a constraint, given a run's records.
 
     Args:
-        records: of one run, finished or not; of several of a schedule, phase and seed a complete one counts.
+        records: of one run, finished or not; a complete record replaces others of its schedule, phase and seed.
         space: the run's space.
         constraint: see `layersearch.surrogate.constraint`.
-        tolerance: nats above the lowest confirmed loss that are worth a cheaper schedule (``cheaper``).
+        tolerance: loss above the lowest confirmed one, in nats, that a cheaper schedule may have (``cheaper``).
         confidence: of every interval.
 
     Raises:
-        UserError: if too few distinct schedules are complete, or none of a number of full layers that was trained is
-            within the constraint.
+        RunFolderError: if too few distinct schedules are complete.
+        ConfigError: if no schedule with a trained number of full layers is within the constraint.
     """
-    learnt = learnt_from(records, space)
-    trained = sorted({record.schedule for record in learnt})
-    complete = [record for record in learnt if record.state == "complete"]
+    trials = training_trials(records, space)
+    trained = sorted({record.schedule for record in trials})
+    complete = [record for record in trials if record.state == "complete"]
     ended = {record.schedule for record in complete}
-    if len(ended) < FEWEST:
-        raise UserError(
-            f"{len(ended)} schedules of the space are trained to the end, too few to learn from: {FEWEST} are needed; "
-            "run the command that made the run again to go on, or search with more --trials into another --out"
+    if len(ended) < MIN_SCHEDULES:
+        raise RunFolderError(
+            f"{len(ended)} schedules of the space are trained to the end, too few to learn from: {MIN_SCHEDULES} are "
+            "needed; run the command that made the run again to go on, or search with more --trials into another --out"
         )
-    surrogate = fit_surrogate(learnt, space, pairwise=False)
     within = [schedule for schedule in trained if constraint.admits(schedule)]
     n_full = sorted({schedule.n_full for schedule in trained})
-    pairs = fit_surrogate(learnt, space, pairwise=True)
-    offered = shortlist(pairs, space, constraint, within, n_full)
-    asked = [*within, *offered]
-    if not asked:
-        raise UserError(
+    offered = shortlist(fit_surrogate(trials, space, pairwise=True), space, constraint, within, n_full)
+    if not within and not offered:
+        raise ConfigError(
             f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
             f"over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other l"
         )
-    lowest = min(record.loss for record in complete if record.loss is not None)
-    predictions = _predict(surrogate, asked, lowest, confidence)
-    measured_here = [record for record in complete if record.schedule in within]
-    found = analyze(measured_here, 1.0, confidence, tolerance) if measured_here else None
-    entries = {} if found is None else {entry.schedule: entry for entry in found.entries}
-    shared = 0 if found is None or found.winner is None else len(found.winner.seeds)
+    losses = [(record, record.loss) for record in complete if record.loss is not None]
+    fresh = [[loss for r, loss in losses if r.schedule == schedule and r.phase == "confirm"] for schedule in trained]
+    lowest = min(loss for _, loss in losses)
+    surrogate = fit_surrogate(trials, space, pairwise=False)
+    found = analyze([record for record in complete if record.schedule in within], 1.0, confidence, tolerance)
+    entries = {entry.schedule: entry for entry in found.entries}
+    shared = len(found.winner.seeds) if found.winner else 0
+    z = stats.normal_quantile(confidence)
+    ceiling = lowest + z * surrogate.noise
 
-    def candidate(schedule: Schedule) -> Candidate:
-        state: State = "trained" if schedule in entries else "stopped" if schedule in within else "untrained"
-        return _candidate(schedule, state, space, constraint, entries.get(schedule), shared, predictions[schedule])
+    def candidate(schedule: Schedule, mean: float, std: float) -> Candidate:
+        entry = entries.get(schedule)
+        state: CandidateState = "trained" if entry else "stopped" if schedule in within else "untrained"
+        loss, low, high = max(0.0, mean), max(0.0, mean - z * std), max(mean + z * std, ceiling)
+        real = entry.mean if entry else None
+        if real is not None and real.low is not None and real.high is not None and real.n >= shared:
+            state, loss, low, high = "confirmed", real.mean, real.low, real.high
+        return Candidate(
+            schedule=schedule,
+            n_full=schedule.n_full,
+            cost=space.cost(schedule),
+            takes=constraint.measure(schedule),
+            state=state,
+            loss=loss,
+            low=low,
+            high=high,
+            seeds=len(entry.confirm) if entry else 0,
+            predicted=mean,
+            predicted_std=std,
+        )
 
-    candidates = {schedule: candidate(schedule) for schedule in asked}
-    measured, cheaper = _confirmed(found, candidates)
+    asked = [*within, *offered]
+    means, stds = surrogate.predict(asked)
+    rows = zip(asked, means.tolist(), (STD_FACTOR * stds).tolist(), strict=True)
+    candidates = {schedule: candidate(schedule, mean, std) for schedule, mean, std in rows}
+    measured = cheaper = None
+    # A winner on a single seed is not confirmed.
+    if found.winner is not None and candidates[found.winner.leader].state == "confirmed":
+        measured = candidates[found.winner.leader]
+        cheaper = None if found.winner.to_leader is None else candidates[found.winner.schedule]
     others = [one for one in candidates.values() if one.state != "confirmed"]
     proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
-    difference = None
-    if proposal is not None and measured is not None:
-        difference = _difference(predictions[proposal.schedule], predictions[measured.schedule], confidence)
+    difference = nearest = changed = None
+    if proposal is not None:
+        difference = None if measured is None else _difference(proposal, measured, z)
+        distances = {
+            other: sum(a != b for a, b in zip(proposal.schedule, other, strict=True))
+            for other in within
+            if other in ended and other != proposal.schedule
+        }
+        nearest = min(distances, key=lambda other: (distances[other], candidates[other].predicted, other), default=None)
+        changed = None if nearest is None else distances[nearest]
     better = difference is None or (difference.shown and difference.mean < 0)
     answer = proposal if proposal is not None and better else cheaper or measured
     assert answer is not None, "something is within the constraint"
-    whole = [schedule for schedule in within if schedule in ended]
-    near = None if proposal is None else _nearest(proposal.schedule, whole, predictions)
     return Solution(
         kind=constraint.kind,
         limit=constraint.limit,
@@ -209,128 +234,32 @@ def solve(
         measured=measured,
         cheaper=cheaper,
         proposal=proposal,
-        nearest=None if near is None else candidates[near[0]],
-        changed=None if near is None else near[1],
+        nearest=None if nearest is None else candidates[nearest],
+        changed=changed,
         difference=difference,
         shortlisted=len(offered),
         trials=len(complete),
-        stopped=len(learnt) - len(complete),
+        stopped=len(trials) - len(complete),
         schedules=len(trained),
         n_full=tuple(n_full),
         within=len(within),
         lowest=lowest,
-        noise=_noise(complete),
+        noise=stats.pooled_std(fresh),
         confidence=confidence,
     )
 
 
-def _noise(complete: Sequence[TrialRecord]) -> float | None:
-    groups: dict[Schedule, list[float]] = {}
-    for record in complete:
-        if record.phase == "confirm" and record.loss is not None:
-            groups.setdefault(record.schedule, []).append(record.loss)
-    return stats.pooled_std(groups.values())
+def _difference(proposal: Candidate, measured: Candidate, z: float) -> Difference:
+    reference = max(0.0, measured.predicted)
+    mean = proposal.loss - reference
+    half = z * math.hypot(proposal.predicted_std, measured.predicted_std)
+    return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - reference))
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Prediction:
-    """Of the mean loss over seeds, nats."""
+def compare_to_best(result: Result, schedule: Schedule) -> tuple[Entry | None, stats.Interval | None]:
+    """Return the best other confirmed schedule that costs no more, and the paired difference to it.
 
-    mean: float
-    std: float
-    low: float
-    high: float
-
-    @property
-    def loss(self) -> float:
-        return max(0.0, self.mean)
-
-
-def _predict(
-    surrogate: Surrogate, schedules: Sequence[Schedule], lowest: float, confidence: float
-) -> dict[Schedule, _Prediction]:
-    wide = stats.normal_quantile(confidence)
-    means, stds = surrogate.predict(schedules)
-    stds = CHOSEN * stds
-    return {
-        schedule: _Prediction(
-            mean=float(mean),
-            std=float(std),
-            low=max(0.0, float(mean - wide * std)),
-            high=max(float(mean + wide * std), float(lowest + wide * surrogate.noise)),
-        )
-        for schedule, mean, std in zip(schedules, means, stds, strict=True)
-    }
-
-
-def _difference(proposal: _Prediction, measured: _Prediction, confidence: float) -> Difference:
-    mean = proposal.loss - measured.loss
-    half = stats.normal_quantile(confidence) * math.hypot(proposal.std, measured.std)
-    return Difference(mean=mean, low=mean - half, high=max(mean + half, proposal.high - measured.loss))
-
-
-def _candidate(
-    schedule: Schedule,
-    state: State,
-    space: BoundSpace,
-    constraint: Constraint,
-    entry: Entry | None,
-    shared: int,
-    prediction: _Prediction,
-) -> Candidate:
-    loss, low, high = prediction.loss, prediction.low, prediction.high
-    interval = None if entry is None else entry.mean
-    if interval is not None and interval.low is not None and interval.high is not None and interval.n >= shared:
-        state = "confirmed"
-        loss, low, high = interval.mean, interval.low, interval.high
-    return Candidate(
-        schedule=schedule,
-        n_full=schedule.n_full,
-        cost=space.cost(schedule),
-        takes=constraint.measure(schedule),
-        state=state,
-        loss=loss,
-        low=low,
-        high=high,
-        seeds=0 if entry is None else len(entry.confirm),
-        predicted=prediction.mean,
-        predicted_std=prediction.std,
-    )
-
-
-def _confirmed(
-    found: Result | None, candidates: Mapping[Schedule, Candidate]
-) -> tuple[Candidate | None, Candidate | None]:
-    """Return the lowest confirmed mean and the cheapest not shown to be worse."""
-    if found is None or found.winner is None:
-        return None, None
-    leader, pick = candidates[found.winner.leader], candidates[found.winner.schedule]
-    if leader.state != "confirmed":
-        return None, None  # on a single seed
-    return leader, None if pick is leader else pick
-
-
-def _nearest(
-    schedule: Schedule, trained: Iterable[Schedule], predictions: Mapping[Schedule, _Prediction]
-) -> tuple[Schedule, int] | None:
-    """Return the trained schedule with the fewest layers unlike, other than itself, and their number."""
-    unlike = {
-        other: sum(a != b for a, b in zip(schedule, other, strict=True)) for other in trained if other != schedule
-    }
-    if not unlike:
-        return None
-    nearest = min(unlike, key=lambda other: (unlike[other], predictions[other].mean, other))
-    return nearest, unlike[nearest]
-
-
-def against_best(result: Result, schedule: Schedule) -> tuple[Entry | None, stats.Interval | None]:
-    """Return the lowest confirmed mean of all other schedules that cost no more, and the paired difference to it.
-
-    That one was picked for being the lowest on these very seeds: the difference does the schedule no favour.
-
-    Args:
-        result: of the run.
-        schedule: one of its schedules.
+    The other was picked for its low losses on these very seeds, so the difference does not favor the schedule.
     """
     entry = result.entry(schedule)
     rivals = [

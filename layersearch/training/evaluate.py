@@ -64,10 +64,10 @@ def validate(
         )
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
         chunk = Batch(batch.tokens[rows], batch.targets[rows])
-        found, predicted = token_losses(*_to_device(chunk, group))
+        found, predicted = token_losses(*to_device(chunk, group))
         if rows == own:
             losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
-    losses, correct = _sum_over_ranks(losses, group), _sum_over_ranks(correct, group)
+    losses, correct = sum_over_ranks(losses, group), sum_over_ranks(correct, group)
     scored = torch.from_numpy(batch.targets != IGNORE)
     edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]
     by_position, kept = [], []
@@ -85,7 +85,7 @@ def validate(
     )
 
 
-def _sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
+def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
     """Return the ranks' sum, on the CPU; every rank calls this."""
     if group.size == 1:
         return values
@@ -94,5 +94,5 @@ def _sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
     return values.cpu()
 
 
-def _to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
+def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(batch.tokens).to(group.device), torch.from_numpy(batch.targets).to(group.device)

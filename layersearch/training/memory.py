@@ -101,16 +101,16 @@ def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int
     return count
 
 
-def _reset_peak_memory(device: str) -> None:
+def reset_peak_memory(device: str) -> None:
     if device != "cpu":
         torch.cuda.reset_peak_memory_stats(device)
         return
     give_back_freed_memory()  # else an earlier trial's freed pages would count as this one's
-    with contextlib.suppress(OSError):  # elsewhere the mark is that of the process's life, see _peak_memory
+    with contextlib.suppress(OSError):  # elsewhere the mark is that of the process's life, see peak_memory
         Path("/proc/self/clear_refs").write_text("5")  # Linux: restart the high-water mark of resident memory
 
 
-def _peak_memory(device: str) -> int:
+def peak_memory(device: str) -> int:
     """Return the largest resident bytes since the trial began (Linux), or since the process began (elsewhere)."""
     if device != "cpu":
         return int(torch.cuda.max_memory_allocated(device))

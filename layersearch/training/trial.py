@@ -22,12 +22,12 @@ from layersearch.schedule import Schedule
 from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
-from layersearch.training.evaluate import Measured, _sum_over_ranks, _to_device, named_metrics, validate
-from layersearch.training.memory import _peak_memory, _reset_peak_memory
+from layersearch.training.evaluate import Measured, named_metrics, sum_over_ranks, to_device, validate
+from layersearch.training.memory import peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
 
 KeepGoing = Callable[[int, float], bool]
-"""Asked at each checkpoint with (step, validation loss); False stops the trial."""
+"""OptimalLConfig at each checkpoint with (step, validation loss); False stops the trial."""
 
 
 def run_trial(
@@ -50,7 +50,7 @@ def run_trial(
     """
     group = group or RankGroup()
     began = time.perf_counter()
-    _reset_peak_memory(group.device)
+    reset_peak_memory(group.device)
     training, schedule = recipe.training, trial.schedule
     if len(schedule) != recipe.model.n_layers:
         raise UserError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
@@ -115,7 +115,7 @@ def run_trial(
         seconds=time.perf_counter() - began,
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
-        peak_memory_bytes=_peak_memory(group.device),
+        peak_memory_bytes=peak_memory(group.device),
         kernels=tuple(kernel_for(span, group.device) for span in schedule),
         device=_device_name(group.device),
         precision=training.precision,
@@ -162,13 +162,13 @@ def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
     """Return every rank's value, rank 0 first."""
     values = torch.zeros(group.size, dtype=torch.int64)
     values[group.rank] = value
-    return tuple(_sum_over_ranks(values, group).tolist())
+    return tuple(sum_over_ranks(values, group).tolist())
 
 
 def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
     rows = len(batch.tokens) // group.size
     own = slice(group.rank * rows, (group.rank + 1) * rows)
-    return _to_device(Batch(batch.tokens[own], batch.targets[own]), group)
+    return to_device(Batch(batch.tokens[own], batch.targets[own]), group)
 
 
 def _device_name(device: str) -> str:

@@ -185,8 +185,11 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda at: ["convert", "--model", "llama", "--schedule", FULL, "--out", "new", "--data", "nope.txt"],
         ("--data nope.txt: no such file, and no source", "stdlib"),
     ),
-    "a weight of distillation above 1": (lambda at: convert("llama", "--distil", "2"), ("distil must lie in [0, 1]",)),
-    "a rank of 0": (lambda at: convert("llama", "--lora", "0"), ("lora must be a rank of at least 1",)),
+    "a weight of distillation above 1": (
+        lambda at: convert("llama", "--distil", "2"),
+        ("distil: input should be less than or equal to 1",),
+    ),
+    "a rank of 0": (lambda at: convert("llama", "--lora", "0"), ("lora: input should be greater than or equal to 1",)),
     "a stage that is not the last length": (
         lambda at: convert("llama", "--set", "stages=[{seq_len: 8, learning_rate: 0.1, share: 1}]"),
         ("the last stage must have training.seq_len",),

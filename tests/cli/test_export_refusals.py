@@ -107,7 +107,7 @@ def test_export_what_a_target_cannot_hold_is_refused_in_one_line(
                 *("export", str(begun(at, run, (run / "trials.jsonl").read_bytes().splitlines(keepends=True)[0]))),
                 *("--to", "yaml", "--out", "new"),
             ],
-            ("no winner yet", "run the command that made it again"),
+            ("no winner yet", "run the same command again"),
             id="no winner yet",
         ),
         pytest.param(

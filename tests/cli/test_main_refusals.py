@@ -37,4 +37,4 @@ def test_main_output_that_cannot_be_written_is_refused_in_one_line(tmp_path: Pat
     with Path("/dev/full").open("w") as full:
         done = shell("cost", "full*2", "--seq-len", "8", at=tmp_path, stdout=full)
     assert done.returncode == 2
-    check_line(done.stderr, ("No space left", "mend"))
+    check_line(done.stderr, ("No space left", "choose another"))

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from layersearch.cli.summary import show
+from layersearch.cli.summary import print_result
 from layersearch.results.analyze import analyze
-from layersearch.results.stats import power_of
+from layersearch.results.stats import t_test_power
+from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
@@ -34,7 +35,7 @@ def test_summary_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest.Ca
         for r in a_run(**kwargs)  # type: ignore[arg-type]
     ]
     result = analyze(records, budget)
-    show(result, META)
+    print_result(result, META)
     out = capsys.readouterr().out
     lines = out.splitlines()
     assert len(lines) <= 40
@@ -43,7 +44,7 @@ def test_summary_is_one_plain_screen(kwargs: dict[str, float], capsys: pytest.Ca
     assert lines[0] == "run runs/first · recipe laptop · seconds 512"
     assert " ".join(result.verdict.split()) in " ".join(out.split())
     assert ("Winner: " in out) == (result.winner is not None)
-    assert "Rank agreement" in out
+    assert "Rank correlation" in out
     for heading in (
         "By position: ",
         "Signal",
@@ -62,7 +63,7 @@ def test_summary_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFi
         *confirmed("window:32 full window:32*2", [2.400, 2.501, 2.449]),
         record("window:32*3 full", 3.3, state="stopped", steps=100, role="top(1)"),
     ]
-    show(analyze(records, 0.5), {})
+    print_result(analyze(records, 0.5), {})
     out = capsys.readouterr().out
     assert re.search(r"^\* window:32 full window:32\*2 +1 +0\.340 +2\.45 +0\.13 +3$", out, re.MULTILINE)
     assert re.search(r"^  window:32\*4  \(all_sparse\) +0 +0\.120 +2\.95 +0\.13 +3$", out, re.MULTILINE)
@@ -80,7 +81,7 @@ def test_summary_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixtur
     for full in range(31):
         text = " ".join(["full"] * full + ["window:32"] * (30 - full))
         records.append(record(text, 3.0 - full / 100, role=f"bottom({full})"))
-    show(analyze(records, 1.0), {})
+    print_result(analyze(records, 1.0), {})
     out = capsys.readouterr().out
     shown = int(re.search(r"and (\d+) cheaper ones in frontier.json", out)[1])  # type: ignore[index]
     frontier = out[out.index("Frontier") : out.index("  and ")].splitlines()[2:]
@@ -90,7 +91,7 @@ def test_summary_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixtur
 
 
 def test_summary_run_without_result_says_why(capsys: pytest.CaptureFixture[str]) -> None:
-    show(analyze([record("full*2", None, state="failed", role="all_full")], 0.5), {})
+    print_result(analyze([record("full*2", None, state="failed", role="all_full")], 0.5), {})
     out = capsys.readouterr().out
     assert "Nothing to conclude: no trial has completed." in out
     assert "Failed trials: 1" in out
@@ -101,7 +102,7 @@ def test_summary_perfect_order_has_no_bound(capsys: pytest.CaptureFixture[str]) 
     records = [
         record(f"window:{size}*4", size / 10, curve=((100, size / 5), (400, size / 10))) for size in range(8, 13)
     ]
-    show(analyze(records, 0.5), {})
+    print_result(analyze(records, 0.5), {})
     assert re.search(r"step 100 of 400 → last step +1\.00 +no bound +1\.00 +no bound +5", capsys.readouterr().out)
 
 
@@ -116,14 +117,14 @@ def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixtur
         *confirmed("window:32*3 full", [2.30, 2.50, 2.40], role="top(1)"),
     ]
     result = analyze(records, 0.5)
-    show(result, {})
+    print_result(result, {})
     said = lines_of(capsys.readouterr().out, "Differences under")
     noise = result.noise
     assert f"Seed std {noise.seed_std:.2g} (per schedule 0.061 to 0.1), paired-difference std 0.042." in said
     assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
     assert noise.paired_std is not None
     for size, seeds in noise.seeds_for[1:]:
-        assert power_of(noise.paired_std, size, seeds) >= 0.8 > power_of(noise.paired_std, size, seeds - 1)
+        assert t_test_power(noise.paired_std, size, seeds) >= 0.8 > t_test_power(noise.paired_std, size, seeds - 1)
     (_, most), (_, more) = noise.seeds_for[1:]
     assert f"found four times in five by 3 seeds, 0.1 by {most}, 0.05 by {more}." in said
     assert (
@@ -140,16 +141,16 @@ def test_summary_accuracy_stands_beside_the_loss(capsys: pytest.CaptureFixture[s
 
     records = [*with_probe("full*4", [0.2, 0.9, 0.7], "all_full"), *with_probe("window:32*4", [0.4, 0.1, 0.1], "x")]
     result = analyze(records, 0.5)
-    assert dict(result.entry("full*4").metrics) == pytest.approx(
+    assert dict(result.entry(Schedule.parse("full*4")).metrics) == pytest.approx(
         {"recall_accuracy": 0.6, "recall_loss": 9, "text_loss": 8}
     )
-    show(result, {})
+    print_result(result, {})
     out = capsys.readouterr().out
     assert re.search(r"^schedule +l +cost +loss +± +recall accuracy +seeds$", out, re.MULTILINE)
     assert re.search(r"^  full\*4  \(all_full\) +4 +1.000 .* 0\.600 +3$", out, re.MULTILINE)
     # A source without an accuracy shows what it has; the search's losses come with the search's measures.
     searched = analyze([record("full*4", 2.0, metrics=(("text_loss", 1.25),)), record("window:32*4", 2.5)], 1.0)
-    show(searched, {})
+    print_result(searched, {})
     out = capsys.readouterr().out
     assert re.search(r"^  full\*4 +4 +1.000 +2\.0000 +1\.250 +search$", out, re.MULTILINE)
     assert re.search(r"^  window:32\*4 +0 +0.120 +2\.5000 +search$", out, re.MULTILINE)
@@ -167,16 +168,16 @@ def test_summary_position_effect_is_one_sentence(capsys: pytest.CaptureFixture[s
     sparse = placed("window:32*4", [2.70, 2.71], [(3.1, 2.7, 2.6), (3.1, 2.7, 2.6)], "all_sparse")
     best = placed("window:32*3 full", [2.40, 2.43], [(3.0, 2.4, 1.9), (3.1, 2.4, 2.0)], "proposed")
     result = analyze([*full, *sparse, *best], 0.5)
-    assert result.entry("full*4").loss_by_position == pytest.approx((3.1, 2.5, 2.1))
-    assert result.entry("full*4").position_edges == (64, 128, 192)
-    show(result, {})
+    assert result.entry(Schedule.parse("full*4")).loss_by_position == pytest.approx((3.1, 2.5, 2.1))
+    assert result.entry(Schedule.parse("full*4")).position_edges == (64, 128, 192)
+    print_result(result, {})
     said = lines_of(capsys.readouterr().out, "By position")
     assert said == (
-        "By position: the winner less all_full is -0.150 nats in the last scored bin (to token 192), -0.050 in the "
+        "By position: the winner minus all_full is -0.150 nats in the last scored bin (to token 192), -0.050 in the "
         "first (to 64)."
     )
-    show(analyze([*full, *sparse], 1.0), {})  # all_full wins: what is left to compare is all_sparse
+    print_result(analyze([*full, *sparse], 1.0), {})  # all_full wins: what is left to compare is all_sparse
     said = lines_of(capsys.readouterr().out, "By position")
-    assert said.startswith("By position: all_sparse less all_full is +0.500 nats in the last scored bin")
-    show(analyze([*sparse, *best], 0.5), {})
+    assert said.startswith("By position: all_sparse minus all_full is +0.500 nats in the last scored bin")
+    print_result(analyze([*sparse, *best], 0.5), {})
     assert "By position" not in capsys.readouterr().out

@@ -51,13 +51,13 @@ def test_resolve_stages_every_stage_has_a_step() -> None:
     [
         ("training.warmup_steps=3", "give warmup, a share"),
         ("training.optimizer=muon", "must be adamw"),
-        ("warmup=1", r"warmup must lie in \[0, 1\)"),
+        ("warmup=1", "warmup: input should be less than 1"),
         ("training.steps=4", "fewer than the 5 stages"),
         ("training.seq_len=64", "the last stage must have training.seq_len"),
-        ("rope={rope_type: yarn, factor: 0.5}", "factor must be at least 1"),
+        ("rope={rope_type: yarn, factor: 0.5}", "rope.factor: input should be greater than or equal to 1"),
         ("rope={rope_type: longrope}", "rope_type"),
-        ("evaluations=-1", "evaluations must not be negative"),
-        ("checkpoint_steps=0", "checkpoint_steps must be at least 1"),
+        ("evaluations=-1", "evaluations: input should be greater than or equal to 0"),
+        ("checkpoint_steps=0", "checkpoint_steps: input should be greater than or equal to 1"),
     ],
 )
 def test_convert_recipe_contradictory_values_are_refused(assignment: str, said: str) -> None:

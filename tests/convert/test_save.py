@@ -70,7 +70,9 @@ def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path:
     """A Llama with biases has weights that no Ministral loads; said before anything is trained."""
     routed = Routed(make("llama", attention_bias=True))
     routed.set_schedule(WINDOWS)
-    with pytest.raises(UserError, match=r"do not load into family ministral \(.*bias\); give --family hf-remote"):
+    with pytest.raises(
+        UserError, match=r"--family ministral cannot load the weights \(.*bias\); give --family hf-remote"
+    ):
         target_family(routed.model, WINDOWS, "ministral")
     assert target_family(routed.model, WINDOWS) == REMOTE
     save_model(routed, REMOTE, tmp_path / "remote", evidence={})

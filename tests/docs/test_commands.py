@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.cli.main import _parser
+from layersearch.cli.main import build_parser
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
@@ -29,7 +29,7 @@ def commands(page: Path) -> list[str]:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_page_every_printed_command_is_parsed(page: Path) -> None:
     for command in commands(page):
-        assert _parser().parse_args(shlex.split(command, comments=True)[1:]).command
+        assert build_parser().parse_args(shlex.split(command, comments=True)[1:]).command
 
 
 def test_pages_print_commands() -> None:

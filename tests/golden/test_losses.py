@@ -6,7 +6,6 @@ A change that is not meant to change computation must leave these numbers as the
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
+from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
 
@@ -31,7 +31,7 @@ MEASURED = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
 
 def same(record: TrialRecord) -> dict[str, object]:
     """Return what must not differ between repetitions: all but clocks and memory."""
-    return {key: value for key, value in asdict(record).items() if key not in MEASURED}
+    return {key: value for key, value in plain(record).items() if key not in MEASURED}
 
 
 @pytest.fixture(scope="module")

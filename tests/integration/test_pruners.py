@@ -15,16 +15,16 @@ from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, SearchConfig, load_recipe
 from layersearch.data import describe, open_source
 from layersearch.errors import UserError
-from layersearch.optimal_l.config import Asked
-from layersearch.optimal_l.protocol import investigate
+from layersearch.optimal_l.config import OptimalLConfig
+from layersearch.optimal_l.protocol import run_setting
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.journal import Study
-from layersearch.study.loop import Ladder
+from layersearch.study.loop import SearchLoop
 from layersearch.study.plan import make_plan
-from layersearch.study.pruning import Foresight, Halving
+from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner
 from layersearch.study.run_folder import RunFolder, read_config
 from layersearch.training.workers.pool import LocalPool, Pool
 
@@ -67,7 +67,7 @@ def test_search_with_any_sampler_stops_what_the_named_pruner_stops(
     asked = {key: config[key] for key in ("space", "budget", "seed", "data")} | {"recipe": recipe.to_dict()}
     folder = RunFolder(tmp_path, asked)
     study = Study(folder.journal, space, 0.6, recipe.search, 0)
-    Ladder(plan, space, folder, study, pool, lambda progress: None).run()
+    SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
     folder.release()
     generations = study.generations()
     records = {r.schedule: r for r in folder.records() if r.phase == "search"}
@@ -78,11 +78,11 @@ def test_search_with_any_sampler_stops_what_the_named_pruner_stops(
         # In the order in which the search sees them: the study's.
         earlier = [r for r in records.values() if generations[r.schedule] < generation]
         members = [Schedule.parse(text) for text, number in generations.items() if number == generation]
-        rule: Halving | Foresight | None = None
+        rule: SuccessiveHalvingPruner | ExpectedGainPruner | None = None
         if pruner == "successive_halving":
-            rule = Halving(space, earlier, 2)
+            rule = SuccessiveHalvingPruner(space, earlier, 2)
         elif pruner == "expected_gain":
-            rule = Foresight(space, 0.6, earlier, members, steps)
+            rule = ExpectedGainPruner(space, 0.6, earlier, members, steps)
         kept = all(rule is None or rule.keep_going(record.schedule, *at) for at in record.curve if at[0] < steps)
         assert kept == (record.state == "complete"), record
 
@@ -107,7 +107,7 @@ def test_read_config_from_before_the_pruner_key_derives_it(
 def test_run_folder_of_optimal_l_with_another_sampler_resumes(tmp_path: Path, smoke_run: Path) -> None:
     """A study of l neither proposes nor prunes by the recipe's search, so that a new default must not end it."""
     recipe = load_recipe("recall")
-    (setting,) = Asked(recipe=recipe, space=load_space(recipe.default_space), delta=0.05).settings()
+    (setting,) = OptimalLConfig(recipe=recipe, space=load_space(recipe.default_space), delta=0.05).settings()
     config = json.loads((smoke_run / "config.json").read_text())
     held = json.loads(json.dumps(setting.recipe.to_dict()))
     held["search"] |= {"sampler": "gp", "reduction": 2}
@@ -119,7 +119,7 @@ def test_run_folder_of_optimal_l_with_another_sampler_resumes(tmp_path: Path, sm
     with pytest.raises(UserError, match=r"another recipe.search.sampler \('gp', now 'gain'\); give its own value"):
         RunFolder(tmp_path, asked)
     with pytest.raises(Started):
-        investigate(setting, tmp_path, cache=None, pool=refuse, listener=lambda progress: None)
+        run_setting(setting, tmp_path, cache=None, pool=refuse, listener=lambda progress: None)
 
 
 class Started(Exception):

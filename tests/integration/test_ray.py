@@ -23,6 +23,7 @@ from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
 from layersearch.model.flops import parameters
+from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.search import search
@@ -336,7 +337,6 @@ def test_local_search_imports_no_ray(tmp_path: Path) -> None:
     script = """
 import sys
 from layersearch import load_recipe, load_space, search
-from layersearch.schedule import Schedule
 small = ["search.trials=3", "search.finalists=1", "search.workers=1", "training.steps=2", "training.warmup_steps=0"]
 assert search(load_recipe("smoke", small), load_space("smoke"), 0.6, "run").winner is not None
 assert "layersearch.training.workers.ray_pool" in sys.modules

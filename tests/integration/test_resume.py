@@ -21,7 +21,7 @@ from layersearch.results.result import PROPOSED
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.journal import Study
-from layersearch.study.loop import Ladder
+from layersearch.study.loop import SearchLoop
 from layersearch.study.plan import make_plan
 from layersearch.study.run_folder import RunFolder, read_config
 from layersearch.training.record import Trial, TrialRecord, blank_record
@@ -102,7 +102,7 @@ def go_on(out: Path, pool: LocalPool) -> None:
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
     folder.mend()
     plan = make_plan(recipe, space, config["budget"], config["seed"])
-    Ladder(plan, space, folder, study, pool, lambda progress: None).run()
+    SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
     folder.release()
 
 
@@ -283,7 +283,7 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
     def go(found: Pool) -> Study:
         folder = RunFolder(out, asked)
         study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
-        Ladder(plan, space, folder, study, found, lambda progress: None).run()
+        SearchLoop(plan, space, folder, study, found, lambda progress: None).run()
         folder.release()
         return study
 

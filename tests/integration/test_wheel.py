@@ -71,6 +71,13 @@ def test_wheel_brings_no_other_top_level_package(built: tuple[Path, Path]) -> No
     assert {top for top in tops if not top.endswith(".dist-info")} == {"layersearch"}
 
 
+def test_wheel_tells_type_checkers_that_it_is_typed(built: tuple[Path, Path]) -> None:
+    with zipfile.ZipFile(built[1]) as archive:
+        assert "layersearch/py.typed" in archive.namelist()
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        assert "Classifier: Typing :: Typed" in archive.read(metadata).decode().splitlines()
+
+
 def test_wheel_installed_in_an_empty_folder_finds_its_files_and_runs(installed: dict[str, str], tmp_path: Path) -> None:
     where = subprocess.run(
         [sys.executable, "-P", "-c", "import layersearch; print(layersearch.__file__)"],

@@ -141,7 +141,7 @@ def test_report_is_made_of_the_records(tmp_path: Path, monkeypatch: pytest.Monke
         gain += 0.1 if 0 < (spans[0].size or 0) < (spans[-1].size or 0) else 0.0
         rng = np.random.default_rng([job.seed, *(span.size or 0 for span in spans)])
         loss, steps = 3.0 - gain + float(rng.normal(0, 0.002)), recipe.training.steps
-        blank = blank_record(Trial(schedule=job.schedule, seed=job.seed), recipe)
+        blank = blank_record(Trial(schedule=Schedule.parse(job.schedule), seed=job.seed), recipe)
         curve = tuple((steps * at // 8, loss + 0.1 * (8 - at)) for at in range(1, 9))
         records.add(job, replace(blank, state="complete", steps=steps, loss=loss, curve=curve))
 

@@ -7,32 +7,33 @@ import pytest
 from scipy.stats import mstats
 
 from layersearch.config.recipe import load_recipe
-from layersearch.optimal_l.config import Asked
+from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.knee import best_within, draw_means, find_knee, knee_index
 from layersearch.optimal_l.noninferiority import cut, failures, find_l_star, level, p_beyond, p_within
 from layersearch.optimal_l.scaling_law import fit_laws
+from layersearch.schedule import Schedule
 from layersearch.schedule.space import load_space
 
 RUNS = 2000
 ENVELOPE = {
-    0: "window:4*4",
-    1: "full window:4*3",
-    2: "full*2 window:4*2",
-    3: "full*3 window:4",
-    4: "full*4",
+    0: Schedule.parse("window:4*4"),
+    1: Schedule.parse("full window:4*3"),
+    2: Schedule.parse("full*2 window:4*2"),
+    3: Schedule.parse("full*3 window:4"),
+    4: Schedule.parse("full*4"),
 }
 ALONE = {l: (text,) for l, text in ENVELOPE.items()}
 DELTA = 0.05
 
 
-def losses(means: list[float], std: float, seeds: int, rng: np.random.Generator) -> dict[str, dict[int, float]]:
+def losses(means: list[float], std: float, seeds: int, rng: np.random.Generator) -> dict[Schedule, dict[int, float]]:
     """Return losses of the envelope: what a seed does to all schedules alike, and noise of each."""
     common = rng.normal(0, 3 * std, size=seeds)
     drawn = np.asarray(means) + common[:, None] + rng.normal(0, std, size=(seeds, len(means)))
     return {text: {seed: float(drawn[seed, at]) for seed in range(seeds)} for at, text in ENVELOPE.items()}
 
 
-def cut_off(held: dict[str, dict[int, float]], reference: str) -> float:
+def cut_off(held: dict[Schedule, dict[int, float]], reference: Schedule) -> float:
     """Return by how much the cut lowers the mean of the reference, nats."""
     return float(np.mean([held[reference][seed] - loss for seed, loss in cut(held, reference).items()]))
 
@@ -167,7 +168,7 @@ def test_find_l_star_set_holds_the_truth_and_is_rarely_too_low(means: list[float
 
 def test_find_l_star_runner_up_shows_what_the_first_does_not() -> None:
     """The best on the selection seeds fails on some fresh ones; the second best does not, and has its own level."""
-    other = "window:4 full window:4*2"
+    other = Schedule.parse("window:4 full window:4*2")
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, np.random.default_rng(8))
     held[other] = dict(held[ENVELOPE[1]])
     held[ENVELOPE[1]] = {seed: loss + (2.2 if seed < 3 else 0.0) for seed, loss in held[ENVELOPE[1]].items()}
@@ -186,7 +187,9 @@ def test_find_l_star_runner_up_shows_what_the_first_does_not() -> None:
 def test_level_is_shared_by_the_looks() -> None:
     loaded = load_recipe("recall")
     for seeds, most in ((3, 12), (2, 2), (5, 7)):
-        asked = Asked(recipe=loaded, space=load_space(loaded.default_space), delta=0.05, seeds=seeds, most_seeds=most)
+        asked = OptimalLConfig(
+            recipe=loaded, space=load_space(loaded.default_space), delta=0.05, seeds=seeds, most_seeds=most
+        )
         spent = [level(0.95, asked.share(look)) for look in asked.looks]
         assert sum(spent) == pytest.approx(0.025)
         assert spent == sorted(spent)

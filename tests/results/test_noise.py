@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats as scipy_stats
 
-from layersearch.results import sentences
 from layersearch.results.analyze import analyze
-from layersearch.results.noise import noise_range
+from layersearch.results.noise import noise_range, range_chance
 from layersearch.results.result import Signal, Spread
+from layersearch.results.sentences import signal_sentence
 from layersearch.results.stats import mean_interval
+from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
 
-FULL, SPARSE = "full*4", "window:32*4"
-PLACES = ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+FULL, SPARSE = map(Schedule.parse, ("full*4", "window:32*4"))
+PLACES = tuple(
+    Schedule.parse(text)
+    for text in ("full window:32*3", "window:32 full window:32*2", "window:32*2 full window:32", "window:32*3 full")
+)
 STD = 0.01
 
 
@@ -61,7 +66,7 @@ def test_signal_spreads_are_differences_of_means_in_nats_and_seed_stds() -> None
     within = spread(found.within_budget)
     assert (within.schedules[0], within.schedules[-1], len(within.schedules)) == (PLACES[3], SPARSE, 4)
     assert within.nats == pytest.approx(0.8)
-    said = sentences.signal(found)
+    said = signal_sentence(found)
     assert "3 placements at equal cost (l = 1, cost 0.340) spread over 0.40 nats, 2.8 times the seed std" in said
     assert "all_sparse is above all_full by 0.50 nats, 3.5 times the seed std" in said
 
@@ -99,7 +104,7 @@ def test_signal_real_difference_is_not_called_chance() -> None:
     placed = spread(signal(records).placements)
     assert placed.noise_chance is not None
     assert placed.noise_chance < 0.001
-    assert "this far under 1% of times" in sentences.signal(signal(records))
+    assert "P(noise alone) < 1%" in signal_sentence(signal(records))
 
 
 def test_signal_several_equal_cost_sets_takes_the_largest_then_the_dearest() -> None:
@@ -132,7 +137,7 @@ def test_signal_before_confirmation_shows_search_losses_and_claims_no_noise() ->
     assert placed.schedules == (PLACES[1], PLACES[0])
     assert placed.nats == pytest.approx(0.05)
     assert (placed.seed_stds, placed.noise_nats, placed.noise_chance) == (None, None, None)
-    said = sentences.signal(found)
+    said = signal_sentence(found)
     assert said.startswith("Signal (on one seed, the search's own): 2 placements")
     assert "all_sparse is below all_full by 0.1000 nats." in said
 
@@ -141,7 +146,7 @@ def test_signal_one_fresh_seed_has_no_noise() -> None:
     found = signal([*confirmed(PLACES[0], [2.4]), *confirmed(PLACES[1], [2.5])])
     assert found.seeds == (1,)
     assert spread(found.placements).noise_nats is None
-    assert sentences.signal(found).startswith("Signal (on one fresh seed): 2 placements")
+    assert signal_sentence(found).startswith("Signal (on one fresh seed): 2 placements")
 
 
 def test_signal_baseline_of_several_names_is_found() -> None:
@@ -156,4 +161,12 @@ def test_signal_baseline_of_several_names_is_found() -> None:
 def test_signal_without_two_schedules_is_none(records: list[TrialRecord]) -> None:
     found = signal(records)
     assert (found.placements, found.sparse_and_full, found.within_budget, found.n_full) == (None, None, None, None)
-    assert sentences.signal(found).startswith("Signal: unknown")
+    assert signal_sentence(found).startswith("Signal: unknown")
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 30])
+@pytest.mark.parametrize("degrees", [1, 2, 7, 200])
+def test_range_chance_equals_the_studentized_range_of_scipy(n: int, degrees: int) -> None:
+    for ratio in (0.1, 1.0, 3.0, 6.0, 20.0):
+        wanted = scipy_stats.studentized_range.sf(ratio, n, degrees)
+        assert range_chance(ratio, n, degrees) == pytest.approx(wanted, abs=1e-6)

@@ -12,20 +12,23 @@ import pytest
 from layersearch.config.loader import build
 from layersearch.results.analyze import analyze
 from layersearch.results.result import Result
-from layersearch.results.sentences import poor
+from layersearch.results.sentences import ranking_warning
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
-from layersearch.surrogate.fit import left_out_losses
+from layersearch.surrogate.fit import leave_one_out_losses
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
-FULL, SPARSE, TOP, BOTTOM, MIDDLE = (
-    "full*4",
-    "window:32*4",
-    "window:32*3 full",
-    "full window:32*3",
-    "window:32 full window:32*2",
+FULL, SPARSE, TOP, BOTTOM, MIDDLE = map(
+    Schedule.parse,
+    (
+        "full*4",
+        "window:32*4",
+        "window:32*3 full",
+        "full window:32*3",
+        "window:32 full window:32*2",
+    ),
 )
 
 
@@ -106,9 +109,9 @@ def test_analyse_over_the_budget_never_wins() -> None:
     assert result.winner.to_best_baseline is None
     assert "worse by 1.9" in result.verdict
     assert "It is the best baseline itself." in result.verdict
-    exact = analyze(records, result.entry("full*2 window:32*2").cost)
+    exact = analyze(records, result.entry(Schedule.parse("full*2 window:32*2")).cost)
     assert exact.winner is not None
-    assert exact.winner.schedule == "full*2 window:32*2"
+    assert str(exact.winner.schedule) == "full*2 window:32*2"
 
 
 def test_verdict_nothing_separated_says_so() -> None:
@@ -140,7 +143,7 @@ def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:
     assert among.to_all_full is not None
     assert among.to_all_full.difference == alone.to_all_full.difference
     assert among.to_all_full.comparisons == 9
-    assert "no significant difference once 9 possible choices are allowed for" in among.to_all_full.verdict
+    assert "no significant difference after correction for 9 possible choices" in among.to_all_full.verdict
 
 
 @pytest.mark.slow
@@ -292,26 +295,26 @@ def test_fidelity_tells_how_well_the_surrogate_ranks_unseen_schedules() -> None:
     elsewhere = record("window:32*5", 1.0)  # outside the space: the surrogate has nothing to say of it
     again = confirmed(records[0].schedule, [9.0, 9.1])  # fresh seeds are no part of the search
     (found,) = analyze(
-        [*records, elsewhere, *again], 0.5, left_out=left_out_losses([*records, elsewhere, *again], space)
+        [*records, elsewhere, *again], 0.5, leave_one_out=leave_one_out_losses([*records, elsewhere, *again], space)
     ).trust[:1]
     assert (found.name, found.against) == ("surrogate, unseen", "last step")
     assert found.agreement is not None
     assert found.agreement.n == len(records)
     assert found.agreement.spearman > 0.95
-    assert poor([found]) is None
+    assert ranking_warning([found]) is None
     assert "surrogate, unseen" not in {other.name for other in analyze(records, 0.5).trust}
     assert "surrogate, unseen" not in {
-        other.name for other in analyze(records[:3], 0.5, left_out=left_out_losses(records[:3], space)).trust
+        other.name for other in analyze(records[:3], 0.5, leave_one_out=leave_one_out_losses(records[:3], space)).trust
     }
 
 
 def test_fidelity_surrogate_of_noise_is_not_called_a_ranking() -> None:
     rng = np.random.default_rng(2)
     records, space = searched(lambda schedule: float(rng.normal(3.0, 0.1)))
-    (found,) = analyze(records, 0.5, left_out=left_out_losses(records, space)).trust
+    (found,) = analyze(records, 0.5, leave_one_out=leave_one_out_losses(records, space)).trust
     assert found.agreement is not None
     assert found.agreement.spearman < 0.5
-    said = poor([found])
+    said = ranking_warning([found])
     assert said is not None
     assert said == "Not shown to rank schedules (Spearman may be under 0.5): surrogate, unseen."
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.results import stats
 
 
@@ -87,7 +87,7 @@ def test_interval_text_shows_significant_digits_only(values: list[float], text: 
     ],
 )
 def test_stats_undefined_input_is_refused_in_one_line(call) -> None:  # type: ignore[no-untyped-def]
-    with pytest.raises(UserError) as error:
+    with pytest.raises(LayersearchError) as error:
         call()
     assert "\n" not in str(error.value)
 
@@ -105,14 +105,14 @@ def test_seeds_needed_reach_the_power_in_simulation_and_one_fewer_does_not() -> 
     assert found(n - 1) < 0.80
 
 
-def test_seeds_needed_and_resolvable_are_inverse() -> None:
+def test_seeds_needed_and_detectable_difference_are_inverse() -> None:
     for seeds in (2, 3, 5, 20):
-        smallest = stats.resolvable(0.01, seeds)
+        smallest = stats.detectable_difference(0.01, seeds)
         assert stats.seeds_needed(0.01, smallest * 1.001) == seeds
         assert stats.seeds_needed(0.01, smallest * 0.999) == seeds + 1
     assert stats.seeds_needed(0.01, 1e-9) > 10**12
     assert stats.seeds_needed(0.0, 0.1) == 2
-    assert stats.resolvable(0.0, 3) == 0.0
+    assert stats.detectable_difference(0.0, 3) == 0.0
 
 
 def test_pooled_and_paired_std_find_planted_values() -> None:
@@ -132,14 +132,14 @@ def test_rank_correlation_and_each_resample_equal_scipy() -> None:
     rng = np.random.default_rng(0)
     x = rng.integers(0, 8, 20).astype(float)
     y = x + rng.normal(0, 2, 20)
-    found = stats.rank_agreement(x, y)
+    found = stats.rank_correlation(x, y)
     assert found is not None
     assert found.spearman == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
     assert found.kendall == pytest.approx(scipy_stats.kendalltau(x, y).statistic)
     assert found.spearman_low < found.spearman < found.spearman_high
     assert found.kendall_low < found.kendall < found.kendall_high
     counts = rng.multinomial(20, np.full(20, 1 / 20), size=5)
-    spearman, kendall = stats._weighted_ranks(x, y, counts.astype(float))
+    spearman, kendall = stats._resampled_correlations(x, y, counts.astype(float))
     for row, a, b in zip(counts, spearman, kendall, strict=True):
         drawn = np.repeat(np.arange(20), row)
         assert a == pytest.approx(scipy_stats.spearmanr(x[drawn], y[drawn]).statistic)
@@ -148,9 +148,9 @@ def test_rank_correlation_and_each_resample_equal_scipy() -> None:
 
 def test_rank_correlation_repeats_and_is_none_without_ranking() -> None:
     x = [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert stats.rank_agreement(x, [2.0, 1.0, 3.0, 5.0, 4.0]) == stats.rank_agreement(x, [2.0, 1.0, 3.0, 5.0, 4.0])
-    assert stats.rank_agreement(x[:3], x[:3]) is None
-    assert stats.rank_agreement(x, [1.0] * 5) is None
+    assert stats.rank_correlation(x, [2.0, 1.0, 3.0, 5.0, 4.0]) == stats.rank_correlation(x, [2.0, 1.0, 3.0, 5.0, 4.0])
+    assert stats.rank_correlation(x[:3], x[:3]) is None
+    assert stats.rank_correlation(x, [1.0] * 5) is None
 
 
 def test_rank_correlation_bootstrap_interval_covers_at_twenty_trials() -> None:
@@ -161,7 +161,7 @@ def test_rank_correlation_bootstrap_interval_covers_at_twenty_trials() -> None:
     for _ in range(400):
         x = rng.normal(size=20)
         y = rho * x + math.sqrt(1 - rho**2) * rng.normal(size=20)
-        found = stats.rank_agreement(x, y, resamples=400)
+        found = stats.rank_correlation(x, y, resamples=400)
         assert found is not None
         covered += found.spearman_low <= truth <= found.spearman_high
     assert 0.88 < covered / 400 < 0.99

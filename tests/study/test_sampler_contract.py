@@ -24,16 +24,16 @@ def study(path: Path, sampler: str, seed: int = 0, space: BoundSpace = SPACE, bu
     return Study(path, space, budget, search, seed)
 
 
-def proposals(found: Study, already: list[str], number: int) -> list[str]:
+def proposals(found: Study, already: list[Schedule], number: int) -> list[Schedule]:
     """Propose and tell one schedule after another, whose loss falls with each full layer; return all so far."""
     seen = list(already)
     while len(seen) < number:
         schedule = found.propose(seen, 1 + len(seen), 0)
         if schedule is None:
             break
-        seen.append(str(schedule))
+        seen.append(schedule)
         loss = 3.0 - 0.2 * sum(span.is_full for span in schedule)
-        found.tell(record(str(schedule), loss, cost=SPACE.cost(schedule)))
+        found.tell(record(schedule, loss, cost=SPACE.cost(schedule)))
     return seen
 
 
@@ -41,8 +41,8 @@ def proposals(found: Study, already: list[str], number: int) -> list[str]:
 def test_sampler_proposals_are_within_the_budget_and_distinct(sampler: str, tmp_path: Path) -> None:
     found = proposals(study(tmp_path / "a.journal", sampler), [], 12)
     assert len(found) == len(set(found)) == 12
-    assert all(SPACE.cost(Schedule.parse(text)) <= BUDGET for text in found)
-    assert all(SPACE.encode(Schedule.parse(text)) is not None for text in found)
+    assert all(SPACE.cost(schedule) <= BUDGET for schedule in found)
+    assert all(SPACE.encode(schedule) is not None for schedule in found)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -59,10 +59,10 @@ def test_sampler_proposals_repeat_by_seed_and_after_a_resume(sampler: str, tmp_p
 def test_sampler_exhausted_space_ends_with_none(sampler: str, tmp_path: Path) -> None:
     space = BoundSpace(Space(name="tiny", choices=("full", "window:4")), n_layers=2, seq_len=32, n_heads=2)
     search = study(tmp_path / "a.journal", sampler, space=space, budget=1.0)
-    seen: list[str] = []
+    seen: list[Schedule] = []
     for index in range(space.size):
         schedule = search.propose(seen, 1, index)
         assert schedule is not None
-        seen.append(str(schedule))
+        seen.append(schedule)
     assert len(set(seen)) == space.size
     assert search.propose(seen, 1, space.size) is None

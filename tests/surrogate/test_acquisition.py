@@ -1,4 +1,4 @@
-"""The outlook and the sampler: the expected gain is what it says, and proposals keep to the budget and never repeat."""
+"""The acquisition function equals its simulation; the sampler keeps to the budget and never repeats a schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layersearch.results.pareto import hypervolume, nondominated
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
-from layersearch.surrogate.acquisition import EXPLORATION, Observation, Outlook, anchors
+from layersearch.surrogate.acquisition import EXPLORATION, ExpectedImprovement, Observation, initial_schedules
 from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
 SPACE = Space(name="small", choices=("full", "window:4", "window:2"))
@@ -40,19 +40,19 @@ def test_gain_equals_the_simulated_expected_hypervolume() -> None:
     """Closed form against hypervolumes of drawn losses."""
     space, rng = bound(), Random(0)
     seen = [observed(schedule) for schedule in rng.sample(list(space.schedules()), 14)]
-    outlook = Outlook(space, 0.8, seen)
+    acquisition = ExpectedImprovement(space, 0.8, seen)
     candidates = [s for s in rng.sample(list(space.schedules()), 6) if space.cost(s) <= 0.8]
     assert candidates
-    assert outlook._surrogate is not None
+    assert acquisition._surrogate is not None
     schedules = [o.schedule for o in seen]
-    means, _ = outlook._surrogate.predict(schedules)
+    means, _ = acquisition._surrogate.predict(schedules)
     worst = float(means.max())
     points = [(float(m), space.cost(s)) for m, s in zip(means, schedules, strict=True) if space.cost(s) <= 0.8]
     front = [points[at] for at in nondominated(points)]
     area = hypervolume(front, (worst, 0.8))
     draws = np.random.default_rng(0).standard_normal(4000)
-    for candidate, gain in zip(candidates, outlook.gain(candidates), strict=True):
-        (mean,), (std,) = outlook._surrogate.predict([candidate], stretched=False)
+    for candidate, gain in zip(candidates, acquisition.improvement(candidates), strict=True):
+        (mean,), (std,) = acquisition._surrogate.predict([candidate], calibrated=False)
         losses = np.maximum(mean + EXPLORATION * std * draws, 0.0)
         drawn = [hypervolume([*front, (float(loss), space.cost(candidate))], (worst, 0.8)) - area for loss in losses]
         assert gain == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / len(draws) ** 0.5 + 1e-5)
@@ -62,55 +62,58 @@ def test_gain_equals_the_simulated_expected_hypervolume() -> None:
 def test_propose_exhausts_the_space_once_and_then_returns_none() -> None:
     space, seen = bound(3), []
     for _ in range(space.size):
-        schedule = Outlook(space, 1.0, seen).propose({o.schedule for o in seen}, Random(0))
+        schedule = ExpectedImprovement(space, 1.0, seen).propose({o.schedule for o in seen}, Random(0))
         assert schedule is not None
         seen.append(observed(schedule))
     assert {o.schedule for o in seen} == set(space.schedules())
-    outlook, taken = Outlook(space, 1.0, seen), {o.schedule for o in seen}
-    assert outlook.propose(taken, Random(0)) is None
-    assert outlook.fresh_gain(taken, Random(0)) == 0.0
+    acquisition, taken = ExpectedImprovement(space, 1.0, seen), {o.schedule for o in seen}
+    assert acquisition.propose(taken, Random(0)) is None
+    assert acquisition.best_improvement(taken, Random(0)) == 0.0
 
 
 def test_anchors_of_small_spaces_are_known() -> None:
     """The least that recalls, then its preset, no full layer, the cheapest; what budget or space forbid is left out."""
     space = Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4")
-    first = [str(s) for s in anchors(bound(space=space), 1.0)]
+    first = [str(s) for s in initial_schedules(bound(space=space), 1.0)]
     assert first[:3] == ["window:2 window:4 full window:2*2", "window:4*2 full window:4*2", "window:4*5"]
     assert first[3:] == ["window:2*5", "window:4*4 full", "full window:4*4"]
     cheap = bound(space=space)
-    assert [str(s) for s in anchors(cheap, cheap.cost(Schedule.parse("window:4*5")))] == ["window:4*5", "window:2*5"]
-    assert [str(s) for s in anchors(bound(1, space), 1.0)] == ["full", "window:4", "window:2"]
+    assert [str(s) for s in initial_schedules(cheap, cheap.cost(Schedule.parse("window:4*5")))] == [
+        "window:4*5",
+        "window:2*5",
+    ]
+    assert [str(s) for s in initial_schedules(bound(1, space), 1.0)] == ["full", "window:4", "window:2"]
     no_full = Space(name="small", choices=("window:4", "window:2"), baseline_span="window:4")
-    assert [str(s) for s in anchors(bound(space=no_full), 1.0)] == ["window:4*5", "window:2*5"]
+    assert [str(s) for s in initial_schedules(bound(space=no_full), 1.0)] == ["window:4*5", "window:2*5"]
 
 
 def test_propose_after_baselines_starts_with_the_anchors() -> None:
     """However much was trained before; then the model of the trials proposes."""
     space = bound(space=Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4"))
     seen = [observed(s) for s in space.named_baselines(0.5).values()]
-    assert Outlook(space, 1.0, seen).ready
-    open_ = [s for s in anchors(space, 1.0)[:4] if s not in {o.schedule for o in seen}]
+    assert ExpectedImprovement(space, 1.0, seen).ready
+    open_ = [s for s in initial_schedules(space, 1.0)[:4] if s not in {o.schedule for o in seen}]
     assert str(open_[0]) == "window:2 window:4 full window:2*2"
     proposed: list[Schedule] = []
     for _ in range(len(open_) + 2):
-        schedule = Outlook(space, 1.0, seen).propose({o.schedule for o in seen}, Random(0))
+        schedule = ExpectedImprovement(space, 1.0, seen).propose({o.schedule for o in seen}, Random(0))
         assert schedule is not None
         proposed.append(schedule)
         seen.append(observed(schedule))
     assert proposed[: len(open_)] == open_
-    assert not {*proposed[len(open_) :]} & {*anchors(space, 1.0)[:4]}
+    assert not {*proposed[len(open_) :]} & {*initial_schedules(space, 1.0)[:4]}
 
 
 def test_keep_going_stops_the_worse_and_keeps_the_better() -> None:
     space, rng = bound(), Random(3)
     schedules = rng.sample([s for s in space.schedules() if space.cost(s) <= 0.7], 24)
-    outlook = Outlook(space, 0.7, [observed(s) for s in schedules])
-    fresh = outlook.fresh_gain(schedules, rng)
+    acquisition = ExpectedImprovement(space, 0.7, [observed(s) for s in schedules])
+    fresh = acquisition.best_improvement(schedules, rng)
     target = Schedule.parse("window:4 full window:2*3")
     assert target not in schedules
-    assert outlook.keep_going(target, 0, [(0.5, 1.0 + 0.8 * planted(target))], 0.0)
+    assert acquisition.keep_going(target, 0, [(0.5, 1.0 + 0.8 * planted(target))], 0.0)
     hopeless = Schedule.parse("full*2 window:2*2 full")
-    assert not outlook.keep_going(hopeless, 0, [(0.5, 1.0 + 0.8 * 2.5)], max(fresh, 1e-3))
+    assert not acquisition.keep_going(hopeless, 0, [(0.5, 1.0 + 0.8 * 2.5)], max(fresh, 1e-3))
 
 
 @pytest.mark.parametrize("budget", [0.35, 1.0])
@@ -163,8 +166,8 @@ def test_propose_large_space_is_not_enumerated() -> None:
         Observation(schedule=s, seed=0, curve=((1.0, 3.0 - 0.02 * sum(span.is_full for span in s)),))
         for s in (space.sample(rng) for _ in range(20))
     ]
-    outlook, taken = Outlook(space, 0.5, seen), {o.schedule for o in seen}
-    schedule = outlook.propose(taken, rng)
+    acquisition, taken = ExpectedImprovement(space, 0.5, seen), {o.schedule for o in seen}
+    schedule = acquisition.propose(taken, rng)
     assert schedule is not None
-    assert outlook.gain([schedule])[0] > 0
+    assert acquisition.improvement([schedule])[0] > 0
     assert space.cost(schedule) <= 0.5

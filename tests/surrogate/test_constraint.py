@@ -8,7 +8,7 @@ import math
 import pytest
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import kv_cache_bytes
@@ -89,5 +89,5 @@ def test_parse_bytes_reads_units() -> None:
 
 @pytest.mark.parametrize("text", ["", "KiB", "nan", "1e99999999999", "-3", "3 XB", "3kb", "9" * 99, "²"])
 def test_parse_bytes_other_text_is_refused(text: str) -> None:
-    with pytest.raises(UserError, match="--kv-cache"):
+    with pytest.raises(ConfigError, match="--kv-cache"):
         parse_bytes(text)

@@ -9,7 +9,7 @@ from random import Random
 import numpy as np
 import pytest
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
@@ -31,7 +31,7 @@ def everything(space: BoundSpace) -> list[Schedule]:
     return [schedule_of(space, chosen) for chosen in itertools.product(*(range(len(o)) for o in space.options))]
 
 
-def planted(space: BoundSpace, seed: int) -> Callable[[Sequence[int]], float]:
+def planted(space: BoundSpace, seed: int) -> Callable[[Schedule], float]:
     """Return smooth single effects and a few pairs, as losses have them."""
     rng = np.random.default_rng(seed)
     count = len(space.options)
@@ -43,7 +43,9 @@ def planted(space: BoundSpace, seed: int) -> Callable[[Sequence[int]], float]:
         for v, w in itertools.combinations(range(count), 2)
     }
 
-    def loss(chosen: Sequence[int]) -> float:
+    def loss(schedule: Schedule) -> float:
+        places = zip(space.groups, space.options, strict=True)
+        chosen = [options.index(schedule[group[0]]) for group, options in places]
         alone = sum(float(values[at]) for values, at in zip(single, chosen, strict=True))
         return 3.0 + alone + sum(float(values[chosen[v], chosen[w]]) for (v, w), values in pair.items())
 
@@ -66,11 +68,11 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
         wanted[n, m] += scale["single"] ** 2 * single + scale["pair"] ** 2 * pair
         wanted[n, m] += scale["shared_pair"] ** 2 * single**2
     assert surrogate._kernel(codes, codes, log) == pytest.approx(wanted, rel=1e-9)
-    assert surrogate._own(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
+    assert surrogate._diagonal(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
 
 
 @pytest.mark.parametrize("pairwise", [True, False])
-def test_left_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
+def test_leave_one_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
     """Against Gaussian conditioning written out, with two seeds of some schedules and early losses of all."""
     space, rng = bound(), Random(4)
     trained = rng.sample(everything(space), 14)
@@ -80,11 +82,11 @@ def test_left_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
         for seed in range(1 + at % 2):
             for share in (0.5, 1.0):
                 schedules.append(schedule)
-                losses.append(truth(surrogate.index(schedule)) + 2 * (share < 1) + rng.gauss(0.0, 0.05))
+                losses.append(truth(schedule) + 2 * (share < 1) + rng.gauss(0.0, 0.05))
                 seeds.append(seed)
                 shares.append(share)
     surrogate.fit(schedules, losses, seeds, shares)
-    predicted, observed, std = surrogate.left_out()
+    predicted, observed, std = surrogate.leave_one_out()
     covariance, (centre, unit) = surrogate._covariance(surrogate._fitted), surrogate._scale[1.0]
     at_end = np.array(shares) == 1.0
     real = [
@@ -110,10 +112,10 @@ def test_predict_intervals_hold_the_truth() -> None:
         schedules, truth, surrogate = everything(space), planted(bound(), seed), Surrogate(space)
         trained = [(s, at) for s in rng.sample(schedules, 40) for at in (range(3) if rng.random() < 0.3 else (0,))]
         shift = [rng.gauss(0.0, 0.1) for _ in range(3)]
-        losses = [truth(surrogate.index(s)) + shift[at] + rng.gauss(0.0, 0.03) for s, at in trained]
+        losses = [truth(s) + shift[at] + rng.gauss(0.0, 0.03) for s, at in trained]
         surrogate.fit([s for s, _ in trained], losses, [at for _, at in trained])
         untrained = [s for s in schedules if s not in {s for s, _ in trained}]
-        exact = np.array([truth(surrogate.index(s)) for s in untrained])
+        exact = np.array([truth(s) for s in untrained])
         mean, std = surrogate.predict(untrained)
         # What the seeds do to all alike cannot be known from three of them: losses are compared up to a constant.
         off = mean - exact - (mean - exact).mean()
@@ -129,10 +131,10 @@ def test_predict_intervals_hold_the_truth() -> None:
 def test_fit_unlearnable_input_is_refused() -> None:
     space = bound()
     schedules = everything(space)
-    with pytest.raises(UserError, match="train at least 4"):
+    with pytest.raises(LayersearchError, match="train at least 4"):
         Surrogate(space).fit(schedules[:3], [1.0, 2.0, 3.0])
     surrogate = Surrogate(space).fit(schedules[:5], [1.0, 2.0, 3.0, 2.0, 1.0])
-    with pytest.raises(UserError, match="outside search space 'small'"):
+    with pytest.raises(LayersearchError, match="outside search space 'small'"):
         surrogate.predict([Schedule.parse("window:3*6")])
 
 

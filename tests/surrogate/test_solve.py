@@ -17,7 +17,7 @@ import pytest
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results.analyze import analyze
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
@@ -26,7 +26,7 @@ from layersearch.study.benchmark import load_bench
 from layersearch.surrogate.constraint import cache_limit, cost_limit, latency_limit
 from layersearch.surrogate.gp import Surrogate
 from layersearch.surrogate.local_search import SHORTLIST, shortlist
-from layersearch.surrogate.solve import against_best, solve
+from layersearch.surrogate.solve import compare_to_best, solve
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
 
@@ -64,24 +64,25 @@ def truth(space: BoundSpace, seed: int) -> dict[Schedule, float]:
 def trials(losses: Losses, *, searched: int, finalists: int, noise: float, seed: int) -> list[TrialRecord]:
     """Return a run: so many schedules at the search's seed, the best of them and all-full at three fresh ones."""
     rng = np.random.default_rng(seed)
-    texts = [str(schedule) for schedule in losses]
-    chosen = ["full*4", *(text for text in rng.permutation(texts) if text != "full*4")][:searched]
-    values = {text: loss for text, loss in zip(texts, losses.values(), strict=True)}
-    found = [record(text, values[text] + float(rng.normal(0, noise))) for text in chosen]
+    full = Schedule.parse("full*4")
+    every_one = list(losses)
+    order = [every_one[at] for at in rng.permutation(len(every_one))]
+    chosen = [full, *(schedule for schedule in order if schedule != full)][:searched]
+    found = [record(schedule, losses[schedule] + float(rng.normal(0, noise))) for schedule in chosen]
     best = sorted(found[1:], key=lambda r: r.loss or 0.0)[:finalists]
-    for text in ["full*4", *(r.schedule for r in best)]:
-        found += confirmed(text, [values[text] + float(error) for error in rng.normal(0, noise, 3)])
+    for schedule in [full, *(r.schedule for r in best)]:
+        found += confirmed(schedule, [losses[schedule] + float(error) for error in rng.normal(0, noise, 3)])
     return found
 
 
-def predictions(records: list[TrialRecord], space: BoundSpace, *, pairwise: bool = False) -> dict[str, float]:
+def predictions(records: list[TrialRecord], space: BoundSpace, *, pairwise: bool = False) -> dict[Schedule, float]:
     """Return a surrogate's prediction of every schedule of the space, counted out."""
     ordered = sorted(records, key=lambda r: r.key)
     model = Surrogate(space, pairwise=pairwise).fit(
-        [r.parsed() for r in ordered], [r.loss or 0.0 for r in ordered], [r.seed for r in ordered]
+        [r.schedule for r in ordered], [r.loss or 0.0 for r in ordered], [r.seed for r in ordered]
     )
     schedules = every(space)
-    return dict(zip(map(str, schedules), map(float, model.predict(schedules)[0]), strict=True))
+    return dict(zip(schedules, map(float, model.predict(schedules)[0]), strict=True))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -92,30 +93,28 @@ def test_solve_proposal_is_the_best_predicted_of_shortlist_and_unconfirmed(seed:
     predicted, pairs = predictions(records, space), predictions(records, space, pairwise=True)
     sure = {r.schedule for r in records if r.phase == "confirm"}
     searched = {r.schedule for r in records}
-    trained = {r.parsed().n_full for r in records}
+    trained = {r.schedule.n_full for r in records}
     for budget in (0.3, 0.45, 0.7, 1.0):
         found = solve(records, space, cost_limit(space, budget))
         free = {
-            text: value
-            for text, value in predicted.items()
-            if space.cost(Schedule.parse(text)) <= budget
-            and text not in sure
-            and Schedule.parse(text).n_full in trained
+            held: value
+            for held, value in predicted.items()
+            if space.cost(held) <= budget and held not in sure and held.n_full in trained
         }
         assert found.proposal is not None
-        untrained = sorted((text for text in free if text not in searched), key=pairs.__getitem__)
-        offered = [text for text in free if text in searched] + untrained[:SHORTLIST]
+        untrained = sorted((held for held in free if held not in searched), key=pairs.__getitem__)
+        offered = [held for held in free if held in searched] + untrained[:SHORTLIST]
         assert found.shortlisted == min(SHORTLIST, len(untrained))
-        assert found.proposal.predicted == pytest.approx(min(free[text] for text in offered), abs=1e-6)
+        assert found.proposal.predicted == pytest.approx(min(free[held] for held in offered), abs=1e-6)
         assert free[found.proposal.schedule] == pytest.approx(found.proposal.predicted, abs=1e-6)
         assert found.proposal.low < found.proposal.loss == found.proposal.predicted < found.proposal.high
         assert found.proposal.high > found.lowest == min(r.loss or 0.0 for r in records)
         states = {r.schedule for r in records}
         assert found.proposal.state == ("trained" if found.proposal.schedule in states else "untrained")
         near = min(
-            sum(a != b for a, b in zip(Schedule.parse(found.proposal.schedule), r.parsed(), strict=True))
+            sum(a != b for a, b in zip(found.proposal.schedule, r.schedule, strict=True))
             for r in records
-            if space.cost(r.parsed()) <= budget and r.schedule != found.proposal.schedule
+            if space.cost(r.schedule) <= budget and r.schedule != found.proposal.schedule
         )
         assert found.changed == near
 
@@ -167,7 +166,7 @@ def test_solve_answer_is_measured_unless_a_prediction_is_shown_better(seed: int)
     predicted = predictions(records, space)
     for budget in (0.4, 0.7, 1.0):
         found = solve(records, space, cost_limit(space, budget))
-        within = [r for r in records if space.cost(r.parsed()) <= budget]
+        within = [r for r in records if space.cost(r.schedule) <= budget]
         leader = analyze(within, 1.0).winner
         if leader is None:
             assert found.measured is None
@@ -204,13 +203,13 @@ def test_solve_planted_sum_over_layers_and_pairs_is_found() -> None:
         sure = {r.schedule for r in records if r.phase == "confirm"}
         limit = cost_limit(space, 0.6)
         found = solve(records, space, limit)
-        open_ = {s: loss for s, loss in losses.items() if limit.admits(s) and str(s) not in sure}
+        open_ = {s: loss for s, loss in losses.items() if limit.admits(s) and s not in sure}
         assert found.proposal is not None
         assert found.nearest is not None
-        at = losses[Schedule.parse(found.proposal.schedule)]
+        at = losses[found.proposal.schedule]
         regrets.append(at - min(open_.values()))
-        gains.append(losses[Schedule.parse(found.nearest.schedule)] - at)
-        covered += [c.low <= losses[Schedule.parse(c.schedule)] <= c.high for c in (found.proposal,)]
+        gains.append(losses[found.nearest.schedule] - at)
+        covered += [c.low <= losses[c.schedule] <= c.high for c in (found.proposal,)]
         assert len(known) == 30
     assert np.median(regrets) < 0.002
     assert np.median(gains) > 0
@@ -231,7 +230,7 @@ def test_solve_cache_and_latency_hold_and_may_choose_otherwise() -> None:
     space = bound()
     records = trials(truth(space, 1), searched=25, finalists=3, noise=0.003, seed=1)
     size = {"seq_len": 64, "n_heads": 2, "n_kv_heads": 1, "head_dim": 16}
-    most = kv_bytes("full window:16*3", size)
+    most = kv_bytes(Schedule.parse("full window:16*3"), size)
     found = solve(records, space, cache_limit(space, most, MODEL))
     assert kv_bytes(found.answer.schedule, size) == found.answer.takes <= most
     assert (found.kind, found.limit) == ("kv_cache", most)
@@ -239,14 +238,14 @@ def test_solve_cache_and_latency_hold_and_may_choose_otherwise() -> None:
     slow = {Span.parse("full"): 1.0, Span.parse("window:4"): 1.0, Span.parse("window:16"): 2.0}
     found = solve(records, space, latency_limit(space, 4.0, slow))
     assert found.proposal is not None
-    assert "window:16" not in found.proposal.schedule
+    assert "window:16" not in str(found.proposal.schedule)
     assert found.proposal.takes == 4.0
 
 
-def kv_bytes(text: str, size: Mapping[str, int]) -> int:
+def kv_bytes(schedule: Schedule, size: Mapping[str, int]) -> int:
     from layersearch.schedule.cost import kv_cache_bytes
 
-    return kv_cache_bytes(Schedule.parse(text), **size)
+    return kv_cache_bytes(schedule, **size)
 
 
 def test_solve_untrained_numbers_of_full_layers_are_not_proposed() -> None:
@@ -256,8 +255,8 @@ def test_solve_untrained_numbers_of_full_layers_are_not_proposed() -> None:
     found = solve(records, space, cost_limit(space, 1.0))
     assert found.n_full == (0, 1, 4)
     assert found.answer.n_full in (0, 1, 4)
-    only = [r for r in records if r.parsed().n_full == 4] + [r for r in records if r.parsed().n_full == 1]
-    with pytest.raises(UserError, match=r"l = 1, 4 full layers.*is over the limit of 0\.2; raise it"):
+    only = [r for r in records if r.schedule.n_full == 4] + [r for r in records if r.schedule.n_full == 1]
+    with pytest.raises(ConfigError, match=r"l = 1, 4 full layers.*is over the limit of 0\.2; raise it"):
         solve(only, space, cost_limit(space, 0.2))
 
 
@@ -281,7 +280,7 @@ def test_solve_saturating_loss_is_not_promised_below_what_was_seen() -> None:
         assert found.proposal is not None
         assert 0 <= found.proposal.low <= found.proposal.loss
         assert found.proposal.high >= found.lowest
-        held += losses[Schedule.parse(found.proposal.schedule)] <= found.proposal.high
+        held += losses[found.proposal.schedule] <= found.proposal.high
     assert held >= 4
 
 
@@ -298,7 +297,7 @@ def test_solve_stopped_trial_is_learned_from_and_not_called_untrained() -> None:
     found = solve([*records, stopped], space, cost_limit(space, 1.0))
     assert found.stopped == 1
     assert found.proposal is not None
-    assert (found.proposal.schedule, found.proposal.state) == (str(half), "stopped")
+    assert (found.proposal.schedule, found.proposal.state) == (half, "stopped")
     assert found.proposal.predicted < min(losses.values())
     without = solve([*records, lone], space, cost_limit(space, 1.0))
     assert without == solve(records, space, cost_limit(space, 1.0))
@@ -336,18 +335,18 @@ def test_solve_all_confirmed_predicts_nothing() -> None:
     found = solve(records, space, cost_limit(space, 1.0))
     assert (found.proposal, found.nearest, found.shortlisted, found.difference) == (None, None, 0, None)
     assert found.answer == found.measured
-    assert found.answer.schedule == "full*4"
+    assert str(found.answer.schedule) == "full*4"
     assert found.noise == pytest.approx(0.01)
 
 
 def test_solve_too_few_schedules_are_refused_with_the_remedy() -> None:
     space = bound()
     records = [record(str(s), 3.0) for s in every(space)[:3]] + [record("full*4", None, state="failed")]
-    with pytest.raises(UserError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
+    with pytest.raises(RunFolderError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
         solve(records, space, cost_limit(space, 1.0))
 
 
-def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
+def test_compare_to_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
     records = [
         *confirmed("full*4", [2.0, 2.1, 2.2], role="all_full"),
         *confirmed("window:4*4", [2.5, 2.6, 2.7], role="all_sparse"),
@@ -356,13 +355,13 @@ def test_against_best_confirmed_schedule_is_compared_at_no_more_cost() -> None:
         record("window:4 full*3", 1.0),
     ]
     result = analyze(records, 1.0)
-    rival, difference = against_best(result, "window:4*3 full")
+    rival, difference = compare_to_best(result, Schedule.parse("window:4*3 full"))
     assert rival is not None
     assert difference is not None
-    assert rival.schedule == "full window:4*3"
+    assert str(rival.schedule) == "full window:4*3"
     assert difference.mean == pytest.approx(-0.29 / 3)
-    assert against_best(result, "window:4*4") == (None, None)
-    assert against_best(result, "window:4 full*3") == (None, None)
+    assert compare_to_best(result, Schedule.parse("window:4*4")) == (None, None)
+    assert compare_to_best(result, Schedule.parse("window:4 full*3")) == (None, None)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
@@ -391,11 +390,11 @@ def test_solve_command_answer_can_be_run_as_printed(
     assert command == "layersearch"
     said = printed(capsys, *arguments)
     assert said.startswith(found["proposal"]["schedule"])
-    assert "against the best confirmed that costs no more" in said
+    assert "the best confirmed at no higher cost" in said
     after = (run / "trials.jsonl").read_text()
     assert after.startswith(before)
     added = [TrialRecord.from_json(line) for line in after[len(before) :].splitlines()]
-    assert {(r.schedule, r.seed, r.phase, r.state) for r in added} == {
+    assert {(str(r.schedule), r.seed, r.phase, r.state) for r in added} == {
         (found["proposal"]["schedule"], seed, "confirm", "complete") for seed in (1, 2)
     }
     again = json.loads(printed(capsys, "solve", str(run), "--budget", "0.5", "--json"))

@@ -1,4 +1,4 @@
-"""What the figures share: the palette, the markers, the title, and how a figure becomes two files."""
+"""Shared style of the figures: palette, markers, title, axes, and output files."""
 
 from __future__ import annotations
 
@@ -15,37 +15,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette ("Color Universal Design", 2008), told apart under the common colour-vision deficiencies;
+# Okabe and Ito's palette ("Color Universal Design", 2008), distinct under the common color-vision deficiencies;
 # every series also has its own marker.
-BLUE, VERMILION, BLACK, GREY = "#0072B2", "#D55E00", "#000000", "#9A9A9A"
-_BASELINE_COLOURS = ("#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D")
+BLUE, VERMILION, BLACK, GRAY = "#0072B2", "#D55E00", "#000000", "#9A9A9A"
+_BASELINE_COLORS = ("#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D")
 _BASELINE_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 DPI = 110
 WIDTH = 9.6
-"""Of every figure, in inches."""
+"""Width of every figure, inches."""
 LINE = 0.19
-"""Height of a line of the title, in inches."""
+"""Height of a line of the title, inches."""
 LOG_RATIO = 6.0
-"""An axis whose largest value is more than this times its smallest is logarithmic."""
+"""An axis with a larger ratio of largest to smallest value is logarithmic."""
 
 
 def write_figure(
     path_stem: Path | str, title: Sequence[str], height: float, left: float, draw: Callable[[Figure, float], None]
 ) -> list[Path]:
-    """Draw below a title and write it as PNG and SVG, both the same bytes for the same input and matplotlib.
+    """Draw below a title as PNG and SVG, byte-identical for the same input and matplotlib.
 
     Args:
         path_stem: the files' path without its suffix.
-        title: sentences, the first of them bold.
+        title: sentences, the first one bold.
         height: without the title, inches.
-        left: where the title begins, as a share of the width.
-        draw: is given the figure and the top of the room below the title, as a share of the height.
+        left: left end of the title, as a share of the width.
+        draw: takes the figure and the top of the area below the title, as a share of the height.
 
     Returns:
-        The paths of the PNG and the SVG.
-
-    Raises:
-        OSError: if a file cannot be written.
+        The paths of the PNG and the SVG. An OSError is raised if one cannot be written.
     """
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -57,7 +54,7 @@ def write_figure(
     stem = Path(path_stem)
     paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
     with matplotlib.rc_context():
-        # Settings of the user's own matplotlibrc must not change the figure, nor its text become outlines.
+        # The user's matplotlibrc must not change the figure, and SVG text must stay text.
         matplotlib.rcdefaults()
         matplotlib.rcParams.update({"svg.hashsalt": "layersearch", "svg.fonttype": "none", "font.size": 10})
         height += LINE * len(lines)
@@ -72,51 +69,38 @@ def write_figure(
     return paths
 
 
-def styles(entries: Sequence[Entry]) -> dict[Schedule, tuple[str, str]]:
-    """Return a marker and a colour for each schedule: a baseline has its own, in every figure of a run the same.
-
-    All others share one.
-    """
-    own = zip(itertools.cycle(_BASELINE_MARKERS), itertools.cycle(_BASELINE_COLOURS), strict=False)
+def marker_styles(entries: Sequence[Entry]) -> dict[Schedule, tuple[str, str]]:
+    """Return a marker and a color per schedule. A baseline has its own in all figures of a run; others share one."""
+    own = zip(itertools.cycle(_BASELINE_MARKERS), itertools.cycle(_BASELINE_COLORS), strict=False)
     return {
         entry.schedule: ("o", BLUE) if not entry.names else ("*", BLACK) if ALL_FULL in entry.names else next(own)
         for entry in sorted(entries, key=lambda entry: entry.names)
     }
 
 
-def plain(axes: Axes) -> None:
+def style_axes(axes: Axes) -> None:
     """Give axes a light grid and no frame above and to the right."""
     axes.grid(color="#E4E4E4", lw=0.6, zorder=0)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def scale_losses(axes: Axes, which: str, losses: Sequence[float], ends: Sequence[float]) -> None:
-    """Set the limits and the scale of an axis of losses: every loss is inside, long intervals may be cut at the edge.
-
-    Args:
-        axes: to be changed.
-        which: ``x`` or ``y``.
-        losses: nats.
-        ends: of intervals, nats.
-    """
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
+def scale_axis(axes: Axes, which: str, values: Sequence[float], ends: Sequence[float] = ()) -> None:
+    """Set limits and scale of an axis (``x`` or ``y``): every value is inside, interval ends may be outside."""
+    from matplotlib.ticker import LogLocator, NullLocator
 
     axis = axes.xaxis if which == "x" else axes.yaxis
-    set_limits, set_scale = (axes.set_xlim, axes.set_xscale) if which == "x" else (axes.set_ylim, axes.set_yscale)
-    bottom, top = min(losses), max(losses)
+    bottom, top = min(values), max(values)
     if bottom > 0 and top / bottom > LOG_RATIO:
-        # An interval may reach zero or below, which this scale does not have: it is cut a little under the best mean.
+        # A log scale has no zero: intervals are cut a little below the lowest value.
         reach = [end for end in ends if bottom / 1.6 < end < top * 1.6]
-        set_scale("log")
-        set_limits(min([bottom, *reach]) / 1.2, max([top, *reach]) * 1.25)
+        limits = min([bottom, *reach]) / 1.2, max([top, *reach]) * 1.25
+        axes.set(**{f"{which}scale": "log", f"{which}lim": limits})
         axis.set_major_locator(LogLocator(base=10, subs=(1, 2, 3, 5)))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.set_minor_formatter(NullFormatter())
+        axis.set_major_formatter("{x:g}")
         return
     spread = (top - bottom) or max(abs(top), 1.0) * 0.01
     ends = [min(max(end, bottom - 0.6 * spread), top + 0.6 * spread) for end in ends]
-    set_limits(min([bottom, *ends]) - 0.08 * spread, max([top, *ends]) + 0.08 * spread)
-    axis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
+    axes.set(**{f"{which}lim": (min([bottom, *ends]) - 0.08 * spread, max([top, *ends]) + 0.08 * spread)})
+    axes.ticklabel_format(axis=which, useOffset=False)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.process import WorkerProcess
-from layersearch.training.workers.worker_group import Group
+from layersearch.training.workers.worker_group import WorkerGroup
 
 _GLANCE = 0.5
 """Seconds that a trial waits for one group's place before it looks at the next group's."""
@@ -47,7 +47,7 @@ class PoolFactory(Protocol):
         ...
 
 
-class GroupPool:
+class WorkerGroupPool:
     """A pool of groups, each training one trial at a time.
 
     A group trains many trials, so that imports and DeepSpeed's start-up are paid once. Under ZeRO-3, which leaks
@@ -59,10 +59,10 @@ class GroupPool:
         groups: those that train side by side.
     """
 
-    def __init__(self, recipe: Recipe, groups: Sequence[Group]) -> None:
+    def __init__(self, recipe: Recipe, groups: Sequence[WorkerGroup]) -> None:
         self._replace_after_each = zero_stage(deepspeed_file(recipe)) == 3
         self._groups = tuple(groups)
-        self._idle: queue.Queue[Group] = queue.Queue()
+        self._idle: queue.Queue[WorkerGroup] = queue.Queue()
         for group in self._groups:
             self._idle.put(group)
         self._closed = False
@@ -83,7 +83,7 @@ class GroupPool:
             record = group.run(trial, keep_going)
             # One failed rank leaves the others in the middle of a collective: none of them is of further use.
             if self._replace_after_each or (record.state == "failed" and record.ranks > 1):
-                group.end()
+                group.kill()
             return record
         finally:
             self._idle.put(group)
@@ -98,11 +98,11 @@ class GroupPool:
         self._closed = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for group in self._groups:
-            group.end()
+            group.kill()
         self._threads.shutdown(wait=True)
 
 
-class LocalPool(GroupPool):
+class LocalPool(WorkerGroupPool):
     """Worker processes on this machine, in groups of ``recipe.training.ranks``.
 
     Args:
@@ -117,7 +117,7 @@ class LocalPool(GroupPool):
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
         gpus = _gpus_here(recipe)
-        super().__init__(recipe, [_LocalGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
+        super().__init__(recipe, [_LocalWorkerGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
 
 
 def _gpus_here(recipe: Recipe) -> int:
@@ -139,7 +139,7 @@ def _gpus_here(recipe: Recipe) -> int:
     return count
 
 
-class _LocalGroup(Group):
+class _LocalWorkerGroup(WorkerGroup):
     """Processes of this one's. They meet at a file, which needs no port and is closed to other users."""
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, gpus: int) -> None:
@@ -163,8 +163,8 @@ class _LocalGroup(Group):
     def _device(self, rank: int) -> str:
         return f"cuda:{(self.index * self.recipe.training.ranks + rank) % self._gpus}" if self._gpus else "cpu"
 
-    def end(self) -> None:
-        super().end()
+    def kill(self) -> None:
+        super().kill()
         if self._rendezvous is not None:
             with contextlib.suppress(OSError):
                 self._rendezvous.unlink()  # a killed process leaves it

@@ -52,7 +52,7 @@ class WorkerProcess:
                 cwd=folder if folder is not None and folder.is_dir() else None,
                 env=os.environ | {"OMP_NUM_THREADS": str(settings["threads"])},
             )
-            self.tell(found | {"listening": passed[0] if passed else None})
+            self.send(found | {"listening": passed[0] if passed else None})
         return found
 
     @property
@@ -61,7 +61,7 @@ class WorkerProcess:
         assert self._process is not None
         return self._process.pid
 
-    def tell(self, message: Mapping[str, Any]) -> bool:
+    def send(self, message: Mapping[str, Any]) -> bool:
         """Send one message; tell whether there was still somebody to read it."""
         assert self._process is not None
         assert self._process.stdin is not None
@@ -72,7 +72,7 @@ class WorkerProcess:
             return False
         return True
 
-    def hear(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, Any] | None:
         """Wait for the next message; None if the process has ended."""
         assert self._process is not None
         assert self._process.stdout is not None
@@ -80,7 +80,7 @@ class WorkerProcess:
         # A killed process may leave half a line.
         return json.loads(line) if line.endswith("\n") else None
 
-    def fate(self, patience: float) -> str:
+    def exit_status(self, patience: float) -> str:
         """Return its exit code, or ``alive`` if it runs on for so many seconds."""
         assert self._process is not None
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -88,7 +88,7 @@ class WorkerProcess:
         code = self._process.returncode
         return "alive" if code is None else str(code)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill it."""
         if self._process is None:
             return

@@ -30,9 +30,9 @@ from typing import Any
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
 from layersearch.errors import UserError
-from layersearch.training.workers.pool import GroupPool
+from layersearch.training.workers.pool import WorkerGroupPool
 from layersearch.training.workers.process import WorkerProcess
-from layersearch.training.workers.worker_group import Group
+from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
 
 _KNOCK, _ANSWER = 5.0, 20.0
@@ -44,7 +44,7 @@ _MAKING = 2.0
 """Seconds in which a placement that a cluster has room for is made; milliseconds, where the machine is not busy."""
 
 
-class RayPool(GroupPool):
+class RayPool(WorkerGroupPool):
     """Workers on a Ray cluster, in groups of ``recipe.training.ranks``.
 
     A connection to Ray that the caller has made is used and left open. Otherwise one is made, and ended with the pool.
@@ -68,7 +68,7 @@ class RayPool(GroupPool):
         try:
             _check_room(recipe.training)
             source = open_source(recipe.data, recipe.training.seq_len, cache)
-            groups = [_RayGroup(recipe, index, logs, cache, source.fingerprint) for index in range(workers)]
+            groups = [_RayWorkerGroup(recipe, index, logs, cache, source.fingerprint) for index in range(workers)]
         except BaseException:
             self._disconnect()
             raise
@@ -184,7 +184,7 @@ def _check_room(training: TrainingConfig) -> None:
     )
 
 
-class _RayGroup(Group):
+class _RayWorkerGroup(WorkerGroup):
     """Actors in one placement group. Ray prefers one machine for it and takes several where none has the room."""
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, fingerprint: str) -> None:
@@ -279,26 +279,26 @@ class _RayRank:
         """Start its worker process; see `WorkerProcess.start`."""
         return dict(self._ask("start", dict(settings), log, host, Path.cwd()))
 
-    def tell(self, message: Mapping[str, Any]) -> bool:
+    def send(self, message: Mapping[str, Any]) -> bool:
         try:
-            return bool(self._ask("tell", dict(message)))
+            return bool(self._ask("send", dict(message)))
         except EOFError:
             return False
 
-    def hear(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, Any] | None:
         try:
-            message: dict[str, Any] | None = self._ask("hear")
+            message: dict[str, Any] | None = self._ask("receive")
             return message
         except EOFError:
             return None
 
-    def fate(self, patience: float) -> str:
+    def exit_status(self, patience: float) -> str:
         try:
-            return str(self._ask("fate", patience))
+            return str(self._ask("exit_status", patience))
         except EOFError:
             return "its Ray actor died"
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """Kill the actor, whatever it is at; its worker ends with the pipe between them."""
         import ray
 

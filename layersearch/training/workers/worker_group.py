@@ -26,24 +26,24 @@ class Rank(Protocol):
         """The number of the process to watch."""
         ...
 
-    def tell(self, message: Mapping[str, Any]) -> bool:
+    def send(self, message: Mapping[str, Any]) -> bool:
         """Send one message; tell whether there was still somebody to read it."""
         ...
 
-    def hear(self) -> dict[str, Any] | None:
+    def receive(self) -> dict[str, Any] | None:
         """Wait for the next message; None if there will be none."""
         ...
 
-    def fate(self, patience: float) -> str:
+    def exit_status(self, patience: float) -> str:
         """Return how it ended, or ``alive`` if it runs on for so many seconds."""
         ...
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End it now, whatever it is at."""
         ...
 
 
-class Group(ABC):
+class WorkerGroup(ABC):
     """The ranks of one trial at a time: started when first needed, kept for the trials that follow.
 
     Args:
@@ -96,19 +96,19 @@ class Group(ABC):
             if not self.ranks:
                 self.launch()
                 for rank in self.ranks:
-                    self._hear(rank)  # its data are open
-                self._hear(self.ranks[0])  # all have met
-            self._tell(op="train", trial=plain(trial))
+                    self._receive(rank)  # its data are open
+                self._receive(self.ranks[0])  # all have met
+            self._send(op="train", trial=plain(trial))
             while True:
-                message = self._hear(self.ranks[0])
+                message = self._receive(self.ranks[0])
                 if message["event"] == "record":
                     return TrialRecord.from_json(message["record"])
                 go = keep_going is None or keep_going(message["step"], message["loss"])
-                self._tell(op="go" if go else "stop")
+                self._send(op="go" if go else "stop")
         except EOFError:
             # Its pipe ends a moment before the process does.
-            codes = [rank.fate(_PATIENCE if number == 0 else 0.0) for number, rank in enumerate(self.ranks)]
-            self.end()
+            codes = [rank.exit_status(_PATIENCE if number == 0 else 0.0) for number, rank in enumerate(self.ranks)]
+            self.kill()
             reason = f"a worker process died (exit codes [{', '.join(codes)}]): out of memory? see {self.log_place()}"
             return replace(blank_record(trial, self.recipe), error=reason)
 
@@ -116,22 +116,22 @@ class Group(ABC):
         """Return where the workers' standard error is to be found."""
         return str(self.logs)
 
-    def end(self) -> None:
+    def kill(self) -> None:
         """End every rank; the next trial starts them anew."""
         for rank in self.ranks:
-            rank.end()
+            rank.kill()
         self.ranks = ()
 
-    def _tell(self, **message: Any) -> None:
+    def _send(self, **message: Any) -> None:
         # Every rank is told before it is said that one is gone: the others would wait for their word.
-        if not all([rank.tell(message) for rank in self.ranks]):
+        if not all([rank.send(message) for rank in self.ranks]):
             raise EOFError
 
-    def _hear(self, rank: Rank) -> dict[str, Any]:
-        message = rank.hear()
+    def _receive(self, rank: Rank) -> dict[str, Any]:
+        message = rank.receive()
         if message is None:
             raise EOFError
         if message["event"] == "refused":
-            self.end()
+            self.kill()
             raise UserError(message["message"])
         return message

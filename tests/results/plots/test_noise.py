@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from layersearch.results.analyze import analyze
-from layersearch.results.plots.noise import MOST_ROWS, plot_signal
+from layersearch.results.plots.noise import MAX_ROWS, plot_signal
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import a_run, confirmed, record
 
@@ -107,12 +107,12 @@ def test_plot_signal_figure_names_what_it_shows(tmp_path: Path, name: str) -> No
 def test_plot_signal_many_schedules_keeps_named_ones_and_placements(tmp_path: Path, figures: list[Any]) -> None:
     result = analyze(*run("deep"))
     measured = sum(entry.mean is not None for entry in result.entries)
-    assert measured > MOST_ROWS
+    assert measured > MAX_ROWS
     _, svg = plot_signal(result, tmp_path / "signal")
-    assert f"of higher loss, not shown: {measured - MOST_ROWS}" in texts(svg)
+    assert f"of higher loss, not shown: {measured - MAX_ROWS}" in texts(svg)
     assert result.signal.placements is not None
     labels = figures[0].axes[0].get_yticklabels()
-    assert len(labels) == MOST_ROWS
+    assert len(labels) == MAX_ROWS
     bold = [label.get_text() for label in labels if label.get_fontweight() == "bold"]
     assert len(bold) == len(result.signal.placements.schedules)
     assert all(label.endswith(f"{result.signal.cost:.3f}") for label in bold)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import pytest
 
 from layersearch.config.recipe import load_recipe
 from layersearch.schedule import Schedule
+from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 from layersearch.training.workers.ray_pool import RayPool
@@ -44,7 +44,7 @@ def make(request: pytest.FixtureRequest) -> Iterator[PoolFactory]:
 
 
 def lasting(record: TrialRecord) -> dict[str, Any]:
-    return {key: value for key, value in dataclasses.asdict(record).items() if key not in OF_THE_MOMENT}
+    return {key: value for key, value in plain(record).items() if key not in OF_THE_MOMENT}
 
 
 @pytest.fixture(scope="module")

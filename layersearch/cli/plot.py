@@ -1,0 +1,30 @@
+"""Draw the cost-quality frontier, and the noise against the effect of placement."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from layersearch.cli.flags import add_shared
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_shared(parser, "run")
+    parser.add_argument("--out", type=Path, help="folder of the figures (default: RUN)")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Draw the figures of a run and print their paths."""
+    from layersearch.files import unwritable
+    from layersearch.results.plots.noise import plot_signal
+    from layersearch.results.plots.pareto import plot_pareto
+    from layersearch.study.saved_run import load_result
+
+    out = options.out or options.run
+    result = load_result(options.run)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (*plot_pareto(result, out / "pareto"), *plot_signal(result, out / "signal")):
+            print(path)
+    except OSError as error:
+        raise unwritable(out, error) from None

@@ -1,0 +1,97 @@
+"""Search for the best schedule within a budget; run again to resume."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from layersearch.cli.flags import DEFAULT_RECIPE, add_key, add_shared, pool_of, seed
+from layersearch.errors import ConfigError, LayersearchError
+
+if TYPE_CHECKING:
+    from layersearch.study.estimate import Estimate
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--budget", type=float, help="largest attention cost, as a share of all-full (default: the space's)")
+    add("--recipe", help=f"YAML file or name in trials/ (default: {DEFAULT_RECIPE}; with --model: pretrained)")
+    add("--model", metavar="PATH|ID", help="pre-trained Hugging Face model; trials start from its weights")
+    add("--space", help="search space: YAML file or name in search_spaces/ (default: the recipe's)")
+    add("--out", type=Path, help="run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")
+    add("--seed", type=seed, default=0, help="seed of the search; confirmation uses the seeds after it (default: 0)")
+    add_key(parser, "--trials", "search.trials", "N", "distinct schedules trained")
+    add_key(parser, "--workers", "search.workers", "N", "trials side by side")
+    add_shared(parser, "--set", "--pool", "--ray-address", "--dry-run", "--json")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Search, or print the plan of a search."""
+    from layersearch.config.recipe import load_recipe
+    from layersearch.schedule.space import load_space
+
+    name = options.recipe or ("pretrained" if options.model else DEFAULT_RECIPE)
+    recipe = load_recipe(name, options.overrides)
+    if options.model:
+        from layersearch.model.pretrained import recipe_for
+
+        recipe = recipe_for(recipe, options.model)
+    try:
+        space = load_space(options.space or recipe.default_space)
+    except LayersearchError as error:
+        if options.space:
+            raise
+        raise ConfigError(f"--space is missing and the recipe gives none: {error}") from None
+    budget = options.budget if options.budget is not None else space.budget
+    if budget is None:
+        raise ConfigError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
+    pool = pool_of(options)
+    if options.dry_run:
+        from layersearch.study.estimate import estimate
+
+        found = estimate(recipe, space, budget, options.seed, elsewhere=options.pool == "ray")
+        if options.json:
+            print(json.dumps(dataclasses.asdict(found), indent=1))
+        else:
+            _print_estimate(found)
+        return
+    out = options.out or Path("runs") / f"{recipe.name}-{space.name}-{budget:g}-s{options.seed}"
+    from layersearch.cli.progress import ProgressDisplay
+    from layersearch.cli.summary import print_run
+    from layersearch.study.search import search
+
+    with ProgressDisplay("trials") as display:
+        result = search(recipe, space, budget, out, seed=options.seed, pool=pool, listener=display.trials)
+    print_run(result, out, options.json)
+
+
+def _print_estimate(found: Estimate) -> None:
+    from layersearch.cli.progress import duration
+    from layersearch.cli.tables import console, size, table
+
+    rows = {
+        "schedules in the space": f"{found.schedules_in_space:,}",
+        "baselines": f"{len(found.baselines)}, each trained to the last step",
+        "proposals": f"at most {found.proposals}, within budget {found.budget:g}",
+        "sampler, pruner": f"{found.sampler}, {found.pruner}",
+        "confirmation": f"{found.confirm_trials} full trials at fresh seeds",
+        "total training": f"about {found.full_trials:.1f} full trials",
+        "model": f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}",
+        "one training step": f"{found.step_flops:.3g} FLOPs (all-full, forward and backward)",
+        "whole search": f"at most {found.total_flops:.3g} FLOPs (one multiply-add = one FLOP)",
+        "memory of a rank": f"{size(found.model_bytes)} for weights, gradients and optimizer state",
+        "activations": f"{size(found.activation_bytes)} kept for the backward pass (all-full)",
+        "training time": "not estimated" if found.seconds is None else f"about {duration(found.seconds)}",
+        "": found.seconds_note,
+    }
+    screen = console()
+    grid = table("", "", left=2, show_header=False)
+    for row in rows.items():
+        grid.add_row(*row)
+    baselines = table("baseline", "schedule", "cost", left=2)
+    for name, schedule, cost in found.baselines:
+        baselines.add_row(name, schedule, f"{cost:.3f}")
+    screen.print(grid, "", baselines, sep="\n")
