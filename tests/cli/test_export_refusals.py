@@ -43,17 +43,19 @@ from tests.helpers.refusals import Line, Refuses, begun, write
             id="vllm of gpt_oss",
         ),
         pytest.param(
-            ["full block:8", "--to", "megatron"], ("layer 1: block:8", "nearest supported schedule"), id="blocks for megatron"
+            ["full block:8", "--to", "megatron"],
+            ("layer 1: block:8", "nearest supported schedule"),
+            id="blocks for megatron",
         ),
         pytest.param(
             ["full*2", "--to", "hf-remote", "--family", "qwen3"],
             ("--family", "drop it"),
-            id="family of a modelling file",
+            id="family of a modeling file",
         ),
         pytest.param(
             ["full*2", "--to", "hf", "--family", "llama"],
             ("layer_types", "give --family ministral"),
-            id="family that is deaf",
+            id="family that ignores layer_types",
         ),
         pytest.param(["full*2", "--to", "yaml", "--family", "qwen3"], ("--family", "drop it"), id="family of a file"),
         pytest.param(
@@ -81,7 +83,7 @@ from tests.helpers.refusals import Line, Refuses, begun, write
         ),
     ],
 )
-def test_export_what_a_target_cannot_hold_is_refused_in_one_line(
+def test_export_unsupported_request_is_refused_in_one_line(
     arguments: list[str], words: tuple[str, ...], refuses: Refuses
 ) -> None:
     refuses(["export", *arguments, "--recipe", "smoke", "--out", "new"], *words)

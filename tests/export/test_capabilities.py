@@ -1,4 +1,4 @@
-"""The nearest schedule a target holds: the same full layers, and the closest FLOPs by exhaustive comparison."""
+"""The nearest supported schedule: the same full layers, and the closest FLOPs by exhaustive comparison."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A user's own configuration: the keys that hold the schedule change, and the result is proven."""
+"""A user's own configuration: only keys of the schedule change, and the result is proven."""
 
 from __future__ import annotations
 

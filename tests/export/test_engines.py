@@ -1,4 +1,4 @@
-"""Engines: what each file says, expanded to a mask as the engine's own source expands it, is the schedule's mask."""
+"""Engine files: expanded to masks as each engine's source does it, they equal the schedule's masks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def write(schedule: Schedule, target: str, out: Path, family: str | None = None,
 
 
 def banded(left: int, right: int) -> Tensor:
-    """Return flash-attn's mask: keys i-left ... i+right; -1: no bound."""
+    """Return flash-attn's mask: keys i-left ... i+right; -1 means no bound."""
     distance = AT - KEY
     seen = torch.ones(TOKENS, TOKENS, dtype=torch.bool)
     if left >= 0:
@@ -51,7 +51,7 @@ def banded(left: int, right: int) -> Tensor:
     return seen
 
 
-# One function per engine: its file to masks, as the source named in it does.
+# One function per engine: from its file to masks, as the source that the file names does it.
 
 
 def megatron(path: Path, n_layers: int) -> Masks:
@@ -234,13 +234,13 @@ def test_engine_file_unsupported_schedule_is_refused(
 
 
 @pytest.mark.parametrize(("target", "family"), [("vllm", "gpt_oss"), ("sglang", "gemma2")])
-def test_engine_hard_coded_pattern_is_held_where_it_is_the_schedule(target: str, family: str, tmp_path: Path) -> None:
+def test_engine_schedule_equal_to_the_hard_coded_pattern_is_written(target: str, family: str, tmp_path: Path) -> None:
     config = yaml.safe_load(write(Schedule.parse("window:4 full window:4"), target, tmp_path, family).read_text())
     assert next(iter(config.values()))["sliding_window"] == 4
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_engine_all_full_schedule_is_held_by_all_full_families(family: str, tmp_path: Path) -> None:
+def test_engine_all_full_schedule_is_written_for_all_full_families(family: str, tmp_path: Path) -> None:
     config = yaml.safe_load(write(Schedule.parse("full*2"), "vllm", tmp_path, family).read_text())
     assert config == {"hf-overrides": {"layer_types": ["full_attention"] * 2}}
 

@@ -1,4 +1,4 @@
-"""Exported files and what is refused; `tests/export/verify` proves what each layer then sees."""
+"""Export to stock families: files and refusals; `tests/export/verify` proves the masks."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_write_config_holds_the_model_size_and_no_foreign_special_tokens(tmp_pat
          "window:6 full window:6"),
     ],
 )  # fmt: skip
-def test_export_what_a_family_cannot_hold_is_refused_with_the_nearest_and_nothing_is_written(
+def test_export_unsupported_schedule_is_refused_with_the_nearest_and_nothing_is_written(
     family: str, text: str, words: str, nearest: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ExportError) as error:
@@ -107,7 +107,7 @@ def test_export_what_a_family_cannot_hold_is_refused_with_the_nearest_and_nothin
     assert written(Schedule.parse(nearest), family, tmp_path / "out", n_kv_heads=4)
 
 
-def test_export_llama4_holds_blocks_and_no_windows(tmp_path: Path) -> None:
+def test_export_llama4_supports_blocks_and_no_windows(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"family llama4 supports no windows; the nearest .* is 'block:9 full'"):
         written(Schedule.parse("window:5 full"), "llama4", tmp_path)
     assert written(Schedule.parse("block:9 full"), "llama4", tmp_path)

@@ -1,4 +1,4 @@
-"""The folder with a modelling file of its own: every span, with and without a cache, in the real transformers."""
+"""The folder with a modeling file: every span, with and without a cache, in the real transformers."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def written(schedule: Schedule, out: Path, **given: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a model of every kind of span, loaded as a user loads it, with the weights of `decoder`."""
+    """Return a model with every kind of span, loaded as a user does, with the weights of `decoder`."""
     folder = written(EVERY, tmp_path_factory.mktemp("remote") / "every")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     loaded = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float64).eval()
@@ -119,7 +119,7 @@ def test_remote_mask_equals_span_mask_pair_by_pair(span: Span) -> None:
 
 
 class Module:
-    """What the attention function reads of a stock attention module."""
+    """The attributes of a stock attention module that the attention function reads."""
 
     layer_idx = 0
 
@@ -250,7 +250,7 @@ def test_remote_cache_holds_what_the_cost_model_counts_at_every_length(model: An
 
 
 def storages(cache: Any) -> dict[int, int]:
-    """Return the bytes that the cache keeps alive: a view would keep the longer tensor that it was cut from."""
+    """Return the bytes that the cache keeps alive by storage: a view would keep its longer base tensor."""
     held = [x.untyped_storage() for layer in cache.layers for part in layer.held for x in part]
     return {storage.data_ptr(): storage.nbytes() for storage in held}
 
@@ -308,7 +308,7 @@ def test_remote_padding_ending_within_a_later_piece_changes_nothing(model: Any) 
             assert torch.allclose(out.logits[row, -1], model(one).logits[0, -1], atol=1e-5), row
 
 
-# What would not be what the schedule says is refused.
+# Arguments that contradict the schedule are refused.
 
 
 def hole() -> torch.Tensor:
@@ -400,7 +400,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {"olmo2": ("Olmo2Config", hf_model
 
 @pytest.mark.parametrize("base", modeling_layersearch.BASES)
 def test_save_remote_stock_weights_load_and_every_layer_sees_its_span(base: str, tmp_path: Path) -> None:
-    """The stock model itself, given a mask of each span for all layers, is the witness."""
+    """The reference is the stock model with an explicit mask of the span."""
     known = hf_models.FAMILIES | MORE
     config_name, values = known[base]
     torch.manual_seed(0)

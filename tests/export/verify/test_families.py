@@ -1,4 +1,4 @@
-"""Every family that `--to hf` writes, proven in the real transformers; those that ignore a schedule, caught."""
+"""Every family of `--to hf`, proven in the real transformers; types that ignore a schedule are detected."""
 
 from __future__ import annotations
 

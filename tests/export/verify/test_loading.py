@@ -1,4 +1,4 @@
-"""What is wrong with a folder that is to be proven: one line that says so, exit code 2, and nothing of it is run."""
+"""Bad folders for verify-export: one line, exit code 2, and no code of the folder runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders with a modelling file of their own, proven in the real transformers; one that was tampered with, caught."""
+"""Folders with a modeling file, proven in the real transformers; altered ones are detected."""
 
 from __future__ import annotations
 
