@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from layersearch.cli.main import main
-from layersearch.errors import ExportError
+from layersearch.errors import ExportError, LayersearchError
 from layersearch.export.edit_config import read_user_config, write_user_config
 from layersearch.export.families import FAMILIES
 from layersearch.export.verify import verify
@@ -205,7 +205,7 @@ def test_write_user_config_unchangeable_config_is_refused_and_nothing_is_written
     given_config("qwen3", tmp_path)
     values = json.loads((tmp_path / "config.json").read_text()) | fields
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
-    with pytest.raises(ExportError, match=words):
+    with pytest.raises(LayersearchError, match=words):
         write(tmp_path, asked("qwen3"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import ExportError
+from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
 from layersearch.export.families import FAMILIES
 from layersearch.export.hf import save_weights
@@ -132,7 +132,7 @@ def test_export_family_without_grouped_queries_refuses_them(family: str, tmp_pat
 )
 def test_export_wrong_request_is_refused(target: str, given: dict[str, Any], words: str, tmp_path: Path) -> None:
     request = {"model": size(MIXED), "vocab_size": VOCAB, "seq_len": TOKENS, "out": tmp_path} | given
-    with pytest.raises(ExportError) as error:
+    with pytest.raises(LayersearchError) as error:
         export(MIXED, target, **request)
     assert words in str(error.value)
     assert not list(tmp_path.iterdir())

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import ExportError
+from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
 from layersearch.export.files import write_files
 from layersearch.export.hf_remote import MODELING, remote_files, save_remote, stock_config
@@ -332,7 +332,7 @@ def test_remote_masks_and_positions_without_meaning_are_refused(given: dict[str,
 
 
 def test_remote_cache_that_knows_no_spans_is_refused(model: Any) -> None:
-    with pytest.raises(ValueError, match="StaticCache does not keep to the spans"):
+    with pytest.raises(ValueError, match="StaticCache does not know the spans"):
         model(text(1, 5), **{CACHE: StaticCache(config=model.config, max_cache_len=9)})
     filled = DynamicCache()
     filled.update(torch.zeros(1, 2, 3, 8).double(), torch.zeros(1, 2, 3, 8).double(), 0)
@@ -448,7 +448,7 @@ def test_remote_files_unsupported_model_is_refused() -> None:
         (llama, "full window:17", "longer than the text of 16"),
         (llama, "full window:2/2@5", "more heads than the model's 4"),
     ]:
-        with pytest.raises(ExportError) as error:
+        with pytest.raises(LayersearchError) as error:
             remote_files(Schedule.parse(schedule), config)
         assert words in str(error.value)
 
