@@ -121,7 +121,7 @@ def test_verify_forgetful_cache_with_right_masks_is_caught(tmp_path: Path) -> No
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_verify_window_not_switched_on_is_caught(family: str, tmp_path: Path) -> None:
     folder = changed(written(schedule(family, "{} full"), family, tmp_path), use_sliding_window=None)
-    with pytest.raises(ExportError, match=r"does not run as config\.json has it"):
+    with pytest.raises(ExportError, match=r"does not run with this config\.json"):
         verify(folder)
 
 
