@@ -1,4 +1,4 @@
-"""Local files of text: which ones a pattern names, what format each is in, and the texts it holds."""
+"""Local files of text: the files that a pattern names, their format, and their texts."""
 
 from __future__ import annotations
 
@@ -15,28 +15,27 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.data import hub
+from layersearch.data.hub import one_line
 from layersearch.data.source import require
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 FORMATS = dict.fromkeys((".json", ".jsonl", ".ndjson"), "json") | dict.fromkeys((".parquet", ".parq", ".pq"), "parquet")
-"""The ``data.source`` of each suffix, in lower case. A file with another suffix is text."""
+"""``data.source`` by suffix, in lower case. A file with another suffix is text."""
 _OPEN: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 _UNREAD = frozenset([".zst", ".zstd", ".lz4", ".7z", ".tar", ".tgz", ".rar"])
 _REMEDY = {"text": "give UTF-8 text", "json": "give one JSON object a line", "parquet": "give Parquet files"}
 _SPACE = re.compile(r"\s*")
-_ROWS = 1024
+_PARQUET_ROWS = 1024
 """Rows of Parquet in memory at a time."""
 
 
 def local_files(names: Sequence[str]) -> list[Path]:
     """Return the files that ``data.files`` names, each once.
 
-    A pattern gives its matches and a folder all files below it, sorted by name. Hidden files and empty ones are passed
-    over there.
+    A pattern gives its matches and a folder all files below it, sorted by name, without hidden and empty files.
 
     Raises:
-        UserError: if a file is missing or empty, or a pattern or a folder gives none.
+        DataError: if a file is missing or empty, or a pattern or a folder gives none.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -45,15 +44,14 @@ def local_files(names: Sequence[str]) -> list[Path]:
         if folder or (glob.has_magic(str(path)) and not path.exists()):
             pattern = f"{glob.escape(str(path))}/**" if folder else str(path)
             files = [Path(match) for match in sorted(glob.glob(pattern, recursive=True)) if Path(match).is_file()]
-            if not files and not folder:
-                raise UserError(f"data.files: no file matches {name!r}; correct the pattern")
-            matches = [file for file in files if file.stat().st_size > 0]
-            require(bool(matches), f"data.files: {name} holds no file with text in it; name others")
+            require(files or folder, f"data.files: no file matches {name!r}; correct the pattern")
+            files = [file for file in files if file.stat().st_size > 0]
+            require(files, f"data.files: {name} holds no file with text in it; name others")
         else:
-            matches = [path]
+            files = [path]
             require(path.is_file(), f"data.files: no file {path}; give an existing path")
             require(path.stat().st_size > 0, f"data.files: {path} is empty; leave it out")
-        found |= dict.fromkeys(match.resolve() for match in matches)
+        found |= dict.fromkeys(file.resolve() for file in files)
     return list(found)
 
 
@@ -61,19 +59,18 @@ def detect_source(files: Sequence[Path]) -> str:
     """Return the ``data.source`` that reads these files: ``text``, ``json`` or ``parquet``.
 
     Raises:
-        UserError: names the formats if there are several.
+        DataError: names the formats if there are several.
     """
     found = defaultdict(list)
     for file in files:
         found[_format(file)].append(file)
-    if len(found) > 1:
-        formats = ", ".join(f"{len(paths)} {name} ({paths[0]} first)" for name, paths in sorted(found.items()))
-        raise UserError(f"--data: the files are of several formats: {formats}; name those of one format")
+    formats = ", ".join(f"{len(paths)} {name} ({paths[0]} first)" for name, paths in sorted(found.items()))
+    require(len(found) == 1, f"--data: the files are of several formats: {formats}; name those of one format")
     return next(iter(found))
 
 
 def _format(file: Path) -> str:
-    """Return the format of one file, by its name; by its first bytes where the name has no suffix."""
+    """Return the format of one file by its name, or by its first bytes if the name has no suffix."""
     name = Path(file.name.lower())
     if name.suffix in _OPEN.keys() | _UNREAD | {".zip"}:
         name = name.with_suffix("")
@@ -83,43 +80,36 @@ def _format(file: Path) -> str:
         if file.suffix.lower() == ".zip":
             with zipfile.ZipFile(file) as archive:
                 return detect_source([Path(member) for member in _members(archive) if Path(member).suffix])
-        streams = _streams(file)
+        streams = _streams(file)  # kept, because a generator that is dropped closes its file
         head = next(streams).read(1 << 12)
     except (OSError, EOFError, ValueError, lzma.LZMAError, zipfile.BadZipFile, StopIteration):
-        return "text"  # the reader will say what is wrong with it
+        return "text"  # the reader reports the fault
     if head.startswith(b"PAR1"):
         return "parquet"
     return "json" if head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b'{"') else "text"
 
 
 def read_texts(source: str, files: Sequence[Path], column: str) -> Iterator[str]:
-    """Yield the texts of local files in their order; empty ones are passed over.
+    """Yield the texts of local files in their order, without empty ones.
 
     Args:
         source: ``text`` (a document a file), ``json`` (an object a line, or an array of them) or ``parquet``.
         files: plain, or packed as .gz, .bz2, .xz or .zip.
-        column: what holds the text, in json and parquet. Nothing else is looked at, so that other columns may have
-            any type, and may come and go.
+        column: the column of the text, in json and parquet. The other columns may have any type, and may change.
 
     Raises:
-        UserError: names the file, the cause and the remedy.
+        DataError: names the file, the cause and the remedy.
     """
     read = {"text": _plain, "json": _json, "parquet": _parquet}[source]
     for file in files:
-        where = f"data.files {file}"
         try:
             for stream in _streams(file):
-                yield from filter(None, read(stream, column, where))
-        except UserError:
+                yield from filter(None, read(stream, column, f"data.files {file}"))
+        except DataError:
             raise
-        except UnicodeError as error:
-            raise _unreadable(file, source, error, "give UTF-8 text") from None
         except Exception as error:  # pyarrow, json and the packers each raise their own
-            raise _unreadable(file, source, error, _REMEDY[source]) from None
-
-
-def _unreadable(file: Path, source: str, error: Exception, remedy: str) -> UserError:
-    return UserError(f"data.files: {file} cannot be read as {source} ({hub.one_line(error)}); {remedy}")
+            remedy = _REMEDY["text" if isinstance(error, UnicodeError) else source]
+            raise DataError(f"data.files: {file} cannot be read as {source} ({one_line(error)}); {remedy}") from None
 
 
 def _streams(file: Path) -> Iterator[IO[bytes]]:
@@ -155,71 +145,65 @@ def _json(stream: IO[bytes], column: str, where: str) -> Iterator[str | None]:
         columns.update(dict.fromkeys(row))
         text = check_text(row.get(column), column, number, where)
         if text is not None:
-            text.encode()  # half of a surrogate pair is no text
+            text.encode()  # raises where the text holds half of a surrogate pair
         yield text
     check_column(column, columns, where)
 
 
 def _json_rows(stream: IO[bytes]) -> Iterator[Any]:
-    """Yield JSON objects: one a line, or, where the first line is none, of the whole file."""
-    decoder = json.JSONDecoder()
+    """Yield the rows of a file: a JSON value per line; if the first line is not JSON, the values of the whole text."""
     first = True
     with io.TextIOWrapper(stream, encoding="utf-8-sig") as lines:
         for number, line in enumerate(lines, start=1):
             if line.isspace():
                 continue
             try:
-                row = decoder.decode(line)
+                values: Iterator[Any] = iter([json.loads(line)])
             except json.JSONDecodeError as error:
                 if not first:
                     raise ValueError(f"line {number}: {error.msg}") from None
-                yield from _json_values(decoder, line + lines.read(), number)
-                return
-            yield from _array(row) if isinstance(row, list) else (row,)
+                values = _json_values(line + lines.read(), number)
+            for value in values:
+                if isinstance(value, list):  # an array of objects, or of texts alone
+                    yield from ({"text": row} if isinstance(row, str) else row for row in value)
+                else:
+                    yield value
             first = False
 
 
-def _json_values(decoder: json.JSONDecoder, text: str, first_line: int) -> Iterator[Any]:
-    """Yield the JSON values of a text that do not keep to lines."""
-    text, place = text.strip(), 0
+def _json_values(text: str, first_line: int) -> Iterator[Any]:
+    """Yield the JSON values of a text, whatever lines they take."""
+    decoder, text, place = json.JSONDecoder(), text.strip(), 0
     while place < len(text):
         try:
             value, place = decoder.raw_decode(text, place)
         except json.JSONDecodeError as error:
             raise ValueError(f"line {first_line + error.lineno - 1}: {error.msg}") from None
-        yield from _array(value) if isinstance(value, list) else (value,)
-        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
-
-
-def _array(values: list[Any]) -> Iterator[Any]:
-    """Yield the rows of an array: objects, or texts alone."""
-    for value in values:
-        yield {"text": value} if isinstance(value, str) else value
+        yield value
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it also matches no space
 
 
 def _parquet(stream: IO[bytes], column: str, where: str) -> Iterator[str | None]:
     import pyarrow.parquet
 
-    plain = isinstance(stream, io.BufferedReader)  # it can seek
-    file = pyarrow.parquet.ParquetFile(stream if plain else io.BytesIO(stream.read()))
+    seekable = isinstance(stream, io.BufferedReader)  # else it is unpacked on the fly
+    file = pyarrow.parquet.ParquetFile(stream if seekable else io.BytesIO(stream.read()))
     check_column(column, file.schema_arrow.names, where)
-    number = 0
-    for batch in file.iter_batches(_ROWS, columns=[column]):
-        for text in batch.column(column).to_pylist():
-            yield check_text(text, column, number, where)
-            number += 1
+    batches = file.iter_batches(_PARQUET_ROWS, columns=[column])
+    texts = (text for batch in batches for text in batch.column(column).to_pylist())
+    yield from (check_text(text, column, number, where) for number, text in enumerate(texts))
 
 
 def check_column(column: str, columns: Collection[str], where: str) -> None:
-    """Refuse rows of these columns, if there are any, that lack the one asked for."""
+    """Refuse rows of these columns if the one asked for is missing; no columns at all are accepted."""
     held = not columns or column in columns
     require(held, f"{where}: no column {column!r}; set data.column to one of {', '.join(columns)}")
 
 
 def check_text(text: Any, column: str, number: int, where: str) -> str | None:
-    """Return what a row holds in the column asked for, or refuse what is no text."""
+    """Return the value of the text column in one row; refuse a value that is no text."""
     if text is None or isinstance(text, str):
         return text
-    raise UserError(
+    raise DataError(
         f"{where}: column {column!r} holds {type(text).__name__} in row {number}, not text; set data.column"
     )

@@ -1,4 +1,4 @@
-"""Text as a packed stream of tokens, memory-mapped; sequences start anywhere in it."""
+"""Text as a packed, memory-mapped stream of tokens."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import numpy.typing as npt
 from layersearch.data.source import Batch, Source, digest, generator, require
 
 SAMPLING = 1
-"""Raised with every change of how sequences are cut, since the fingerprint cannot see code."""
+"""Raised with every change of the sampling, because the fingerprint does not see code."""
 
 
 class Text(Source):
     """Documents in their order, an end-of-document token after each, cut into sequences.
 
-    A training sequence starts at a random offset of the stream, so that what is far apart in a file stays so in a
-    sequence. Validation sequences are spread evenly over their stream and never overlap.
+    A training sequence starts at a random offset of the stream, so it keeps the long distances of a file. Validation
+    sequences are spread evenly over their stream and never overlap.
 
     Raises:
-        UserError: if there is less text than one sequence.
+        DataError: if there is less text than one sequence.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], name: str, seq_len: int) -> None:
@@ -31,11 +31,15 @@ class Text(Source):
         self.fingerprint = digest([facts["content"], name, seq_len, SAMPLING])
         self._train = np.load(folder / "train.npy", mmap_mode="r", allow_pickle=False)
         self._validation = np.load(folder / "validation.npy", mmap_mode="r", allow_pickle=False)
+        key, self._remedy = {
+            "stdlib": ("data.source stdlib", "raise data.max_tokens"),
+            "hub": ("data.dataset", "raise data.max_tokens, name a larger data set"),
+        }.get(name, ("data.files", "name more text in data.files"))
         for stream, what in ((self._train, "training"), (self._validation, "validation")):
             require(
                 len(stream) > seq_len,
-                f"{_where(name)} gives {len(stream)} tokens of {what} text, fewer than one sequence of {seq_len} + 1: "
-                f"{_more(name)} or lower training.seq_len",
+                f"{key} gives {len(stream)} tokens of {what} text, fewer than one sequence of {seq_len} + 1: "
+                f"{self._remedy} or lower training.seq_len",
             )
 
     def _cut(self, stream: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> Batch:
@@ -51,18 +55,6 @@ class Text(Source):
         require(
             sequences <= most,
             f"training.val_sequences {sequences} is more than the validation text holds: lower it to {most}, or "
-            f"{_more(self.name)}",
+            f"{self._remedy}",
         )
         return self._cut(self._validation, np.arange(sequences) * (len(self._validation) - 1) // sequences)
-
-
-def _where(name: str) -> str:
-    return {"stdlib": "data.source stdlib", "hub": "data.dataset"}.get(name, "data.files")
-
-
-def _more(name: str) -> str:
-    """Return the remedy for too little text."""
-    return {
-        "stdlib": "raise data.max_tokens",
-        "hub": "raise data.max_tokens, name a larger data set",
-    }.get(name, "name more text in data.files")

@@ -19,7 +19,7 @@ from layersearch.data import describe, open_source
 from layersearch.data.documents import stdlib_files
 from layersearch.data.source import IGNORE
 from layersearch.data.text import Text
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 CONFIG = DataConfig(source="stdlib", vocab_size=1024)
 ROOT = Path(layersearch.__file__).parent.parent
@@ -100,7 +100,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from layersearch.data import open_source
-from layersearch.recipe import DataConfig
+from layersearch.config.recipe import DataConfig
 source = open_source(DataConfig(source="stdlib", vocab_size=512, max_tokens=200_000), 64, Path(sys.argv[1]))
 batch = source.train(seed=5, step=9, batch_size=4)
 print(source.fingerprint, batch.tokens.tobytes().hex(), source.tokenizer_file)
@@ -136,7 +136,7 @@ def test_open_source_prepared_text_imports_no_heavy_library(stdlib, cache_dir):
 import sys
 from pathlib import Path
 from layersearch.data import open_source
-from layersearch.recipe import DataConfig
+from layersearch.config.recipe import DataConfig
 source = open_source(DataConfig(source="stdlib", vocab_size=1024), 64, Path(sys.argv[1]))
 source.train(seed=0, step=0, batch_size=2)
 print(source.fingerprint)
@@ -188,14 +188,14 @@ def test_text_validation_windows_are_spread_and_never_overlap(tmp_path, sequence
 
 def test_text_validation_longer_than_the_text_names_the_most(tmp_path):
     source = counting(tmp_path, 100, 200, 50)
-    with pytest.raises(UserError, match=r"training\.val_sequences 4 is more .* lower it to 3,"):
+    with pytest.raises(DataError, match=r"training\.val_sequences 4 is more .* lower it to 3,"):
         source.validation(4)
     assert source.validation(3).tokens.shape == (3, 50)
 
 
 @pytest.mark.parametrize(("train", "validation", "side"), [(50, 51, "training"), (51, 50, "validation")])
 def test_text_shorter_than_a_sequence_names_the_key(tmp_path, train, validation, side):
-    with pytest.raises(UserError, match=rf"data\.files gives 50 tokens of {side} text, .* lower training\.seq_len"):
+    with pytest.raises(DataError, match=rf"data\.files gives 50 tokens of {side} text, .* lower training\.seq_len"):
         counting(tmp_path, train, validation, 50)
     counting(tmp_path, 51, 51, 50)
 
