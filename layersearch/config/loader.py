@@ -115,7 +115,8 @@ def build(cls: type[T], mapping: Any, where: str) -> T:
     except (ValueError, TypeError, RecursionError) as error:  # an anchor inside itself, a key that is no word
         raise ConfigError(f"{where}: no plain mapping ({error}); write it out") from None
     try:
-        built: T = _adapter(cls).validate_json(text, strict=True)
+        kind: Any = cls
+        built: T = _adapter(kind).validate_json(text, strict=True)
         return built
     except ValidationError as invalid:
         raise ConfigError(f"{where}: {_first_problem(cls, invalid)}") from None
