@@ -49,9 +49,9 @@ from torch import Tensor
 
 from layersearch.config.recipe import Recipe, TrainingConfig, load_recipe
 from layersearch.data import open_source
-from layersearch.data.source import Source
+from layersearch.data.source import IGNORE, Source
 from layersearch.model.attention.dispatch import attend
-from layersearch.model.decoder import IGNORE, Decoder, mean_loss, rotary_table
+from layersearch.model.decoder import Decoder, mean_loss, rotary_table
 from layersearch.results.stats import rank_correlation
 from layersearch.schedule import Schedule, Span
 from layersearch.training.engine import learning_rate_factor

@@ -26,11 +26,11 @@ from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
 from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.save import save_model, target_family
 from layersearch.convert.trainable import adapt, merge
-from layersearch.data import describe, hub
+from layersearch.data import describe
 from layersearch.data.source import Source
-from layersearch.errors import ConfigError, LayersearchError, RunFolderError
+from layersearch.errors import ConfigError, LayersearchError, RunFolderError, one_line
 from layersearch.files import unwritable
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import fingerprint, load_pretrained, with_tokenizer
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
@@ -132,7 +132,9 @@ def convert(
         routed.set_schedule(schedule)  # refuses
     family = target_family(routed.model, schedule, family)
     schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
-    sources = [open_data(recipe.data, stage.training, deepspeed, rows=routed.rows, cache=cache) for stage in stages]
+    sources = [
+        open_data(recipe.data, stage.training, deepspeed, rows=routed.num_embeddings, cache=cache) for stage in stages
+    ]
     request = {
         "model": model,
         "schedule": str(schedule),
@@ -182,7 +184,7 @@ class _Converter:
         self.steps, parts = self.recipe.training.steps, self.recipe.evaluations + 1
         self.eval_steps = {round(self.steps * part / parts) for part in range(1, parts)}
 
-    def run(self, routed: Routed, original: Routed, family: str) -> None:
+    def run(self, routed: HFDecoder, original: HFDecoder, family: str) -> None:
         """Do the rest of the conversion.
 
         Args:
@@ -223,13 +225,13 @@ class _Converter:
         try:
             save_model(routed, family, part, evidence={"validation_loss": losses}, tokenizer=tokenizer)
         except SafetensorError as error:
-            raise OSError(None, f"no room for the weights: {hub.one_line(error)}") from None
+            raise OSError(None, f"no room for the weights: {one_line(error)}") from None
         shutil.rmtree(self.folder.model, ignore_errors=True)
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
 
     def _train_stage(
-        self, routed: Routed, number: int, stage: Stage, source: Source, checkpoint: dict[str, Any] | None
+        self, routed: HFDecoder, number: int, stage: Stage, source: Source, checkpoint: dict[str, Any] | None
     ) -> None:
         training = stage.training
         engine = Engine(routed, training, deepspeed_config(training, self.deepspeed), self.group)
@@ -263,7 +265,7 @@ class _Converter:
         finally:
             engine.close()
 
-    def evaluate(self, routed: Routed, moment: Moment, step: int) -> None:
+    def evaluate(self, routed: HFDecoder, moment: Moment, step: int) -> None:
         """Evaluate at the full length; log and report it."""
         source, training = self.sources[-1], self.recipe.training
         batch = source.validation(training.val_sequences)
@@ -298,7 +300,7 @@ class _Converter:
         try:
             torch.save({"step": step, "engine": engine.state()}, part)
         except RuntimeError as error:  # torch's error for a failed write
-            raise OSError(None, f"no room for the checkpoint: {hub.one_line(error)}") from None
+            raise OSError(None, f"no room for the checkpoint: {one_line(error)}") from None
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.folder.checkpoint)
@@ -314,7 +316,7 @@ class _Converter:
         return found
 
 
-def _load_weights(routed: Routed, checkpoint: dict[str, Any]) -> None:
+def _load_weights(routed: HFDecoder, checkpoint: dict[str, Any]) -> None:
     named = dict(routed.named_parameters())
     with torch.no_grad():
         for name, value in checkpoint["engine"]["weights"].items():

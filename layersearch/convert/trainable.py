@@ -8,10 +8,10 @@ from typing import Any
 from torch import nn
 
 from layersearch.errors import LayersearchError
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 
 
-def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
+def adapt(routed: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
     """Freeze the other parameters, and insert low-rank updates if a rank is given.
 
     Args:
@@ -56,7 +56,7 @@ def adapt(routed: Routed, *, only_attention: bool, lora: int | None) -> None:
         routed.model = get_peft_model(routed.model, config)
 
 
-def merge(routed: Routed) -> None:
+def merge(routed: HFDecoder) -> None:
     """Merge low-rank updates into the weights."""
     model: Any = routed.model
     if hasattr(model, "merge_and_unload"):

@@ -8,9 +8,9 @@ from typing import Any
 from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import default_cache
 from layersearch.data.mix import Mix
-from layersearch.data.prepare import open_text
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
 from layersearch.data.tasks import TASKS
+from layersearch.data.text import open_text
 
 
 def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> Source:

@@ -7,19 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.errors import DataError
+from layersearch.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 TIMEOUT = 3.0
 """Seconds that the hub has to answer. Its client alone would retry for 20 s and more without a network."""
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text in one line of at most 200 characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def reachable() -> bool:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from layersearch.config.recipe import DataConfig
-from layersearch.data.prepare import open_text
 from layersearch.data.source import Batch, Source, Tokens, digest
 from layersearch.data.tasks.recall import Recall
+from layersearch.data.text import open_text
 
 
 class Mix(Source):

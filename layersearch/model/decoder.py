@@ -1,8 +1,8 @@
 """The proxy model: a Llama-shaped decoder whose layers differ in their attention span only.
 
-Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
+Spans carry no weights, so two schedules of one seed start from the same numbers.
 
-Spans carry no weights: two schedules of one seed start from the same numbers.
+Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,22 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layersearch.config.recipe import ModelConfig
+from layersearch.data.source import IGNORE
 from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Schedule, Span
 
-IGNORE = -100
-"""Target of a token whose prediction is not scored."""
-
 
 class RMSNorm(nn.Module):
-    """Root-mean-square normalisation (1910.07467, eq. 4)."""
+    """Root-mean-square normalization (1910.07467, eq. 4)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:  # (..., width) -> (..., width)
-        # The product is taken in x's own precision: under autocast a float32 weight would widen the whole stream.
+        # The weight takes x's precision: under autocast a float32 weight would widen the whole stream.
         return F.rms_norm(x, x.shape[-1:], self.weight.to(x.dtype), eps=1e-6)
 
 
@@ -45,7 +43,7 @@ def rotary_table(tokens: int, head_dim: int, theta: float, device: torch.device)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, heads, D), (T, D), (T, D) -> (B, T, heads, D)
-    """Turn each head's halves by their position's angle."""
+    """Rotate each head's halves by their position's angle."""
     first, second = x.chunk(2, dim=-1)
     return x * cos[:, None] + torch.cat((-second, first), dim=-1) * sin[:, None]
 
@@ -57,26 +55,23 @@ class Attention(nn.Module):
         super().__init__()
         self.span = span
         self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
-        self.q_proj = nn.Linear(config.d_model, self.n_heads * self.head_dim, bias=False)
-        self.k_proj = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
-        self.v_proj = nn.Linear(config.d_model, self.n_kv_heads * self.head_dim, bias=False)
-        self.o_proj = nn.Linear(self.n_heads * self.head_dim, config.d_model, bias=False)
+        width, kv_width = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
+        self.q_proj = nn.Linear(config.d_model, width, bias=False)
+        self.k_proj = nn.Linear(config.d_model, kv_width, bias=False)
+        self.v_proj = nn.Linear(config.d_model, kv_width, bias=False)
+        self.o_proj = nn.Linear(width, config.d_model, bias=False)
         self.q_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(self.head_dim) if config.qk_norm else nn.Identity()
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated queries (B, H, T, D), rotated keys and values (B, G, T, D) of x (B, T, C)."""
         batch, tokens, _ = x.shape
-        # One product for all three: on a CPU narrow products run far below their peak.
+        # One product for all three: a CPU runs narrow products far below its peak.
         weight = torch.cat((self.q_proj.weight, self.k_proj.weight, self.v_proj.weight))
         heads = F.linear(x, weight).view(batch, tokens, -1, self.head_dim)
         q, k, v = heads.split_with_sizes((self.n_heads, self.n_kv_heads, self.n_kv_heads), dim=2)
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
-
-    def gather(self, out: Tensor) -> Tensor:  # (B, H, T, D) -> (B, T, C)
-        """Return the heads' outputs, joined and projected back to the residual stream."""
-        return self.o_proj(out.transpose(1, 2).flatten(2))
 
 
 class SwiGLU(nn.Module):
@@ -94,7 +89,7 @@ class SwiGLU(nn.Module):
 
 
 class Layer(nn.Module):
-    """One pre-norm decoder layer: what comes before attention, attention over the span, what comes after."""
+    """One pre-norm decoder layer, in two parts: before attention over the span, and after it."""
 
     def __init__(self, config: ModelConfig, span: Span) -> None:
         super().__init__()
@@ -109,37 +104,46 @@ class Layer(nn.Module):
 
     def after(self, x: Tensor, out: Tensor) -> Tensor:  # (B, T, C), (B, H, T, D) -> (B, T, C)
         """Return the residual stream after attention's output and the feed-forward layer."""
-        x = x + self.self_attn.gather(out)
+        x = x + self.self_attn.o_proj(out.transpose(1, 2).flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x))
 
 
-def mean_loss(head: nn.Linear, norm: RMSNorm, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
-    """Return the cross-entropy of the next tokens in nats: each sequence's mean over what is scored, then their mean.
-
-    Sequences weigh alike, however few of their tokens are scored; each must have one that is, as in all sources.
-    """
-    logits = head(norm(x)).float()
+def token_losses(logits: Tensor, targets: Tensor) -> Tensor:  # (B, T, V), (B, T) -> (B, T)
+    """Return each target's cross-entropy in nats, float32, 0 where it is not scored."""
     losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-    return (losses.view_as(targets).sum(dim=1) / (targets != IGNORE).sum(dim=1)).mean()
+    return losses.view_as(targets)
+
+
+def mean_over_scored(losses: Tensor, targets: Tensor) -> Tensor:  # (B, T), (B, T) -> ()
+    """Return the mean over sequences of each one's mean loss over its scored targets.
+
+    So sequences weigh alike, however few of their tokens are scored. Each must have one, as in all sources.
+    """
+    return (losses.sum(dim=1) / (targets != IGNORE).sum(dim=1)).mean()
+
+
+def mean_loss(head: nn.Linear, norm: RMSNorm, x: Tensor, targets: Tensor) -> Tensor:  # (B, T, C), (B, T) -> ()
+    """Return the mean cross-entropy of the next tokens in nats, as `mean_over_scored` takes it."""
+    return mean_over_scored(token_losses(head(norm(x)).float(), targets), targets)
 
 
 @functools.cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Compile a region once per process. Weights are its inputs, so all layers of all schedules share it."""
+    """Compile a region once per process. Its weights are inputs, so all layers of all schedules share it."""
     return torch.compile(function, dynamic=False)
 
 
 class Decoder(nn.Module):
-    """The proxy model; its parameters bear the names of Hugging Face's Llama, without the ``model.`` prefix."""
+    """The proxy model. Its parameters have the names of Hugging Face's Llama, without the ``model.`` prefix."""
 
     def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule, compiled: bool = False) -> None:
         """Build the model from the current random state.
 
         Args:
-            config: its size.
-            vocab_size: V.
+            config: the model's size.
+            vocab_size: number of tokens V.
             schedule: one span per layer.
-            compiled: compile what lies between attention calls with torch.compile; the same code for all schedules.
+            compiled: compile the code between attention calls with torch.compile, once for all schedules.
         """
         super().__init__()
         if len(schedule) != config.n_layers:
@@ -151,30 +155,28 @@ class Decoder(nn.Module):
         self.lm_head = nn.Linear(config.d_model, vocab_size, bias=False)
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self.apply(self._initialise)
+        self.apply(self._init_weights)
 
-    def _initialise(self, module: nn.Module) -> None:
-        """Draw the weights; those that write to the residual stream are smaller by sqrt(2L), as GPT-2's are."""
+    def _init_weights(self, module: nn.Module) -> None:
+        """Draw the weights; those that write to the residual stream are smaller by sqrt(2L), as in GPT-2."""
         if isinstance(module, nn.Linear | nn.Embedding):
-            nn.init.normal_(module.weight, std=self._deviation(module))
+            nn.init.normal_(module.weight, std=self._init_std(module))
         if isinstance(module, Attention | SwiGLU):
             writer = module.o_proj if isinstance(module, Attention) else module.down_proj
-            nn.init.normal_(writer.weight, std=self._deviation(writer) / math.sqrt(2 * self.config.n_layers))
+            nn.init.normal_(writer.weight, std=self._init_std(writer) / math.sqrt(2 * self.config.n_layers))
 
-    def _deviation(self, module: nn.Linear | nn.Embedding) -> float:
+    def _init_std(self, module: nn.Linear | nn.Embedding) -> float:
         if self.config.init == "gpt2":
             return 0.02
         return 1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5
 
     def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
         """Return the residual stream after the last layer."""
-        before, after = (
-            (_compiled(Layer.before), _compiled(Layer.after)) if self.compiled else (Layer.before, Layer.after)
-        )
+        before, after = map(_compiled, (Layer.before, Layer.after)) if self.compiled else (Layer.before, Layer.after)
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
         if not tokens.is_meta and torch.is_autocast_enabled(tokens.device.type):  # meta has no autocast
-            # The residual stream stays float32; the tables are cast once so that rotation stays in q's precision.
+            # The residual stream stays float32. The tables are cast once, so rotation stays in q's precision.
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
         for layer in cast(list[Layer], list(self.layers)):
@@ -192,12 +194,11 @@ class Decoder(nn.Module):
         Args:
             tokens: (B, T) token ids.
             targets: (B, T) token ids to predict after each token; `IGNORE` where not scored.
-            reduce: the mean over scored targets, (); else each target's own loss, 0 where not scored, and whether it
-                was predicted, both (B, T).
+            reduce: True returns the mean over scored targets, (). False returns each target's loss, 0 where not scored,
+                and whether it was predicted, both (B, T).
         """
         x = self.stream(tokens)
         if reduce:
             return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
         logits = self.lm_head(self.norm(x)).float()
-        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="none")
-        return losses.view_as(targets), logits.argmax(-1) == targets
+        return token_losses(logits, targets), logits.argmax(-1) == targets

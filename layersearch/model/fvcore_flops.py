@@ -1,7 +1,7 @@
-"""FLOPs counted by fvcore in the traced graph of the proxy model: an independent check on `layersearch.schedule.cost`.
+"""FLOPs counted by fvcore in the traced graph of the proxy model: an independent check of `layersearch.schedule.cost`.
 
-One multiply-add = one FLOP, here as there. The model is traced on torch's meta device: its tensors have shapes and no
-storage, so that a model of 1.3 billion parameters at 8,192 tokens takes seconds and no memory.
+One multiply-add = one FLOP, here as there. The model is traced on torch's meta device. Its tensors have shapes and no
+storage: a model of 1.3 billion parameters at 8,192 tokens takes seconds and no memory.
 """
 
 from __future__ import annotations
@@ -26,15 +26,14 @@ from layersearch.schedule.presets import all_full
 OPERATOR = "layersearch::attend"
 ATTEND = OPERATOR.split("::")[1]
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", ATTEND)
-"""Operators that multiply matrices, by fvcore's names. Norms, which it counts too, are no part of the closed form."""
+"""Matrix products, by fvcore's names. fvcore also counts norms, which the closed form leaves out."""
 CONVENTION = "one multiply-add = one FLOP"
-
-# Pairs looked at together when a span is counted.
 PAIRS_AT_ONCE = 1 << 22
+"""Pairs of a mask in memory together."""
 
 
 class MismatchError(RuntimeError):
-    """fvcore's count of a traced forward pass is not the closed form: a defect of layersearch."""
+    """fvcore's count of a traced forward pass differs from the closed form: a defect of layersearch."""
 
 
 class UnknownAttentionError(RuntimeError):
@@ -43,7 +42,7 @@ class UnknownAttentionError(RuntimeError):
 
 @functools.lru_cache(maxsize=256)
 def _visible_pairs(text: str, tokens: int, heads: int) -> int:
-    """Count a span's pairs by asking `Span.visible` about every one of them: no closed form is trusted here."""
+    """Count a span's pairs by `Span.visible` for each of them: no closed form is trusted here."""
     span = Span.parse(text)
     head, keys = torch.arange(heads)[:, None, None], torch.arange(tokens)
     rows = max(1, PAIRS_AT_ONCE // (heads * tokens))
@@ -64,11 +63,9 @@ def _attend_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
 
 
 def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
-    """Return the multiply-adds of one sequence's forward pass by operator, as fvcore counts the traced graph.
+    """Return the FLOPs of one sequence's forward pass by operator, as fvcore counts the traced graph.
 
-    Args:
-        model: a `layersearch.model.decoder.Decoder`, or a module called with the same arguments.
-        seq_len: tokens in the sequence.
+    ``model`` is a `Decoder`, or a module with the same arguments; ``seq_len`` is in tokens.
 
     Raises:
         UnknownAttentionError: names an attention operator that cannot be counted; fvcore alone would count it as 0.
@@ -81,13 +78,11 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
     analysis.set_op_handle(OPERATOR, _attend_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with warnings.catch_warnings():
-        # Tracing freezes Python numbers taken from shapes, which is what a count for one shape wants.
+        # Tracing freezes Python numbers taken from shapes, as a count for one shape needs.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.simplefilter("ignore", DeprecationWarning)
         counts = analysis.by_operator()
-    unknown = sorted(
-        name for name in analysis.unsupported_ops() if any(word in name for word in ("attention", "attend"))
-    )
+    unknown = sorted(name for name in analysis.unsupported_ops() if "attention" in name or "attend" in name)
     if unknown:
         raise UnknownAttentionError(f"FLOPs of {', '.join(unknown)} are not known; attend through layersearch.attend")
     return {name: int(count) for name, count in counts.items()}
@@ -96,18 +91,11 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
 def check_flops(recipe: Recipe, space: BoundSpace, vocab_size: int) -> dict[str, Any]:
     """Count a run's proxy model with fvcore, once all-full and once at the space's cheapest schedule.
 
-    A pre-trained model is counted in its attention alone: the closed form knows the rest of the proxy model only.
-
-    Args:
-        recipe: what one trial runs.
-        space: the bound space.
-        vocab_size: width of the output layer.
-
-    Returns:
-        Plain data, as ``flops.json`` holds it: multiply-adds of one sequence's forward pass.
+    Only the attention of a pre-trained model is counted: the closed form of the rest covers the proxy model only.
+    Returns the content of ``flops.json``: FLOPs of one sequence's forward pass.
 
     Raises:
-        MismatchError: if a count is not the closed form; names both.
+        MismatchError: a count differs from the closed form; names both.
     """
     schedules = {"all_full": all_full(space.n_layers), "sparsest": space.cheapest()}
     seq_len = recipe.training.seq_len
@@ -134,12 +122,12 @@ def _count(recipe: Recipe, schedule: Schedule, vocab_size: int) -> dict[str, Any
 
 
 def _on_meta(recipe: Recipe, schedule: Schedule, vocab_size: int) -> nn.Module:
-    """Return the model that a trial trains, without storage."""
+    """Return the model of a trial, without storage."""
     if recipe.pretrained is None:
         with torch.device("meta"):
             return Decoder(recipe.model, vocab_size, schedule)
     from layersearch.model.pretrained import load_pretrained
 
-    routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len).to("meta")
-    routed.set_schedule(schedule)
-    return routed
+    decoder = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len).to("meta")
+    decoder.set_schedule(schedule)
+    return decoder

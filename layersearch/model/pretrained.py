@@ -14,19 +14,19 @@ from typing import Any
 from layersearch.config.recipe import DataConfig, ModelConfig, Recipe
 from layersearch.data import hub
 from layersearch.data.source import digest
-from layersearch.errors import UserError
-from layersearch.model.hf_decoder import Routed, quiet
+from layersearch.errors import ConfigError, DataError, LayersearchError, one_line
+from layersearch.model.hf_decoder import HFDecoder, quiet
 from layersearch.schedule import Schedule
 
 FLAG = "--model"
-_TEXT = ("stdlib", "text", "json", "parquet", "hub", "mix")
+_TEXT_SOURCES = ("stdlib", "text", "json", "parquet", "hub", "mix")
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     """Return the transformers configuration of a model folder or hub id.
 
     Raises:
-        UserError: if there is none, it cannot be read, or its architecture is no causal language model.
+        LayersearchError: it is missing, cannot be read, or is no causal language model.
     """
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -37,12 +37,12 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
             return converted[0]
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **_where(name))
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **_hub_options(name))
     except Exception as error:  # transformers and the hub's client raise many kinds
         raise _refusal(name, error, trust_remote_code) from None
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
-        raise UserError(
+        raise LayersearchError(
             f"{FLAG} {name}: {config.model_type} is no causal language model that transformers knows; give one, for "
             "example a Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, SmolLM or OLMo"
         )
@@ -56,25 +56,25 @@ def load_pretrained(
     check: bool = True,
     rope: dict[str, Any] | None = None,
     tokens: int = 0,
-) -> Routed:
-    """Load a model, float32, and route it; its schedule is then the stock model's own.
+) -> HFDecoder:
+    """Load a model in float32 as a decoder; its schedule is the stock model's own.
 
     Args:
         name: a folder or a hub id.
-        trust_remote_code: run the modelling file that the folder or the hub's repository brings.
-        check: compare the routed logits with the stock ones.
-        rope: RoPE scaling as transformers' ``rope_parameters`` has it, ``rope_type`` and its factors, to be set before
-            the weights are loaded; None: as the configuration says.
-        tokens: the longest text in tokens that it will read; 0: not known.
+        trust_remote_code: run the modeling file of the folder or hub repository.
+        check: compare the decoder's logits with the stock model's.
+        rope: RoPE scaling to set before the weights are loaded, as transformers' ``rope_parameters``: ``rope_type``
+            and its factors. None keeps the configuration's.
+        tokens: length of the longest text in tokens; 0: not known.
 
     Raises:
-        UserError: if it cannot be loaded whole, or not routed, or its positions do not reach so far.
+        LayersearchError: it cannot be loaded whole, its attention cannot be replaced, or it has too few positions.
     """
     import torch
     from transformers import AutoModelForCausalLM
 
     config = load_config(name, trust_remote_code=trust_remote_code)
-    _reach(config, rope, tokens, name)
+    _extend_positions(config, rope, tokens, name)
     try:
         with quiet(), _some_accelerator():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -84,41 +84,39 @@ def load_pretrained(
                 attn_implementation="eager",
                 trust_remote_code=trust_remote_code,
                 output_loading_info=True,
-                **_where(name),
+                **_hub_options(name),
             )
     except Exception as error:
         raise _refusal(name, error, trust_remote_code) from None
     model, report = loaded
-    converted = _converted(Path(name)) if os.path.isdir(name) else None
-    for what in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if report.get(what):
-            found = sorted(str(key if isinstance(key, str) else key[0]) for key in report[what])
-            raise UserError(
-                f"{FLAG} {name}: {len(found)} {what.replace('_', ' ')} in its weights, {found[0]} first; "
+    for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if report.get(kind):
+            found = sorted(str(key if isinstance(key, str) else key[0]) for key in report[kind])
+            raise LayersearchError(
+                f"{FLAG} {name}: {len(found)} {kind.replace('_', ' ')} in its weights, {found[0]} first; "
                 "give a complete checkpoint of this very config.json"
             )
     try:
-        routed = Routed(model, check=check)
-    except UserError:
+        decoder = HFDecoder(model, check=check)
+    except LayersearchError:
         raise
-    except Exception as error:  # modelling files of others raise what they like
-        raise UserError(f"{FLAG} {name} cannot be routed ({hub.one_line(error)}); give another architecture") from None
-    if converted is not None:
-        routed.original = converted[1]
-        routed.set_schedule(converted[1])
-    return routed
+    except Exception as error:  # others' modeling files raise any kind
+        problem = one_line(error)
+        raise LayersearchError(f"{FLAG} {name}: its attention fails ({problem}); give another architecture") from None
+    if os.path.isdir(name) and (converted := _converted(Path(name))) is not None:
+        decoder.original = converted[1]
+        decoder.set_schedule(converted[1])
+    return decoder
 
 
 def fingerprint(name: str) -> str:
-    """Return a hash over the whole content of a model's ``config.json`` and weight files.
+    """Return a hash of the full content of a model's ``config.json`` and weight files.
 
-    Nothing is kept of it: the files are read each time. XXH3 takes 0.25 seconds per GiB once they are in memory.
-
-    Args:
-        name: a folder, or a hub id whose files are in the local cache.
+    ``name`` is a folder, or a hub id whose files are in the local cache. The files are read each time. XXH3 takes 0.25
+    seconds per GiB once they are in memory.
 
     Raises:
-        UserError: if a file cannot be read.
+        LayersearchError: a file cannot be read.
     """
     import xxhash
     from huggingface_hub import hf_hub_download
@@ -137,129 +135,104 @@ def fingerprint(name: str) -> str:
     return digest(found)
 
 
-def sizes(name: str, routed: Routed) -> ModelConfig:
-    """Return what costs, spaces and reports need of a model: layers, heads, widths."""
-    config = routed.model.config
+def model_config(name: str, decoder: HFDecoder) -> ModelConfig:
+    """Return a model's size: layers, heads, widths."""
+    config = decoder.model.config
     width = config.hidden_size
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width
     try:
         return ModelConfig(
-            n_layers=len(routed.attention),
+            n_layers=len(decoder.attention),
             d_model=width,
-            n_heads=routed.n_heads,
-            n_kv_heads=routed.n_kv_heads,
-            d_ff=inner,
-            head_width=routed.head_dim,
+            n_heads=decoder.n_heads,
+            n_kv_heads=decoder.n_kv_heads,
+            d_ff=getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * width,
+            head_width=decoder.head_dim,
             tie_embeddings=bool(config.tie_word_embeddings),
         )
-    except UserError as error:
-        raise UserError(f"{FLAG} {name}: {error}") from None
+    except LayersearchError as error:
+        raise LayersearchError(f"{FLAG} {name}: {error}") from None
 
 
 def recipe_for(recipe: Recipe, name: str) -> Recipe:
-    """Return the recipe of a search on a pre-trained model: its sizes and its tokenizer in place of the recipe's.
+    """Return the recipe with a pre-trained model's size and tokenizer in place of its own.
 
     Raises:
-        UserError: if the model cannot be loaded or routed, or has no tokenizer for the recipe's text.
+        LayersearchError: the model cannot be loaded, or has no tokenizer for the recipe's text.
     """
     if recipe.training.optimizer != "adamw":
-        raise UserError(
+        raise ConfigError(
             f"training.optimizer {recipe.training.optimizer} trains from scratch; with {FLAG} give --recipe "
             "pretrained, or set training.optimizer=adamw"
         )
     data = with_tokenizer(recipe.data, name)
-    routed = load_pretrained(name, tokens=recipe.training.seq_len)
-    return replace(recipe, model=sizes(name, routed), data=data, pretrained=name)
-
-
-def own_tokenizer(name: str) -> str | None:
-    """Return what ``data.tokenizer`` has to be for a model: its folder or hub id; None where its folder has none."""
-    if not os.path.isdir(name):
-        return name
-    return name if (Path(name) / "tokenizer.json").is_file() else None
+    decoder = load_pretrained(name, tokens=recipe.training.seq_len)
+    return replace(recipe, model=model_config(name, decoder), data=data, pretrained=name)
 
 
 def with_tokenizer(data: DataConfig, name: str) -> DataConfig:
-    """Return the data section with the model's own tokenizer, unless it names one or reads no text.
-
-    Raises:
-        UserError: if text is to be read and there is no tokenizer.
-    """
-    if data.source not in _TEXT or data.tokenizer is not None:
+    """Return the data section with the model's own tokenizer, unless it names one or reads no text."""
+    if data.source not in _TEXT_SOURCES or data.tokenizer is not None:
         return data
-    found = own_tokenizer(name)
-    if found is None:
-        raise UserError(
-            f"{FLAG} {name} holds no tokenizer.json, and another's ids mean nothing to it: save its own there, "
+    if os.path.isdir(name) and not (Path(name) / "tokenizer.json").is_file():
+        raise DataError(
+            f"{FLAG} {name} holds no tokenizer.json, and another model's token ids do not fit it: save its own there, "
             "or name it with --set data.tokenizer=FILE"
         )
-    return replace(data, tokenizer=found)
+    return replace(data, tokenizer=name)
 
 
 def check_vocabulary(rows: int, vocab_size: int, tokenizer: str | None) -> None:
-    """Refuse token ids that a model has no embedding for.
-
-    Args:
-        rows: embeddings of the model.
-        vocab_size: tokens of the data.
-        tokenizer: that made them, if one did.
-
-    Raises:
-        UserError: names both sizes.
-    """
+    """Raise DataError if the data has more tokens than the model has embeddings (``rows``)."""
     if vocab_size > rows:
         which = f"data.tokenizer {tokenizer}" if tokenizer else "the data"
-        raise UserError(
+        raise DataError(
             f"{which} has {vocab_size} tokens and the model embeddings for {rows}: it is not this model's; give its own"
         )
 
 
 @contextmanager
 def _some_accelerator() -> Iterator[None]:
-    """Let transformers import DeepSpeed, as it does, without a warning that no accelerator was named."""
-    if "DS_ACCELERATOR" in os.environ:
-        yield
-        return
-    os.environ["DS_ACCELERATOR"] = "cpu"
+    """Name an accelerator: transformers imports DeepSpeed, which warns where none is named."""
+    named = "DS_ACCELERATOR" in os.environ
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     try:
         yield
     finally:
-        del os.environ["DS_ACCELERATOR"]
+        if not named:
+            del os.environ["DS_ACCELERATOR"]
 
 
-def _where(name: str) -> dict[str, Any]:
-    """Return how transformers is to look for a name: nothing is asked of a hub that does not answer."""
+def _hub_options(name: str) -> dict[str, Any]:
+    """Return how transformers looks for a name: a hub that does not answer is not asked."""
     if os.path.isdir(name):
         return {"local_files_only": True}
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
-        raise UserError(f"{FLAG} {name}: no such folder; give one that holds config.json and weights, or a hub id")
+        raise LayersearchError(
+            f"{FLAG} {name}: no such folder; give one that holds config.json and weights, or a hub id"
+        )
     return {} if hub.reachable() else {"local_files_only": True}
 
 
-def _refusal(name: str, error: Exception, trust_remote_code: bool) -> UserError:
-    if isinstance(error, UserError):
+def _refusal(name: str, error: Exception, trust_remote_code: bool) -> LayersearchError:
+    if isinstance(error, LayersearchError):
         return error
-    text = hub.one_line(error)
+    folder, text = Path(name), one_line(error)
     if "trust_remote_code" in str(error) and not trust_remote_code:
-        return UserError(
-            f"{FLAG} {name} brings its own modelling code, which is not run unasked: read it, then give "
+        problem = (
+            "brings its own modeling code, which is not run unasked: read it, then give "
             "layersearch convert --trust-remote-code"
         )
-    folder = Path(name)
-    if not folder.is_dir():
+    elif not folder.is_dir():
         if not hub.reachable():
             return hub.unreachable(FLAG, name, "connect, or give a folder that holds config.json and weights")
-        return UserError(
-            f"{FLAG} {name} cannot be loaded ({text}); give a folder or a hub id of a causal language model"
-        )
-    if not (folder / "config.json").is_file():
-        return UserError(f"{FLAG} {name}: no config.json there; give a folder that save_pretrained wrote")
-    missing = _missing_shards(folder)
-    if missing:
-        return UserError(
-            f"{FLAG} {name}: {len(missing)} of its weight files are missing, {missing[0]} first; copy them there too"
-        )
-    return UserError(f"{FLAG} {name} cannot be loaded ({text}); mend the folder or give another")
+        problem = f"cannot be loaded ({text}); give a folder or a hub id of a causal language model"
+    elif not (folder / "config.json").is_file():
+        problem = "has no config.json; give a folder that save_pretrained wrote"
+    elif missing := _missing_shards(folder):
+        problem = f"lacks {len(missing)} of its weight files, {missing[0]} first; copy them there too"
+    else:
+        problem = f"cannot be loaded ({text}); repair the folder or give another"
+    return LayersearchError(f"{FLAG} {name} {problem}")
 
 
 def _missing_shards(folder: Path) -> list[str]:
@@ -272,56 +245,58 @@ def _missing_shards(folder: Path) -> list[str]:
     return sorted(shard for shard in named if not (folder / shard).is_file())
 
 
-def _converted(folder: Path) -> tuple[Any, Schedule] | None:
-    """Return the stock configuration and the schedule of a folder that was exported or converted to ``hf-remote``.
-
-    Its weights have the stock model's names: nothing of its modelling file is run.
-    """
+def _read_config(folder: Path) -> dict[str, Any]:
+    """Return what ``config.json`` holds; nothing where it is damaged, which transformers then refuses."""
     try:
         values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        base, spans = values.pop("base_model_type"), values.pop("layer_spans")
-        if values.pop("model_type") != "layersearch":
-            return None
-    except (OSError, ValueError, AttributeError, KeyError):
+    except (OSError, ValueError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _converted(folder: Path) -> tuple[Any, Schedule] | None:
+    """Return the stock configuration and the schedule of a folder exported or converted to ``hf-remote``.
+
+    Its weights have the stock model's names, so its modeling file is not run.
+    """
+    values = _read_config(folder)
+    if values.get("model_type") != "layersearch" or not {"base_model_type", "layer_spans"} <= values.keys():
         return None
     from transformers import AutoConfig
 
-    for key in ("auto_map", "architectures"):
+    base, spans = values.pop("base_model_type"), values.pop("layer_spans")
+    for key in ("model_type", "auto_map", "architectures"):
         values.pop(key, None)
     try:
         return AutoConfig.for_model(base, **values), Schedule.from_dicts(spans)
     except (ValueError, TypeError) as error:
-        raise UserError(f"{folder / 'config.json'}: damaged ({hub.one_line(error)}); restore it") from None
+        raise LayersearchError(f"{folder / 'config.json'}: damaged ({one_line(error)}); restore it") from None
 
 
 def _check_windows(folder: Path) -> None:
-    """Refuse a configuration with a list of windows, before transformers says so in words of its own."""
-    try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        windows = values.get("sliding_window")
-    except (OSError, ValueError, AttributeError):
-        return  # transformers' own refusal is turned into a line
-    if isinstance(windows, list | dict):
-        raise UserError(
+    """Refuse a configuration with a list of windows in one line, before transformers refuses it in several."""
+    values = _read_config(folder)
+    if isinstance(values.get("sliding_window"), list | dict):
+        raise LayersearchError(
             f"{folder / 'config.json'}: sliding_window holds a window per layer, and the stock family "
             f"{values.get('model_type')} holds one for all; take it out and give the spans with --schedule"
         )
 
 
-def _reach(config: Any, rope: dict[str, Any] | None, tokens: int, name: str) -> None:
-    """Let the positions reach as far as the text, or refuse."""
+def _extend_positions(config: Any, rope: dict[str, Any] | None, tokens: int, name: str) -> None:
+    """Extend the positions to the text by RoPE scaling, or refuse a text that is too long."""
     most = getattr(config, "max_position_embeddings", None)
     if rope is None:
         if most is not None and tokens > most:
-            raise UserError(
+            raise ConfigError(
                 f"{FLAG} {name} knows {most} positions, the text has {tokens} tokens: lower training.seq_len, or scale "
                 "its RoPE with --set rope.rope_type=yarn"
             )
         return
     if getattr(config, "rope_parameters", None) is None:
-        raise UserError(f"{FLAG} {name}: {config.model_type} has no RoPE to scale; drop rope")
+        raise ConfigError(f"{FLAG} {name}: {config.model_type} has no RoPE to scale; drop rope")
     if any(isinstance(value, dict) for value in config.rope_parameters.values()):
-        raise UserError(f"{FLAG} {name}: {config.model_type} has a RoPE per layer type; scaling it is not supported")
+        raise ConfigError(f"{FLAG} {name}: {config.model_type} has a RoPE per layer type; scaling it is not supported")
     assert most is not None
     wanted = {key: value for key, value in rope.items() if value is not None}
     if wanted["rope_type"] != "default":

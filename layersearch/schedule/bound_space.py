@@ -1,39 +1,47 @@
-"""A search space for one model size: its variables, its schedules, their cost, and how to move among them.
+"""A search space for one model size: its variables, its schedules, their cost, and moves between them.
 
-A space is the product of its variables' choices or, where all sparse layers share one span, the union of one product
-for each sparse span: the *parts*. Schedules without a sparse layer lie in all of them.
+A space is the product of its variables' choices. If all sparse layers share one span, it is the union of one product
+for each sparse span, the *subspaces*. Schedules without a sparse layer lie in all of them.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import UserError, did_you_mean
+from layersearch.errors import ConfigError, LayersearchError, did_you_mean
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
 from layersearch.schedule.schedule import Schedule, Span
-from layersearch.schedule.space import Space, check_range
+from layersearch.schedule.space import Space, check_budget_range
 
-Part = tuple[tuple[Span, ...], ...]
-"""The choices of each group of layers, none of which excludes another."""
+Subspace = tuple[tuple[Span, ...], ...]
+"""The choices of each group of layers; any combination is a schedule."""
 
 
 class BoundSpace:
     """A space for one model size: its variables, its schedules and their cost.
 
     Args:
-        space: what may vary.
+        space: the spans that layers may have.
         n_layers: layers L.
         seq_len: tokens in a sequence; every span must fit.
         n_heads: query heads.
 
     Raises:
-        UserError: if a span is longer than the text or dilates more heads than there are, a named layer does not
-            exist, or tied layers have no choice in common.
+        ConfigError: a span is longer than the text or dilates too many heads, a named layer does not exist, or tied
+            layers have no choice in common.
+
+    Example:
+        >>> from layersearch import BoundSpace, Space
+        >>> space = Space(name="tiny", choices=("full", "window:32"))
+        >>> bound = BoundSpace(space, n_layers=4, seq_len=256, n_heads=2)
+        >>> bound.size, str(bound.cheapest())
+        (16, 'window:32*4')
     """
 
     @classmethod
@@ -49,36 +57,35 @@ class BoundSpace:
         for text, span in spans.items():
             try:
                 Schedule((span,)).check(seq_len=seq_len, n_heads=n_heads)
-            except UserError as error:
-                raise UserError(f"{where}: choice {text}: {str(error).removeprefix('layer 0: ')}") from None
+            except LayersearchError as error:
+                raise ConfigError(f"{where}: choice {text}: {str(error).removeprefix('layer 0: ')}") from None
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
             if layer >= n_layers:
-                raise UserError(
-                    f"{where}: there is no layer {layer} in a model of {n_layers}; the last is {n_layers - 1}"
-                )
+                raise ConfigError(f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")
         if space.pattern is not None and space.pattern > n_layers:
-            raise UserError(
+            raise ConfigError(
                 f"{where}: pattern {space.pattern} is longer than the model's {n_layers} layers; shorten it"
             )
-
         self.groups: tuple[tuple[int, ...], ...] = tuple(_groups(space, n_layers))
         """Layers that share one choice, each group sorted, the groups sorted by their first layer."""
         options = []
         for group in self.groups:
             allowed = [text for text in space.choices if all(text in space.layers.get(at, (text,)) for at in group)]
             if not allowed:
-                raise UserError(f"{where}: layers {list(group)} share a choice but 'layers' leaves them none in common")
+                raise ConfigError(
+                    f"{where}: layers {list(group)} share a choice but 'layers' leaves them none in common"
+                )
             options.append(tuple(spans[text] for text in allowed))
-        self.options: tuple[tuple[Span, ...], ...] = tuple(options)
+        self.options: Subspace = tuple(options)
         """The choices of each group, in the file's order."""
-        self.parts: tuple[Part, ...] = (self.options,)
-        """Products of choices whose union the space is: one, or one for each sparse span."""
+        self.subspaces: tuple[Subspace, ...] = (self.options,)
+        """Products of choices whose union is the space: one, or one for each sparse span."""
         if space.one_sparse:
-            self.parts = _parts(self.options)
-            if not self.parts:
-                raise UserError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
+            self.subspaces = _subspaces(self.options)
+            if not self.subspaces:
+                raise ConfigError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
-        """Schedules without a sparse layer, which lie in all parts."""
+        """Schedules without a sparse layer, which lie in all subspaces."""
         digits = max(2, len(str(n_layers - 1)))
         self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
@@ -86,42 +93,37 @@ class BoundSpace:
 
     @property
     def variables(self) -> dict[str, tuple[str, ...]]:
-        """One categorical per group that has a choice: its name (after its first layer) and the spans' texts."""
-        return {
-            name: tuple(str(span) for span in options)
-            for name, options in zip(self._names, self.options, strict=True)
-            if len(options) > 1
-        }
+        """One categorical per group with a choice: its name (after its first layer) and the texts of its spans."""
+        named = zip(self._names, self.options, strict=True)
+        return {name: tuple(map(str, options)) for name, options in named if len(options) > 1}
 
     @property
     def size(self) -> int:
         """The number of schedules, exactly."""
-        return sum(_size(part) - self._free for part in self.parts) + self._free
+        return sum(_size(part) - self._free for part in self.subspaces) + self._free
 
     def decode(self, params: Mapping[str, str]) -> Schedule:
-        """Return the schedule that values of `variables` stand for; with ``one_sparse`` it may lie outside the space.
+        """Return the schedule for values of `variables`; with ``one_sparse`` it may lie outside the space.
 
         Raises:
-            UserError: if a variable is missing, not known, or has a value that is none of its choices.
+            ConfigError: a variable is missing or unknown, or its value is not among its choices.
         """
         variables = self.variables
         for name in params:
             if name not in variables:
-                raise UserError(f"the search space has no variable {name!r}{did_you_mean(name, variables)}")
+                raise ConfigError(f"the search space has no variable {name!r}{did_you_mean(name, variables)}")
         chosen = []
         for name, options in zip(self._names, self.options, strict=True):
-            if len(options) == 1:
-                chosen.append(options[0])
-                continue
-            if name not in params:
-                raise UserError(f"the variable {name!r} is missing; give one of {', '.join(variables[name])}")
-            if params[name] not in variables[name]:
-                raise UserError(f"{name}: {params[name]!r} is no choice{did_you_mean(params[name], variables[name])}")
-            chosen.append(options[variables[name].index(params[name])])
+            texts = variables.get(name)  # None where there is no choice
+            if texts is not None and name not in params:
+                raise ConfigError(f"the variable {name!r} is missing; give one of {', '.join(texts)}")
+            if texts is not None and params[name] not in texts:
+                raise ConfigError(f"{name}: {params[name]!r} is no choice{did_you_mean(params[name], texts)}")
+            chosen.append(options[texts.index(params[name]) if texts else 0])
         return self._schedule(chosen)
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
-        """Return the values of `variables` that stand for a schedule; None where it lies outside the space."""
+        """Return the values of `variables` for a schedule, or None if it lies outside the space."""
         if len(schedule) != self.n_layers:
             return None
         params = {}
@@ -136,50 +138,40 @@ class BoundSpace:
         return params
 
     def check(self, schedule: Schedule) -> None:
-        """Refuse a schedule that the space does not hold.
-
-        Raises:
-            UserError: names the space.
-        """
+        """Raise ConfigError if the schedule lies outside the space."""
         if len(schedule) != self.n_layers:
-            raise UserError(
+            raise ConfigError(
                 f"schedule '{schedule}' has {len(schedule)} layers, the model {self.n_layers}; give one span per layer"
             )
         if self.encode(schedule) is None:
-            raise UserError(f"schedule '{schedule}' lies outside search space {self.space.name!r}")
+            raise ConfigError(f"schedule '{schedule}' lies outside search space {self.space.name!r}")
 
     def cost(self, schedule: Schedule) -> float:
-        """Return the exact cost as a share of the all-full schedule's."""
+        """Return the exact cost relative to the all-full schedule."""
         try:
             return sum([self._pairs[span] for span in schedule]) / self._full_pairs
         except KeyError:  # all-full, in a space that does not hold it
             return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
 
     def cheapest(self) -> Schedule:
-        """Return the schedule of lowest cost; of equal choices, the first in the file."""
-        return min(map(self._cheapest, self.parts), key=self.cost)
+        """Return the schedule of lowest cost; among equal choices, the first in the file."""
+        return min(map(self._cheapest, self.subspaces), key=self.cost)
 
-    def _cheapest(self, part: Part) -> Schedule:
+    def _cheapest(self, part: Subspace) -> Schedule:
         return self._schedule([min(options, key=self._pairs.__getitem__) for options in part])
 
     @property
     def cost_range(self) -> tuple[float, float]:
-        """The lowest and the highest cost of a schedule in the space, as shares of the all-full schedule's."""
-        dearest = [
-            self._schedule([max(options, key=self._pairs.__getitem__) for options in part]) for part in self.parts
-        ]
-        return self.cost(self.cheapest()), max(map(self.cost, dearest))
+        """The lowest and the highest cost of a schedule in the space, relative to the all-full schedule."""
+        highest = (self._schedule([max(options, key=self._pairs.__getitem__) for options in s]) for s in self.subspaces)
+        return self.cost(self.cheapest()), max(map(self.cost, highest))
 
     def check_budget(self, budget: float) -> None:
-        """Refuse a budget that no schedule of the space can meet.
-
-        Raises:
-            UserError: if it lies outside (0, 1] or below the cheapest schedule; names the lowest that can be met.
-        """
-        check_range(budget)
+        """Raise ConfigError if the budget lies outside (0, 1] or below the cheapest schedule."""
+        check_budget_range(budget)
         lowest = self.cost_range[0]
         if budget < lowest:
-            raise UserError(
+            raise ConfigError(
                 f"budget {budget:g} is below what search space {self.space.name!r} can reach: its cheapest schedule "
                 f"({self.cheapest()}) costs {lowest:.4g}; raise the budget to {math.ceil(lowest * 1e4) / 1e4:g} "
                 "or add a smaller span to choices"
@@ -188,21 +180,20 @@ class BoundSpace:
     def named_baselines(self, budget: float) -> dict[str, Schedule]:
         """Return the baselines that every search trains, by name.
 
-        ``all_full`` (the reference of every cost, trained even where the space does not hold it), ``all_sparse`` (the
-        cheapest sparse choice everywhere), and ``bottom(l)``, ``top(l)``, ``middle(l)`` and ``interleaved(l)``, each at
-        the largest 1 <= l < n_layers that costs at most the budget and that the space can express; where there is none,
-        the name is absent. Every schedule stands here once; if several names mean it, its key holds them all, as in
-        ``"middle(1) = interleaved(1)"``.
+        ``all_full`` is the reference of every cost, even where the space does not hold it. ``all_sparse`` has the
+        cheapest sparse choice everywhere. ``bottom(l)``, ``top(l)``, ``middle(l)`` and ``interleaved(l)`` stand at the
+        largest 1 <= l < n_layers that fits the budget and the space, or are absent. Each schedule stands here once;
+        a key may hold several names, as in ``"middle(1) = interleaved(1)"``.
 
         Args:
-            budget: largest cost, as a share of the all-full schedule's.
+            budget: largest cost, relative to the all-full schedule.
 
         Raises:
-            UserError: as `check_budget`.
+            ConfigError: as `check_budget`.
         """
         self.check_budget(budget)
         sparse = [
-            tuple(tuple(s for s in options if not s.is_full) or options for options in part) for part in self.parts
+            tuple(tuple(s for s in options if not s.is_full) or options for options in part) for part in self.subspaces
         ]
         all_sparse = min(map(self._cheapest, sparse), key=self.cost)
         all_full = presets.all_full(self.n_layers)
@@ -220,7 +211,7 @@ class BoundSpace:
 
     @property
     def baseline_span(self) -> Span | None:
-        """The sparse span of the named baselines: the one the space states, or its cheapest; None: it has none."""
+        """The sparse span of the named baselines: the space's own, or its cheapest; None if it has no sparse span."""
         if self.space.baseline_span is not None:
             return Span.parse(self.space.baseline_span)
         sparse = [span for span in self._pairs if not span.is_full]
@@ -228,13 +219,13 @@ class BoundSpace:
 
     def sample(self, rng: Random) -> Schedule:
         """Return a schedule drawn uniformly from the space."""
-        if len(self.parts) == 1:
-            return self._schedule([rng.choice(options) for options in self.parts[0]])
-        own = [_size(part) - self._free for part in self.parts]
+        if len(self.subspaces) == 1:
+            return self._schedule([rng.choice(options) for options in self.subspaces[0]])
+        own = [_size(part) - self._free for part in self.subspaces]
         number = rng.randrange(sum(own) + self._free)
         if number >= sum(own):
             return self._schedule([rng.choice([s for s in options if s.is_full]) for options in self.options])
-        part = next(part for part, end in zip(self.parts, itertools.accumulate(own), strict=True) if number < end)
+        part = next(part for part, end in zip(self.subspaces, itertools.accumulate(own), strict=True) if number < end)
         while True:  # again where no layer is sparse, which was drawn for already
             schedule = self._schedule([rng.choice(options) for options in part])
             if schedule.n_full < self.n_layers:
@@ -243,50 +234,43 @@ class BoundSpace:
     def repair(self, params: Mapping[str, str], budget: float, rng: Random) -> Schedule:
         """Return a schedule within space and budget that differs from a proposal in as few variables as possible.
 
-        Of all sets of variables of that smallest number, one is drawn; those variables take their cheapest choice and
-        then, in random order, the most expensive that still fits. The same generator state gives the same schedule.
+        Among all smallest sets of variables, one is drawn. Those variables take their cheapest choice and then, in
+        random order, the most expensive one that still fits. The same generator state gives the same schedule.
 
         Args:
             params: a proposal, as for `decode`; returned unchanged where it is within the budget.
-            budget: largest cost, as a share of the all-full schedule's.
+            budget: largest cost, relative to the all-full schedule.
             rng: decides between equally near schedules.
 
         Raises:
-            UserError: as `decode` and `check_budget`.
+            ConfigError: as `decode` and `check_budget`.
         """
         self.check_budget(budget)
-        proposal = self.decode(params)
-        repaired = []
-        for part in self.parts:
-            if self.cost(self._cheapest(part)) > budget:
-                continue
-            chosen = [
-                self._nearest(proposal[group[0]], options) for group, options in zip(self.groups, part, strict=True)
-            ]
-            repaired.append(self._repair(chosen, part, budget, rng))
+        proposal = self._chosen(self.decode(params))
+
+        def nearest(span: Span, options: Sequence[Span]) -> Span:
+            """Return the span, or the sparse one that takes its place in another subspace."""
+            return span if span in options else min(options, key=lambda other: (other.is_full, self._pairs[other]))
+
+        repaired = [
+            self._repair(list(map(nearest, proposal, part)), part, budget, rng)
+            for part in self.subspaces
+            if self.cost(self._cheapest(part)) <= budget
+        ]
         if len(repaired) == 1:
             return repaired[0]
-        changed = [sum(s[group[0]] != proposal[group[0]] for group in self.groups) for s in repaired]
+        changed = [sum(map(operator.ne, self._chosen(schedule), proposal)) for schedule in repaired]
         return rng.choice([s for s, far in zip(repaired, changed, strict=True) if far == min(changed)])
 
-    def _nearest(self, span: Span, options: Sequence[Span]) -> Span:
-        """Return a choice of a group, or the sparse one that takes its place in another part."""
-        if span in options:
-            return span
-        return min(options, key=lambda other: (other.is_full, self._pairs[other]))
-
-    def _repair(self, chosen: list[Span], part: Part, budget: float, rng: Random) -> Schedule:
-        # The comparison is made on the ratio itself, so that no rounding can put a repaired schedule over the budget.
-        used = sum(self._pairs[span] * len(group) for span, group in zip(chosen, self.groups, strict=True))
-        least = [min(options, key=self._pairs.__getitem__) for options in part]
-        saving = [
-            (self._pairs[span] - self._pairs[low]) * len(group)
-            for span, low, group in zip(chosen, least, self.groups, strict=True)
-        ]
-
+    def _repair(self, chosen: list[Span], part: Subspace, budget: float, rng: Random) -> Schedule:
+        # The ratio itself is compared, so that no rounding can put a repaired schedule over the budget.
         def fits(pairs: int) -> bool:
             return pairs / self._full_pairs <= budget
 
+        pairs, widths = self._pairs, [len(group) for group in self.groups]
+        least = [min(options, key=pairs.__getitem__) for options in part]
+        used = sum(pairs[span] * width for span, width in zip(chosen, widths, strict=True))
+        saving = [(pairs[s] - pairs[low]) * width for s, low, width in zip(chosen, least, widths, strict=True)]
         if fits(used):
             return self._schedule(chosen)
         ordered = sorted(saving, reverse=True)
@@ -295,59 +279,53 @@ class BoundSpace:
         for left in range(number - 1, -1, -1):
             # A variable may be drawn if the `left` best of the others can still bring the cost down to the budget.
             open_ = [at for at in range(len(saving)) if at not in changed]
-            drawable = []
-            for at in open_:
-                best = sorted((saving[other] for other in open_ if other != at), reverse=True)[:left]
-                if fits(used - saving[at] - sum(best)):
-                    drawable.append(at)
-            changed.append(rng.choice(drawable))
+            best = {at: sorted((saving[o] for o in open_ if o != at), reverse=True)[:left] for at in open_}
+            changed.append(rng.choice([at for at in open_ if fits(used - saving[at] - sum(best[at]))]))
             used -= saving[changed[-1]]
         for at in changed:
             chosen[at] = least[at]
         rng.shuffle(changed)
         for at in changed:
-            width, low = len(self.groups[at]), self._pairs[least[at]]
-            fitting = [span for span in part[at] if fits(used + (self._pairs[span] - low) * width)]
-            most = max(self._pairs[span] for span in fitting)
-            chosen[at] = rng.choice([span for span in fitting if self._pairs[span] == most])
-            used += (most - low) * width
+            low = pairs[least[at]]
+            fitting = [span for span in part[at] if fits(used + (pairs[span] - low) * widths[at])]
+            most = max(pairs[span] for span in fitting)
+            chosen[at] = rng.choice([span for span in fitting if pairs[span] == most])
+            used += (most - low) * widths[at]
         return self._schedule(chosen)
 
     def schedules(self) -> Iterator[Schedule]:
         """Yield every schedule; for small spaces only."""
-        for number, part in enumerate(self.parts):
+        for number, part in enumerate(self.subspaces):
             for schedule in map(self._schedule, itertools.product(*part)):
                 if not number or schedule.n_full < self.n_layers:
                     yield schedule
 
-    def neighbours(self, schedule: Schedule) -> Iterator[Schedule]:
+    def neighbors(self, schedule: Schedule) -> Iterator[Schedule]:
         """Yield every schedule that differs in one variable or, with ``one_sparse``, in the span of all sparse layers.
 
         Raises:
-            UserError: if the schedule lies outside the space.
+            ConfigError: the schedule lies outside the space.
         """
         self.check(schedule)
-        chosen = [schedule[group[0]] for group in self.groups]
+        chosen = self._chosen(schedule)
         for at, options in enumerate(self.options):
             for span in self._others(chosen, at, options):
                 yield self._schedule([*chosen[:at], span, *chosen[at + 1 :]])
         yield from self._resized(chosen)
 
-    def neighbour(self, schedule: Schedule, rng: Random) -> Schedule:
-        """Return one of `neighbours`, drawn uniformly over what can be changed and then over how."""
-        chosen = [schedule[group[0]] for group in self.groups]
-        changes = [
-            [(at, span) for span in self._others(chosen, at, options)] for at, options in enumerate(self.options)
-        ]
+    def neighbor(self, schedule: Schedule, rng: Random) -> Schedule:
+        """Return one of `neighbors`: first the variable to change is drawn, then its span, both uniformly."""
+        chosen = self._chosen(schedule)
+        others = [self._others(chosen, at, options) for at, options in enumerate(self.options)]
         resized = list(self._resized(chosen))
-        at = rng.choice([at for at, others in enumerate([*changes, resized]) if others])
-        if at == len(changes):
+        at = rng.choice([at for at, found in enumerate([*others, resized]) if found])
+        if at == len(others):
             return rng.choice(resized)
-        at, chosen[at] = rng.choice(changes[at])
+        chosen[at] = rng.choice(others[at])
         return self._schedule(chosen)
 
     def _others(self, chosen: Sequence[Span], at: int, options: Sequence[Span]) -> list[Span]:
-        """Return what a group may be in place of what it is, the others staying as they are."""
+        """Return the other spans that a group may have while the other groups stay."""
         others = [span for span in options if span != chosen[at]]
         if self.space.one_sparse:
             used = {span for group, span in enumerate(chosen) if group != at and not span.is_full}
@@ -355,32 +333,33 @@ class BoundSpace:
         return others
 
     def _resized(self, chosen: Sequence[Span]) -> Iterator[Schedule]:
-        """Yield the schedules in which all sparse layers, two groups or more, have another span."""
+        """Yield the schedules in which all sparse layers, in two groups or more, have another span."""
         sparse = [at for at, span in enumerate(chosen) if not span.is_full]
         if not self.space.one_sparse or len(sparse) < 2:
             return
-        for part in self.parts:
+        for part in self.subspaces:
             others = [[span for span in part[at] if not span.is_full] for at in sparse]
             if all(others) and others[0] != [chosen[sparse[0]]]:
                 new = dict(zip(sparse, (spans[0] for spans in others), strict=True))
                 yield self._schedule([new.get(at, span) for at, span in enumerate(chosen)])
 
     def _schedule(self, chosen: Sequence[Span]) -> Schedule:
-        spans: list[Span | None] = [None] * self.n_layers
-        for group, span in zip(self.groups, chosen, strict=True):
-            for layer in group:
-                spans[layer] = span
-        return Schedule(tuple(span for span in spans if span is not None))
+        spans = {layer: span for group, span in zip(self.groups, chosen, strict=True) for layer in group}
+        return Schedule(tuple(spans[layer] for layer in range(self.n_layers)))
+
+    def _chosen(self, schedule: Schedule) -> list[Span]:
+        """Return the span of each group."""
+        return [schedule[group[0]] for group in self.groups]
 
 
-def _parts(options: Part) -> tuple[Part, ...]:
-    """Return the product of choices for each sparse span, those left out in which a group has no choice."""
+def _subspaces(options: Subspace) -> tuple[Subspace, ...]:
+    """Return the product of choices for each sparse span, without those in which a group has no choice."""
     sparse = dict.fromkeys(span for group in options for span in group if not span.is_full)
     parts = [tuple(tuple(s for s in group if s.is_full or s == span) for group in options) for span in sparse]
     return tuple(part for part in parts if all(part)) if parts else (options,)
 
 
-def _size(part: Part) -> int:
+def _size(part: Subspace) -> int:
     return math.prod(len(options) for options in part)
 
 

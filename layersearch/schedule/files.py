@@ -1,4 +1,4 @@
-"""A schedule in a file: its text form, one mapping per layer, and what speaks for it."""
+"""A schedule in a file: its text form, one mapping per layer, and the evidence for it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 from layersearch.config.loader import read_yaml
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, LayersearchError
 from layersearch.schedule.schedule import Schedule
 
 
 def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "yaml") -> str:
-    """Return what a schedule file holds.
+    """Return the content of a schedule file.
 
     Args:
         schedule: one span per layer.
@@ -31,30 +31,30 @@ def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "
 
 
 def read_schedule(path: Path) -> Schedule:
-    """Read a schedule from a file as `schedule_text` makes it, or from a bare list of spans.
+    """Read a schedule from a file that holds the text of `schedule_text` or a bare list of spans.
 
     Raises:
-        UserError: if the file is missing or holds no schedule; names the key or the layer.
+        ConfigError: the file is missing or holds no schedule; names the key or the layer.
     """
     held = read_yaml(path)  # JSON is YAML too
     if isinstance(held, Mapping):
         held = held.get("layers", held.get("schedule"))
     if held is None:
-        raise UserError(f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
+        raise ConfigError(f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
     try:
         return Schedule.parse(held) if isinstance(held, str) else Schedule.from_dicts(held)
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+    except LayersearchError as error:
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def schedule_argument(text: str) -> Schedule:
-    """Read a schedule that a user named: a ``.yaml`` or ``.json`` file, or the text form itself."""
+    """Read a schedule from a ``.yaml`` or ``.json`` file that a user named, or from its text form."""
     path = Path(text)
     return read_schedule(path) if path.suffix in (".yaml", ".yml", ".json") else Schedule.parse(text)
 
 
 def plain(value: Any) -> Any:
-    """Return what JSON can hold: dataclasses as mappings, tuples as lists, schedules as their text form."""
+    """Return data for JSON: dataclasses become mappings, tuples lists, schedules their text form."""
     if isinstance(value, Schedule):
         return str(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):

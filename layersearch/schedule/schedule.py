@@ -1,7 +1,7 @@
 """Spans and schedules: which keys each layer's attention may see.
 
-A `Span` is what one layer sees, a `Schedule` is one span per layer. The forward pass, the cost count and every
-exporter read these very objects; nothing else in the package decides what is visible.
+A `Span` is the keys that one layer sees, a `Schedule` is one span per layer. The forward pass, the cost count and every
+exporter read these objects. Nothing else in the package decides which keys are visible.
 
 Text form, one term per layer (spaces or commas between terms)::
 
@@ -31,15 +31,22 @@ KINDS: tuple[str, ...] = ("full", "window", "block")
 GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
 
 MOST_LAYERS = 100_000
-"""Layers that one term may stand for; more is a slip of the hand, and a list that fills the memory."""
+"""Most layers of one term; more is a typo, and a list that fills the memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Span:
-    """The keys one attention layer may see, and how it weighs them.
+    """The keys that one attention layer may see, and how it weighs them.
 
     Raises:
-        UserError: if a field is out of range or does not belong to the kind.
+        LayersearchError: a field is out of range or does not belong to the kind.
+
+    Example:
+        >>> from layersearch import Span
+        >>> str(Span(kind="window", size=512, sink=4))
+        'window:512+sink:4'
+        >>> Span.parse("block:8").visible(9, 7)
+        False
     """
 
     kind: SpanKind
@@ -47,13 +54,13 @@ class Span:
     size: int | None = None
     """Window W in keys (the token itself counted), or block size B in tokens; None for ``full``."""
     dilation: int = 1
-    """Distance D between neighbouring keys of a window, in tokens."""
+    """Distance D between neighboring keys of a window, in tokens."""
     dilated_heads: int | None = None
     """The first H query heads are dilated, the others not; None: every head."""
     sink: int = 0
-    """The first G tokens that stay visible, in tokens."""
+    """The number G of first tokens that stay visible."""
     decay: float = 0.0
-    """LaS: the largest decay per token, B in [0, 1)."""
+    """LaS: the largest decay B per token, in [0, 1)."""
     pool: int = 1
     """LaS: width P of the causal average pooling of attention rows, in tokens."""
 
@@ -95,27 +102,19 @@ class Span:
 
     @property
     def is_full(self) -> bool:
-        """True where every earlier token is visible (a layer that counts toward l)."""
+        """Whether every earlier token is visible (a layer that counts toward l)."""
         return self.kind == "full"
 
     @property
     def is_las(self) -> bool:
-        """True where logits decay or attention rows are smoothed."""
+        """Whether logits decay or attention rows are smoothed."""
         return self.decay > 0 or self.pool > 1
 
     def visible(self, i: Any, j: Any, head: Any = 0) -> Any:
-        """Tell whether query ``i`` may see key ``j`` in query head ``head``.
+        """Tell whether query ``i`` may see key ``j`` in query head ``head``, all counted from 0.
 
-        The definition of the span, written with operators only, so that the same lines serve Python integers, NumPy
-        arrays, torch tensors and FlexAttention's ``mask_mod``.
-
-        Args:
-            i: query position(s), counted from 0.
-            j: key position(s), counted from 0.
-            head: query head(s), counted from 0.
-
-        Returns:
-            A boolean, or a boolean array or tensor of the broadcast shape.
+        This is the definition of the span. It uses operators only, so it serves Python integers, NumPy arrays, torch
+        tensors and FlexAttention's ``mask_mod``. The result has the broadcast shape of the arguments.
         """
         causal = j <= i
         if self.kind == "full":
@@ -136,10 +135,10 @@ class Span:
         return causal & near
 
     def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
-        """Tell whether key ``j`` can move query ``i``'s output: it is visible, or pooled into one that is.
+        """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
 
         Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
-        as for `visible`.
+        are as in `visible`.
         """
         moved = self.visible(i, j, head)
         for ahead in range(1, self.pool):
@@ -147,9 +146,9 @@ class Span:
         return moved
 
     def reach(self) -> int | None:
-        """Return the farthest distance i-j, in tokens, at which this layer moves information; None: any distance.
+        """Return the largest distance i-j, in tokens, over which this layer moves information; None: any distance.
 
-        Sinks are left out: they carry the first tokens to everybody and nothing else.
+        Sinks do not count: they only carry the first tokens.
         """
         if self.kind == "full":
             return None
@@ -159,8 +158,8 @@ class Span:
     def alphas(self, n_heads: int) -> tuple[float, ...]:
         """Return LaS's decay per head, in 1/token: 0 for head 0, then doubling from head to head up to B.
 
-        LaS (2311.16620) fixes one alpha_c per head with alpha_0 = 0 and spreads the others exponentially in (0, B].
-        The ratio between neighbours is ours (2, as between ALiBi's slopes): the paper's is not published.
+        LaS (2311.16620) fixes alpha_0 = 0 and spreads the others exponentially in (0, B]. The paper does not publish
+        the ratio between neighbors; ours is 2, as between ALiBi's slopes.
         """
         return (0.0, *(self.decay * 2.0 ** (head - n_heads + 1) for head in range(1, n_heads)))
 
@@ -185,7 +184,7 @@ class Span:
         """Read one span from its text form, for example ``window:512/2@2+sink:4``.
 
         Raises:
-            UserError: if the term is wrong; the text says what was expected.
+            LayersearchError: the term is wrong; the message names the expected form.
         """
         base, *extras = re.split(r"\+(?=[^\d])", text.strip())
         match = re.fullmatch(r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@]*)(/(?P<dilation>[^@]*)(@(?P<heads>.*))?)?)?", base)
@@ -223,10 +222,10 @@ class Span:
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Span:
-        """Read one span from a mapping as `to_dict` writes it.
+        """Read one span from the mapping that `to_dict` writes.
 
         Raises:
-            UserError: for an unknown key or a value out of range.
+            LayersearchError: a key is unknown or a value out of range.
         """
         if not isinstance(mapping, Mapping):
             raise UserError(f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
@@ -239,7 +238,7 @@ class Span:
         return cls(**mapping)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the mapping that files hold: the kind and every field that differs from its default."""
+        """Return the mapping for files: the kind and every field that differs from its default."""
         return {"kind": self.kind} | {
             field.name: getattr(self, field.name)
             for field in fields(self)
@@ -258,7 +257,13 @@ class Schedule(Sequence[Span]):
     """One span per layer, bottom layer first.
 
     Raises:
-        UserError: if there is no layer.
+        LayersearchError: there is no layer.
+
+    Example:
+        >>> from layersearch import Schedule
+        >>> schedule = Schedule.parse("full*2 window:32*2")
+        >>> len(schedule), schedule.n_full, str(schedule[3])
+        (4, 2, 'window:32')
     """
 
     spans: tuple[Span, ...]
@@ -283,7 +288,7 @@ class Schedule(Sequence[Span]):
         """Read a schedule from its text form, for example ``"full*4 block:1024*20"``.
 
         Raises:
-            UserError: names the wrong term, its position and what was expected.
+            LayersearchError: names the wrong term, its position and the expected form.
         """
         spans: list[Span] = []
         for number, match in enumerate(re.finditer(r"[^\s,]+", text), start=1):
@@ -305,7 +310,7 @@ class Schedule(Sequence[Span]):
         return hash(self._text)
 
     def __lt__(self, other: Schedule) -> bool:
-        """Order by the text form, so that equal losses are told apart in the same order everywhere."""
+        """Order by the text form, so that schedules of equal loss have one order everywhere."""
         return self._text < other._text
 
     @classmethod
@@ -319,7 +324,7 @@ class Schedule(Sequence[Span]):
 
     @classmethod
     def from_dicts(cls, mappings: Iterable[Mapping[str, Any]]) -> Schedule:
-        """Read a schedule from a list of mappings, one per layer, as YAML and JSON files hold it."""
+        """Read a schedule from a list of mappings, one per layer, as in YAML and JSON files."""
         if isinstance(mappings, str | Mapping) or not isinstance(mappings, Iterable):
             raise UserError(f"a schedule in a file is a list with one mapping per layer, not {mappings!r}")
         spans = []
@@ -331,7 +336,7 @@ class Schedule(Sequence[Span]):
         return cls(tuple(spans))
 
     def to_dicts(self) -> list[dict[str, Any]]:
-        """Return the list of mappings that files hold, one per layer."""
+        """Return the list of mappings for files, one per layer."""
         return [span.to_dict() for span in self.spans]
 
     @property
@@ -345,10 +350,10 @@ class Schedule(Sequence[Span]):
         return tuple(layer for layer, span in enumerate(self.spans) if span.is_full)
 
     def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
-        """Refuse spans that a text of this length, or a model of this many heads, cannot hold.
+        """Refuse spans that do not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads.
 
         Raises:
-            UserError: if a window, block or sink is longer than the text, or more heads are dilated than there are.
+            LayersearchError: a window, block or sink is longer than the text, or too many heads are dilated.
         """
         for layer, span in enumerate(self.spans):
             keys = 0 if span.size is None else (span.size - 1) * span.dilation + 1

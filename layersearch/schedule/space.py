@@ -1,33 +1,38 @@
-"""A search space: what may vary per layer. Read from ``search_spaces/*.yaml``.
+"""A search space: the spans that each layer may have. Read from ``search_spaces/*.yaml``.
 
-A space names spans; bound to a model's size it becomes a fixed set of categorical variables, one per group of layers
-that share a choice. Nothing here enumerates schedules: 6 choices for 48 layers are 6**48 of them.
+For one model's size a space becomes a fixed set of categorical variables, one per group of layers that share a choice.
+Nothing here enumerates schedules: 6 choices for 48 layers are 6**48 of them.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from layersearch.config.loader import build, find_file, read_yaml
-from layersearch.errors import UserError, did_you_mean
+from layersearch.errors import ConfigError, LayersearchError, did_you_mean
 from layersearch.schedule.schedule import Span
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What each layer may be, before the model's size is known.
+    """The spans that each layer may have, before the model's size is known.
 
     Raises:
-        UserError: names the key that is wrong and the remedy.
+        ConfigError: names the wrong key and the remedy.
+
+    Example:
+        >>> from layersearch import Space
+        >>> Space(name="tiny", choices=("full", "window:32/1")).choices
+        ('full', 'window:32')
     """
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
-    """Names the space in reports."""
+    """The name of the space in reports."""
     choices: tuple[str, ...]
     """Text forms of the spans that a layer may have."""
     layers: dict[int, tuple[str, ...]] = field(default_factory=dict)
@@ -35,140 +40,120 @@ class Space:
     tied: tuple[tuple[int, ...], ...] = ()
     """Groups of layers that share one choice."""
     pattern: int | None = None
-    """Layer i takes the choice of layer i mod pattern; None: layers vary freely, but for ``tied``."""
+    """Layer i takes the choice of layer i mod pattern; None: layers vary freely, except for ``tied``."""
     one_sparse: bool = False
-    """All layers of a schedule that are not full have the same span, as in a configuration with one window size."""
+    """All sparse layers of a schedule have the same span, as in a configuration with one window size."""
     budget: float | None = None
-    """Largest cost of a schedule, as a share of the all-full schedule's; None: the command names it."""
+    """Largest cost of a schedule, relative to the all-full schedule; None: the command names it."""
     baseline_span: str | None = None
     """The sparse span of the bottom, top, middle and interleaved baselines; None: the cheapest of the choices."""
 
     def __post_init__(self) -> None:
         if not self.name:
-            raise UserError("name is empty; give the space a name")
-        object.__setattr__(self, "choices", span_texts(self.choices, "choices"))
-        restricted = {}
-        for layer, texts in self.layers.items():
-            if layer < 0:
-                raise UserError(f"layers: there is no layer {layer}; count from 0")
-            chosen = span_texts(texts, f"layers.{layer}")
-            for text in chosen:
+            raise ConfigError("name is empty; give the space a name")
+        object.__setattr__(self, "choices", _span_texts(self.choices, "choices"))
+        restricted = {layer: _span_texts(texts, f"layers.{layer}") for layer, texts in self.layers.items()}
+        for layer, texts in restricted.items():
+            for text in texts:
                 if text not in self.choices:
-                    raise UserError(f"layers.{layer}: {text} is not among choices{did_you_mean(text, self.choices)}")
-            restricted[layer] = chosen
+                    raise ConfigError(f"layers.{layer}: {text} is not among choices{did_you_mean(text, self.choices)}")
         object.__setattr__(self, "layers", restricted)
-        self._check_ties()
+        self._check_layers()
         if self.budget is not None:
-            check_range(self.budget)
+            check_budget_range(self.budget)
         if self.baseline_span is not None:
             span = Span.parse(self.baseline_span)
             if span.is_full or str(span) not in self.choices:
                 sparse = [text for text in self.choices if not Span.parse(text).is_full]
-                raise UserError(f"baseline_span: {span} is not a sparse choice{did_you_mean(str(span), sparse)}")
+                raise ConfigError(f"baseline_span: {span} is not a sparse choice{did_you_mean(str(span), sparse)}")
             object.__setattr__(self, "baseline_span", str(span))
 
-    def _check_ties(self) -> None:
-        if self.pattern is not None:
-            if self.tied:
-                raise UserError("tied and pattern exclude each other; keep one of them")
-            if self.pattern < 1:
-                raise UserError(f"pattern must be at least 1 layer, not {self.pattern}")
-        seen: set[int] = set()
+    def _check_layers(self) -> None:
+        tied = [layer for group in self.tied for layer in group]
+        for key, layers in (("layers", list(self.layers)), ("tied", tied)):
+            if min(layers, default=0) < 0:
+                raise ConfigError(f"{key}: there is no layer {min(layers)}; count from 0")
+        for at, layer in enumerate(tied):
+            if layer in tied[:at]:
+                raise ConfigError(f"tied: layer {layer} stands in it twice; name it once")
         for group in self.tied:
             if len(group) < 2:
-                raise UserError(f"tied: a group needs at least two layers, not {list(group)}")
-            for layer in group:
-                if layer < 0:
-                    raise UserError(f"tied: there is no layer {layer}; count from 0")
-                if layer in seen:
-                    raise UserError(f"tied: layer {layer} stands in it twice; name it once")
-                seen.add(layer)
+                raise ConfigError(f"tied: a group needs at least two layers, not {list(group)}")
+        if self.pattern is not None and self.tied:
+            raise ConfigError("tied and pattern exclude each other; keep one of them")
+        if self.pattern is not None and self.pattern < 1:
+            raise ConfigError(f"pattern must be at least 1 layer, not {self.pattern}")
 
 
 def load_space(name: str) -> Space:
     """Read a search space by path or by the name of one that ships.
 
     Raises:
-        UserError: names the file, the wrong key and the remedy.
+        ConfigError: names the file, the wrong key and the remedy.
+
+    Example:
+        >>> from layersearch import load_space
+        >>> load_space("laptop").name
+        'laptop'
     """
     path = find_file(name, "search_spaces")
     mapping = read_yaml(path)
-    if isinstance(mapping, dict):
-        mapping = dict(mapping)
-        if "choices" in mapping:
-            mapping["choices"] = expand(mapping["choices"], f"{path.name}: choices")
-        if isinstance(mapping.get("layers"), dict):
-            mapping["layers"] = {
-                layer: expand(choices, f"{path.name}: layers.{layer}") for layer, choices in mapping["layers"].items()
-            }
+    if isinstance(mapping, dict) and "choices" in mapping:
+        mapping["choices"] = _expand(mapping["choices"], f"{path.name}: choices")
+    if isinstance(mapping, dict) and isinstance(mapping.get("layers"), dict):
+        layers = mapping["layers"].items()
+        mapping["layers"] = {layer: _expand(choices, f"{path.name}: layers.{layer}") for layer, choices in layers}
     return build(Space, mapping, path.name)
 
 
-def check_range(budget: float) -> None:
-    """Refuse a budget that is no share of the all-full schedule's cost."""
+def check_budget_range(budget: float) -> None:
+    """Raise ConfigError unless the budget lies in (0, 1]."""
     if not 0 < budget <= 1:  # also false for nan
-        raise UserError(f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
+        raise ConfigError(f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
 
 
-def expand(choices: Any, where: str) -> list[str]:
-    """Return the text forms of a list of choices: terms as they stand, mappings with their lists multiplied out.
-
-    Args:
-        choices: what the file holds under a key.
-        where: the file and the key, for errors.
-
-    Raises:
-        UserError: if it is no such list; names the position.
-    """
+def _expand(choices: Any, where: str) -> list[str]:
+    """Return the text forms of a list of choices; a mapping stands for all combinations of its lists."""
     if not isinstance(choices, list):
-        raise UserError(f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
+        raise ConfigError(f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
     texts: list[str] = []
     for position, choice in enumerate(choices):
-        at = f"{where}.{position}"
         try:
             texts += [choice] if isinstance(choice, str) else _multiply_out(choice)
-        except UserError as error:
-            raise UserError(f"{at}: {error}") from None
+        except LayersearchError as error:
+            raise ConfigError(f"{where}.{position}: {error}") from None
     return texts
 
 
 def _multiply_out(choice: Any) -> list[str]:
     if not isinstance(choice, dict):
-        raise UserError(f"expected a span such as 'window:32' or {{kind: window, size: [32, 64]}}, found {choice!r}")
-    for key in choice:
-        known = [entry.name for entry in fields(Span)]
-        if key not in known:
-            raise UserError(f"unknown key {key!r}{did_you_mean(str(key), known)}")
+        raise ConfigError(f"expected a span such as 'window:32' or {{kind: window, size: [32, 64]}}, found {choice!r}")
     lists = {key: value if isinstance(value, list) else [value] for key, value in choice.items()}
     for key, values in lists.items():
         if not values:
-            raise UserError(f"{key} is an empty list; give at least one value or drop the key")
+            raise ConfigError(f"{key} is an empty list; give at least one value or drop the key")
         if any(value in values[:index] for index, value in enumerate(values)):
-            raise UserError(f"{key} holds a value twice: {values}; write it once")
+            raise ConfigError(f"{key} holds a value twice: {values}; write it once")
     spans = [Span.from_dict(dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
-    # Products may meet: without dilation, every number of dilated heads means the same span.
+    # Combinations may coincide: without dilation, every number of dilated heads means the same span.
     return list(dict.fromkeys(str(span) for span in spans))
 
 
-def span_texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
-    """Return spans in their one text form, each once.
-
-    Args:
-        texts: spans in any of their text forms.
-        where: the key that holds them, for errors.
+def _span_texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
+    """Return the canonical text of each span, in any of its text forms; ``where`` is the key that holds them.
 
     Raises:
-        UserError: if there is none, one is no span, or one stands there twice.
+        ConfigError: there is no span, a text is no span, or one stands there twice.
     """
     if not texts:
-        raise UserError(f"{where} is empty; name at least one span, for example full")
+        raise ConfigError(f"{where} is empty; name at least one span, for example full")
     seen: list[str] = []
     for position, text in enumerate(texts):
         try:
             span = str(Span.parse(text))
-        except UserError as error:
-            raise UserError(f"{where}.{position}: {error}") from None
+        except LayersearchError as error:
+            raise ConfigError(f"{where}.{position}: {error}") from None
         if span in seen:
-            raise UserError(f"{where}: {span} is named twice; name it once")
+            raise ConfigError(f"{where}: {span} is named twice; name it once")
         seen.append(span)
     return tuple(seen)

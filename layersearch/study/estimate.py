@@ -10,7 +10,7 @@ from pathlib import Path
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import open_source
 from layersearch.errors import UserError
-from layersearch.model.flops import model_flops, parameters
+from layersearch.model.flops import model_flops, num_parameters
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.presets import all_full
@@ -105,7 +105,7 @@ def estimate(
         confirm_trials=plan.confirm_trials,
         full_trials=plan.full_trials(),
         vocab_size=vocab_size,
-        parameters=parameters(model, vocab_size),
+        parameters=num_parameters(model, vocab_size),
         step_flops=step_flops,
         total_flops=step_flops * training.steps * plan.full_trials(),
         model_bytes=model_bytes(recipe, vocab_size),

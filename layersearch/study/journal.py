@@ -173,7 +173,7 @@ class Study:
             schedule = frontier.popleft()
             if schedule not in seen and self._space.cost(schedule) <= self._budget:
                 return schedule
-            for neighbour in self._space.neighbours(schedule):
+            for neighbour in self._space.neighbors(schedule):
                 if neighbour not in visited and len(visited) < _SEARCHED:
                     visited.add(neighbour)
                     frontier.append(neighbour)

@@ -23,7 +23,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.data.source import Source
 from layersearch.errors import UserError
 from layersearch.files import write_text
-from layersearch.model.hf_decoder import Routed, token_kl
+from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
@@ -81,7 +81,7 @@ def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
     return Ranking(name="remove_one", layers=tuple(order), scores=tuple(tried[layer] for layer in order))
 
 
-def kl_to_original(routed: Routed, tokens: torch.Tensor) -> Score:
+def kl_to_original(routed: HFDecoder, tokens: torch.Tensor) -> Score:
     """Return the score of schedules on a model's own weights: the mean KL(original || switched) of its tokens.
 
     Args:

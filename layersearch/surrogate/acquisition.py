@@ -154,9 +154,9 @@ class ExpectedImprovement:
         last = list(near)
         for _ in range(MAX_CHANGES):
             if len(last) * sum(len(options) - 1 for options in self._space.options) <= 4 * MAX_NEIGHBORS:
-                changed = [other for schedule in last for other in self._space.neighbours(schedule)]
+                changed = [other for schedule in last for other in self._space.neighbors(schedule)]
             else:  # too many to enumerate
-                changed = [self._space.neighbour(rng.choice(last), rng) for _ in range(MAX_NEIGHBORS)]
+                changed = [self._space.neighbor(rng.choice(last), rng) for _ in range(MAX_NEIGHBORS)]
             last = list(dict.fromkeys(other for other in changed if other not in near))
             last = rng.sample(last, min(len(last), MAX_NEIGHBORS))
             near.update(dict.fromkeys(last))

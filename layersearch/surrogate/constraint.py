@@ -157,7 +157,7 @@ def parse_bytes(text: str) -> int:
 def _reachable(space: BoundSpace, constraint: Constraint, asked: str, unit: str) -> Constraint:
     """Return the constraint if a schedule of the space satisfies it; otherwise raise ConfigError."""
     sums = []
-    for part in space.parts:
+    for part in space.subspaces:
         chosen = [min(options, key=constraint.per_span.__getitem__) for options in part]
         spans = {layer: span for group, span in zip(space.groups, chosen, strict=True) for layer in group}
         schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))

@@ -15,7 +15,7 @@ from collections.abc import Collection
 import numpy as np
 
 from layersearch.schedule import Schedule
-from layersearch.schedule.bound_space import BoundSpace, Part
+from layersearch.schedule.bound_space import BoundSpace, Subspace
 from layersearch.surrogate.constraint import Constraint
 from layersearch.surrogate.gp import Surrogate
 
@@ -49,7 +49,7 @@ def shortlist(
     layers.
     """
     known: dict[Schedule, float] = {}
-    for part in space.parts:
+    for part in space.subspaces:
         known |= _Search(surrogate, space, part, constraint, n_full).run(trained)
     untrained = known.keys() - set(trained)
     best = sorted(untrained, key=lambda schedule: (known[schedule], str(schedule)))[:SHORTLIST]
@@ -61,7 +61,7 @@ class _Search:
     """Searches one subspace, in which every combination of choices is allowed."""
 
     def __init__(
-        self, surrogate: Surrogate, space: BoundSpace, part: Part, constraint: Constraint, n_full: Collection[int]
+        self, surrogate: Surrogate, space: BoundSpace, part: Subspace, constraint: Constraint, n_full: Collection[int]
     ) -> None:
         self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.max_total
         self._layers, self._rng = space.n_layers, np.random.default_rng(0)

@@ -10,8 +10,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from layersearch.data.source import Batch, Source
-from layersearch.model.decoder import IGNORE
+from layersearch.data.source import IGNORE, Batch, Source
 from layersearch.training.engine import RankGroup
 
 POSITION_BINS = 8

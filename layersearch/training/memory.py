@@ -12,7 +12,7 @@ import torch.distributed
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.model.decoder import Decoder
-from layersearch.model.flops import matrices, parameters
+from layersearch.model.flops import num_matrix_parameters, num_parameters
 from layersearch.schedule import Schedule
 from layersearch.training.deepspeed_config import zero_stage
 
@@ -60,12 +60,12 @@ def model_bytes(recipe: Recipe, vocab_size: int) -> int:
     gradients from stage 2 on and weights at stage 3 (1910.02054, fig. 1); DeepSpeed keeps a further float32 master
     shard of the weights at each of them. Gradients of stage 1 are whole until they are reduced, and counted so.
     """
-    count, ranks = parameters(recipe.model, vocab_size), recipe.training.ranks
+    count, ranks = num_parameters(recipe.model, vocab_size), recipe.training.ranks
     stage = zero_stage(deepspeed_file(recipe))
     weights = 4 * count / (ranks if stage == 3 else 1)
     master = 4 * count / ranks if stage else 0
     gradients = 4 * count / (ranks if stage >= 2 else 1)
-    single = matrices(recipe.model) if recipe.training.optimizer == "muon" else 0
+    single = num_matrix_parameters(recipe.model) if recipe.training.optimizer == "muon" else 0
     moments = (8 * count - 4 * single) / (ranks if stage >= 1 else 1)
     return round(weights + master + gradients + moments)
 

@@ -17,7 +17,7 @@ from layersearch.data.source import Batch, Source
 from layersearch.errors import UserError
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule
 from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
@@ -126,7 +126,7 @@ def run_trial(
     )
 
 
-def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | Routed:
+def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | HFDecoder:
     """Return the model that a trial starts from: new, or pre-trained and routed over the schedule."""
     if recipe.pretrained is None:
         training = recipe.training
@@ -135,7 +135,7 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
     from layersearch.model.pretrained import check_vocabulary, load_pretrained
 
     routed = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
-    check_vocabulary(routed.rows, source.vocab_size, recipe.data.tokenizer)
+    check_vocabulary(routed.num_embeddings, source.vocab_size, recipe.data.tokenizer)
     routed.set_schedule(schedule)
     return routed
 

@@ -121,12 +121,12 @@ def occupied(at: Path) -> list[str]:
 
 
 CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
-    "missing shards": (sharded, ("--model shards", "weight files are missing, model-00002-of-", "copy them")),
-    "no weights": (no_weights, ("--model llama", "missing, model.safetensors")),
-    "damaged weights": (damaged_weights, ("--model llama cannot be loaded", "mend the folder")),
+    "missing shards": (sharded, ("--model shards", "of its weight files, model-00002-of-", "copy them")),
+    "no weights": (no_weights, ("--model llama lacks 1", "model.safetensors first")),
+    "damaged weights": (damaged_weights, ("--model llama cannot be loaded", "repair the folder")),
     "weights that lack a tensor": (left_out_weights, ("1 missing keys", "layers.1.self_attn.q_proj.weight")),
     "another architecture": (other_architecture, ("--model t5", "t5 is no causal language model", "give one")),
-    "no attention": (not_routable, ("MambaForCausalLM", "can be routed")),
+    "no attention": (not_routable, ("MambaForCausalLM", "attention interface")),
     "softcapping": (softcapped, ("Gemma2Attention", "softcapping of attention logits")),
     "windows per layer": (
         lambda at: changed(at, sliding_window=[4, 8, 4]),
@@ -136,7 +136,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda at: changed(at, layer_types=["sliding_attention", "full_attention", "full_attention"]),
         ("layer_types says 'sliding_attention' for layer 0", "llama runs it as full", "--schedule"),
     ),
-    "remote code": (remote_code, ("--model llama brings its own modelling code", "--trust-remote-code")),
+    "remote code": (remote_code, ("--model llama brings its own modeling code", "--trust-remote-code")),
     "a folder that is none": (lambda at: convert("./nowhere", *RECALL), ("--model ./nowhere", "no such folder")),
     "a folder without config.json": (
         lambda at: [(at / "empty").mkdir(), convert("empty", *RECALL)][1],  # type: ignore[func-returns-value]

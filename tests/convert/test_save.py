@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from layersearch.convert.save import REMOTE, save_model, target_family
 from layersearch.errors import UserError
 from layersearch.export.verify import verify
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule
 from tests.helpers.hf_models import FAMILIES, LAYERS, make
@@ -25,7 +25,7 @@ STOCK = {"llama": "ministral", "mistral": "ministral", "ministral": "ministral",
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp_path: Path) -> None:
-    routed = Routed(make(family))
+    routed = HFDecoder(make(family))
     routed.set_schedule(WINDOWS)
     target = target_family(routed.model, WINDOWS)
     assert target == STOCK.get(family, REMOTE)
@@ -44,7 +44,7 @@ def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
 def test_save_model_converted_twice_is_saved_again(family: str, tmp_path: Path) -> None:
     """Its own modelling file is not run for that; what it sees is the original that losses are compared with."""
-    routed = Routed(make(family))
+    routed = HFDecoder(make(family))
     schedule = Schedule.parse("block:5 full window:4/2")
     routed.set_schedule(schedule)
     save_model(routed, REMOTE, tmp_path / "out", evidence={})
@@ -68,7 +68,7 @@ def test_save_model_schedule_without_stock_family_brings_a_modeling_file(text: s
 
 def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path: Path) -> None:
     """A Llama with biases has weights that no Ministral loads; said before anything is trained."""
-    routed = Routed(make("llama", attention_bias=True))
+    routed = HFDecoder(make("llama", attention_bias=True))
     routed.set_schedule(WINDOWS)
     with pytest.raises(
         UserError, match=r"--family ministral cannot load the weights \(.*bias\); give --family hf-remote"

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
-from layersearch.data.files import detect_source, local_files, read_texts
+from layersearch.data.documents import detect_source, local_files, read_texts
 from layersearch.errors import DataError
 
 TEXTS = [f"document {number}: the quick brown fox, jumping {number * 7919 % 101} times\n" * 3 for number in range(60)]

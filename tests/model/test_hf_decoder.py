@@ -1,4 +1,4 @@
-"""A routed Hugging Face model is the stock one with the schedule's keys masked out, forward and backward."""
+"""A Hugging Face decoder is the stock one with the schedule's keys masked out, forward and backward."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import pytest
 import torch
 import transformers
 
+from layersearch.data.source import IGNORE
 from layersearch.errors import UserError
-from layersearch.model.decoder import IGNORE
-from layersearch.model.hf_decoder import Routed, token_kl
+from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.schedule import Schedule
 from tests.helpers.hf_models import FAMILIES, LAYERS, VOCAB, make
 
@@ -47,7 +47,7 @@ def test_hf_decoder_all_full_equals_the_stock_model(family: str) -> None:
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
         stock = model(input_ids=tokens, use_cache=False).logits
-        routed = Routed(model)
+        routed = HFDecoder(model)
         assert routed.original == Schedule.parse(f"full*{LAYERS}")
         assert (routed.logits(tokens) - stock).abs().max() < 1e-9 * stock.abs().max()
 
@@ -62,7 +62,7 @@ def test_hf_decoder_sparse_schedule_equals_a_dense_mask(family: str, schedule: S
     wanted = dense(model, tokens, schedule)
     loss = torch.nn.functional.cross_entropy(wanted.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     loss.backward()
-    routed = Routed(other)
+    routed = HFDecoder(other)
     routed.set_schedule(schedule)
     with torch.no_grad():
         assert (routed.logits(tokens) - wanted).abs().max() < 1e-9 * wanted.abs().max()
@@ -93,14 +93,14 @@ def test_hf_decoder_windows_of_the_stock_model_equal_the_original(
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
         stock = model(input_ids=tokens, use_cache=False).logits
-        routed = Routed(model)
+        routed = HFDecoder(model)
         assert str(routed.original) == original
         assert (routed.logits(tokens) - stock).abs().max() < 1e-9 * stock.abs().max()
 
 
 def test_hf_decoder_distillation_weighs_cross_entropy_and_kl() -> None:
     """The loss is linear in the weight, from the cross-entropy to the mean KL of the teacher to the student."""
-    student, teacher = Routed(make("llama")), Routed(make("llama", seed=1))
+    student, teacher = HFDecoder(make("llama")), HFDecoder(make("llama", seed=1))
     tokens, targets = torch.randint(VOCAB, (2, 3, TOKENS))
     plain = student(tokens, targets)
     with torch.no_grad():
@@ -135,15 +135,15 @@ def small(name: str, **values: Any) -> Any:
             "layer_types says 'sliding_attention'",
         ),
         ("BertConfig", {"is_decoder": False}, "not causal"),
-        ("MambaConfig", {"state_size": 4}, "can be routed"),
+        ("MambaConfig", {"state_size": 4}, "attention interface"),
     ],
 )
 def test_hf_decoder_unsupported_model_is_refused_by_name(name: str, values: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match="|".join([said])):
-        Routed(small(name, **values))
+        HFDecoder(small(name, **values))
 
 
 def test_hf_decoder_schedule_of_another_length_is_refused() -> None:
-    routed = Routed(make("llama"))
+    routed = HFDecoder(make("llama"))
     with pytest.raises(UserError, match="a schedule of 2 layers for a model of 3"):
         routed.set_schedule(Schedule.parse("full*2"))

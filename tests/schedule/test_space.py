@@ -161,14 +161,14 @@ def test_neighbours_are_all_schedules_one_variable_away(options: dict[str, Any])
         assert other is not None
         return sum(code[name] != other[name] for name in code)
 
-    near = list(space.neighbours(start))
+    near = list(space.neighbors(start))
     assert len(near) == len(set(near))
     assert set(near) == {schedule for schedule in every_schedule(space) if distance(schedule) == 1}
 
 
 def test_neighbours_of_a_schedule_outside_the_space_are_refused() -> None:
     with pytest.raises(UserError, match="outside search space 'test'"):
-        next(bound().neighbours(Schedule.parse("window:9*4")))
+        next(bound().neighbors(Schedule.parse("window:9*4")))
 
 
 @settings(max_examples=60, deadline=None)
@@ -208,7 +208,7 @@ def test_bound_space_large_is_never_enumerated() -> None:
     assert params is not None
     repaired = space.repair(params, 0.4, Random(1))
     assert space.cost(repaired) <= 0.4
-    assert len(list(space.neighbours(repaired))) == 48 * 5
+    assert len(list(space.neighbors(repaired))) == 48 * 5
     assert len(space.named_baselines(0.4)) == 6
 
 
@@ -296,7 +296,7 @@ def test_check_budget_unreachable_names_the_lowest_that_can_be_met() -> None:
         ({"name": "x", "choices": ["window:8", {"kind": "window", "size": [8, 16]}]}, "window:8 is named twice"),
         ({"name": "x", "choices": [{"kind": "window", "size": [8, 8]}]}, "choices.0: size holds a value twice"),
         ({"name": "x", "choices": [{"kind": "window", "size": []}]}, "size is an empty list"),
-        ({"name": "x", "choices": [{"kind": "window", "sise": 8}]}, "unknown key 'sise'; did you mean 'size'"),
+        ({"name": "x", "choices": [{"kind": "window", "sise": 8}]}, "a span has no key 'sise'; did you mean 'size'"),
         ({"name": "x", "choices": [{"size": 8}]}, "needs the key 'kind'"),
         ({"name": "x", "choices": ["full", {"kind": "window", "size": [8, 0]}]}, "choices.1: a window needs a size"),
         ({"name": "x", "choices": ["full", "windw:8"]}, "choices.1: 'windw:8'"),
@@ -341,8 +341,8 @@ def test_load_space_wrong_file_is_refused_by_its_key(tmp_path: Path, content: An
         ("full block:49", {}, "block:49 is longer than the text"),
         ("full window:8+sink:50", {}, "longer than the text"),
         ("full window:8/2@3", {}, "dilates more heads than the model's 2"),
-        ("full window:8", {"layers": {4: ("full",)}}, "no layer 4 in a model of 4; the last is 3"),
-        ("full window:8", {"tied": ((0, 9),)}, "no layer 9 in a model of 4"),
+        ("full window:8", {"layers": {4: ("full",)}}, "a model of 4 has no layer 4; the last is 3"),
+        ("full window:8", {"tied": ((0, 9),)}, "a model of 4 has no layer 9"),
         ("full window:8", {"pattern": 5}, "pattern 5 is longer than the model's 4 layers"),
         ("full window:8", {"tied": ((0, 1),), "layers": {0: ("full",), 1: ("window:8",)}}, "none in common"),
     ],

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layersearch.config.loader import find_file
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.model.decoder import Decoder
-from layersearch.model.flops import model_flops, parameters
+from layersearch.model.flops import model_flops, num_parameters
 from layersearch.model.fvcore_flops import traced_flops
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -67,7 +67,7 @@ def test_parameters_equal_those_of_the_model(size: str) -> None:
     """The closed form and the sum over real tensors, a tied matrix once."""
     recipe = sized(size)
     model = Decoder(recipe.model, 64, Schedule.parse(f"full*{recipe.model.n_layers}"))
-    assert parameters(recipe.model, 64) == sum(parameter.numel() for parameter in model.parameters())
+    assert num_parameters(recipe.model, 64) == sum(parameter.numel() for parameter in model.parameters())
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -128,7 +128,7 @@ def observed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, in
 def test_model_bytes_equal_those_of_deepspeed(stage: int, observed: dict[str, dict[str, int]]) -> None:
     """Part by part of the formula, at two ranks."""
     recipe = load_recipe("smoke", ["training.ranks=2", f"training.deepspeed=zero{stage}"])
-    bytes_of_weights = 4 * parameters(recipe.model, 64)
+    bytes_of_weights = 4 * num_parameters(recipe.model, 64)
     found = observed[str(stage)]
     assert found["weights"] == (bytes_of_weights / 2 if stage == 3 else bytes_of_weights)
     assert found["master"] == (bytes_of_weights / 2 if stage else 0)
@@ -166,7 +166,7 @@ def test_estimate_shipped_recipes_give_known_counts(name: str) -> None:
     bound = BoundSpace.of(space, recipe)
     assert bound.named_baselines(space.budget)
     # Weights, gradients and at least one moment.
-    least = 12 * parameters(recipe.model, recipe.data.vocab_size) / recipe.training.ranks
+    least = 12 * num_parameters(recipe.model, recipe.data.vocab_size) / recipe.training.ranks
     assert model_bytes(recipe, recipe.data.vocab_size) >= round(least)
 
 

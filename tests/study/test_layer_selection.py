@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from layersearch.model.hf_decoder import Routed
+from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
@@ -45,7 +45,7 @@ def test_restore_greedy_sees_that_two_layers_do_the_same_work() -> None:
 
 
 def test_kl_to_original_is_zero_for_all_full_and_falls_with_restored_layers() -> None:
-    routed = Routed(make("llama"))
+    routed = HFDecoder(make("llama"))
     score = kl_to_original(routed, torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(0)))
     assert score(routed.original) == pytest.approx(0.0, abs=1e-6)
     sparse, one = score(place((), 3, WINDOW)), score(place((0, 1), 3, WINDOW))

@@ -1,4 +1,4 @@
-"""The front door: one call that runs a span by the kernel that serves its device."""
+"""The attention dispatcher: one call runs a span by the kernel that serves its device."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from layersearch.errors import UserError, did_you_mean
-from layersearch.model.attention.operator import chunked_attention, narrow, runs_flash
+from layersearch.errors import LayersearchError, did_you_mean
+from layersearch.model.attention.operator import chunked_attention, effective_span, runs_flash
 from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Span
 
@@ -22,15 +22,22 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, kernel: Kernel | None = 
         q: queries, (B, H, T, D).
         k: keys, (B, G, T, D), G dividing H.
         v: values, (B, G, T, D).
-        span: what each query sees.
+        span: the keys that each query sees.
         kernel: ``reference`` (every pair in memory), ``chunked`` (work and memory grow with the span) or ``flex``
-            (FlexAttention; without a backward pass on CPU); None: flex on CUDA, else chunked.
+            (FlexAttention; without a backward pass on CPU). None means flex on CUDA, else chunked.
 
     Returns:
         (B, H, T, D), in the widest precision of q, k and v, or in autocast's where that is on.
 
     Raises:
-        UserError: if the shapes do not fit each other, the kernel is unknown, or flex is asked for gradients on CPU.
+        LayersearchError: the shapes do not match, the kernel is unknown, or flex needs gradients on CPU.
+
+    Example:
+        >>> import torch
+        >>> from layersearch import Span, attend
+        >>> q, k, v = torch.randn(1, 4, 16, 8), torch.randn(1, 2, 16, 8), torch.randn(1, 2, 16, 8)
+        >>> attend(q, k, v, Span.parse("window:4+sink:1")).shape
+        torch.Size([1, 4, 16, 8])
     """
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not tracing:  # under tracing shapes are tensors, which a branch would freeze
@@ -51,27 +58,29 @@ def attend(q: Tensor, k: Tensor, v: Tensor, span: Span, kernel: Kernel | None = 
         return flex_span_attention(q, k, v, span)
     if kernel == "reference":
         return reference_attention(q, k, v, span)
-    raise UserError(f"attention kernel {kernel!r} is not known{did_you_mean(str(kernel), get_args(Kernel))}")
+    raise LayersearchError(f"attention kernel {kernel!r} is not known{did_you_mean(str(kernel), get_args(Kernel))}")
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, span: Span) -> None:
     if k.shape != v.shape or q.ndim != 4 or k.ndim != 4 or q.shape[::2] != k.shape[::2] or q.shape[3] != k.shape[3]:
-        raise UserError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected (B, H|G, T, D) alike")
+        raise LayersearchError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}: expected (B, H|G, T, D) alike"
+        )
     if q.shape[1] % k.shape[1]:
-        raise UserError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key-value heads")
+        raise LayersearchError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key-value heads")
     if (span.dilated_heads or 0) > q.shape[1]:
-        raise UserError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
+        raise LayersearchError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
 
 
 def kernel_for(
     span: Span, device: torch.device | str, *, seq_len: int | None = None, kernel: Kernel | None = None
 ) -> str:
-    """Return the name of the kernel that `attend` really runs, for records.
+    """Return the name of the kernel that `attend` runs, for records.
 
     Args:
-        span: what each query sees.
-        device: where q, k and v live.
-        seq_len: length of the text: a window that covers all of it runs as full attention.
+        span: the keys that each query sees.
+        device: the device of q, k and v.
+        seq_len: length of the text in tokens; a window that covers all of it runs as full attention.
         kernel: as given to `attend`.
 
     Returns:
@@ -82,5 +91,5 @@ def kernel_for(
     name = kernel or ("flex" if where.type == "cuda" else "chunked")
     if name != "chunked":
         return name
-    effective = span if seq_len is None else narrow(str(span), seq_len)
+    effective = span if seq_len is None else effective_span(str(span), seq_len)
     return "chunked-flash" if runs_flash(effective, where) else "chunked-span"

@@ -1,7 +1,6 @@
-"""FlexAttention for CUDA: the span's own definition as mask, LaS decay as a change of scores.
+"""FlexAttention for CUDA: the span's definition is the mask, LaS decay is a score modification.
 
-Blocks of 128 by 128 scores that no query of theirs sees
-are skipped, so that work grows with the span. It has no backward pass on CPU.
+FlexAttention skips blocks of 128 by 128 scores that no query sees, so work grows with the span.
 """
 
 from __future__ import annotations
@@ -14,43 +13,37 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.model.attention.operator import pool_values
 from layersearch.schedule import Span
 
-Mask = Callable[[Any, Any, Any, Any], Any]
 
-
-def mask_mod(span: Span) -> Mask:
+def mask_mod(span: Span) -> Callable[[Any, Any, Any, Any], Any]:
     """Return FlexAttention's mask function, which is `Span.visible`."""
     return lambda batch, head, i, j: span.visible(i, j, head)
 
 
-def score_mod(span: Span, n_heads: int, device: torch.device) -> Callable[..., Any] | None:
+def _score_mod(span: Span, n_heads: int, device: torch.device) -> Callable[..., Any] | None:
     """Return the function that multiplies scaled logits by exp(-alpha_c (i-j)) (LaS, 2311.16620), or None."""
     if span.decay == 0:
         return None
     alphas = torch.tensor(span.alphas(n_heads), device=device, dtype=torch.float32)
-
-    def decay(score: Any, batch: Any, head: Any, i: Any, j: Any) -> Any:
-        return score * torch.exp(-alphas[head] * (i - j))
-
-    return decay
+    return lambda score, batch, head, i, j: score * torch.exp(-alphas[head] * (i - j))
 
 
 @functools.lru_cache(maxsize=256)
-def _prepared(
+def _modifiers(
     span: Span, seq_len: int, n_heads: int, device: torch.device
 ) -> tuple[BlockMask, Callable[..., Any] | None]:
     heads = n_heads if span.dilated_heads is not None else None
     mask = create_block_mask(mask_mod(span), B=None, H=heads, Q_LEN=seq_len, KV_LEN=seq_len, device=str(device))
-    return mask, score_mod(span, n_heads, device)
+    return mask, _score_mod(span, n_heads, device)
 
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    # Schedules of one search differ in spans and lengths, and each form is compiled anew. Past dynamo's limits
-    # (8 and 256 forms) it would silently run uncompiled, with every pair in memory; fullgraph makes that an error.
+    # Each span and length is compiled anew. Past dynamo's limits (8 and 256 forms) it would silently run uncompiled,
+    # with every pair in memory; fullgraph makes that an error.
     limits: Any = torch._dynamo.config
     limits.recompile_limit = max(limits.recompile_limit, 1024)
     limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, 4096)
@@ -61,13 +54,13 @@ def flex_span_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three.
 
     Raises:
-        UserError: if gradients are wanted on CPU, where FlexAttention has none.
+        LayersearchError: gradients are wanted on CPU, where FlexAttention has none.
     """
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-        raise UserError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
+        raise LayersearchError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
     wide = torch.promote_types(v.dtype, torch.float32)
     values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
-    mask, score = _prepared(span, q.shape[2], q.shape[1], q.device)
+    mask, score_mod = _modifiers(span, q.shape[2], q.shape[1], q.device)
     run: Any = flex_attention if q.device.type == "cpu" else _compiled()
-    out: Tensor = run(q, k, values, score_mod=score, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
+    out: Tensor = run(q, k, values, score_mod=score_mod, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
     return out

@@ -1,6 +1,6 @@
 """Attention whose work and memory grow with the span: one torch operator, its own backward, any device and precision.
 
-The operator ``layersearch::attend`` carries the span as text, so a traced graph says what each layer sees.
+The operator ``layersearch::attend`` carries the span as text, so a traced graph shows the span of each layer.
 
 Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width, R residues of a dilated window.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -20,17 +20,17 @@ from torch import Tensor
 from layersearch.model.attention import strips, tiled
 from layersearch.schedule import Span
 
-# Below this length the CPU's flash kernel runs its bf16 backward slower than its float32 one, which is used instead
-# (measured, see analysis/span_speed).
+# Measured, see analysis/span_speed. Below this length in tokens, the CPU's flash kernel is slower backward in bf16 than
+# in float32, so float32 is used.
 NARROW_BACKWARD_TOKENS = 2048
-# From these windows or blocks on, tiles run a pass faster than strips (measured, see analysis/span_speed).
+# From these windows or blocks (tokens) on, tiles run a pass faster than strips.
 TILED_FORWARD_SIZE, TILED_BACKWARD_SIZE = 512, 256
-# Values of one tensor worked on together: fresh pages cost more than the arithmetic of a short window on them.
+# Values of one tensor processed together: fresh pages cost more than the arithmetic of a short window on them.
 PIECE_VALUES = 1 << 17
 
 
 @functools.lru_cache(maxsize=1024)
-def narrow(text: str, seq_len: int) -> Span:
+def effective_span(text: str, seq_len: int) -> Span:
     """Return the span that sees the same in a text of ``seq_len`` tokens, full where it covers all of it."""
     span = Span.parse(text)
     if span.size is not None and span.dilation == 1 and max(span.size, span.sink) >= seq_len:
@@ -39,12 +39,12 @@ def narrow(text: str, seq_len: int) -> Span:
 
 
 def runs_flash(span: Span, device: torch.device) -> bool:
-    """Tell whether torch's flash kernel serves the forward pass of ``span``, as `narrow` returns it."""
+    """Tell whether torch's flash kernel serves the forward pass of ``span``, as `effective_span` returns it."""
     return span.is_full and span.decay == 0 and device.type == "cpu"
 
 
 def pool_values(v: Tensor, width: int) -> Tensor:
-    """Return causal means of ``width`` values, zero before the first: (..., T, D) -> same.
+    """Return causal means of ``width`` values, with zeros before the first: (..., T, D) -> same.
 
     Pooling attention rows after the softmax equals pooling the values once:
     sum_j (1/P sum_p A_{i,j+p}) V_j = sum_m A_im (1/P sum_p V_{m-p}).
@@ -53,14 +53,6 @@ def pool_values(v: Tensor, width: int) -> Tensor:
     for back in range(1, min(width, v.shape[-2])):
         pooled[..., back:, :] += v[..., :-back, :]
     return pooled.div_(width)
-
-
-def _unpool_gradient(grad: Tensor, width: int) -> Tensor:
-    """Return the transpose of `pool_values` applied to ``grad``."""
-    spread = grad.clone()
-    for back in range(1, min(width, grad.shape[-2])):
-        spread[..., :-back, :] += grad[..., back:, :]
-    return spread.div_(width)
 
 
 def _deal(x: Tensor, residues: int) -> Tensor:
@@ -80,24 +72,33 @@ def _gather(x: Tensor, batch: int, residues: int, tokens: int) -> Tensor:
     return dealt.reshape(batch, -1, length * residues, width)[:, :, :tokens]
 
 
-def _head_groups(span: Span, heads: int) -> Sequence[tuple[slice, Span]]:
-    """Split the heads of a window that dilates only the first ones into those and the others."""
-    if span.dilated_heads is None or span.dilated_heads >= heads:
-        return [(slice(0, heads), replace(span, dilated_heads=None))]
-    cut = span.dilated_heads
-    return [
-        (slice(0, cut), replace(span, dilated_heads=None)),
-        (slice(cut, heads), replace(span, dilation=1, dilated_heads=None)),
-    ]
+def _head_groups(
+    q: Tensor, k: Tensor, v: Tensor, span: Span
+) -> Iterator[tuple[slice, Span, tiled.Band, tuple[Tensor, Tensor, Tensor], tuple[strips.StripGroup, ...] | None]]:
+    """Split the heads into those that the span dilates and the others.
 
-
-def _band(span: Span, alphas: Sequence[float], batch: int, like: Tensor) -> tiled.Band:
-    """Return the band that rows dealt by the span's dilation see."""
-    decay = None
-    if span.decay > 0:
-        decay = like.new_tensor(alphas).repeat_interleave(span.dilation).repeat(batch)[:, None, None]
-    base = Span(kind=span.kind, size=span.size)
-    return tiled.Band(span=base, stride=span.dilation, alphas=decay, sinks=span if span.sink else None)
+    Yields:
+        Heads, their span, their band, q, k and v dealt into rows (N, T, D), and the strips that serve the rows, or
+        None where tiles do.
+    """
+    batch, heads = q.shape[:2]
+    cut = heads if span.dilated_heads is None else min(span.dilated_heads, heads)
+    for group, dilation in ((slice(0, cut), span.dilation), (slice(cut, heads), 1)):
+        if group.start == group.stop:
+            continue
+        part = replace(span, dilation=dilation, dilated_heads=None)
+        decay = None
+        if span.decay > 0:
+            alphas = q.new_tensor(span.alphas(heads)[group])
+            decay = alphas.repeat_interleave(dilation).repeat(batch)[:, None, None]
+        base = Span(kind=span.kind, size=span.size)
+        band = tiled.Band(span=base, stride=dilation, alphas=decay, sinks=part if span.sink else None)
+        dealt = (_deal(q[:, group], dilation), _deal(k[:, group], dilation), _deal(v[:, group], dilation))
+        plan = None
+        if q.device.type == "cpu" and span.size is not None and not (dilation > 1 and span.sink):
+            tokens = dealt[0].shape[1]
+            plan = strips.strip_groups(effective_span(str(replace(part, dilation=1, pool=1)), tokens), tokens)
+        yield group, part, band, dealt, plan
 
 
 def _sinks(x: Tensor, span: Span) -> Tensor:
@@ -105,19 +106,12 @@ def _sinks(x: Tensor, span: Span) -> Tensor:
     return x[:, :, : span.sink].flatten(0, 1).repeat_interleave(span.dilation, dim=0)
 
 
-def _strips(part: Span, dealt: Tensor) -> tuple[strips.Part, ...] | None:
-    """Return the strips that serve a span of one head group on its dealt rows (N, T, D), or None where tiles do."""
-    if dealt.device.type != "cpu" or part.size is None or (part.dilation > 1 and part.sink):
-        return None
-    return strips.parts(narrow(str(replace(part, dilation=1, pool=1)), dealt.shape[1]), dealt.shape[1])
-
-
 def _batches(q: Tensor, text: str, kind: torch.dtype) -> list[slice]:
     """Cut the batch into pieces whose working copies, in precision ``kind``, stay in the cache and in reused memory.
 
-    CUDA needs none, nor does torch's flash kernel, except for copies in another precision.
+    CUDA needs no pieces. torch's flash kernel needs them only for copies in another precision.
     """
-    flash = runs_flash(narrow(text, q.shape[2]), q.device) and kind == q.dtype
+    flash = runs_flash(effective_span(text, q.shape[2]), q.device) and kind == q.dtype
     if q.device.type != "cpu" or flash:
         return [slice(None)]
     size = max(1, PIECE_VALUES // q[0].numel())
@@ -135,8 +129,8 @@ def _backward_kind(q: Tensor) -> torch.dtype:
 
 
 def _forward_kind(span: Span, q: Tensor) -> torch.dtype:
-    """Return the precision in which a span, as `narrow` returns it, runs its forward pass."""
-    # The flash kernel takes strips in bf16 as they are; what joins or decays scores is done in float32.
+    """Return the precision in which a span, as `effective_span` returns it, runs its forward pass."""
+    # The flash kernel takes strips in bf16. Scores are joined and decayed in float32.
     by_strips = q.device.type == "cpu" and span.size is not None and span.dilated_heads is None
     if by_strips and span.decay == 0 and span.pool == 1 and span.sink == 0:
         return q.dtype
@@ -150,7 +144,7 @@ def _empty(like: Tensor) -> Tensor:
 
 
 def _settle(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return ``x`` in the layout of `_empty`, copied only if it is not there already."""
+    """Return ``x`` in the layout of `_empty`, copied only where its own differs."""
     return x.to(dtype).transpose(1, 2).contiguous().transpose(1, 2)
 
 
@@ -174,7 +168,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor
 
 def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    span = narrow(text, tokens)
+    span = effective_span(text, tokens)
     wide = torch.promote_types(q.dtype, torch.float32)
     if runs_flash(span, q.device):
         values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
@@ -187,20 +181,16 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         values = pool_values(values, span.pool)
     keys, values = _expand(keys, heads), _expand(values, heads)
     outs, sums = [], []
-    for group, part in _head_groups(span, heads):
-        stride = part.dilation
-        band = _band(part, span.alphas(heads)[group], batch, queries)
-        gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
-        dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
-        plan = _strips(part, dealt[0])
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span):
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
-            # Tiles add up in the precision they are given.
-            wq, wk, wv, sink_k, sink_v = (x.to(wide) for x in (*dealt, _sinks(gk, part), _sinks(gv, part)))
+            # Tiles accumulate in the precision of their input.
+            sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
+            wq, wk, wv, sink_k, sink_v = (x.to(wide) for x in (*dealt, *sinks))
             out, lse = tiled.forward(wq, wk, wv, sink_k, sink_v, band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
-        outs.append(_gather(out, batch, stride, tokens))
-        sums.append(_gather(lse.unsqueeze(-1), batch, stride, tokens).squeeze(-1))
+        outs.append(_gather(out, batch, part.dilation, tokens))
+        sums.append(_gather(lse.unsqueeze(-1), batch, part.dilation, tokens).squeeze(-1))
     if len(outs) == 1:
         return outs[0], sums[0]
     return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
@@ -227,7 +217,7 @@ def _backward_piece(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    span = narrow(text, tokens)
+    span = effective_span(text, tokens)
     kv_heads = k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = _expand(k, heads)
@@ -242,7 +232,7 @@ def _backward_piece(
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
     dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
     if span.pool > 1:
-        dv = _unpool_gradient(dv, span.pool)
+        dv = pool_values(dv.flip(-2), span.pool).flip(-2)  # the transpose of pooling: it looks ahead
     return dq, dk, dv
 
 
@@ -250,35 +240,32 @@ def _sparse_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients (B, H, T, D) of queries, expanded keys and expanded, pooled values, in float32 or wider."""
-    batch, heads, tokens, width = q.shape
+    batch, _, tokens, width = q.shape
     wide = torch.promote_types(q.dtype, torch.float32)
     scale = 1.0 / math.sqrt(width)
     # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.
     grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
     lse = lse.to(wide).unsqueeze(-1)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
-    for group, part in _head_groups(span, heads):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span):
         stride = part.dilation
-        band = _band(part, span.alphas(heads)[group], batch, queries)
-        gq, gk, gv = queries[:, group], keys[:, group], values[:, group]
-        dealt = (_deal(gq, stride), _deal(gk, stride), _deal(gv, stride))
         dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
-        plan = _strips(part, dealt[0])
+        lent = None
         if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
             dealt_out = _deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
-            dq, dk, dv = strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale)
+            found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
         else:
-            dealt_delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
-            sink_k, sink_v = _sinks(gk, part), _sinks(gv, part)
-            dq, dk, dv, dsk, dsv = tiled.backward(
-                *dealt, sink_k, sink_v, dealt_lse, dealt_delta, dealt_grad, band, scale
+            delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
+            sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
+            *found, dsk, dsv = tiled.backward(
+                *dealt, *sinks, lse=dealt_lse, delta=delta, grad=dealt_grad, band=band, scale=scale
             )
-            plan = None
-        dq, dk, dv = (_gather(x, batch, stride, tokens) for x in (dq, dk, dv))
-        if part.sink and plan is None:
-            for into, lent in ((dk, dsk), (dv, dsv)):
+            lent = (dsk, dsv) if part.sink else None
+        dq, dk, dv = (_gather(x, batch, stride, tokens) for x in found)
+        if lent is not None:
+            for into, some in zip((dk, dv), lent, strict=True):
                 # Each sink was lent to every residue's row.
-                into[:, :, : part.sink] += lent.view(batch, -1, stride, *lent.shape[1:]).sum(dim=2)
+                into[:, :, : part.sink] += some.view(batch, -1, stride, *some.shape[1:]).sum(dim=2)
         gradients.append((dq, dk, dv))
     if len(gradients) == 1:
         return gradients[0]
@@ -287,16 +274,9 @@ def _sparse_backward(
 
 
 _LIBRARY = torch.library.Library("layersearch", "DEF")  # type: ignore[no-untyped-call]
-for _schema, _kernel in (
-    ("attend(Tensor q, Tensor k, Tensor v, str span) -> (Tensor, Tensor)", _forward),
-    (
-        "attend_backward(Tensor grad, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, str span)"
-        " -> (Tensor, Tensor, Tensor)",
-        _backward,
-    ),
-):
-    _LIBRARY.define(_schema)  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(_schema.split("(")[0], _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+for _name, _kernel in (("attend", _forward), ("attend_backward", _backward)):
+    _LIBRARY.define(_name + torch.library.infer_schema(_kernel, mutates_args=()))  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
 def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
@@ -325,12 +305,7 @@ torch.library.register_fake("layersearch::attend_backward", _fake_backward, lib=
 torch.library.register_autograd("layersearch::attend", _autograd, setup_context=_setup, lib=_LIBRARY)
 
 
-@functools.lru_cache(maxsize=1024)
-def _text(span: Span) -> str:
-    return str(span)
-
-
 def chunked_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three."""
-    out: Tensor = torch.ops.layersearch.attend(q, k, v, _text(span))[0]
+    out: Tensor = torch.ops.layersearch.attend(q, k, v, str(span))[0]
     return out

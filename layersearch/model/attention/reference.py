@@ -1,4 +1,4 @@
-"""Attention over a span, written down literally: the truth that every fast kernel is held to.
+"""Attention over a span, written literally: every fast kernel is tested against it.
 
 Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width.
 """
@@ -15,7 +15,13 @@ from layersearch.schedule import Span
 
 
 def span_mask(span: Span, seq_len: int, n_heads: int, device: torch.device | str | None = None) -> Tensor:
-    """Return which keys each query may see, (H, T, T) boolean: head, query, key."""
+    """Return which keys each query may see, (H, T, T) boolean: head, query, key.
+
+    Example:
+        >>> from layersearch import Span, span_mask
+        >>> span_mask(Span.parse("window:2"), seq_len=3, n_heads=1).int().tolist()
+        [[[1, 0, 0], [1, 1, 0], [0, 1, 1]]]
+    """
     tokens = torch.arange(seq_len, device=device)
     heads = torch.arange(n_heads, device=device)
     visible: Tensor = span.visible(tokens[None, :, None], tokens[None, None, :], heads[:, None, None])
@@ -26,17 +32,23 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     """Return causal attention over ``span``, with every (query, key) pair in memory.
 
     Masked softmax attention (1706.03762, eq. 1). A LaS span (2311.16620) multiplies the scaled logits by
-    exp(-alpha_c (i-j)) before the softmax and then smooths each row of the attention matrix A by causal average
+    exp(-alpha_c (i-j)) before the softmax. It then smooths each row of the attention matrix A by causal average
     pooling of width P: A'_ij = 1/P sum_{p<P} A_{i,j+p}, zero beyond the last token.
 
     Args:
         q: queries, (B, H, T, D).
         k: keys, (B, G, T, D), G dividing H.
         v: values, (B, G, T, D).
-        span: what each query sees.
+        span: the keys that each query sees.
 
     Returns:
         (B, H, T, D) in q's precision; computed in float32 or wider.
+
+    Example:
+        >>> import torch
+        >>> from layersearch import Span, reference_attention
+        >>> reference_attention(*torch.ones(3, 1, 2, 4, 8), Span.parse("window:2")).shape
+        torch.Size([1, 2, 4, 8])
     """
     heads, tokens, width = q.shape[1:]
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -53,7 +65,6 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     visible = span_mask(span, tokens, heads, q.device)
     weights = logits.masked_fill(~visible, -math.inf).softmax(dim=-1)
     if span.pool > 1:
-        # The key axis runs over j ... j+P-1: P-1 zeros follow the last token, and the mean always divides by P.
-        padded = F.pad(weights, (0, span.pool - 1))
-        weights = padded.unfold(-1, span.pool, 1).mean(dim=-1)
+        # P-1 zeros follow the last token, and the mean always divides by P.
+        weights = F.pad(weights, (0, span.pool - 1)).unfold(-1, span.pool, 1).mean(dim=-1)
     return (weights @ values).to(q.dtype)

@@ -1,7 +1,7 @@
-"""Attention over a band of keys, a tile of scores at a time, forward and backward.
+"""Attention over a band of keys, one tile of scores at a time, forward and backward.
 
-The problem solved here is one band on independent rows of a batch: the front of `chunked` has already split heads,
-expanded grouped keys, and dealt the tokens of a dilated window into one row per residue, so that every band is dense.
+The problem is one dense band on independent rows of a batch. `operator` has already split heads, expanded grouped keys,
+and dealt the tokens of a dilated window into one row per residue.
 
 Shape legend: N batch rows (batch, head, residue), T tokens of a row, D head width, C queries of a tile, S keys of a
 tile, G sinks.
@@ -19,30 +19,27 @@ from torch import Tensor
 
 from layersearch.schedule import Span
 
-# Scores held at once: two float32 buffers of this many scores stay in a second-level cache of 2 MB.
+# All measured, see analysis/span_speed. Scores held at once: two float32 buffers of this size stay in a second-level
+# cache of 2 MB.
 CACHED_SCORES = 1 << 17
-# Queries of a tile. A window of W keys computes W + C scores a query, so short windows want few queries, but matrix
-# products below 32 rows run at a third of the speed (measured, see analysis/span_speed).
+# Queries of a tile. A window of W keys computes W + C scores per query, so short windows want few queries. But matrix
+# products below 32 rows run at a third of the speed.
 FEWEST_QUERIES, SOME_QUERIES, MOST_QUERIES = 32, 64, 128
-# Decays are taken in base 2: torch's exp takes 5 to 40 times as long on a CPU where its results underflow, as decays
-# over long distances do, and exp2 does not (measured, see analysis/span_speed).
+# Decays are taken in base 2. Over long distances they underflow: exp then takes 5 to 40 times as long on a CPU,
+# and exp2 does not.
 LOG2_E = math.log2(math.e)
-# Between these, sums of exponentials and their products with values keep their precision in float32.
+# Within this range, sums of exponentials and their products with values keep their precision in float32.
 SAFE_MASS = 2.0**-60, 2.0**60
 
 
 @dataclass(frozen=True, kw_only=True)
 class Band:
-    """What each row of the batch sees."""
+    """The keys that each row of the batch sees."""
 
-    span: Span
-    """An undilated span without sinks, in tokens of a row."""
-    stride: int = 1
-    """Distance D between neighbouring tokens of a row in the text; row r holds the residue r mod D."""
-    alphas: Tensor | None = None
-    """LaS decay per row and token of the text, (N, 1, 1)."""
-    sinks: Span | None = None
-    """The span in tokens of the text, if it has sinks: says which of them the band does not see."""
+    span: Span  # undilated and without sinks, in tokens of a row
+    stride: int = 1  # distance D between neighboring tokens of a row in the text; row r holds the residue r mod D
+    alphas: Tensor | None = None  # LaS decay per row and token of the text, (N, 1, 1)
+    sinks: Span | None = None  # the span in tokens of the text, if it has sinks
 
 
 @dataclass(frozen=True)
@@ -52,23 +49,16 @@ class _Tile:
     first: int
     last: int
     low: int
-    run: int = 1
-    """Tiles of the run. They share buffers and masks, and their views are made at once."""
-    step: int = 0
-    """Tokens from one to the next."""
-
-    @property
-    def queries(self) -> int:
-        """Queries of a tile."""
-        return self.last - self.first
+    run: int = 1  # tiles of the run; they share buffers and masks, and their views are made together
+    step: int = 0  # distance from one tile to the next, in tokens
 
     def at(self, index: int) -> _Tile:
-        """Return a tile of the run, or what would be the next one."""
+        """Return a tile of the run, or the one that would follow it."""
         moved = index * self.step
         return _Tile(self.first + moved, self.last + moved, self.low + moved)
 
     def cut(self, first: int, *tensors: Tensor, last: int | None = None) -> list[tuple[Tensor, ...]]:
-        """View each tensor (N, T, ...) in tokens [first, last) of the first tile, and as far on for every other."""
+        """View each tensor (N, T, ...) at tokens [first, last) of the first tile and, one step on, of each other."""
         views, size = [], (last or self.last) - first
         for x in tensors:
             rows, token, value = x.stride()
@@ -78,17 +68,17 @@ class _Tile:
 
 
 def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
-    """Cut a span into tiles of queries with the keys that any of them sees."""
+    """Cut a span into tiles: some queries, with the keys that any of them sees."""
     size = tokens if span.size is None else min(span.size, tokens)
     if span.kind == "block":
-        # A tile holds part of one block or several whole ones.
+        # A tile holds several whole blocks, or part of one.
         if 2 * size <= MOST_QUERIES:
             step = MOST_QUERIES // (2 * size) * size
             for first in range(0, tokens, step):
                 yield _Tile(first, min(first + step, tokens), first)
             return
         most = min(size, MOST_QUERIES)
-        # Tiles at the same place of their blocks follow one another, since they are alike.
+        # Tiles at the same place of their blocks are alike, so they follow one another.
         for place in range(0, size, most):
             for low in range(0, tokens - place, size):
                 yield _Tile(low + place, min(low + min(place + most, size), tokens), low)
@@ -96,7 +86,7 @@ def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
     rows = min(SOME_QUERIES, size // 64 * 16) if size < 5 * SOME_QUERIES else min(MOST_QUERIES, size // 80 * 16)
     rows = max(FEWEST_QUERIES, min(rows, 4 * CACHED_SCORES // size))
     for first in range(0, tokens, rows):
-        # Starting on a multiple of 16 keeps the keys of a tile aligned and their number round: faster products.
+        # A start on a multiple of 16 keeps the keys aligned and their number round: faster products.
         low = 0 if span.size is None else max(0, first - size + 1) // 16 * 16
         yield _Tile(first, min(first + rows, tokens), low)
 
@@ -119,18 +109,18 @@ def _runs(span: Span, tokens: int) -> tuple[_Tile, ...]:
 def _cap(
     span: Span, first: int, last: int, low: int, high: int, unseen: float, device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Return inf where queries [first, last) see keys [low, high), else ``unseen``, (C, S)."""
+    """Return inf where queries [first, last) see keys [low, high), else ``unseen``: (C, S)."""
     queries = torch.arange(first, last, device=device)[:, None]
     visible: Tensor = span.visible(queries, torch.arange(low, high, device=device)[None, :])
     return torch.full(visible.shape, torch.inf, dtype=dtype, device=device).masked_fill_(~visible, unseen)
 
 
 def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int, unseen: float) -> list[tuple[Tensor, Tensor]]:
-    """Return the parts of the scores (N, C, S) of keys [low, low+S) that hold unseen ones, and the caps of those."""
+    """Return the regions of the scores (N, C, S) of keys [low, low+S) that hold unseen keys, each with its caps."""
     high = low + scores.shape[-1]
     first, last = tile.first, tile.last
-    # Spans look alike everywhere along the text, so positions count from the tile's first key or query: one mask
-    # serves all tiles. A key is in doubt only near either edge of the span.
+    # A span looks the same along the text, so positions count from the tile's first key or query: one mask serves all
+    # tiles. Keys are unseen only near either edge of the span.
     if span.kind == "block":
         regions, origin = [(low, high)], tile.low
     else:
@@ -148,15 +138,18 @@ def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int, unseen: float) 
     ]
 
 
+def _text_positions(band: Band, tile: _Tile, rows: slice, device: torch.device) -> Tensor:
+    """Return the positions in the text of a tile's queries, by row: (N, C, 1)."""
+    residue = (torch.arange(rows.start, rows.stop, device=device) % band.stride)[:, None, None]
+    return torch.arange(tile.first, tile.last, device=device)[None, :, None] * band.stride + residue
+
+
 def _hide_sinks(scores: Tensor, band: Band, tile: _Tile, rows: slice) -> None:
-    """Set to -inf, in place, the sinks (N, C, G) that come after their query, or that the band sees itself."""
+    """Set to -inf, in place, the sinks (N, C, G) that follow their query or that the band sees itself."""
     count = scores.shape[-1]
     if tile.low * band.stride >= count or band.sinks is None:
         return
-    device = scores.device
-    residue = (torch.arange(rows.start, rows.stop, device=device) % band.stride)[:, None, None]
-    queries = torch.arange(tile.first, tile.last, device=device)[None, :, None] * band.stride + residue
-    keys = torch.arange(count, device=device)
+    queries, keys = _text_positions(band, tile, rows, scores.device), torch.arange(count, device=scores.device)
     base = replace(band.sinks, sink=0)
     scores.masked_fill_(~band.sinks.visible(queries, keys) | base.visible(queries, keys), -torch.inf)
 
@@ -167,13 +160,13 @@ class _Scratch:
     def __init__(self, like: Tensor, scores: int, by_key: bool, unseen: float) -> None:
         self.buffers = like.new_empty((3, scores))
         self.unseen = unseen
-        # The backward pass holds scores key by key: four of its five products are then faster.
+        # The backward pass stores scores key by key: four of its five products are then faster.
         self.by_key = by_key
         self.stages: dict[tuple[int, ...], _Stage] = {}
 
     def stage(self, band: Band, tile: _Tile, rows: int, sinks: int, low: int, high: int) -> _Stage:
         """Return the buffers for the scores of a tile's queries and its keys [low, high), after those of the sinks."""
-        queries, keys = tile.queries, sinks + high - low
+        queries, keys = tile.last - tile.first, sinks + high - low
         place = (rows, queries, keys, sinks, tile.first - tile.low, low - tile.low)
         if place not in self.stages:
             flat = self.buffers[:, : rows * queries * keys]
@@ -186,7 +179,7 @@ class _Scratch:
 
 
 class _Stage:
-    """Buffers (N, C, S) in the shape of one tile, shared by all tiles alike, and the views of them that tiles need."""
+    """Buffers (N, C, S) in the shape of one tile, shared by all equal tiles, and their views."""
 
     def __init__(self, p: Tensor, ds: Tensor, decay: Tensor, doubtful: list[tuple[Tensor, Tensor]]) -> None:
         self.p, self.ds, self.decay = p, ds, decay
@@ -194,15 +187,15 @@ class _Stage:
         self._doubtful = doubtful
 
     def hide(self) -> None:
-        """Set ``p`` to the scratch's ``unseen`` at unseen keys, infinite or not, and leave it elsewhere."""
+        """Set ``p`` to the scratch's ``unseen`` at unseen keys, and leave it elsewhere."""
         for part, cap in self._doubtful:
             torch.minimum(part, cap, out=part)
 
 
 def _plan(band: Band, rows: int, tokens: int, sinks: int) -> tuple[tuple[_Tile, ...], int, int]:
-    """Return the runs of tiles, how many batch rows share one, and the scores of the largest."""
+    """Return the runs of tiles, the batch rows processed together, and the scores of the largest tile."""
     runs = _runs(band.span, tokens)
-    largest = max(run.queries * (run.last - run.low + sinks) for run in runs)
+    largest = max((run.last - run.first) * (run.last - run.low + sinks) for run in runs)
     together = max(1, min(rows, CACHED_SCORES // largest))
     return runs, together, together * largest
 
@@ -219,37 +212,27 @@ def _decay(band: Band, rows: slice, tile: _Tile, low: int, high: int, out: Tenso
 def _decay_sinks(band: Band, rows: slice, tile: _Tile, out: Tensor) -> Tensor:
     """Write exp(-alpha (i-j)) of the sinks of the rows into ``out`` (N, C, G)."""
     assert band.alphas is not None
-    residue = (torch.arange(rows.start, rows.stop, device=out.device) % band.stride)[:, None, None]
-    queries = torch.arange(tile.first, tile.last, device=out.device)[None, :, None] * band.stride + residue
+    queries = _text_positions(band, tile, rows, out.device)
     distance = (queries - torch.arange(out.shape[-1], device=out.device)).clamp_min_(0).to(out.dtype).mul_(-LOG2_E)
     return torch.mul(band.alphas[rows], distance, out=out).exp2_()
 
 
 def _product(a: Tensor, b: Tensor, factor: float, out: Tensor) -> Tensor:
-    """Write factor * a @ b into ``out``, whatever it holds."""
+    """Write factor * a @ b into ``out``."""
     return torch.baddbmm(out, a, b, beta=0, alpha=factor, out=out)
 
 
 def forward(
     q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, band: Band, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """Attend over a band.
+    """Attend over a band; ``scale`` multiplies the logits.
 
-    Args:
-        q: queries, (N, T, D).
-        k: keys, (N, T, D).
-        v: values, (N, T, D).
-        sink_k: keys of the sinks, (N, G, D).
-        sink_v: values of the sinks, (N, G, D).
-        band: what each row sees.
-        scale: factor of the logits.
-
-    Returns:
-        The output (N, T, D) and the log-sum-exp of each query's logits (N, T).
+    q, k and v are (N, T, D), the keys and values of the sinks (N, G, D). Returns the output (N, T, D) and the
+    log-sum-exp of each query's logits (N, T).
     """
     if q.device.type == "cpu":
-        # Finding and subtracting each row's highest score costs a tenth of the pass. It only guards the range, so it is
-        # left out first, and done where a sum then comes near the ends of float32.
+        # Subtracting each row's highest score costs a tenth of the pass and only guards the range. So the pass first
+        # runs without it, and again with it where a sum comes near the ends of float32.
         out, mass = _forward(q, k, v, sink_k, sink_v, band, scale, None)
         if bool(((mass > SAFE_MASS[0]) & (mass < SAFE_MASS[1])).all()):
             return out, mass.log_()
@@ -259,24 +242,17 @@ def forward(
 
 
 def _forward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink_k: Tensor,
-    sink_v: Tensor,
-    band: Band,
-    scale: float,
-    highest: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, sink_k: Tensor, sink_v: Tensor, band: Band, scale: float, highest: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Return the output and each row's sum of exponentials, taken off ``highest``, which is filled, if there is one."""
+    """Return the output and each row's sum of exponentials; ``highest`` is filled and subtracted, if there is one."""
     total, tokens, _ = q.shape
     sinks = sink_k.shape[1]
     out, mass = torch.empty_like(q), q.new_empty(total, tokens, 1)
     runs, together, scores = _plan(band, total, tokens, sinks)
-    # exp takes two thirds of the time of exp2 unless its results underflow, so unseen keys are hidden after it, except
-    # where the highest score is wanted.
+    # exp takes two thirds of the time of exp2 unless its results underflow. So unseen keys are hidden after it, except
+    # where the highest score is needed.
     scratch = _Scratch(q, scores, by_key=False, unseen=0.0 if highest is None else -torch.inf)
-    # Outside inference mode each view keeps a record of what it is a view of: 2% of a pass.
+    # Outside inference mode each view records its base: 2% of a pass.
     with torch.inference_mode():
         for start in range(0, total, together):
             rows = slice(start, min(start + together, total))
@@ -312,34 +288,14 @@ def _forward(
 
 
 def backward(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    sink_k: Tensor,
-    sink_v: Tensor,
-    lse: Tensor,
-    delta: Tensor,
-    grad: Tensor,
-    band: Band,
-    scale: float,
+    *inputs: Tensor, lse: Tensor, delta: Tensor, grad: Tensor, band: Band, scale: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of `forward` with the weights recomputed (FlashAttention, 2205.14135, appendix B.2).
+    """Return the gradients of `forward`'s ``inputs``, with the weights recomputed (2205.14135, appendix B.2).
 
-    Args:
-        q: queries, (N, T, D).
-        k: keys, (N, T, D).
-        v: values, (N, T, D).
-        sink_k: keys of the sinks, (N, G, D).
-        sink_v: values of the sinks, (N, G, D).
-        lse: log-sum-exp of each query's logits, (N, T).
-        delta: inner product of each query's output and its gradient, (N, T).
-        grad: gradient of the output, (N, T, D).
-        band: what each row sees.
-        scale: factor of the logits.
-
-    Returns:
-        Gradients of q, k, v, sink_k and sink_v.
+    ``inputs`` are q, k, v, sink_k and sink_v. ``lse`` is the log-sum-exp of each query's logits, ``delta`` the inner
+    product of its output and the output's gradient, both (N, T). ``grad`` is the output's gradient, (N, T, D).
     """
+    q, k, v, sink_k, sink_v = inputs
     total, tokens, _ = q.shape
     sinks = sink_k.shape[1]
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
@@ -353,10 +309,10 @@ def backward(
             near, far = (k[rows], v[rows], dk[rows], dv[rows]), (sink_k[rows], sink_v[rows], dsk[rows], dsv[rows])
             by_query = [x[rows] for x in (q, grad, lse, delta, dq, dk, dv)]
             for run in runs:
-                # Without a softmax across the row, its keys can be taken piece by piece, each small enough for the
-                # cache. The sinks are a piece of none of the band's keys.
+                # Without a softmax across the row, its keys are processed in pieces, each small enough for the cache.
+                # The sinks are a piece of their own.
                 count = rows.stop - rows.start
-                width = max(256, CACHED_SCORES // (count * run.queries)) // 16 * 16
+                width = max(256, CACHED_SCORES // (count * (run.last - run.first))) // 16 * 16
                 pieces = []
                 for low in range(run.low, run.last, width):
                     high = min(low + width, run.last)
@@ -368,7 +324,7 @@ def backward(
                 decayed: _Stage | None = None
                 for index, views in enumerate(zip(*run.cut(run.first, *by_query), strict=True)):
                     tile_q, tile_grad, tile_lse, tile_delta, tile_dq, new_dk, new_dv = views
-                    # No earlier tile sees these keys; zeros written just before they are used are still in the cache.
+                    # No earlier tile sees these keys. Zeros written just before use are still in the cache.
                     new_dk.zero_()
                     new_dv.zero_()
                     kept = 0  # the first piece overwrites

@@ -172,7 +172,7 @@ def _label(
 ) -> None:
     """Name baselines and winner beside their markers, where they cover least; boxes are (x0, y0, x1, y1), pixels."""
     scale, winner = axes.figure.dpi / 72, _winner(result)
-    area = axes.get_window_extent().extents
+    area = np.array(axes.get_window_extent().extents)
     boxes, markers = [], {}
     for entry in shown:
         (x, y), (_, low), (_, high) = _pixels(axes, entry, transforms.get(entry.schedule, axes.transData))
@@ -189,12 +189,12 @@ def _label(
         bold = entry.schedule == winner
         label, at = ", ".join(entry.names) or "winner", (entry.cost, _loss(entry))
         box: dict[str, Any] = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
-        line = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
+        arrow: dict[str, Any] = {"arrowstyle": "-", "color": "#777777", "lw": 0.7, "shrinkA": 1, "shrinkB": 5}
         note = axes.annotate(
-            label, at, (0, 0), transforms[entry.schedule], "offset points", line, bbox=box, ha="center", va="center"
+            label, at, (0, 0), transforms[entry.schedule], "offset points", arrow, bbox=box, ha="center", va="center"
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
-        marker, size = markers[entry.schedule], note.get_window_extent().size
+        marker, size = markers[entry.schedule], np.array(note.get_window_extent().size)
         offset, far = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
         note.set_position(tuple(offset / scale))
         ends = np.concatenate([marker + offset - size / 2, marker + offset + size / 2])
