@@ -19,28 +19,10 @@ FREE = ("recipe.search.workers", "recipe.data.depth")
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 
 
-def lock_folder(path: Path) -> IO[str]:
-    """Lock a folder until the returned file is closed.
-
-    Raises:
-        RunFolderError: if another process holds the lock.
-    """
-    lock = (path / "run.lock").open("w")
-    try:
-        # The kernel drops this lock when the process dies, however it dies.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise RunFolderError(
-            f"--out {path}: another search is running there; wait for it or name another folder"
-        ) from None
-    return lock
-
-
 def open_folder(
     path: Path, config: str, request: Mapping[str, Any], check: Callable[[dict[str, Any]], None]
 ) -> IO[str]:
-    """Make or reopen a folder that a JSON file describes, and lock it. See `lock_folder`.
+    """Make or reopen a folder that a JSON file describes. Lock it until the returned file is closed.
 
     Args:
         path: the folder; made if it does not exist.
@@ -53,6 +35,7 @@ def open_folder(
     """
     wanted = json.loads(json.dumps(request))  # lists in place of tuples
     file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves these
+    lock = None
     try:
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"--out {path}: a file stands there; name a folder")
@@ -62,14 +45,17 @@ def open_folder(
         elif path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
             raise RunFolderError(f"--out {path}: the folder holds other things; name a new or empty folder")
         path.mkdir(parents=True, exist_ok=True)
-        lock = lock_folder(path)
+        lock = (path / "run.lock").open("w")
+        # The kernel drops this lock when the process dies, however it dies.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if fresh:
-            try:
-                write_text(file, json.dumps(provenance() | wanted, indent=2) + "\n")
-            except OSError:
-                lock.close()
-                raise
+            write_text(file, json.dumps(provenance() | wanted, indent=2) + "\n")
     except OSError as error:
+        if lock is not None:
+            lock.close()
+        if isinstance(error, BlockingIOError):
+            message = f"--out {path}: another search is running there; wait for it or name another folder"
+            raise RunFolderError(message) from None
         raise unwritable(path, error) from None
     return lock
 
@@ -97,14 +83,7 @@ def unwritable(path: Path, error: OSError) -> RunFolderError:
 
 
 def first_difference(old: Any, new: Any, key: str, free: Collection[str] = FREE) -> str | None:
-    """Return the first key that differs between two configurations, with both values; None if they are the same.
-
-    Args:
-        old: the configuration of the folder.
-        new: the requested configuration.
-        key: dotted path of both.
-        free: keys that may differ.
-    """
+    """Return the first key below ``key`` that differs, with both values; None if only ``free`` keys do."""
     if key in free:
         return None
     if isinstance(old, dict) and isinstance(new, dict):

@@ -21,6 +21,12 @@ from layersearch.errors import ConfigError, LayersearchError, did_you_mean
 T = TypeVar("T")
 
 
+class Strict:
+    """Base of configurations: `build` refuses their unknown keys, and numbers that are not finite."""
+
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+
+
 class _UniqueKeyLoader(yaml.SafeLoader):
     """A safe loader that refuses a key written twice; plain YAML silently keeps the last one.
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from layersearch.config.loader import build, find_file, override, read_yaml
+from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.errors import ConfigError
 
 AtLeast2 = Annotated[int, Field(ge=2)]
@@ -25,10 +25,8 @@ def _require(holds: object, message: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class ModelConfig(Strict):
     """The proxy model: a Llama-shaped decoder (RMSNorm, RoPE, SwiGLU)."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     n_layers: PositiveInt
     """Number of layers, L."""
@@ -69,10 +67,8 @@ SourceKind = Literal[TaskKind, "stdlib", "text", "json", "parquet", "hub", "mix"
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Strict):
     """The training data. See `layersearch.data`."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     source: SourceKind
     """``stdlib``: the source files of Python's standard library. ``text``, ``json`` (lines), ``parquet``: local files.
@@ -125,10 +121,8 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
+class TrainingConfig(Strict):
     """Training of one trial."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     seq_len: AtLeast2
     """Tokens in a sequence."""
@@ -188,10 +182,8 @@ def default_pruner(sampler: str, rungs: Sequence[float]) -> Pruner:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SearchConfig:
+class SearchConfig(Strict):
     """The search: how many schedules are trained, and which of them go on."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     trials: PositiveInt = 24
     """Distinct schedules trained, baselines included."""
@@ -234,7 +226,7 @@ class SearchConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Strict):
     """A recipe: the model, the data and the training of one trial, and the search.
 
     Example:
@@ -243,8 +235,6 @@ class Recipe:
         >>> isinstance(recipe, Recipe), recipe.model.n_layers
         (True, 2)
     """
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     """Name of the recipe, and of the run folder."""

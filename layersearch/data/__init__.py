@@ -1,4 +1,4 @@
-"""Training data: generated tasks with a known answer, and text."""
+"""Training data: generated tasks with a known answer, and text. A wrong setting or file raises a `DataError`."""
 
 from __future__ import annotations
 

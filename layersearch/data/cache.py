@@ -8,6 +8,7 @@ so that processes that prepare the same text at once never see each other's half
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -26,14 +27,11 @@ INDEX = "prepared.json"
 
 
 class Prepared(NamedTuple):
-    """Content of a prepared folder."""
+    """Content of a prepared folder: plain data for the index, token streams by file stem, the tokenizer's JSON."""
 
     facts: dict[str, Any]
-    """Plain data for the index."""
     streams: dict[str, npt.NDArray[np.unsignedinteger[Any]]]
-    """Token streams by the stem of their file."""
     tokenizer: str
-    """The tokenizer's JSON."""
 
 
 def default_cache() -> Path:
@@ -44,12 +42,9 @@ def default_cache() -> Path:
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return size in bytes and CRC-32."""
-    size = crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return [size, crc]
+    """Return size in bytes and CRC-32; an empty file raises a ValueError."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [len(content), zlib.crc32(content)]
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
@@ -71,7 +66,7 @@ def prepared(cache: Path, key: str, prepare: Callable[[], Prepared]) -> tuple[Pa
         prepare: called only if there is no intact folder.
 
     Raises:
-        DataError: if the cache cannot be written, or whatever ``prepare`` raises.
+        DataError: if the cache cannot be written.
     """
     folder = cache / key
     if (facts := _facts(folder)) is not None:

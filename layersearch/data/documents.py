@@ -64,11 +64,7 @@ def stdlib_files(root: Path) -> list[Path]:
 
 
 def identity(config: DataConfig) -> list[Any]:
-    """Return plain data that changes when the documents do, without reading them.
-
-    Raises:
-        DataError: as `local_files`.
-    """
+    """Return plain data that changes when the documents do, without reading them."""
     if config.source == "hub":
         return [config.dataset, config.subset, config.column, config.streaming]
     stdlib = config.source == "stdlib"
@@ -80,11 +76,7 @@ def identity(config: DataConfig) -> list[Any]:
 
 
 def read_documents(config: DataConfig) -> Iterator[Document]:
-    """Yield the documents in a fixed order; empty texts of local files and of the hub are skipped.
-
-    Raises:
-        DataError: names the key, the file and the cause.
-    """
+    """Yield the documents in a fixed order; empty texts of local files and of the hub are skipped."""
     if config.source == "stdlib":
         for path in stdlib_files(STDLIB):
             with tokenize.open(path) as file:  # heeds the encoding line of the file
@@ -107,10 +99,8 @@ def _hub_texts(config: DataConfig) -> Iterator[str]:
 def local_files(names: Sequence[str]) -> list[Path]:
     """Return the files that ``data.files`` names, each once.
 
-    A pattern gives its matches and a folder all files below it, sorted by name, without hidden and empty files.
-
-    Raises:
-        DataError: if a file is missing or empty, or a pattern or a folder gives none.
+    A pattern gives its matches and a folder all files below it, sorted by name, without hidden and empty files. A
+    missing or empty file, or a pattern or folder without files, raises a `DataError`.
     """
     found: dict[Path, None] = {}
     for name in names:
@@ -131,11 +121,7 @@ def local_files(names: Sequence[str]) -> list[Path]:
 
 
 def detect_source(files: Sequence[Path]) -> str:
-    """Return the ``data.source`` that reads these files: ``text``, ``json`` or ``parquet``.
-
-    Raises:
-        DataError: names the formats if there are several.
-    """
+    """Return the ``data.source`` of these files: ``text``, ``json`` or ``parquet``; several raise a `DataError`."""
     found = defaultdict(list)
     for file in files:
         found[_format(file)].append(file)
@@ -277,8 +263,7 @@ def check_column(column: str, columns: Collection[str], where: str) -> None:
 
 def check_text(text: Any, column: str, number: int, where: str) -> str | None:
     """Return the value of the text column in one row; refuse a value that is no text."""
-    if text is None or isinstance(text, str):
-        return text
-    raise DataError(
-        f"{where}: column {column!r} holds {type(text).__name__} in row {number}, not text; set data.column"
-    )
+    kind = type(text).__name__
+    good = text is None or isinstance(text, str)
+    require(good, f"{where}: column {column!r} holds {kind} in row {number}, not text; set data.column")
+    return text  # type: ignore[no-any-return]

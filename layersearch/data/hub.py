@@ -71,8 +71,7 @@ def read_rows(name: str, subset: str | None, *, streaming: bool) -> Iterator[dic
     """Yield the rows of the training split of a hub data set.
 
     Raises:
-        DataError: at once if the hub does not answer and its cache holds no copy; if there is no such data set, or a
-            row cannot be read.
+        DataError: if the hub does not answer and its cache holds no copy, or a row cannot be read.
     """
     with _quiet():
         rows = _open(name, subset, streaming=streaming)
@@ -118,7 +117,7 @@ def tokenizer_file(name: str) -> Path:
     """Return the local copy of a hub model's ``tokenizer.json``; download it if there is none.
 
     Raises:
-        DataError: at once if the hub does not answer and its cache holds no copy, or if there is no such file.
+        DataError: if the hub does not answer and its cache holds no copy, or there is no such file.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError

@@ -79,7 +79,7 @@ class Source(ABC):
 
     @abstractmethod
     def validation(self, sequences: int) -> Batch:
-        """Return the validation set. It is the same for every seed and shares no sequence with training.
+        """Return the validation set: the same for every seed, with no sequence of training.
 
         Raises:
             DataError: if the validation text holds fewer sequences.

@@ -34,10 +34,7 @@ class Text(Source):
     """Documents in their order, an end-of-document token after each, cut into sequences.
 
     A training sequence starts at a random offset of the stream, so it keeps the long distances of a file. Validation
-    sequences are spread evenly over their stream and never overlap.
-
-    Raises:
-        DataError: if there is less text than one sequence.
+    sequences are spread evenly over their stream and never overlap. Less text than one sequence raises a `DataError`.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], name: str, seq_len: int) -> None:
@@ -77,11 +74,7 @@ class Text(Source):
 
 
 def open_text(config: DataConfig, seq_len: int, cache: Path) -> Text:
-    """Open a text source, preparing it first if the cache lacks it.
-
-    Raises:
-        DataError: names the key that is wrong with the text or the tokenizer.
-    """
+    """Open a text source, preparing it first if the cache lacks it."""
     own = tokenizer_path(config.tokenizer) if config.tokenizer else None
     wanted = [
         FORMAT,

@@ -28,10 +28,8 @@ BPE_CHARACTERS = 32_000_000
 def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE (as GPT-2's) on the first `BPE_CHARACTERS` of training text.
 
-    The same texts give the same tokenizer; a short text may give fewer than ``vocab_size`` tokens.
-
-    Raises:
-        DataError: if the vocabulary cannot hold the bytes.
+    The same texts give the same tokenizer; a short text may give fewer than ``vocab_size`` tokens. A ``vocab_size``
+    below `MIN_VOCAB_SIZE` raises a `DataError`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -55,27 +53,18 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json``.
-
-    Raises:
-        DataError: if it is not one.
-    """
+    """Read a ``tokenizer.json``, or raise a `DataError` if it is not one."""
     from tokenizers import Tokenizer
 
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the binding raises bare Exception
-        raise DataError(
-            f"data.tokenizer {path} is not a tokenizer.json ({error}): save one with tokenizers' Tokenizer.save"
-        ) from None
+        message = f"data.tokenizer {path} is not a tokenizer.json ({error}): save one with tokenizers' Tokenizer.save"
+        raise DataError(message) from None
 
 
 def tokenizer_path(name: str) -> Path | None:
-    """Return the local ``tokenizer.json`` that ``data.tokenizer`` names; None if it names a hub id.
-
-    Raises:
-        DataError: if it names neither.
-    """
+    """Return the local ``tokenizer.json`` that ``data.tokenizer`` names, None for a hub id, else raise `DataError`."""
     path = Path(name).expanduser()
     if path.is_dir():
         require(
@@ -94,14 +83,9 @@ def tokenizer_path(name: str) -> Path | None:
 
 
 def eos_token_id(tokenizer: Tokenizer, file: Path) -> int:
-    """Return the id of the end-of-document token.
+    """Return the id of the end-of-document token of a tokenizer read from ``file``, or raise a `DataError`.
 
-    Args:
-        tokenizer: read from ``file``.
-        file: the ``eos_token`` of a ``tokenizer_config.json`` beside it comes before `EOS_TOKENS`.
-
-    Raises:
-        DataError: if the tokenizer has none.
+    The ``eos_token`` in a ``tokenizer_config.json`` beside the file comes before `EOS_TOKENS`.
     """
     try:
         named: Any = json.loads(file.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
@@ -122,8 +106,7 @@ def vocab_size(tokenizer: Tokenizer) -> int:
 def encode(tokenizer: Tokenizer, texts: Sequence[str], eos: int, max_tokens: int) -> tuple[Tokens, int]:
     """Return the packed stream of texts, an end token after each, cut to ``max_tokens``, and its number of texts.
 
-    Raises:
-        DataError: if the tokenizer has no token for a part of the text.
+    Text that the tokenizer has no token for raises a `DataError`.
     """
     tokenizer.no_truncation()  # these settings are for a model's own input; they would cut or fill documents
     tokenizer.no_padding()
