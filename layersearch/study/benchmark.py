@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from layersearch.config.loader import find_file
 from layersearch.config.recipe import load_recipe
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 from layersearch.results.pareto import hypervolume, nondominated
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -51,16 +51,16 @@ class Bench:
             step: one of `steps`; None: the last.
 
         Raises:
-            UserError: if no such trial was made; names what there is.
+            DataError: if no such trial was made; names what there is.
         """
         at = self._at.get(Schedule.parse(schedule) if isinstance(schedule, str) else schedule)
         if at is None:
             choices = ", ".join(self.space.space.choices)
-            raise UserError(f"benchmark {self.name}: {schedule} lies outside its space of {choices}")
+            raise DataError(f"benchmark {self.name}: {schedule} lies outside its space of {choices}")
         if seed not in self.seeds:
-            raise UserError(f"benchmark {self.name}: there is no seed {seed}; choose from {list(self.seeds)}")
+            raise DataError(f"benchmark {self.name}: there is no seed {seed}; choose from {list(self.seeds)}")
         if step is not None and step not in self.steps:
-            raise UserError(f"benchmark {self.name}: there is no step {step}; choose from {list(self.steps)}")
+            raise DataError(f"benchmark {self.name}: there is no step {step}; choose from {list(self.steps)}")
         return float(self.losses[at, self.seeds.index(seed), -1 if step is None else self.steps.index(step)])
 
     def cost(self, schedule: Schedule) -> float:
@@ -111,7 +111,7 @@ def load_bench(name: str) -> Bench:
         name: ``mix``, ``recall`` or ``text``, or the path of such a table; its ``space.yaml`` lies beside it.
 
     Raises:
-        UserError: if the file is missing, is no such table, or lacks trials.
+        DataError: if the file is missing, is no such table, or lacks trials.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -120,7 +120,7 @@ def load_bench(name: str) -> Bench:
     try:
         table = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(f"{path}: no benchmark table ({str(error).splitlines()[0]}); get it anew") from None
+        raise DataError(f"{path}: no benchmark table ({str(error).splitlines()[0]}); get it anew") from None
     recipe, space = load_recipe(str(path.with_suffix(".yaml"))), load_space(str(path.with_name("space.yaml")))
     bound = BoundSpace.of(space, recipe)
     texts, seeds, steps = (sorted(set(table[key])) for key in ("schedule", "seed", "step"))
@@ -133,7 +133,7 @@ def load_bench(name: str) -> Bench:
     schedules = tuple(Schedule.parse(text) for text in texts)
     missing = int(np.isnan(losses).any(axis=2).sum()) + (bound.size - len(texts)) * len(seeds)
     if missing:
-        raise UserError(f"{path}: {missing} trials are missing; run python {FOLDER}/train.py {path.stem}")
+        raise DataError(f"{path}: {missing} trials are missing; run python {FOLDER}/train.py {path.stem}")
     return Bench(
         name=path.stem,
         schedules=schedules,

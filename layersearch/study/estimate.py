@@ -9,7 +9,7 @@ from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import open_source
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.model.flops import model_flops, num_parameters
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -80,7 +80,7 @@ def estimate(
         elsewhere: the trials will run on a Ray cluster. It is not asked, and the time says of which machine it is.
 
     Raises:
-        UserError: as the search itself would.
+        ConfigError: as the search itself would.
     """
     model, training = recipe.model, recipe.training
     bound = BoundSpace.of(space, recipe)
@@ -168,5 +168,5 @@ def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | Non
     records = [future.result() for future in futures]
     for record in records:
         if record.state == "failed":
-            raise UserError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
+            raise ConfigError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
     return records

@@ -21,7 +21,7 @@ import torch
 
 from layersearch.config.recipe import Recipe
 from layersearch.data.source import Source
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 from layersearch.files import write_text
 from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
@@ -148,7 +148,7 @@ def selected_baselines(
         folder: the run folder.
 
     Raises:
-        UserError: if the model cannot be loaded or routed, or the file is damaged.
+        RunFolderError: if the model cannot be loaded or routed, or the file is damaged.
     """
     assert recipe.pretrained is not None
     file = folder / "selectors.json"
@@ -157,7 +157,7 @@ def selected_baselines(
             held = json.loads(file.read_text(encoding="utf-8"))
             return {name: Schedule.parse(chosen["schedule"]) for name, chosen in held.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{file}: damaged; restore it, or start anew with another --out") from None
+            raise RunFolderError(f"{file}: damaged; restore it, or start anew with another --out") from None
     routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
     tokens = source.train(seed=seed, step=recipe.training.steps, batch_size=SEQUENCES).tokens
     found = selected(space, budget, kl_to_original(routed, torch.from_numpy(tokens)))

@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.files import write_text
 from layersearch.results.analyze import analyze
 from layersearch.results.pareto import nondominated
@@ -62,7 +62,7 @@ class SearchLoop:
         self._train_baselines()
         reasons = [record.error for record in self._records if record.state == "failed"]
         if len(reasons) == len(self._records):
-            raise UserError(
+            raise LayersearchError(
                 f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out, "
                 "or, if the machine was the cause, run the same command again"
             )

@@ -75,7 +75,7 @@ def make_plan(
         further: schedules by name to stand among the baselines; one that is there already gets the name besides.
 
     Raises:
-        UserError: if the budget is out of range or below what the space can reach.
+        LayersearchError: if the budget is out of range or below what the space can reach.
     """
     named = {schedule: name for name, schedule in space.named_baselines(budget).items()}
     for name, schedule in (further or {}).items():
@@ -105,3 +105,7 @@ class Progress:
 
 
 Listener = Callable[[Progress], None]
+
+
+def no_listener(progress: Progress) -> None:
+    """Ignore the progress."""

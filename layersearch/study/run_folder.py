@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 from layersearch.files import FORMAT, FREE, first_difference, open_folder, write_text
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
@@ -44,7 +44,7 @@ class RunFolder:
         free: keys that change no record, so that they may differ from the folder's.
 
     Raises:
-        UserError: if the folder holds something else, another run, a run of another version, or a search that is
+        RunFolderError: if the folder holds something else, another run, a run of another version, or a search that is
             still going on; nothing in it is touched then.
     """
 
@@ -78,7 +78,7 @@ class RunFolder:
         if not file.exists():
             write_text(file, json.dumps(count(), indent=2) + "\n")
 
-    def mend(self) -> None:
+    def drop_torn_line(self) -> None:
         """Cut what a kill in the middle of a write left."""
         drop_torn_line(self.trials)
 
@@ -97,18 +97,22 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return what a run was asked.
 
     Raises:
-        UserError: if the folder is no run folder, one of another version, or its configuration is damaged.
+        RunFolderError: if the folder is no run folder, one of another version, or its configuration is damaged.
     """
     file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made")
+        raise RunFolderError(
+            f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         found = config["format"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: not a run's configuration; restore it or start anew with another --out") from None
+        raise RunFolderError(
+            f"{file}: not a run's configuration; restore it or start anew with another --out"
+        ) from None
     if found != FORMAT:
-        raise UserError(
+        raise RunFolderError(
             f"{path}: a run folder of format {found!r}, this layersearch {__version__} reads format {FORMAT}; "
             "use the version that made it, or start anew with another --out"
         )
@@ -118,7 +122,7 @@ def read_config(path: Path) -> dict[str, Any]:
         for parent in parents:
             held = held[parent]  # a mapping: it stands before its own keys in _KINDS
         if not isinstance(held.get(last), kind) or isinstance(held[last], bool):
-            raise UserError(
+            raise RunFolderError(
                 f"{file}: the key {key!r} is missing or damaged; restore it or start anew with another --out"
             )
     search = config["recipe"].get("search")
@@ -134,7 +138,7 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path,
     for key in _ASKED:
         difference = first_difference(_with_defaults(key, config.get(key)), asked[key], key, free)
         if difference:
-            raise UserError(
+            raise RunFolderError(
                 f"--out {path}: holds a run with another {difference}; give its own value to resume it "
                 "(--set for a key of the recipe), or name another folder"
             )
@@ -145,11 +149,11 @@ def check_model(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -
     """Refuse a model that is not what it was; folders of an older layersearch do not say what it was.
 
     Raises:
-        UserError: if its weights or its configuration changed.
+        RunFolderError: if its weights or its configuration changed.
     """
     before = held.get("model_fingerprint")
     if before not in (None, asked.get("model_fingerprint")):
-        raise UserError(
+        raise RunFolderError(
             f"--out {path}: the model's weights or its config.json changed since this began; restore them, or name "
             "another folder"
         )
@@ -162,5 +166,5 @@ def _with_defaults(key: str, held: Any) -> Any:
         return held
     try:
         return json.loads(json.dumps(dataclasses.asdict(build(kind, held, key))))
-    except UserError:
+    except RunFolderError:
         return held  # what differs will be said of it as it is

@@ -15,14 +15,10 @@ from layersearch.schedule.space import Space
 from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import SearchLoop
-from layersearch.study.plan import Listener, Progress, make_plan
+from layersearch.study.plan import Listener, make_plan, no_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.workers.pool import LocalPool, PoolFactory
-
-
-def _silent(progress: Progress) -> None:
-    del progress
 
 
 def search(
@@ -34,7 +30,7 @@ def search(
     seed: int = 0,
     cache: Path | None = None,
     pool: PoolFactory = LocalPool,
-    listener: Listener = _silent,
+    listener: Listener = no_listener,
     confirm: Sequence[Schedule] | None = None,
 ) -> Result:
     """Search a space for the best schedule within a budget, or go on with a search that was begun.
@@ -56,7 +52,7 @@ def search(
         The analysed records; the same as ``frontier.json`` in the folder holds.
 
     Raises:
-        UserError: names what is wrong and the remedy; finished trials are kept.
+        LayersearchError: names what is wrong and the remedy; finished trials are kept.
     """
     bound = BoundSpace.of(space, recipe)
     plan = make_plan(recipe, bound, budget, seed)
@@ -73,7 +69,7 @@ def search(
             further = selected_baselines(recipe, bound, budget, source, seed, out)
             plan = make_plan(recipe, bound, budget, seed, further)
         study = Study(folder.journal, bound, budget, recipe.search, seed)
-        folder.mend()
+        folder.drop_torn_line()
         ladder = SearchLoop(plan, bound, folder, study, made, listener)
         return ladder.run() if confirm is None else ladder.confirm(confirm)
     except OSError as error:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 
 _STEPS = "steps"
 
@@ -34,7 +34,7 @@ def load_weights(model: nn.Module, path: Path) -> int:
     """Read a model's parameters from safetensors; return the optimiser steps behind them, 0 where the file says none.
 
     Raises:
-        UserError: if the file is missing, is no such file, or holds another model's parameters.
+        RunFolderError: if the file is missing, is no such file, or holds another model's parameters.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
@@ -44,12 +44,12 @@ def load_weights(model: nn.Module, path: Path) -> int:
         with safe_open(str(path), framework="pt") as file:
             steps = (file.metadata() or {}).get(_STEPS, "0")
     except OSError as error:
-        raise UserError(
+        raise RunFolderError(
             f"training.start {path}: cannot be read ({error}); give the weights of a trained model"
         ) from None
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
+        raise RunFolderError(
             f"training.start {path}: not this model's weights ({reason}); give those of a trial with the same model"
         ) from None
     return int(steps) if steps.isdecimal() else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import TrainingConfig
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 
 # What the recipe owns: a DeepSpeed file may leave these out, say "auto", or say the same.
 _OWNED = (
@@ -29,15 +29,15 @@ def _settings(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
+        raise ConfigError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
+        raise ConfigError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise UserError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
+        raise ConfigError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
     return config
 
 
@@ -45,7 +45,7 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     """Read an ordinary DeepSpeed JSON and add what the recipe owns.
 
     Raises:
-        UserError: if the file is not JSON, or says otherwise than the recipe; names the key.
+        ConfigError: if the file is not JSON, or says otherwise than the recipe; names the key.
     """
     config = _settings(path)
     owned: dict[str, Any] = {
@@ -59,10 +59,10 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     for key in _OWNED:
         given = config.pop(key, "auto")
         if given != "auto" and given != owned.get(key):
-            raise UserError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
+            raise ConfigError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
     if config.get("zero_optimization", {}).get("stage", 0):
         if training.optimizer == "muon":
-            raise UserError(
+            raise ConfigError(
                 f"training.optimizer muon needs whole matrices, which training.deepspeed {training.deepspeed} cuts up: "
                 "name a file of ZeRO stage 0, or set training.optimizer=adamw"
             )
@@ -80,7 +80,7 @@ def _check_settings(config: dict[str, Any], training: TrainingConfig) -> None:
             DeepSpeedConfig(config)
     except Exception as error:  # pydantic's and several of DeepSpeed's own
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise ConfigError(
             f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it"
         ) from None
 
@@ -89,6 +89,6 @@ def zero_stage(path: Path) -> int:
     """Return the ZeRO stage that a DeepSpeed JSON asks for.
 
     Raises:
-        UserError: if the file is not JSON, or names no such stage.
+        ConfigError: if the file is not JSON, or names no such stage.
     """
     return int(_settings(path).get("zero_optimization", {}).get("stage", 0))

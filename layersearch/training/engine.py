@@ -122,7 +122,7 @@ class Engine:
         group: this process's place among the ranks; `join` must have been called.
 
     Raises:
-        UserError: if DeepSpeed refuses a setting of the recipe's DeepSpeed JSON.
+        LayersearchError: if DeepSpeed refuses a setting of the recipe's DeepSpeed JSON.
     """
 
     def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):

@@ -11,7 +11,7 @@ from typing import Literal
 
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.schedule.files import plain
@@ -93,12 +93,12 @@ class TrialRecord:
         """Read one line as `to_json` writes it.
 
         Raises:
-            UserError: if the line is not such a record.
+            RunFolderError: if the line is not such a record.
         """
         try:
             return build(cls, json.loads(line), "record")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"not a trial record ({error}): {line[:60]!r}") from None
+            raise RunFolderError(f"not a trial record ({error}): {line[:60]!r}") from None
 
 
 def append(path: Path, record: TrialRecord) -> None:
@@ -130,15 +130,15 @@ def read(path: Path) -> Iterator[TrialRecord]:
     """Yield the records of a file in the order they were written; a torn last line is passed over.
 
     Raises:
-        UserError: if another line is not a record; names the file and the line.
+        RunFolderError: if another line is not a record; names the file and the line.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             yield TrialRecord.from_json(line)
-        except UserError as error:
-            raise UserError(f"{path} line {number}: {error}; restore the file or start a new run folder") from None
+        except RunFolderError as error:
+            raise RunFolderError(f"{path} line {number}: {error}; restore the file or start a new run folder") from None
 
 
 @dataclass(frozen=True, kw_only=True)

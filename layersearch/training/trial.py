@@ -14,7 +14,7 @@ from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data.source import Batch, Source
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
@@ -53,7 +53,7 @@ def run_trial(
     reset_peak_memory(group.device)
     training, schedule = recipe.training, trial.schedule
     if len(schedule) != recipe.model.n_layers:
-        raise UserError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
+        raise ConfigError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
 
     torch.manual_seed(trial.seed)
@@ -64,7 +64,7 @@ def run_trial(
     if training.start is not None:
         before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
     if trial.save is not None and zero_stage(path) == 3:
-        raise UserError(
+        raise ConfigError(
             f"training.deepspeed {training.deepspeed} cuts up the weights, which are to be kept: use ZeRO 0-2"
         )
     engine = Engine(model, training, deepspeed_config(training, path), group)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
@@ -42,7 +42,7 @@ class PoolFactory(Protocol):
         """Return a pool; nothing is written and no worker started before the first trial.
 
         Raises:
-            UserError: if the recipe's trials cannot run there.
+            ConfigError: if the recipe's trials cannot run there.
         """
         ...
 
@@ -69,7 +69,7 @@ class WorkerGroupPool:
         self._threads = ThreadPoolExecutor(max_workers=len(self._groups), thread_name_prefix="trial")
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
-        """Queue one trial; its future holds the record, or raises UserError if the worker refused it."""
+        """Queue one trial; its future holds the record, or raises ConfigError if the worker refused it."""
         return self._threads.submit(self._run, trial, keep_going)
 
     def _run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
@@ -112,7 +112,7 @@ class LocalPool(WorkerGroupPool):
         cache: folder of prepared data; None: the default one.
 
     Raises:
-        UserError: if the recipe asks for more GPUs than there are.
+        ConfigError: if the recipe asks for more GPUs than there are.
     """
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
@@ -124,7 +124,7 @@ def _gpus_here(recipe: Recipe) -> int:
     """Return the number of GPUs that trials may use; 0 where the recipe asks for none.
 
     Raises:
-        UserError: if it asks for more than there are.
+        ConfigError: if it asks for more than there are.
     """
     if not recipe.training.gpus:
         return 0
@@ -132,7 +132,7 @@ def _gpus_here(recipe: Recipe) -> int:
 
     count = torch.cuda.device_count()
     if count < recipe.training.ranks:
-        raise UserError(
+        raise ConfigError(
             f"the recipe asks for {recipe.training.ranks} GPU ranks and {count} GPUs are here: "
             "set training.gpus=0 to train on the CPU, or training.ranks"
         )

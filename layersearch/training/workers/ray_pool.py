@@ -29,7 +29,7 @@ from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.training.workers.pool import WorkerGroupPool
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
@@ -58,7 +58,7 @@ class RayPool(WorkerGroupPool):
             ``$RAY_ADDRESS``, else a cluster of its own on this machine.
 
     Raises:
-        UserError: if Ray is not installed, the address does not answer, or the cluster is too small for one trial.
+        LayersearchError: if Ray is missing, the address does not answer, or the cluster is too small for one trial.
     """
 
     def __init__(
@@ -103,11 +103,13 @@ def _connect(address: str | None) -> bool:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise UserError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
+        raise LayersearchError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
         if address is not None and address != joined:
-            raise UserError(f"--ray-address {address}: this process is connected to {joined}; disconnect it first")
+            raise LayersearchError(
+                f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
+            )
         return False
     cluster, origin = address, "--ray-address"
     if cluster is None and os.environ.get("RAY_ADDRESS"):
@@ -126,7 +128,7 @@ def _connect(address: str | None) -> bool:
             ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
-        raise UserError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
+        raise LayersearchError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
     return True
 
 
@@ -135,25 +137,33 @@ def _check_answers(address: str, where: str) -> None:
     host, colon, port = address.rpartition(":")
     known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
     if address != "auto" and not known:
-        raise UserError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
+        raise LayersearchError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
     if address != "auto":
         try:
             socket.create_connection((host, int(port)), timeout=_KNOCK).close()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"{where}: no answer ({reason}); start the cluster, or correct the address") from None
+            raise LayersearchError(
+                f"{where}: no answer ({reason}); start the cluster, or correct the address"
+            ) from None
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{where}: no Ray cluster answers there; give the port of its head node (6379)") from None
+        raise LayersearchError(
+            f"{where}: no Ray cluster answers there; give the port of its head node (6379)"
+        ) from None
     if "AuthenticationError" in found.stderr:
         if address != "auto":  # for a cluster of this machine Ray finds the token itself
-            raise UserError(f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+            raise LayersearchError(
+                f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            )
     elif found.returncode:
         lines = [line for line in found.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise UserError(f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address")
+        raise LayersearchError(
+            f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address"
+        )
 
 
 def _one_line(error: object) -> str:
@@ -177,7 +187,7 @@ def _check_room(training: TrainingConfig) -> None:
         return
     each = " and ".join(f"{count} {name}" for name, count in needs.items())
     total = " and ".join(f"{sum(machine.get(name, 0) for machine in machines):g} {name}" for name in needs)
-    raise UserError(
+    raise LayersearchError(
         f"--pool ray: a trial is training.ranks {training.ranks} of {each}, and the cluster ({total} on "
         f"{len(machines)} machines) has room for {room}: lower training.ranks, training.threads or training.gpus, or "
         "add machines"
@@ -264,12 +274,12 @@ class _RayRank:
 
         Raises:
             EOFError: if it died.
-            UserError: if its machine has another layersearch, or none.
+            LayersearchError: if its machine has another layersearch, or none.
         """
         found = dict(self._ask("home"))
         self.pid = found["pid"]
         if found["version"] != __version__:
-            raise UserError(
+            raise LayersearchError(
                 f"--pool ray: {found['address']} has layersearch {found['version']}, here is {__version__}; "
                 "install the same there"
             )
@@ -313,7 +323,7 @@ class _RayRank:
             if not error.actor_init_failed:
                 raise EOFError from None
             reason = _one_line(str(error).strip().splitlines()[-1])
-            raise UserError(
+            raise LayersearchError(
                 f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
                 "every machine of it"
             ) from None

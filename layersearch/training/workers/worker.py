@@ -42,7 +42,7 @@ def main() -> int:
     from layersearch.config.loader import build
     from layersearch.config.recipe import Recipe
     from layersearch.data import open_source
-    from layersearch.errors import UserError
+    from layersearch.errors import LayersearchError
     from layersearch.training.engine import RankGroup, join
     from layersearch.training.memory import keep_freed_memory
     from layersearch.training.record import Trial, blank_record
@@ -55,13 +55,13 @@ def main() -> int:
     try:
         source = open_source(recipe.data, recipe.training.seq_len, Path(start["cache"]) if start["cache"] else None)
         if start["fingerprint"] not in (None, source.fingerprint):
-            raise UserError(
+            raise LayersearchError(
                 f"{socket.gethostname()}: its data differ from those here (data.source {recipe.data.source}): "
                 "give every machine the same files, the same Python and the same layersearch"
             )
         _say(channel, event="opened")
         join(group, start["rendezvous"], start["listening"])
-    except UserError as error:
+    except LayersearchError as error:
         _say(channel, event="refused", message=str(error))
         return 2
     _say(channel, event="ready")
@@ -75,7 +75,7 @@ def main() -> int:
         trial = build(Trial, inbox.get()["trial"], "trial")
         try:
             record = run_trial(trial, recipe, source, group, keep_going)
-        except UserError as error:
+        except LayersearchError as error:
             _say(channel, event="refused", message=str(error))
             return 2
         except Exception as error:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
@@ -90,7 +90,7 @@ class WorkerGroup(ABC):
         """Train one trial.
 
         Raises:
-            UserError: if a worker refused the recipe; the group is ended then.
+            LayersearchError: if a worker refused the recipe; the group is ended then.
         """
         try:
             if not self.ranks:
@@ -133,5 +133,5 @@ class WorkerGroup(ABC):
             raise EOFError
         if message["event"] == "refused":
             self.kill()
-            raise UserError(message["message"])
+            raise LayersearchError(message["message"])
         return message
