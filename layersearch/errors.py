@@ -43,6 +43,12 @@ UserError = LayersearchError
 """The former name of `LayersearchError`."""
 
 
+def one_line(error: BaseException) -> str:
+    """Return another library's error text in one line of at most 200 characters, or its class name if it has none."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:197] + "..."
+
+
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for the nearest known word, or what is known if none is near."""
     options = list(known)

@@ -153,10 +153,10 @@ FAMILY = {"vllm": "llama", "sglang": "gemma3"}
 
 
 def drawn(target: str, chance: random.Random) -> Schedule:
-    """Return a random schedule that the engine holds."""
+    """Return a random schedule that the engine supports."""
     engine = ENGINES[target]
-    one = chance.randint(engine.narrowest, TOKENS)
-    sizes = [chance.randint(engine.narrowest, TOKENS) if engine.own_sizes else one for _ in range(N_LAYERS)]
+    one = chance.randint(engine.min_window, TOKENS)
+    sizes = [chance.randint(engine.min_window, TOKENS) if engine.size_per_layer else one for _ in range(N_LAYERS)]
     return Schedule(tuple(Span(kind="window", size=n) if chance.random() < 0.6 else Span(kind="full") for n in sizes))
 
 

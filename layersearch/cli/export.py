@@ -7,10 +7,10 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.errors import UserError, did_you_mean
+from layersearch.errors import ExportError, LayersearchError
 
 if TYPE_CHECKING:
-    from layersearch.export.edit_config import OwnConfig
+    from layersearch.export.edit_config import UserConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,89 +33,81 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.config.loader import build
     from layersearch.config.recipe import Recipe, load_recipe
     from layersearch.data import open_source
-    from layersearch.export import TARGETS
+    from layersearch.export import check_target
     from layersearch.export import export as write
-    from layersearch.export.edit_config import own_config, write_own_config
+    from layersearch.export.edit_config import parse_user_config, write_user_config
     from layersearch.results.verdict import winner_evidence
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
     from layersearch.study.saved_run import load_result
 
     evidence: dict[str, Any] = {}
-    run: Path | None = None
+    vocab_size: int | None = None
     recipe = load_recipe(options.recipe) if options.recipe else None
-    own, stock = _own_config(options), None
-    if options.to not in TARGETS:
-        raise UserError(f"--to {options.to!r} is no export target{did_you_mean(options.to, TARGETS)}")
+    user, stock, note = _user_config(options), None, None
+    check_target(options.to)
     if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
-        run = Path(options.schedule)
-        config = read_config(run)
-        result = load_result(run)
+        folder = Path(options.schedule)
+        config, result = read_config(folder), load_result(folder)
         if result.winner is None:
-            raise UserError(f"{run}: no winner yet ({result.verdict}); run the command that made it again to go on")
-        schedule = result.winner.schedule
-        vocab_size = config["data"]["vocab_size"]
-        evidence = winner_evidence(result)
+            raise ExportError(f"{folder}: no winner yet ({result.verdict}); run the same command again to continue")
+        schedule, vocab_size, evidence = result.winner.schedule, config["data"]["vocab_size"], winner_evidence(result)
         if recipe is None:
-            recipe = build(Recipe, config["recipe"], f"{run / 'config.json'}: recipe")
-            if recipe.pretrained is not None and own is None and options.to in ("hf", "hf-remote", "litgpt"):
-                stock = _searched_model(run, recipe.pretrained, options.to)
+            recipe = build(Recipe, config["recipe"], f"{folder / 'config.json'}: recipe")
+            if recipe.pretrained is not None and user is None and options.to in ("hf", "hf-remote", "litgpt"):
+                stock = _searched_model(folder, recipe.pretrained, options.to)
                 if options.to == "hf":
-                    own = own_config(stock.to_dict(), Path(recipe.pretrained) / "config.json", options.family)
+                    file = Path(recipe.pretrained) / "config.json"
+                    user = parse_user_config(stock.to_dict(), file, options.family)
     else:
         try:
             schedule = schedule_argument(options.schedule)
-        except UserError as error:
-            raise UserError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
-        if recipe is None and own is None:
-            raise UserError(
-                "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
-            )
-    note = None
-    if own is not None:
-        paths, note = write_own_config(schedule, own, out=options.out, evidence=evidence)
-    else:
-        assert recipe is not None
-        if run is None:
-            vocab_size = open_source(recipe.data, recipe.training.seq_len).vocab_size
+        except LayersearchError as error:
+            raise ExportError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
+    if user is not None:
+        paths, note = write_user_config(schedule, user, out=options.out, evidence=evidence)
+    elif recipe is not None:
         paths = write(
             schedule,
             options.to,
             model=recipe.model,
-            vocab_size=vocab_size,
+            vocab_size=vocab_size or open_source(recipe.data, recipe.training.seq_len).vocab_size,
             seq_len=recipe.training.seq_len,
             out=options.out,
             family=options.family,
             evidence=evidence,
             stock=stock,
         )
-    for path in paths:
-        print(path)
+    else:
+        raise ExportError(
+            "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
+        )
+    print(*paths, sep="\n")
     if note is not None:
         print(f"note: {note}")
 
 
-def _own_config(options: argparse.Namespace) -> OwnConfig | None:
-    """Return the configuration that the user wants changed, if any."""
+def _user_config(options: argparse.Namespace) -> UserConfig | None:
+    """Return the configuration for ``--config``, if it was given."""
     if options.config is None:
         return None
     if options.to != "hf":
-        raise UserError(f"--config is changed by --to hf, not by --to {options.to}; drop it")
+        raise ExportError(f"--config is for --to hf, not for --to {options.to}; drop it")
     if options.recipe is not None:
-        raise UserError("--config holds the model's size already; drop --recipe")
-    from layersearch.export.edit_config import read_own_config
+        raise ExportError("--config has the model's size already; drop --recipe")
+    from layersearch.export.edit_config import read_user_config
 
-    return read_own_config(options.config, options.family)
+    return read_user_config(options.config, options.family)
 
 
 def _searched_model(run: Path, name: str, target: str) -> Any:
-    """Return transformers' configuration of the pre-trained model of a run; the recipe holds its sizes only."""
+    """Return transformers' configuration of a run's pre-trained model; the recipe has only its size."""
     from layersearch.model.pretrained import load_config
 
     other = f"give --to hf --config with a copy of its config.json, or layersearch convert --run {run} --model {name}"
     if target == "litgpt":
-        raise UserError(f"--to litgpt writes a recipe's model, and {run} searched on {name}, another; {other}")
+        raise ExportError(f"--to litgpt writes a recipe's model, but {run} searched on {name}; {other}")
     try:
         return load_config(name)
-    except UserError as error:
-        raise UserError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None
+    except LayersearchError as error:
+        raise ExportError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None

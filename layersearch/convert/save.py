@@ -13,7 +13,7 @@ import torch
 
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import FAMILIES
-from layersearch.export.files import write_schedule
+from layersearch.export.files import write_files
 from layersearch.export.hf import schedule_fields
 from layersearch.model.hf_decoder import PROBE_TOKENS, HFDecoder, quiet
 from layersearch.schedule import Schedule
@@ -94,7 +94,7 @@ def save_model(
         stock.generation_config = model.generation_config
         with quiet():
             stock.save_pretrained(out, state_dict=model.state_dict())
-        write_schedule(schedule, "yaml", out, evidence)
+        write_files(out, {}, schedule, evidence)
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         if tokenizer is not None and tokenizer.with_name(name).is_file():
             shutil.copy(tokenizer.with_name(name), out / name)
@@ -103,19 +103,17 @@ def save_model(
 
 def _empty_model(model: Any, schedule: Schedule, family: str) -> Any:
     """Return the stock family's model without weights."""
-    import transformers
-
-    classes = FAMILIES[family]
+    stock = FAMILIES[family]
     values = copy.deepcopy(model.config.to_dict())
     for name in ("model_type", "architectures", "layer_types", "sliding_window", "use_sliding_window"):
         values.pop(name, None)
-    values |= schedule_fields(schedule, family, seq_len=model.config.max_position_embeddings)
+    values |= schedule_fields(schedule, stock, model.config.max_position_embeddings)
     if all(span.is_full for span in schedule):
         values.pop("use_sliding_window", None)
-    config = getattr(transformers, classes.config_class).from_dict(values)
-    config.architectures = [classes.architecture]
+    config = stock.config_class.from_dict(values)
+    config.architectures = [stock.architecture]
     with torch.device("meta"), quiet():
-        return getattr(transformers, classes.architecture)(config)
+        return stock.model_class(config)
 
 
 def _misfit(stock: Any, model: Any) -> str | None:

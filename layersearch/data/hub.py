@@ -8,18 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layersearch.errors import UserError
+from layersearch.errors import one_line as one_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
 PATIENCE = 3.0
 """Seconds that the hub has to answer. Its client would retry for 20 s and more before it says that there is no net."""
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's text in one line of readable length."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 200 else text[:197] + "..."
 
 
 def reachable() -> bool:

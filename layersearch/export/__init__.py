@@ -1,4 +1,4 @@
-"""Export: a schedule in the form that other programs read, or a refusal that says what they cannot hold."""
+"""Export: write a schedule in the form that other software loads, or refuse with the reason."""
 
 from __future__ import annotations
 
@@ -7,30 +7,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError, did_you_mean
-from layersearch.export.engine_files import write_engine
-from layersearch.export.engines import ENGINES, SERVED
-from layersearch.export.families import DEAF, FAMILIES
-from layersearch.export.files import write_schedule
-from layersearch.export.flex import write_flex
-from layersearch.export.hf import save_weights, write_config
-from layersearch.export.hf_remote import save_remote, stock_config, write_remote
+from layersearch.errors import ExportError, did_you_mean
+from layersearch.export.engine_files import engine_text
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES
+from layersearch.export.families import FAMILIES, find_family
+from layersearch.export.files import write_files
+from layersearch.export.flex import MODULE, flex_module
+from layersearch.export.hf import config_text, save_weights
+from layersearch.export.hf_remote import remote_files, save_remote, stock_config
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["FAMILIES", "TARGETS", "export", "save_remote", "save_weights", "write_remote"]
+__all__ = ["FAMILIES", "TARGETS", "check_target", "export", "save_remote", "save_weights"]
 
 TARGETS: dict[str, str] = {
     "hf": "config.json for Hugging Face transformers, and schedule.yaml",
-    "hf-remote": "a folder for transformers that runs any schedule, with a modelling file of its own",
-    "flex": "a Python module of FlexAttention's mask_mod and score_mod per layer that needs torch only",
+    "hf-remote": "a folder for transformers that runs any schedule, with its own modeling file",
+    "flex": "a Python module with FlexAttention's mask_mod and score_mod per layer; needs only torch",
     **{name: f"{engine.file} for {engine.name}" for name, engine in ENGINES.items()},
     "yaml": "schedule.yaml: the schedule with its evidence",
     "json": "schedule.json: the schedule with its evidence",
 }
-"""What can be exported to, with one line each."""
+"""Every export target, with one line about its files."""
+
+
+def check_target(target: str) -> None:
+    """Refuse a name that is not in `TARGETS`."""
+    if target not in TARGETS:
+        raise ExportError(f"--to {target!r} is no export target{did_you_mean(target, TARGETS)}")
 
 
 def export(
@@ -45,52 +51,42 @@ def export(
     evidence: Mapping[str, Any] | None = None,
     stock: PreTrainedConfig | None = None,
 ) -> list[Path]:
-    """Write a schedule for another program.
+    """Write a schedule for other software.
 
     Args:
         schedule: one span per layer of ``model``.
         target: a key of `TARGETS`.
-        model: the model's size, which need not be the proxy's.
-        vocab_size: tokens of the vocabulary.
-        seq_len: the longest text in tokens.
-        out: the folder to write to; made where it is missing.
-        family: for ``hf``: a key of `FAMILIES`; for ``vllm`` and ``sglang``: that of the model served.
-        evidence: what supports the schedule (plain data), kept beside it.
-        stock: for ``hf-remote``: the configuration of a stock model; None: that of ``model``.
+        model: size of the model, which may differ from the proxy's.
+        vocab_size: number of tokens in the vocabulary.
+        seq_len: longest sequence in tokens.
+        out: the folder; created if it is missing.
+        family: for ``hf`` a key of `FAMILIES`; for ``vllm`` and ``sglang`` the family of the served model.
+        evidence: what supports the schedule, as plain data; it is written beside the schedule.
+        stock: for ``hf-remote``: configuration of a stock model; None: the one of ``model``.
 
     Returns:
         The files written.
 
     Raises:
-        UserError: if the target or family is not known or cannot hold the schedule (names the layer and what it would
-            hold), the schedule does not fit the model, or the folder cannot be written or holds other files of the
-            same names.
+        ExportError: if the target or family is unknown or does not support the schedule (names the layer and the
+            nearest supported schedule), or a file cannot be written or exists with other content.
+        ConfigError: if the schedule does not fit the model.
     """
-    if target not in TARGETS:
-        raise UserError(f"--to {target!r} is no export target{did_you_mean(target, TARGETS)}")
+    check_target(target)
     if len(schedule) != model.n_layers:
-        raise UserError(
+        raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
     schedule.check(seq_len=seq_len, n_heads=model.n_heads)
-    if target != "hf":
-        if family is not None and target not in SERVED:
-            raise UserError(f"--family {family!r} has no meaning for --to {target}; drop it")
-        if target == "hf-remote":
-            stock = stock or stock_config(model, vocab_size=vocab_size, seq_len=seq_len)
-            return write_remote(schedule, config=stock, out=out, evidence=evidence)
-        if target == "flex":
-            return write_flex(schedule, n_heads=model.n_heads, out=out, evidence=evidence)
-        if target in ENGINES:
-            sizes: dict[str, Any] = {"model": model, "vocab_size": vocab_size, "seq_len": seq_len}
-            return write_engine(schedule, target, **sizes, out=out, family=family, evidence=evidence)
-        return [write_schedule(schedule, target, out, evidence or {})]
-    if family is None:
-        raise UserError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
-    if family in DEAF:
-        remedy = f"--family {DEAF[family]}, which loads its weights" if DEAF[family] else "--to hf-remote"
-        raise UserError(f"--family {family}: transformers' {family} passes over layer_types; give {remedy}")
-    if family not in FAMILIES:
-        raise UserError(f"--family {family!r} is not known{did_you_mean(family, FAMILIES)}")
-    config = write_config(schedule, family, model=model, vocab_size=vocab_size, seq_len=seq_len, out=out)
-    return [config, write_schedule(schedule, "yaml", out, evidence or {})]
+    if family is not None and target != "hf" and target not in SERVING_FAMILIES:
+        raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")
+    texts: dict[str, str] = {}
+    if target == "hf":
+        texts["config.json"] = config_text(schedule, find_family(family), model, vocab_size, seq_len)
+    elif target == "hf-remote":
+        texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
+    elif target == "flex":
+        texts[MODULE] = flex_module(schedule, model.n_heads)
+    elif target in ENGINES:
+        texts[ENGINES[target].file] = engine_text(schedule, target, family, model, vocab_size, seq_len)
+    return write_files(out, texts, schedule, evidence, form="json" if target == "json" else "yaml")

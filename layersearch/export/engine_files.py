@@ -1,65 +1,35 @@
-"""Export to training and serving engines: each one's own flags, overrides or arguments, in its own counting of W."""
+"""Export to training and serving engines: flags, overrides or arguments, with each engine's own window size."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
-from layersearch.export.capabilities import check_held
-from layersearch.export.engines import ENGINES, SERVED, Engine, Served, served
-from layersearch.export.files import write_schedule, write_text
+from layersearch.errors import ExportError
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES, ServingFamily, serving_family
 from layersearch.schedule import Schedule
 
 
-def write_engine(
-    schedule: Schedule,
-    target: str,
-    *,
-    model: ModelConfig,
-    vocab_size: int,
-    seq_len: int,
-    out: Path,
-    family: str | None = None,
-    evidence: Mapping[str, Any] | None = None,
-) -> list[Path]:
-    """Write what an engine reads, and ``schedule.yaml``.
-
-    Args:
-        schedule: one span per layer.
-        target: a key of `ENGINES`.
-        model: the model's size.
-        vocab_size: tokens of the vocabulary.
-        seq_len: the longest text in tokens.
-        out: the folder.
-        family: for a serving engine: the family of the model that it serves.
-        evidence: what supports the schedule.
-
-    Returns:
-        The files written. All but the schedule open with the release that was read, and how the file is used.
-
-    Raises:
-        CannotHold: if the engine cannot hold the schedule; names the layer and the nearest schedule that it can.
-        UserError: if the family is wrong, or the files cannot be written.
-    """
-    engine = ENGINES[target]
-    check_held(schedule, engine.capabilities, seq_len=seq_len, n_heads=model.n_heads)
-    how = served(target, family, schedule) if target in SERVED else None
-    narrowest = engine.narrowest + (how.added if how else 0)
+def engine_text(
+    schedule: Schedule, target: str, family: str | None, model: ModelConfig, vocab_size: int, seq_len: int
+) -> str:
+    """Return the file that an engine reads; its head names the release that was read and how the file is used."""
+    engine, sources = ENGINES[target], ENGINES[target].sources
+    engine.capabilities.check(schedule, seq_len=seq_len, n_heads=model.n_heads)
+    serving = serving_family(target, family, schedule) if target in SERVING_FAMILIES else None
+    min_window = engine.min_window + (serving.extra_keys if serving else 0)
     for layer, span in enumerate(schedule):
-        if span.size is not None and span.size < narrowest:
-            raise UserError(
+        if span.size is not None and span.size < min_window:
+            raise ExportError(
                 f"layer {layer}: {span}: {engine.name} reads so narrow a window as none; "
-                f"give window:{narrowest} or more"
+                f"give window:{min_window} or more"
             )
-    read = engine.read
-    if how is not None:
-        read = (how.read, *read)
-        body = _overrides(schedule, target, how)
+    if serving is not None:
+        sources = (serving.source, *sources)
+        body = _overrides(schedule, target, serving)
     elif target == "megatron":
         body = _megatron(schedule)
     elif target == "litgpt":
@@ -72,18 +42,8 @@ def write_engine(
     else:
         pairs = [(-1, -1) if span.size is None else (span.size - 1, 0) for span in schedule]
         body = f"WINDOW_SIZES = {pairs}\n"
-    path = write_text(out / engine.file, _head(engine, read, schedule) + body)
-    return [path, write_schedule(schedule, "yaml", out, evidence or {})]
-
-
-def _head(engine: Engine, read: tuple[str, ...], schedule: Schedule) -> str:
-    lines = [
-        str(schedule),
-        f"for {engine.name}, read from " + "; ".join(read),
-        engine.convention,
-        engine.use,
-    ]
-    return "".join(f"# {line}\n" for line in lines)
+    head = (schedule, f"for {engine.name}, read from {'; '.join(sources)}", engine.convention, engine.usage)
+    return "".join(f"# {line}\n" for line in head) + body
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
@@ -91,7 +51,7 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 
 def _window(schedule: Schedule) -> int | None:
-    """Return the one size of all windows; None where there is no window."""
+    """Return the one size of all windows; None if there is no window."""
     return next((span.size for span in schedule if not span.is_full), None)
 
 
@@ -103,20 +63,20 @@ def _megatron(schedule: Schedule) -> str:
     return f"--window-size {size - 1},0\n--window-attn-skip-freq [{pattern}]\n"
 
 
-def _overrides(schedule: Schedule, target: str, how: Served) -> str:
-    """Return a configuration file of a serving engine that overrides the fields of the served model's own."""
+def _overrides(schedule: Schedule, target: str, serving: ServingFamily) -> str:
+    """Return a serving engine's configuration file, which overrides fields of the served model's ``config.json``."""
     size = _window(schedule)
     layers = ["full_attention" if span.is_full else "sliding_attention" for span in schedule]
     changed: dict[str, Any] = {"layer_types": layers}
     if size is not None:
-        changed |= {"sliding_window": size - how.added, **how.fields}
+        changed |= {"sliding_window": size - serving.extra_keys, **serving.fields}
     values: dict[str, Any] = {"hf-overrides" if target == "vllm" else "json-model-override-args": changed}
-    return _yaml(values | ({"model-impl": how.impl} if how.impl else {}))
+    return _yaml(values | ({"model-impl": serving.impl} if serving.impl else {}))
 
 
 def _litgpt(schedule: Schedule, model: ModelConfig, vocab_size: int, seq_len: int) -> str:
     if model.rope_theta != int(model.rope_theta):
-        raise UserError(f"LitGPT's rope_base is a whole number, not {model.rope_theta}; set model.rope_theta to one")
+        raise ExportError(f"LitGPT's rope_base is an integer, not {model.rope_theta}; set model.rope_theta to one")
     config: dict[str, Any] = {
         "name": "layersearch",
         "block_size": seq_len,

@@ -1,7 +1,8 @@
-"""What each Hugging Face family calls a span and which fields must be set for it to be obeyed.
+"""Hugging Face families: the configuration fields through which each one obeys a schedule.
 
-A family is data: the checks and the writers know none by name. Read from, and proven on, transformers 5.23
-(`layersearch verify-export`). Every window here counts the token itself, as `Span` does, whatever its field holds.
+A family is data: checks and writers know none by name. Read from, and verified with, transformers 5.23
+(`layersearch verify-export`). A window counts the token itself here, as in `Span`; the factor of a size field says
+where a family counts otherwise.
 """
 
 from __future__ import annotations
@@ -11,214 +12,176 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from layersearch.errors import UserError
+from layersearch.errors import ExportError, did_you_mean, one_line
 from layersearch.export.capabilities import Capabilities
 from layersearch.schedule import SpanKind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-_SWA: Mapping[SpanKind, str] = {"full": "full_attention", "window": "sliding_attention"}
-_WINDOW: Mapping[SpanKind, Mapping[str, int]] = {"window": {"sliding_window": 1}}
+_SLIDING: Mapping[SpanKind, str] = {"full": "full_attention", "window": "sliding_attention"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """How one family's ``config.json`` holds a schedule, and a model's size."""
+    """How one family's ``config.json`` holds a schedule and a model's size."""
 
     model_type: str
-    """As ``config.json`` names it."""
-    config_class: str
-    """The configuration class in ``transformers``."""
-    architecture: str
-    """The causal language model's class."""
-    layer_types: Mapping[SpanKind, str] = field(default_factory=lambda: _SWA)
-    """The word for each span kind; a kind that is absent cannot be held."""
+    """The name in ``config.json``."""
+    layer_types: Mapping[SpanKind, str] = field(default_factory=lambda: _SLIDING)
+    """The word for ``full``, and for the one sparse kind that the family supports."""
     layer_fields: Mapping[str, Literal["list", "runs"]] = field(default_factory=lambda: {"layer_types": "list"})
-    """The fields that hold those words: one a layer, or ``[[word], times]`` by run. The first is always written, the
-    others, which the family derives from it, where they stand already."""
-    size_fields: Mapping[SpanKind, Mapping[str, int]] = field(default_factory=lambda: _WINDOW)
-    """The fields that hold the one size of a kind, each with what it is multiplied by; written as ``layer_fields``."""
+    """Fields of these words: one word per layer, or ``[[word], count]`` per run of equal layers. The first is always
+    written; the family derives the others from it, so they are written only where they exist already."""
+    size_fields: Mapping[str, int] = field(default_factory=lambda: {"sliding_window": 1})
+    """Fields of the sparse layers' size, each with the factor applied to it; written as ``layer_fields`` are."""
     sparse_flags: Mapping[str, Any] = field(default_factory=dict)
-    """Fields without which the sizes are ignored."""
-    unused_size: bool = False
-    """The model wants its size field set, though no layer uses it."""
+    """Fields without which the family ignores the size."""
+    size_required: bool = False
+    """Whether the model needs a size even if no layer uses it."""
     rope: Literal["one", "by_type", "none"] = "one"
-    """``rope_parameters``: one for all layers, one per layer type, or no rotary positions at all."""
-    types_turn_positions: str | None = None
-    """What a layer's type changes besides its mask; None: nothing."""
-    grouped: bool = True
-    """Fewer key-value heads than query heads are possible."""
+    """``rope_parameters``: one for all layers, one per layer type, or no RoPE."""
+    position_change: str | None = None
+    """What else a layer's type changes; None: only its mask."""
+    gqa: bool = True
+    """Whether there may be fewer key-value heads than query heads."""
     constants: Mapping[str, Any] = field(default_factory=dict)
-    """Fields of a model of a recipe's size that are always the same."""
+    """Fields with the same value for every model of a recipe's size."""
     copies: Mapping[str, str] = field(default_factory=dict)
-    """Further fields that hold a size by another name, see `layersearch.export.hf.model_fields`."""
+    """Fields that repeat a size of `layersearch.export.hf.size_fields` under another name."""
     per_layer: Mapping[str, Any] = field(default_factory=dict)
-    """Lists of one value a layer."""
+    """Lists with one value per layer."""
     decoder_weights: bool = False
-    """The weights of `layersearch.model.decoder.Decoder` load, and give the same logits."""
+    """Whether the weights of `layersearch.model.decoder.Decoder` load and give the same logits."""
     qk_norm: bool = False
-    """Of those weights: queries and keys are normalised."""
+    """Whether these weights normalize queries and keys."""
+
+    @property
+    def name(self) -> str:
+        """The name for ``--family``."""
+        return self.model_type.removesuffix("_text")
+
+    @property
+    def config_class(self) -> type[PreTrainedConfig]:
+        """The configuration class in transformers."""
+        from transformers import CONFIG_MAPPING
+
+        return CONFIG_MAPPING[self.model_type]
+
+    @property
+    def model_class(self) -> Any:
+        """The causal language model's class in transformers."""
+        from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+        return MODEL_FOR_CAUSAL_LM_MAPPING[self.config_class]
+
+    @property
+    def architecture(self) -> str:
+        """Name of `model_class`."""
+        return self.model_class.__name__
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Which spans the configuration supports."""
+        sparse = next(kind for kind in self.layer_types if kind != "full")
+        return Capabilities(name=f"family {self.name}", sparse=sparse)
 
     def build(self, values: Mapping[str, Any], where: str) -> PreTrainedConfig:
-        """Return transformers' configuration of this family, from which its model was built on the meta device.
-
-        Args:
-            values: what ``config.json`` holds.
-            where: the file, for the error.
+        """Return the configuration object of a ``config.json``, after its model was built on the meta device.
 
         Raises:
-            UserError: if transformers refuses it or cannot build the model.
+            ExportError: begins with ``where``; transformers refuses the values or cannot build the model.
         """
         import torch
-        import transformers
 
         from layersearch.model.hf_decoder import quiet
 
-        config = configuration(self.model_type, values, where)
+        config = make_config(self.model_type, values, where)
         heads, kv_heads = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
         if kv_heads and heads % kv_heads:
-            raise UserError(
+            raise ExportError(
                 f"{where}: num_key_value_heads is {kv_heads} and does not divide num_attention_heads {heads}; set it"
             )
         try:
             with torch.device("meta"), quiet():
-                getattr(transformers, self.architecture)(copy.deepcopy(config))
-        except Exception as error:  # whatever a model makes of sizes that do not fit together
+                self.model_class(copy.deepcopy(config))
+        except Exception as error:  # models raise many kinds for sizes that do not fit together
             lacks_width = getattr(config, "head_dim", 0) is None
-            hint = "set head_dim, as a rule hidden_size / num_attention_heads" if lacks_width else "correct it"
-            raise UserError(
-                f"{where}: transformers cannot build {self.architecture} ({_line(error)}); {hint}"
+            hint = "set head_dim, usually hidden_size / num_attention_heads" if lacks_width else "correct it"
+            raise ExportError(
+                f"{where}: transformers cannot build {self.architecture} ({one_line(error)}); {hint}"
             ) from None
         return config
 
-    def capabilities(self, name: str) -> Capabilities:
-        """Return what the family's configuration can hold."""
-        return Capabilities(name=f"family {name}", kinds=tuple(self.layer_types))
 
-
-FAMILIES: dict[str, Family] = {
-    "ministral": Family(
-        model_type="ministral",
-        config_class="MinistralConfig",
-        architecture="MinistralForCausalLM",
-        unused_size=True,
-        decoder_weights=True,
-    ),
-    "qwen2": Family(
-        model_type="qwen2",
-        config_class="Qwen2Config",
-        architecture="Qwen2ForCausalLM",
-        sparse_flags={"use_sliding_window": True},
-    ),
-    "qwen3": Family(
-        model_type="qwen3",
-        config_class="Qwen3Config",
-        architecture="Qwen3ForCausalLM",
-        sparse_flags={"use_sliding_window": True},
-        decoder_weights=True,
-        qk_norm=True,
-    ),
-    "gemma2": Family(
-        model_type="gemma2",
-        config_class="Gemma2Config",
-        architecture="Gemma2ForCausalLM",
-        unused_size=True,
-        copies={"query_pre_attn_scalar": "head_dim"},
-    ),
-    "gemma3": Family(
+_FAMILIES = (
+    Family(model_type="ministral", size_required=True, decoder_weights=True),
+    Family(model_type="qwen2", sparse_flags={"use_sliding_window": True}),
+    Family(model_type="qwen3", sparse_flags={"use_sliding_window": True}, decoder_weights=True, qk_norm=True),
+    Family(model_type="gemma2", size_required=True, copies={"query_pre_attn_scalar": "head_dim"}),
+    Family(
         model_type="gemma3_text",
-        config_class="Gemma3TextConfig",
-        architecture="Gemma3ForCausalLM",
-        unused_size=True,
+        size_required=True,
         rope="by_type",
-        types_turn_positions="each layer type has a RoPE base of its own",
+        position_change="each layer type has a RoPE base of its own",
         copies={"query_pre_attn_scalar": "head_dim"},
     ),
-    "cohere2": Family(
-        model_type="cohere2",
-        config_class="Cohere2Config",
-        architecture="Cohere2ForCausalLM",
-        unused_size=True,
-        types_turn_positions="full layers have no RoPE",
-    ),
-    "smollm3": Family(
+    Family(model_type="cohere2", size_required=True, position_change="full layers have no RoPE"),
+    Family(
         model_type="smollm3",
-        config_class="SmolLM3Config",
-        architecture="SmolLM3ForCausalLM",
         sparse_flags={"use_sliding_window": True},
         per_layer={"no_rope_layers": 1},  # 1 means RoPE; the default takes it from every fourth layer
         decoder_weights=True,
     ),
-    "olmo3": Family(
+    Family(
         model_type="olmo3",
-        config_class="Olmo3Config",
-        architecture="Olmo3ForCausalLM",
-        unused_size=True,
+        size_required=True,
         rope="by_type",
-        types_turn_positions="each layer type has RoPE parameters of its own",
+        position_change="each layer type has RoPE parameters of its own",
     ),
-    "gpt_oss": Family(
+    Family(
         model_type="gpt_oss",
-        config_class="GptOssConfig",
-        architecture="GptOssForCausalLM",
-        unused_size=True,
-        # One expert that every token visits is the dense layer of a recipe.
+        size_required=True,
+        # One expert for every token equals the dense layer of a recipe.
         constants={"num_local_experts": 1, "num_experts_per_tok": 1},
     ),
-    "exaone4": Family(
-        model_type="exaone4",
-        config_class="Exaone4Config",
-        architecture="Exaone4ForCausalLM",
-        types_turn_positions="full layers have no RoPE where sliding_window is set",
-    ),
-    "granite_swa": Family(
-        model_type="granite_swa",
-        config_class="GraniteSWAConfig",
-        architecture="GraniteSWAForCausalLM",
-        unused_size=True,
-        copies={"attention_multiplier": "attention_scale"},
-    ),
-    "llama4": Family(
+    Family(model_type="exaone4", position_change="full layers have no RoPE where sliding_window is set"),
+    Family(model_type="granite_swa", size_required=True, copies={"attention_multiplier": "attention_scale"}),
+    Family(
         model_type="llama4_text",
-        config_class="Llama4TextConfig",
-        architecture="Llama4ForCausalLM",
         layer_types={"full": "full_attention", "block": "chunked_attention"},
-        size_fields={"block": {"attention_chunk_size": 1}},
-        unused_size=True,
+        size_fields={"attention_chunk_size": 1},
+        size_required=True,
         constants={"moe_layers": []},
         copies={"intermediate_size_mlp": "intermediate_size"},
         per_layer={"no_rope_layers": 1},  # 1 means RoPE; an empty list would mean the default
     ),
-    "gpt_neo": Family(
+    Family(
         model_type="gpt_neo",
-        config_class="GPTNeoConfig",
-        architecture="GPTNeoForCausalLM",
         layer_types={"full": "global", "window": "local"},
         layer_fields={"attention_types": "runs", "attention_layers": "list"},
-        size_fields={"window": {"window_size": 1}},
-        unused_size=True,
+        size_fields={"window_size": 1},
+        size_required=True,
         rope="none",
-        grouped=False,
+        gqa=False,
         copies={"num_layers": "num_hidden_layers", "num_heads": "num_attention_heads"},
     ),
-    "modernbert-decoder": Family(
+    Family(
         model_type="modernbert-decoder",
-        config_class="ModernBertDecoderConfig",
-        architecture="ModernBertDecoderForCausalLM",
-        # The field holds both sides of the encoder's window; the decoder looks back half of it, itself counted.
-        size_fields={"window": {"local_attention": 2, "sliding_window": 1}},
-        unused_size=True,
+        # The field counts both sides of the encoder's window; the decoder sees half of it, the token itself included.
+        size_fields={"local_attention": 2, "sliding_window": 1},
+        size_required=True,
         rope="by_type",
-        types_turn_positions="each layer type has a RoPE base of its own",
-        grouped=False,
-        # Numbers are demanded here; None would be refused.
+        position_change="each layer type has a RoPE base of its own",
+        gqa=False,
+        # The configuration requires numbers and refuses None.
         constants={"pad_token_id": 0, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
     ),
-}
-"""Every family by the name that ``--family`` takes."""
+)
+FAMILIES = {family.name: family for family in _FAMILIES}
+"""Every family by its name for ``--family``."""
 
-DEAF: dict[str, str] = {
+IGNORE_LAYER_TYPES: dict[str, str] = {
     "llama": "ministral",
     "mistral": "ministral",
     "mixtral": "",
@@ -226,52 +189,44 @@ DEAF: dict[str, str] = {
     "starcoder2": "",
     "qwen3_moe": "",
 }
-"""Model types that take ``layer_types`` and see everything all the same, with the family that loads their weights."""
+"""Model types that accept ``layer_types`` but ignore it, with the family that loads their weights."""
 
 _SIZES = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
 _BY_LAYER = ("per_layer_config", "sliding_windows", "layer_windows", "window_sizes", "sliding_window_sizes")
 
 
-def check_stock(config: Mapping[str, Any], where: str) -> None:
-    """Refuse windows by layer in a stock family's configuration: transformers raises on them or passes over them.
+def find_family(name: str | None) -> Family:
+    """Return the family that ``--family`` names, or refuse a name that is missing, unknown or ignores schedules."""
+    if name is None:
+        raise ExportError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
+    if name in IGNORE_LAYER_TYPES:
+        other = IGNORE_LAYER_TYPES[name]
+        remedy = f"--family {other}, which loads its weights" if other else "--to hf-remote"
+        raise ExportError(f"--family {name}: transformers' {name} ignores layer_types; give {remedy}")
+    if name not in FAMILIES:
+        raise ExportError(f"--family {name!r} is not known{did_you_mean(name, FAMILIES)}")
+    return FAMILIES[name]
 
-    Args:
-        config: what ``config.json`` holds.
-        where: the file, for the error.
 
-    Raises:
-        UserError: names the key.
-    """
+def check_no_layer_windows(config: Mapping[str, Any], where: str) -> None:
+    """Refuse windows per layer in a stock family's ``config.json``: transformers fails on them or ignores them."""
     nested = [value for key, value in config.items() if key.endswith("text_config") and isinstance(value, Mapping)]
-    family = config.get("model_type", "of no name")
     for part in (config, *nested):
         for key in (*_SIZES, *_BY_LAYER):
             value = part.get(key)
             if isinstance(value, list | Mapping) and value:
-                raise UserError(
-                    f"{where}: {key} gives layers windows of their own, which stock family {family!r} does not run; "
+                family = config.get("model_type", "of no name")
+                raise ExportError(
+                    f"{where}: {key} gives each layer its own window, which stock family {family!r} does not run; "
                     "drop it and use one size, or export with --to hf-remote"
                 )
 
 
-def configuration(model_type: str, values: Mapping[str, Any], where: str) -> PreTrainedConfig:
-    """Return transformers' configuration object of a model type.
-
-    Args:
-        model_type: one that transformers knows.
-        values: what ``config.json`` holds.
-        where: the file, for the error.
-
-    Raises:
-        UserError: if transformers refuses it.
-    """
+def make_config(model_type: str, values: Mapping[str, Any], where: str) -> PreTrainedConfig:
+    """Return transformers' configuration object of a model type that it knows, or refuse as transformers does."""
     from transformers import CONFIG_MAPPING
 
     try:
         return CONFIG_MAPPING[model_type].from_dict(dict(values))
-    except Exception as error:  # whatever the library's own checks make of it
-        raise UserError(f"{where}: transformers refuses it ({_line(error)}); correct it") from None
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+    except Exception as error:  # its checks raise many kinds
+        raise ExportError(f"{where}: transformers refuses it ({one_line(error)}); correct it") from None

@@ -1,44 +1,55 @@
-"""Files of an export: written once, never over something else."""
+"""Files of an export: read with one-line errors, written whole, and never written over other files."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layersearch.errors import UserError
+from layersearch import files
+from layersearch.errors import ExportError
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import schedule_text
 
 
-def write_text(path: Path, text: str) -> Path:
-    """Write a file in a folder that is made where it is missing; the same text may stand there already.
-
-    Raises:
-        UserError: if another text stands there, or the folder cannot be written.
-    """
+def read_json(file: Path, where: str, remedy: str) -> dict[str, Any]:
+    """Return the mapping in a JSON file; an `ExportError` begins with ``where`` and ends with ``remedy``."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            if path.read_bytes() != text.encode():
-                raise UserError(f"{path} exists and differs; give --out another folder or remove it")
-        else:
-            path.write_bytes(text.encode())
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); give --out a folder that can") from None
-    return path
+        values = json.loads(file.read_bytes())
+    except FileNotFoundError:
+        raise ExportError(f"{where}: {file.name} is missing; {remedy}") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise ExportError(f"{where}: no JSON text ({error}); {remedy}") from None
+    if not isinstance(values, dict):
+        raise ExportError(f"{where}: expected a mapping, found {type(values).__name__}; {remedy}")
+    return values
 
 
-def write_schedule(schedule: Schedule, target: str, out: Path, evidence: Mapping[str, Any]) -> Path:
-    """Write ``schedule.yaml`` or ``schedule.json``: the text form, one mapping per layer, and the evidence.
+def write_files(
+    out: Path,
+    texts: Mapping[str, str],
+    schedule: Schedule,
+    evidence: Mapping[str, Any] | None = None,
+    form: str = "yaml",
+) -> list[Path]:
+    """Write files (content by name) and ``schedule.yaml`` or ``schedule.json``, and return their paths.
 
-    Args:
-        schedule: one span per layer.
-        target: ``yaml`` or ``json``.
-        out: the folder.
-        evidence: plain data; tuples become lists.
+    The folder is created if it is missing. Files with the same content may exist already.
 
     Raises:
-        UserError: as `write_text`.
+        ExportError: if a file exists with other content (then nothing is written), or cannot be written.
     """
-    return write_text(out / f"schedule.{target}", schedule_text(schedule, evidence, target))
+    texts = {**texts, f"schedule.{form}": schedule_text(schedule, evidence or {}, form)}
+    path = out
+    try:
+        for path in (out / name for name in texts):
+            if path.exists() and path.read_bytes() != texts[path.name].encode():
+                raise ExportError(f"{path} exists and differs; give --out another folder or remove it")
+        out.mkdir(parents=True, exist_ok=True)
+        for path in (out / name for name in texts):
+            if not path.exists():
+                files.write_text(path, texts[path.name])
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written ({error.strerror}); give --out a folder that can") from None
+    return [out / name for name in texts]

@@ -1,4 +1,4 @@
-"""Export to transformers with a modelling file of our own: a folder that runs any schedule and needs no layersearch."""
+"""Export to transformers with a modeling file: a folder that runs any schedule and does not need layersearch."""
 
 from __future__ import annotations
 
@@ -9,58 +9,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
-from layersearch.export.files import write_schedule, write_text
+from layersearch.errors import ExportError
+from layersearch.export.files import write_files
+from layersearch.export.hf import known_fields, size_fields
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 MODELING = "modeling_layersearch.py"
-"""The modelling file, copied as it is."""
+"""The modeling file, copied unchanged."""
 
 
-def write_remote(
-    schedule: Schedule, *, config: PreTrainedConfig, out: Path, evidence: Mapping[str, Any] | None = None
-) -> list[Path]:
-    """Write the configuration, the modelling file and the schedule; weights of the stock model load beside them.
-
-    Args:
-        schedule: one span per layer of the model.
-        config: the stock model's configuration. Windows of its own are switched off: the schedule says them all.
-        out: the folder.
-        evidence: what supports the schedule, kept in ``schedule.yaml``.
-
-    Returns:
-        The files written: ``config.json``, the modelling file, ``schedule.yaml``.
-
-    Raises:
-        UserError: if the model's attention cannot be routed, the schedule does not fit it, or other files of the same
-            names stand there.
-    """
-    text = remote_config(schedule, config).to_json_string()
+def remote_files(schedule: Schedule, config: PreTrainedConfig) -> dict[str, str]:
+    """Return ``config.json`` and the modeling file by name; the stock model's weights load beside them."""
     code = resources.files("layersearch.export.remote").joinpath(MODELING).read_text(encoding="utf-8")
-    paths = [write_text(out / "config.json", text), write_text(out / MODELING, code)]
-    return [*paths, write_schedule(schedule, "yaml", out, evidence or {})]
+    return {"config.json": remote_config(schedule, config).to_json_string(), MODELING: code}
 
 
 def remote_config(schedule: Schedule, config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the configuration that the modelling file reads.
+    """Return a stock model's configuration as the modeling file reads it; the schedule replaces its own windows.
 
     Raises:
-        UserError: as `write_remote`.
+        ExportError: if the modeling file does not support the model, or the number of layers differs.
     """
     from layersearch.export.remote.modeling_layersearch import BASES, NAME, config_class
 
     values = copy.deepcopy(config.to_dict())
     base = values.pop("base_model_type", None) or values["model_type"]
     if base not in BASES:
-        raise UserError(f"--to hf-remote cannot route the attention of {base!r}; known: {', '.join(BASES)}")
+        raise ExportError(f"--to hf-remote does not support {base!r}; known: {', '.join(BASES)}")
     if len(schedule) != config.num_hidden_layers:
-        raise UserError(f"the schedule has {len(schedule)} layers, the model {config.num_hidden_layers}")
+        raise ExportError(f"the schedule has {len(schedule)} layers, the model {config.num_hidden_layers}")
     schedule.check(seq_len=config.max_position_embeddings, n_heads=config.num_attention_heads)
+    # Every layer of the stock model becomes a full one; the modeling file narrows them.
+    if values.get("layer_types") is not None:
+        values["layer_types"] = ["full_attention"] * len(schedule)
+    if "use_sliding_window" in values:
+        values["use_sliding_window"] = False
+    if "sliding_window" in values:
+        # Ministral requires a number, although no layer uses it.
+        values["sliding_window"] = values["max_position_embeddings"] if base == "ministral" else None
     module = config_class.__module__.rpartition(".")[2]
-    values |= _no_own_windows(values, base) | {
+    values |= {
         "model_type": "layersearch",
         "base_model_type": base,
         "layer_spans": schedule.to_dicts(),
@@ -75,40 +66,12 @@ def remote_config(schedule: Schedule, config: PreTrainedConfig) -> PreTrainedCon
     return made
 
 
-def _no_own_windows(values: Mapping[str, Any], base: str) -> dict[str, Any]:
-    """Return the fields that make every layer of the stock model a full one; the modelling file narrows them."""
-    fields: dict[str, Any] = {}
-    if values.get("layer_types") is not None:
-        fields["layer_types"] = ["full_attention"] * len(values["layer_types"])
-    if "use_sliding_window" in values:
-        fields["use_sliding_window"] = False
-    if "sliding_window" in values:
-        # Ministral wants a number, which then no layer uses.
-        fields["sliding_window"] = values["max_position_embeddings"] if base == "ministral" else None
-    return fields
-
-
-def stock_config(model: ModelConfig, *, vocab_size: int, seq_len: int) -> PreTrainedConfig:
-    """Return the stock configuration of a recipe's model: Llama, or Qwen3 where queries and keys are normalised."""
+def stock_config(model: ModelConfig, vocab_size: int, seq_len: int) -> PreTrainedConfig:
+    """Return the stock configuration of a recipe's model: Llama, or Qwen3 if queries and keys are normalized."""
     import transformers
 
     kind = transformers.Qwen3Config if model.qk_norm else transformers.LlamaConfig
-    return kind(
-        vocab_size=vocab_size,
-        hidden_size=model.d_model,
-        intermediate_size=model.d_ff,
-        num_hidden_layers=model.n_layers,
-        num_attention_heads=model.n_heads,
-        num_key_value_heads=model.n_kv_heads,
-        head_dim=model.head_dim,
-        max_position_embeddings=seq_len,
-        rms_norm_eps=1e-6,
-        rope_parameters={"rope_type": "default", "rope_theta": model.rope_theta},
-        tie_word_embeddings=model.tie_embeddings,
-        bos_token_id=None,
-        eos_token_id=None,
-        pad_token_id=None,
-    )
+    return kind(**known_fields(kind, size_fields(model, vocab_size, seq_len)))
 
 
 def save_remote(
@@ -116,20 +79,14 @@ def save_remote(
 ) -> list[Path]:
     """Write a stock model's weights with a schedule, as a folder that loads with ``trust_remote_code=True``.
 
-    Args:
-        model: a stock causal language model.
-        schedule: one span per layer of it.
-        out: the folder.
-        evidence: what supports the schedule.
-
     Raises:
-        UserError: as `write_remote`, or if weights stand there already.
+        ExportError: as `remote_config`, or if the folder holds weights or other files of the same names.
     """
     from layersearch.export.remote.modeling_layersearch import LayersearchForCausalLM
 
     if list(out.glob("*.safetensors*")):
-        raise UserError(f"{out} holds weights already; give --out another folder or remove them")
-    paths = write_remote(schedule, config=model.config, out=out, evidence=evidence)
+        raise ExportError(f"{out} holds weights already; give --out another folder or remove them")
+    paths = write_files(out, remote_files(schedule, model.config), schedule, evidence)
     import torch
 
     with torch.device("meta"):

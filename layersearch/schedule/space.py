@@ -73,8 +73,8 @@ class Space:
         for key, layers in (("layers", list(self.layers)), ("tied", tied)):
             if min(layers, default=0) < 0:
                 raise ConfigError(f"{key}: there is no layer {min(layers)}; count from 0")
-        for layer in tied:
-            if tied.count(layer) > 1:
+        for at, layer in enumerate(tied):
+            if layer in tied[:at]:
                 raise ConfigError(f"tied: layer {layer} stands in it twice; name it once")
         for group in self.tied:
             if len(group) < 2:

@@ -43,27 +43,29 @@ from tests.helpers.refusals import Line, Refuses, begun, write
             id="vllm of gpt_oss",
         ),
         pytest.param(
-            ["full block:8", "--to", "megatron"], ("layer 1: block:8", "nearest schedule"), id="blocks for megatron"
+            ["full block:8", "--to", "megatron"],
+            ("layer 1: block:8", "nearest supported schedule"),
+            id="blocks for megatron",
         ),
         pytest.param(
             ["full*2", "--to", "hf-remote", "--family", "qwen3"],
             ("--family", "drop it"),
-            id="family of a modelling file",
+            id="family of a modeling file",
         ),
         pytest.param(
             ["full*2", "--to", "hf", "--family", "llama"],
             ("layer_types", "give --family ministral"),
-            id="family that is deaf",
+            id="family that ignores layer_types",
         ),
         pytest.param(["full*2", "--to", "yaml", "--family", "qwen3"], ("--family", "drop it"), id="family of a file"),
         pytest.param(
             ["full block:8", "--to", "hf", "--family", "qwen3"],
-            ("layer 1: block:8", "the nearest schedule it holds"),
+            ("layer 1: block:8", "the nearest supported schedule"),
             id="blocks",
         ),
         pytest.param(
             ["full window:8+sink:2", "--to", "hf", "--family", "qwen3"],
-            ("no sinks", "the nearest schedule it holds"),
+            ("no sinks", "the nearest supported schedule"),
             id="sinks",
         ),
         pytest.param(
@@ -81,7 +83,7 @@ from tests.helpers.refusals import Line, Refuses, begun, write
         ),
     ],
 )
-def test_export_what_a_target_cannot_hold_is_refused_in_one_line(
+def test_export_unsupported_request_is_refused_in_one_line(
     arguments: list[str], words: tuple[str, ...], refuses: Refuses
 ) -> None:
     refuses(["export", *arguments, "--recipe", "smoke", "--out", "new"], *words)
@@ -107,7 +109,7 @@ def test_export_what_a_target_cannot_hold_is_refused_in_one_line(
                 *("export", str(begun(at, run, (run / "trials.jsonl").read_bytes().splitlines(keepends=True)[0]))),
                 *("--to", "yaml", "--out", "new"),
             ],
-            ("no winner yet", "run the command that made it again"),
+            ("no winner yet", "run the same command again"),
             id="no winner yet",
         ),
         pytest.param(

@@ -1,4 +1,4 @@
-"""The nearest schedule a target holds: the same full layers, and the closest FLOPs by exhaustive comparison."""
+"""The nearest supported schedule: the same full layers, and the closest FLOPs by exhaustive comparison."""
 
 from __future__ import annotations
 
@@ -6,23 +6,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.export.capabilities import CannotHold, Capabilities, check_held, nearest
+from layersearch.errors import ExportError
+from layersearch.export.capabilities import Capabilities, nearest
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
 
 TOKENS, HEADS = 40, 4
-STOCK = Capabilities(name="family stock")
-CHUNKS = Capabilities(name="chunks", kinds=("full", "block"))
-OWN = Capabilities(name="own", own_sizes=True)
-FREE = Capabilities(
-    name="free",
-    kinds=("full", "window", "block"),
-    own_sizes=True,
-    dilation=True,
-    dilated_heads=True,
-    sinks=True,
-    las=True,
-)
+WINDOWS = Capabilities(name="family stock")
+BLOCKS = Capabilities(name="blocks", sparse="block")
+PER_LAYER = Capabilities(name="per layer", size_per_layer=True)
 TERMS = ["full", "full+las:0.1", "window:3", "window:9", "window:4/3", "window:5/2@1", "block:8", "block:5+sink:2",
          "window:6+sink:3", "window:4+las:0.2/3"]  # fmt: skip
 
@@ -32,7 +24,7 @@ def flops(schedule: Schedule) -> int:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.lists(st.sampled_from(TERMS), min_size=1, max_size=5), st.sampled_from([STOCK, CHUNKS, OWN, FREE]))
+@given(st.lists(st.sampled_from(TERMS), min_size=1, max_size=5), st.sampled_from([WINDOWS, BLOCKS, PER_LAYER]))
 def test_nearest_schedule_is_held_keeps_full_layers_and_no_other_size_is_closer(
     terms: list[str], target: Capabilities
 ) -> None:
@@ -42,9 +34,9 @@ def test_nearest_schedule_is_held_keeps_full_layers_and_no_other_size_is_closer(
     assert found.full_layers == asked.full_layers
     if target.problem(asked) is None:
         assert found == asked
-    elif target in (STOCK, CHUNKS):
+    elif not target.size_per_layer:
         others = [
-            Schedule.parse(" ".join("full" if span.is_full else f"{target.kinds[1]}:{size}" for span in asked))
+            Schedule.parse(" ".join("full" if span.is_full else f"{target.sparse}:{size}" for span in asked))
             for size in range(1, TOKENS + 1)
         ]
         assert abs(flops(found) - flops(asked)) == min(abs(flops(other) - flops(asked)) for other in others)
@@ -53,15 +45,12 @@ def test_nearest_schedule_is_held_keeps_full_layers_and_no_other_size_is_closer(
 @pytest.mark.parametrize(
     ("text", "target", "expected"),
     [
-        ("full block:8 block:8", STOCK, "full window:5*2"),
-        ("window:4 window:12 full", STOCK, "window:8*2 full"),
-        ("window:4 window:12 full", OWN, "window:4 window:12 full"),
-        ("window:4/2@1 window:7 full+las:0.1", OWN, "window:4 window:7 full"),
-        ("window:5+sink:2 block:8", CHUNKS, "block:10*2"),
-        ("window:5 full", Capabilities(name="dense", kinds=("full",)), "full*2"),
-        ("window:4/2@1 block:8", FREE, "window:4/2@1 block:8"),
-        ("window:4/2@1", Capabilities(name="d", dilation=True), "window:4"),
-        ("window:4/2+sink:1", Capabilities(name="d", dilation=True), "window:5/2"),
+        ("full block:8 block:8", WINDOWS, "full window:5*2"),
+        ("window:4 window:12 full", WINDOWS, "window:8*2 full"),
+        ("window:4 window:12 full", PER_LAYER, "window:4 window:12 full"),
+        ("window:4/2@1 window:7 full+las:0.1", PER_LAYER, "window:4 window:7 full"),
+        ("window:5+sink:2 block:8", BLOCKS, "block:10*2"),
+        ("window:4 full+las:0.1 window:4", WINDOWS, "window:4 full window:4"),
     ],
 )
 def test_nearest_known_cases_equal_hand_computation(text: str, target: Capabilities, expected: str) -> None:
@@ -69,14 +58,12 @@ def test_nearest_known_cases_equal_hand_computation(text: str, target: Capabilit
     assert str(nearest(asked, target, seq_len=TOKENS, n_heads=HEADS)) == expected
 
 
-def test_check_held_refusal_names_layer_reason_schedule_and_flops() -> None:
-    asked = Schedule.parse("full block:8")
-    with pytest.raises(CannotHold) as error:
-        check_held(asked, STOCK, seq_len=TOKENS, n_heads=HEADS)
-    ratio = flops(Schedule.parse("full window:5")) / flops(asked)
+def test_check_unsupported_schedule_error_names_layer_reason_nearest_and_flops() -> None:
+    asked, other = Schedule.parse("full block:8"), Schedule.parse("full window:5")
+    with pytest.raises(ExportError) as error:
+        WINDOWS.check(asked, seq_len=TOKENS, n_heads=HEADS)
     assert str(error.value) == (
-        "layer 1: block:8: family stock holds no blocks; the nearest schedule it holds is 'full window:5', "
-        f"of {ratio:.4f} times the attention FLOPs"
+        "layer 1: block:8: family stock supports no blocks; the nearest supported schedule is 'full window:5', "
+        f"with {flops(other) / flops(asked):.4f} times the attention FLOPs"
     )
-    assert (error.value.asked, str(error.value.nearest), error.value.ratio) == (asked, "full window:5", ratio)
-    check_held(error.value.nearest, STOCK, seq_len=TOKENS, n_heads=HEADS)
+    WINDOWS.check(other, seq_len=TOKENS, n_heads=HEADS)

@@ -1,4 +1,4 @@
-"""A user's own configuration: the keys that hold the schedule change, and the result is proven."""
+"""A user's own configuration: only keys of the schedule change, and the result is proven."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 import transformers
 
 from layersearch.cli.main import main
-from layersearch.errors import UserError
-from layersearch.export.edit_config import read_own_config, write_own_config
+from layersearch.errors import ExportError, LayersearchError
+from layersearch.export.edit_config import read_user_config, write_user_config
 from layersearch.export.families import FAMILIES
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
@@ -40,7 +40,7 @@ def given_config(family: str, folder: Path, **fields: Any) -> Path:
     """Write a configuration as transformers itself saves it, with the family's own defaults for the rest."""
     held = FAMILIES[family]
     values = SIZES | MORE.get(family, {}) | fields
-    kind = getattr(transformers, held.config_class)
+    kind = held.config_class
     known = {name: value for name, value in values.items() if hasattr(kind(), name)}
     if "head_dim" not in known and hasattr(kind(), "head_dim"):
         known["head_dim"] = 8
@@ -54,17 +54,17 @@ def asked(family: str, shape: str = "{} full {} {}", size: int = 5) -> Schedule:
 
 
 def write(path: Path, schedule: Schedule, out: Path) -> str:
-    write_own_config(schedule, read_own_config(path), out=out)
+    write_user_config(schedule, read_user_config(path), out=out)
     return (out / "config.json").read_text()
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_write_own_config_changes_only_schedule_keys_and_is_proven(family: str, tmp_path: Path) -> None:
+def test_write_user_config_changes_only_schedule_keys_and_is_proven(family: str, tmp_path: Path) -> None:
     before = (given_config(family, tmp_path / "given") / "config.json").read_text()
     after = write(tmp_path / "given", asked(family), tmp_path / "out")
     old, new = json.loads(before), json.loads(after)
     held = FAMILIES[family]
-    may = {*held.layer_fields, *held.sparse_flags, *(name for names in held.size_fields.values() for name in names)}
+    may = {*held.layer_fields, *held.sparse_flags, *held.size_fields}
     assert {key for key in new if old.get(key) != new[key]} <= may
     assert list(old) == list(new)[: len(old)]
     proof = verify(tmp_path / "out")
@@ -74,7 +74,7 @@ def test_write_own_config_changes_only_schedule_keys_and_is_proven(family: str, 
 
 
 @pytest.mark.parametrize("family", ["ministral", "gemma2", "gpt_neo", "llama4"])
-def test_write_own_config_all_full_replaces_windows(family: str, tmp_path: Path) -> None:
+def test_write_user_config_all_full_replaces_windows(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", sliding_window=None)
     write(tmp_path / "given", Schedule.parse("full*4"), tmp_path / "out")
     assert verify(tmp_path / "out").proven
@@ -103,9 +103,9 @@ def test_config_of_a_class_that_ignores_schedules_becomes_the_family_with_all_it
     other: str, fields: dict[str, Any], tmp_path: Path
 ) -> None:
     folder = bare(tmp_path / "given", model_type=other, **fields)
-    _, note = write_own_config(Schedule.parse("window:8*2 full"), read_own_config(folder), out=tmp_path / "out")
+    _, note = write_user_config(Schedule.parse("window:8*2 full"), read_user_config(folder), out=tmp_path / "out")
     assert note is not None
-    assert f"{other} passes over layer_types: written as ministral" in note
+    assert f"{other} ignores layer_types: written as ministral" in note
     before, after = (transformers.AutoConfig.from_pretrained(one) for one in (folder, tmp_path / "out"))
     assert after.architectures == ["MinistralForCausalLM"]
     own = {"model_type", "architectures", "layer_types", "sliding_window", "_name_or_path"}
@@ -125,8 +125,8 @@ def test_config_of_a_class_that_ignores_schedules_becomes_the_family_with_all_it
 def test_config_of_sizes_alone_is_proven_or_refused_by_name(family: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "given", model_type=FAMILIES[family].model_type, num_key_value_heads=4, vocab_size=61)
     try:
-        write_own_config(asked(family, "{} full {}"), read_own_config(folder), out=tmp_path / "out")
-    except UserError as error:
+        write_user_config(asked(family, "{} full {}"), read_user_config(folder), out=tmp_path / "out")
+    except ExportError as error:
         assert not (tmp_path / "out").exists()
         words = {"ministral": "set head_dim", "smollm3": "padding_idx", "modernbert-decoder": "padding_idx"}
         words["gpt_neo"] = "attention_layers"
@@ -137,7 +137,7 @@ def test_config_of_sizes_alone_is_proven_or_refused_by_name(family: str, tmp_pat
 
 def test_config_without_key_value_heads_that_its_class_fills_in_wrongly_is_refused(tmp_path: Path) -> None:
     folder = bare(tmp_path / "given", model_type="qwen2")
-    with pytest.raises(UserError, match="num_key_value_heads is 32 and does not divide num_attention_heads 4"):
+    with pytest.raises(ExportError, match="num_key_value_heads is 32 and does not divide num_attention_heads 4"):
         write(folder, Schedule.parse("window:8*2 full"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -145,20 +145,20 @@ def test_config_without_key_value_heads_that_its_class_fills_in_wrongly_is_refus
 @pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
 def test_config_of_a_llama_with_biases_is_refused_by_name(field: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "given", model_type="llama", **{field: True})
-    with pytest.raises(UserError, match=f"{field} is True, and ministral has no {field}"):
-        read_own_config(folder)
+    with pytest.raises(ExportError, match=f"{field} is True, and ministral has no {field}"):
+        read_user_config(folder)
 
 
 @pytest.mark.parametrize(("family", "field"), [("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
-def test_read_own_config_text_part_of_a_multimodal_config_is_found_and_proven(
+def test_read_user_config_text_part_of_a_multimodal_config_is_found_and_proven(
     family: str, field: str, tmp_path: Path
 ) -> None:
     given_config(family, tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
     whole = {"model_type": family, "architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
     (tmp_path / "config.json").write_text(json.dumps(whole, indent=2))
-    config = read_own_config(tmp_path)
-    assert (config.family, config.path) == (family, ("text_config",))
+    config = read_user_config(tmp_path)
+    assert (config.family.name, config.nested) == (family, True)
     after = json.loads(write(tmp_path, asked(family), tmp_path / "out"))
     assert after["text_config"][field] == 5
     assert {key: value for key, value in after.items() if key != "text_config"} == {
@@ -170,10 +170,10 @@ def test_read_own_config_text_part_of_a_multimodal_config_is_found_and_proven(
 
 
 @pytest.mark.parametrize("family", ["gemma3", "cohere2", "exaone4", "qwen3"])
-def test_write_own_config_layers_whose_positions_change_with_type_are_named(family: str, tmp_path: Path) -> None:
+def test_write_user_config_layers_whose_positions_change_with_type_are_named(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", layer_types=["full_attention"] * 4)
-    config = read_own_config(tmp_path / "given", family)
-    _, note = write_own_config(asked(family), config, out=tmp_path / "out")
+    config = read_user_config(tmp_path / "given", family)
+    _, note = write_user_config(asked(family), config, out=tmp_path / "out")
     if family == "qwen3":
         assert note is None
     else:
@@ -184,11 +184,11 @@ def test_write_own_config_layers_whose_positions_change_with_type_are_named(fami
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "phi3"}, "passes over layer_types, and no export holds a schedule for its weights"),
+        ({"model_type": "phi3"}, "ignores layer_types, and no export supports a schedule for its weights"),
         ({"model_type": "qwen4"}, "model_type 'qwen4' is of no family .* did you mean 'qwen"),
         ({"model_type": None}, "the key 'model_type' is missing"),
-        ({"per_layer_config": {"0": {"sliding_window": 4}}}, "per_layer_config gives layers windows of their own"),
-        ({"sliding_window": [4, 8, 4, 8]}, "sliding_window gives layers windows of their own"),
+        ({"per_layer_config": {"0": {"sliding_window": 4}}}, "per_layer_config gives each layer its own window"),
+        ({"sliding_window": [4, 8, 4, 8]}, "sliding_window gives each layer its own window"),
         ({"auto_map": {"AutoConfig": "mine.Config"}}, "auto_map names code of its own"),
         (
             {"num_hidden_layers": 5, "layer_types": ["full_attention"] * 5},
@@ -199,26 +199,26 @@ def test_write_own_config_layers_whose_positions_change_with_type_are_named(fami
         ({"max_position_embeddings": 4}, "layer 0: window:5 is longer than the text of 4 tokens"),
     ],
 )
-def test_write_own_config_unchangeable_config_is_refused_and_nothing_is_written(
+def test_write_user_config_unchangeable_config_is_refused_and_nothing_is_written(
     fields: dict[str, Any], words: str, tmp_path: Path
 ) -> None:
     given_config("qwen3", tmp_path)
     values = json.loads((tmp_path / "config.json").read_text()) | fields
     (tmp_path / "config.json").write_text(json.dumps({k: v for k, v in values.items() if v is not None}))
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(LayersearchError, match=words):
         write(tmp_path, asked("qwen3"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [("[]", "expected a mapping"), ("{", "no JSON text"), (None, r"no .*config\.json"), ("\xff", "no JSON text")],
+    [("[]", "expected a mapping"), ("{", "no JSON text"), (None, r"config\.json is missing"), ("\xff", "no JSON text")],
 )
-def test_read_own_config_missing_configuration_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
+def test_read_user_config_missing_configuration_is_refused(content: str | None, words: str, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "config.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(UserError, match=words):
-        read_own_config(tmp_path)
+    with pytest.raises(ExportError, match=words):
+        read_user_config(tmp_path)
 
 
 def test_export_command_own_config_is_written_and_position_changes_are_printed(
@@ -234,7 +234,7 @@ def test_export_command_own_config_is_written_and_position_changes_are_printed(
     for extra, words in (
         (["--recipe", "smoke"], "drop --recipe"),
         (["--family", "qwen3"], "is of family cohere2"),
-        (["--to", "yaml"], "--config is changed by --to hf"),
+        (["--to", "yaml"], "--config is for --to hf"),
         (["--out", str(tmp_path / "given")], "exists and differs"),
     ):
         assert main([*line, "--out", str(tmp_path / "other"), *extra]) == 2

@@ -1,4 +1,4 @@
-"""Engines: what each file says, expanded to a mask as the engine's own source expands it, is the schedule's mask."""
+"""Engine files: expanded to masks as each engine's source does it, they equal the schedule's masks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError
 from layersearch.export import TARGETS, export
-from layersearch.export.engines import ENGINES, SERVED
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES
 from layersearch.schedule import Schedule, Span
 
 TOKENS = 23
@@ -41,7 +41,7 @@ def write(schedule: Schedule, target: str, out: Path, family: str | None = None,
 
 
 def banded(left: int, right: int) -> Tensor:
-    """Return flash-attn's mask: keys i-left ... i+right; -1: no bound."""
+    """Return flash-attn's mask: keys i-left ... i+right; -1 means no bound."""
     distance = AT - KEY
     seen = torch.ones(TOKENS, TOKENS, dtype=torch.bool)
     if left >= 0:
@@ -51,7 +51,7 @@ def banded(left: int, right: int) -> Tensor:
     return seen
 
 
-# One function per engine: its file to masks, as the source named in it does.
+# One function per engine: from its file to masks, as the source that the file names does it.
 
 
 def megatron(path: Path, n_layers: int) -> Masks:
@@ -147,7 +147,7 @@ def test_engine_file_expanded_equals_the_schedule_masks(
 ) -> None:
     smallest = 2 if family in ("gemma3", "cohere2") else 1
     window = st.builds(Span, kind=st.just("window"), size=st.integers(smallest, TOKENS))
-    if not ENGINES[target].own_sizes:
+    if not ENGINES[target].size_per_layer:
         window = st.just(data.draw(window))
     schedule = Schedule(
         tuple(data.draw(st.lists(st.one_of(st.just(Span(kind="full")), window), min_size=1, max_size=6)))
@@ -165,10 +165,10 @@ def test_engine_file_names_release_sources_and_use(target: str, family: str | No
     head = "".join(
         line for line in write(MIXED, target, tmp_path / "new", family).read_text().splitlines() if line[:1] == "#"
     )
-    for said in (str(MIXED), engine.release, *engine.read, engine.convention, engine.use):
+    for said in (str(MIXED), engine.release, *engine.sources, engine.convention, engine.usage):
         assert said in head
     if family is not None:
-        assert SERVED[target][family].read in head
+        assert SERVING_FAMILIES[target][family].source in head
 
 
 def test_export_help_names_every_target(capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,16 +200,16 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "family", "text", "words"),
     [
-        ("megatron", None, "full block:8", ("layer 1: block:8: Megatron-core 0.16.1 holds no blocks", "nearest")),
-        ("megatron", None, "window:4 window:8", ("Megatron-core 0.16.1 holds one window size", "nearest")),
+        ("megatron", None, "full block:8", ("layer 1: block:8: Megatron-core 0.16.1 supports no blocks", "nearest")),
+        ("megatron", None, "window:4 window:8", ("Megatron-core 0.16.1 supports one window size", "nearest")),
         (
             "flash-attn",
             None,
             "window:4 window:4/2",
-            ("flash-attn 2.8.3.post1 holds no dilation", "nearest"),
+            ("flash-attn 2.8.3.post1 supports no dilation", "nearest"),
         ),
-        ("litgpt", None, "full window:4+sink:2", ("LitGPT 0.5.13 holds no sinks", "nearest")),
-        ("torchtitan", None, "full window:4+las:0.1", ("torchtitan 0.3.0 holds no LaS", "nearest")),
+        ("litgpt", None, "full window:4+sink:2", ("LitGPT 0.5.13 supports no sinks", "nearest")),
+        ("torchtitan", None, "full window:4+las:0.1", ("torchtitan 0.3.0 supports no LaS", "nearest")),
         ("vllm", None, "full window:4", ("--to vllm needs --family", "llama, ministral")),
         ("vllm", "lama", "full window:4", ("--family 'lama'", "did you mean 'llama'")),
         ("vllm", "qwen3", "full window:4", ("vLLM 0.33.0 runs qwen3 all-full", "--model-impl transformers", "llama")),
@@ -227,20 +227,20 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
 def test_engine_file_unsupported_schedule_is_refused(
     target: str, family: str | None, text: str, words: tuple[str, ...], tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ExportError) as error:
         write(Schedule.parse(text), target, tmp_path / "new", family)
     assert all(word in str(error.value) for word in words), str(error.value)
     assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(("target", "family"), [("vllm", "gpt_oss"), ("sglang", "gemma2")])
-def test_engine_hard_coded_pattern_is_held_where_it_is_the_schedule(target: str, family: str, tmp_path: Path) -> None:
+def test_engine_schedule_equal_to_the_hard_coded_pattern_is_written(target: str, family: str, tmp_path: Path) -> None:
     config = yaml.safe_load(write(Schedule.parse("window:4 full window:4"), target, tmp_path, family).read_text())
     assert next(iter(config.values()))["sliding_window"] == 4
 
 
 @pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_engine_all_full_schedule_is_held_by_all_full_families(family: str, tmp_path: Path) -> None:
+def test_engine_all_full_schedule_is_written_for_all_full_families(family: str, tmp_path: Path) -> None:
     config = yaml.safe_load(write(Schedule.parse("full*2"), "vllm", tmp_path, family).read_text())
     assert config == {"hf-overrides": {"layer_types": ["full_attention"] * 2}}
 
@@ -256,5 +256,5 @@ def test_torchtitan_other_back_end_or_depth_is_refused(tmp_path: Path) -> None:
 
 def test_litgpt_rope_base_is_an_integer(tmp_path: Path) -> None:
     model = size(MIXED, rope_theta=500.5)
-    with pytest.raises(UserError, match=r"set model\.rope_theta"):
+    with pytest.raises(ExportError, match=r"set model\.rope_theta"):
         write(MIXED, "litgpt", tmp_path / "new", model=model)

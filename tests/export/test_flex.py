@@ -1,4 +1,4 @@
-"""The module of FlexAttention functions: what a layer computes is what the dense reference computes."""
+"""Export to FlexAttention: each layer's output equals the dense reference's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exported files and what is refused; `tests/export/verify` proves what each layer then sees."""
+"""Export to stock families: files and refusals; `tests/export/verify` proves the masks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
 from layersearch.export.families import FAMILIES
 from layersearch.export.hf import save_weights
@@ -85,37 +85,37 @@ def test_write_config_holds_the_model_size_and_no_foreign_special_tokens(tmp_pat
 @pytest.mark.parametrize(
     ("text", "words", "nearest"),
     [
-        ("full block:8", "layer 1: block:8: family {} holds no blocks", "full window:5"),
-        ("full window:4/2", "layer 1: window:4/2: family {} holds no dilation", "full window:4"),
-        ("window:4/2@2 full", "layer 0: window:4/2@2: family {} holds no dilation", "window:4 full"),
-        ("full window:4+sink:2", "layer 1: window:4+sink:2: family {} holds no sinks", "full window:6"),
-        ("full+las:0.1 full", "layer 0: full+las:0.1: family {} holds no LaS decay or pooling", "full*2"),
-        ("full window:4+las:0.0/3", "family {} holds no LaS decay or pooling", "full window:4"),
-        ("window:8 full window:4", "layer 2: window:4, but layer 0 has window:8: family {} holds one window size",
+        ("full block:8", "layer 1: block:8: family {} supports no blocks", "full window:5"),
+        ("full window:4/2", "layer 1: window:4/2: family {} supports no dilation", "full window:4"),
+        ("window:4/2@2 full", "layer 0: window:4/2@2: family {} supports no dilation", "window:4 full"),
+        ("full window:4+sink:2", "layer 1: window:4+sink:2: family {} supports no sinks", "full window:6"),
+        ("full+las:0.1 full", "layer 0: full+las:0.1: family {} supports no LaS decay or pooling", "full*2"),
+        ("full window:4+las:0.0/3", "family {} supports no LaS decay or pooling", "full window:4"),
+        ("window:8 full window:4", "layer 2: window:4, but layer 0 has window:8: family {} supports one window size",
          "window:6 full window:6"),
     ],
 )  # fmt: skip
-def test_export_what_a_family_cannot_hold_is_refused_with_the_nearest_and_nothing_is_written(
+def test_export_unsupported_schedule_is_refused_with_the_nearest_and_nothing_is_written(
     family: str, text: str, words: str, nearest: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(UserError) as error:
+    with pytest.raises(ExportError) as error:
         written(Schedule.parse(text), family, tmp_path / "out", n_kv_heads=4)
     assert words.format(family) in str(error.value)
-    assert f"the nearest schedule it holds is '{nearest}'" in str(error.value)
+    assert f"the nearest supported schedule is '{nearest}'" in str(error.value)
     assert "times the attention FLOPs" in str(error.value)
     assert not (tmp_path / "out").exists()
     assert written(Schedule.parse(nearest), family, tmp_path / "out", n_kv_heads=4)
 
 
-def test_export_llama4_holds_blocks_and_no_windows(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"family llama4 holds no windows; the nearest .* is 'block:9 full'"):
+def test_export_llama4_supports_blocks_and_no_windows(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"family llama4 supports no windows; the nearest .* is 'block:9 full'"):
         written(Schedule.parse("window:5 full"), "llama4", tmp_path)
     assert written(Schedule.parse("block:9 full"), "llama4", tmp_path)
 
 
-@pytest.mark.parametrize("family", [name for name, held in FAMILIES.items() if not held.grouped])
+@pytest.mark.parametrize("family", [name for name, held in FAMILIES.items() if not held.gqa])
 def test_export_family_without_grouped_queries_refuses_them(family: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"n_kv_heads: family .* the model 2 for 4; give --family ministral"):
+    with pytest.raises(ExportError, match=r"n_kv_heads: family .* the model 2 for 4; give --family ministral"):
         written(MIXED, family, tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_export_family_without_grouped_queries_refuses_them(family: str, tmp_pat
 )
 def test_export_wrong_request_is_refused(target: str, given: dict[str, Any], words: str, tmp_path: Path) -> None:
     request = {"model": size(MIXED), "vocab_size": VOCAB, "seq_len": TOKENS, "out": tmp_path} | given
-    with pytest.raises(UserError) as error:
+    with pytest.raises(LayersearchError) as error:
         export(MIXED, target, **request)
     assert words in str(error.value)
     assert not list(tmp_path.iterdir())
@@ -149,20 +149,20 @@ def test_export_schedule_is_written_with_its_evidence(target: str, tmp_path: Pat
     content = json.loads(text) if target == "json" else yaml.safe_load(text)
     assert Schedule.parse(content["schedule"]) == Schedule.from_dicts(content["layers"]) == MIXED
     assert content["evidence"] == {"loss": 2.5, "interval": [2.4, 2.6], "budget": 0.27}
-    with pytest.raises(UserError, match="exists and differs"):
+    with pytest.raises(ExportError, match="exists and differs"):
         export(MIXED, target, evidence={}, **request)
 
 
 def test_export_folder_that_cannot_be_made_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(ExportError, match="cannot be written"):
         written(MIXED, "qwen3", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(("family", "other"), [("qwen3", "ministral"), ("ministral", "qwen3"), ("gemma2", "ministral")])
 def test_save_weights_the_family_would_not_load_are_refused(family: str, other: str, tmp_path: Path) -> None:
     config = size(MIXED, other)
-    with pytest.raises(UserError, match=f"give --family {other}"):
+    with pytest.raises(ExportError, match=f"give --family {other}"):
         save_weights(Decoder(config, VOCAB, MIXED).state_dict(), family, model=config, out=tmp_path)
 
 
@@ -170,7 +170,7 @@ def test_save_weights_existing_ones_are_never_overwritten(tmp_path: Path) -> Non
     config = size(MIXED)
     state = Decoder(config, VOCAB, MIXED).state_dict()
     save_weights(state, "ministral", model=config, out=tmp_path)
-    with pytest.raises(UserError, match="exists; give --out another folder"):
+    with pytest.raises(ExportError, match="exists; give --out another folder"):
         save_weights(state, "ministral", model=config, out=tmp_path)
 
 
@@ -178,5 +178,5 @@ def test_save_weights_existing_ones_are_never_overwritten(tmp_path: Path) -> Non
 def test_save_weights_unwritable_folder_is_refused_in_one_line(folder: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = size(MIXED)
-    with pytest.raises(UserError, match="cannot be written"):
+    with pytest.raises(ExportError, match="cannot be written"):
         save_weights(Decoder(config, VOCAB, MIXED).state_dict(), "ministral", model=config, out=tmp_path / folder)

@@ -1,4 +1,4 @@
-"""The folder with a modelling file of its own: every span, with and without a cache, in the real transformers."""
+"""The folder with a modeling file: every span, with and without a cache, in the real transformers."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
-from layersearch.export.hf_remote import MODELING, save_remote, stock_config, write_remote
+from layersearch.export.files import write_files
+from layersearch.export.hf_remote import MODELING, remote_files, save_remote, stock_config
 from layersearch.export.remote import modeling_layersearch
 from layersearch.model.attention.reference import reference_attention
 from layersearch.model.decoder import Decoder
@@ -90,7 +91,7 @@ def written(schedule: Schedule, out: Path, **given: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Return a model of every kind of span, loaded as a user loads it, with the weights of `decoder`."""
+    """Return a model with every kind of span, loaded as a user does, with the weights of `decoder`."""
     folder = written(EVERY, tmp_path_factory.mktemp("remote") / "every")
     config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
     loaded = AutoModelForCausalLM.from_config(config, trust_remote_code=True, dtype=torch.float64).eval()
@@ -118,7 +119,7 @@ def test_remote_mask_equals_span_mask_pair_by_pair(span: Span) -> None:
 
 
 class Module:
-    """What the attention function reads of a stock attention module."""
+    """The attributes of a stock attention module that the attention function reads."""
 
     layer_idx = 0
 
@@ -145,7 +146,9 @@ def test_remote_attention_equals_dense_reference(
 # The folder.
 
 
-def test_write_remote_modeling_file_is_copied_unchanged_and_imports_torch_and_transformers_only(tmp_path: Path) -> None:
+def test_remote_files_modeling_file_is_copied_unchanged_and_imports_torch_and_transformers_only(
+    tmp_path: Path,
+) -> None:
     code = (written(EVERY, tmp_path / "new") / MODELING).read_text()
     assert code == Path(modeling_layersearch.__file__).read_text()
     imported = {
@@ -247,7 +250,7 @@ def test_remote_cache_holds_what_the_cost_model_counts_at_every_length(model: An
 
 
 def storages(cache: Any) -> dict[int, int]:
-    """Return the bytes that the cache keeps alive: a view would keep the longer tensor that it was cut from."""
+    """Return the bytes that the cache keeps alive by storage: a view would keep its longer base tensor."""
     held = [x.untyped_storage() for layer in cache.layers for part in layer.held for x in part]
     return {storage.data_ptr(): storage.nbytes() for storage in held}
 
@@ -305,7 +308,7 @@ def test_remote_padding_ending_within_a_later_piece_changes_nothing(model: Any) 
             assert torch.allclose(out.logits[row, -1], model(one).logits[0, -1], atol=1e-5), row
 
 
-# What would not be what the schedule says is refused.
+# Arguments that contradict the schedule are refused.
 
 
 def hole() -> torch.Tensor:
@@ -329,7 +332,7 @@ def test_remote_masks_and_positions_without_meaning_are_refused(given: dict[str,
 
 
 def test_remote_cache_that_knows_no_spans_is_refused(model: Any) -> None:
-    with pytest.raises(ValueError, match="StaticCache does not keep to the spans"):
+    with pytest.raises(ValueError, match="StaticCache does not know the spans"):
         model(text(1, 5), **{CACHE: StaticCache(config=model.config, max_cache_len=9)})
     filled = DynamicCache()
     filled.update(torch.zeros(1, 2, 3, 8).double(), torch.zeros(1, 2, 3, 8).double(), 0)
@@ -397,7 +400,7 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {"olmo2": ("Olmo2Config", hf_model
 
 @pytest.mark.parametrize("base", modeling_layersearch.BASES)
 def test_save_remote_stock_weights_load_and_every_layer_sees_its_span(base: str, tmp_path: Path) -> None:
-    """The stock model itself, given a mask of each span for all layers, is the witness."""
+    """The reference is the stock model with an explicit mask of the span."""
     known = hf_models.FAMILIES | MORE
     config_name, values = known[base]
     torch.manual_seed(0)
@@ -429,29 +432,29 @@ def test_save_remote_windows_of_the_stock_model_are_switched_off(tmp_path: Path)
         num_hidden_layers=4, use_sliding_window=True, sliding_window=8, max_window_layers=2, max_position_embeddings=64
     )
     assert "sliding_attention" in config.layer_types
-    write_remote(Schedule.parse("full window:5*3"), config=config, out=tmp_path / "new")
+    schedule = Schedule.parse("full window:5*3")
+    write_files(tmp_path / "new", remote_files(schedule, config), schedule)
     read = AutoConfig.from_pretrained(tmp_path / "new", trust_remote_code=True)
     assert read.layer_types == ["full_attention"] * 4
     assert (read.sliding_window, read.use_sliding_window) == (None, False)
     assert config.layer_types != read.layer_types  # the caller's own object is left alone
 
 
-def test_save_remote_unsupported_model_is_refused(tmp_path: Path) -> None:
-    llama = stock_config(ModelConfig(n_layers=2, **SIZE), vocab_size=VOCAB, seq_len=16)
+def test_remote_files_unsupported_model_is_refused() -> None:
+    llama = stock_config(ModelConfig(n_layers=2, **SIZE), VOCAB, 16)
     for config, schedule, words in [
-        (transformers.Gemma2Config(num_hidden_layers=2), "full*2", "cannot route the attention of 'gemma2'"),
+        (transformers.Gemma2Config(num_hidden_layers=2), "full*2", "does not support 'gemma2'"),
         (llama, "full*3", "3 layers, the model 2"),
         (llama, "full window:17", "longer than the text of 16"),
         (llama, "full window:2/2@5", "more heads than the model's 4"),
     ]:
-        with pytest.raises(UserError) as error:
-            write_remote(Schedule.parse(schedule), config=config, out=tmp_path / "new")
+        with pytest.raises(LayersearchError) as error:
+            remote_files(Schedule.parse(schedule), config)
         assert words in str(error.value)
-        assert not (tmp_path / "new").exists()
 
 
 def test_save_remote_existing_weights_are_never_overwritten(tmp_path: Path) -> None:
     stock = hf_models.make("llama")
     save_remote(stock, Schedule.parse("full*3"), out=tmp_path)
-    with pytest.raises(UserError, match="holds weights already"):
+    with pytest.raises(ExportError, match="holds weights already"):
         save_remote(stock, Schedule.parse("full*3"), out=tmp_path)

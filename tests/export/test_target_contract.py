@@ -1,4 +1,4 @@
-"""What every export target must hold."""
+"""The contract of every export target."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError
 from layersearch.export import TARGETS, export
 from layersearch.schedule import Schedule
 
-HELD = Schedule.parse("window:5 full window:5 full")
+SUPPORTED = Schedule.parse("window:5 full window:5 full")
 FAMILY = {"hf": "qwen3", "vllm": "llama", "sglang": "gemma3"}
-BOUNDLESS = {"hf-remote", "flex", "yaml", "json"}
-"""Targets that hold every schedule."""
+UNLIMITED = {"hf-remote", "flex", "yaml", "json"}
+"""Targets that support every schedule."""
 
 
 def write(schedule: Schedule, target: str, out: Path) -> list[Path]:
@@ -27,7 +27,7 @@ def write(schedule: Schedule, target: str, out: Path) -> list[Path]:
 
 @contextmanager
 def disk_of(room: int) -> Iterator[None]:
-    """Let no file grow beyond so many bytes, as on a full disk."""
+    """Limit the size of every file in bytes, as a full disk does."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
     try:
@@ -37,39 +37,38 @@ def disk_of(room: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_target_schedule_it_holds_is_written_and_may_be_written_again(target: str, tmp_path: Path) -> None:
-    files = write(HELD, target, tmp_path / "out")
+def test_target_supported_schedule_is_written_and_may_be_written_again(target: str, tmp_path: Path) -> None:
+    files = write(SUPPORTED, target, tmp_path / "out")
     assert sorted(files) == sorted((tmp_path / "out").iterdir())
     before = {file: file.read_bytes() for file in files}
     assert all(before.values())
-    assert write(HELD, target, tmp_path / "out") == files
+    assert write(SUPPORTED, target, tmp_path / "out") == files
     assert {file: file.read_bytes() for file in files} == before
 
 
-@pytest.mark.parametrize("target", [target for target in TARGETS if target not in BOUNDLESS])
-def test_target_schedule_it_cannot_hold_is_refused_naming_the_nearest(target: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"layer [01]: .*the nearest schedule it holds is '"):
+@pytest.mark.parametrize("target", [target for target in TARGETS if target not in UNLIMITED])
+def test_target_unsupported_schedule_is_refused_naming_the_nearest(target: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"layer [01]: .*the nearest supported schedule is '"):
         write(Schedule.parse("full block:8"), target, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_target_other_files_of_the_same_name_are_refused_and_kept(target: str, tmp_path: Path) -> None:
-    for file in write(HELD, target, tmp_path / "whole"):
+    for file in write(SUPPORTED, target, tmp_path / "whole"):
         out = tmp_path / f"out-{file.name}"
         out.mkdir()
         (out / file.name).write_text("mine")
-        with pytest.raises(UserError, match=f"{file.name} exists and differs"):
-            write(HELD, target, out)
+        with pytest.raises(ExportError, match=f"{file.name} exists and differs"):
+            write(SUPPORTED, target, out)
         assert (out / file.name).read_text() == "mine"
 
 
-@pytest.mark.xfail(strict=True, reason="export.files.write_text leaves the bytes that fitted under the final name")
 @pytest.mark.parametrize("target", TARGETS)
 def test_target_on_a_full_disk_leaves_no_half_file(target: str, tmp_path: Path) -> None:
-    whole = {file.name: file.read_bytes() for file in write(HELD, target, tmp_path / "whole")}
+    whole = {file.name: file.read_bytes() for file in write(SUPPORTED, target, tmp_path / "whole")}
     out = tmp_path / "out"
-    with disk_of(20), pytest.raises(UserError, match="cannot be written"):
-        write(HELD, target, out)
+    with disk_of(20), pytest.raises(ExportError, match="cannot be written"):
+        write(SUPPORTED, target, out)
     left = {file.name: file.read_bytes() for file in out.iterdir()} if out.exists() else {}
     assert left.items() <= whole.items()

@@ -101,10 +101,10 @@ def test_one_sparse_solve_proposes_only_what_the_space_holds(seed: int) -> None:
         return 3 - sum(0.05 * (layer + 1) * size[str(span)] for layer, span in enumerate(schedule))
 
     trained = list(dict.fromkeys(space.sample(rng) for _ in range(14)))
-    records = [record(str(s), loss(s), cost=space.cost(s)) for s in trained]
+    records = [record(s, loss(s), cost=space.cost(s)) for s in trained]
     found = solve(records, space, cost_limit(space, 0.5))
     assert found.proposal is not None
-    assert space.encode(Schedule.parse(found.proposal.schedule)) is not None
+    assert space.encode(found.proposal.schedule) is not None
     assert found.proposal.cost <= 0.5
 
 
@@ -115,7 +115,7 @@ def test_one_sparse_without_a_common_sparse_span_is_refused() -> None:
 
 def test_one_sparse_shipped_space_can_always_be_exported(tmp_path: Path) -> None:
     space = BoundSpace(load_space("hf-exportable"), n_layers=6, seq_len=64, n_heads=2)
-    families = [held.capabilities(name) for name, held in FAMILIES.items() if "window" in held.layer_types]
+    families = [held.capabilities for held in FAMILIES.values() if "window" in held.layer_types]
     assert len(families) == len(FAMILIES) - 1
     assert space.size == 5 * (2**6 - 1) + 1
     assert not [s for s in space.schedules() for family in families if family.problem(s)]

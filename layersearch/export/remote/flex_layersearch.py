@@ -1,17 +1,17 @@
-"""FlexAttention's ``mask_mod`` and ``score_mod`` of every layer. Needs torch only.
+"""FlexAttention's ``mask_mod`` and ``score_mod`` of every layer. Needs only torch.
 
     from flex_layersearch import MASK_MODS, SCORE_MODS, attention
 
     block_mask = create_block_mask(MASK_MODS[layer], None, N_HEADS, tokens, tokens, device=...)
     out = flex_attention(q, k, average_values(v, layer), score_mod=SCORE_MODS[layer], block_mask=block_mask)
 
-or `attention`, which does just that. Query i sees key j <= i where the span's ``kind`` says so: "full" always; "window"
-where j = i - t * dilation, t = 0 ... size-1 (a dilation may serve the first ``dilated_heads`` heads only); "block"
-where both lie in the same block of ``size`` tokens; and always where j is one of the first ``sink`` tokens. ``decay``
-and ``pool`` are LaS (arXiv:2311.16620): logits of head h times exp(-alpha_h (i - j)); rows of attention weights
-averaged over ``pool`` neighbours, which is the same as averaging values first.
+`attention` does the same. Query i sees key j <= i as the span's ``kind`` says: "full" always; "window" if
+j = i - t * dilation, t = 0 ... size-1 (only the first ``dilated_heads`` heads may be dilated); "block" if both lie in
+the same block of ``size`` tokens. It also sees the first ``sink`` tokens. ``decay`` and ``pool`` are LaS
+(arXiv:2311.16620): the logits of head h are multiplied by exp(-alpha_h (i - j)); rows of attention weights are averaged
+over ``pool`` neighbors, which is the same as averaging values first.
 
-Empty blocks of 128 by 128 scores are skipped: work grows with the span on a GPU, in a compiled ``flex_attention``. On a
+Empty blocks of 128 by 128 scores are skipped: in a compiled ``flex_attention`` on a GPU, work grows with the span. On a
 CPU there is no backward pass (torch 2.13).
 """
 
@@ -25,14 +25,14 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 N_HEADS = 1
-"""Query heads of the model; the decays and the dilated heads are of these."""
+"""Query heads of the model."""
 
 SPANS: list[dict[str, Any]] = [{"kind": "full"}]
 """One span per layer, bottom layer first."""
 
 
 def mask_mod(span: dict[str, Any]) -> Callable[..., Any]:
-    """Return the function that tells which (batch, head, query, key) is seen."""
+    """Return the function of (batch, head, query, key) that is true for visible keys."""
     kind, size = span["kind"], span.get("size", 0)
     dilation, heads, sink = span.get("dilation", 1), span.get("dilated_heads"), span.get("sink", 0)
 
@@ -52,10 +52,7 @@ def mask_mod(span: dict[str, Any]) -> Callable[..., Any]:
 
 
 def score_mod(span: dict[str, Any]) -> Callable[..., Any] | None:
-    """Return the function that multiplies scaled logits by LaS's decay, or None where there is none.
-
-    Alpha is 0 for head 0 and doubles from head to head up to the span's ``decay`` for the last.
-    """
+    """Return the function that multiplies logits by LaS's decay; None: no decay. Alpha is 0 for head 0, and doubles."""
     largest = span.get("decay", 0.0)
     if not largest:
         return None
@@ -72,7 +69,7 @@ SCORE_MODS = [score_mod(span) for span in SPANS]
 
 
 def average_values(v: Tensor, layer: int) -> Tensor:
-    """Return the mean of each value (B, G, T, D) and its predecessors, as the layer's ``pool`` says; zeros before."""
+    """Return the mean of ``pool`` values (B, G, T, D): each and its predecessors; before the text they are zero."""
     width = SPANS[layer].get("pool", 1)
     if width == 1:
         return v
@@ -88,14 +85,9 @@ def _block_mask(layer: int, tokens: int, device: str) -> Any:
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, layer: int, flex: Callable[..., Any] = flex_attention) -> Any:
-    """Return the layer's attention, (B, H, T, D).
+    """Return the layer's attention, (B, H, T, D) as q; k and v are (B, G, T, D), and G divides H.
 
-    Args:
-        q: queries, (B, H, T, D).
-        k: keys, (B, G, T, D), G dividing H.
-        v: values, as k.
-        layer: counted from 0.
-        flex: give ``torch.compile(flex_attention)`` on a GPU, made once.
+    On a GPU give ``flex=compiled``, where ``compiled = torch.compile(flex_attention)`` is made once.
     """
     return flex(
         q,

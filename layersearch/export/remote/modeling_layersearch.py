@@ -1,21 +1,19 @@
-"""A causal language model whose layers differ in the span of their attention. Needs torch and transformers only.
+"""A causal language model with one attention span per layer. Needs only torch and transformers.
 
-``config.json`` names a stock model (``base_model_type``) and one span per layer (``layer_spans``). All modules, and so
-all names of weights, are the stock model's; its calls of attention come here. Query i (counted from 0, padding left
-out) sees key j <= i where
+``config.json`` names a stock model (``base_model_type``) and one span per layer (``layer_spans``). All modules and
+weight names are the stock model's; its attention runs here. Query i (from 0, without padding) sees key j <= i if
 
     kind "full"     always
-    kind "window"   j = i - t * dilation, t = 0 ... size-1; a dilation may serve the first ``dilated_heads`` heads only
+    kind "window"   j = i - t * dilation, t = 0 ... size-1; only the first ``dilated_heads`` heads may be dilated
     kind "block"    i and j lie in the same block of ``size`` tokens
     ``sink``        or j is one of the first ``sink`` tokens
 
-``decay`` and ``pool`` are LaS (arXiv:2311.16620): the logits of head h are multiplied by exp(-alpha_h (i - j)), with
-alpha_0 = 0 and then doubling from head to head up to ``decay``; rows of attention weights are averaged over ``pool``
-neighbours. Averaging rows is the same as averaging values, sum_j AP(A)_ij v_j = sum_m A_im mean(v_m ... v_m-pool+1):
-the cache holds raw values, ``pool`` - 1 of them older than the oldest visible key, and averages what it holds.
+``decay`` and ``pool`` are LaS (arXiv:2311.16620). The logits of head h are multiplied by exp(-alpha_h (i - j)), where
+alpha_0 = 0, and alpha_h doubles from head to head up to ``decay``. Rows of attention weights are averaged over ``pool``
+neighbors. Averaging values gives the same: sum_j AP(A)_ij v_j = sum_m A_im mean(v_m ... v_m-pool+1). The cache holds
+raw values, including ``pool`` - 1 that are older than the oldest visible key.
 
-Tested with transformers 5.10.1, 5.23.0 and 5.24.0.
-
+Tested with transformers 5.19.0, 5.23.0 and 5.24.0.
 Shape legend: B batch, H query heads, G key-value heads, Q new tokens, S slots of keys, D head width.
 """
 
@@ -28,32 +26,26 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers import (
-    CONFIG_MAPPING,
-    MODEL_FOR_CAUSAL_LM_MAPPING,
-    AttentionInterface,
-    AttentionMaskInterface,
-    DynamicCache,
-    PreTrainedConfig,
-)
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.configuration_utils import PreTrainedConfig
 
 NAME = "layersearch_spans"
-"""The attention implementation that reads the spans; any other would ignore them."""
+"""The attention implementation that reads the spans; every other one ignores them."""
 
 BASES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "smollm3", "olmo", "olmo2")
-"""Stock models whose attention is plain softmax attention once it is routed here."""
+"""Stock models whose attention is plain softmax attention through transformers' AttentionInterface."""
 
 CACHE_NAMES = ("cache", "past_key_values")
-"""How a model's forward calls its KV cache: from transformers 5.24 on, and before."""
+"""A model's argument for its KV cache: from transformers 5.24 on, and before."""
 
 CHUNK = 256
-"""Queries whose scores are in memory at once; each chunk reads only the keys that its span can reach."""
+"""Queries whose scores are in memory at once; each chunk reads only keys within reach of its span."""
 
 
 @dataclass(frozen=True)
 class Span:
-    """What one layer sees; the entries of ``layer_spans``."""
+    """One layer's span; an entry of ``layer_spans``."""
 
     kind: str
     size: int | None = None
@@ -65,16 +57,16 @@ class Span:
 
     def __post_init__(self) -> None:
         if self.kind not in ("full", "window", "block") or (self.size is None) != (self.kind == "full"):
-            raise ValueError(f"layer_spans: {self} is neither full nor a window or block of a size")
+            raise ValueError(f"layer_spans: {self} is neither full nor a window or block with a size")
 
     def reach(self, dilated: bool = True) -> int | None:
-        """Return r such that, but for sinks, every visible key lies at i-r < j; None: no bound."""
+        """Return r such that every visible key except sinks lies at i-r < j; None: no bound."""
         if self.kind == "window":
             return (self.size - 1) * (self.dilation if dilated else 1) + 1
         return self.size
 
     def visible(self, i: Tensor, j: Tensor, head: Tensor) -> Tensor:
-        """Tell which keys are seen: (..., H or 1, Q, S) of positions i (..., Q, 1), j (..., S), heads (H, 1, 1)."""
+        """Return the mask (..., H or 1, Q, S) for positions i (..., Q, 1) and j (..., S), and heads (H, 1, 1)."""
         seen = (j >= 0) & (j <= i)
         if self.kind == "full":
             return seen
@@ -88,9 +80,9 @@ class Span:
         return seen & (near | (j < self.sink))
 
     def kept(self, tokens: Tensor, slots: int, dilated: bool = True) -> Tensor:
-        """Return the positions that a cache of so many slots holds after so many tokens; -1: an empty slot.
+        """Return the positions (B, slots) in a cache of so many slots after ``tokens`` (B, 1); -1: an empty slot.
 
-        Sinks first, then the newest tokens, oldest first: (B, slots) of tokens (B, 1).
+        Sinks come first, then the newest tokens, oldest first.
         """
         age = torch.arange(slots - 1, -1, -1, device=tokens.device)  # 0 for the newest slot
         tokens = tokens.clamp(min=0)
@@ -102,11 +94,11 @@ class Span:
 
 
 def average_values(value: Tensor, j: Tensor, width: int) -> Tensor:
-    """Return the mean of each value (B, G, S, D) and its width-1 predecessors; those before the text count as zero."""
+    """Return the mean of each value (B, G, S, D) and its width-1 predecessors; before the text they are zero."""
     wide = value.to(torch.promote_types(value.dtype, torch.float32))
     total = torch.zeros_like(wide)
     for back in range(min(width, j.shape[-1])):
-        before = F.pad(j, (back, 0), value=-1)[:, : j.shape[-1]]  # the position that lies so many slots before
+        before = F.pad(j, (back, 0), value=-1)[:, : j.shape[-1]]  # position of the slot ``back`` slots earlier
         there = (before >= 0) & (before == j - back)
         total += F.pad(wide, (0, 0, back, 0))[:, :, : j.shape[-1]] * there[:, None, :, None]
     return (total / width).to(value.dtype)
@@ -122,19 +114,10 @@ def span_attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as the layer's span says; called by the stock model through transformers' AttentionInterface.
+    """Return the attention (B, Q, H, D) of the layer's span; the stock model calls it through AttentionInterface.
 
-    Args:
-        module: the stock attention module.
-        query: (B, H, Q, D).
-        key: (B, G, S, D): what the layer's cache held, then the new tokens.
-        value: as key.
-        attention_mask: the new tokens' positions, from `span_positions`.
-        scaling: of the logits; None: 1 / sqrt(D).
-        dropout: of the attention weights.
-
-    Returns:
-        (B, Q, H, D), and no attention weights.
+    ``query`` is (B, H, Q, D). ``key`` and ``value`` are (B, G, S, D): first the cached ones, then the new ones.
+    ``attention_mask`` holds the new tokens' positions, from `span_positions`. ``scaling`` None means 1 / sqrt(D).
     """
     span = Span(**module.config.layer_spans[module.layer_idx])
     heads, tokens, width = query.shape[1:]
@@ -160,7 +143,7 @@ def span_attention(
         k, v = (torch.cat([x[:, :, part] for part in parts], dim=2) for x in (key, value))
         at = torch.cat([j[:, part] for part in parts], dim=1)[:, None, None]  # (B or 1, 1, 1, S')
         to = i[:, None, first:last, None]  # (B or 1, 1, Q', 1)
-        # Padding sees everything, which nobody reads, so that no row is empty.
+        # Padding sees everything, so that no row is empty; its outputs are not used.
         visible = span.visible(to, at, head) | (to < 0)
         q = query[:, :, first:last]
         if not span.decay:
@@ -168,7 +151,7 @@ def span_attention(
             continue
         wide = torch.promote_types(q.dtype, torch.float32)
         k, v = (x.to(wide).repeat_interleave(heads // x.shape[1], dim=1) for x in (k, v))
-        # alpha_h = decay * 2^(h-H+1), and none for head 0.
+        # alpha_h = decay * 2^(h-H+1), and 0 for head 0.
         alpha = torch.where(head > 0, span.decay * 2.0 ** (head - heads + 1).to(wide), 0.0)
         logits = q.to(wide) @ k.transpose(-1, -2) * scaling * torch.exp(-alpha * (to - at).clamp(min=0))
         weights = logits.masked_fill(~visible, float("-inf")).softmax(dim=-1)
@@ -177,24 +160,20 @@ def span_attention(
 
 
 def padding(attention_mask: Tensor | None) -> Tensor | None:
-    """Return how many tokens of padding each row begins with, (B, 1), or None where no row has any.
-
-    Raises:
-        ValueError: where text follows padding that follows text.
-    """
+    """Return the number of padding tokens at the start of each row, (B, 1); None if no row has any."""
     if attention_mask is None or bool((attention_mask != 0).all()):
         return None
     real = (attention_mask != 0).long()
     if bool((real.diff(dim=-1) == 1).sum(-1).add(real[:, 0]).max() > 1):
         raise ValueError("attention_mask has padding inside a text; pad on the left (tokenizer.padding_side='left')")
     start = real.argmax(dim=-1, keepdim=True)
-    return start if bool(start.any()) else None  # padding behind a text is never seen by it
+    return start if bool(start.any()) else None  # a text never sees the padding after it
 
 
 def span_positions(
     q_length: int, q_offset: int = 0, attention_mask: Any = None, device: Any = None, **kwargs: Any
 ) -> Tensor:
-    """Return the new tokens' positions in place of a mask: (Q) or, with padding on the left, (B, Q), negative there."""
+    """Return the new tokens' positions instead of a mask: (Q), or (B, Q) with left padding at negative positions."""
     start = padding(attention_mask)
     i = torch.arange(q_offset, q_offset + q_length, device=device)
     return i if start is None else i - start.to(i.device)
@@ -205,27 +184,22 @@ AttentionMaskInterface.register(NAME, span_positions)
 
 
 class SpanLayer(CacheLayerMixin):
-    """One layer's keys and values: those that its span still needs, and no others.
+    """One layer's keys and values, only those that its span still needs.
 
-    Where only the first heads are dilated, those reach back farther: they keep more slots than the rest.
+    If only the first heads are dilated, they reach farther back and keep more slots than the others.
     """
 
     def __init__(self, span: Span, kv_heads: int, dilated: int):
-        """Begin empty, for so many key-value heads, the first ``dilated`` of which serve a dilated query head."""
-        self.span, self.seen, self.is_initialized = span, 0, False  # seen: tokens, padding counted
+        """Start empty; the first ``dilated`` of the key-value heads serve a dilated query head."""
+        self.span, self.seen, self.is_initialized = span, 0, False  # seen: tokens, including padding
         heads = [(slice(dilated), True), (slice(dilated, kv_heads), False)]
         self.parts = [part for part in heads if part[0].start != part[0].stop and part[0].stop]
         self.held: list[list[Tensor]] = []  # keys and values of each part, (B, its heads, its slots, D)
-        self.start: Tensor | int = 0  # padding that each row begins with, (B, 1); set by `prepare`
+        self.start: Tensor | int = 0  # padding tokens at the start of each row, (B, 1); set by `prepare`
 
-    @property
-    def keys(self) -> Tensor:
-        """What is held: (B, G, slots, D), or with the heads laid end to end where they differ in slots."""
-        return self._joined(0)
-
-    @property
-    def values(self) -> Tensor:
-        return self._joined(1)
+    # (B, G, slots, D); (B, all heads' slots, D) where heads differ in slots.
+    keys = property(lambda self: self._joined(0))
+    values = property(lambda self: self._joined(1))
 
     def _joined(self, which: int) -> Tensor:
         parts = [part[which] for part in self.held]
@@ -237,7 +211,7 @@ class SpanLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Take new keys and values; return them behind those that were held, (B, G, S, D) both."""
+        """Add new keys and values; return them after the cached ones, both (B, G, S, D)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         total = self.seen + key_states.shape[2]
@@ -247,8 +221,8 @@ class SpanLayer(CacheLayerMixin):
         for part, (heads, dilated) in enumerate(self.parts):
             old = self.span.kept(before, self.held[part][0].shape[2], dilated)
             positions = torch.cat((old, fresh), dim=-1).clamp(min=-1)  # rising
-            pairs = zip(self.held[part], (key_states[:, heads], value_states[:, heads]), strict=True)
-            both = [torch.cat(pair, dim=2) for pair in pairs]
+            new = (key_states[:, heads], value_states[:, heads])
+            both = [torch.cat(pair, dim=2) for pair in zip(self.held[part], new, strict=True)]
             found.append((positions, both))
             reach = self.span.reach(dilated)
             slots = total if reach is None else min(total, reach + self.span.pool - 1 + self.span.sink)
@@ -260,7 +234,7 @@ class SpanLayer(CacheLayerMixin):
         self.seen = total
         (wanted, both), *rest = found
         for positions, fewer in rest:
-            # Where these heads hold no key of a slot, any key stands in: none of their queries sees that slot.
+            # Where these heads lack a slot's key, any key will do: none of their queries sees that slot.
             index = torch.searchsorted(positions, wanted).clamp(max=positions.shape[-1] - 1)
             both = [torch.cat((a, pick(b, index)), dim=1) for a, b in zip(both, fewer, strict=True)]
         return both[0], both[1]
@@ -273,8 +247,6 @@ class SpanLayer(CacheLayerMixin):
 
     def get_max_length(self) -> int:
         return -1
-
-    get_max_cache_shape = get_max_length  # its name in transformers 5.10
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self.held = [[change(states) for states in part] for part in self.held]
@@ -290,10 +262,7 @@ class SpanLayer(CacheLayerMixin):
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
-            raise ValueError("what a span no longer needs is gone: this cache cannot be cropped")
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        self.batch_select_indices(beam_idx)
+            raise ValueError("this cache drops what no span needs any more, so it cannot be cropped")
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         self._change(lambda states: states.repeat_interleave(repeats, dim=0))
@@ -301,45 +270,41 @@ class SpanLayer(CacheLayerMixin):
     def batch_select_indices(self, indices: Tensor) -> None:
         self._change(lambda states: states.index_select(0, indices.to(states.device)))
 
+    reorder_cache = batch_select_indices
+
 
 def pick(states: Tensor, index: Tensor) -> Tensor:  # (B, G, S, D), (B or 1, slots) -> (B, G, slots, D)
-    """Return the slots of an index, which may differ from row to row."""
-    if len(index) == 1:
-        return states.index_select(2, index[0])
-    return states.take_along_dim(index[:, None, :, None], dim=2)
+    """Return the slots at an index, which may differ between rows."""
+    return states.index_select(2, index[0]) if len(index) == 1 else states.take_along_dim(index[:, None, :, None], 2)
 
 
 def cache_layers(config: PreTrainedConfig) -> list[Any]:
     """Return an empty cache layer per layer of the model."""
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
-    layers = []
-    for span in (Span(**entry) for entry in config.layer_spans):
-        dilated = heads if span.dilated_heads is None else span.dilated_heads
-        layers.append(SpanLayer(span, kv_heads, -(-dilated * kv_heads // heads)))
-    return layers
+    spans = [Span(**entry) for entry in config.layer_spans]
+    return [SpanLayer(span, kv_heads, -(-(span.dilated_heads or heads) * kv_heads // heads)) for span in spans]
 
 
 def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """Before each forward pass of the stock model: check what it was given, and see to a cache that keeps to the spans.
+    """Check the arguments before each forward pass of the stock model, and give it a cache of the spans.
 
     Raises:
-        ValueError: for what would ignore the schedule or what it is not defined for; says what to give instead.
+        ValueError: for arguments that would ignore the schedule, or for which it is not defined.
     """
     parameters = inspect.signature(model.forward).parameters
     kwargs = dict(zip(parameters, args, strict=False)) | kwargs
-    caches = {name: kwargs.pop(name, None) for name in CACHE_NAMES}
-    config, mask = model.config, kwargs.get("attention_mask")
-    cache = next((given for given in caches.values() if given is not None), None)
+    caches = [kwargs.pop(name, None) for name in CACHE_NAMES]
+    cache = next((given for given in caches if given is not None), None)
+    config, mask, use_cache = model.config, kwargs.get("attention_mask"), kwargs.get("use_cache")
     if config._attn_implementation != NAME:
         raise ValueError(f"attn_implementation={config._attn_implementation!r} ignores the schedule; leave it {NAME!r}")
-    use_cache = kwargs.get("use_cache")
     recomputed = model.training and any(getattr(part, "gradient_checkpointing", False) for part in model.modules())
     if cache is None and not recomputed and (config.use_cache if use_cache is None else use_cache):
         cache = Cache(layers=cache_layers(config))
     if cache is not None and not (cache.layers and all(isinstance(layer, SpanLayer) for layer in cache.layers)):
         if type(cache) is not DynamicCache or cache.get_seq_length():
-            raise ValueError(f"a {type(cache).__name__} does not keep to the spans; give none or an empty DynamicCache")
+            raise ValueError(f"a {type(cache).__name__} does not know the spans; give none or an empty DynamicCache")
         cache.layers = cache_layers(config)
     kwargs[next(name for name in CACHE_NAMES if name in parameters)] = cache
 
@@ -347,22 +312,21 @@ def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
     tokens = (kwargs["inputs_embeds"] if inputs is None else inputs).shape[1]
     seen = cache.get_seq_length() if cache is not None else 0
     if mask is not None and (mask.ndim != 2 or mask.shape[1] != seen + tokens):
-        raise ValueError(f"attention_mask {tuple(mask.shape)}: give (batch, {seen + tokens}), 0 where text is padded")
+        raise ValueError(f"attention_mask {tuple(mask.shape)}: give (batch, {seen + tokens}), with 0 for padding")
     start = padding(mask)
-    if cache is not None:
-        for layer in cache.layers:
-            layer.start = 0 if start is None else start
+    for layer in () if cache is None else cache.layers:
+        layer.start = 0 if start is None else start
     positions = kwargs.get("position_ids")
     if positions is None and start is not None:
         kwargs["position_ids"] = (torch.arange(seen, seen + tokens, device=start.device) - start).clamp(min=0)
     elif positions is not None and mask is None and bool((positions.diff(dim=-1) != 1).any()):
-        raise ValueError("position_ids that jump pack several texts into one row; give each text a row, and pad")
+        raise ValueError("position_ids with jumps pack several texts into one row; give each text its own row")
     return (), kwargs
 
 
 @functools.cache
 def config_class(base: str) -> type[PreTrainedConfig]:
-    """Return the stock model's configuration with the two keys of this file."""
+    """Return the stock model's configuration class with the two keys of this file."""
     if base not in BASES:
         raise ValueError(f"base_model_type {base!r} is not known; known: {', '.join(BASES)}")
 
@@ -378,12 +342,13 @@ def config_class(base: str) -> type[PreTrainedConfig]:
             if spans and len(spans) != self.num_hidden_layers:
                 raise ValueError(f"{len(spans)} layer_spans for {self.num_hidden_layers} layers")
 
-    return named(Config, "LayersearchConfig")
+    Config.__name__ = Config.__qualname__ = "LayersearchConfig"  # the name in auto_map
+    return Config
 
 
 @functools.cache
 def model_class(base: str) -> type[torch.nn.Module]:
-    """Return the stock model with its attention routed here."""
+    """Return the stock model's class with its attention routed to this file."""
 
     class Model(MODEL_FOR_CAUSAL_LM_MAPPING[CONFIG_MAPPING[base]]):
         config_class = globals()["config_class"](base)
@@ -398,13 +363,8 @@ def model_class(base: str) -> type[torch.nn.Module]:
             super().__init__(config, *args, **kwargs)
             self.base_model.register_forward_pre_hook(prepare, with_kwargs=True)
 
-    return named(Model, "LayersearchForCausalLM")
-
-
-def named(cls: type, name: str) -> type:
-    """Give a class the name under which ``auto_map`` finds it again."""
-    cls.__name__ = cls.__qualname__ = name
-    return cls
+    Model.__name__ = Model.__qualname__ = "LayersearchForCausalLM"  # the name in auto_map
+    return Model
 
 
 class LayersearchConfig(PreTrainedConfig):
@@ -428,8 +388,7 @@ class LayersearchForCausalLM:
 
     @classmethod
     def from_pretrained(cls, path: Any, *args: Any, config: PreTrainedConfig | None = None, **kwargs: Any) -> Any:
-        if config is None:
-            config = LayersearchConfig.from_pretrained(path)
+        config = config or LayersearchConfig.from_pretrained(path)
         return model_class(config.base_model_type).from_pretrained(path, *args, config=config, **kwargs)
 
     @classmethod
@@ -438,4 +397,4 @@ class LayersearchForCausalLM:
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoModelForCausalLM") -> None:
-        """Nothing to do: the classes of `model_class` are registered."""
+        """Do nothing: the classes of `model_class` are registered."""

@@ -1,15 +1,16 @@
-"""Proof of an export: what the real library makes of the folder, against the schedule, by experiment.
+"""Proof of an export by experiment: does transformers do with the folder what its schedule says?
 
-The folder holds ``config.json`` and ``schedule.yaml``; ``model.safetensors`` and code of its own may be there. A model
+The folder holds ``config.json`` and ``schedule.yaml``, and may hold ``model.safetensors`` and its own code. The model
 that `transformers.AutoModelForCausalLM` builds is proven if
 
-- every layer, fed noise in which one token changes, moves exactly the outputs that `Span.moves` says (random weights:
-  masks do not depend on them), and every head of it where the layer's output projection is found;
-- its logits are those of `layersearch.model.decoder.Decoder`, where the weights are the same by name and shape;
-- `generate` past every span makes the same text with a KV cache as without.
+- every layer passes the mask experiment: one token of a noise input changes, and exactly the outputs change that
+  `Span.moves` names, per head where the layer's output projection is found (masks do not depend on weights, so they
+  are random);
+- its logits equal those of `layersearch.model.decoder.Decoder`, if the weights have the same names and shapes;
+- `generate` past every span gives the same text with and without a KV cache.
 
-Code of the folder's own must keep its decoder layers in one ``ModuleList`` of the schedule's length, give each the
-stream as its first argument or as ``hidden_states``, and have the layer return it, alone or first in a tuple.
+Code in the folder must keep its decoder layers in one ``ModuleList``. Each layer must take the hidden states as first
+argument or as ``hidden_states``, and return them, alone or first in a tuple.
 """
 
 from __future__ import annotations
@@ -19,45 +20,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layersearch.export.verify.folder import MOST_WEIGHT_BYTES, read_folder
+from layersearch.export.verify.folder import MAX_WEIGHT_BYTES, read_folder
 from layersearch.export.verify.generation import TextProof, compare_texts
-from layersearch.export.verify.loading import decoder_layers, loaded_model, random_model, read_config
+from layersearch.export.verify.loading import decoder_layers, load_model, random_model, read_config
 from layersearch.export.verify.logits import LogitsProof, compare_logits
-from layersearch.export.verify.mask_probe import EVERY_PAIR, LayerProof, changed_keys, prove_masks, text_length
+from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
 from layersearch.schedule import Schedule
 
-__all__ = ["EVERY_PAIR", "LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
+__all__ = ["LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
 
-OWN = "the folder's own"
 _SIZE_FIELDS = ("sliding_window", "attention_chunk_size", "window_size")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What the library was seen to do with an exported folder."""
+    """Result of all experiments on an exported folder."""
 
     architecture: str
     """The class that transformers built."""
     schedule: str
-    """Text form of what it should do."""
+    """Text form of the expected schedule."""
     tokens: int
-    """Length of the text of the experiment."""
+    """Length of the input of the mask experiment."""
     keys: int
-    """Tokens that were changed in it, each against all queries."""
+    """How many of its tokens were changed; each is compared with all queries."""
     shrunk: bool
-    """Whether the model's widths were shrunk for the experiment on masks."""
+    """Whether the model was made narrower for the mask experiment."""
     weights: str
-    """Which weights gave the logits and texts: ``random``, or ``the folder's own``."""
+    """Weights for logits and texts: ``random``, or ``the folder's own``."""
     layers: tuple[LayerProof, ...]
     logits: LogitsProof | None
     """None: not compared."""
     logits_reason: str | None
-    """Why not."""
+    """Why the logits were not compared."""
     texts: TextProof
 
     @property
     def problem(self) -> str | None:
-        """Return what differs first, in one line; None if everything agrees."""
+        """The first difference, in one line; None if everything agrees."""
         wrong = [layer for layer in self.layers if not layer.proven]
         if wrong:
             others = f" (and layers {', '.join(str(layer.layer) for layer in wrong[1:])})" if wrong[1:] else ""
@@ -66,18 +66,16 @@ class Proof:
             return (
                 f"logits differ from layersearch.model.decoder.Decoder's by {self.logits.difference:.2g} of their norm"
             )
-        if self.texts.error is not None:
+        if self.texts.error is not None or self.texts.proven:
             return self.texts.error
-        if not self.texts.proven:
-            return (
-                f"with a cache {self.texts.equal} of {self.texts.tokens} tokens are those made without, "
-                f"logits differ by {self.texts.difference:.2g}"
-            )
-        return None
+        return (
+            f"with a cache {self.texts.equal} of {self.texts.tokens} tokens equal those without, "
+            f"logits differ by {self.texts.difference:.2g}"
+        )
 
     @property
     def proven(self) -> bool:
-        """Tell whether everything that was compared agrees."""
+        """True if everything that was compared agrees."""
         return self.problem is None
 
     def to_dict(self) -> dict[str, Any]:
@@ -93,18 +91,18 @@ def verify(
     attention: str | None = None,
     seed: int = 0,
 ) -> Proof:
-    """Find out what transformers makes of an exported folder, and compare it with the schedule.
+    """Compare the model that transformers makes of an exported folder with the schedule.
 
     Args:
-        folder: ``config.json``, ``schedule.yaml`` and what else there is.
-        schedule: what the folder should hold; None: what its ``schedule.yaml`` says.
-        trust_remote_code: run code of the folder's own.
+        folder: with ``config.json`` and ``schedule.yaml``.
+        schedule: the expected schedule; None: the one in ``schedule.yaml``.
+        trust_remote_code: run code in the folder.
         attention: transformers' name of an attention implementation, such as ``eager``; None: its default.
         seed: of random weights.
 
     Raises:
-        UserError: if the folder cannot be loaded for a reason of its own; a model that does another thing than the
-            schedule is no error but a `Proof` that is not ``proven``.
+        LayersearchError: if the folder cannot be loaded. A model that differs from the schedule is no error: its
+            `Proof` is not ``proven``.
     """
     import torch
 
@@ -121,12 +119,11 @@ def verify(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         masks = prove_masks(model, layers, found.schedule, tokens=tokens, n_heads=n_heads)
-        weights = "random"
-        most = tokens
-        if found.weights and found.weight_bytes <= MOST_WEIGHT_BYTES:
-            model, weights, most = loaded_model(found, attention), OWN, longest or tokens
-        logits = compare_logits(model, found.schedule, min(tokens, most))
-        texts = compare_texts(model, found.schedule, tokens=tokens, longest=most)
+        weights, limit = "random", tokens
+        if found.weights and found.weight_bytes <= MAX_WEIGHT_BYTES:
+            model, weights, limit = load_model(found, attention), "the folder's own", longest or tokens
+        logits = compare_logits(model, found.schedule, min(tokens, limit))
+        texts = compare_texts(model, found.schedule, tokens=tokens, longest=limit)
     return Proof(
         architecture=type(model).__name__,
         schedule=str(found.schedule),

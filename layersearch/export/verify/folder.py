@@ -1,4 +1,4 @@
-"""The folder that is to be proven: its configuration, its schedule and its weights, or one line on what is wrong."""
+"""The exported folder: its configuration, schedule and weights, or one line that says what is wrong."""
 
 from __future__ import annotations
 
@@ -7,100 +7,83 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layersearch.errors import UserError
-from layersearch.export.families import check_stock
+from layersearch.errors import ExportError
+from layersearch.export.families import check_no_layer_windows
+from layersearch.export.files import read_json
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import read_schedule
 
-MOST_WEIGHT_BYTES = 2 * 2**30
-"""Weights above this are not loaded: the proof then stands on random ones."""
-_SCHEDULES = ("schedule.yaml", "schedule.json")
+MAX_WEIGHT_BYTES = 2 * 2**30
+"""Larger weights are not loaded: the proof then uses random ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
-    """An export as it lies on the disk, read and found whole."""
+    """An exported folder that was read and is complete."""
 
     path: Path
     config: dict[str, Any]
-    """What ``config.json`` holds."""
+    """Content of ``config.json``."""
     schedule: Schedule
     weights: tuple[Path, ...]
-    """The safetensors files; empty: there are none."""
+    """The safetensors files; may be empty."""
     remote: bool
-    """Whether the configuration names code of its own."""
+    """Whether the configuration names code in the folder."""
 
     @property
     def weight_bytes(self) -> int:
-        """Size of the weights on the disk."""
+        """Size of the weights on disk."""
         return sum(file.stat().st_size for file in self.weights)
 
 
 def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: bool) -> Folder:
-    """Read an exported folder without running anything of it.
-
-    Args:
-        path: the folder.
-        schedule: what it should hold; None: its ``schedule.yaml``.
-        trust_remote_code: whether its own code may run later on.
+    """Read an exported folder without running its code; arguments as `layersearch.export.verify.verify`.
 
     Raises:
-        UserError: if a file or a shard is missing or damaged, no schedule is there, code would have to run that is not
-            trusted, or a stock family is given windows by layer.
+        ExportError: if a file is missing or damaged, the folder's code is not trusted, or a stock family gets a window
+            per layer.
     """
     file = path / "config.json"
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{file} is missing; give a folder that 'layersearch export --to hf' wrote") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{file}: no JSON text ({error}); export it again") from None
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: expected a mapping, found {type(config).__name__}; export it again")
+    config = read_json(file, str(file), "give a folder that 'layersearch export --to hf' wrote")
     if schedule is None:
-        there = next((path / name for name in _SCHEDULES if (path / name).is_file()), None)
-        if there is None:
-            raise UserError(f"{path / _SCHEDULES[0]} is missing: it says what to prove; add it, or give --schedule")
-        schedule = read_schedule(there)
+        files = [path / "schedule.yaml", path / "schedule.json"]
+        found = next((one for one in files if one.is_file()), None)
+        if found is None:
+            raise ExportError(f"{files[0]} is missing: it says what to prove; add it, or give --schedule")
+        schedule = read_schedule(found)
     remote = bool(config.get("auto_map"))
-    if remote and not trust_remote_code:
-        raise UserError(
-            f"{file}: auto_map names code of the folder's own, which is not run unasked; read it, then give "
+    if not remote:
+        check_no_layer_windows(config, str(file))
+    elif not trust_remote_code:
+        raise ExportError(
+            f"{file}: auto_map names code in the folder, which does not run without consent; read it, then give "
             "--trust-remote-code"
         )
-    if not remote:
-        check_stock(config, str(file))
     return Folder(path=path, config=config, schedule=schedule, weights=_weights(path), remote=remote)
 
 
 def _weights(path: Path) -> tuple[Path, ...]:
-    """Return the weights' files, every one whole."""
+    """Return the weight files, after a check that each is complete."""
     from safetensors import SafetensorError, safe_open
 
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
+    names = [single.name] if single.is_file() else []
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
-            raise UserError(f"{index}: no index of weights; copy it again") from None
+            raise ExportError(f"{index}: no index of weights; copy it again") from None
         missing = [name for name in names if not (path / str(name)).is_file()]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise UserError(f"{path}: shard {missing[0]}{more} of {len(names)} is missing; copy it there")
-        files = tuple(path / name for name in names)
-    elif single.is_file():
-        files = (single,)
-    else:
-        pickled = sorted(
-            each.name for pattern in ("pytorch_model*.bin", "*.pt", "*.pth") for each in path.glob(pattern)
-        )
-        if pickled:
-            raise UserError(f"{path / pickled[0]}: pickled weights can run code and are not read; save as safetensors")
-        return ()
-    for file in files:
+            raise ExportError(f"{path}: shard {missing[0]}{more} of {len(names)} is missing; copy it there")
+    pickled = sorted(file for pattern in ("pytorch_model*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+    if pickled and not names:
+        raise ExportError(f"{pickled[0]}: pickled weights can run code and are not read; save as safetensors")
+    for name in names:
         try:
-            with safe_open(file, "pt"):
+            with safe_open(path / name, "pt"):
                 pass
         except (SafetensorError, OSError) as error:
-            raise UserError(f"{file}: damaged or no safetensors file ({error}); copy it again") from None
-    return files
+            raise ExportError(f"{path / name}: damaged or no safetensors file ({error}); copy it again") from None
+    return tuple(path / name for name in names)

@@ -1,4 +1,4 @@
-"""Texts generated past every span, with and without a KV cache: the same tokens, from the same logits."""
+"""Texts generated past every span with and without a KV cache: tokens and logits must be the same."""
 
 from __future__ import annotations
 
@@ -7,44 +7,42 @@ from typing import Any
 
 import torch
 
-from layersearch.export.verify.loading import quiet
+from layersearch.errors import one_line
+from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
 
 TOLERANCE = 1e-3
-"""Largest difference of a logit, as a share of the logits' spread, in float32."""
+"""Largest difference of a logit over the logits' standard deviation, in float32."""
 SHORT = 64
-"""A text of so many tokens is generated from its first on; of a longer one a few tokens at each span's edge."""
+"""Texts up to this many tokens are generated from the start; longer ones a few tokens at each span's edge."""
 _PROMPT, _FEW = 3, 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextProof:
-    """What `generate` made with a cache, against what it made without."""
+    """Result of ``generate`` with a cache, compared with the one without."""
 
     tokens: int
     """Tokens generated."""
     equal: int
-    """Of which so many are the same with and without a cache."""
+    """How many of them are the same with and without a cache."""
     difference: float
-    """Largest difference of a logit over the spread of the logits, as long as the tokens agree."""
+    """Largest difference of a logit over the logits' standard deviation, as long as the tokens agree."""
     longest: int
-    """Length of the longest text, the prompt included."""
+    """Length of the longest text in tokens, including the prompt."""
     error: str | None
-    """What was raised in its place; None: nothing."""
+    """The error that ended the generation; None: there was none."""
 
     @property
     def proven(self) -> bool:
-        """Tell whether the texts are the same."""
+        """True if the texts are the same."""
         return self.error is None and self.equal == self.tokens and self.difference < TOLERANCE
 
 
 def prompts(schedule: Schedule, tokens: int, longest: int) -> list[tuple[int, int]]:
-    """Return (prompt, new tokens) of the texts: over the edge of every span, and on from beyond it.
+    """Return (prompt length, new tokens) of the texts: across the edge of every span, and after it.
 
-    Args:
-        schedule: one span per layer.
-        tokens: a length that shows every span.
-        longest: the longest text that the model takes.
+    ``tokens`` is a length that shows every span; ``longest`` is the longest text that the model takes.
     """
     tokens = min(tokens, longest)
     if tokens <= SHORT:
@@ -57,41 +55,37 @@ def prompts(schedule: Schedule, tokens: int, longest: int) -> list[tuple[int, in
 
 @torch.no_grad()
 def compare_texts(model: Any, schedule: Schedule, *, tokens: int, longest: int) -> TextProof:
-    """Generate greedily with and without a cache, and compare tokens and logits.
+    """Generate greedily with and without a cache, and compare tokens and logits; arguments as `prompts`.
 
-    A token stands in a short text once: greedy texts of random weights would repeat one token, whose value is the same
-    wherever it is read.
+    In a short text no token repeats: with random weights greedy texts would repeat one token, and a wrong position
+    would read the same value.
     """
     vocab = model.config.get_text_config(decoder=True).vocab_size
     total = equal = reached = 0
-    difference = 0.0
+    difference, problem = 0.0, None
     for prompt, new in prompts(schedule, tokens, longest):
         ids = torch.randint(vocab, (1, prompt), generator=torch.Generator().manual_seed(3))
+        total, reached = total + new, max(reached, prompt + new)
         found = []
         for cached in (False, True):
             try:
                 with quiet():
-                    found.append(_generated(model, ids, new, cached, once=prompt + new < vocab))
-            except Exception as error:  # whatever the library or the folder's own code makes of it
+                    found.append(_generate(model, ids, new, cached, no_repeat=prompt + new < vocab))
+            except Exception as error:  # the library and the folder's own code raise many kinds
                 how = "with" if cached else "without"
-                words = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-                return TextProof(
-                    tokens=total + new,
-                    equal=equal,
-                    difference=difference,
-                    longest=prompt + new,
-                    error=f"generate() {how} a cache raises {words}",
-                )
+                problem = f"generate() {how} a cache raises {type(error).__name__}: {one_line(error)}"
+                break
+        if problem is not None:
+            break
         (plain, plain_logits), (fast, fast_logits) = found
         same = [int(a == b) for a, b in zip(plain, fast, strict=True)]
         agree = same.index(0) + 1 if 0 in same else len(same)
         off = (plain_logits[:agree] - fast_logits[:agree]).abs().max() / plain_logits.std()
-        total, equal, reached = total + new, equal + sum(same), max(reached, prompt + new)
-        difference = max(difference, float(off))
-    return TextProof(tokens=total, equal=equal, difference=difference, longest=reached, error=None)
+        equal, difference = equal + sum(same), max(difference, float(off))
+    return TextProof(tokens=total, equal=equal, difference=difference, longest=reached, error=problem)
 
 
-def _generated(model: Any, ids: torch.Tensor, new: int, cached: bool, once: bool) -> tuple[list[int], torch.Tensor]:
+def _generate(model: Any, ids: torch.Tensor, new: int, cached: bool, no_repeat: bool) -> tuple[list[int], torch.Tensor]:
     """Return the new tokens and their logits (new, V)."""
     made = model.generate(
         ids,
@@ -100,7 +94,7 @@ def _generated(model: Any, ids: torch.Tensor, new: int, cached: bool, once: bool
         max_new_tokens=new,
         do_sample=False,
         use_cache=cached,
-        no_repeat_ngram_size=1 if once else 0,
+        no_repeat_ngram_size=1 if no_repeat else 0,
         output_logits=True,
         return_dict_in_generate=True,
     )

@@ -1,12 +1,13 @@
-"""Each layer's effective mask, by experiment: change one token before the layer, see which outputs move.
+"""Each layer's effective mask, by experiment: change one token of the layer's input, and see which outputs change.
 
-One forward pass tests all layers: before each of them the stream is replaced by the same noise, in which row k of the
-batch has its token j_k changed. The pass is made once more without changes; what is not seen is then the same to the
-bit, whatever kernel ran. Moves are read after the layer, and by head before the layer's output projection.
+One forward pass tests all layers. Each layer's input is replaced by the same noise, in which row k of the batch has
+token j_k changed. A reference pass has no changes. Outputs that do not depend on the token are bitwise equal in both
+passes, whatever kernel runs. Outputs are read after the layer, and per head before its output projection.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,90 +15,81 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from layersearch.errors import UserError
+from layersearch.errors import ExportError, one_line
 from layersearch.schedule import Schedule, Span
 
 EVERY_PAIR = 256
-"""Texts up to this many tokens are tested pair by pair; of longer ones some keys against all queries."""
-LEAST_TOKENS = 32
-"""No text is shorter, however short the spans."""
-LEAST_OF_LONG = 128
-"""Nor than this where the model is made for as many: a limit that nobody names may show."""
-MOST_TOKENS = 20_000
-"""Spans that need a longer text to be seen are not tested."""
+"""Inputs up to this many tokens are tested for every pair; in longer ones some keys are tested for all queries."""
+MIN_TOKENS = 32
+"""Shortest input in tokens."""
+MIN_LONG_TOKENS = 128
+"""Shortest input of a model with as many positions: limits that the configuration does not name may show."""
+MAX_TOKENS = 20_000
+"""Spans that need a longer input are not tested."""
 _THRESHOLD = 2e-6
-"""A move of an output by more than this share of the stream's spread is one."""
+"""Smallest change of an output, over the outputs' standard deviation, that counts."""
 _SCORE_BYTES = 2**29
-"""Attention scores of one pass, at most."""
+"""Most bytes of attention scores in one pass."""
 _RANDOM_KEYS = 8
-_MARGIN = (4, 64)
-"""A text is longer than the span by half of it, at least and at most so many tokens."""
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo")
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerProof:
-    """What one layer was seen to do, against its span."""
+    """One layer's effective mask, compared with its span."""
 
     layer: int
-    """Counted from 0."""
+    """Index from 0."""
     span: str
     pairs: int
     """(query, key) pairs tested."""
     seen: int
-    """Pairs of which the key moves the query."""
+    """Pairs in which the key changes the query's output."""
     too_many: int
-    """Pairs seen that the span does not let see."""
+    """Pairs seen that the span hides."""
     too_few: int
-    """Pairs not seen that the span lets see."""
+    """Pairs not seen that the span shows."""
     by_head: bool
-    """Whether each head's own mask was compared, too."""
+    """Whether the mask of each head was compared too."""
     wrong_heads: int
-    """Pairs, counted head by head, that differ from the span."""
+    """(head, query, key) triples that differ from the span."""
     example: str | None
-    """The first pair that differs, in words."""
+    """The first difference, in words."""
 
     @property
     def proven(self) -> bool:
-        """Tell whether every tested pair agrees."""
+        """True if every tested pair agrees."""
         return not (self.too_many or self.too_few or self.wrong_heads)
 
 
 def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -> int:
-    """Return how many tokens show every span of a schedule, and every window that a configuration holds.
+    """Return how many tokens show every span of a schedule and every window of a configuration.
 
     Args:
         schedule: one span per layer.
-        sizes: windows and chunks that stand in the configuration, in tokens, used by the schedule or not: a layer that
-            should be full is told from one of that window by a longer text only.
-        longest: positions of the model; beyond them a window is as good as full. None: not known.
+        sizes: windows and chunks in the configuration, in tokens, whether or not the schedule uses them: only a longer
+            input tells a full layer from one with that window.
+        longest: positions of the model in tokens: a longer window is as good as full. None: unknown.
 
     Raises:
-        UserError: if that is too long to test.
+        ExportError: if that is too long to test.
     """
-    needed = [_needed(span) for span in schedule]
-    needed += [_beyond(min(size, longest or size)) for size in sizes if size > 0]
-    tokens = max(LEAST_TOKENS, min(longest or 0, LEAST_OF_LONG), *needed)
-    if tokens > MOST_TOKENS:
-        raise UserError(f"the spans show in a text of {tokens} tokens only; more than {MOST_TOKENS} are not tested")
+    needed = [span.pool + 1 for span in schedule if span.is_full]
+    edges = [min(size, longest or size) for size in sizes if size > 0]
+    for span in schedule:
+        if span.kind == "block":
+            edges.append(2 * (span.size or 0) + span.sink + span.pool)
+        elif span.kind == "window":
+            edges.append((span.reach() or 0) + 1 + span.sink + span.dilation)
+    needed += [edge + max(4, min(64, edge // 2)) for edge in edges]
+    tokens = max(MIN_TOKENS, min(longest or 0, MIN_LONG_TOKENS), *needed)
+    if tokens > MAX_TOKENS:
+        raise ExportError(f"the spans need an input of {tokens} tokens; more than {MAX_TOKENS} are not tested")
     return tokens
 
 
-def _needed(span: Span) -> int:
-    if span.size is None:
-        return span.pool + 1
-    if span.kind == "block":
-        return _beyond(2 * span.size + span.sink + span.pool)
-    return _beyond((span.reach() or 0) + 1 + span.sink + span.dilation)
-
-
-def _beyond(edge: int) -> int:
-    least, most = _MARGIN
-    return edge + max(least, min(most, edge // 2))
-
-
 def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
-    """Return the keys that are changed: every one of a short text; of a long one those at the spans' edges and some."""
+    """Return the tokens to change: all of a short input; of a long one those at the spans' edges and a few others."""
     if tokens <= EVERY_PAIR:
         return list(range(tokens))
     keys = {0, 1, 2, tokens // 2, tokens - 2, tokens - 1}
@@ -119,36 +111,30 @@ def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
 def prove_masks(
     model: Any, layers: nn.ModuleList, schedule: Schedule, *, tokens: int, n_heads: int
 ) -> list[LayerProof]:
-    """Find each layer's effective mask and compare it with its span, pair by pair.
-
-    Args:
-        model: a causal language model of transformers, in evaluation.
-        layers: its decoder layers, each called with the stream first and giving it back (first).
-        schedule: one span per layer.
-        tokens: length of the text.
-        n_heads: query heads.
-    """
+    """Compare each layer's effective mask with its span, pair by pair, for an input of ``tokens`` tokens."""
     keys = changed_keys(schedule, tokens)
     rows = max(1, min(len(keys), _SCORE_BYTES // (4 * n_heads * tokens * tokens)))
     probe = _Probe(model, layers, tokens, rows, n_heads)
-    quiet = probe.run([None] * rows)
+    reference = probe.run([None] * rows)
     moved: list[list[Tensor]] = [[] for _ in layers]
     by_head: list[list[Tensor]] = [[] for _ in layers]
     for first in range(0, len(keys), rows):
         some = keys[first : first + rows]
-        loud = probe.run([*some, *[None] * (rows - len(some))])
-        for layer, (now, before) in enumerate(zip(loud, quiet, strict=True)):
-            change = (now.stream - before.stream).abs().amax(-1)[: len(some)]  # (keys, tokens)
-            moved[layer].append((change > _THRESHOLD * before.stream.std()).cpu())
-            if now.heads is not None and before.heads is not None:
-                change = (now.heads - before.heads).abs().amax(-1)[: len(some)]  # (keys, tokens, heads)
-                by_head[layer].append((change > _THRESHOLD * before.heads.std()).cpu())
+        outputs = probe.run([*some, *[None] * (rows - len(some))])
+        for layer, ((hidden, heads), (hidden_before, heads_before)) in enumerate(zip(outputs, reference, strict=True)):
+            moved[layer].append(_changed(hidden, hidden_before)[: len(some)])
+            if heads is not None and heads_before is not None:
+                by_head[layer].append(_changed(heads, heads_before)[: len(some)])
     proofs = []
     for layer, span in enumerate(schedule):
-        whole = torch.cat(moved[layer]).T  # (tokens, keys)
-        heads = torch.cat(by_head[layer]).permute(2, 1, 0) if by_head[layer] else None  # (heads, tokens, keys)
-        proofs.append(_compare(layer, span, whole, heads, keys, n_heads))
+        seen = torch.cat(moved[layer]).T  # (tokens, keys)
+        seen_by_head = torch.cat(by_head[layer]).permute(2, 1, 0) if by_head[layer] else None  # (heads, tokens, keys)
+        proofs.append(_compare(layer, span, seen, seen_by_head, keys, n_heads))
     return proofs
+
+
+def _changed(now: Tensor, before: Tensor) -> Tensor:
+    return ((now - before).abs().amax(-1) > _THRESHOLD * before.std()).cpu()
 
 
 def _compare(layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: list[int], n_heads: int) -> LayerProof:
@@ -159,14 +145,12 @@ def _compare(layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: l
     wrong = (seen != wanted).nonzero()
     wrong_heads = (heads != each).nonzero() if heads is not None else torch.empty(0, 3, dtype=torch.long)
     example = None
-    if len(wrong):
-        i, at = wrong[0].tolist()
-        sees = "sees" if seen[i, at] else "does not see"
-        example = f"layer {layer}: token {i} {sees} token {keys[at]}, unlike {span}"
-    elif len(wrong_heads) and heads is not None:
-        h, i, at = wrong_heads[0].tolist()
-        sees = "sees" if heads[h, i, at] else "does not see"
-        example = f"layer {layer}, head {h}: token {i} {sees} token {keys[at]}, unlike {span}"
+    if len(wrong) or len(wrong_heads):
+        *which, i, at = (wrong if len(wrong) else wrong_heads)[0].tolist()
+        # A pair that is wrong differs from the span, so the span tells what was seen.
+        expected = each[which[0], i, at] if which else wanted[i, at]
+        where = f"layer {layer}, head {which[0]}" if which else f"layer {layer}"
+        example = f"{where}: token {i} {'does not see' if expected else 'sees'} token {keys[at]}, unlike {span}"
     return LayerProof(
         layer=layer,
         span=str(span),
@@ -180,82 +164,67 @@ def _compare(layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: l
     )
 
 
-@dataclass(frozen=True)
-class _Outputs:
-    stream: Tensor  # (rows, tokens, width)
-    heads: Tensor | None  # (rows, tokens, heads, head width)
-
-
 class _Probe:
-    """A model whose layers are fed noise instead of the stream."""
+    """A model whose layers get noise instead of their inputs."""
 
     def __init__(self, model: Any, layers: nn.ModuleList, tokens: int, rows: int, n_heads: int) -> None:
         self._model, self._layers, self._rows, self._tokens, self._n_heads = model, layers, rows, tokens, n_heads
         self._noise: Tensor | None = None
         self._keys: Sequence[int | None] = ()
-        self._streams: dict[int, Tensor] = {}
+        self._hidden: dict[int, Tensor] = {}
         self._heads: dict[int, Tensor] = {}
 
-    def run(self, keys: Sequence[int | None]) -> list[_Outputs]:
-        """Return every layer's outputs where row k of the batch has token ``keys[k]`` changed, or none."""
-        self._keys, self._streams, self._heads = keys, {}, {}
+    def run(self, keys: Sequence[int | None]) -> list[tuple[Tensor, Tensor | None]]:
+        """Return the outputs of every layer, where row k of the batch has token ``keys[k]`` changed, or none.
+
+        Returns:
+            Hidden states (rows, tokens, width), and the heads' outputs (rows, tokens, heads, head width) if found.
+        """
+        self._keys, self._hidden, self._heads = keys, {}, {}
         hooks: list[Any] = []
         for layer, module in enumerate(self._layers):
-            hooks.append(module.register_forward_pre_hook(self._before(layer), with_kwargs=True))
-            hooks.append(module.register_forward_hook(self._after(layer)))
+            hooks.append(module.register_forward_pre_hook(self._replace_input, with_kwargs=True))
+            hooks.append(module.register_forward_hook(functools.partial(self._read_hidden, layer)))
             projection = _projection(module)
             if projection is not None:
-                hooks.append(projection.register_forward_pre_hook(self._read_heads(layer)))
+                hooks.append(projection.register_forward_pre_hook(functools.partial(self._read_heads, layer)))
         try:
             self._model(torch.zeros(self._rows, self._tokens, dtype=torch.long), use_cache=False)
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError) as error:
-            words = " ".join(str(error).split())[:200]
             name = type(self._model).__name__
-            raise UserError(f"{name} does not run as config.json has it ({type(error).__name__}: {words})") from None
+            raise ExportError(
+                f"{name} does not run with this config.json ({type(error).__name__}: {one_line(error)})"
+            ) from None
         finally:
             for hook in hooks:
                 hook.remove()
-        unseen = [layer for layer in range(len(self._layers)) if layer not in self._streams]
-        if unseen:
-            raise UserError(f"layer {unseen[0]} of {type(self._model).__name__} is never called")
-        return [_Outputs(self._streams[layer], self._heads.get(layer)) for layer in range(len(self._layers))]
+        for layer in range(len(self._layers)):
+            if layer not in self._hidden:
+                raise ExportError(f"layer {layer} of {type(self._model).__name__} is never called")
+        return [(self._hidden[layer], self._heads.get(layer)) for layer in range(len(self._layers))]
 
-    def _fed(self, stream: Tensor) -> Tensor:
+    def _replace_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        hidden = args[0] if args else kwargs["hidden_states"]
         if self._noise is None:
             generator = torch.Generator().manual_seed(1)
-            drawn = torch.randn(2, *stream.shape[1:], generator=generator)
-            self._noise = drawn.to(stream)
-        fed = self._noise[:1].repeat(self._rows, 1, 1)
+            self._noise = torch.randn(2, *hidden.shape[1:], generator=generator).to(hidden)
+        noise = self._noise[:1].repeat(self._rows, 1, 1)
         for row, key in enumerate(self._keys):
             if key is not None:
-                fed[row, key] = self._noise[1, key]
-        return fed
+                noise[row, key] = self._noise[1, key]
+        return ((noise, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": noise})
 
-    def _before(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if args:
-                return (self._fed(args[0]), *args[1:]), kwargs
-            return args, kwargs | {"hidden_states": self._fed(kwargs["hidden_states"])}
+    def _read_hidden(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._hidden[layer] = output[0] if isinstance(output, tuple) else output
 
-        return hook
-
-    def _after(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            self._streams[layer] = output[0] if isinstance(output, tuple) else output
-
-        return hook
-
-    def _read_heads(self, layer: int) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            joined = args[0].reshape(self._rows, self._tokens, -1)
-            if joined.shape[-1] % self._n_heads == 0:
-                self._heads[layer] = joined.unflatten(-1, (self._n_heads, -1))
-
-        return hook
+    def _read_heads(self, layer: int, module: nn.Module, args: tuple[Any, ...]) -> None:
+        joined = args[0].reshape(self._rows, self._tokens, -1)
+        if joined.shape[-1] % self._n_heads == 0:
+            self._heads[layer] = joined.unflatten(-1, (self._n_heads, -1))
 
 
 def _projection(layer: nn.Module) -> nn.Module | None:
-    """Return the module that joins the heads of a layer's attention, None where there is none by a usual name."""
+    """Return the module that joins the heads of a layer's attention; None if no module has a usual name."""
     for name, module in layer.named_modules():
         path = name.split(".")
         if path[-1] in _PROJECTIONS and any("attn" in part or "attention" in part for part in path[:-1]):

@@ -185,8 +185,8 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             # Tiles accumulate in the precision of their input.
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
-            q_, k_, v_, sink_k, sink_v = (x.to(wide) for x in (*dealt, *sinks))
-            out, lse = tiled.forward(q_, k_, v_, sink_k, sink_v, band, scale)
+            wq, wk, wv, sink_k, sink_v = (x.to(wide) for x in (*dealt, *sinks))
+            out, lse = tiled.forward(wq, wk, wv, sink_k, sink_v, band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
         outs.append(_gather(out, batch, part.dilation, tokens))

@@ -1,4 +1,4 @@
-"""Every family that `--to hf` writes, proven in the real transformers; those that ignore a schedule, caught."""
+"""Every family of `--to hf`, proven in the real transformers; types that ignore a schedule are detected."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import torch
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import UserError
+from layersearch.errors import ExportError
 from layersearch.export import export
-from layersearch.export.families import DEAF, FAMILIES
-from layersearch.export.files import write_schedule
+from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES
+from layersearch.export.files import write_files
 from layersearch.export.hf import save_weights
 from layersearch.export.verify import Proof, verify
 from layersearch.model.decoder import Decoder
@@ -33,7 +33,13 @@ def schedule(family: str, shape: str, size: int = 5) -> Schedule:
 
 def size(asked: Schedule, family: str, **given: Any) -> ModelConfig:
     held = FAMILIES[family]
-    sizes = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2 if held.grouped else 4, "d_ff": 48, "qk_norm": held.qk_norm}
+    sizes = {
+        "d_model": 32,
+        "n_heads": 4,
+        "n_kv_heads": 2 if held.gqa else 4,
+        "d_ff": 48,
+        "qk_norm": held.qk_norm,
+    }
     return ModelConfig(n_layers=len(asked), **sizes | given)
 
 
@@ -86,7 +92,7 @@ def test_verify_schedule_other_than_the_folders_is_not_proven(family: str, tmp_p
         assert "unlike" in problem(proof)
 
 
-@pytest.mark.parametrize("family", DEAF)
+@pytest.mark.parametrize("family", IGNORE_LAYER_TYPES)
 def test_verify_families_that_ignore_the_schedule_are_caught(family: str, tmp_path: Path) -> None:
     asked = Schedule.parse("window:5 full window:5 full")
     folder = changed(
@@ -115,7 +121,7 @@ def test_verify_forgetful_cache_with_right_masks_is_caught(tmp_path: Path) -> No
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
 def test_verify_window_not_switched_on_is_caught(family: str, tmp_path: Path) -> None:
     folder = changed(written(schedule(family, "{} full"), family, tmp_path), use_sliding_window=None)
-    with pytest.raises(UserError, match=r"does not run as config\.json has it"):
+    with pytest.raises(ExportError, match=r"does not run with this config\.json"):
         verify(folder)
 
 
@@ -194,17 +200,17 @@ def test_export_model_with_windows_of_its_own_is_refused_before_loading(tmp_path
     folder = changed(
         written(Schedule.parse("window:5 full"), "ministral", tmp_path), per_layer_config={"0": {"sliding_window": 3}}
     )
-    with pytest.raises(UserError, match="per_layer_config gives layers windows of their own"):
+    with pytest.raises(ExportError, match="per_layer_config gives each layer its own window"):
         verify(folder)
-    with pytest.raises(UserError, match="sliding_window gives layers"):
+    with pytest.raises(ExportError, match="sliding_window gives each layer"):
         verify(changed(folder, per_layer_config=None, sliding_window=[5, 24]))
 
 
 def test_verify_folder_without_schedule_takes_the_given_one(tmp_path: Path) -> None:
     folder = written(Schedule.parse("window:5 full"), "qwen2", tmp_path)
     (folder / "schedule.yaml").rename(folder / "other.yaml")
-    with pytest.raises(UserError, match=r"schedule\.yaml is missing"):
+    with pytest.raises(ExportError, match=r"schedule\.yaml is missing"):
         verify(folder)
     assert verify(folder, schedule=Schedule.parse("window:5 full")).proven
-    write_schedule(Schedule.parse("window:5 full"), "json", folder, {})
+    write_files(folder, {}, Schedule.parse("window:5 full"), form="json")
     assert verify(folder).proven

@@ -1,4 +1,4 @@
-"""What is wrong with a folder that is to be proven: one line that says so, exit code 2, and nothing of it is run."""
+"""Bad folders for verify-export: one line, exit code 2, and no code of the folder runs."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ CASES: dict[str, tuple[Breaks, list[str]]] = {
     "no model type": (edit(model_type=None), ["transformers refuses it"]),
     "an encoder": (edit(model_type="vit"), ["AutoModelForCausalLM cannot build it", "ViTConfig"]),
     "a bad layer type": (edit(layer_types=["slid", "full_attention"]), ["transformers refuses it", "layer_types"]),
-    "windows by layer": (edit(sliding_window=[5, 6]), ["sliding_window gives layers windows of their own"]),
+    "windows by layer": (edit(sliding_window=[5, 6]), ["sliding_window gives each layer its own window"]),
     "per_layer_config": (edit(per_layer_config={"1": {"sliding_window": 6}}), ["per_layer_config", "hf-remote"]),
     "code of its own": (
         edit(auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}),

@@ -1,4 +1,4 @@
-"""Folders with a modelling file of their own, proven in the real transformers; one that was tampered with, caught."""
+"""Folders with a modeling file, proven in the real transformers; altered ones are detected."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import transformers
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.export import export
-from layersearch.export.hf_remote import MODELING, write_remote
+from layersearch.export.files import write_files
+from layersearch.export.hf_remote import MODELING, remote_files
 from layersearch.export.remote.modeling_layersearch import BASES
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
@@ -41,7 +42,7 @@ def test_verify_every_kind_of_span_is_proven(tmp_path: Path) -> None:
 def test_verify_every_base_is_proven(base: str, tmp_path: Path) -> None:
     name, values = (hf_models.FAMILIES | {"olmo2": ("Olmo2Config", hf_models.FAMILIES["llama"][1])})[base]
     schedule = Schedule.parse("window:4/3@2+sink:1 full block:6+las:0.1/3")
-    write_remote(schedule, config=getattr(transformers, name)(**values), out=tmp_path / "new")
+    write_files(tmp_path / "new", remote_files(schedule, getattr(transformers, name)(**values)), schedule)
     proof = verify(tmp_path / "new", trust_remote_code=True)
     assert proof.proven, proof.problem
 
