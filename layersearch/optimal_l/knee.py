@@ -1,8 +1,9 @@
 """The curve of loss against l: its knee, and its minimum within a budget.
 
 The uncertainty comes from joint samples of all mean losses: a Student t distribution around the measured means with the
-seeds' covariance. So each difference of two means has the paired t interval. It is the posterior under a flat prior (Box
-and Tiao, "Bayesian Inference in Statistical Analysis", section 8.4). A bootstrap of three seeds would be too narrow.
+seeds' covariance. So each difference of two means has the paired t interval. It is the posterior under a flat prior
+(Box and Tiao, "Bayesian Inference in Statistical Analysis", section 8.4). A bootstrap of three seeds would be too
+narrow.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Choice:
 
 
 def sample_means(losses: Array, rng: np.random.Generator, draws: int = DRAWS) -> Array:
-    """Return samples (draws, schedules) of the mean losses, nats, from losses (seeds, schedules) at two seeds or more."""
+    """Return samples (draws, schedules) of the mean losses, nats, from losses (seeds, schedules) at two seeds or
+    more."""
     n = len(losses)
     mean = losses.mean(axis=0)
     residuals = (losses - mean) / np.sqrt(n * (n - 1))

@@ -172,8 +172,8 @@ def page(title: str, answers: Sequence[SettingAnswer], laws: Laws) -> str:
     seeds = range_of(min(a.fresh_seeds for a in answers), max(a.most_seeds_spent for a in answers))
     lines += [
         f"Placements were selected on two seeds; every result uses other seeds ({seeds} fresh seeds). "
-        f"Intervals are 95%. l counts full layers; the others are {answers[0].span}. The result holds for this model, data and training "
-        "length. With few seeds, a schedule that fails at one seed in ten may show no failure.",
+        f"Intervals are 95%. l counts full layers; the others are {answers[0].span}. The result holds for this model, "
+        "data and training length. With few seeds, a schedule that fails at one seed in ten may show no failure.",
     ]
     return "\n".join(lines) + "\n"
 

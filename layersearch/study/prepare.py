@@ -1,4 +1,4 @@
-"""What every run does before its first trial: open and check the data, then make or take up the run folder."""
+"""Preparation of every run: open and check the data, then create or reopen the run folder."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def open_data(
     """Open the data source, and check its validation set, its vocabulary and the DeepSpeed file.
 
     Args:
-        data: the data section of the recipe.
-        training: the training section of the recipe.
+        data: the recipe's data section.
+        training: the recipe's training section.
         deepspeed: path of the DeepSpeed file.
-        rows: rows of the embedding of a pre-trained model, which the vocabulary must fit; None: a new model.
+        rows: embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model.
         cache: folder of prepared data; None: the default one.
 
     Raises:
@@ -51,19 +51,9 @@ def open_run_folder(
     seed: int,
     free: Collection[str] = FREE,
 ) -> RunFolder:
-    """Make or take up the run folder of a request, and count its proxy's FLOPs with fvcore once.
+    """Create or reopen the run folder of a request, and count its FLOPs with fvcore once.
 
-    Args:
-        out: the folder.
-        recipe: what one trial runs.
-        space: what may vary.
-        source: the opened data.
-        budget: the largest attention cost, as a share of all-full's.
-        seed: of the search.
-        free: keys of the configuration that may differ from the folder's.
-
-    Raises:
-        RunFolderError: see `RunFolder`.
+    ``free`` are keys of the configuration that may differ from the folder's. See `RunFolder` for errors.
     """
     asked: dict[str, Any] = {
         "recipe": recipe.to_dict(),
@@ -75,5 +65,5 @@ def open_run_folder(
     if recipe.pretrained is not None:
         asked["model_fingerprint"] = fingerprint(recipe.pretrained)
     folder = RunFolder(out, asked, free)
-    folder.note_flops(lambda: check_flops(recipe, space, source.vocab_size))
+    folder.write_flops(lambda: check_flops(recipe, space, source.vocab_size))
     return folder

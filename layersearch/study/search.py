@@ -1,4 +1,4 @@
-"""``layersearch.search``: one search from its recipe to its result."""
+"""``layersearch.search``: one search, from its recipe to its result."""
 
 from __future__ import annotations
 
@@ -33,26 +33,30 @@ def search(
     listener: Listener = no_listener,
     confirm: Sequence[Schedule] | None = None,
 ) -> Result:
-    """Search a space for the best schedule within a budget, or go on with a search that was begun.
+    """Search a space for the best schedule within a budget, or resume a search.
 
     Args:
-        recipe: what one trial runs.
-        space: what may vary.
-        budget: the largest attention cost, as a share of the all-full schedule's.
-        out: the run folder; if it holds this very search, it is taken up where it stopped.
-        seed: of the search; the confirming phase uses the seeds after it.
+        recipe: configuration of one trial.
+        space: the search space.
+        budget: maximum attention cost, as a share of the all-full schedule's.
+        out: the run folder; if it holds this search, the search resumes.
+        seed: random seed of the search; confirmation uses the following seeds.
         cache: folder of prepared data; None: the default one.
         pool: where the trials run: `LocalPool`, `RayPool` or ``functools.partial(RayPool, address=...)``. It changes
-            no record, see `layersearch.training.workers.ray_pool`; a search may be taken up on another.
+            no record, see `layersearch.training.workers.ray_pool`. A search may resume on another pool.
         listener: called after each trial.
-        confirm: do not go on with the search; train these schedules at its confirming seeds, so that they stand beside
-            what it confirmed.
+        confirm: do not search; only train these schedules at the confirmation seeds.
 
     Returns:
-        The analysed records; the same as ``frontier.json`` in the folder holds.
+        The analyzed records, as in ``frontier.json`` of the folder.
 
     Raises:
-        LayersearchError: names what is wrong and the remedy; finished trials are kept.
+        LayersearchError: names the fault and the remedy; finished trials are kept.
+
+    Example:
+        >>> import layersearch
+        >>> recipe, space = layersearch.load_recipe("smoke"), layersearch.load_space("smoke")
+        >>> result = layersearch.search(recipe, space, 0.6, "runs/smoke")  # doctest: +SKIP
     """
     bound = BoundSpace.of(space, recipe)
     plan = make_plan(recipe, bound, budget, seed)
@@ -70,8 +74,8 @@ def search(
             plan = make_plan(recipe, bound, budget, seed, further)
         study = Study(folder.journal, bound, budget, recipe.search, seed)
         folder.drop_torn_line()
-        ladder = SearchLoop(plan, bound, folder, study, made, listener)
-        return ladder.run() if confirm is None else ladder.confirm(confirm)
+        loop = SearchLoop(plan, bound, folder, study, made, listener)
+        return loop.run() if confirm is None else loop.confirm(confirm)
     except OSError as error:
         raise unwritable(out, error) from None
     finally:
