@@ -101,7 +101,8 @@ def load_bench(name: str) -> Benchmark:
         LayersearchError: if the file is missing, is no such table, or lacks trials.
 
     Example:
-        >>> benchmark = load_bench("mix")
+        >>> import layersearch
+        >>> benchmark = layersearch.load_bench("mix")
         >>> benchmark.query(benchmark.schedules[0], seed=benchmark.seeds[0]) > 0
         True
     """

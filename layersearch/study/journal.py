@@ -70,7 +70,7 @@ class Study:
         self._study.sampler = self._sampler(Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
         proposed = self._space.decode(trial.params)
-        schedule = self._nearest_create(self._space.repair(trial.params, self._budget, Random(key)), seen)
+        schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
         if schedule == proposed:
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
             self._asked[schedule] = trial
@@ -160,7 +160,7 @@ class Study:
     def _tell_pruned(self, number: int) -> None:
         self._study.tell(number, state=_optuna().trial.TrialState.PRUNED)
 
-    def _nearest_create(self, start: Schedule, seen: Collection[Schedule]) -> Schedule | None:
+    def _nearest_new(self, start: Schedule, seen: Collection[Schedule]) -> Schedule | None:
         """Return the schedule within the budget and not in ``seen`` that changes the fewest layers of ``start``."""
         visited, frontier = {start}, deque([start])
         while frontier:
