@@ -34,7 +34,7 @@ def config_text(schedule: Schedule, family: Family, model: ModelConfig, vocab_si
         fields["rope_parameters"] = {word: dict(rope) for word in family.layer_types.values()}
     fields |= {name: fields[source] for name, source in family.copies.items()}
     fields |= {name: [value] * model.n_layers for name, value in family.per_layer.items()}
-    fields |= family.constants | schedule_fields(schedule, family, seq_len) | {"architectures": [family.architecture]}
+    fields |= {**family.constants, **schedule_fields(schedule, family, seq_len), "architectures": [family.architecture]}
     where = f"family {family.name} at this size"
     return family.build(known_fields(family.config_class, fields), where).to_json_string()
 
@@ -77,7 +77,7 @@ def schedule_fields(schedule: Schedule, family: Family, seq_len: int) -> dict[st
     for name, factor in family.size_fields.items():
         value = unused if size is None else size
         fields[name] = None if value is None else value * factor
-    return fields | (family.sparse_flags if size is not None else {})
+    return fields | dict(family.sparse_flags if size is not None else {})
 
 
 def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig, out: Path) -> Path:

@@ -181,7 +181,8 @@ def _build_model(config: Any, folder: Folder, seed: int, attention: str | None) 
         torch.manual_seed(seed)
         try:
             with quiet():
-                model = AutoModelForCausalLM.from_config(config, **_options(folder, attention))
+                factory: Any = AutoModelForCausalLM
+                model = factory.from_config(config, **_options(folder, attention))
         except Exception as error:
             raise ExportError(f"{folder.path}: AutoModelForCausalLM cannot build it ({one_line(error)})") from None
     return model.eval()
