@@ -116,14 +116,7 @@ class SettingAnswer:
 
 
 def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: int | None, failed: int) -> SettingAnswer:
-    """Analyze a setting.
-
-    Args:
-        setting: the setting.
-        records: the complete trials.
-        known_l: the true l of a generated task.
-        failed: number of failed trials.
-    """
+    """Analyze the complete trials of a setting. ``known_l`` is the true l of a generated task."""
     config = setting.config
     searched, fresh = losses_of(records, "search"), losses_of(records, "confirm")
     chosen = select(setting, searched)

@@ -168,11 +168,7 @@ class Setting:
 
 
 def parse_ints(text: str, flag: str) -> tuple[int, ...]:
-    """Parse a list such as ``512,1024``.
-
-    Raises:
-        ConfigError: if a part is not an integer.
-    """
+    """Parse a list such as ``512,1024``. Raises ConfigError if a part is not an integer."""
     found = []
     for part in text.split(","):
         try:

@@ -109,17 +109,9 @@ def l_star_of(setting: Setting, chosen: Selection, losses: Losses) -> LStar:
 def run_setting(
     setting: Setting, out: Path, *, cache: Path | None, pool: PoolFactory, listener: Listener
 ) -> list[TrialRecord]:
-    """Train the trials of a setting that have no record; return all complete records.
+    """Train the trials of a setting that have no record in its run folder; return all complete records.
 
-    Args:
-        setting: the setting.
-        out: its run folder.
-        cache: folder of prepared data; None: the default one.
-        pool: makes the pool of the trials.
-        listener: called after each trial.
-
-    Raises:
-        LayersearchError: names the fault and the remedy; finished trials are kept.
+    The other arguments and the errors are those of `layersearch.optimal_l.run.optimal_l`.
     """
     protocol = _Protocol(setting, out, cache, pool, listener)
     try:

@@ -27,10 +27,7 @@ def losses_of(records: Iterable[TrialRecord], phase: Phase) -> dict[Schedule, di
 class TrialRunner:
     """Trains the trials of one run folder that have no record yet, failed ones again.
 
-    Args:
-        folder: the run folder, held by this process.
-        pool: makes the pool when the first trial is to run.
-        listener: called after each trial.
+    The pool is made when the first trial is to run. The listener is called after each trial.
     """
 
     def __init__(self, folder: RunFolder, pool: Callable[[], Pool], listener: Listener) -> None:

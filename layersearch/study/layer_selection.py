@@ -56,13 +56,9 @@ def place(full: Iterable[int], n_layers: int, span: Span) -> Schedule:
 
 
 def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
-    """Rank layers greedily by the score after full attention is restored in them.
+    """Rank the ``most`` most needed layers (None: all) greedily by the score after full attention is restored in them.
 
-    Args:
-        n_layers: layers of the model.
-        span: span of the layers that are not full.
-        score: called about ``n_layers * most`` times.
-        most: number of layers to rank; None: all.
+    The score is called about ``n_layers * most`` times. Layers that are not full have ``span``.
     """
     kept: list[int] = []
     scores: list[float] = []

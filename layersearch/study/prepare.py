@@ -23,15 +23,8 @@ def open_data(
 ) -> Source:
     """Open the data source, and check its validation set, its vocabulary and the DeepSpeed file.
 
-    Args:
-        data: the recipe's data section.
-        training: the recipe's training section.
-        deepspeed: path of the DeepSpeed file.
-        rows: embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model.
-        cache: folder of prepared data; None: the default one.
-
-    Raises:
-        LayersearchError: names the key that is wrong and the remedy.
+    ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. Raises
+    LayersearchError, which names the wrong key and the remedy.
     """
     source = open_source(data, training.seq_len, cache)
     if rows is not None:

@@ -21,11 +21,8 @@ class SuccessiveHalvingPruner:
 
     An expensive schedule cannot stop a cheap one, which would erase the cheap end of the Pareto front. Only earlier
     generations count, so no decision depends on worker speed.
-
-    Args:
-        space: the bound space.
-        records: trials of earlier generations, of the same phase and seed.
-        reduction: at a rung, 1/``reduction`` of the trials with equal or lower cost continue.
+    At a rung, 1/``reduction`` of the trials with equal or lower cost continue. Records are those of earlier
+    generations, of the same phase and seed.
     """
 
     def __init__(self, space: BoundSpace, records: Iterable[TrialRecord], reduction: int) -> None:
@@ -53,13 +50,8 @@ class ExpectedGainPruner:
     """Stop a trial whose expected gain no longer pays for its remaining steps. See `ExpectedImprovement.keep_going`.
 
     It looks at earlier generations only, as `SuccessiveHalvingPruner` does. So no answer depends on worker speed.
-
-    Args:
-        space: the bound space.
-        budget: budget of the search.
-        records: trials of earlier generations, of the same phase and seed.
-        members: schedules of the current generation.
-        steps: steps of a full trial.
+    Records are those of earlier generations, of the same phase and seed; ``members`` are the schedules of the current
+    generation; ``steps`` are those of a full trial.
     """
 
     def __init__(

@@ -115,11 +115,8 @@ class Engine:
     Args:
         model: called with (tokens, targets), and with ``reduce=False`` for losses by token.
         training: the training section of the recipe.
-        config: the return value of `deepspeed_config`.
+        config: the return value of `deepspeed_config`; raises ConfigError if DeepSpeed refuses it.
         group: this process's place among the ranks.
-
-    Raises:
-        ConfigError: if DeepSpeed refuses a setting of the recipe's DeepSpeed JSON.
     """
 
     def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):

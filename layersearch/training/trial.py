@@ -46,9 +46,6 @@ def run_trial(
 
     Returns:
         The record: ``complete``, ``stopped``, or ``failed`` if the loss is not finite.
-
-    Raises:
-        ConfigError: if the schedule or the recipe does not fit.
     """
     group = group or RankGroup()
     began = time.perf_counter()
@@ -145,12 +142,8 @@ def train_steps(
 ) -> Iterator[tuple[int, Tensor]]:
     """Train to the last step of the engine's recipe; yield the number of steps done and this rank's loss after each.
 
-    Args:
-        engine: the engine; every rank of its group calls this alike.
-        source: the data.
-        seed: seed of the data order.
-        first: steps that an earlier process did.
-        before: steps behind the initial weights, whose batches are skipped.
+    Every rank calls this alike. An earlier process did the ``first`` steps. ``before`` are the steps behind the initial
+    weights, whose batches are skipped.
     """
     training, group = engine.training, engine.group
     for step in range(first, training.steps):

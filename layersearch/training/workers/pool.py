@@ -28,23 +28,25 @@ class Pool(Protocol):
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
         """Queue one trial; its future holds the record. ``keep_going`` runs in the caller's process."""
-        ...
 
     def close(self) -> None:
         """End every worker."""
-        ...
 
 
 class PoolFactory(Protocol):
-    """Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`."""
+    """Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`.
 
-    def __call__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool:
-        """Return a pool, which writes and starts nothing before the first trial.
+    Args:
+        recipe: configuration of the trials.
+        workers: number of worker groups.
+        logs: folder for the workers' standard error.
+        cache: folder of prepared data; None: the default one.
 
-        Raises:
-            LayersearchError: if the recipe's trials cannot run there.
-        """
-        ...
+    Raises:
+        LayersearchError: if the recipe's trials cannot run there. Nothing is written or started before the first trial.
+    """
+
+    def __call__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool: ...
 
 
 class WorkerGroupPool:
@@ -99,17 +101,7 @@ class WorkerGroupPool:
 
 
 class LocalPool(WorkerGroupPool):
-    """Worker processes on this machine, in groups of ``recipe.training.ranks``.
-
-    Args:
-        recipe: what the trials run.
-        workers: number of groups.
-        logs: folder for the workers' standard error.
-        cache: folder of prepared data; None: the default one.
-
-    Raises:
-        ConfigError: if the recipe asks for more GPUs than there are.
-    """
+    """Worker processes on this machine, in groups of ``recipe.training.ranks``. See `PoolFactory`."""
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
         gpus = _gpus_here(recipe)

@@ -48,11 +48,10 @@ class RayPool(WorkerGroupPool):
     The caller's connection to Ray is used and left open. Without one, the pool connects, and disconnects when it
     closes.
 
+    Groups without room on the cluster wait. On machines without the folder ``logs``, Ray's logs have the output. See
+    `PoolFactory` for the other arguments.
+
     Args:
-        recipe: what the trials run.
-        workers: number of groups; those without room on the cluster wait.
-        logs: folder for the workers' standard error. On machines without this folder, Ray's logs have it.
-        cache: folder of prepared data; None: each machine's default one.
         address: ``HOST:PORT`` of the cluster's head node, or ``auto`` for a cluster on this machine. None:
             ``$RAY_ADDRESS``, else a new cluster on this machine.
 

@@ -32,11 +32,8 @@ class Rank(Protocol):
 class WorkerGroup(ABC):
     """The ranks of one trial at a time: started when first needed, then kept for later trials.
 
-    Args:
-        recipe: what the trials run.
-        index: number of the group in its pool.
-        logs: folder for the workers' standard error.
-        cache: folder of prepared data; None: the default one.
+    ``index`` is the number of the group in its pool. See `layersearch.training.workers.pool.PoolFactory` for the
+    others.
     """
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None) -> None:
@@ -69,11 +66,7 @@ class WorkerGroup(ABC):
         return self.logs / f"worker-{self.index}-rank-{rank}.log"
 
     def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
-        """Train one trial.
-
-        Raises:
-            LayersearchError: if a worker refused the recipe; the group is killed then.
-        """
+        """Train one trial. Raises LayersearchError if a worker refused the recipe; the group is killed then."""
         try:
             if not self.ranks:
                 self.launch()
