@@ -45,8 +45,8 @@ class CurvePoint:
     """Attention FLOPs of one forward pass over one sequence."""
     tried: int
     """Placements trained at the first selection seed."""
-    spread: tuple[float, float]
-    """Lowest and highest loss of these, nats."""
+    spread: tuple[float, float] | tuple[None, None]
+    """Lowest and highest loss of these, nats; None if there is none."""
     placements: tuple[PlacementResult, ...]
     """The best found first."""
 
@@ -184,7 +184,7 @@ def _point(setting: Setting, l: int, best: Schedule, searched: Losses, fresh: Lo
         cost=setting.bound.cost(best),
         flops=attention_flops(best, seq_len=setting.seq_len, n_heads=model.n_heads, head_dim=model.head_dim),
         tried=len(tried),
-        spread=(min(tried), max(tried)) if tried else (float("nan"), float("nan")),
+        spread=(min(tried), max(tried)) if tried else (None, None),
         placements=tuple(placements),
     )
 

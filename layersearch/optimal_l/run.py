@@ -67,7 +67,7 @@ def optimal_l(
 
             draw_l_star(found, out / "l_star")
         write_text(out / "answer.md", found.text)
-        write_text(out / "answer.json", json.dumps(found.to_dict(), indent=1) + "\n")
+        write_text(out / "answer.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise unwritable(out, error) from None
     return found

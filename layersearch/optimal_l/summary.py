@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +24,7 @@ class OptimalL:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as in ``answer.json``."""
-        found: dict[str, Any] = _finite(plain(self))
+        found: dict[str, Any] = plain(self)
         return found
 
 
@@ -50,12 +49,3 @@ def find_laws(config: OptimalLConfig, answers: Sequence[SettingAnswer]) -> dict[
 def size_of(answer: SettingAnswer, name: str) -> int:
     """Return a setting's length in tokens or depth in layers."""
     return answer.seq_len if name == "length" else answer.n_layers
-
-
-def _finite(value: Any) -> Any:
-    """Return JSON types; NaN and infinity, which JSON lacks, become null."""
-    if isinstance(value, dict):
-        return {str(key): _finite(part) for key, part in value.items()}
-    if isinstance(value, list):
-        return [_finite(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

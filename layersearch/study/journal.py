@@ -108,9 +108,12 @@ class Study:
         labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
         return {Schedule.parse(text): generation for text, _, generation in labels}
 
+    def _trials_of(self, schedule: Schedule) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
+
     def retry(self, schedule: Schedule) -> None:
         """Add a failed schedule again, to be trained and told again; only one such trial is open at a time."""
-        entered = [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
+        entered = self._trials_of(schedule)
         if entered and entered[-1].state == _optuna().trial.TrialState.FAIL:
             _, role, generation = entered[-1].user_attrs[_LABEL]
             self.enter(schedule, role, generation)
@@ -119,10 +122,8 @@ class Study:
         """Tell a record: both objectives if it is complete, else pruned or failed."""
         if record.state != "failed":
             self._seen[record.schedule] = observation(record)
-        for trial in self._trials():
-            if trial.user_attrs.get(_LABEL, [None])[0] == str(record.schedule) and not trial.state.is_finished():
-                break
-        else:
+        trial = next((t for t in self._trials_of(record.schedule) if not t.state.is_finished()), None)
+        if trial is None:
             return  # already told, or outside the space
         asked = self._asked.pop(record.schedule, None)
         if asked is not None:  # missing after a resume

@@ -47,23 +47,13 @@ class RunFolder:
 
     def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = FREE) -> None:
         assert set(asked) - {"model_fingerprint"} == set(_ASKED)
-        self.path = path
+        self.path, self.trials, self.journal = path, path / "trials.jsonl", path / "study.journal"
 
         def check(wanted: dict[str, Any]) -> None:
             _check_same(read_config(path), wanted, path, free)
             self.records()  # refuses a damaged file before anything changes
 
         self._lock: IO[str] | None = open_folder(path, "config.json", asked, check)
-
-    @property
-    def trials(self) -> Path:
-        """One line per trial."""
-        return self.path / "trials.jsonl"
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's study."""
-        return self.path / "study.journal"
 
     def records(self) -> list[TrialRecord]:
         """Return the records so far."""

@@ -135,6 +135,8 @@ class Engine:
                     base, lambda step: learning_rate_factor(step, training)
                 ),
             )
+        self.module: torch.nn.Module = self._engine.module
+        """The model itself."""
         if group.size == 1 and config.get("zero_optimization", {}).get("stage", 0) == 0:
             # One rank has nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
             self._engine.enable_backward_allreduce = False
@@ -182,11 +184,6 @@ class Engine:
                 named[name].copy_(value)
         self._engine.optimizer.load_state_dict(state["optimizer"])
         self._engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """The model itself."""
-        return self._engine.module
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""

@@ -50,7 +50,7 @@ def run_trial(
     group = group or RankGroup()
     began = time.perf_counter()
     reset_peak_memory(group.device)
-    training, schedule = recipe.training, trial.schedule
+    training, schedule, device = recipe.training, trial.schedule, group.device
     if len(schedule) != recipe.model.n_layers:
         raise ConfigError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
@@ -114,7 +114,7 @@ def run_trial(
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
         kernels=tuple(kernel_for(span, group.device) for span in schedule),
-        device=_device_name(group.device),
+        device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
         precision=training.precision,
         compiled=model.compiled,
         zero_stage=zero_stage(path),
@@ -162,7 +162,3 @@ def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
     rows = len(batch.tokens) // group.size
     own = slice(group.rank * rows, (group.rank + 1) * rows)
     return to_device(Batch(batch.tokens[own], batch.targets[own]), group)
-
-
-def _device_name(device: str) -> str:
-    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}"

@@ -11,6 +11,8 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.errors import ConfigError
 from layersearch.training.deepspeed_config import zero_stage
@@ -104,23 +106,13 @@ class LocalPool(WorkerGroupPool):
     """Worker processes on this machine, in groups of ``recipe.training.ranks``. See `PoolFactory`."""
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
-        gpus = _gpus_here(recipe)
+        gpus = torch.cuda.device_count() if recipe.training.gpus else 0
+        if recipe.training.gpus and gpus < recipe.training.ranks:
+            raise ConfigError(
+                f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}: "
+                "set training.gpus=0 to train on the CPU, or training.ranks"
+            )
         super().__init__(recipe, [_LocalWorkerGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
-
-
-def _gpus_here(recipe: Recipe) -> int:
-    """Return the number of GPUs on this machine; 0 if the recipe uses none. Refuse a recipe that needs more."""
-    if not recipe.training.gpus:
-        return 0
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < recipe.training.ranks:
-        raise ConfigError(
-            f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {count}: "
-            "set training.gpus=0 to train on the CPU, or training.ranks"
-        )
-    return count
 
 
 class _LocalWorkerGroup(WorkerGroup):
@@ -139,13 +131,12 @@ class _LocalWorkerGroup(WorkerGroup):
         self._rendezvous = Path(name)
         ranks: list[WorkerProcess] = []
         self.ranks = ranks
-        for rank in range(self.recipe.training.ranks):
+        count = self.recipe.training.ranks
+        for rank in range(count):
+            device = f"cuda:{(self.index * count + rank) % self._gpus}" if self._gpus else "cpu"
             process = WorkerProcess()
-            process.start(self.settings(rank, self._device(rank)) | {"rendezvous": name}, self.log(rank))
+            process.start(self.settings(rank, device) | {"rendezvous": name}, self.log(rank))
             ranks.append(process)
-
-    def _device(self, rank: int) -> str:
-        return f"cuda:{(self.index * self.recipe.training.ranks + rank) % self._gpus}" if self._gpus else "cpu"
 
     def kill(self) -> None:
         super().kill()
