@@ -80,7 +80,7 @@ def main() -> None:
                     gaps = [sum(a != b for a, b in zip(target, r.schedule, strict=True)) for r in within]
                     nearest = [truth[r.schedule] for r, gap in zip(within, gaps, strict=True) if gap == min(gaps)]
                     better.append(true < float(np.mean(nearest)))
-                    lowest = min(loss for s, loss in truth.items() if bench.cost(Schedule.parse(s)) <= budget)
+                    lowest = min(loss for s, loss in truth.items() if bench.cost(s) <= budget)
                     regrets.append(true - lowest)
                     chosen = min(within, key=lambda r: r.loss or 0.0).schedule
                     best.append(truth[chosen] - lowest)
