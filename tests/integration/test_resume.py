@@ -101,7 +101,7 @@ def go_on(out: Path, pool: LocalPool) -> None:
     space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
-    folder.mend()
+    folder.drop_torn_line()
     plan = make_plan(recipe, space, config["budget"], config["seed"])
     SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
     folder.release()
