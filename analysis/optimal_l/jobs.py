@@ -144,12 +144,11 @@ def _train_starts(jobs: Sequence[Job], workers: int) -> None:
     if not missing:
         return
     recipe = load_recipe(jobs[0].recipe, list(jobs[0].changes))
-    full = str(Schedule.parse(f"full*{recipe.model.n_layers}"))
+    full = Schedule.parse(f"full*{recipe.model.n_layers}")
     pool = LocalPool(recipe, workers, WORK / "logs")
     try:
         for future in [
-            pool.submit(Trial(schedule=Schedule.parse(full), seed=job.seed, save=str(path)))
-            for path, job in missing.items()
+            pool.submit(Trial(schedule=full, seed=job.seed, save=str(path))) for path, job in missing.items()
         ]:
             record = future.result()
             assert record.state == "complete", record.error

@@ -65,7 +65,7 @@ def moves_section() -> tuple[list[str], dict[str, list[tuple[int, SettingAnswer]
                 f"{found.l_star.low} to {found.l_star.value}",
                 f"{found.l_star_all_full.low} to {found.l_star_all_full.value}",
                 f"`{found.l_star.reference}`",
-                str(mean_interval(loss for (text, _), loss in losses.items() if text == found.l_star.reference)),
+                str(mean_interval(loss for (held, _), loss in losses.items() if held == found.l_star.reference)),
                 str(found.most_seeds_spent),
                 *(difference(mean_interval(gain.values())) for gain in gained),
             ]

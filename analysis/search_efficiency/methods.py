@@ -14,7 +14,7 @@ from optuna.trial import TrialState
 
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, presets
-from layersearch.study.benchmark import Bench
+from layersearch.study.benchmark import Benchmark
 from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
@@ -33,7 +33,7 @@ class Training:
     trials.
     """
 
-    def __init__(self, bench: Bench, seed: int, limit: float) -> None:
+    def __init__(self, bench: Benchmark, seed: int, limit: float) -> None:
         self.bench, self.seed, self.limit = bench, seed, limit
         self.spent = 0.0
         self.complete: dict[Schedule, float] = {}
@@ -77,7 +77,7 @@ class Training:
             self.trace.append(row)
 
 
-def anchors(bench: Bench) -> list[Schedule]:
+def anchors(bench: Benchmark) -> list[Schedule]:
     """Return what `layersearch run` always trains: all-full, all-sparse, and the placements at each budget."""
     named = [bench.space.named_baselines(budget) for budget in BUDGETS]
     return list(dict.fromkeys(itertools.chain.from_iterable(part.values() for part in named)))

@@ -16,7 +16,7 @@ import numpy as np
 from contest import LIMIT, SLOW
 from methods import BUDGETS
 
-from layersearch.study.benchmark import Bench, load_bench
+from layersearch.study.benchmark import Benchmark, load_bench
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
@@ -63,7 +63,7 @@ def quartiles(values: list[float], limit: float) -> str:
     return f"{word(middle)} ({word(low)} to {word(high)})"
 
 
-def fewest(bench: Bench, share: float) -> int:
+def fewest(bench: Benchmark, share: float) -> int:
     """Return how many schedules hold a share of the hypervolume, if one knows which: what no search can undercut."""
     count = 1
     while max(map(bench.hypervolume, map(list, combinations(bench.frontier, count)))) < share:

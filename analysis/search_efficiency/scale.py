@@ -113,7 +113,7 @@ def solve(space: BoundSpace) -> dict[str, object]:
         loss, cost = loss_of(schedule, space, rng), space.cost(schedule)
         ran = {"flops": round(1e9 * cost), "cost": cost, "steps": 100, "full_steps": 100, "loss": loss}
         role: dict[str, Any] = {"seed": 0, "phase": "search", "role": "proposed", "state": "complete"}
-        records.append(TrialRecord(schedule=str(schedule), **role, **ran))
+        records.append(TrialRecord(schedule=schedule, **role, **ran))
     began = time.process_time()
     found = solve(records, space, cost_limit(space, BUDGET))
     seconds = time.process_time() - began

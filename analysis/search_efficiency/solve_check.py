@@ -20,7 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from layersearch.schedule import Schedule, presets
-from layersearch.study.benchmark import Bench, load_bench
+from layersearch.study.benchmark import Benchmark, load_bench
 from layersearch.surrogate.constraint import cost_limit
 from layersearch.surrogate.solve import solve
 from layersearch.training.record import Phase, TrialRecord
@@ -29,7 +29,7 @@ HERE = Path(__file__).resolve().parent
 BUDGETS, TRAINED, REPETITIONS, FINALISTS = (0.2, 0.27, 0.35, 0.5), (12, 24, 48), 12, 3
 
 
-def records(bench: Bench, count: int, repetition: int) -> list[TrialRecord]:
+def records(bench: Benchmark, count: int, repetition: int) -> list[TrialRecord]:
     """Return what a run leaves that searched so many schedules: all-full, the cheapest, and what was drawn."""
     first = [presets.all_full(bench.space.n_layers), bench.space.cheapest()]
     drawn = Random(repetition).sample([s for s in bench.schedules if s not in first], count - len(first))
@@ -40,7 +40,7 @@ def records(bench: Bench, count: int, repetition: int) -> list[TrialRecord]:
     return search + [trial(bench, schedule, other, "confirm") for other in others for schedule in [*first, *best]]
 
 
-def trial(bench: Bench, schedule: Schedule, seed: int, phase: Phase) -> TrialRecord:
+def trial(bench: Benchmark, schedule: Schedule, seed: int, phase: Phase) -> TrialRecord:
     """Return the record of one training of the table."""
     full, loss = bench.steps[-1], bench.query(schedule, seed)
     return TrialRecord(
@@ -80,7 +80,7 @@ def main() -> None:
                     gaps = [sum(a != b for a, b in zip(target, r.schedule, strict=True)) for r in within]
                     nearest = [truth[r.schedule] for r, gap in zip(within, gaps, strict=True) if gap == min(gaps)]
                     better.append(true < float(np.mean(nearest)))
-                    lowest = min(loss for s, loss in truth.items() if bench.cost(Schedule.parse(s)) <= budget)
+                    lowest = min(loss for s, loss in truth.items() if bench.cost(s) <= budget)
                     regrets.append(true - lowest)
                     chosen = min(within, key=lambda r: r.loss or 0.0).schedule
                     best.append(truth[chosen] - lowest)

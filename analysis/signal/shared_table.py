@@ -39,7 +39,7 @@ from layersearch.model.attention.dispatch import attend
 from layersearch.model.decoder import Decoder, mean_loss
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, Span
-from layersearch.study.benchmark import Bench, load_bench
+from layersearch.study.benchmark import Benchmark, load_bench
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "shared_table.jsonl"
@@ -55,7 +55,7 @@ def word(schedule: Schedule) -> str:
     return "".join("f" if span.is_full else str(span)[-1] for span in schedule)
 
 
-def drawer(way: str, bench: Bench, rng: Random) -> Callable[[], list[str]]:
+def drawer(way: str, bench: Benchmark, rng: Random) -> Callable[[], list[str]]:
     """Return what draws the schedules of a step."""
     space, words = bench.space, [word(schedule) for schedule in bench.schedules]
     cheapest, dearest = space.cost_range

@@ -16,7 +16,9 @@ import argparse
 import importlib.util
 import json
 import multiprocessing
+import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -33,7 +35,7 @@ from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 from layersearch.training.deepspeed_config import deepspeed_config
 from layersearch.training.engine import Engine, RankGroup, join
-from layersearch.training.memory import keep_freed_memory
+from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).resolve().parent
 ROUNDS, STEPS = 7, 5
@@ -137,7 +139,6 @@ def batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
 def in_process(pipe: Connection, recipe: Recipe, schedule: str | None, nanogpt: Path, threads: int) -> None:
     """Train in a process of its own: time `STEPS` steps whenever told to, until told to stop."""
     torch.set_num_threads(threads)
-    keep_freed_memory()
     tokens, targets = batch(recipe)
     if schedule is None:
         step = nanogpt_step(nanogpt, recipe)
@@ -228,8 +229,9 @@ def main() -> None:
     parser.add_argument("--nanogpt", type=Path, required=True)
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES))
     options = parser.parse_args()
+    if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # the C library reads it when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
     torch.set_num_threads(1)
-    keep_freed_memory()
     join(RankGroup(), str(Path(tempfile.mkdtemp()) / "rendezvous"))
     record: dict[str, Any] = {"torch": torch.__version__, "rounds": ROUNDS, "steps_a_round": STEPS, "shapes": []}
     for shape in options.shapes:

@@ -19,12 +19,12 @@ def run(options: argparse.Namespace) -> None:
     """Train the schedules, then print their losses and their differences to the best confirmed schedule."""
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.cli.tables import console
-    from layersearch.results.verdict import comparison
+    from layersearch.results.verdict import comparison_text
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
     from layersearch.study.saved_run import load_request
     from layersearch.study.search import search
-    from layersearch.surrogate.solve import against_best
+    from layersearch.surrogate.solve import compare_to_best
 
     pool = pool_of(options)
     first = read_config(options.run)["seed"]
@@ -39,10 +39,10 @@ def run(options: argparse.Namespace) -> None:
         return
     screen = console()
     for schedule in dict.fromkeys(schedules):
-        entry, (rival, difference) = result.entry(schedule), against_best(result, schedule)
+        entry, (rival, difference) = result.entry(schedule), compare_to_best(result, schedule)
         screen.print(str(schedule), style="bold", soft_wrap=True)
         reached = "failed on every fresh seed" if entry.mean is None else f"loss {entry.mean} nats"
         screen.print(f"  l = {entry.n_full}, cost {entry.cost:.4f}, {reached}, {len(entry.confirm)} fresh seeds")
         if rival is not None and difference is not None:
-            said = comparison(difference, difference, 1)
+            said = comparison_text(difference, difference, 1)
             screen.print(f"  against {rival.label}, the best confirmed at no higher cost: {said}", soft_wrap=True)

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _asked(options: argparse.Namespace) -> OptimalLConfig:
     from layersearch.config.recipe import load_recipe
-    from layersearch.optimal_l.config import OptimalLConfig, default_delta, whole_numbers, words
+    from layersearch.optimal_l.config import OptimalLConfig, default_delta, parse_ints, parse_names
     from layersearch.schedule.space import load_space
 
     recipe = load_recipe(options.recipe, options.overrides)
@@ -78,10 +78,10 @@ def _asked(options: argparse.Namespace) -> OptimalLConfig:
         recipe=recipe,
         space=load_space(options.space or recipe.default_space),
         delta=default_delta(recipe) if options.delta is None else options.delta,
-        placements=words(options.placements),
-        ls=None if options.ls is None else whole_numbers(options.ls, "--l"),
-        lengths=() if options.lengths is None else whole_numbers(options.lengths, "--lengths"),
-        depths=() if options.depths is None else whole_numbers(options.depths, "--depths"),
+        placements=parse_names(options.placements),
+        ls=None if options.ls is None else parse_ints(options.ls, "--l"),
+        lengths=() if options.lengths is None else parse_ints(options.lengths, "--lengths"),
+        depths=() if options.depths is None else parse_ints(options.depths, "--depths"),
         regime=options.regime,
         continued=options.continued,
         budget=options.budget,

@@ -38,7 +38,7 @@ class Evaluation:
     seq_len: int
     """Tokens in a sequence."""
     loss: float
-    """Nats, as `layersearch.training.evaluate.Measured.loss`."""
+    """Nats, as `layersearch.training.evaluate.ValidationResult.loss`."""
     loss_by_position: tuple[float, ...]
     """Loss in equal bins of token position, first tokens first, nats."""
     position_edges: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The answer of one setting, from its records alone: l*, the knee, the best l within a budget, placements, layers."""
+"""The result of one setting, from its records alone: l*, the knee, the best l within a budget, placements, layers."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 
 from layersearch.optimal_l.config import Setting
 from layersearch.optimal_l.knee import Choice, best_within, find_knee
-from layersearch.optimal_l.noninferiority import LStar, failures, find_l_star
-from layersearch.optimal_l.placements import named, place
+from layersearch.optimal_l.noninferiority import Losses, LStar, failed_seeds, find_l_star
+from layersearch.optimal_l.placements import named_placements, placement
 from layersearch.optimal_l.protocol import l_star_of, select
+from layersearch.optimal_l.runner import losses_of
 from layersearch.results.stats import CONFIDENCE, Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
 from layersearch.training.record import TrialRecord
 
 BEST = "best found"
-SeedLosses = Mapping[Schedule, Mapping[int, float]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Placed:
+class PlacementResult:
     """A placement of l full layers, measured on fresh seeds."""
 
     name: str
@@ -28,138 +28,133 @@ class Placed:
     schedule: Schedule
     loss: Interval
     to_best: Interval | None
-    """Paired difference to the best found of the same l, nats, corrected for the number of named placements of that l;
-    None for the best itself."""
+    """Paired difference to the best found of the same l, nats; None for the best itself. Bonferroni-corrected for the
+    number of named placements of that l."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PerL:
-    """What was found for one number of full layers."""
+class CurvePoint:
+    """The results of one number of full layers."""
 
     l: int
     schedule: Schedule
-    """The best placement, chosen on the selection seeds."""
+    """The best placement on the selection seeds."""
     cost: float
-    """As a share of all-full's."""
+    """Attention cost as a share of all-full's."""
     flops: int
     """Attention FLOPs of one forward pass over one sequence."""
     tried: int
     """Placements trained at the first selection seed."""
-    spread: tuple[float, float]
-    """Lowest and highest loss of those, nats."""
-    placements: tuple[Placed, ...]
+    spread: tuple[float, float] | tuple[None, None]
+    """Lowest and highest loss of these, nats; None if there is none."""
+    placements: tuple[PlacementResult, ...]
     """The best found first."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Larger:
-    """The best placement of more full layers than the reference of l* has, measured on fresh seeds."""
+class LargerL:
+    """The best placement with more full layers than the reference of l*, measured on fresh seeds."""
 
     l: int
     schedule: Schedule
     difference: Interval
-    """To the reference, nats, paired; corrected for the number of larger l's."""
+    """Paired difference to the reference, nats; Bonferroni-corrected for the number of larger l's."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Effects:
-    """How much each layer needs full attention, at the first selection seed, nats. None: not trained."""
+class LayerEffects:
+    """The effect of full attention in each layer, at the first selection seed, nats. None: not trained."""
 
     restore: tuple[float | None, ...]
-    """By layer: how far the loss falls below all-sparse's where this layer alone is full."""
+    """By layer: loss of all-sparse minus the loss with this layer alone full."""
     remove: tuple[float | None, ...]
-    """By layer: how far the loss rises above all-full's where this layer alone is sparse."""
+    """By layer: loss with this layer alone sparse minus the loss of all-full."""
     pairs: tuple[tuple[float | None, ...], ...]
-    """[i][j]: how far the loss falls below all-sparse's where layers i and j are full; i = j: `restore`."""
+    """[i][j]: loss of all-sparse minus the loss with layers i and j full; i = j: `restore`."""
     interaction: tuple[tuple[float | None, ...], ...]
-    """[i][j]: the pair's fall less both single ones; positive: the layers need each other."""
+    """[i][j]: the pair's effect minus both single effects. Positive: the layers need each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SettingAnswer:
-    """The answer of one length and depth."""
+    """The result of one sequence length and depth."""
 
     name: str
     seq_len: int
     n_layers: int
     span: str
-    """Of every layer that is not full."""
+    """Span of every layer that is not full."""
     regime: str
     delta: float
-    """Nats."""
+    """Margin, nats."""
     l_star: LStar
-    """Against the best schedule found."""
-    larger: tuple[Larger, ...]
-    """Whether the selection seeds chose its reference rightly: every larger l, ascending."""
+    """l* against the best schedule found."""
+    larger: tuple[LargerL, ...]
+    """Check of the reference of `l_star`: all larger l's, ascending."""
     l_star_all_full: LStar
-    """Against all-full."""
+    """l* against all-full."""
     knee: Choice
     at_budget: Choice | None
     budget: float | None
-    curve: tuple[PerL, ...]
-    """By l, ascending."""
-    effects: Effects
+    curve: tuple[CurvePoint, ...]
+    """One point per l, ascending."""
+    effects: LayerEffects
     fresh_seeds: int
-    """At the least and, where l* was in doubt, more."""
+    """Minimum number of fresh seeds per schedule."""
     most_seeds_spent: int
-    """Fresh seeds of the schedule that got most."""
+    """Maximum number of fresh seeds per schedule."""
     failed_seeds: Mapping[Schedule, tuple[int, int]]
-    """Of the reference and of the schedule that shows l*, where they failed to learn at some fresh seeds: at how many,
-    and of how many."""
+    """(failed seeds, fresh seeds) of the reference and of the schedule that shows l*, where a seed failed to learn."""
     seed_std: float | None
-    """Of one schedule's loss over fresh seeds, pooled, nats."""
+    """Standard deviation of one schedule's loss over fresh seeds, pooled over schedules, nats."""
     known_l: int | None
-    """The planted truth of a generated task."""
+    """The true l of a generated task."""
     trials: int
     failed: int
     seconds: float
-    """Of all trials, added up."""
+    """Total time of all trials."""
 
 
 def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: int | None, failed: int) -> SettingAnswer:
-    """Analyse the complete records of a setting.
-
-    Args:
-        setting: the setting.
-        records: complete trials.
-        known_l: of a generated task.
-        failed: trials that failed.
-    """
-    asked = setting.asked
-    searched, fresh = _losses(records, "search"), _losses(records, "confirm")
+    """Analyze the complete trials of a setting. ``known_l`` is the true l of a generated task."""
+    config = setting.config
+    searched, fresh = losses_of(records, "search"), losses_of(records, "confirm")
     chosen = select(setting, searched)
-    all_full = place(setting, range(setting.n_layers))
-    curve = tuple(_per_l(setting, l, text, searched, fresh) for l, text in chosen.best.items() if fresh.get(text))
-    shared = _shared(curve, fresh)
+    all_full = placement(setting, range(setting.n_layers))
+    curve = tuple(_point(setting, l, best, searched, fresh) for l, best in chosen.best.items() if fresh.get(best))
+    shared = sorted(set.intersection(*(set(fresh[row.schedule]) for row in curve))) if curve else []
     ls, costs = [row.l for row in curve], [row.cost for row in curve]
     by_l = {row.l: [fresh[row.schedule][seed] for seed in shared] for row in curve}
-    nothing = Choice(
+    undefined = Choice(
         l=None, likely=(), confidence=CONFIDENCE, why="the trials at the best schedules share no fresh seed"
     )
+    at_budget = None
+    if config.budget is not None:
+        at_budget = best_within(ls, costs, by_l, config.budget) if shared else undefined
     l_star = l_star_of(setting, chosen, fresh)
-    share = asked.share(len(fresh.get(all_full, ())))
-    decisive = dict.fromkeys((l_star.shown_by, l_star.reference))
-    failed_seeds = {
-        text: (len(found), len(fresh[text])) for text in decisive if (found := failures(fresh, text, asked.delta))
-    }
+    share = config.share(len(fresh.get(all_full, ())))
     return SettingAnswer(
         name=setting.name,
         seq_len=setting.seq_len,
         n_layers=setting.n_layers,
         span=setting.span,
-        regime=asked.regime,
-        delta=asked.delta,
+        regime=config.regime,
+        delta=config.delta,
         l_star=l_star,
         larger=_larger(curve, fresh, chosen.reference),
-        l_star_all_full=find_l_star(chosen.envelope, fresh, all_full, asked.delta, share=share),
-        knee=find_knee(ls, costs, by_l, asked.delta) if shared else nothing,
-        at_budget=None if asked.budget is None else best_within(ls, costs, by_l, asked.budget) if shared else nothing,
-        budget=asked.budget,
+        l_star_all_full=find_l_star(chosen.envelope, fresh, all_full, config.delta, share=share),
+        knee=find_knee(ls, costs, by_l, config.delta) if shared else undefined,
+        at_budget=at_budget,
+        budget=config.budget,
         curve=curve,
-        effects=_effects(setting, {t: found[asked.seed] for t, found in searched.items() if asked.seed in found}),
+        effects=_effects(setting, {s: found[config.seed] for s, found in searched.items() if config.seed in found}),
         fresh_seeds=len(shared),
         most_seeds_spent=max((len(found) for found in fresh.values()), default=0),
-        failed_seeds=failed_seeds,
+        failed_seeds={
+            schedule: (len(failures), len(fresh[schedule]))
+            for schedule in dict.fromkeys((l_star.shown_by, l_star.reference))
+            if (failures := failed_seeds(fresh, schedule, config.delta))
+        },
         seed_std=pooled_std([list(found.values()) for found in fresh.values()]),
         known_l=known_l,
         trials=len(records),
@@ -168,52 +163,37 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     )
 
 
-def _losses(records: Sequence[TrialRecord], phase: str) -> dict[Schedule, dict[int, float]]:
-    found: dict[Schedule, dict[int, float]] = {}
-    for record in records:
-        if record.phase == phase and record.state == "complete" and record.loss is not None:
-            found.setdefault(record.schedule, {})[record.seed] = record.loss
-    return found
-
-
-def _shared(curve: Sequence[PerL], fresh: SeedLosses) -> list[int]:
-    """Return the fresh seeds that the best schedules of all l's share."""
-    seeds = [set(fresh[row.schedule]) for row in curve]
-    return sorted(set.intersection(*seeds)) if seeds else []
-
-
-def _per_l(setting: Setting, l: int, best: Schedule, searched: SeedLosses, fresh: SeedLosses) -> PerL:
-    first = setting.asked.seed
+def _point(setting: Setting, l: int, best: Schedule, searched: Losses, fresh: Losses) -> CurvePoint:
+    first = setting.config.seed
     tried = [found[first] for other, found in searched.items() if other.n_full == l and first in found]
-    others: dict[Schedule, list[str]] = {}
-    for name, schedule in named(setting, l).items():
+    names: dict[Schedule, list[str]] = {best: [BEST]}
+    for name, schedule in named_placements(setting, l).items():
         if fresh.get(schedule):
-            others.setdefault(schedule, []).append(name)
-    rivals = [other for other in others if other != best]
-    names = [BEST, *others.get(best, [])]
-    placements = [Placed(name=" = ".join(names), schedule=best, loss=mean_interval(fresh[best].values()), to_best=None)]
-    for other in rivals:
-        common = fresh[other].keys() & fresh[best].keys()
-        difference = paired_difference(fresh[other], fresh[best], comparisons=len(rivals)) if common else None
-        loss = mean_interval(fresh[other].values())
-        placements.append(Placed(name=" = ".join(others[other]), schedule=other, loss=loss, to_best=difference))
+            names.setdefault(schedule, []).append(name)
+    placements = []
+    for schedule, own in names.items():
+        difference = None
+        if schedule != best and fresh[schedule].keys() & fresh[best].keys():
+            difference = paired_difference(fresh[schedule], fresh[best], comparisons=len(names) - 1)
+        loss = mean_interval(fresh[schedule].values())
+        placements.append(PlacementResult(name=" = ".join(own), schedule=schedule, loss=loss, to_best=difference))
     model = setting.recipe.model
-    return PerL(
+    return CurvePoint(
         l=l,
         schedule=best,
         cost=setting.bound.cost(best),
         flops=attention_flops(best, seq_len=setting.seq_len, n_heads=model.n_heads, head_dim=model.head_dim),
         tried=len(tried),
-        spread=(min(tried), max(tried)) if tried else (float("nan"), float("nan")),
+        spread=(min(tried), max(tried)) if tried else (None, None),
         placements=tuple(placements),
     )
 
 
-def _larger(curve: Sequence[PerL], fresh: SeedLosses, reference: Schedule) -> tuple[Larger, ...]:
+def _larger(curve: Sequence[CurvePoint], fresh: Losses, reference: Schedule) -> tuple[LargerL, ...]:
     theirs = fresh.get(reference, {})
     rows = [row for row in curve if row.l > reference.n_full]
     return tuple(
-        Larger(
+        LargerL(
             l=row.l,
             schedule=row.schedule,
             difference=paired_difference(fresh[row.schedule], theirs, comparisons=len(rows)),
@@ -223,26 +203,26 @@ def _larger(curve: Sequence[PerL], fresh: SeedLosses, reference: Schedule) -> tu
     )
 
 
-def _effects(setting: Setting, losses: Mapping[Schedule, float]) -> Effects:
+def _effects(setting: Setting, losses: Mapping[Schedule, float]) -> LayerEffects:
     by_set = {frozenset(schedule.full_layers): loss for schedule, loss in losses.items()}
     layers = range(setting.n_layers)
-    none, every = by_set.get(frozenset()), by_set.get(frozenset(layers))
 
-    def fall(*full: int) -> float | None:
-        loss = by_set.get(frozenset(full))
-        return None if none is None or loss is None else none - loss
+    def minus(one: float | None, *others: float | None) -> float | None:
+        for other in others:
+            one = None if one is None or other is None else one - other
+        return one
 
-    def rise(layer: int) -> float | None:
-        loss = by_set.get(frozenset(layers) - {layer})
-        return None if every is None or loss is None else loss - every
+    def restore(*full: int) -> float | None:
+        return minus(by_set.get(frozenset()), by_set.get(frozenset(full)))
 
-    def together(i: int, j: int) -> float | None:
-        pair, one, other = fall(i, j), fall(i), fall(j)
-        return None if i == j or pair is None or one is None or other is None else pair - one - other
+    def remove(layer: int) -> float | None:
+        return minus(by_set.get(frozenset(layers) - {layer}), by_set.get(frozenset(layers)))
 
-    return Effects(
-        restore=tuple(fall(layer) for layer in layers),
-        remove=tuple(rise(layer) for layer in layers),
-        pairs=tuple(tuple(fall(i, j) for j in layers) for i in layers),
-        interaction=tuple(tuple(together(i, j) for j in layers) for i in layers),
+    return LayerEffects(
+        restore=tuple(restore(layer) for layer in layers),
+        remove=tuple(remove(layer) for layer in layers),
+        pairs=tuple(tuple(restore(i, j) for j in layers) for i in layers),
+        interaction=tuple(
+            tuple(None if i == j else minus(restore(i, j), restore(i), restore(j)) for j in layers) for i in layers
+        ),
     )

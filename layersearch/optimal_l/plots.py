@@ -1,4 +1,4 @@
-"""The figures of a study of l: loss against l, what each layer needs, and l* against length and depth."""
+"""The figures of a study: loss against l, the effect of each layer, and l* against length and depth."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layersearch.optimal_l import report
-from layersearch.optimal_l.answer import BEST, Placed, SettingAnswer
+from layersearch.optimal_l.answer import BEST, PlacementResult, SettingAnswer
+from layersearch.optimal_l.summary import size_of
 from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
 
 if TYPE_CHECKING:
@@ -27,17 +28,13 @@ _STYLES = {
 }
 _BAND = "#F5E3B8"
 _CELL = 0.46
-"""Side of a heat map's cell, in inches."""
-_MOST_NUMBERS = 12
-"""Layers up to which every cell holds its number."""
+"""Side of a heat map cell, inches."""
+_MAX_NUMBERED = 12
+"""Maximum number of layers at which each cell shows its number."""
 
 
 def draw_setting(found: SettingAnswer, out: Path) -> list[Path]:
-    """Draw the figures of one length and depth into its folder; return their paths.
-
-    Raises:
-        OSError: if a file cannot be written.
-    """
+    """Draw the figures of one setting into its folder; return their paths. Raises OSError if one cannot be written."""
     paths = draw_curve(found, out / "loss_by_l")
     if any(value is not None for value in (*found.effects.restore, *found.effects.remove)):
         paths += draw_layers(found, out / "layers")
@@ -45,7 +42,7 @@ def draw_setting(found: SettingAnswer, out: Path) -> list[Path]:
 
 
 def draw_curve(found: SettingAnswer, path_stem: Path) -> list[Path]:
-    """Draw loss against l, a line and a band of 95% intervals for each placement."""
+    """Draw loss against l: for each placement a line with a band of 95% confidence intervals."""
 
     def draw(figure: Figure, top: float) -> None:
         axes = figure.add_subplot()
@@ -58,22 +55,20 @@ def draw_curve(found: SettingAnswer, path_stem: Path) -> list[Path]:
         report.l_star(found.l_star, f"the best schedule found (l = {reference.n_full})"),
         report.choice(found.knee, "Knee of loss against cost"),
         f"{found.n_layers} layers, {found.seq_len} tokens, {found.regime}; layers that are not full: {found.span}; "
-        f"{found.fresh_seeds} fresh seeds and more where l* was in doubt.",
+        f"{found.fresh_seeds} fresh seeds, more where l* was undecided.",
     ]
     return write_figure(path_stem, title, 5.0, 0.085, draw)
 
 
 def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
-    lines: dict[str, list[tuple[int, Placed]]] = {}
+    lines: dict[str, list[tuple[int, PlacementResult]]] = {}
     for row in found.curve:
-        at_end = row.l in (0, found.n_layers)
         for placed in row.placements:
             for name in placed.name.split(" = "):
                 lines.setdefault(name, []).append((row.l, placed))
-        if at_end:
-            for name in _STYLES:
-                if name != BEST:
-                    lines.setdefault(name, []).append((row.l, row.placements[0]))
+        for name in _STYLES if row.l in (0, found.n_layers) else ():  # the ends belong to every placement
+            if name != BEST:
+                lines.setdefault(name, []).append((row.l, row.placements[0]))
     lines = {name: points for name, points in lines.items() if len({l for l, _ in points} - {0, found.n_layers})}
     if not lines:
         lines = {BEST: [(row.l, row.placements[0]) for row in found.curve]}
@@ -88,19 +83,16 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
         what = f"within delta ({found.delta:g} nats) of the best found"
         axes.axhspan(max(low, reference), min(high, reference + found.delta), color=_BAND, lw=0, zorder=0, label=what)
     for name in sorted(lines, key=lambda name: name == BEST):
-        marker, colour = _STYLES[name]
-        points = sorted(lines[name], key=lambda point: point[0])
-        ls = [l for l, _ in points]
-        means = [placed.loss.mean for _, placed in points]
-        lows = [max(low, placed.loss.low if placed.loss.low is not None else placed.loss.mean) for _, placed in points]
-        highs = [
-            min(high, placed.loss.high if placed.loss.high is not None else placed.loss.mean) for _, placed in points
-        ]
-        axes.fill_between(ls, lows, highs, color=colour, alpha=0.18 if name == BEST else 0.07, lw=0, zorder=1)
+        marker, color = _STYLES[name]
+        points = sorted(((l, placed.loss) for l, placed in lines[name]), key=lambda point: point[0])
+        ls, means = [l for l, _ in points], [loss.mean for _, loss in points]
+        lows = [max(low, loss.mean if loss.low is None else loss.low) for _, loss in points]
+        highs = [min(high, loss.mean if loss.high is None else loss.high) for _, loss in points]
+        axes.fill_between(ls, lows, highs, color=color, alpha=0.18 if name == BEST else 0.07, lw=0, zorder=1)
         width = 2.2 if name == BEST else 1.3
-        axes.plot(ls, means, marker + "-", color=colour, lw=width, ms=6, mec="white", mew=0.6, zorder=3, label=name)
+        axes.plot(ls, means, marker + "-", color=color, lw=width, ms=6, mec="white", mew=0.6, zorder=3, label=name)
     star = found.l_star
-    text = f"l* = {star.value}" if star.decided else f"l* lies in {star.low} to {star.value}"
+    text = f"l* = {star.value}" if star.decided else f"l*: {star.low} to {star.value}"
     axes.axvline(star.value, color=VERMILION, lw=1.4, ls=(0, (4, 3)), zorder=2, label=text)
     if not star.decided:
         axes.axvspan(star.low, star.value, color=VERMILION, alpha=0.07, lw=0, zorder=0)
@@ -113,22 +105,19 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
 
 
 def draw_layers(found: SettingAnswer, path_stem: Path) -> list[Path]:
-    """Draw how much each layer needs full attention: alone, removed, and in pairs."""
+    """Draw the effect of full attention in each layer: restored, removed, and in pairs."""
     n = found.n_layers
     side = min(4.0, max(2.7, _CELL * n))
 
     def draw(figure: Figure, top: float) -> None:
         tall, wide, low = figure.get_figheight(), figure.get_figwidth(), 0.55
         effects = found.effects
-        rows = max(0.9, 2 * side / n)  # of the two single rows, inches
+        rows = max(0.9, 2 * side / n)  # height of the two single rows, inches
         left = figure.add_axes((0.8 / wide, (low + side - rows) / tall, side / wide, rows / tall))
         right = figure.add_axes((5.4 / wide, low / tall, side / wide, side / tall))
-        singles = np.array([[np.nan if v is None else v for v in row] for row in (effects.restore, effects.remove)])
-        pairs = np.full((n, n), np.nan)
-        for i in range(n):
-            for j in range(n):
-                value = effects.pairs[i][j] if j > i else effects.interaction[i][j] if j < i else None
-                pairs[i, j] = np.nan if value is None else value
+        singles = np.array([effects.restore, effects.remove], dtype=np.float64)  # None becomes NaN
+        above, below = np.array(effects.pairs, dtype=np.float64), np.array(effects.interaction, dtype=np.float64)
+        pairs = np.where(np.tri(n, dtype=bool), below, above)  # None is NaN in both; the diagonal of `below` too
         _heat(figure, left, singles, "one layer (nats)")
         left.set_yticks([0, 1], ["restore", "remove"])
         _heat(figure, right, pairs, "two layers (nats)")
@@ -141,11 +130,11 @@ def draw_layers(found: SettingAnswer, path_stem: Path) -> list[Path]:
         del top
 
     title = [
-        report.layers(found) or "How much each layer needs full attention, on one seed.",
-        f"One layer. Restore: how far the loss falls below all-sparse's ({found.span}) where that layer alone is full. "
-        "Remove: how far it rises above all-full's where that layer alone is sparse.",
-        "Two layers. Above the diagonal: how far the loss falls below all-sparse's where both are full. Below it: the "
-        "same less what each gains alone; above 0, they need each other. Grey: not trained.",
+        report.layers(found) or "Effect of full attention in each layer, on one seed.",
+        f"One layer. Restore: decrease of the loss from all-sparse ({found.span}) with that layer alone full. "
+        "Remove: increase of the loss from all-full with that layer alone sparse.",
+        "Two layers. Above the diagonal: decrease of the loss from all-sparse with both full. Below the diagonal: "
+        "their interaction, this decrease minus both single ones; positive: they need each other. Gray: not trained.",
     ]
     return write_figure(path_stem, title, side + 1.0, 0.02, draw)
 
@@ -154,13 +143,13 @@ def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
     reach = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
     image = axes.imshow(values, cmap="PuOr", vmin=-reach or -1.0, vmax=reach or 1.0, aspect="auto")
     axes.set_facecolor("#D5D5D5")
-    if values.shape[1] <= _MOST_NUMBERS:
+    if values.shape[1] <= _MAX_NUMBERED:
         size = 8 if values.shape[1] <= 8 else 6
         places = min(4, max(0, 1 - int(np.floor(np.log10(reach or 1.0)))))
         for (i, j), value in np.ndenumerate(values):
             if np.isfinite(value):
-                colour = "white" if abs(value) > 0.6 * reach else BLACK
-                axes.text(j, i, f"{value:.{places}f}", ha="center", va="center", fontsize=size, color=colour)
+                color = "white" if abs(value) > 0.6 * reach else BLACK
+                axes.text(j, i, f"{value:.{places}f}", ha="center", va="center", fontsize=size, color=color)
     axes.set_title(name, fontsize=9)
     place = axes.get_position()
     wide = figure.get_figwidth()
@@ -169,9 +158,7 @@ def _heat(figure: Figure, axes: Axes, values: np.ndarray, name: str) -> None:
 
 
 def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
-    """Draw l* against length and depth with the l's not excluded and the fitted laws."""
-    from layersearch.optimal_l.summary import size_of
-
+    """Draw l* against length and depth with its confidence sets and the scaling laws."""
     groups: list[tuple[str, list[SettingAnswer]]] = []
     for name in ("length", "depth"):
         other = "depth" if name == "length" else "length"
@@ -186,19 +173,19 @@ def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
         for number, (name, answers) in enumerate(groups):
             axes = figure.add_subplot(1, len(groups), number + 1)
             _draw_star(figure, axes, name, answers, found)
-        # Both panels share what stands below them; a law may be fitted in one of them only.
+        # Both panels share one legend; a law may be fitted in one of them only.
         drawn = {
             label: line for axes in figure.axes for line, label in zip(*axes.get_legend_handles_labels(), strict=True)
         }
         figure.legend(drawn.values(), drawn.keys(), loc="lower center", ncols=4, fontsize=9, frameon=False)
         figure.subplots_adjust(left=0.07, right=0.985, bottom=0.9 / figure.get_figheight(), top=top, wspace=0.18)
 
-    told = [line for name, answers in groups for line in report.law(name, found.laws.get(name, ()), len(answers))]
-    return write_figure(path_stem, ["How l* moves. Bars: the l's that are not excluded (95%).", *told], 4.0, 0.07, draw)
+    laws = [line for name, answers in groups for line in report.law(name, found.laws.get(name, ()), len(answers))]
+    return write_figure(path_stem, ["l* by size. Bars: 95% confidence sets.", *laws], 4.0, 0.07, draw)
 
 
 def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequence[SettingAnswer]) -> None:
-    """Draw l* of every size, against the best found and, beside it, against all-full, with the l's not excluded."""
+    """Draw l* by size with its confidence sets: against the best found and, beside it, against all-full."""
     from matplotlib.ticker import MaxNLocator
     from matplotlib.transforms import ScaledTranslation
 
@@ -209,11 +196,11 @@ def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequen
         (best, BLUE, "o", 8, axes.transData, "l*, against the best found"),
         (full, VERMILION, "s", 6, aside, "l*, against all-full"),
     )
-    for stars, colour, marker, big, place, label in kinds:
+    for stars, color, marker, big, place, label in kinds:
         for size, star in zip(sizes, stars, strict=True):
-            axes.plot([size] * 2, [star.low, star.value], "_-", color=colour, lw=1.5, ms=8, zorder=3, transform=place)
+            axes.plot([size] * 2, [star.low, star.value], "_-", color=color, lw=1.5, ms=8, zorder=3, transform=place)
         values = [star.value for star in stars]
-        axes.plot(sizes, values, marker, color=colour, ms=big, mec="white", label=label, zorder=4, transform=place)
+        axes.plot(sizes, values, marker, color=color, ms=big, mec="white", label=label, zorder=4, transform=place)
     axes.set_ylim(-0.5, max(*(star.value for star in (*best, *full)), 1) + 0.5)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     room = (sizes[-1] / sizes[0]) ** 0.12
@@ -224,8 +211,6 @@ def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequen
 
 
 def _draw_star(figure: Figure, axes: Axes, name: str, answers: Sequence[SettingAnswer], found: OptimalL) -> None:
-    from layersearch.optimal_l.summary import size_of
-
     answers = sorted(answers, key=lambda one: size_of(one, name))
     sizes = [size_of(one, name) for one in answers]
     draw_stars(figure, axes, sizes, answers)

@@ -1,9 +1,9 @@
-"""How l* moves with length or depth: two laws fitted by least squares, and what the l's not excluded leave of them.
+"""Scaling laws of l* with length or depth: two least-squares fits, and the range of their coefficients.
 
-The interval of a coefficient is the range it takes while every l* runs through its own set (`noninferiority.LStar`). It
-is wide, and honest: l* is a small whole number that most resamples of a few seeds repeat exactly, so that a bootstrap
-over seeds would call any slope certain. Where every set holds its l*, the interval holds the least-squares coefficient
-of the true ones. It says nothing of whether the law holds between or beyond the sizes.
+A coefficient's interval is its range while every l* runs through its own confidence set (`noninferiority.LStar`). The
+interval is wide on purpose. l* is a small integer that most resamples of a few seeds repeat exactly, so a bootstrap
+over seeds would call any slope certain. If every set holds the true l*, the interval holds the least-squares
+coefficient of the true values. It does not say whether the law holds between or beyond the sizes.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-LEAST = 3
-"""Sizes below which nothing is fitted."""
-_CORNERS = 4096
-"""Combinations of ends that are tried, at the most; beyond them, so many are drawn."""
+MIN_SIZES = 3
+"""Fewer sizes are not fitted."""
+_MAX_COMBINATIONS = 4096
+"""Maximum number of combinations of set ends to fit. If there are more, this many are sampled."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Law:
-    """A fitted law of l*."""
+    """A fitted scaling law of l*."""
 
     form: str
     """``a + b*log2(x)`` or ``a*x^b``."""
@@ -31,13 +31,13 @@ class Law:
     b: float
     b_low: float
     b_high: float
-    """The range of b over the sets of every l*."""
+    """Range of b over the confidence sets of every l*."""
     residual: float
-    """Root mean square of what it misses, in layers."""
+    """Root mean square residual, in layers."""
 
     @property
-    def tells(self) -> bool:
-        """Tell whether the sign of b is known."""
+    def sign_is_known(self) -> bool:
+        """Whether the interval of b excludes 0."""
         return self.b_low > 0 or self.b_high < 0
 
     def at(self, size: float) -> float:
@@ -50,40 +50,36 @@ def fit_laws(sizes: Sequence[int], values: Sequence[int], sets: Sequence[tuple[i
 
     Args:
         sizes: lengths in tokens, or depths in layers.
-        values: l* at each.
-        sets: the lowest and the highest l not excluded, at each.
+        values: l* at each size.
+        sets: the ends of the confidence set at each size.
 
     Returns:
-        ``a + b*log2(x)``, and ``a*x^b`` where every l* is above 0 (its logarithm is fitted); none with fewer than
-        three sizes.
+        ``a + b*log2(x)``, and ``a*x^b`` if every l* is above 0 (its logarithm is fitted); empty below three sizes.
     """
-    if len(set(sizes)) < LEAST:
+    if len(set(sizes)) < MIN_SIZES:
         return ()
-    x = np.log2(np.asarray(sizes, dtype=np.float64))
-    corners = list(itertools.islice(itertools.product(*[sorted({low, high}) for low, high in sets]), _CORNERS + 1))
-    if len(corners) > _CORNERS:
+    corners = list(itertools.islice(itertools.product(*map(sorted, map(set, sets))), _MAX_COMBINATIONS + 1))
+    if len(corners) > _MAX_COMBINATIONS:
         rng = np.random.default_rng(0)
-        drawn = np.array([rng.choice(ends, size=_CORNERS) for ends in sets]).T
-        corners = [tuple(int(value) for value in row) for row in drawn]
-    laws = [_law("a + b*log2(x)", x, sizes, values, corners)]
+        corners = list(zip(*(rng.choice(ends, size=_MAX_COMBINATIONS).tolist() for ends in sets), strict=True))
+    laws = [_fit("a + b*log2(x)", sizes, values, corners)]
     if min(values) > 0 and min(low for low, _ in sets) > 0:
-        laws.append(_law("a*x^b", x, sizes, values, corners))
+        laws.append(_fit("a*x^b", sizes, values, corners))
     return tuple(laws)
 
 
-def _law(
-    form: str, x: np.ndarray, sizes: Sequence[int], values: Sequence[int], corners: Sequence[Sequence[int]]
-) -> Law:
+def _fit(form: str, sizes: Sequence[int], values: Sequence[int], corners: Sequence[Sequence[int]]) -> Law:
     logarithm = form == "a*x^b"
+    x = np.log2(np.asarray(sizes, dtype=np.float64))
 
-    def line(found: Sequence[int]) -> tuple[float, float]:
-        y = np.log2(np.asarray(found, dtype=np.float64)) if logarithm else np.asarray(found, dtype=np.float64)
+    def line(ls: Sequence[int]) -> tuple[float, float]:
+        y = np.log2(np.asarray(ls, dtype=np.float64)) if logarithm else np.asarray(ls, dtype=np.float64)
         slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-        start = float(y.mean() - slope * x.mean())
-        return (2.0**start if logarithm else start), slope
+        intercept = float(y.mean() - slope * x.mean())
+        return (2.0**intercept if logarithm else intercept), slope
 
     a, b = line(values)
-    slopes = [line(corner)[1] for corner in corners]
-    law = Law(form=form, a=a, b=b, b_low=min([b, *slopes]), b_high=max([b, *slopes]), residual=0.0)
-    missed = [value - law.at(size) for size, value in zip(sizes, values, strict=True)]
-    return Law(**{**law.__dict__, "residual": math.sqrt(sum(m * m for m in missed) / len(missed))})
+    slopes = [b, *(line(corner)[1] for corner in corners)]
+    law = Law(form=form, a=a, b=b, b_low=min(slopes), b_high=max(slopes), residual=0.0)
+    squares = [(value - law.at(size)) ** 2 for size, value in zip(sizes, values, strict=True)]
+    return replace(law, residual=math.sqrt(sum(squares) / len(squares)))

@@ -22,9 +22,9 @@ import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, overload
+from typing import Annotated, Any, Literal, overload
 
-from layersearch.errors import UserError, did_you_mean
+from layersearch.errors import ConfigError, did_you_mean
 
 SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
@@ -66,34 +66,34 @@ class Span:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise UserError(f"span kind {self.kind!r} is not known{did_you_mean(self.kind, KINDS)}")
+            raise ConfigError(f"span kind {self.kind!r} is not known{did_you_mean(self.kind, KINDS)}")
         for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise UserError(f"span {name} must be a whole number, not {value!r}")
+                raise ConfigError(f"span {name} must be a whole number, not {value!r}")
         if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
-            raise UserError(f"span decay must be a number, not {self.decay!r}")
+            raise ConfigError(f"span decay must be a number, not {self.decay!r}")
         object.__setattr__(self, "decay", float(self.decay))
 
         if self.kind == "full":
             if self.size is not None:
-                raise UserError("a full span has no size; write 'full'")
+                raise ConfigError("a full span has no size; write 'full'")
             if self.sink:
-                raise UserError("a full span already sees the first tokens; drop '+sink'")
+                raise ConfigError("a full span already sees the first tokens; drop '+sink'")
         elif self.size is None or self.size < 1:
-            raise UserError(f"a {self.kind} needs a size of at least 1 token, not {self.size}")
+            raise ConfigError(f"a {self.kind} needs a size of at least 1 token, not {self.size}")
         if self.kind != "window" and (self.dilation != 1 or self.dilated_heads is not None):
-            raise UserError(f"only a window can be dilated, not {self.kind}")
+            raise ConfigError(f"only a window can be dilated, not {self.kind}")
         if self.dilation < 1:
-            raise UserError(f"dilation must be at least 1 token, not {self.dilation}")
+            raise ConfigError(f"dilation must be at least 1 token, not {self.dilation}")
         if self.dilated_heads is not None and self.dilated_heads < 1:
-            raise UserError(f"the number of dilated heads must be at least 1, not {self.dilated_heads}")
+            raise ConfigError(f"the number of dilated heads must be at least 1, not {self.dilated_heads}")
         if self.sink < 0:
-            raise UserError(f"sink must be at least 0 tokens, not {self.sink}")
+            raise ConfigError(f"sink must be at least 0 tokens, not {self.sink}")
         if not 0.0 <= self.decay < 1.0:
-            raise UserError(f"the LaS decay must lie in [0, 1), not {self.decay}")
+            raise ConfigError(f"the LaS decay must lie in [0, 1), not {self.decay}")
         if self.pool < 1:
-            raise UserError(f"the LaS pooling width must be at least 1 token, not {self.pool}")
+            raise ConfigError(f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
         if self.size == 1:
             object.__setattr__(self, "dilation", 1)
@@ -189,10 +189,10 @@ class Span:
         base, *extras = re.split(r"\+(?=[^\d])", text.strip())
         match = re.fullmatch(r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@]*)(/(?P<dilation>[^@]*)(@(?P<heads>.*))?)?)?", base)
         if match is None:
-            raise UserError(f"{text!r}: expected {GRAMMAR}")
+            raise ConfigError(f"{text!r}: expected {GRAMMAR}")
         kind = match["kind"]
         if kind not in KINDS:
-            raise UserError(f"{text!r}: expected {GRAMMAR}{did_you_mean(kind, KINDS)}")
+            raise ConfigError(f"{text!r}: expected {GRAMMAR}{did_you_mean(kind, KINDS)}")
         values: dict[str, Any] = {"kind": kind}
         for name, what in (("size", "size"), ("dilation", "dilation"), ("heads", "number of heads")):
             if match[name] is not None:
@@ -202,23 +202,23 @@ class Span:
             if name == "sink" and "sink" not in values:
                 values["sink"] = _whole(value, "sink", text)
                 if values["sink"] < 1:
-                    raise UserError(f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
+                    raise ConfigError(f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
             elif name == "las" and "decay" not in values:
                 decay, slash, pool = value.partition("/")
                 try:
                     values["decay"] = float(decay)
                 except ValueError:
-                    raise UserError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
+                    raise ConfigError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
                 if slash:
                     values["pool"] = _whole(pool, "pooling width", text)
                 if values["decay"] == 0.0 and values.get("pool", 1) == 1:
-                    raise UserError(f"{text!r}: 'las:0' without pooling changes nothing; drop it")
+                    raise ConfigError(f"{text!r}: 'las:0' without pooling changes nothing; drop it")
             else:
-                raise UserError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
+                raise ConfigError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
         try:
             return cls(**values)
-        except UserError as error:
-            raise UserError(f"{text!r}: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{text!r}: {error}") from None
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Span:
@@ -228,13 +228,13 @@ class Span:
             LayersearchError: a key is unknown or a value out of range.
         """
         if not isinstance(mapping, Mapping):
-            raise UserError(f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
+            raise ConfigError(f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
         known = [field.name for field in fields(cls)]
         for key in mapping:
             if key not in known:
-                raise UserError(f"a span has no key {key!r}{did_you_mean(str(key), known)}")
+                raise ConfigError(f"a span has no key {key!r}{did_you_mean(str(key), known)}")
         if "kind" not in mapping:
-            raise UserError(f"a span needs the key 'kind': one of {', '.join(KINDS)}")
+            raise ConfigError(f"a span needs the key 'kind': one of {', '.join(KINDS)}")
         return cls(**mapping)
 
     def to_dict(self) -> dict[str, Any]:
@@ -248,7 +248,7 @@ class Span:
 
 def _whole(text: str, what: str, term: str) -> int:
     if not re.fullmatch(r"-?\d{1,18}", text):
-        raise UserError(f"{term!r}: expected a whole number for the {what}, found {text!r}")
+        raise ConfigError(f"{term!r}: expected a whole number for the {what}, found {text!r}")
     return int(text)
 
 
@@ -275,10 +275,10 @@ class Schedule(Sequence[Span]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", tuple(self.spans))
         if not self.spans:
-            raise UserError("a schedule needs at least one layer, for example 'full*2 window:32*2'")
+            raise ConfigError("a schedule needs at least one layer, for example 'full*2 window:32*2'")
         for layer, span in enumerate(self.spans):
             if not isinstance(span, Span):
-                raise UserError(f"layer {layer} of a schedule must be a Span, not {span!r}")
+                raise ConfigError(f"layer {layer} of a schedule must be a Span, not {span!r}")
         runs = ((str(span), len(list(run))) for span, run in itertools.groupby(self.spans))
         text = " ".join(text if times == 1 else f"{text}*{times}" for text, times in runs)
         object.__setattr__(self, "_text", text)
@@ -295,12 +295,12 @@ class Schedule(Sequence[Span]):
             term, star, times = match[0].partition("*")
             try:
                 if star and not (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS):
-                    raise UserError(f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
+                    raise ConfigError(f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
                 spans += [Span.parse(term)] * (int(times) if star else 1)
-            except UserError as error:
-                raise UserError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
+            except ConfigError as error:
+                raise ConfigError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
         if not spans:
-            raise UserError("an empty schedule: expected terms such as 'full*2 window:32*2'")
+            raise ConfigError("an empty schedule: expected terms such as 'full*2 window:32*2'")
         return cls(tuple(spans))
 
     def __str__(self) -> str:
@@ -309,30 +309,29 @@ class Schedule(Sequence[Span]):
     def __hash__(self) -> int:
         return hash(self._text)
 
-    def __lt__(self, other: Schedule) -> bool:
+    def __lt__(self, other: object) -> bool:
         """Order by the text form, so that schedules of equal loss have one order everywhere."""
-        return self._text < other._text
+        return self._text < other._text if isinstance(other, Schedule) else NotImplemented
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> Any:
         """Let a pydantic field of this type take a schedule or its text form."""
-        from pydantic_core import core_schema
+        from pydantic import PlainValidator, TypeAdapter
 
-        return core_schema.no_info_plain_validator_function(
-            lambda value: value if isinstance(value, cls) else cls.parse(str(value))
-        )
+        read = PlainValidator(lambda value: value if isinstance(value, cls) else cls.parse(str(value)))
+        return TypeAdapter(Annotated[object, read]).core_schema
 
     @classmethod
     def from_dicts(cls, mappings: Iterable[Mapping[str, Any]]) -> Schedule:
         """Read a schedule from a list of mappings, one per layer, as in YAML and JSON files."""
         if isinstance(mappings, str | Mapping) or not isinstance(mappings, Iterable):
-            raise UserError(f"a schedule in a file is a list with one mapping per layer, not {mappings!r}")
+            raise ConfigError(f"a schedule in a file is a list with one mapping per layer, not {mappings!r}")
         spans = []
         for layer, mapping in enumerate(mappings):
             try:
                 spans.append(Span.from_dict(mapping))
-            except UserError as error:
-                raise UserError(f"layer {layer}: {error}") from None
+            except ConfigError as error:
+                raise ConfigError(f"layer {layer}: {error}") from None
         return cls(tuple(spans))
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -358,11 +357,11 @@ class Schedule(Sequence[Span]):
         for layer, span in enumerate(self.spans):
             keys = 0 if span.size is None else (span.size - 1) * span.dilation + 1
             if max(keys, span.sink) > seq_len:
-                raise UserError(
+                raise ConfigError(
                     f"layer {layer}: {span} is longer than the text of {seq_len} tokens; use a smaller span or 'full'"
                 )
             if n_heads is not None and (span.dilated_heads or 0) > n_heads:
-                raise UserError(f"layer {layer}: {span} dilates more heads than the model's {n_heads}")
+                raise ConfigError(f"layer {layer}: {span} dilates more heads than the model's {n_heads}")
 
     def __len__(self) -> int:
         return len(self.spans)

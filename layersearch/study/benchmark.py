@@ -1,7 +1,7 @@
-"""The tabular benchmark: every schedule of a small space, really trained, to be searched in seconds.
+"""The tabular benchmark: every schedule of a small space was trained, so a search takes seconds.
 
-``analysis/schedule_bench`` holds the tables, how they were made and what they say. A search that is tried on them pays
-for training steps as it would for real ones: `Bench.query` answers for any checkpoint of any trial.
+``analysis/schedule_bench`` has the tables and how they were made. `Benchmark.query` gives the loss of any trial at any
+checkpoint, so a search method can be charged for training steps as in a real search.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from layersearch.config.loader import find_file
 from layersearch.config.recipe import load_recipe
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 from layersearch.results.pareto import hypervolume, nondominated
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -25,42 +25,37 @@ COLUMNS = ("schedule", "seed", "step", "loss", "cost", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
-    """One corpus: the validation loss of every schedule at every seed and checkpoint."""
+class Benchmark:
+    """The validation losses of one corpus: every schedule at every seed and checkpoint."""
 
     name: str
     schedules: tuple[Schedule, ...]
     """All schedules of the space, in the order of their text."""
     seeds: tuple[int, ...]
     steps: tuple[int, ...]
-    """Checkpoints, rising; the last is a full trial."""
+    """Checkpoints, ascending; the last is a full trial."""
     costs: NDArray[np.float64]
     """Attention cost as a share of all-full, (schedules,)."""
     losses: NDArray[np.float64]
     """Validation loss in nats, (schedules, seeds, steps)."""
     seconds: NDArray[np.float64]
-    """Of training and validation of a full trial on one core, (schedules, seeds)."""
+    """Time of a full trial's training and validation on one core, (schedules, seeds)."""
     space: BoundSpace
 
     def query(self, schedule: Schedule | str, seed: int, step: int | None = None) -> float:
-        """Return the validation loss that a real trial had, nats.
-
-        Args:
-            schedule: one of the space's.
-            seed: one of `seeds`.
-            step: one of `steps`; None: the last.
+        """Return a trial's validation loss in nats. ``step`` is one of `steps`; None: the last.
 
         Raises:
-            UserError: if no such trial was made; names what there is.
+            DataError: if there is no such trial; names the choices.
         """
         at = self._at.get(Schedule.parse(schedule) if isinstance(schedule, str) else schedule)
         if at is None:
             choices = ", ".join(self.space.space.choices)
-            raise UserError(f"benchmark {self.name}: {schedule} lies outside its space of {choices}")
+            raise DataError(f"benchmark {self.name}: {schedule} lies outside its space of {choices}")
         if seed not in self.seeds:
-            raise UserError(f"benchmark {self.name}: there is no seed {seed}; choose from {list(self.seeds)}")
+            raise DataError(f"benchmark {self.name}: there is no seed {seed}; choose from {list(self.seeds)}")
         if step is not None and step not in self.steps:
-            raise UserError(f"benchmark {self.name}: there is no step {step}; choose from {list(self.steps)}")
+            raise DataError(f"benchmark {self.name}: there is no step {step}; choose from {list(self.steps)}")
         return float(self.losses[at, self.seeds.index(seed), -1 if step is None else self.steps.index(step)])
 
     def cost(self, schedule: Schedule) -> float:
@@ -73,45 +68,43 @@ class Bench:
 
     @cached_property
     def means(self) -> NDArray[np.float64]:
-        """The mean over seeds of the loss of a full trial: the benchmark's truth, (schedules,)."""
+        """Mean loss of full trials over seeds, nats: the ground truth, (schedules,)."""
         result: NDArray[np.float64] = self.losses[:, :, -1].mean(axis=1)
         return result
 
     @cached_property
     def frontier(self) -> tuple[Schedule, ...]:
-        """The schedules on the true frontier, cheapest first."""
+        """The schedules on the true Pareto front, cheapest first."""
         points = list(zip(self.means.tolist(), self.costs.tolist(), strict=True))
         return tuple(self.schedules[at] for at in nondominated(points))
 
     @property
     def seed_std(self) -> float:
-        """The standard deviation over seeds of a full trial's loss, pooled over all schedules."""
+        """Standard deviation of a full trial's loss over seeds, pooled over all schedules, nats."""
         return float(np.sqrt(self.losses[:, :, -1].var(axis=1, ddof=1).mean()))
 
     def hypervolume(self, found: list[Schedule]) -> float:
-        """Return the true hypervolume of a set of schedules as a share of that of all of them.
+        """Return the true hypervolume of a set of schedules as a share of that of all schedules.
 
-        Losses are means over seeds; loss and cost are scaled to the range over all schedules, the worst of both being
-        the reference point.
+        Mean loss and cost are scaled to their range over all schedules. The reference point is the worst of both.
         """
-        low, high = self.means.min(), self.means.max()
-        cheap, dear = self.costs.min(), self.costs.max()
-
-        def scaled(at: int) -> tuple[float, float]:
-            return float((self.means[at] - low) / (high - low)), float((self.costs[at] - cheap) / (dear - cheap))
-
-        whole = hypervolume([scaled(at) for at in range(len(self.schedules))], (1.0, 1.0))
-        return hypervolume([scaled(self._at[schedule]) for schedule in found], (1.0, 1.0)) / whole
+        points = np.stack([self.means, self.costs], axis=1)
+        low, high = points.min(axis=0), points.max(axis=0)
+        scaled = [(float(loss), float(cost)) for loss, cost in (points - low) / (high - low)]
+        return hypervolume([scaled[self._at[one]] for one in found], (1.0, 1.0)) / hypervolume(scaled, (1.0, 1.0))
 
 
-def load_bench(name: str) -> Bench:
-    """Read a benchmark.
-
-    Args:
-        name: ``mix``, ``recall`` or ``text``, or the path of such a table; its ``space.yaml`` lies beside it.
+def load_bench(name: str) -> Benchmark:
+    """Read a benchmark: ``mix``, ``recall`` or ``text``, or the path of such a table beside its ``space.yaml``.
 
     Raises:
-        UserError: if the file is missing, is no such table, or lacks trials.
+        LayersearchError: if the file is missing, is no such table, or lacks trials.
+
+    Example:
+        >>> import layersearch
+        >>> benchmark = layersearch.load_bench("mix")
+        >>> benchmark.query(benchmark.schedules[0], seed=benchmark.seeds[0]) > 0
+        True
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -120,21 +113,21 @@ def load_bench(name: str) -> Bench:
     try:
         table = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
     except (pa.ArrowInvalid, OSError, KeyError) as error:
-        raise UserError(f"{path}: no benchmark table ({str(error).splitlines()[0]}); get it anew") from None
+        raise DataError(f"{path}: no benchmark table ({str(error).splitlines()[0]}); download it again") from None
     recipe, space = load_recipe(str(path.with_suffix(".yaml"))), load_space(str(path.with_name("space.yaml")))
     bound = BoundSpace.of(space, recipe)
     texts, seeds, steps = (sorted(set(table[key])) for key in ("schedule", "seed", "step"))
     shape = (len(texts), len(seeds), len(steps))
     losses, seconds, costs = np.full(shape, np.nan), np.full(shape[:2], np.nan), np.full(shape[0], np.nan)
-    place = {text: at for at, text in enumerate(texts)}
+    index = {text: at for at, text in enumerate(texts)}
     for text, seed, step, loss, cost, taken in zip(*(table[key] for key in COLUMNS), strict=True):
-        at, of = place[text], seeds.index(seed)
+        at, of = index[text], seeds.index(seed)
         losses[at, of, steps.index(step)], seconds[at, of], costs[at] = loss, taken, cost
     schedules = tuple(Schedule.parse(text) for text in texts)
     missing = int(np.isnan(losses).any(axis=2).sum()) + (bound.size - len(texts)) * len(seeds)
     if missing:
-        raise UserError(f"{path}: {missing} trials are missing; run python {FOLDER}/train.py {path.stem}")
-    return Bench(
+        raise DataError(f"{path}: {missing} trials are missing; run python {FOLDER}/train.py {path.stem}")
+    return Benchmark(
         name=path.stem,
         schedules=schedules,
         seeds=tuple(seeds),

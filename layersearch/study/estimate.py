@@ -1,4 +1,4 @@
-"""What a search will cost, before it trains anything: trials, FLOPs, memory and time."""
+"""The cost of a search before it trains anything: trials, FLOPs, memory and time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import open_source
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.model.flops import model_flops, num_parameters
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -23,45 +23,42 @@ from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import LocalPool, Pool
 
 TIMED_FLOPS = 2e12
-"""A recipe is timed by training steps of it if all steps timed take at most so many FLOPs."""
+"""Training steps are timed only if they take at most this many FLOPs."""
 _TIMED_STEPS = (2, 8)
 BACKWARD = 2
-"""FLOPs of a backward pass over those of the forward pass."""
+"""FLOPs of a backward pass, as a multiple of the forward pass's."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """A plan and what it needs."""
+    """A plan and its cost."""
 
     budget: float
     baselines: tuple[tuple[str, str, float], ...]
     """(name, schedule, cost as a share of all-full)."""
     schedules_in_space: int
-    """Distinct schedules the space holds, whatever they cost."""
+    """Number of distinct schedules in the space, of any cost."""
     proposals: int
-    """Distinct schedules that will be proposed and trained beside the baselines, at the most."""
+    """Maximum number of distinct schedules to propose and train besides the baselines."""
     sampler: str
-    """Proposes them, see `SearchConfig`."""
     pruner: str
-    """Stops them early, see `SearchConfig`."""
     confirm_trials: int
     """Full trials at fresh seeds."""
     full_trials: float
-    """All training, in full trials of the same number of steps; early stops counted."""
+    """Expected training in units of full trials, with early stops."""
     vocab_size: int
-    """Tokens the model knows."""
     parameters: int
-    """Of the proxy model."""
+    """Parameters of the proxy model."""
     step_flops: int
     """Multiply-adds of one training step of the all-full schedule, forward and backward."""
     total_flops: float
-    """Multiply-adds of the whole search, every trial counted as all-full: an upper bound."""
+    """Multiply-adds of the whole search with every trial all-full: an upper bound."""
     model_bytes: int
-    """Weights, gradients and the optimiser's moments that one rank holds, float32, under the recipe's ZeRO stage."""
+    """Weights, gradients and optimizer moments on one rank, float32, under the recipe's ZeRO stage."""
     activation_bytes: int
-    """What one rank keeps of a forward pass of the all-full schedule for the backward pass."""
+    """Activations that one rank saves for the backward pass of the all-full schedule."""
     seconds: float | None
-    """Estimated from timed steps on this machine; None where that would take too long or no such device is here."""
+    """Estimated from timed steps on this machine; None if that takes too long or the device is missing."""
     seconds_note: str
     """How the time was estimated, or why it was not."""
 
@@ -69,18 +66,18 @@ class Estimate:
 def estimate(
     recipe: Recipe, space: Space, budget: float, seed: int, cache: Path | None = None, *, elsewhere: bool = False
 ) -> Estimate:
-    """Return what a search would cost.
+    """Return the cost of a search.
 
     Args:
-        recipe: what one trial runs.
-        space: what may vary.
-        budget: the largest attention cost, as a share of the all-full schedule's.
-        seed: of the search.
+        recipe: configuration of one trial.
+        space: the search space.
+        budget: maximum attention cost, as a share of the all-full schedule's.
+        seed: random seed of the search.
         cache: folder of prepared data; None: the default one.
-        elsewhere: the trials will run on a Ray cluster. It is not asked, and the time says of which machine it is.
+        elsewhere: the trials will run on a Ray cluster. It is not contacted, and the note says so.
 
     Raises:
-        UserError: as the search itself would.
+        LayersearchError: as the search itself would.
     """
     model, training = recipe.model, recipe.training
     bound = BoundSpace.of(space, recipe)
@@ -92,8 +89,8 @@ def estimate(
     seconds, note = _seconds(recipe, plan, full, step_flops, cache)
     if elsewhere and seconds is not None:
         note += (
-            f". That is this machine, no cluster was asked: it holds on Ray for machines like this one with room for "
-            f"{recipe.search.workers} workers at a time"
+            f". This is for this machine; the cluster was not contacted. It holds for similar machines with room for "
+            f"{recipe.search.workers} workers"
         )
     return Estimate(
         budget=budget,
@@ -116,7 +113,7 @@ def estimate(
 
 
 def _vocabulary(recipe: Recipe) -> int:
-    """Return the tokens of a local tokenizer, else the recipe's own word: nothing is fetched or trained for a plan."""
+    """Return the vocabulary size of a local tokenizer, else the recipe's; a plan downloads and trains nothing."""
     from layersearch.data import tokenizer
 
     if recipe.pretrained is not None:
@@ -132,12 +129,12 @@ def _seconds(
 ) -> tuple[float | None, str]:
     """Time a few real training steps of the all-full schedule in a worker process."""
     if step_flops * sum(_TIMED_STEPS) > TIMED_FLOPS:
-        return None, "not timed: a few training steps are too long to try here"
+        return None, "not timed: a few training steps would take too long here"
     if recipe.training.gpus:
         import torch
 
         if not torch.cuda.is_available():
-            return None, "not timed: the recipe asks for a GPU and none is here"
+            return None, "not timed: the recipe needs a GPU, and this machine has none"
     open_source(recipe.data, recipe.training.seq_len, cache)
     workers = recipe.search.workers
     timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
@@ -146,11 +143,11 @@ def _seconds(
     with tempfile.TemporaryDirectory() as logs:
         pool = LocalPool(timed, workers, Path(logs), cache)
         try:
-            # One trial a worker at a time, so that they slow each other as they will. The first starts the workers
-            # and compiles what is compiled; it need not be long.
-            _on_each(pool, trial, workers, lambda step, loss: False)
+            # One trial per worker in parallel, so they slow each other down as in the search. The first starts and
+            # compiles; it can be short.
+            _run_on_each(pool, trial, workers, lambda step, loss: False)
             start_up = time.perf_counter() - began
-            records = _on_each(pool, trial, workers, None)
+            records = _run_on_each(pool, trial, workers, None)
         finally:
             pool.close()
     train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * recipe.training.steps
@@ -159,14 +156,14 @@ def _seconds(
     setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)
     started_anew = plan.trials / workers if zero_stage(deepspeed_file(recipe)) == 3 else 1
     seconds = start_up * started_anew + (train + evaluate + setup) * plan.full_trials() / workers
-    return seconds, f"as if all were all-full, from {_TIMED_STEPS[1]} steps timed in each of {workers} workers here"
+    return seconds, f"if all were all-full, from {_TIMED_STEPS[1]} timed steps in each of {workers} workers here"
 
 
-def _on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | None) -> list[TrialRecord]:
-    """Run one trial on each worker, all at once."""
+def _run_on_each(pool: Pool, trial: Trial, workers: int, keep_going: KeepGoing | None) -> list[TrialRecord]:
+    """Run one trial on each worker in parallel."""
     futures = [pool.submit(replace(trial, seed=trial.seed + index), keep_going) for index in range(workers)]
     records = [future.result() for future in futures]
     for record in records:
         if record.state == "failed":
-            raise UserError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
+            raise ConfigError(f"the timed steps failed ({record.error}); correct the recipe, or try layersearch run")
     return records

@@ -1,13 +1,11 @@
-"""The study: Optuna proposes, and owns the search's state in a journal.
+"""The Optuna study of a search, in a journal file. Optuna proposes, and the study is the search's state.
 
-Two objectives, validation loss and attention cost, over one categorical per free layer. A proposal over the budget is
-repaired before it is trained, a schedule that was proposed before is never trained again, and a trial that was stopped
-early is told as pruned, without a loss.
+It has two objectives, validation loss and attention cost, and one categorical parameter per free layer. A proposal over
+the budget is repaired before training. No schedule is trained twice. A stopped trial is told as pruned, without a loss.
 """
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import warnings
@@ -31,28 +29,28 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 NAME = "layersearch"
 EXHAUSTED = "no new schedule within the budget"
-"""Marks the proposal after which there was nothing left to propose."""
+"""Marks the proposal after which nothing was left to propose."""
 _LABEL = "schedule, role, generation"
 """The user attribute of every trial that is trained."""
-_SEARCHED = 20_000
-"""Schedules looked at, at the most, for one that is new and within the budget."""
+_MAX_VISITED = 20_000
+"""Maximum number of schedules to visit for one that is new and within the budget."""
 
 
 class Study:
     """An Optuna study in a journal file, which optuna-dashboard opens too.
 
     Args:
-        path: the journal; made if it does not exist, taken up if it does.
+        path: the journal; created or reopened.
         space: the bound search space.
-        budget: the largest attention cost that is trained, relative to all-full.
-        search: which sampler proposes.
-        seed: seeds the sampler anew for each proposal, so that a resumed search proposes what an unbroken one would.
+        budget: maximum attention cost, as a share of all-full's.
+        search: names the sampler.
+        seed: the sampler is seeded for each proposal, so a resumed search proposes the same schedules.
     """
 
     def __init__(self, path: Path, space: BoundSpace, budget: float, search: SearchConfig, seed: int) -> None:
         library = _optuna()
         self._space, self._budget, self._search, self._seed = space, budget, search, seed
-        self._study: optuna.Study = _taken_up(path) or _new(path)
+        self._study: optuna.Study = _reopen(path) or _create(path)
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._asked: dict[Schedule, optuna.Trial] = {}
@@ -62,12 +60,9 @@ class Study:
         }
 
     def propose(self, seen: Collection[Schedule], generation: int, index: int) -> Schedule | None:
-        """Return a schedule within the budget that is not among ``seen``; None if there is none left.
+        """Return a schedule within the budget that is not in ``seen``; None if none is left.
 
-        Args:
-            seen: schedules that were proposed before.
-            generation: counted from 1.
-            index: of the proposal in its generation; with the seed and the generation it decides every draw.
+        The seed, the generation (from 1) and the index of the proposal in its generation decide every draw.
         """
         if any(EXHAUSTED in trial.user_attrs for trial in self._trials()):
             return None
@@ -91,9 +86,9 @@ class Study:
         return schedule
 
     def enter(self, schedule: Schedule, role: str, generation: int) -> None:
-        """Enter a schedule that is trained whatever the sampler thinks of it, in one write.
+        """Add a schedule that the sampler did not propose, in one write; skip one outside the space.
 
-        One outside the space (all-full where no layer may be full) has no place in the study.
+        All-full is outside the space if no layer may be full.
         """
         params = self._space.encode(schedule)
         if params is None:
@@ -109,29 +104,29 @@ class Study:
         )
 
     def generations(self) -> dict[Schedule, int]:
-        """Return the generation in which each schedule was entered."""
+        """Return the generation of each schedule in the study."""
         labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
-        return {_schedule(text): generation for text, _, generation in labels}
+        return {Schedule.parse(text): generation for text, _, generation in labels}
+
+    def _trials_of(self, schedule: Schedule) -> list[optuna.trial.FrozenTrial]:
+        return [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
 
     def retry(self, schedule: Schedule) -> None:
-        """Enter a schedule once more whose trial failed, to be trained and told again; no more than one at a time."""
-        entered = [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
+        """Add a failed schedule again, to be trained and told again; only one such trial is open at a time."""
+        entered = self._trials_of(schedule)
         if entered and entered[-1].state == _optuna().trial.TrialState.FAIL:
             _, role, generation = entered[-1].user_attrs[_LABEL]
             self.enter(schedule, role, generation)
 
     def tell(self, record: TrialRecord) -> None:
-        """Enter a record: both objectives if it is complete, pruned if it was stopped, failed if it failed."""
-        optuna = _optuna()
+        """Tell a record: both objectives if it is complete, else pruned or failed."""
         if record.state != "failed":
             self._seen[record.schedule] = observation(record)
-        for trial in self._trials():
-            if trial.user_attrs.get(_LABEL, [None])[0] == str(record.schedule) and not trial.state.is_finished():
-                break
-        else:
-            return  # told before, or outside the space
+        trial = next((t for t in self._trials_of(record.schedule) if not t.state.is_finished()), None)
+        if trial is None:
+            return  # already told, or outside the space
         asked = self._asked.pop(record.schedule, None)
-        if asked is not None:  # not after a resume, where the record alone says more
+        if asked is not None:  # missing after a resume
             for key in ("state", "steps", "seconds", "error"):
                 asked.set_user_attr(key, getattr(record, key))
         if record.state == "complete":
@@ -140,13 +135,13 @@ class Study:
         elif record.state == "stopped":
             self._tell_pruned(trial.number)
         else:
-            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            self._study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
 
     def _sampler(self, seed: int) -> optuna.samplers.BaseSampler:
-        """Return the sampler that the recipe names."""
+        """Return the recipe's sampler."""
         samplers = _optuna().samplers
         name = self._search.sampler
         if name == "gain":
@@ -154,7 +149,7 @@ class Study:
 
             return ScheduleSampler(self._space, budget=self._budget, seed=seed, seen=self._seen)
         if name == "gp":
-            # Paired seeds make the loss of a schedule at the search's seed a fixed number.
+            # With paired seeds, a schedule's loss at the search's seed is a constant.
             return samplers.GPSampler(seed=seed, deterministic_objective=True)
         if name == "tpe":
             return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
@@ -167,33 +162,28 @@ class Study:
         self._study.tell(number, state=_optuna().trial.TrialState.PRUNED)
 
     def _nearest_new(self, start: Schedule, seen: Collection[Schedule]) -> Schedule | None:
-        """Return the nearest schedule to ``start``, in changed layers, that is new and within the budget."""
+        """Return the schedule within the budget and not in ``seen`` that changes the fewest layers of ``start``."""
         visited, frontier = {start}, deque([start])
         while frontier:
             schedule = frontier.popleft()
             if schedule not in seen and self._space.cost(schedule) <= self._budget:
                 return schedule
-            for neighbour in self._space.neighbors(schedule):
-                if neighbour not in visited and len(visited) < _SEARCHED:
-                    visited.add(neighbour)
-                    frontier.append(neighbour)
+            for neighbor in self._space.neighbors(schedule):
+                if neighbor not in visited and len(visited) < _MAX_VISITED:
+                    visited.add(neighbor)
+                    frontier.append(neighbor)
         return None
 
 
-@functools.cache
-def _schedule(text: str) -> Schedule:
-    return Schedule.parse(text)
+def _reopen(path: Path) -> optuna.Study | None:
+    """Return the study of a journal without unfinished proposals; None: there is no intact journal.
 
-
-def _taken_up(path: Path) -> optuna.Study | None:
-    """Return the study of a journal without what a kill left half done; None: there is no whole journal.
-
-    A proposal takes several writes, the last of which labels it. Where a kill came in between, its trial is left out,
-    so that it is made anew from what was known before it, with the same outcome. A damaged journal is put aside: the
-    search proposes anew what it held, and trains nothing again that has a record.
+    A proposal takes several writes, and the last one labels it. A kill in between leaves an unlabeled trial, which is
+    dropped and proposed again with the same outcome. A damaged journal is put aside: the search then proposes its
+    schedules again, and trains none that has a record.
     """
     part = path.with_name(path.name + ".part")
-    for name in (path.name, part.name):  # of a search that was killed; the run folder's own lock is ours by now
+    for name in (path.name, part.name):  # locks of a killed search; this process holds the run folder
         for stale in (f"{name}.lock", f"{name}.lock.rename"):
             path.with_name(stale).unlink(missing_ok=True)
     part.unlink(missing_ok=True)
@@ -201,38 +191,33 @@ def _taken_up(path: Path) -> optuna.Study | None:
     if not path.exists() or not path.stat().st_size:
         return None
     try:
-        for line in path.read_bytes().splitlines():  # Optuna passes over a bad last one, and fails at the next write
+        for line in path.read_bytes().splitlines():  # Optuna skips a bad last line, then fails to write
             json.loads(line)
         study: optuna.Study = _optuna().load_study(study_name=NAME, storage=_storage(path))
         trials = study.get_trials(deepcopy=False)
         labels = {trial.number: trial.user_attrs[_LABEL] for trial in trials if _LABEL in trial.user_attrs}
         for text, _, generation in labels.values():
-            _schedule(text)
+            Schedule.parse(text)
             generation + 1
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
-        _LOG.warning(
-            "%s is damaged (%s) and is made anew from trials.jsonl; it is kept as %s",
-            path,
-            type(error).__name__,
-            aside.name,
-        )
+        kind = type(error).__name__
+        _LOG.warning("%s is damaged (%s): rebuilt from trials.jsonl; the old file is %s", path, kind, aside.name)
         return None
     closed = max((t.number + 1 for t in trials if t.number in labels or EXHAUSTED in t.user_attrs), default=0)
     if closed == len(trials):
         return study
-    rebuilt = _new(part)
+    rebuilt = _create(part)
     rebuilt.add_trials(trials[:closed])
     part.replace(path)
     kept: optuna.Study = _optuna().load_study(study_name=NAME, storage=_storage(path))
     return kept
 
 
-def _new(path: Path) -> optuna.Study:
-    study: optuna.Study = _optuna().create_study(
-        study_name=NAME, storage=_storage(path), directions=["minimize", "minimize"]
-    )
+def _create(path: Path) -> optuna.Study:
+    directions, storage = ["minimize", "minimize"], _storage(path)
+    study: optuna.Study = _optuna().create_study(study_name=NAME, storage=storage, directions=directions)
     return study
 
 
@@ -244,7 +229,7 @@ def _storage(path: Path) -> optuna.storages.JournalStorage:
 
 
 def _optuna() -> Any:
-    """Import Optuna without its notices about experimental features that we chose knowingly."""
+    """Import Optuna without its warnings about experimental features, which we chose on purpose."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -1,13 +1,13 @@
-"""Selectors: which layers of a pre-trained model keep full attention, judged without training.
+"""KL-guided layer selection: ranks the layers of a pre-trained model that need full attention, without training.
 
-Both judge a schedule by how far the model's next-token distributions move from the original's: KL(original || switched)
-in nats a token, on sequences of the training data. The order of layers, not the number kept, is what they find:
+The score of a schedule is KL(original || switched) of the next-token distributions, in nats per token, on training
+data.
 
-- `restore_greedy` starts all-sparse and gives full attention back to one layer after another, each time to the one that
-  brings the model nearest to the original. KL-guided layer selection (2512.20569) restores each layer once, distils
-  and ranks; here nothing is trained, and layers are judged beside those already restored.
-- `remove_one` starts from the original and makes one layer sparse at a time: the layers that hurt most are kept. That
-  paper's sensitivity baseline, with KL in the place of its MSE and perplexity.
+- `restore_greedy` starts all-sparse and restores full attention layer by layer, each time in the layer with the lowest
+  KL. The paper (2512.20569) restores each layer once, distils and ranks. Here nothing is trained, and a layer is scored
+  together with those already restored.
+- `remove_one` makes one layer of the original sparse at a time and keeps the layers with the highest KL. It is the
+  paper's sensitivity baseline, with KL instead of MSE and perplexity.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 
 from layersearch.config.recipe import Recipe
 from layersearch.data.source import Source
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 from layersearch.files import write_text
 from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
@@ -29,40 +29,36 @@ from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 
 Score = Callable[[Schedule], float]
-"""How far a schedule moves the model from the original; lower is better."""
+"""Returns a schedule's KL from the original, nats per token; lower is better."""
 FULL = Span(kind="full")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
-    """Layers in the order in which they are to keep full attention."""
+    """Layers ranked by their need of full attention."""
 
     name: str
     """``restore_greedy`` or ``remove_one``."""
     layers: tuple[int, ...]
     """Most needed first."""
     scores: tuple[float, ...]
-    """Of the schedule that put each layer where it stands, nats a token."""
+    """Score of the schedule that gave each layer its rank, nats per token."""
 
     def schedule(self, n_full: int, n_layers: int, span: Span) -> Schedule:
-        """Return the schedule in which the first ``n_full`` of them are full."""
+        """Return the schedule with the first ``n_full`` layers full."""
         return place(self.layers[:n_full], n_layers, span)
 
 
 def place(full: Iterable[int], n_layers: int, span: Span) -> Schedule:
-    """Return the schedule that is full in these layers and ``span`` elsewhere."""
+    """Return the schedule with full attention in these layers and ``span`` in the others."""
     chosen = set(full)
     return Schedule(tuple(FULL if layer in chosen else span for layer in range(n_layers)))
 
 
 def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
-    """Return the layers in the order in which giving full attention back helps most.
+    """Rank the ``most`` most needed layers (None: all) greedily by the score after full attention is restored in them.
 
-    Args:
-        n_layers: of the model.
-        span: of the layers that are not full.
-        score: of a schedule; asked some ``n_layers * most`` times.
-        most: layers to rank; None: all.
+    The score is called about ``n_layers * most`` times. Layers that are not full have ``span``.
     """
     kept: list[int] = []
     scores: list[float] = []
@@ -75,18 +71,16 @@ def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = N
 
 
 def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
-    """Return the layers by how much it hurts to make each of them sparse alone, the most first."""
+    """Rank layers by the score after each alone is made sparse, the highest first."""
     tried = {layer: score(place(set(range(n_layers)) - {layer}, n_layers, span)) for layer in range(n_layers)}
     order = sorted(tried, key=lambda layer: (-tried[layer], layer))
     return Ranking(name="remove_one", layers=tuple(order), scores=tuple(tried[layer] for layer in order))
 
 
 def kl_to_original(routed: HFDecoder, tokens: torch.Tensor) -> Score:
-    """Return the score of schedules on a model's own weights: the mean KL(original || switched) of its tokens.
+    """Return the score on a pre-trained model: the mean KL(original || switched) over tokens (B, T) of training data.
 
-    Args:
-        routed: the pre-trained model; its schedule is the original again after each call.
-        tokens: (B, T) token ids, of training data.
+    The model has its original schedule again after each call.
     """
 
     @torch.no_grad()
@@ -97,58 +91,45 @@ def kl_to_original(routed: HFDecoder, tokens: torch.Tensor) -> Score:
         finally:
             routed.set_schedule(routed.original)
 
-    aim = logits(routed.original)
+    target = logits(routed.original)
 
     def score(schedule: Schedule) -> float:
-        return float(token_kl(aim, logits(schedule)).mean())
+        return float(token_kl(target, logits(schedule)).mean())
 
     return score
 
 
-def selected(space: BoundSpace, budget: float, score: Score) -> dict[str, tuple[Schedule, Ranking]]:
-    """Return what each selector chooses within a budget, by name, at the most full layers that the budget allows.
+def select_layers(space: BoundSpace, budget: float, score: Score) -> dict[str, tuple[Schedule, Ranking]]:
+    """Return ``restore_greedy(l)`` and ``remove_one(l)`` with their rankings, at the largest l within the budget.
 
-    Args:
-        space: the bound space; its baselines' span is that of the layers that are not full.
-        budget: largest cost, as a share of the all-full schedule's.
-        score: as `kl_to_original` returns it.
-
-    Returns:
-        ``restore_greedy(l)`` and ``remove_one(l)``, each with its ranking; none where the space has no sparse span or
-        no such schedule.
+    Other layers have the span of the space's baselines. The result is empty if the space has no sparse span or no such
+    schedule. The budget is a share of the all-full schedule's cost.
     """
     span = space.baseline_span
     if span is None:
         return {}
     sizes = range(1, space.n_layers)
-    within = [count for count in sizes if space.cost(place(range(count), space.n_layers, span)) <= budget]
-    if not within:
+    most = max((n for n in sizes if space.cost(place(range(n), space.n_layers, span)) <= budget), default=0)
+    if not most:
         return {}
-    most = max(within)
     rankings = (restore_greedy(space.n_layers, span, score, most), remove_one(space.n_layers, span, score))
     found = {f"{ranking.name}({most})": (ranking.schedule(most, space.n_layers, span), ranking) for ranking in rankings}
     return {name: chosen for name, chosen in found.items() if space.encode(chosen[0]) is not None}
 
 
 SEQUENCES = 32
-"""Of the training data, on which selectors score."""
+"""Training sequences to score on."""
 
 
 def selected_baselines(
     recipe: Recipe, space: BoundSpace, budget: float, source: Source, seed: int, folder: Path
 ) -> dict[str, Schedule]:
-    """Return the schedules that the selectors choose, by name; found once, then kept in ``selectors.json``.
+    """Return the schedules of `select_layers` by name; ``selectors.json`` in the run folder keeps them.
 
-    Args:
-        recipe: with a pre-trained model.
-        space: the bound space.
-        budget: of the search.
-        source: the opened data. Sequences come from beyond the steps that trials train on.
-        seed: of the search.
-        folder: the run folder.
+    The recipe has a pre-trained model. Sequences come after those that trials train on.
 
     Raises:
-        UserError: if the model cannot be loaded or routed, or the file is damaged.
+        LayersearchError: if the model cannot be loaded or the file is damaged.
     """
     assert recipe.pretrained is not None
     file = folder / "selectors.json"
@@ -157,10 +138,10 @@ def selected_baselines(
             held = json.loads(file.read_text(encoding="utf-8"))
             return {name: Schedule.parse(chosen["schedule"]) for name, chosen in held.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
-            raise UserError(f"{file}: damaged; restore it, or start anew with another --out") from None
+            raise RunFolderError(f"{file}: damaged; restore it, or start anew with another --out") from None
     routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
     tokens = source.train(seed=seed, step=recipe.training.steps, batch_size=SEQUENCES).tokens
-    found = selected(space, budget, kl_to_original(routed, torch.from_numpy(tokens)))
+    found = select_layers(space, budget, kl_to_original(routed, torch.from_numpy(tokens)))
     facts = {
         name: {"schedule": str(schedule), "layers": ranking.layers, "kl": ranking.scores}
         for name, (schedule, ranking) in found.items()

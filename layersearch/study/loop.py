@@ -1,13 +1,13 @@
-"""The ladder of a search: baselines, then generations of proposals that race, then fresh seeds that confirm.
+"""The search loop: baselines, then generations of proposals, then confirmation on fresh seeds.
 
-1. Baselines are trained to the end at the search's seed, so that every figure has them.
-2. Generations of proposals race: at each rung the recipe's pruner stops the trials that are behind.
-3. The best proposals within the budget and all baselines are trained at fresh seeds, the same for all. The winner is
-   named from these alone: the seed that selected a schedule would flatter it.
+1. Baselines are trained to the end at the search's seed.
+2. Generations of proposals are trained. At each rung the recipe's pruner stops the worse trials.
+3. The best proposals within the budget and all baselines are trained at the same fresh seeds. Only these decide the
+   winner, because selection biases a schedule's loss at the search's seed.
 
-What a generation proposes and stops depends on earlier generations only. So the same seed gives the same records
-whatever the number of workers and whichever is quicker, and a search that was killed goes on as if it had not been.
-A trial that failed is trained again when the search is taken up again; its later record counts.
+A generation's proposals and stops depend only on earlier generations. So one seed gives the same records for any number
+and speed of workers, and a killed search resumes with the same records. A failed trial is trained again when the search
+resumes; its later record counts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.files import write_text
 from layersearch.results.analyze import analyze
 from layersearch.results.pareto import nondominated
@@ -39,7 +39,7 @@ from layersearch.training.workers.run_trials import run_trials
 
 
 class SearchLoop:
-    """One search, from its first baseline to its winner. See the module's text."""
+    """One search, from its first baseline to its winner. See the module docstring."""
 
     def __init__(self, plan: Plan, space: BoundSpace, folder: RunFolder, study: Study, pool: Pool, listener: Listener):
         self._plan, self._space, self._folder, self._study, self._pool = plan, space, folder, study, pool
@@ -54,15 +54,15 @@ class SearchLoop:
         self._began = time.monotonic()
 
     def run(self) -> Result:
-        """Run what is left and write the results; return them."""
+        """Run the remaining trials; write and return the result."""
         for record in self._search_records():
-            self._study.tell(record)  # a kill may have come between the record and the study
+            self._study.tell(record)  # a kill may come between record and study
         for schedule in sorted(self._to_retry):
             self._study.retry(schedule)
         self._train_baselines()
         reasons = [record.error for record in self._records if record.state == "failed"]
         if len(reasons) == len(self._records):
-            raise UserError(
+            raise LayersearchError(
                 f"every baseline failed ({reasons[0]}): correct the recipe and start anew with another --out, "
                 "or, if the machine was the cause, run the same command again"
             )
@@ -71,19 +71,9 @@ class SearchLoop:
         return self._finish()
 
     def confirm(self, schedules: Sequence[Schedule]) -> Result:
-        """Train schedules at the confirming seeds, whatever the search thought of them."""
+        """Train these schedules at the confirmation seeds; write and return the result."""
         names = {schedule: name for name, schedule in self._plan.baselines}
-        trials = [
-            Trial(
-                schedule=schedule,
-                seed=seed,
-                phase="confirm",
-                role=names.get(schedule, PROPOSED),
-                checkpoints=self._plan.checkpoints,
-            )
-            for seed in self._plan.confirm_seeds
-            for schedule in dict.fromkeys(schedules)
-        ]
+        trials = self._confirm_trials({schedule: names.get(schedule, PROPOSED) for schedule in schedules})
         made = {record.key for record in self._records}
         new = sum(trial.key not in made for trial in trials)
         self._planned = len(self._records) + new
@@ -117,7 +107,7 @@ class SearchLoop:
             trained = {record.schedule for record in self._search_records()}
             if len(members) == GENERATION and trained.issuperset(members):
                 generation, members = generation + 1, []
-            # A killed search may have been in the middle of asking: the generation is filled up as it would have been.
+            # A search killed between proposals fills up the generation as without the kill.
             proposed = sum(number > 0 for number in entered.values())
             seen = {*entered, *(schedule for _, schedule in self._plan.baselines)}
             room = min(self._plan.proposals - proposed, GENERATION - len(members))
@@ -140,7 +130,7 @@ class SearchLoop:
         self._train("search", trials, self._pruner(earlier, members))
 
     def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[Schedule]) -> TrialPruner | None:
-        """Return the recipe's pruner for a generation; None where every trial runs to the end."""
+        """Return the recipe's pruner for a generation; None: every trial runs to the end."""
         search = self._plan.recipe.search
         if search.pruner == "none" or not self._plan.checkpoints:
             return None
@@ -151,28 +141,23 @@ class SearchLoop:
         return SuccessiveHalvingPruner(self._space, earlier, search.reduction)
 
     def _confirm(self) -> None:
-        chosen = list(self._plan.baselines)
-        named = {schedule for _, schedule in chosen}
-        complete = [
-            r for r in self._records if r.phase == "search" and r.state == "complete" and r.schedule not in named
-        ]
-        within = sorted(
-            (r for r in complete if r.cost <= self._plan.budget), key=lambda r: (r.loss, r.cost, r.schedule)
-        )
-        # The frontier's own schedules first, lowest loss first, so that the confirmed frontier is the found one.
+        roles = {schedule: name for name, schedule in self._plan.baselines}
+        within = [r for r in self._within_budget() if r.schedule not in roles]
+        within.sort(key=lambda r: (r.loss, r.cost, r.schedule))
+        # Schedules on the Pareto front first, then by loss, so the confirmed front is the found one.
         front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
         ranked = sorted(within, key=lambda r: (r not in front, r.loss))
-        chosen += [(r.role, r.schedule) for r in ranked[: self._plan.recipe.search.finalists]]
-        self._planned = len(self._search_records()) + len(chosen) * len(self._plan.confirm_seeds)
-        self._train(
-            "confirm",
-            [
-                Trial(schedule=held, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
-                for seed in self._plan.confirm_seeds
-                for role, held in chosen
-            ],
-            None,
-        )
+        roles |= {r.schedule: r.role for r in ranked[: self._plan.recipe.search.finalists]}
+        trials = self._confirm_trials(roles)
+        self._planned = len(self._search_records()) + len(trials)
+        self._train("confirm", trials, None)
+
+    def _confirm_trials(self, roles: Mapping[Schedule, str]) -> list[Trial]:
+        return [
+            Trial(schedule=schedule, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
+            for seed in self._plan.confirm_seeds
+            for schedule, role in roles.items()
+        ]
 
     def _search_trial(self, schedule: Schedule, role: str) -> Trial:
         return Trial(schedule=schedule, seed=self._plan.seed, role=role, checkpoints=self._plan.checkpoints)
@@ -180,8 +165,11 @@ class SearchLoop:
     def _search_records(self) -> list[TrialRecord]:
         return [r for r in self._records if r.phase == "search"]
 
+    def _within_budget(self) -> list[TrialRecord]:
+        return [r for r in self._search_records() if r.state == "complete" and r.cost <= self._plan.budget]
+
     def _train(self, phase: str, trials: Sequence[Trial], rule: TrialPruner | None) -> None:
-        """Run the trials that have no record yet; tell the study in the order they were asked."""
+        """Run the trials that have no record yet; tell the study in the order of ``trials``."""
         done = {record.key for record in self._records}
         todo = [trial for trial in trials if trial.key not in done]
 
@@ -195,28 +183,23 @@ class SearchLoop:
                 self._announce(phase, record)
         if phase != "confirm":
             made = {r.schedule: r for r in self._search_records()}
-            for trial in trials:  # those too that have a record from before: the journal may have lost its end
+            for trial in trials:  # also those with an older record: the journal may have lost its end
                 self._study.tell(made[trial.schedule])
 
     def _announce(self, phase: str, last: TrialRecord | None) -> None:
         new = len(self._records) - self._resumed
         left = None
         if new:
-            # Stopped trials are short: what is left is judged by training steps, not by trials.
-            done_steps = sum(r.steps for r in self._records[self._resumed :])
-            before = sum(r.steps for r in self._records[: self._resumed])
-            left = (
-                max(0.0, self._planned_steps - before - done_steps)
-                / max(1, done_steps)
-                * (time.monotonic() - self._began)
-            )
-        within = [r for r in self._search_records() if r.state == "complete" and r.cost <= self._plan.budget]
+            # Stopped trials are short, so the estimate counts training steps, not trials.
+            done = sum(r.steps for r in self._records[self._resumed :])
+            missing = max(0.0, self._planned_steps - sum(r.steps for r in self._records))
+            left = missing / max(1, done) * (time.monotonic() - self._began)
         self._listener(
             Progress(
                 phase=phase,
                 done=len(self._records),
                 planned=max(self._planned, len(self._records)),
-                best=min(within, key=lambda r: (r.loss, r.cost), default=None),
+                best=min(self._within_budget(), key=lambda r: (r.loss, r.cost), default=None),
                 last=last,
                 seconds_left=0.0 if phase == "done" else left,
             )

@@ -1,4 +1,4 @@
-"""The plan of a search: what it will train, known before it starts."""
+"""The plan of a search, known before it starts, and its progress."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.training.record import TrialRecord
 
 GENERATION = 4
-"""Proposals of one generation; fixed, so that records do not depend on the number of workers."""
+"""Proposals per generation; constant, so records do not depend on the number of workers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a search will train, known before it starts."""
+    """The trials of a search."""
 
     budget: float
     seed: int
@@ -24,35 +24,32 @@ class Plan:
     baselines: tuple[tuple[str, Schedule], ...]
     """(name, schedule), distinct schedules."""
     proposals: int
-    """Distinct schedules to be proposed, at the most."""
+    """Maximum number of distinct proposals."""
 
     @property
     def checkpoints(self) -> tuple[int, ...]:
-        """Steps at which a trial is validated and may be stopped."""
+        """Steps before the last at which a trial is validated and may be stopped."""
         steps = self.recipe.training.steps
         return tuple(sorted({max(1, round(rung * steps)) for rung in self.recipe.search.rungs} - {steps}))
 
     @property
     def confirm_trials(self) -> int:
-        """Full trials of the confirming phase."""
+        """Number of full trials in the confirmation phase."""
         finalists = min(self.recipe.search.finalists, self.proposals)
         return (finalists + len(self.baselines)) * self.recipe.search.confirm_seeds
 
     @property
     def confirm_seeds(self) -> tuple[int, ...]:
-        """Fresh seeds; never the search's own."""
+        """Fresh seeds, without the search's."""
         return tuple(self.seed + 1 + index for index in range(self.recipe.search.confirm_seeds))
 
     @property
     def trials(self) -> int:
-        """All trials, stopped ones included."""
+        """Number of trials, including stopped ones."""
         return len(self.baselines) + self.proposals + self.confirm_trials
 
     def full_trials(self) -> float:
-        """Return the expected training in full trials: a rung keeps one trial in ``reduction``.
-
-        ``expected_gain`` has no such factor. It is counted as if it kept every second trial.
-        """
+        """Return the expected training in full trials: a rung keeps 1/``reduction``, ``expected_gain`` about half."""
         search = self.recipe.search
         reduction = 1 if search.pruner == "none" else search.reduction or 2
         share, alive, before = 0.0, 1.0, 0.0
@@ -65,17 +62,10 @@ class Plan:
 def make_plan(
     recipe: Recipe, space: BoundSpace, budget: float, seed: int, further: Mapping[str, Schedule] | None = None
 ) -> Plan:
-    """Return what a search with these settings trains.
-
-    Args:
-        recipe: what one trial runs.
-        space: the bound space.
-        budget: of the search.
-        seed: of the search.
-        further: schedules by name to stand among the baselines; one that is there already gets the name besides.
+    """Return the plan of a search. ``further`` are more baselines by name; an existing baseline gets the name too.
 
     Raises:
-        UserError: if the budget is out of range or below what the space can reach.
+        ConfigError: if the budget is out of range or below the space's cheapest schedule.
     """
     named = {schedule: name for name, schedule in space.named_baselines(budget).items()}
     for name, schedule in (further or {}).items():
@@ -88,20 +78,24 @@ def make_plan(
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far a search is."""
+    """The progress of a search."""
 
     phase: str
     """``baselines``, ``search``, ``confirm`` or ``done``."""
     done: int
-    """Trials finished, of this and of earlier calls."""
+    """Finished trials of this and of earlier calls."""
     planned: int
-    """Trials in all."""
+    """Total number of trials."""
     best: TrialRecord | None
-    """The lowest search loss within the budget so far, of complete trials."""
+    """The complete search trial within the budget with the lowest loss so far."""
     last: TrialRecord | None
     """The trial that just finished."""
     seconds_left: float | None
-    """Estimated from the trials of this call; None before the first."""
+    """Estimate from the trials of this call; None before the first."""
 
 
 Listener = Callable[[Progress], None]
+
+
+def no_listener(progress: Progress) -> None:
+    """Ignore the progress."""

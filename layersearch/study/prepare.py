@@ -1,4 +1,4 @@
-"""What every run does before its first trial: open and check the data, then make or take up the run folder."""
+"""Preparation of every run: open and check the data, then create or reopen the run folder."""
 
 from __future__ import annotations
 
@@ -23,15 +23,8 @@ def open_data(
 ) -> Source:
     """Open the data source, and check its validation set, its vocabulary and the DeepSpeed file.
 
-    Args:
-        data: the data section of the recipe.
-        training: the training section of the recipe.
-        deepspeed: path of the DeepSpeed file.
-        rows: rows of the embedding of a pre-trained model, which the vocabulary must fit; None: a new model.
-        cache: folder of prepared data; None: the default one.
-
-    Raises:
-        LayersearchError: names the key that is wrong and the remedy.
+    ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. Raises
+    LayersearchError, which names the wrong key and the remedy.
     """
     source = open_source(data, training.seq_len, cache)
     if rows is not None:
@@ -51,19 +44,9 @@ def open_run_folder(
     seed: int,
     free: Collection[str] = FREE,
 ) -> RunFolder:
-    """Make or take up the run folder of a request, and count its proxy's FLOPs with fvcore once.
+    """Create or reopen the run folder of a request, and count its FLOPs with fvcore once.
 
-    Args:
-        out: the folder.
-        recipe: what one trial runs.
-        space: what may vary.
-        source: the opened data.
-        budget: the largest attention cost, as a share of all-full's.
-        seed: of the search.
-        free: keys of the configuration that may differ from the folder's.
-
-    Raises:
-        RunFolderError: see `RunFolder`.
+    ``free`` are keys of the configuration that may differ from the folder's. See `RunFolder` for errors.
     """
     asked: dict[str, Any] = {
         "recipe": recipe.to_dict(),
@@ -75,5 +58,5 @@ def open_run_folder(
     if recipe.pretrained is not None:
         asked["model_fingerprint"] = fingerprint(recipe.pretrained)
     folder = RunFolder(out, asked, free)
-    folder.note_flops(lambda: check_flops(recipe, space, source.vocab_size))
+    folder.write_flops(lambda: check_flops(recipe, space, source.vocab_size))
     return folder

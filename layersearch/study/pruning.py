@@ -1,7 +1,7 @@
-"""Pruners: which trial goes on past a rung.
+"""Pruners stop trials early, at a rung.
 
-Optuna cannot prune a study of several objectives, and telling it an early loss as a final one would poison it; so the
-rule stands here and the study never sees a stopped trial's loss.
+Optuna cannot prune a study of several objectives, and an early loss told as a final one would mislead its sampler. So
+the pruners are here, and the study never gets a stopped trial's loss.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from layersearch.training.record import TrialRecord
 
 
 class SuccessiveHalvingPruner:
-    """Decides at each rung from trials that were finished before.
+    """Successive halving among trials of equal or lower cost.
 
-    A trial competes only with those that cost no more than it does: a dear schedule cannot end a cheap one, which
-    would erase the cheap end of the frontier. Because only earlier generations are looked at, the answer does not
-    depend on which worker is quicker.
-
-    Args:
-        space: the bound space.
-        records: trials of earlier generations, of the same phase and seed.
-        reduction: of the trials at a rung that cost no more, one in so many goes on.
+    An expensive schedule cannot stop a cheap one, which would erase the cheap end of the Pareto front. Only earlier
+    generations count, so no decision depends on worker speed.
+    At a rung, 1/``reduction`` of the trials with equal or lower cost continue. Records are those of earlier
+    generations, of the same phase and seed.
     """
 
     def __init__(self, space: BoundSpace, records: Iterable[TrialRecord], reduction: int) -> None:
@@ -35,7 +31,7 @@ class SuccessiveHalvingPruner:
         self._reduction = reduction
 
     def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
-        """Tell whether a trial with this loss at this rung is worth its full training."""
+        """Return whether a trial with this loss at this rung continues."""
         cost = self._space.cost(schedule)
         losses = [curve[step] for peer_cost, curve in self._peers if peer_cost <= cost and step in curve]
         if len(losses) < self._reduction:
@@ -45,7 +41,7 @@ class SuccessiveHalvingPruner:
 
 
 def observation(record: TrialRecord) -> Observation:
-    """Return what a trial has shown, by share of its training."""
+    """Return a trial's loss curve by share of its full training."""
     curve = tuple((step / record.full_steps, loss) for step, loss in record.curve)
     return Observation(schedule=record.schedule, seed=record.seed, curve=curve)
 
@@ -54,13 +50,8 @@ class ExpectedGainPruner:
     """Stop a trial whose expected gain no longer pays for its remaining steps. See `ExpectedImprovement.keep_going`.
 
     It looks at earlier generations only, as `SuccessiveHalvingPruner` does. So no answer depends on worker speed.
-
-    Args:
-        space: the bound space.
-        budget: of the search.
-        records: trials of earlier generations, of the same phase and seed.
-        members: schedules of the generation in training.
-        steps: of a full trial.
+    Records are those of earlier generations, of the same phase and seed; ``members`` are the schedules of the current
+    generation; ``steps`` are those of a full trial.
     """
 
     def __init__(
@@ -79,7 +70,7 @@ class ExpectedGainPruner:
         self._fresh = self._acquisition.best_improvement(taken, Random(self._seed))
 
     def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
-        """Tell whether a trial with this loss at this rung is worth its full training."""
+        """Return whether a trial with this loss at this rung continues."""
         curve = self._curves[schedule]
         curve.append((step / self._steps, loss))
         return self._acquisition.keep_going(schedule, self._seed, curve, self._fresh)

@@ -1,4 +1,4 @@
-"""The run folder: what a search was asked, what it has found so far, and the lock that keeps it to one search."""
+"""The run folder: the configuration of a search, its records, and a lock that keeps it to one process."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ from typing import IO, Any
 
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import FORMAT, FREE, first_difference, open_folder, write_text
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
 from layersearch.version import __version__
 
 _ASKED = ("recipe", "space", "budget", "seed", "data")
-"""Keys of the configuration that define a run: a resumed run must have the same."""
-
-
+"""Keys of the configuration that define a run. A resumed run must have the same values."""
 _KINDS: dict[str, Any] = {
     "recipe": dict,
     "recipe.name": str,
@@ -31,84 +29,77 @@ _KINDS: dict[str, Any] = {
     "data.source": str,
     "data.vocab_size": int,
 }
-"""What a configuration must hold for a run to be shown, exported or resumed; parents before their keys."""
+"""Types of the keys that showing, exporting or resuming a run needs; parents before their keys."""
 
 
 class RunFolder:
     """A run folder that this process holds.
 
     Args:
-        path: the folder; made if it does not exist.
-        asked: the resolved recipe, space, budget, seed and data description, as plain data; and ``model_fingerprint``
-            of a search on a pre-trained model.
-        free: keys that change no record, so that they may differ from the folder's.
+        path: the folder; created if it does not exist.
+        asked: plain data: recipe, space, budget, seed and data, and ``model_fingerprint`` with a pre-trained model.
+        free: keys that change no record and may differ from the folder's.
 
     Raises:
-        UserError: if the folder holds something else, another run, a run of another version, or a search that is
-            still going on; nothing in it is touched then.
+        RunFolderError: if the folder holds other things, another run, another version's run, or a running search;
+            nothing in it changes then.
     """
 
     def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = FREE) -> None:
         assert set(asked) - {"model_fingerprint"} == set(_ASKED)
-        self.path = path
+        self.path, self.trials, self.journal = path, path / "trials.jsonl", path / "study.journal"
 
         def check(wanted: dict[str, Any]) -> None:
             _check_same(read_config(path), wanted, path, free)
-            self.records()  # refuses a damaged file before anything is changed
+            self.records()  # refuses a damaged file before anything changes
 
         self._lock: IO[str] | None = open_folder(path, "config.json", asked, check)
-
-    @property
-    def trials(self) -> Path:
-        """One line per trial."""
-        return self.path / "trials.jsonl"
-
-    @property
-    def journal(self) -> Path:
-        """Optuna's study."""
-        return self.path / "study.journal"
 
     def records(self) -> list[TrialRecord]:
         """Return the records so far."""
         return list(read(self.trials)) if self.trials.exists() else []
 
-    def note_flops(self, count: Callable[[], Mapping[str, Any]]) -> None:
-        """Write ``flops.json``, unless an earlier call of the run did. See `model.fvcore_flops.check_flops`."""
+    def write_flops(self, count: Callable[[], Mapping[str, Any]]) -> None:
+        """Write ``flops.json`` unless it exists. See `model.fvcore_flops.check_flops`."""
         file = self.path / "flops.json"
         if not file.exists():
             write_text(file, json.dumps(count(), indent=2) + "\n")
 
-    def mend(self) -> None:
-        """Cut what a kill in the middle of a write left."""
+    def drop_torn_line(self) -> None:
+        """Remove a record that a kill left incomplete."""
         drop_torn_line(self.trials)
 
     def append(self, record: TrialRecord) -> None:
-        """Add a record, forced to the disk."""
+        """Append a record and sync it to disk."""
         append(self.trials, record)
 
     def release(self) -> None:
-        """Let another process have the folder."""
+        """Release the lock."""
         if self._lock is not None:
             self._lock.close()
             self._lock = None
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return what a run was asked.
+    """Return the configuration of a run.
 
     Raises:
-        UserError: if the folder is no run folder, one of another version, or its configuration is damaged.
+        RunFolderError: if the folder is no run folder, or its configuration is damaged or of another version.
     """
     file = path / "config.json"
     if not file.is_file():
-        raise UserError(f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made")
+        raise RunFolderError(
+            f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made"
+        )
     try:
         config = json.loads(file.read_text(encoding="utf-8"))
         found = config["format"]
     except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f"{file}: not a run's configuration; restore it or start anew with another --out") from None
+        raise RunFolderError(
+            f"{file}: not a run's configuration; restore it or start anew with another --out"
+        ) from None
     if found != FORMAT:
-        raise UserError(
+        raise RunFolderError(
             f"{path}: a run folder of format {found!r}, this layersearch {__version__} reads format {FORMAT}; "
             "use the version that made it, or start anew with another --out"
         )
@@ -116,14 +107,14 @@ def read_config(path: Path) -> dict[str, Any]:
         *parents, last = key.split(".")
         held = config
         for parent in parents:
-            held = held[parent]  # a mapping: it stands before its own keys in _KINDS
+            held = held[parent]  # a mapping, as _KINDS checked before
         if not isinstance(held.get(last), kind) or isinstance(held[last], bool):
-            raise UserError(
+            raise RunFolderError(
                 f"{file}: the key {key!r} is missing or damaged; restore it or start anew with another --out"
             )
     search = config["recipe"].get("search")
     if isinstance(search, dict) and "pruner" not in search:
-        # Written before the pruner was a key: the sampler chose it, and `reduction` stood there without an effect too.
+        # An older version had no such key: the sampler chose the pruner, and `reduction` could be there without effect.
         search["pruner"] = default_pruner(str(search.get("sampler")), search.get("rungs") or ())
         if search["pruner"] != "successive_halving":
             search.pop("reduction", None)
@@ -134,7 +125,7 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path,
     for key in _ASKED:
         difference = first_difference(_with_defaults(key, config.get(key)), asked[key], key, free)
         if difference:
-            raise UserError(
+            raise RunFolderError(
                 f"--out {path}: holds a run with another {difference}; give its own value to resume it "
                 "(--set for a key of the recipe), or name another folder"
             )
@@ -142,25 +133,21 @@ def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path,
 
 
 def check_model(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
-    """Refuse a model that is not what it was; folders of an older layersearch do not say what it was.
-
-    Raises:
-        UserError: if its weights or its configuration changed.
-    """
+    """Raise RunFolderError if the model's weights or configuration changed; older folders have no fingerprint."""
     before = held.get("model_fingerprint")
     if before not in (None, asked.get("model_fingerprint")):
-        raise UserError(
+        raise RunFolderError(
             f"--out {path}: the model's weights or its config.json changed since this began; restore them, or name "
             "another folder"
         )
 
 
 def _with_defaults(key: str, held: Any) -> Any:
-    """Return a recipe or a space of an older layersearch with the keys it did not know yet, at their defaults."""
+    """Return a recipe or a space with defaults for the keys that an older layersearch did not have."""
     kind: Any = {"recipe": Recipe, "space": Space}.get(key)
     if kind is None:
         return held
     try:
         return json.loads(json.dumps(dataclasses.asdict(build(kind, held, key))))
-    except UserError:
-        return held  # what differs will be said of it as it is
+    except LayersearchError:
+        return held  # the comparison then names the difference

@@ -1,4 +1,4 @@
-"""A run folder read back: its request, its records, its result. Nothing here imports torch."""
+"""Reads a run folder: its request, its records, its result. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -17,22 +17,14 @@ from layersearch.training.record import TrialRecord, read
 
 
 def load_request(run: Path) -> tuple[Recipe, Space, float]:
-    """Return the recipe, the space and the budget of a run folder.
-
-    Raises:
-        RunFolderError: if it is no run folder.
-    """
+    """Return the recipe, the space and the budget of a run folder; see `read_config` for errors."""
     config, where = read_config(run), run / "config.json"
     recipe = build(Recipe, config["recipe"], f"{where}: recipe")
     return recipe, build(Space, config["space"], f"{where}: space"), config["budget"]
 
 
 def load_records(run: Path) -> list[TrialRecord]:
-    """Return the records of a run folder in the order they were written.
-
-    Raises:
-        RunFolderError: if no trial has finished, or a record cannot be read.
-    """
+    """Return the records of a run folder in order; raise RunFolderError if there is none or one is damaged."""
     trials = run / "trials.jsonl"
     records = list(read(trials)) if trials.exists() else []
     if not records:
@@ -41,11 +33,7 @@ def load_records(run: Path) -> list[TrialRecord]:
 
 
 def load_result(run: Path) -> Result:
-    """Analyze the records of a run folder, finished or not.
-
-    Raises:
-        RunFolderError: if it is no run folder, or no trial has finished.
-    """
+    """Analyze the records of a run folder, finished or not. See `load_records` for errors."""
     recipe, space, budget = load_request(run)
     records, bound = load_records(run), BoundSpace.of(space, recipe)
     leave_one_out = leave_one_out_losses(records, bound)

@@ -1,4 +1,4 @@
-"""``layersearch.search``: one search from its recipe to its result."""
+"""``layersearch.search``: one search, from its recipe to its result."""
 
 from __future__ import annotations
 
@@ -15,14 +15,10 @@ from layersearch.schedule.space import Space
 from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import SearchLoop
-from layersearch.study.plan import Listener, Progress, make_plan
+from layersearch.study.plan import Listener, make_plan, no_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.workers.pool import LocalPool, PoolFactory
-
-
-def _silent(progress: Progress) -> None:
-    del progress
 
 
 def search(
@@ -34,29 +30,33 @@ def search(
     seed: int = 0,
     cache: Path | None = None,
     pool: PoolFactory = LocalPool,
-    listener: Listener = _silent,
+    listener: Listener = no_listener,
     confirm: Sequence[Schedule] | None = None,
 ) -> Result:
-    """Search a space for the best schedule within a budget, or go on with a search that was begun.
+    """Search a space for the best schedule within a budget, or resume a search.
 
     Args:
-        recipe: what one trial runs.
-        space: what may vary.
-        budget: the largest attention cost, as a share of the all-full schedule's.
-        out: the run folder; if it holds this very search, it is taken up where it stopped.
-        seed: of the search; the confirming phase uses the seeds after it.
+        recipe: configuration of one trial.
+        space: the search space.
+        budget: maximum attention cost, as a share of the all-full schedule's.
+        out: the run folder; if it holds this search, the search resumes.
+        seed: random seed of the search; confirmation uses the following seeds.
         cache: folder of prepared data; None: the default one.
         pool: where the trials run: `LocalPool`, `RayPool` or ``functools.partial(RayPool, address=...)``. It changes
-            no record, see `layersearch.training.workers.ray_pool`; a search may be taken up on another.
+            no record, see `layersearch.training.workers.ray_pool`. A search may resume on another pool.
         listener: called after each trial.
-        confirm: do not go on with the search; train these schedules at its confirming seeds, so that they stand beside
-            what it confirmed.
+        confirm: do not search; only train these schedules at the confirmation seeds.
 
     Returns:
-        The analysed records; the same as ``frontier.json`` in the folder holds.
+        The analyzed records, as in ``frontier.json`` of the folder.
 
     Raises:
-        UserError: names what is wrong and the remedy; finished trials are kept.
+        LayersearchError: names the fault and the remedy; finished trials are kept.
+
+    Example:
+        >>> import layersearch
+        >>> recipe, space = layersearch.load_recipe("smoke"), layersearch.load_space("smoke")
+        >>> result = layersearch.search(recipe, space, 0.6, "runs/smoke")  # doctest: +SKIP
     """
     bound = BoundSpace.of(space, recipe)
     plan = make_plan(recipe, bound, budget, seed)
@@ -73,9 +73,9 @@ def search(
             further = selected_baselines(recipe, bound, budget, source, seed, out)
             plan = make_plan(recipe, bound, budget, seed, further)
         study = Study(folder.journal, bound, budget, recipe.search, seed)
-        folder.mend()
-        ladder = SearchLoop(plan, bound, folder, study, made, listener)
-        return ladder.run() if confirm is None else ladder.confirm(confirm)
+        folder.drop_torn_line()
+        loop = SearchLoop(plan, bound, folder, study, made, listener)
+        return loop.run() if confirm is None else loop.confirm(confirm)
     except OSError as error:
         raise unwritable(out, error) from None
     finally:

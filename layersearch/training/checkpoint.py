@@ -1,4 +1,4 @@
-"""The weights of a trial as a file: what one trial leaves and another goes on from."""
+"""Model weights of a trial as a safetensors file, which another trial may start from."""
 
 from __future__ import annotations
 
@@ -6,21 +6,16 @@ from pathlib import Path
 
 from torch import nn
 
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 
 _STEPS = "steps"
 
 
 def save_weights(model: nn.Module, path: Path, steps: int) -> None:
-    """Write a model's parameters as safetensors, whole or not at all.
+    """Write a model's parameters whole or not at all. Makes the folder; raises OSError if the file cannot be written.
 
-    Args:
-        model: the model.
-        path: the file; its folder is made.
-        steps: optimiser steps behind it, those of what it went on from included; kept in the file.
-
-    Raises:
-        OSError: if it cannot be written.
+    The file also holds ``steps``, all optimizer steps behind the weights, including those of the weights it started
+    from.
     """
     from safetensors.torch import save_model
 
@@ -31,10 +26,10 @@ def save_weights(model: nn.Module, path: Path, steps: int) -> None:
 
 
 def load_weights(model: nn.Module, path: Path) -> int:
-    """Read a model's parameters from safetensors; return the optimiser steps behind them, 0 where the file says none.
+    """Read a model's parameters; return the optimizer steps behind them, 0 if the file does not say.
 
     Raises:
-        UserError: if the file is missing, is no such file, or holds another model's parameters.
+        RunFolderError: if the file is missing, is not safetensors, or holds another model's parameters.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load_model
@@ -44,12 +39,10 @@ def load_weights(model: nn.Module, path: Path) -> int:
         with safe_open(str(path), framework="pt") as file:
             steps = (file.metadata() or {}).get(_STEPS, "0")
     except OSError as error:
-        raise UserError(
-            f"training.start {path}: cannot be read ({error}); give the weights of a trained model"
-        ) from None
+        raise RunFolderError(f"training.start {path}: cannot be read ({error}); give a model's weights") from None
     except (SafetensorError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:160]
-        raise UserError(
+        raise RunFolderError(
             f"training.start {path}: not this model's weights ({reason}); give those of a trial with the same model"
         ) from None
     return int(steps) if steps.isdecimal() else 0

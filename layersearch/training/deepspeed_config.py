@@ -1,4 +1,4 @@
-"""The DeepSpeed settings of a trial: the recipe's file, checked and completed."""
+"""DeepSpeed's configuration of a trial: the recipe's JSON file, checked and completed."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import TrainingConfig
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 
-# What the recipe owns: a DeepSpeed file may leave these out, say "auto", or say the same.
+# The recipe sets these keys. A DeepSpeed file may omit them, or give "auto" or the same value.
 _OWNED = (
     "train_batch_size",
     "train_micro_batch_size_per_gpu",
@@ -24,30 +24,29 @@ _OWNED = (
 )
 
 
-def _settings(path: Path) -> dict[str, Any]:
-    """Read a DeepSpeed JSON."""
+def _read(path: Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
+        raise ConfigError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
     if not isinstance(config, dict):
-        raise UserError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
+        raise ConfigError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
     zero = config.get("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise UserError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
+        raise ConfigError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
     stage = zero.get("stage", 0)
     if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
     return config
 
 
 def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
-    """Read an ordinary DeepSpeed JSON and add what the recipe owns.
+    """Read a DeepSpeed JSON and add the recipe's settings.
 
     Raises:
-        UserError: if the file is not JSON, or says otherwise than the recipe; names the key.
+        ConfigError: if the file is not JSON, or contradicts the recipe; names the key.
     """
-    config = _settings(path)
+    config = _read(path)
     owned: dict[str, Any] = {
         "train_batch_size": training.batch_size,
         "train_micro_batch_size_per_gpu": training.batch_size // training.ranks,
@@ -59,36 +58,36 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     for key in _OWNED:
         given = config.pop(key, "auto")
         if given != "auto" and given != owned.get(key):
-            raise UserError(f'{path}: {key} is the recipe\'s to say (training.*); take it out or write "auto"')
+            raise ConfigError(f'{path}: {key} belongs to the recipe (training.*); remove it or write "auto"')
     if config.get("zero_optimization", {}).get("stage", 0):
         if training.optimizer == "muon":
-            raise UserError(
-                f"training.optimizer muon needs whole matrices, which training.deepspeed {training.deepspeed} cuts up: "
-                "name a file of ZeRO stage 0, or set training.optimizer=adamw"
+            raise ConfigError(
+                f"training.optimizer muon needs whole matrices, but training.deepspeed {training.deepspeed} shards "
+                "them: use a file of ZeRO stage 0, or set training.optimizer=adamw"
             )
-        config["zero_allow_untested_optimizer"] = True  # torch's own AdamW: DeepSpeed's fused one compiles C++ first
+        config["zero_allow_untested_optimizer"] = True  # torch's AdamW; DeepSpeed's would compile C++
     return config | owned | {"steps_per_print": 2**31}
 
 
-def _check_settings(config: dict[str, Any], training: TrainingConfig) -> None:
-    """Let DeepSpeed read its configuration by itself, so that its refusal is not taken for a trial that failed."""
+def check_with_deepspeed(config: dict[str, Any], training: TrainingConfig) -> None:
+    """Let DeepSpeed check its configuration first, so that an error there does not count as a failed trial.
+
+    Raises:
+        ConfigError: if DeepSpeed refuses it.
+    """
     from deepspeed.runtime.config import DeepSpeedConfig
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             DeepSpeedConfig(config)
-    except Exception as error:  # pydantic's and several of DeepSpeed's own
+    except Exception as error:  # pydantic's and several of DeepSpeed's
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
+        raise ConfigError(
             f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it"
         ) from None
 
 
 def zero_stage(path: Path) -> int:
-    """Return the ZeRO stage that a DeepSpeed JSON asks for.
-
-    Raises:
-        UserError: if the file is not JSON, or names no such stage.
-    """
-    return int(_settings(path).get("zero_optimization", {}).get("stage", 0))
+    """Return the ZeRO stage of a DeepSpeed JSON; raises ConfigError if it is not JSON or the stage does not exist."""
+    return int(_read(path).get("zero_optimization", {}).get("stage", 0))

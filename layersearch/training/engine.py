@@ -1,4 +1,4 @@
-"""The training engine: one model under DeepSpeed, at one rank or many, on CPU or GPU."""
+"""The training engine: one model under DeepSpeed, with one rank or several, on CPU or GPU."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from layersearch.config.recipe import TrainingConfig
-from layersearch.training.deepspeed_config import _check_settings
+from layersearch.training.deepspeed_config import check_with_deepspeed
 from layersearch.training.optimizer import make_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankGroup:
-    """The processes that train one model together."""
+    """This process's place among the ranks that train one model together (data parallel)."""
 
     rank: int = 0
-    """This process's rank."""
     size: int = 1
     """Number of ranks."""
     device: str = "cpu"
@@ -37,43 +36,40 @@ class RankGroup:
 
 
 def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> None:
-    """Set up the process group once per process; later trials reuse it.
+    """Initialize torch's process group once per process; later trials reuse it.
 
     Args:
-        group: this process's place in it.
-        rendezvous: where the ranks meet. A file that all of them name, for ranks of one machine: it needs no port, so
-            trials side by side cannot clash. Or ``tcp://ADDRESS:PORT`` of rank 0, for ranks of several machines.
-        listening: with an address, rank 0's socket, open there; it listens at that address alone.
+        group: this process's place among the ranks.
+        rendezvous: a file, for ranks of one machine: it needs no port, so parallel trials cannot clash. Or
+            ``tcp://ADDRESS:PORT`` of rank 0, for ranks of several machines.
+        listening: with an address, the file descriptor of rank 0's socket. It listens at that address only.
     """
     on_cpu = group.device == "cpu"
     address = urlsplit(rendezvous)  # a path has neither host nor port
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if on_cpu else "cuda")
     os.environ.setdefault("GLOO_SOCKET_IFNAME", _interface(address.hostname or "127.0.0.1"))
-    # DeepSpeed takes the GPU of this number; on the CPU the number means nothing to it.
+    # DeepSpeed uses the GPU with this number; on the CPU it ignores the number.
     local = group.device.removeprefix("cuda:") if not on_cpu else str(group.rank)
     os.environ.update(RANK=str(group.rank), LOCAL_RANK=local, WORLD_SIZE=str(group.size))
     if not on_cpu:
         torch.cuda.set_device(group.device)
     store: Store
     if address.hostname and address.port:
-        store = TCPStore(
-            address.hostname, address.port, group.size, is_master=group.rank == 0, master_listen_fd=listening
-        )
+        master = group.rank == 0
+        store = TCPStore(address.hostname, address.port, group.size, is_master=master, master_listen_fd=listening)
     else:
         store = FileStore(rendezvous, group.size)
-    torch.distributed.init_process_group(
-        "gloo" if on_cpu else "nccl", store=store, rank=group.rank, world_size=group.size
-    )
-    deepspeed = _deepspeed()
-    deepspeed.init_distributed(dist_backend="gloo" if on_cpu else "nccl", auto_mpi_discovery=False, verbose=False)
-    # The first optimiser of a process imports torch's compiler, a second or more: paid here, not in a trial's time.
+    backend = "gloo" if on_cpu else "nccl"
+    torch.distributed.init_process_group(backend, store=store, rank=group.rank, world_size=group.size)
+    _deepspeed().init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    # A process's first optimizer imports torch's compiler, which takes a second or more: here, not in a trial's time.
     importlib.import_module("torch._dynamo")
 
 
 def _interface(host: str) -> str:
-    """Return the name of the network interface by which this machine reaches another, or itself."""
+    """Return the network interface by which this machine reaches a host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((host, 9))  # a datagram socket: sends nothing, but the kernel picks the way
+        probe.connect((host, 9))  # a datagram socket sends nothing, but the kernel picks the interface
         own = probe.getsockname()[0]
     return next(name for name, held in psutil.net_if_addrs().items() if any(part.address == own for part in held))
 
@@ -85,14 +81,14 @@ def _deepspeed() -> Any:
         import deepspeed
         import deepspeed.ops
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    # DeepSpeed would compile a C++ shared-memory all-reduce at first use (half a minute, and a compiler needed);
-    # gloo does the same for the few ranks that share a CPU.
+    # DeepSpeed would compile a C++ shared-memory all-reduce at first use, which takes half a minute and a compiler.
+    # gloo is enough for the few ranks of one CPU.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def can_compile(device: str) -> bool:
-    """Tell whether torch.compile can make code for a device: it needs a C++ compiler for the CPU, Triton for CUDA."""
+    """Return whether torch.compile works for a device: the CPU needs a C++ compiler, CUDA needs Triton."""
     if device != "cpu":
         return importlib.util.find_spec("triton") is not None
     from torch._inductor import config
@@ -102,7 +98,8 @@ def can_compile(device: str) -> bool:
 
 
 def learning_rate_factor(step: int, training: TrainingConfig) -> float:
-    """Return the share of the peak learning rate at a step (from 0): linear warm-up, then a cosine to its end."""
+    """Return the share of the peak learning rate at a step, from 0: linear warm-up, then cosine decay."""
+    # transformers' schedule warms up from another first step and takes its cosine in float64: other losses.
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps
     done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
@@ -111,23 +108,20 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
 
 
 class Engine:
-    """A model, its optimiser and its learning-rate schedule under DeepSpeed.
+    """A model, its optimizer and its learning-rate schedule under DeepSpeed.
 
-    Every rank of the group builds one with the same model. Use `close` when the trial ends.
+    Every rank builds one with the same model, after `join`. Call `close` when the trial ends.
 
     Args:
         model: called with (tokens, targets), and with ``reduce=False`` for losses by token.
-        training: the recipe's.
-        config: what `deepspeed_config` returned.
-        group: this process's place among the ranks; `join` must have been called.
-
-    Raises:
-        UserError: if DeepSpeed refuses a setting of the recipe's DeepSpeed JSON.
+        training: the training section of the recipe.
+        config: the return value of `deepspeed_config`; raises ConfigError if DeepSpeed refuses it.
+        group: this process's place among the ranks.
     """
 
     def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):
         self.group, self.training = group, training
-        _check_settings(config, training)
+        check_with_deepspeed(config, training)
         model.to(group.device)
         optimizer = make_optimizer(model, training)
         with warnings.catch_warnings():
@@ -141,22 +135,24 @@ class Engine:
                     base, lambda step: learning_rate_factor(step, training)
                 ),
             )
+        self.module: torch.nn.Module = self._engine.module
+        """The model itself."""
         if group.size == 1 and config.get("zero_optimization", {}).get("stage", 0) == 0:
-            # Nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
+            # One rank has nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
             self._engine.enable_backward_allreduce = False
 
     def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Take one optimiser step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""
+        """Take one optimizer step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""
         loss = self._engine(tokens, targets)
         self._engine.backward(loss)
         self._engine.step()
         return loss.detach()
 
     def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Return each target's loss in nats and whether it was predicted, both (B, T)."""
+        """Return each target's loss in nats, and whether the top prediction was right, both (B, T)."""
         self._engine.eval()
         try:
-            # Compiled regions stay as they are: compiling them anew without gradients costs more than it saves.
+            # Keep gradients on for compiled regions: compiling them again without gradients costs more than it saves.
             with torch.set_grad_enabled(getattr(self.module, "compiled", False)):
                 losses, predicted = self._engine(tokens, targets, reduce=False)
             return losses.detach(), predicted
@@ -164,17 +160,15 @@ class Engine:
             self._engine.train()
 
     def optimizer_state_bytes(self) -> int:
-        """Return the bytes of the optimiser's moments that this rank holds; 0 before the first step.
-
-        Under ZeRO DeepSpeed's optimiser wraps torch's, whose parameters are then this rank's flat partitions.
-        """
+        """Return the bytes of the optimizer's moments on this rank; 0 before the first step."""
+        # Under ZeRO, DeepSpeed's optimizer wraps torch's, whose parameters are this rank's flat partitions.
         optimizer = self._engine.optimizer
         state = getattr(optimizer, "optimizer", optimizer).state
         names = ("exp_avg", "exp_avg_sq", "momentum_buffer")
         return sum(values[name].nbytes for values in state.values() for name in names if name in values)
 
     def state(self) -> dict[str, Any]:
-        """Return what a process that goes on needs: trained weights, moments and learning rate; at ZeRO 0 only."""
+        """Return the state to resume from at ZeRO 0: trained weights, moments and learning rate."""
         weights = {name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}
         return {
             "weights": weights,
@@ -183,18 +177,13 @@ class Engine:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` returned, in an engine of the same model and recipe."""
+        """Load a `state` into an engine of the same model and recipe."""
         named = dict(self.module.named_parameters())
         with torch.no_grad():
             for name, value in state["weights"].items():
                 named[name].copy_(value)
         self._engine.optimizer.load_state_dict(state["optimizer"])
         self._engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
-
-    @property
-    def module(self) -> torch.nn.Module:
-        """The model itself."""
-        return self._engine.module
 
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""

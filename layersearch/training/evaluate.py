@@ -17,23 +17,23 @@ POSITION_BINS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What one pass over the validation set found."""
+class ValidationResult:
+    """The result of one pass over the validation set."""
 
     loss: float
-    """Nats: the mean over sequences of each one's mean per predicted token."""
+    """Mean over sequences of the mean loss per predicted token, nats."""
     by_position: tuple[float, ...]
-    """In equal bins of token position, first tokens first; bins without a target are dropped."""
+    """Loss in equal bins of token position, ascending, nats; bins without a target are dropped."""
     edges: tuple[int, ...]
-    """Right edges of those bins, in tokens."""
+    """Right edges of these bins, in tokens."""
     losses: np.ndarray
-    """Of each target, 0 where not scored, [sequences, tokens]."""
+    """Loss of each target in nats, 0 where not scored, (sequences, tokens)."""
     correct: np.ndarray
-    """Whether each target was predicted, [sequences, tokens]."""
+    """Whether the top prediction was right, (sequences, tokens)."""
 
 
-def named_metrics(source: Source, batch: Batch, measured: Measured) -> dict[str, float]:
-    """Return the source's measures and the loss of each part that it names."""
+def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> dict[str, float]:
+    """Return the source's metrics, and the loss of each token group that it names."""
     scored = batch.targets != IGNORE
     by_group = {
         f"{name}_loss": float(measured.losses[part & scored].mean()) for name, part in source.groups(batch).items()
@@ -43,19 +43,15 @@ def named_metrics(source: Source, batch: Batch, measured: Measured) -> dict[str,
 
 def validate(
     token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Batch, rows_at_once: int, group: RankGroup
-) -> Measured:
-    """Return the validation loss, whole and by position; each rank scores its share of the rows.
+) -> ValidationResult:
+    """Return the validation loss, whole and by position.
 
-    Args:
-        token_losses: as `Engine.token_losses`.
-        batch: the validation set.
-        rows_at_once: sequences, over all ranks.
-        group: this process's place among the ranks.
+    Each rank scores its share of ``rows_at_once`` sequences with ``token_losses``, see `Engine.token_losses`.
     """
     n_rows, tokens = batch.tokens.shape
     losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
     correct = torch.zeros(n_rows, tokens, dtype=torch.float64)
-    # Every rank walks through all chunks, its rows of each, so that ZeRO-3's gathers meet.
+    # Every rank takes part in all chunks, as ZeRO-3's gathers need.
     for start in range(0, n_rows, rows_at_once):
         stop = min(start + rows_at_once, n_rows)
         own = slice(
@@ -75,7 +71,7 @@ def validate(
         if count:
             by_position.append(float(losses[:, low:high].sum()) / count)
             kept.append(high)
-    return Measured(
+    return ValidationResult(
         loss=float((losses.sum(dim=1) / scored.sum(dim=1)).mean()),
         by_position=tuple(by_position),
         edges=tuple(kept),
@@ -85,7 +81,7 @@ def validate(
 
 
 def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
-    """Return the ranks' sum, on the CPU; every rank calls this."""
+    """Return the sum over ranks, on the CPU. Every rank must call this."""
     if group.size == 1:
         return values
     values = values.to(group.device)  # NCCL reduces on GPUs only
@@ -94,4 +90,5 @@ def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
 
 
 def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
+    """Return tokens and targets, (B, T) each, on the rank's device."""
     return torch.from_numpy(batch.tokens).to(group.device), torch.from_numpy(batch.targets).to(group.device)

@@ -1,4 +1,4 @@
-"""The optimiser of a trial: AdamW, or Muon for the layers' matrices and AdamW for what is not one."""
+"""The optimizer of a trial: AdamW, or Muon for the layers' matrices with AdamW for other parameters."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from layersearch.config.recipe import TrainingConfig
 
 
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
-    """Return the optimiser that the recipe names, over all parameters of a model that are to be trained."""
+    """Return the recipe's optimizer over all trainable parameters of a model."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     vectors = {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0}
     if training.optimizer == "adamw":
@@ -28,15 +28,15 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Op
     )
 
 
-LARGEST = 2**16 - 1
-"""Elements of a matrix up to which products in batches are quicker than one by one on a CPU."""
+MAX_BATCHED = 2**16 - 1
+"""Maximum elements of a matrix for which batched products are faster on a CPU."""
 
 
 class GroupedMuon(torch.optim.Muon):
-    """Torch's Muon, to the bit, with matrices of one shape orthogonalised together.
+    """Torch's Muon, to the bit, but small matrices of one shape are orthogonalized in one batch.
 
-    A small decoder has some dozens of matrices so small that calls cost more than their products: at width 64 the 42
-    of six layers take a quarter of the time. Larger ones are torch's own.
+    In a small decoder, calls cost more than products: at width 64, the batch of 42 matrices of six layers takes a
+    quarter of the time. Larger matrices use torch's code.
     """
 
     @torch.no_grad()
@@ -46,13 +46,13 @@ class GroupedMuon(torch.optim.Muon):
         for group in self.param_groups:
             shapes: dict[torch.Size, list[nn.Parameter]] = {}
             for parameter in group["params"]:
-                if parameter.grad is not None and parameter.numel() <= LARGEST:
+                if parameter.grad is not None and parameter.numel() <= MAX_BATCHED:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             gradients = {p: p.grad for members in shapes.values() for p in members}
             for members in shapes.values():
                 self._step_together(group, members)
             for parameter in gradients:
-                parameter.grad = None  # so that torch's own step leaves it alone
+                parameter.grad = None  # torch's step skips it
             super().step()  # type: ignore[no-untyped-call]
             for parameter, gradient in gradients.items():
                 parameter.grad = gradient
@@ -74,7 +74,7 @@ class GroupedMuon(torch.optim.Muon):
 
 
 def _orthogonal(x: Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> Tensor:
-    """Bring the singular values of matrices (M, rows, columns) near 1 by Newton-Schulz iterations, in bf16."""
+    """Move the singular values of matrices (M, rows, columns) near 1 by Newton-Schulz iterations in bf16."""
     a, b, c = coefficients
     tall = x.shape[1] > x.shape[2]
     x = x.bfloat16()
@@ -89,7 +89,7 @@ def _orthogonal(x: Tensor, coefficients: tuple[float, float, float], steps: int,
 class MuonAndAdamW(torch.optim.Optimizer):
     """Muon (K. Jordan and others, "Muon: An optimizer for hidden layers in neural networks", 2024) beside AdamW.
 
-    One optimiser to DeepSpeed and to the learning-rate schedule; each group is stepped by the one it came from.
+    DeepSpeed and the learning-rate schedule see one optimizer. Each parameter group is stepped by its own.
     """
 
     def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:

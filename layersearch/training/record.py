@@ -1,4 +1,4 @@
-"""A trial's record: one line of ``trials.jsonl``, written once, read by every report."""
+"""A trial and its record, one line of ``trials.jsonl``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Literal
 
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe
-from layersearch.errors import UserError
+from layersearch.errors import RunFolderError
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.schedule.files import plain
@@ -22,66 +22,64 @@ State = Literal["complete", "stopped", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrialRecord:
-    """One schedule trained once: what was asked, what it cost, what came out, what really ran."""
+    """The record of one trial: its request, its cost, its results, and the kernels and device it used."""
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     schedule: Schedule
     seed: int
-    """Seed of the initial weights and of the data order, shared by all schedules (paired)."""
+    """Seed of the initial weights and of the data order, the same for all schedules (paired)."""
     phase: Phase
-    """``search``: the search's own seed; ``confirm``: a fresh seed, used for inference only."""
+    """``search``: the search's seed; ``confirm``: a fresh seed, used for inference only."""
     role: str
-    """``proposed``, or the name of the baseline, for example ``all_full`` or ``bottom(1)``."""
+    """``proposed``, or the baseline's name, for example ``all_full`` or ``bottom(1)``."""
     state: State
-    """``complete``: trained to the last step; ``stopped``: early, at a rung; ``failed``: no number."""
+    """``complete``: trained to the last step; ``stopped``: pruned at a rung; ``failed``: no loss."""
     flops: int
     """Attention FLOPs of one forward pass over one sequence, exact."""
     cost: float
-    """flops over those of the all-full schedule."""
+    """``flops`` as a share of the all-full schedule's."""
     steps: int
-    """Optimiser steps done."""
+    """Optimizer steps done."""
     full_steps: int
-    """Optimiser steps of a full trial."""
+    """Optimizer steps of a full trial."""
     loss: float | None
-    """Validation loss at the last step done, nats: the mean over sequences of each one's mean per predicted token;
-    None if failed."""
+    """Validation loss at the last step done: mean over sequences of the mean per predicted token, nats; None if
+    failed."""
     curve: tuple[tuple[int, float], ...] = ()
-    """(step, validation loss) at every evaluation, the last one included."""
+    """(step, validation loss) at every evaluation, including the last."""
     loss_by_position: tuple[float, ...] = ()
-    """Validation loss in equal bins of token position, first tokens first; NaN-free: empty bins are dropped."""
+    """Validation loss in equal bins of token position, ascending; empty bins are dropped."""
     position_edges: tuple[int, ...] = ()
-    """Right edges of those bins, in tokens."""
+    """Right edges of these bins, in tokens."""
     metrics: tuple[tuple[str, float], ...] = ()
-    """Further named measures, for example the accuracy on recalled tokens."""
+    """Further named metrics, for example the accuracy on recalled tokens."""
     seconds: float = 0.0
     """Wall time of the trial: set-up, training and evaluation."""
     train_seconds: float = 0.0
-    """Of which optimiser steps."""
+    """Time in optimizer steps."""
     eval_seconds: float = 0.0
-    """Of which validation."""
+    """Time in validation."""
     peak_memory_bytes: int = 0
-    """Largest resident memory (CPU) or allocated memory (GPU) of one rank."""
+    """Peak resident (CPU) or allocated (GPU) memory of one rank."""
     kernels: tuple[str, ...] = ()
-    """The kernel that really ran, per layer."""
+    """Kernel used in each layer."""
     device: str = ""
-    """Device that really ran, for example ``cpu`` or ``cuda: NVIDIA H200``."""
+    """Device used, for example ``cpu`` or ``cuda: NVIDIA H200``."""
     precision: str = ""
-    """Precision of the matrix products that really ran."""
+    """Precision of the matrix products."""
     compiled: bool = False
-    """Whether the regions between attention calls ran compiled."""
+    """Whether the regions between attention calls were compiled."""
     ranks: int = 1
-    """DeepSpeed ranks."""
     zero_stage: int = 0
-    """DeepSpeed ZeRO stage."""
     optimizer_state_bytes: tuple[int, ...] = ()
-    """The optimiser's moments that each rank held, rank 0 first: equal shares where ZeRO sharded them."""
+    """Bytes of the optimizer's moments on each rank, rank 0 first: equal shares if ZeRO sharded them."""
     error: str | None = None
     """Why it failed, in one line."""
 
     @property
     def key(self) -> tuple[Schedule, int, Phase]:
-        """What one trial is: two records of the same are an attempt and a later one, which counts."""
+        """Identifies a trial. Of two records with one key, the later counts."""
         return (self.schedule, self.seed, self.phase)
 
     def to_json(self) -> str:
@@ -90,23 +88,15 @@ class TrialRecord:
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:
-        """Read one line as `to_json` writes it.
-
-        Raises:
-            UserError: if the line is not such a record.
-        """
+        """Read one line that `to_json` wrote; raise RunFolderError if it is not a record."""
         try:
             return build(cls, json.loads(line), "record")
         except (ValueError, RecursionError) as error:
-            raise UserError(f"not a trial record ({error}): {line[:60]!r}") from None
+            raise RunFolderError(f"not a trial record ({error}): {line[:60]!r}") from None
 
 
 def append(path: Path, record: TrialRecord) -> None:
-    """Append one record and force it to the disk, so that a kill loses at most the trial in flight.
-
-    Raises:
-        OSError: if the disk is full or the file cannot be written.
-    """
+    """Append one record and sync it to disk, so a kill loses at most the running trial; raise OSError if it fails."""
     with path.open("a", encoding="utf-8") as file:
         file.write(record.to_json() + "\n")
         file.flush()
@@ -114,7 +104,7 @@ def append(path: Path, record: TrialRecord) -> None:
 
 
 def drop_torn_line(path: Path) -> bool:
-    """Cut a last line that has no newline (a kill in the middle of a write); tell whether there was one."""
+    """Remove a last line without a newline, which a kill during a write leaves; return whether there was one."""
     if not path.exists():
         return False
     data = path.read_bytes()
@@ -127,35 +117,31 @@ def drop_torn_line(path: Path) -> bool:
 
 
 def read(path: Path) -> Iterator[TrialRecord]:
-    """Yield the records of a file in the order they were written; a torn last line is passed over.
+    """Yield the records of a file in order, without a torn last line.
 
     Raises:
-        UserError: if another line is not a record; names the file and the line.
+        RunFolderError: names the file and the line that is not a record.
     """
-    text = path.read_text(encoding="utf-8", errors="replace")
-    lines = text.split("\n")
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], start=1):
         try:
             yield TrialRecord.from_json(line)
-        except UserError as error:
-            raise UserError(f"{path} line {number}: {error}; restore the file or start a new run folder") from None
+        except RunFolderError as error:
+            raise RunFolderError(f"{path} line {number}: {error}; restore the file or start a new run folder") from None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """What one trial is asked to do: enough to run it in another process."""
+    """The request of one trial, which another process can run."""
 
     schedule: Schedule
     seed: int
-    """Seed of the initial weights and of the data order."""
     phase: Phase = "search"
-    """See `TrialRecord.phase`."""
     role: str = "proposed"
-    """See `TrialRecord.role`."""
     checkpoints: tuple[int, ...] = ()
-    """Steps before the last at which the validation loss is taken."""
+    """Steps before the last at which the validation loss is measured."""
     save: str | None = None
-    """The safetensors file for the weights at the end of the training; None: they are not kept."""
+    """The safetensors file for the final weights; None: they are not kept."""
 
     @property
     def key(self) -> tuple[Schedule, int, Phase]:
@@ -164,7 +150,7 @@ class Trial:
 
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
-    """Return the record of a trial before its first step: exact cost, no loss."""
+    """Return the record of a trial before its first step, with its exact cost and no loss."""
     schedule, model, seq_len = trial.schedule, recipe.model, recipe.training.seq_len
     return TrialRecord(
         schedule=schedule,

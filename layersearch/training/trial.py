@@ -1,4 +1,4 @@
-"""One trial: a schedule trained from a seed, validated along the way, and what really ran."""
+"""One trial: a schedule trained from a seed and validated at checkpoints."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-import torch.distributed
 from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data.source import Batch, Source
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
@@ -22,60 +21,58 @@ from layersearch.schedule import Schedule
 from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
-from layersearch.training.evaluate import Measured, named_metrics, sum_over_ranks, to_device, validate
+from layersearch.training.evaluate import ValidationResult, named_metrics, sum_over_ranks, to_device, validate
 from layersearch.training.memory import peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
 
 KeepGoing = Callable[[int, float], bool]
-"""OptimalLConfig at each checkpoint with (step, validation loss); False stops the trial."""
+"""Called at each checkpoint with (step, validation loss); False stops the trial."""
 
 
 def run_trial(
     trial: Trial, recipe: Recipe, source: Source, group: RankGroup | None = None, keep_going: KeepGoing | None = None
 ) -> TrialRecord:
-    """Train one schedule and measure it. Every rank of the group calls this with the same arguments.
+    """Train and validate one schedule. Every rank calls this with the same arguments.
 
-    Two trials of one seed see the same batches in the same order and start from the same weights, whatever their
-    schedules and however many ranks train them.
+    Two trials of one seed see the same batches in the same order and start from the same weights, for any schedule and
+    any number of ranks.
 
     Args:
         trial: the schedule, its seed and its checkpoints.
         recipe: the model, the data and the training.
         source: the opened data of the recipe.
-        group: this process's place among the ranks; `layersearch.training.engine.join` must have been called.
-        keep_going: decides at each checkpoint whether the trial goes on; must answer alike on every rank.
+        group: this process's place among the ranks, after `layersearch.training.engine.join`.
+        keep_going: decides at each checkpoint whether the trial continues; returns the same on every rank.
 
     Returns:
-        The record, state ``complete`` or ``stopped``; ``failed`` with the reason if the loss is no longer finite.
+        The record: ``complete``, ``stopped``, or ``failed`` if the loss is not finite.
     """
     group = group or RankGroup()
     began = time.perf_counter()
     reset_peak_memory(group.device)
-    training, schedule = recipe.training, trial.schedule
+    training, schedule, device = recipe.training, trial.schedule, group.device
     if len(schedule) != recipe.model.n_layers:
-        raise UserError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
+        raise ConfigError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)
     model = _model(recipe, source, schedule, group)
-    compiled = model.compiled
     before = 0
     if training.start is not None:
         before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
     if trial.save is not None and zero_stage(path) == 3:
-        raise UserError(
-            f"training.deepspeed {training.deepspeed} cuts up the weights, which are to be kept: use ZeRO 0-2"
+        raise ConfigError(
+            f"training.deepspeed {training.deepspeed} shards the weights, which are to be saved: use ZeRO 0-2"
         )
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
 
-    record = blank_record(trial, recipe)
     curve: list[tuple[int, float]] = []
     train_seconds = eval_seconds = 0.0
     state: State = "complete"
     error: str | None = None
-    measured: Measured | None = None
+    measured: ValidationResult | None = None
     checkpoints = {step for step in trial.checkpoints if 0 < step < training.steps} | {training.steps}
     step = 0
     mark = time.perf_counter()
@@ -104,7 +101,7 @@ def run_trial(
     assert measured is not None
     failed = state == "failed"
     return replace(
-        record,
+        blank_record(trial, recipe),
         state=state,
         steps=step,
         loss=None if failed else measured.loss,
@@ -117,9 +114,9 @@ def run_trial(
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
         kernels=tuple(kernel_for(span, group.device) for span in schedule),
-        device=_device_name(group.device),
+        device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
         precision=training.precision,
-        compiled=compiled,
+        compiled=model.compiled,
         zero_stage=zero_stage(path),
         optimizer_state_bytes=state_bytes,
         error=error,
@@ -127,7 +124,7 @@ def run_trial(
 
 
 def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | HFDecoder:
-    """Return the model that a trial starts from: new, or pre-trained and routed over the schedule."""
+    """Return a new model, or the pre-trained one with the schedule."""
     if recipe.pretrained is None:
         training = recipe.training
         compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
@@ -143,14 +140,10 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
 def train_steps(
     engine: Engine, source: Source, *, seed: int, first: int = 0, before: int = 0
 ) -> Iterator[tuple[int, Tensor]]:
-    """Train to the last step of the engine's recipe; yield the steps done so far and this rank's loss after each.
+    """Train to the last step of the engine's recipe; yield the number of steps done and this rank's loss after each.
 
-    Args:
-        engine: with the model; every rank of its group calls this alike.
-        source: the data.
-        seed: of the data order.
-        first: steps that an earlier process did.
-        before: steps behind the weights it went on from, whose batches are not seen again.
+    Every rank calls this alike. An earlier process did the ``first`` steps. ``before`` are the steps behind the initial
+    weights, whose batches are skipped.
     """
     training, group = engine.training, engine.group
     for step in range(first, training.steps):
@@ -169,7 +162,3 @@ def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
     rows = len(batch.tokens) // group.size
     own = slice(group.rank * rows, (group.rank + 1) * rows)
     return to_device(Batch(batch.tokens[own], batch.targets[own]), group)
-
-
-def _device_name(device: str) -> str:
-    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}"

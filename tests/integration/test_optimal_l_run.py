@@ -52,7 +52,7 @@ def test_optimal_l_real_run_trains_every_trial_once_and_writes_the_answer(conver
     assert {record.state for record in records} == {"complete"}
     assert {record.steps for record in records} == {4}  # half of the recipe's
     before = list(read(converted / "start" / "trials.jsonl"))
-    assert {record.schedule for record in before} == {"full*2"}
+    assert {str(record.schedule) for record in before} == {"full*2"}
     assert {record.seed for record in before} == {record.seed for record in records} == {0, 1, 2, 3}
     answer = json.loads((converted / "answer.json").read_text())["settings"][0]
     assert answer["regime"] == "converted"

@@ -18,7 +18,6 @@ from layersearch.errors import UserError
 from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.protocol import run_setting
 from layersearch.results.result import PROPOSED
-from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.journal import Study
@@ -77,7 +76,7 @@ def test_search_with_any_sampler_stops_what_the_named_pruner_stops(
         generation = generations[record.schedule]
         # In the order in which the search sees them: the study's.
         earlier = [r for r in records.values() if generations[r.schedule] < generation]
-        members = [Schedule.parse(text) for text, number in generations.items() if number == generation]
+        members = [schedule for schedule, number in generations.items() if number == generation]
         rule: SuccessiveHalvingPruner | ExpectedGainPruner | None = None
         if pruner == "successive_halving":
             rule = SuccessiveHalvingPruner(space, earlier, 2)

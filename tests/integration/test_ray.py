@@ -22,7 +22,7 @@ import pytest
 from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.model.flops import parameters
+from layersearch.model.flops import num_parameters
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
@@ -220,7 +220,7 @@ def test_ray_two_ranks_shard_across_two_nodes(connected: str, tmp_path: Path) ->
     assert heard == {ray.util.get_node_ip_address()}
     assert (there.ranks, there.zero_stage, there.device) == (2, 1, "cpu")
     assert (there.curve, there.loss_by_position) == (here.curve, here.loss_by_position)
-    half = 8 * parameters(recipe.model, recipe.data.vocab_size) / 2  # AdamW's two moments, float32
+    half = 8 * num_parameters(recipe.model, recipe.data.vocab_size) / 2  # AdamW's two moments, float32
     for held in there.optimizer_state_bytes:
         assert half <= held <= half + 512  # padded by DeepSpeed
     assert here.optimizer_state_bytes == there.optimizer_state_bytes

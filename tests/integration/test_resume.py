@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 
 from layersearch.config.recipe import load_recipe
 from layersearch.results.result import PROPOSED
+from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import load_space
 from layersearch.study.journal import Study
@@ -100,7 +101,7 @@ def go_on(out: Path, pool: LocalPool) -> None:
     space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
-    folder.mend()
+    folder.drop_torn_line()
     plan = make_plan(recipe, space, config["budget"], config["seed"])
     SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
     folder.release()
@@ -287,7 +288,7 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
         folder.release()
         return study
 
-    proposed: list[str] = []
+    proposed: list[Schedule] = []
 
     def unlucky(trial: Trial) -> bool:
         if trial.phase == "search" and trial.role == PROPOSED:
@@ -305,11 +306,12 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
     assert lines(out)[: len(before)] == before
     latest = latest_of(out)
     for trial in failing.failed:
-        assert latest[trial.schedule, trial.seed, trial.phase][0] in ("complete", "stopped")
+        assert latest[str(trial.schedule), trial.seed, trial.phase][0] in ("complete", "stopped")
     assert json.loads((out / "frontier.json").read_text())["failed"] == 0
     # Plain Optuna sees the failure and the new attempt, with the loss of the record.
-    told = [trial for trial in study(out) if trial.user_attrs.get(LABEL, [None])[0] == proposed[0]]
-    state, loss, _ = latest[proposed[0], 0, "search"]
+    text = str(proposed[0])
+    told = [trial for trial in study(out) if trial.user_attrs.get(LABEL, [None])[0] == text]
+    state, loss, _ = latest[text, 0, "search"]
     finished = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
     assert [trial.state for trial in told] == [TrialState.FAIL, finished[state]]
     assert told[1].values is None or told[1].values[0] == loss

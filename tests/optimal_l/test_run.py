@@ -18,7 +18,7 @@ from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
 from layersearch.optimal_l.config import OptimalLConfig
-from layersearch.optimal_l.placements import count, first_round, named, place, proposals, role
+from layersearch.optimal_l.placements import count, first_round, named_placements, placement, proposals, role_of
 from layersearch.optimal_l.plan import plan
 from layersearch.optimal_l.run import optimal_l
 from layersearch.optimal_l.summary import OptimalL
@@ -133,7 +133,7 @@ def test_optimal_l_doubtful_l_gets_more_seeds(tmp_path: Path) -> None:
     assert spent[Schedule.parse("full*4")] == 3
     assert answer.l_star.low == 1
     assert answer.l_star.value >= 2
-    assert "cannot tell" in study(asked(placements=("searched",)), lambda full: 0.0, tmp_path / "flat", 0.4).text
+    assert "undecided" in study(asked(placements=("searched",)), lambda full: 0.0, tmp_path / "flat", 0.4).text
 
 
 def test_optimal_l_placement_failing_every_third_seed_does_not_hide_a_steady_one(tmp_path: Path) -> None:
@@ -188,12 +188,12 @@ def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: 
         return line, row.split("|")[5]
 
     worse, gap = told("worse", lambda full: 2.0 - 0.5 * (len(full) == 2), 0.001)
-    assert "l* = 0 (95%)" in worse
+    assert "l* = 0 (95% confidence)" in worse
     assert "is not the best: l = 2 (-0." in worse
     assert "Do not use this l*" in worse
     assert float(gap.split()[0]) == pytest.approx(-0.5, abs=0.01)
     unsure, _ = told("unsure", lambda full: 2.0, 0.2)
-    assert "not excluded for l = 1 (" in unsure
+    assert "undecided for l = 1 (" in unsure
     sure, _ = told("sure", lambda full: 2.0, 0.001)
     assert "No larger number of full layers is better by 0.05 nats." in sure
 
@@ -257,9 +257,9 @@ def test_optimal_l_several_lengths_and_depths_get_a_law(tmp_path: Path) -> None:
     assert sizes == [(24, 2, 1), (48, 2, 1), (96, 2, 1), (48, 4, 2), (48, 8, 4)]
     assert [a.l_star.decided for a in found.settings] == [True] * 5
     assert found.laws["length"][0].b == pytest.approx(0.0, abs=1e-9)
-    assert not found.laws["length"][0].tells
+    assert not found.laws["length"][0].sign_is_known
     linear, power = found.laws["depth"]
-    assert linear.tells
+    assert linear.sign_is_known
     assert (power.a, power.b) == (pytest.approx(0.5), pytest.approx(1.0))
     made = {path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*.png")}
     assert {"l_star.png", "length-48-depth-8/layers.png", "length-24-depth-2/loss_by_l.png"} <= made
@@ -278,7 +278,7 @@ def test_proposals_many_layers_lie_near_good_placements() -> None:
     first = first_round(setting)
     kinds = Counter(schedule.n_full for schedule in first)
     assert (kinds[0], kinds[1], kinds[9], kinds[10]) == (1, 10, 10, 1)
-    assert set(named(setting, 3).values()) == {s for s in first if s.n_full == 3}
+    assert set(named_placements(setting, 3).values()) == {s for s in first if s.n_full == 3}
 
     def truth(schedule: Schedule) -> float:
         return 2.0 - 0.1 * sum(layer / 9 for layer in schedule.full_layers)
@@ -287,17 +287,17 @@ def test_proposals_many_layers_lie_near_good_placements() -> None:
     found = proposals(setting, 3, losses, 4)
     assert len(set(found)) == 4
     assert all(schedule.n_full == 3 and schedule not in losses for schedule in found)
-    mean = np.mean([truth(place(setting, full)) for full in ((0, 1, 2), (7, 8, 9), (2, 5, 8))])
+    mean = np.mean([truth(placement(setting, full)) for full in ((0, 1, 2), (7, 8, 9), (2, 5, 8))])
     assert np.mean([truth(schedule) for schedule in found]) < mean
     assert count(setting, 3) == 120
 
 
 def test_role_of_a_placement_is_the_literature_name() -> None:
     (setting,) = asked().settings()
-    assert role(setting, place(setting, ())) == "all_sparse"
-    assert role(setting, place(setting, range(4))) == "all_full"
-    assert role(setting, place(setting, (0,))) == "bottom(1)"
-    assert role(setting, place(setting, (0, 3))) == "proposed"
+    assert role_of(setting, placement(setting, ())) == "all_sparse"
+    assert role_of(setting, placement(setting, range(4))) == "all_full"
+    assert role_of(setting, placement(setting, (0,))) == "bottom(1)"
+    assert role_of(setting, placement(setting, (0, 3))) == "proposed"
 
 
 def test_load_weights_on_another_machine_are_reported_missing(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ from scipy.stats import mstats
 
 from layersearch.config.recipe import load_recipe
 from layersearch.optimal_l.config import OptimalLConfig
-from layersearch.optimal_l.knee import best_within, draw_means, find_knee, knee_index
-from layersearch.optimal_l.noninferiority import cut, failures, find_l_star, level, p_beyond, p_within
+from layersearch.optimal_l.knee import best_within, find_knee, knee_index, sample_means
+from layersearch.optimal_l.noninferiority import clip_losses, failed_seeds, find_l_star, level, p_beyond, p_within
 from layersearch.optimal_l.scaling_law import fit_laws
 from layersearch.schedule import Schedule
 from layersearch.schedule.space import load_space
@@ -35,7 +35,7 @@ def losses(means: list[float], std: float, seeds: int, rng: np.random.Generator)
 
 def cut_off(held: dict[Schedule, dict[int, float]], reference: Schedule) -> float:
     """Return by how much the cut lowers the mean of the reference, nats."""
-    return float(np.mean([held[reference][seed] - loss for seed, loss in cut(held, reference).items()]))
+    return float(np.mean([held[reference][seed] - loss for seed, loss in clip_losses(held, reference).items()]))
 
 
 @pytest.mark.parametrize("std", [0.005, 0.03, 0.1, 0.5])
@@ -59,7 +59,7 @@ def test_p_values_small_difference_is_within_and_large_one_beyond() -> None:
 def test_cut_reference_failing_at_one_seed_hides_nothing() -> None:
     rng = np.random.default_rng(6)
     held = losses([2.5, 0.01, 0.01, 0.01, 0.01], 0.003, 5, rng)
-    assert cut(held, ENVELOPE[4]) == held[ENVELOPE[4]]
+    assert clip_losses(held, ENVELOPE[4]) == held[ENVELOPE[4]]
     held[ENVELOPE[4]][2] = 2.2
     assert p_within([held[ENVELOPE[1]][s] - held[ENVELOPE[4]][s] for s in range(5)], DELTA) > 0.1
     found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
@@ -74,7 +74,7 @@ def test_cut_reference_failing_at_most_seeds_hides_nothing(fails: int) -> None:
     held[ENVELOPE[3]] |= dict.fromkeys(failed, 2.2)
     found = find_l_star(ALONE | {4: (ENVELOPE[3],)}, held, ENVELOPE[3], DELTA)
     assert found.value == 2
-    lowered, before = cut(held, ENVELOPE[3]), held[ENVELOPE[3]]
+    lowered, before = clip_losses(held, ENVELOPE[3]), held[ENVELOPE[3]]
     assert [seed for seed in before if lowered[seed] != pytest.approx(before[seed], abs=1e-12)] == sorted(failed)
 
 
@@ -102,15 +102,15 @@ def test_failures_one_in_twelve_seeds_decides_nothing_and_is_reported(seeds: int
     held[ENVELOPE[4]][3] = 1.9  # nor does one of the reference
     found = find_l_star(ALONE, held, ENVELOPE[4], DELTA)
     assert (found.low, found.value) == (1, value)
-    assert failures(held, ENVELOPE[1], DELTA) == tuple(range(fails))
-    assert failures(held, ENVELOPE[4], DELTA) == (3,)
-    assert failures(held, ENVELOPE[2], DELTA) == ()
+    assert failed_seeds(held, ENVELOPE[1], DELTA) == tuple(range(fails))
+    assert failed_seeds(held, ENVELOPE[4], DELTA) == (3,)
+    assert failed_seeds(held, ENVELOPE[2], DELTA) == ()
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 12])
 def test_failures_plain_noise_is_not_called_a_failure(seeds: int) -> None:
     rng, std = np.random.default_rng(13), 0.02
-    told = [bool(failures(losses([0.01] * 5, std, seeds, rng), ENVELOPE[3], std / 2)) for _ in range(RUNS)]
+    told = [bool(failed_seeds(losses([0.01] * 5, std, seeds, rng), ENVELOPE[3], std / 2)) for _ in range(RUNS)]
     assert np.mean(told) < 0.01
 
 
@@ -212,7 +212,7 @@ def test_find_l_star_undecided_schedules_lie_between_the_ends() -> None:
 def test_draw_means_have_student_t_intervals() -> None:
     rng = np.random.default_rng(4)
     sample = rng.normal(0, 1, size=(4, 2))
-    drawn = draw_means(sample, rng, 40_000)
+    drawn = sample_means(sample, rng, 40_000)
     difference = drawn[:, 1] - drawn[:, 0]
     paired = sample[:, 1] - sample[:, 0]
     half = 3.182446 * paired.std(ddof=1) / 2  # Student's t of 3 degrees at 97.5%
@@ -256,13 +256,13 @@ def test_fit_laws_exponent_is_found_and_its_interval_comes_from_the_sets() -> No
     assert certain[0].form == "a + b*log2(x)"
     assert certain[0].b == pytest.approx(1.0)
     assert certain[0].residual == pytest.approx(0.0, abs=1e-9)
-    assert certain[0].tells
+    assert certain[0].sign_is_known
     assert certain[0].at(1024) == pytest.approx(5.0)
     power = fit_laws(sizes, [1, 2, 4, 8], [(l, l) for l in (1, 2, 4, 8)])[1]
     assert (power.form, power.b) == ("a*x^b", pytest.approx(1.0))
     assert power.at(1024) == pytest.approx(16.0)
     open_ = fit_laws(sizes, [2, 2, 2, 3], [(0, 2), (0, 2), (0, 2), (0, 3)])[0]
     assert open_.b_low < 0 < open_.b_high
-    assert not open_.tells
+    assert not open_.sign_is_known
     assert fit_laws([64, 128], [1, 2], [(1, 1), (2, 2)]) == ()
     assert len(fit_laws(sizes, [0, 0, 0, 0], [(0, 0)] * 4)) == 1  # no power of zero

@@ -284,7 +284,7 @@ def searched(losses: Callable[[Schedule], float]) -> tuple[list[TrialRecord], Bo
     """Return complete trials of half of the schedules of five layers, and the space they are of."""
     space = BoundSpace(Space(name="small", choices=("full", "window:8")), n_layers=5, seq_len=64, n_heads=2)
     every = [Schedule.parse(" ".join(spans)) for spans in itertools.product(("full", "window:8"), repeat=5)]
-    return [record(str(schedule), losses(schedule)) for schedule in every[::2]], space
+    return [record(schedule, losses(schedule)) for schedule in every[::2]], space
 
 
 def test_fidelity_tells_how_well_the_surrogate_ranks_unseen_schedules() -> None:

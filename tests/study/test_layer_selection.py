@@ -9,7 +9,7 @@ from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
-from layersearch.study.layer_selection import kl_to_original, place, remove_one, restore_greedy, selected
+from layersearch.study.layer_selection import kl_to_original, place, remove_one, restore_greedy, select_layers
 from tests.helpers.hf_models import VOCAB, make
 
 torch.set_num_threads(1)
@@ -60,10 +60,10 @@ def test_selected_budget_sets_how_many_layers() -> None:
         return 1.0 - 0.5 * (2 in schedule.full_layers) - 0.1 * (1 in schedule.full_layers)
 
     for budget, names in ((0.5, {"restore_greedy(1)", "remove_one(1)"}), (0.7, {"restore_greedy(2)", "remove_one(2)"})):
-        found = selected(bound, budget, score)
+        found = select_layers(bound, budget, score)
         assert set(found) == names
         for schedule, ranking in found.values():
             assert bound.cost(schedule) <= budget
             assert schedule.full_layers == tuple(sorted(ranking.layers[: schedule.n_full]))
             assert 2 in schedule.full_layers
-    assert selected(bound, 0.3, score) == {}
+    assert select_layers(bound, 0.3, score) == {}

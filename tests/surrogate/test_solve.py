@@ -219,7 +219,7 @@ def test_solve_planted_sum_over_layers_and_pairs_is_found() -> None:
 def test_solve_budget_equal_to_a_cost_admits_it() -> None:
     space = bound()
     losses = {schedule: 3 - space.cost(schedule) for schedule in every(space)}  # dearer is better, layer by layer
-    records = [record(str(schedule), loss) for schedule, loss in list(losses.items())[::2]]
+    records = [record(schedule, loss) for schedule, loss in list(losses.items())[::2]]
     at = space.cost(Schedule.parse("window:4 full window:16 full"))
     assert solve(records, space, cost_limit(space, at)).answer.cost == at
     below = max(cost for cost in map(space.cost, losses) if cost < at)
@@ -251,7 +251,7 @@ def kv_bytes(schedule: Schedule, size: Mapping[str, int]) -> int:
 def test_solve_untrained_numbers_of_full_layers_are_not_proposed() -> None:
     space = bound()
     losses = truth(space, 2)
-    records = [record(str(s), loss) for s, loss in list(losses.items())[::2] if s.n_full in (0, 1, 4)]
+    records = [record(s, loss) for s, loss in list(losses.items())[::2] if s.n_full in (0, 1, 4)]
     found = solve(records, space, cost_limit(space, 1.0))
     assert found.n_full == (0, 1, 4)
     assert found.answer.n_full in (0, 1, 4)
@@ -275,7 +275,7 @@ def test_solve_saturating_loss_is_not_promised_below_what_was_seen() -> None:
     held = 0
     for seed in range(6):
         chosen = np.random.default_rng(seed).permutation(len(losses))[:25]
-        records = [record(str(schedule), losses[schedule]) for schedule in (list(losses)[at] for at in chosen)]
+        records = [record(schedule, losses[schedule]) for schedule in (list(losses)[at] for at in chosen)]
         found = solve(records, space, cost_limit(space, 0.7))
         assert found.proposal is not None
         assert 0 <= found.proposal.low <= found.proposal.loss
@@ -290,10 +290,10 @@ def test_solve_stopped_trial_is_learned_from_and_not_called_untrained() -> None:
     curve = {s: ((200, loss + 0.5), (400, loss)) for s, loss in losses.items()}
     schedules = list(losses)[::3]
     *whole, half = schedules
-    records = [record(str(s), losses[s], curve=curve[s]) for s in whole]
+    records = [record(s, losses[s], curve=curve[s]) for s in whole]
     # So low half-way that it must be looked at, and at the most, of another's loss, at a step no other was looked at.
-    stopped = record(str(half), 1.0, state="stopped", steps=200, curve=((200, 1.0),))
-    lone = record(str(half), 1.0, state="stopped", steps=150, curve=((150, 1.0),))
+    stopped = record(half, 1.0, state="stopped", steps=200, curve=((200, 1.0),))
+    lone = record(half, 1.0, state="stopped", steps=150, curve=((150, 1.0),))
     found = solve([*records, stopped], space, cost_limit(space, 1.0))
     assert found.stopped == 1
     assert found.proposal is not None
@@ -302,7 +302,7 @@ def test_solve_stopped_trial_is_learned_from_and_not_called_untrained() -> None:
     without = solve([*records, lone], space, cost_limit(space, 1.0))
     assert without == solve(records, space, cost_limit(space, 1.0))
     # Once it is trained to the end, the early loss of that trial is not asked again.
-    done = record(str(half), losses[half], curve=curve[half])
+    done = record(half, losses[half], curve=curve[half])
     assert solve([*records, stopped, done], space, cost_limit(space, 1.0)) == solve(
         [*records, done], space, cost_limit(space, 1.0)
     )
@@ -311,7 +311,7 @@ def test_solve_stopped_trial_is_learned_from_and_not_called_untrained() -> None:
 def test_solve_record_order_and_foreign_schedules_change_nothing() -> None:
     space = bound(("window:4", "window:16"))
     rng = np.random.default_rng(0)
-    inside = [record(str(s), 3 + float(rng.normal(0, 0.1))) for s in every(space)[::2]]
+    inside = [record(s, 3 + float(rng.normal(0, 0.1))) for s in every(space)[::2]]
     inside += confirmed(inside[0].schedule, [3.0, 3.1, 3.2])
     outside = [record("full*4", 1.0, role="all_full"), *confirmed("full*4", [1.0, 1.1, 1.2], role="all_full")]
     limit = cost_limit(space, 0.5)
@@ -341,7 +341,7 @@ def test_solve_all_confirmed_predicts_nothing() -> None:
 
 def test_solve_too_few_schedules_are_refused_with_the_remedy() -> None:
     space = bound()
-    records = [record(str(s), 3.0) for s in every(space)[:3]] + [record("full*4", None, state="failed")]
+    records = [record(s, 3.0) for s in every(space)[:3]] + [record("full*4", None, state="failed")]
     with pytest.raises(RunFolderError, match=r"3 schedules .* too few .* go on, or search with more --trials"):
         solve(records, space, cost_limit(space, 1.0))
 

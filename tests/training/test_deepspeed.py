@@ -11,7 +11,7 @@ import pytest
 
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
-from layersearch.model.flops import parameters
+from layersearch.model.flops import num_parameters
 from layersearch.schedule import Schedule
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
@@ -65,7 +65,7 @@ def test_trial_two_ranks_equals_one_rank_and_shards_moments(
     assert [loss for _, loss in record.curve] == pytest.approx([loss for _, loss in alone.curve], rel=tolerance)
     assert record.loss_by_position == pytest.approx(alone.loss_by_position, rel=10 * tolerance)
 
-    whole = BYTES_OF_MOMENTS * parameters(recipe.model, recipe.data.vocab_size)
+    whole = BYTES_OF_MOMENTS * num_parameters(recipe.model, recipe.data.vocab_size)
     assert alone.optimizer_state_bytes == (whole,)
     if stage == 0:
         assert record.optimizer_state_bytes == (whole, whole)

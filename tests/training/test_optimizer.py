@@ -69,7 +69,7 @@ def test_muon_and_adamw_together_step_as_each_alone() -> None:
 
 def test_grouped_muon_matrices_of_one_shape_equal_torch_muon_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     """Wide, tall and square ones, in groups, alone, without a gradient, and too large to be worth it."""
-    monkeypatch.setattr("layersearch.training.optimizer.LARGEST", 150)
+    monkeypatch.setattr("layersearch.training.optimizer.MAX_BATCHED", 150)
     torch.manual_seed(0)
     shapes = [(8, 8), (12, 8), (8, 12), (8, 8), (12, 8), (7, 5), (16, 16), (8, 8)]
     ours = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]

@@ -1,4 +1,4 @@
-"""The pool: where trials run. The one here keeps worker processes on this machine."""
+"""Pools run trials. `LocalPool` keeps worker processes on this machine."""
 
 from __future__ import annotations
 
@@ -11,52 +11,52 @@ from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
 
+import torch
+
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 
-_GLANCE = 0.5
-"""Seconds that a trial waits for one group's place before it looks at the next group's."""
+_PLACE_TIMEOUT = 0.5
+"""Seconds that a trial waits for one group's place before it tries the next group."""
 
 
 class Pool(Protocol):
-    """Runs trials side by side. A search only ever talks to this."""
+    """Runs trials in parallel."""
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
-        """Queue one trial; its future holds the record. ``keep_going`` is asked in the caller's process."""
-        ...
+        """Queue one trial; its future holds the record. ``keep_going`` runs in the caller's process."""
 
     def close(self) -> None:
         """End every worker."""
-        ...
 
 
 class PoolFactory(Protocol):
-    """Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`."""
+    """Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`.
 
-    def __call__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool:
-        """Return a pool; nothing is written and no worker started before the first trial.
+    Args:
+        recipe: configuration of the trials.
+        workers: number of worker groups.
+        logs: folder for the workers' standard error.
+        cache: folder of prepared data; None: the default one.
 
-        Raises:
-            UserError: if the recipe's trials cannot run there.
-        """
-        ...
+    Raises:
+        LayersearchError: if the recipe's trials cannot run there. Nothing is written or started before the first trial.
+    """
+
+    def __call__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool: ...
 
 
 class WorkerGroupPool:
-    """A pool of groups, each training one trial at a time.
+    """A pool of worker groups that each train one trial at a time.
 
-    A group trains many trials, so that imports and DeepSpeed's start-up are paid once. Under ZeRO-3, which leaks
-    memory when it is initialised again in one process (643 to 2165 MB over 8 trials with DeepSpeed 0.19.8), a group
-    is replaced after each trial.
-
-    Args:
-        recipe: what the trials run.
-        groups: those that train side by side.
+    A group trains many trials, so imports and DeepSpeed's start-up run once. Under ZeRO-3 a group is replaced after
+    each trial: it leaks memory if one process initializes it again (643 to 2165 MB over 8 trials with DeepSpeed
+    0.19.8).
     """
 
     def __init__(self, recipe: Recipe, groups: Sequence[WorkerGroup]) -> None:
@@ -69,19 +69,19 @@ class WorkerGroupPool:
         self._threads = ThreadPoolExecutor(max_workers=len(self._groups), thread_name_prefix="trial")
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
-        """Queue one trial; its future holds the record, or raises UserError if the worker refused it."""
+        """Queue one trial; its future holds the record, or raises LayersearchError if the worker refused it."""
         return self._threads.submit(self._run, trial, keep_going)
 
     def _run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
         group = self._idle.get()
         try:
-            while not group.placed(_GLANCE):
+            while not group.wait_until_placed(_PLACE_TIMEOUT):
                 if self._closed:
                     raise CancelledError
                 self._idle.put(group)
                 group = self._idle.get()
             record = group.run(trial, keep_going)
-            # One failed rank leaves the others in the middle of a collective: none of them is of further use.
+            # One failed rank leaves the others inside a collective: none of them is usable.
             if self._replace_after_each or (record.state == "failed" and record.ranks > 1):
                 group.kill()
             return record
@@ -90,7 +90,7 @@ class WorkerGroupPool:
 
     @property
     def process_ids(self) -> tuple[int, ...]:
-        """The workers' processes that are alive now, group by group, rank 0 first."""
+        """IDs of the live worker processes, group by group, rank 0 first."""
         return tuple(rank.pid for group in self._groups for rank in group.ranks)
 
     def close(self) -> None:
@@ -103,44 +103,20 @@ class WorkerGroupPool:
 
 
 class LocalPool(WorkerGroupPool):
-    """Worker processes on this machine, in groups of ``recipe.training.ranks``.
-
-    Args:
-        recipe: what the trials run.
-        workers: groups side by side.
-        logs: folder for the workers' standard error.
-        cache: folder of prepared data; None: the default one.
-
-    Raises:
-        UserError: if the recipe asks for more GPUs than there are.
-    """
+    """Worker processes on this machine, in groups of ``recipe.training.ranks``. See `PoolFactory`."""
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
-        gpus = _gpus_here(recipe)
+        gpus = torch.cuda.device_count() if recipe.training.gpus else 0
+        if recipe.training.gpus and gpus < recipe.training.ranks:
+            raise ConfigError(
+                f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}: "
+                "set training.gpus=0 to train on the CPU, or training.ranks"
+            )
         super().__init__(recipe, [_LocalWorkerGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
 
 
-def _gpus_here(recipe: Recipe) -> int:
-    """Return the number of GPUs that trials may use; 0 where the recipe asks for none.
-
-    Raises:
-        UserError: if it asks for more than there are.
-    """
-    if not recipe.training.gpus:
-        return 0
-    import torch
-
-    count = torch.cuda.device_count()
-    if count < recipe.training.ranks:
-        raise UserError(
-            f"the recipe asks for {recipe.training.ranks} GPU ranks and {count} GPUs are here: "
-            "set training.gpus=0 to train on the CPU, or training.ranks"
-        )
-    return count
-
-
 class _LocalWorkerGroup(WorkerGroup):
-    """Processes of this one's. They meet at a file, which needs no port and is closed to other users."""
+    """Child processes. They meet at a file, which needs no port and is closed to other users."""
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, gpus: int) -> None:
         super().__init__(recipe, index, logs, cache)
@@ -151,17 +127,16 @@ class _LocalWorkerGroup(WorkerGroup):
         self.logs.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix="layersearch-")
         os.close(descriptor)
-        os.unlink(name)  # the store makes it; a left-over would hold another group's ranks
+        os.unlink(name)  # the store creates it; an old file would hold another group's ranks
         self._rendezvous = Path(name)
         ranks: list[WorkerProcess] = []
         self.ranks = ranks
-        for rank in range(self.recipe.training.ranks):
+        count = self.recipe.training.ranks
+        for rank in range(count):
+            device = f"cuda:{(self.index * count + rank) % self._gpus}" if self._gpus else "cpu"
             process = WorkerProcess()
-            process.start(self.settings(rank, self._device(rank)) | {"rendezvous": name}, self.log(rank))
+            process.start(self.settings(rank, device) | {"rendezvous": name}, self.log(rank))
             ranks.append(process)
-
-    def _device(self, rank: int) -> str:
-        return f"cuda:{(self.index * self.recipe.training.ranks + rank) % self._gpus}" if self._gpus else "cpu"
 
     def kill(self) -> None:
         super().kill()

@@ -1,17 +1,16 @@
-"""The pool on a Ray cluster: a search on many machines, or on one.
+"""The pool on a Ray cluster of one or more machines.
 
-Ray places and runs the workers; the search, its study and every decision stay in the caller's process. A group has one
-placement group, of one bundle a rank (``training.threads`` CPUs and ``training.gpus`` GPUs), and one actor in each
-bundle. An actor holds a process of `layersearch.training.workers.worker`, as on one machine. Training inside the actor
-would either make it deaf to the search, or move it off the main thread, where the C library's allocator keeps less.
+Ray places and runs the workers. The search, its study and every decision stay in the caller's process. A worker group
+has one placement group with one bundle per rank (``training.threads`` CPUs and ``training.gpus`` GPUs), and one actor
+per bundle. An actor holds a worker process, as on one machine. Training inside the actor would block its messages, or
+run off the main thread, where the C library's allocator keeps less.
 
-What is the same on any pool, to the bit: which trials there are, their schedules, states, steps, losses and kernels,
-where machines and versions are the same and the trials train on the CPU (kernels of GPUs need not repeat themselves,
-on any pool). What is not: the order of the lines in ``trials.jsonl``, seconds and memory.
+On the CPU, all pools give the same trials, schedules, states, steps, losses and kernels, to the bit, if machines and
+versions are the same. GPU kernels need not be deterministic on any pool. The order of lines in ``trials.jsonl``,
+seconds and memory differ.
 
-Every machine of the cluster needs layersearch of the same version, with Ray; the recipe's local files, the cache and
-the run folder's logs are looked for at the same paths. Ranks of one machine meet on its loopback interface; ranks of
-several at the first one's address.
+Every machine needs the same layersearch with Ray. The recipe's local files, the cache and the logs have the same paths
+on each. Ranks of one machine meet on its loopback interface, ranks of several at the first machine's address.
 """
 
 from __future__ import annotations
@@ -29,36 +28,35 @@ from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.training.workers.pool import WorkerGroupPool
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
 
-_KNOCK, _ANSWER = 5.0, 20.0
-"""Seconds for a connection to the head node's port, and for Ray's own word that there is a cluster behind it. Ray alone
-would try for two minutes and then end the process."""
+_CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0
+"""Seconds for a connection to the head node, and for ``ray status``. Ray would try for two minutes, then exit."""
 _STORE_BYTES = 100_000_000
-"""Shared memory of a cluster of our own: trials put nothing there, and Ray would reserve a third of the memory."""
-_MAKING = 2.0
-"""Seconds in which a placement that a cluster has room for is made; milliseconds, where the machine is not busy."""
+"""Shared memory of a cluster that we start. Trials use none; Ray would reserve a third of the memory."""
+_PLACEMENT_TIMEOUT = 2.0
+"""Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy."""
 
 
 class RayPool(WorkerGroupPool):
     """Workers on a Ray cluster, in groups of ``recipe.training.ranks``.
 
-    A connection to Ray that the caller has made is used and left open. Otherwise one is made, and ended with the pool.
+    The caller's connection to Ray is used and left open. Without one, the pool connects, and disconnects when it
+    closes.
+
+    Groups without room on the cluster wait. On machines without the folder ``logs``, Ray's logs have the output. See
+    `PoolFactory` for the other arguments.
 
     Args:
-        recipe: what the trials run.
-        workers: groups side by side, as far as the cluster has room; the others wait.
-        logs: folder for the workers' standard error, on machines where it is; elsewhere Ray's own logs have it.
-        cache: folder of prepared data; None: each machine's default one.
-        address: the cluster: ``HOST:PORT`` of its head node, or ``auto`` for one that runs on this machine. None:
-            ``$RAY_ADDRESS``, else a cluster of its own on this machine.
+        address: ``HOST:PORT`` of the cluster's head node, or ``auto`` for a cluster on this machine. None:
+            ``$RAY_ADDRESS``, else a new cluster on this machine.
 
     Raises:
-        UserError: if Ray is not installed, the address does not answer, or the cluster is too small for one trial.
+        LayersearchError: if Ray is missing, the address does not answer, or the cluster is too small for one trial.
     """
 
     def __init__(
@@ -76,13 +74,16 @@ class RayPool(WorkerGroupPool):
         super().__init__(recipe, groups)
 
     def close(self) -> None:
-        """End every worker, give the places back, and leave Ray if the pool had joined it."""
+        """End every worker, remove the placements, and disconnect if the pool connected."""
         super().close()
-        # Ray 2.60 loses the room of a placement that is removed while it is being made, until the cluster ends. So each
-        # has its moment to be made, and those that wait for room go before any that would make room for them.
-        placed = [group.placed(max(0.0, self._opened + _MAKING - time.monotonic())) for group in self._asked]
+        # Ray 2.60 loses the room of a placement that is removed while it is created, until the cluster ends. So wait
+        # for each, and remove those that wait for room before those that would make room for them.
+        placed = [
+            group.wait_until_placed(max(0.0, self._opened + _PLACEMENT_TIMEOUT - time.monotonic()))
+            for group in self._asked
+        ]
         for _, group in sorted(zip(placed, self._asked, strict=True), key=lambda pair: pair[0]):
-            group.give_back()
+            group.remove_placement()
         self._asked.clear()
         self._disconnect()
 
@@ -95,7 +96,7 @@ class RayPool(WorkerGroupPool):
 
 
 def _connect(address: str | None) -> bool:
-    """Connect to a cluster; tell whether there was no connection before."""
+    """Connect to a cluster; return whether this made a new connection."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -103,57 +104,65 @@ def _connect(address: str | None) -> bool:
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
-        raise UserError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
+        raise LayersearchError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
         if address is not None and address != joined:
-            raise UserError(f"--ray-address {address}: this process is connected to {joined}; disconnect it first")
+            raise LayersearchError(
+                f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
+            )
         return False
     cluster, origin = address, "--ray-address"
     if cluster is None and os.environ.get("RAY_ADDRESS"):
         cluster, origin = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
     if cluster is not None:
         _check_answers(cluster, f"{origin} {cluster}")
-    # Else Ray hides the GPUs from ranks that ask for none, and warns that a later Ray will not.
+    # Otherwise Ray hides the GPUs from ranks that need none, and warns that a later Ray will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
-    if cluster is not None:
-        started = {}
+    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if not cluster else {}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
-        raise UserError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
+        raise LayersearchError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
     return True
 
 
 def _check_answers(address: str, where: str) -> None:
-    """Refuse an address behind which no Ray cluster of this version answers."""
+    """Refuse an address without a Ray cluster of this version."""
     host, colon, port = address.rpartition(":")
     known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
     if address != "auto" and not known:
-        raise UserError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
+        raise LayersearchError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
     if address != "auto":
         try:
-            socket.create_connection((host, int(port)), timeout=_KNOCK).close()
+            socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
         except OSError as error:
             reason = error.strerror or str(error)
-            raise UserError(f"{where}: no answer ({reason}); start the cluster, or correct the address") from None
+            raise LayersearchError(
+                f"{where}: no answer ({reason}); start the cluster, or correct the address"
+            ) from None
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER, check=False)
+        found = subprocess.run(command, capture_output=True, text=True, timeout=_STATUS_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise UserError(f"{where}: no Ray cluster answers there; give the port of its head node (6379)") from None
+        raise LayersearchError(
+            f"{where}: no Ray cluster answers there; give the port of its head node (6379)"
+        ) from None
     if "AuthenticationError" in found.stderr:
-        if address != "auto":  # for a cluster of this machine Ray finds the token itself
-            raise UserError(f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+        if address != "auto":  # on this machine, Ray finds the token itself
+            raise LayersearchError(
+                f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+            )
     elif found.returncode:
         lines = [line for line in found.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise UserError(f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address")
+        raise LayersearchError(
+            f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address"
+        )
 
 
 def _one_line(error: object) -> str:
@@ -161,13 +170,13 @@ def _one_line(error: object) -> str:
 
 
 def _needs(training: TrainingConfig) -> dict[str, int]:
-    """Return what Ray sets aside for one rank."""
+    """Return the resources of one rank."""
     needs = {"CPU": training.threads, "GPU": training.gpus}
     return {name: count for name, count in needs.items() if count}
 
 
 def _check_room(training: TrainingConfig) -> None:
-    """Refuse a trial that no placement on the cluster's machines could hold; it would wait for ever."""
+    """Refuse a trial that the cluster could never place."""
     import ray
 
     needs = _needs(training)
@@ -177,7 +186,7 @@ def _check_room(training: TrainingConfig) -> None:
         return
     each = " and ".join(f"{count} {name}" for name, count in needs.items())
     total = " and ".join(f"{sum(machine.get(name, 0) for machine in machines):g} {name}" for name in needs)
-    raise UserError(
+    raise LayersearchError(
         f"--pool ray: a trial is training.ranks {training.ranks} of {each}, and the cluster ({total} on "
         f"{len(machines)} machines) has room for {room}: lower training.ranks, training.threads or training.gpus, or "
         "add machines"
@@ -185,7 +194,7 @@ def _check_room(training: TrainingConfig) -> None:
 
 
 class _RayWorkerGroup(WorkerGroup):
-    """Actors in one placement group. Ray prefers one machine for it and takes several where none has the room."""
+    """Actors in one placement group, on one machine if it has room, else on several."""
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, fingerprint: str) -> None:
         super().__init__(recipe, index, logs.resolve(), cache.resolve() if cache else None)
@@ -195,11 +204,11 @@ class _RayWorkerGroup(WorkerGroup):
         needs = _needs(recipe.training)
         self._placement = placement_group([dict(needs) for _ in range(recipe.training.ranks)], strategy="PACK")
 
-    def placed(self, patience: float) -> bool:
-        return bool(self._placement.wait(timeout_seconds=patience))
+    def wait_until_placed(self, timeout: float) -> bool:
+        return bool(self._placement.wait(timeout_seconds=timeout))
 
-    def give_back(self) -> None:
-        """Free what was set aside for it."""
+    def remove_placement(self) -> None:
+        """Free its resources."""
         from ray.util.placement_group import remove_placement_group
 
         remove_placement_group(self._placement)
@@ -226,7 +235,7 @@ class _RayWorkerGroup(WorkerGroup):
         self.ranks = ranks
         homes = [rank.home() for rank in ranks]
         one_machine = len({home["node"] for home in homes}) == 1
-        # Ray shows an actor its own GPUs only: the first of them is the rank's.
+        # Ray shows an actor only its own GPUs.
         device = "cuda:0" if training.gpus else "cpu"
         met: dict[str, Any] = {"fingerprint": self._fingerprint}
         for number, rank in enumerate(ranks):
@@ -239,7 +248,7 @@ class _RayWorkerGroup(WorkerGroup):
 
 
 class _Actor(WorkerProcess):
-    """What Ray makes an actor of: a worker process, and where it is."""
+    """A Ray actor that holds a worker process."""
 
     def home(self) -> dict[str, Any]:
         import ray
@@ -253,23 +262,18 @@ class _Actor(WorkerProcess):
 
 
 class _RayRank:
-    """One rank's actor, seen from the search. An actor that died says nothing more."""
+    """One rank's actor, seen from the search."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
         self.pid = 0
 
     def home(self) -> dict[str, Any]:
-        """Return the actor's process, machine and version.
-
-        Raises:
-            EOFError: if it died.
-            UserError: if its machine has another layersearch, or none.
-        """
+        """Return the actor's process ID, machine and version; refuse another version of layersearch there."""
         found = dict(self._ask("home"))
         self.pid = found["pid"]
         if found["version"] != __version__:
-            raise UserError(
+            raise LayersearchError(
                 f"--pool ray: {found['address']} has layersearch {found['version']}, here is {__version__}; "
                 "install the same there"
             )
@@ -280,31 +284,29 @@ class _RayRank:
         return dict(self._ask("start", dict(settings), log, host, Path.cwd()))
 
     def send(self, message: Mapping[str, Any]) -> bool:
-        try:
-            return bool(self._ask("send", dict(message)))
-        except EOFError:
-            return False
+        return bool(self._ask_or(False, "send", dict(message)))
 
     def receive(self) -> dict[str, Any] | None:
-        try:
-            message: dict[str, Any] | None = self._ask("receive")
-            return message
-        except EOFError:
-            return None
+        message: dict[str, Any] | None = self._ask_or(None, "receive")
+        return message
 
-    def exit_status(self, patience: float) -> str:
-        try:
-            return str(self._ask("exit_status", patience))
-        except EOFError:
-            return "its Ray actor died"
+    def exit_status(self, timeout: float) -> str:
+        return str(self._ask_or("its Ray actor died", "exit_status", timeout))
 
     def kill(self) -> None:
-        """Kill the actor, whatever it is at; its worker ends with the pipe between them."""
+        """Kill the actor at once; its worker ends with the pipe between them."""
         import ray
 
         ray.kill(self._actor)
 
+    def _ask_or(self, if_dead: Any, method: str, *arguments: Any) -> Any:
+        try:
+            return self._ask(method, *arguments)
+        except EOFError:
+            return if_dead
+
     def _ask(self, method: str, *arguments: Any) -> Any:
+        """Call a method of the actor; raise EOFError if it died."""
         import ray
 
         try:
@@ -313,7 +315,7 @@ class _RayRank:
             if not error.actor_init_failed:
                 raise EOFError from None
             reason = _one_line(str(error).strip().splitlines()[-1])
-            raise UserError(
+            raise LayersearchError(
                 f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
                 "every machine of it"
             ) from None

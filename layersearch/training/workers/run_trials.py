@@ -1,4 +1,4 @@
-"""Run trials on a pool and hand out each record as soon as it is there."""
+"""Runs trials on a pool and yields each record as soon as its trial ends."""
 
 from __future__ import annotations
 
@@ -13,12 +13,9 @@ from layersearch.training.workers.pool import Pool
 def run_trials(
     pool: Pool, trials: Sequence[Trial], keep_going: Callable[[Trial], KeepGoing | None] = lambda trial: None
 ) -> Generator[TrialRecord]:
-    """Yield the records of trials in the order in which they end; cancel what has not begun if the caller stops.
+    """Yield records as trials end; if the caller stops, cancel the trials that have not begun.
 
-    Args:
-        pool: where they run.
-        trials: submitted in this order.
-        keep_going: returns the rule that may stop a trial early; None: it runs to its end.
+    Trials are submitted in their order. ``keep_going`` returns a trial's stopping rule; None: it runs to its end.
     """
     futures = [pool.submit(trial, keep_going(trial)) for trial in trials]
     try:

@@ -1,11 +1,11 @@
-"""A worker process: one rank of a group that trains many trials, one after another, for one recipe.
+"""A worker process: one rank of a worker group that trains many trials of one recipe, one after another.
 
-It pays the imports and the process group once. It reads one JSON message a line from its standard input and writes
-one a line to its standard output; whatever libraries print goes to standard error. If its standard input ends (the
-search is gone, even by ``kill -9``) it ends at once.
+It imports libraries and joins the process group once. It reads one JSON message per line from standard input and writes
+one per line to standard output. Output of libraries goes to standard error. It exits at once when standard input ends:
+the search is gone, even by ``kill -9``.
 
 To the worker: its settings once, then ``{"op": "train", "trial": {...}}``, and after each checkpoint ``{"op": "go"}``
-or ``{"op": "stop"}``. From every rank: ``{"event": "opened"}`` once its data are, or
+or ``{"op": "stop"}``. From every rank: ``{"event": "opened"}`` once its data are open, or
 ``{"event": "refused", "message": "..."}``. From rank 0: ``{"event": "ready"}`` once all have met,
 ``{"event": "checkpoint", "step": s, "loss": x}`` and ``{"event": "record", "record": "..."}``.
 """
@@ -27,14 +27,14 @@ from typing import Any, TextIO
 
 def main() -> int:
     """Serve until standard input ends."""
-    # Libraries print to file descriptor 1; the protocol keeps the real one for itself.
+    # Libraries print to file descriptor 1: reserve the real one for the messages.
     channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
     inbox: queue.Queue[dict[str, Any]] = queue.Queue()
     threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
     start = inbox.get()
 
-    # DeepSpeed calls collectives by names that torch renames; it would say so at every trial of several ranks.
+    # DeepSpeed calls collectives by deprecated names: torch would warn at every trial of several ranks.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     import torch
 
@@ -42,51 +42,48 @@ def main() -> int:
     from layersearch.config.loader import build
     from layersearch.config.recipe import Recipe
     from layersearch.data import open_source
-    from layersearch.errors import UserError
+    from layersearch.errors import DataError, LayersearchError
     from layersearch.training.engine import RankGroup, join
-    from layersearch.training.memory import keep_freed_memory
     from layersearch.training.record import Trial, blank_record
     from layersearch.training.trial import run_trial
 
     group = RankGroup(rank=start["rank"], size=start["ranks"], device=start["device"])
     recipe = build(Recipe, start["recipe"], "recipe")
-    if group.device == "cpu":
-        keep_freed_memory()
     try:
         source = open_source(recipe.data, recipe.training.seq_len, Path(start["cache"]) if start["cache"] else None)
         if start["fingerprint"] not in (None, source.fingerprint):
-            raise UserError(
+            raise DataError(
                 f"{socket.gethostname()}: its data differ from those here (data.source {recipe.data.source}): "
                 "give every machine the same files, the same Python and the same layersearch"
             )
-        _say(channel, event="opened")
+        _send(channel, event="opened")
         join(group, start["rendezvous"], start["listening"])
-    except UserError as error:
-        _say(channel, event="refused", message=str(error))
+    except LayersearchError as error:
+        _send(channel, event="refused", message=str(error))
         return 2
-    _say(channel, event="ready")
+    _send(channel, event="ready")
 
     def keep_going(step: int, loss: float) -> bool:
         if group.rank == 0:
-            _say(channel, event="checkpoint", step=step, loss=loss)
+            _send(channel, event="checkpoint", step=step, loss=loss)
         return bool(inbox.get()["op"] == "go")
 
     while True:
         trial = build(Trial, inbox.get()["trial"], "trial")
         try:
             record = run_trial(trial, recipe, source, group, keep_going)
-        except UserError as error:
-            _say(channel, event="refused", message=str(error))
+        except LayersearchError as error:
+            _send(channel, event="refused", message=str(error))
             return 2
         except Exception as error:
-            # The trial is lost, not the search: its record says why, the log has the whole story.
+            # Only this trial fails: its record gives the reason, the log the traceback.
             traceback.print_exc()
             if group.rank != 0:
-                return 1  # rank 0, which waits for this one in a collective, hears of it and reports
+                return 1  # rank 0 waits for this one in a collective, then fails and reports
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             record = replace(blank_record(trial, recipe), error=reason)
         if group.rank == 0:
-            _say(channel, event="record", record=record.to_json())
+            _send(channel, event="record", record=record.to_json())
 
 
 def _listen(inbox: queue.Queue[dict[str, Any]]) -> None:
@@ -95,7 +92,7 @@ def _listen(inbox: queue.Queue[dict[str, Any]]) -> None:
     os._exit(0)
 
 
-def _say(channel: TextIO, **message: Any) -> None:
+def _send(channel: TextIO, **message: Any) -> None:
     channel.write(json.dumps(message) + "\n")
     channel.flush()
 

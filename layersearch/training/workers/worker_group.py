@@ -1,4 +1,4 @@
-"""A group: the ranks that train one trial at a time, wherever they run."""
+"""A worker group: the ranks that train one trial at a time, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -9,48 +9,31 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import UserError
+from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
 
-_PATIENCE = 5.0
-"""Seconds that a process may take to end after its pipe did."""
+_EXIT_TIMEOUT = 5.0
+"""Seconds for a process to end after its pipe did."""
 
 
 class Rank(Protocol):
-    """One rank's worker, as `layersearch.training.workers.process.WorkerProcess` is one."""
+    """One rank's worker. See `layersearch.training.workers.process.WorkerProcess` for its methods."""
 
     @property
-    def pid(self) -> int:
-        """The number of the process to watch."""
-        ...
-
-    def send(self, message: Mapping[str, Any]) -> bool:
-        """Send one message; tell whether there was still somebody to read it."""
-        ...
-
-    def receive(self) -> dict[str, Any] | None:
-        """Wait for the next message; None if there will be none."""
-        ...
-
-    def exit_status(self, patience: float) -> str:
-        """Return how it ended, or ``alive`` if it runs on for so many seconds."""
-        ...
-
-    def kill(self) -> None:
-        """End it now, whatever it is at."""
-        ...
+    def pid(self) -> int: ...
+    def send(self, message: Mapping[str, Any]) -> bool: ...
+    def receive(self) -> dict[str, Any] | None: ...
+    def exit_status(self, timeout: float) -> str: ...
+    def kill(self) -> None: ...
 
 
 class WorkerGroup(ABC):
-    """The ranks of one trial at a time: started when first needed, kept for the trials that follow.
+    """The ranks of one trial at a time: started when first needed, then kept for later trials.
 
-    Args:
-        recipe: what the trials run.
-        index: number of the group in its pool.
-        logs: folder for the workers' standard error.
-        cache: folder of prepared data; None: the default one.
+    ``index`` is the number of the group in its pool. See `layersearch.training.workers.pool.PoolFactory` for the
+    others.
     """
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None) -> None:
@@ -59,19 +42,15 @@ class WorkerGroup(ABC):
 
     @abstractmethod
     def launch(self) -> None:
-        """Start every rank's worker and set ``ranks``.
+        """Start every rank's worker and set ``ranks``; raise EOFError if one died at once."""
 
-        Raises:
-            EOFError: if one died at once.
-        """
-
-    def placed(self, patience: float) -> bool:
-        """Wait so many seconds for a place to run at; tell whether there is one."""
-        del patience
+    def wait_until_placed(self, timeout: float) -> bool:
+        """Wait this many seconds for a place to run; return whether there is one."""
+        del timeout
         return True
 
     def settings(self, rank: int, device: str) -> dict[str, Any]:
-        """Return what a worker is told first, its rendezvous left out."""
+        """Return a worker's first message, without its rendezvous."""
         return {
             "recipe": self.recipe.to_dict(),
             "rank": rank,
@@ -87,11 +66,7 @@ class WorkerGroup(ABC):
         return self.logs / f"worker-{self.index}-rank-{rank}.log"
 
     def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
-        """Train one trial.
-
-        Raises:
-            UserError: if a worker refused the recipe; the group is ended then.
-        """
+        """Train one trial. Raises LayersearchError if a worker refused the recipe; the group is killed then."""
         try:
             if not self.ranks:
                 self.launch()
@@ -106,24 +81,24 @@ class WorkerGroup(ABC):
                 go = keep_going is None or keep_going(message["step"], message["loss"])
                 self._send(op="go" if go else "stop")
         except EOFError:
-            # Its pipe ends a moment before the process does.
-            codes = [rank.exit_status(_PATIENCE if number == 0 else 0.0) for number, rank in enumerate(self.ranks)]
+            # The pipe ends a moment before the process does.
+            codes = [rank.exit_status(0.0 if number else _EXIT_TIMEOUT) for number, rank in enumerate(self.ranks)]
             self.kill()
             reason = f"a worker process died (exit codes [{', '.join(codes)}]): out of memory? see {self.log_place()}"
             return replace(blank_record(trial, self.recipe), error=reason)
 
     def log_place(self) -> str:
-        """Return where the workers' standard error is to be found."""
+        """Return where to find the workers' standard error."""
         return str(self.logs)
 
     def kill(self) -> None:
-        """End every rank; the next trial starts them anew."""
+        """Kill every rank; the next trial starts them again."""
         for rank in self.ranks:
             rank.kill()
         self.ranks = ()
 
     def _send(self, **message: Any) -> None:
-        # Every rank is told before it is said that one is gone: the others would wait for their word.
+        # Send to every rank before reporting that one is gone: the others would wait for the message.
         if not all([rank.send(message) for rank in self.ranks]):
             raise EOFError
 
@@ -133,5 +108,5 @@ class WorkerGroup(ABC):
             raise EOFError
         if message["event"] == "refused":
             self.kill()
-            raise UserError(message["message"])
+            raise LayersearchError(message["message"])
         return message
