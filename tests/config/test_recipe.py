@@ -26,7 +26,9 @@ def test_data_config_key_near_the_retired_one_is_refused() -> None:
         build(DataConfig, {"source": "hops", "detph": 0.5}, "f")
 
 
-@pytest.mark.parametrize(("key", "value"), [("val_sequences", 0), ("learning_rate", float("nan")), ("betas", (0.9, 1.0))])
+@pytest.mark.parametrize(
+    ("key", "value"), [("val_sequences", 0), ("learning_rate", float("nan")), ("betas", (0.9, 1.0))]
+)
 def test_recipe_of_python_code_with_a_value_out_of_range_is_refused(key: str, value: object) -> None:
     recipe = load_recipe("smoke")
     training = replace(recipe.training, **{key: value})
