@@ -1,4 +1,4 @@
-"""Files written whole, folders held by one process, and what a run records of where it ran."""
+"""Files written whole, folders locked by one process, and the provenance that a run folder records."""
 
 from __future__ import annotations
 
@@ -9,50 +9,33 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import RunFolderError, UserError
+from layersearch.errors import RunFolderError
 from layersearch.version import __version__
 
 FORMAT = 1
 """Version of the run folder's layout."""
+FREE = ("recipe.search.workers", "recipe.data.depth")
+"""Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
-
-
-FREE = ("recipe.search.workers",)
-"""Keys that change no record; a resumed run may have others."""
-
-
-def hold(path: Path) -> IO[str]:
-    """Keep a folder to this process until the file that is returned is closed.
-
-    Raises:
-        UserError: if another process has it.
-    """
-    lock = (path / "run.lock").open("w")
-    try:
-        # The kernel drops this lock when the process dies, however it dies.
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise UserError(f"--out {path}: another search is running there; wait for it or name another folder") from None
-    return lock
 
 
 def open_folder(
     path: Path, config: str, request: Mapping[str, Any], check: Callable[[dict[str, Any]], None]
 ) -> IO[str]:
-    """Make or take up a folder that a JSON file describes, and keep it to this process. See `hold`.
+    """Make or reopen a folder that a JSON file describes. Lock it until the returned file is closed.
 
     Args:
         path: the folder; made if it does not exist.
-        config: name of the JSON file; a new one gets the request and `stamp`.
+        config: name of the JSON file; a new one gets the request and its `provenance`.
         request: plain data that defines the run.
-        check: refuses a folder that is there already; it gets the request as its file would give it back.
+        check: refuses a folder that exists; its argument is the request as JSON returns it.
 
     Raises:
-        RunFolderError: if the folder holds something else or cannot be written, or another process has it.
+        RunFolderError: if the folder holds other files or cannot be written, or another process holds its lock.
     """
-    wanted = json.loads(json.dumps(request))  # as the file will give it back: lists for tuples
-    file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves the latter
+    wanted = json.loads(json.dumps(request))  # lists in place of tuples
+    file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves these
+    lock = None
     try:
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"--out {path}: a file stands there; name a folder")
@@ -62,14 +45,17 @@ def open_folder(
         elif path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
             raise RunFolderError(f"--out {path}: the folder holds other things; name a new or empty folder")
         path.mkdir(parents=True, exist_ok=True)
-        lock = hold(path)
+        lock = (path / "run.lock").open("w")
+        # The kernel drops this lock when the process dies, however it dies.
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if fresh:
-            try:
-                write_text(file, json.dumps(stamp() | wanted, indent=2) + "\n")
-            except OSError:
-                lock.close()
-                raise
+            write_text(file, json.dumps(provenance() | wanted, indent=2) + "\n")
     except OSError as error:
+        if lock is not None:
+            lock.close()
+        if isinstance(error, BlockingIOError):
+            message = f"--out {path}: another search is running there; wait for it or name another folder"
+            raise RunFolderError(message) from None
         raise unwritable(path, error) from None
     return lock
 
@@ -88,36 +74,27 @@ def write_text(path: Path, text: str) -> None:
         raise
 
 
-def unwritable(path: Path, error: OSError) -> UserError:
-    """Return the one line for a folder that cannot be written."""
-    return UserError(
-        f"--out {path}: cannot be written ({error.strerror or error}); free space, mend its permissions or name "
+def unwritable(path: Path, error: OSError) -> RunFolderError:
+    """Return the error for a run folder that cannot be written."""
+    return RunFolderError(
+        f"--out {path}: cannot be written ({error.strerror or error}); free space, fix its permissions or name "
         "another folder, then run the same command again: finished trials are kept"
     )
 
 
 def first_difference(old: Any, new: Any, key: str, free: Collection[str] = FREE) -> str | None:
-    """Return the first key by which two configurations differ, with both values; None if they are the same.
-
-    Args:
-        old: the configuration that is there.
-        new: the one that is asked for.
-        key: where both stand.
-        free: keys that may differ.
-    """
+    """Return the first key below ``key`` that differs, with both values; None if only ``free`` keys do."""
     if key in free:
         return None
     if isinstance(old, dict) and isinstance(new, dict):
-        for part in [*new, *(part for part in old if part not in new)]:
-            found = first_difference(old.get(part), new.get(part), f"{key}.{part}", free)
-            if found:
-                return found
-        return None
+        parts = [*new, *(part for part in old if part not in new)]
+        found = (first_difference(old.get(part), new.get(part), f"{key}.{part}", free) for part in parts)
+        return next(filter(None, found), None)
     return None if old == new else f"{key} ({old!r}, now {new!r})"
 
 
-def stamp() -> dict[str, Any]:
-    """Return what made a folder: its format, the libraries' versions and the checkout's commit."""
+def provenance() -> dict[str, Any]:
+    """Return the format of a folder, the versions of the libraries and the commit of the checkout."""
     import importlib.metadata  # slow to import; `layersearch show` does without
     import platform
 
@@ -130,7 +107,7 @@ def stamp() -> dict[str, Any]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the checkout this package runs from; None for an installed wheel."""
+    """Return the commit of the checkout of this package; None for an installed wheel."""
     root = Path(__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return None

@@ -75,7 +75,7 @@ def data_overrides(words: list[str] | None) -> list[str]:
         DataError: if it names neither a source nor a file, or files of several formats.
     """
     from layersearch.config.recipe import SourceKind
-    from layersearch.data.files import detect_source, local_files
+    from layersearch.data.documents import detect_source, local_files
 
     if not words:
         return []
@@ -93,7 +93,7 @@ def data_overrides(words: list[str] | None) -> list[str]:
 
 def data_line(data: DataConfig) -> str:
     """Return the line that says what is read, and as what."""
-    from layersearch.data.files import local_files
+    from layersearch.data.documents import local_files
 
     count = len(local_files(data.files))
     return f"data: {count} file{'s' * (count != 1)} read as {data.source}" if count else f"data: {data.source}"

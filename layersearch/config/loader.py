@@ -1,41 +1,47 @@
-"""Reading YAML into frozen dataclasses: every key known, every type right, or one line that says which is not."""
+"""YAML files to frozen dataclasses. A wrong key, type or value gives one line that names it."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import os
 import re
 import reprlib
+import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
-from layersearch.errors import UserError, did_you_mean
+from layersearch.errors import ConfigError, LayersearchError, did_you_mean
 
 T = TypeVar("T")
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """A safe loader that refuses a key written twice, which plain YAML resolves silently to the last.
+class Strict:
+    """Base of configurations: `build` refuses their unknown keys, and numbers that are not finite."""
 
-    It also reads 1e-3 as the number it is; YAML 1.1 wants 1.0e-3 and takes the other for a word.
+    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
+
+
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """A safe loader that refuses a key written twice; plain YAML silently keeps the last one.
+
+    It also reads 1e-3 as a number; YAML 1.1 reads a number only from 1.0e-3.
     """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             if key_node.tag == "tag:yaml.org,2002:merge":
-                continue  # `<<: *base`: what it brings may be written anew
+                continue  # `<<: *base`: the keys of the base may be written again
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, list | dict):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key_node.start_mark)
-            if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key {key!r} is written twice", key_node.start_mark
-                )
+            wrong = "a key must be a word" if isinstance(key, list | dict) else f"key {key!r} is written twice"
+            if isinstance(key, list | dict) or key in seen:
+                raise yaml.constructor.ConstructorError(None, None, wrong, key_node.start_mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -46,53 +52,51 @@ _UniqueKeyLoader.add_implicit_resolver(
 
 
 def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
-    """Return the path of a file the user named: an existing path, or the name of one that ships in ``folder``.
+    """Return the path of a file that the user named: an existing path, or a name that ships in ``folder``.
 
     Args:
         name: a path, or a bare name such as ``laptop``.
-        folder: ``trials``, ``search_spaces`` or ``trials/deepspeed``; looked for beside this module (an installed
-            wheel) and one folder up (a checkout).
+        folder: ``trials``, ``search_spaces`` or ``trials/deepspeed``. It lies inside the package (an installed wheel)
+            or one folder up (a checkout).
         suffix: appended to a bare name.
 
     Raises:
-        UserError: if there is no such file; names those that ship.
+        ConfigError: if there is no such file; names those that ship.
     """
     given = Path(name)
-    if given.suffix or len(given.parts) > 1:
-        if os.path.isfile(given):  # not Path.is_file, which raises where a name is too long
-            return given
-        if len(given.parts) > 1:
-            raise UserError(f"no file {name!r}: give an existing path, or a bare name that ships in {folder}/")
-    here = Path(__file__).resolve().parent.parent
-    shipped = next((base / folder for base in (here, here.parent) if (base / folder).is_dir()), here / folder)
+    # os.path.isfile, because Path.is_file raises where a name is too long.
+    if (given.suffix or len(given.parts) > 1) and os.path.isfile(given):
+        return given
+    if len(given.parts) > 1:
+        raise ConfigError(f"no file {name!r}: give an existing path, or a bare name that ships in {folder}/")
+    package = Path(__file__).resolve().parent.parent
+    shipped = next((base / folder for base in (package, package.parent) if (base / folder).is_dir()), package / folder)
     stem = given.name.removesuffix(suffix)  # not given.stem: names such as masformer-1.3b hold a dot
     path = shipped / (stem + suffix)
     if os.path.isfile(path):
         return path
     names = sorted(entry.stem for entry in shipped.glob("*" + suffix))
-    raise UserError(f"no file {name!r} here and none of that name ships in {folder}/{did_you_mean(stem, names)}")
+    raise ConfigError(f"no file {name!r} here and none of that name ships in {folder}/{did_you_mean(stem, names)}")
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file holds.
+    """Return the content of a YAML file as plain data.
 
     Raises:
-        UserError: if it is missing, not text, or not YAML; names the file and the line.
+        ConfigError: if it is missing, not text, or not YAML; names the file and the line.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        return _load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
-        raise UserError(f"{path}: not UTF-8 text; give a YAML file") from None
+        raise ConfigError(f"{path}: not UTF-8 text; give a YAML file") from None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
-    try:
-        return _load(text)
+        raise ConfigError(f"{path}: cannot be read ({error.strerror}); give an existing file") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct it") from None
-    except (ValueError, RecursionError) as error:  # a date that no calendar holds, a number of thousands of digits
-        raise UserError(f"{path}: not valid YAML ({error}); correct it") from None
+        raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct it") from None
+    except (ValueError, RecursionError) as error:  # an impossible date, a number of thousands of digits
+        raise ConfigError(f"{path}: not valid YAML ({error}); correct it") from None
 
 
 def _load(text: str) -> Any:
@@ -100,82 +104,77 @@ def _load(text: str) -> Any:
 
 
 def build(cls: type[T], mapping: Any, where: str) -> T:
-    """Build a frozen dataclass from a mapping, strictly.
+    """Build a frozen dataclass from a mapping, in pydantic's strict mode.
 
     Args:
-        cls: a dataclass whose fields may be dataclasses again.
-        mapping: what the YAML held.
+        cls: a dataclass; its fields may be dataclasses again.
+        mapping: plain data, as YAML or JSON holds it.
         where: the file or flag, for the error's text.
 
     Raises:
-        UserError: names the first wrong key, what was found and what was expected; a typo names its neighbour.
+        ConfigError: names the first wrong key, the value found and the value expected, and the nearest known key.
     """
-    from pydantic import ValidationError
-
     if not isinstance(mapping, Mapping):
-        raise UserError(f"{where}: expected a mapping of keys to values, found {type(mapping).__name__}")
+        raise ConfigError(f"{where}: expected a mapping of keys to values, found {type(mapping).__name__}")
     try:
         text = json.dumps(mapping, default=str)
     except (ValueError, TypeError, RecursionError) as error:  # an anchor inside itself, a key that is no word
-        raise UserError(f"{where}: no plain mapping ({error}); write it out") from None
+        raise ConfigError(f"{where}: no plain mapping ({error}); write it out") from None
     try:
         kind: Any = cls
         built: T = _adapter(kind).validate_json(text, strict=True)
         return built
     except ValidationError as invalid:
-        problems = invalid.errors()
-        # A misspelt key is missing under its right name too; the misspelling says more.
-        problem = next((p for p in problems if p["type"] == "unexpected_keyword_argument"), problems[0])
-        path = [str(part) for part in problem["loc"]]
-        cause = problem.get("ctx", {}).get("error")
-        if isinstance(cause, UserError):
-            raise UserError(f"{where}: {'.'.join(path) + ': ' if path else ''}{cause}") from None
-        key = ".".join(path)
-        if problem["type"] == "unexpected_keyword_argument":
-            raise UserError(f"{where}: unknown key {key!r}{did_you_mean(path[-1], _keys(cls, path[:-1]))}") from None
-        if problem["type"] in ("missing", "missing_argument", "missing_keyword_only_argument"):
-            raise UserError(f"{where}: the key {key!r} is missing; add it") from None
-        found = "" if isinstance(problem["input"], Mapping) else f", found {reprlib.repr(problem['input'])}"
-        raise UserError(f"{where}: {key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{found}") from None
+        raise ConfigError(f"{where}: {_first_problem(cls, invalid)}") from None
+
+
+def _first_problem(cls: Any, invalid: ValidationError) -> str:
+    problems = invalid.errors()
+    # A misspelled key is also missing under its right name; the misspelling says more.
+    problem = next((p for p in problems if p["type"] == "unexpected_keyword_argument"), problems[0])
+    path = [str(part) for part in problem["loc"]]
+    key, cause = ".".join(path), problem.get("ctx", {}).get("error")
+    if isinstance(cause, LayersearchError):
+        return f"{key}: {cause}" if key else str(cause)
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"unknown key {key!r}{did_you_mean(path[-1], _keys(cls, path[:-1]))}"
+    if problem["type"].startswith("missing"):
+        return f"the key {key!r} is missing; add it"
+    found = "" if isinstance(problem["input"], Mapping) else f", found {reprlib.repr(problem['input'])}"
+    return f"{key}: {problem['msg'][0].lower()}{problem['msg'][1:]}{found}"
 
 
 @functools.cache
-def _adapter(cls: Any) -> Any:
-    from pydantic import TypeAdapter
-
+def _adapter(cls: Any) -> TypeAdapter[Any]:
     return TypeAdapter(cls)
 
 
 def _keys(cls: Any, path: list[str]) -> list[str]:
-    """Return the field names of the dataclass that lies at ``path`` inside ``cls``."""
-    import dataclasses
-    import typing
-
+    """Return the field names of the dataclass at ``path`` inside ``cls``."""
     for part in path:
         hint = typing.get_type_hints(cls).get(part) if dataclasses.is_dataclass(cls) else None
-        options = [hint, *typing.get_args(hint)]
-        cls = next((option for option in options if dataclasses.is_dataclass(option)), None)
+        cls = next((option for option in (hint, *typing.get_args(hint)) if dataclasses.is_dataclass(option)), None)
     return [field.name for field in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
 
 
 def override(mapping: Any, assignment: str) -> None:
-    """Set one dotted key of nested mappings in place, as ``--set training.steps=200`` asks.
+    """Set one dotted key of nested mappings in place, as ``--set training.steps=200`` does.
 
     Raises:
-        UserError: if the assignment has no ``=`` or goes through something that holds no keys.
+        ConfigError: if the assignment has no ``=``, or a part of the key holds no keys.
     """
     key, equals, text = assignment.partition("=")
     if not equals or not key:
-        raise UserError(f"--set {assignment!r}: expected KEY=VALUE, for example training.steps=200")
+        raise ConfigError(f"--set {assignment!r}: expected KEY=VALUE, for example training.steps=200")
     try:
         value = _load(text)
     except (yaml.YAMLError, ValueError, RecursionError):
-        raise UserError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
+        raise ConfigError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
     if not isinstance(mapping, dict):
-        return  # no mapping to set a key of, which `build` says in better words
+        return  # `build` reports it
     *parents, last = key.split(".")
     for parent in parents:
         mapping = mapping.setdefault(parent, {}) if isinstance(mapping, dict) else None
     if not isinstance(mapping, dict):
-        raise UserError(f"--set {assignment!r}: {'.'.join(parents)} holds no keys; drop the part after it")
+        raise ConfigError(f"--set {assignment!r}: {'.'.join(parents)} holds no keys; drop the part after it")
     mapping[last] = value

@@ -26,9 +26,9 @@ from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
 from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.save import save_model, target_family
 from layersearch.convert.trainable import adapt, merge
-from layersearch.data import describe, hub
+from layersearch.data import describe
 from layersearch.data.source import Source
-from layersearch.errors import ConfigError, LayersearchError, RunFolderError
+from layersearch.errors import ConfigError, LayersearchError, RunFolderError, one_line
 from layersearch.files import unwritable
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import fingerprint, load_pretrained, with_tokenizer
@@ -225,7 +225,7 @@ class _Converter:
         try:
             save_model(routed, family, part, evidence={"validation_loss": losses}, tokenizer=tokenizer)
         except SafetensorError as error:
-            raise OSError(None, f"no room for the weights: {hub.one_line(error)}") from None
+            raise OSError(None, f"no room for the weights: {one_line(error)}") from None
         shutil.rmtree(self.folder.model, ignore_errors=True)
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
@@ -300,7 +300,7 @@ class _Converter:
         try:
             torch.save({"step": step, "engine": engine.state()}, part)
         except RuntimeError as error:  # torch's error for a failed write
-            raise OSError(None, f"no room for the checkpoint: {hub.one_line(error)}") from None
+            raise OSError(None, f"no room for the checkpoint: {one_line(error)}") from None
         with part.open("rb") as file:
             os.fsync(file.fileno())
         part.replace(self.folder.checkpoint)

@@ -1,4 +1,4 @@
-"""What a trial reads: generated tasks with a planted truth, and text through `datasets`."""
+"""Training data: generated tasks with a known answer, and text. A wrong setting or file raises a `DataError`."""
 
 from __future__ import annotations
 
@@ -7,34 +7,30 @@ from typing import Any
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import default_cache
+from layersearch.data.mix import Mix
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
 from layersearch.data.tasks import TASKS
+from layersearch.data.text import open_text
 
 
 def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> Source:
-    """Open what a recipe's data section names; prepare text that the cache lacks.
+    """Open the source that a recipe's data section names; prepare its text if the cache lacks it.
 
     Args:
-        config: the recipe's data section.
+        config: the data section.
         seq_len: tokens in a sequence.
         cache: folder of prepared text; None: `default_cache`.
 
     Raises:
-        UserError: names the key that is wrong and the remedy.
+        DataError: names the wrong key and the remedy.
     """
     if config.source in TASKS:
         return TASKS[config.source](config, seq_len)
-    if config.source == "mix":
-        from layersearch.data.mix import Mix
-
-        return Mix(config, seq_len, cache or default_cache())
-    from layersearch.data.prepare import open_text
-
-    return open_text(config, seq_len, cache or default_cache())
+    return (Mix if config.source == "mix" else open_text)(config, seq_len, cache or default_cache())
 
 
 def describe(source: Source) -> dict[str, Any]:
-    """Return what a run folder records about its data, as plain data."""
+    """Return the facts about a source that a run folder records, as plain data."""
     return {
         "source": source.name,
         "fingerprint": source.fingerprint,

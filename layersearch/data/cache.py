@@ -1,13 +1,14 @@
-"""The prepared token streams on the disk: plain files, published whole, checked when opened.
+"""The cache of prepared token streams: plain files, published whole, checked when opened.
 
 A prepared folder holds ``train.npy`` and ``validation.npy`` (one-dimensional, uint16 or uint32), ``tokenizer.json`` and
-``prepared.json``, which records the size and CRC-32 of the others. It is built under a temporary name and renamed, so
-that processes that prepare the same text at once never see each other's half-written files.
+``prepared.json``, which records the size and CRC-32 of the others. It is built under a temporary name and then renamed,
+so that processes that prepare the same text at once never see each other's half-written files.
 """
 
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import tempfile
@@ -20,46 +21,38 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 INDEX = "prepared.json"
 
 
 class Prepared(NamedTuple):
-    """What a prepared folder is made of."""
+    """Content of a prepared folder: plain data for the index, token streams by file stem, the tokenizer's JSON."""
 
     facts: dict[str, Any]
-    """Plain data for the index."""
     streams: dict[str, npt.NDArray[np.unsignedinteger[Any]]]
-    """Token streams by the stem of their file."""
     tokenizer: str
-    """The tokenizer's JSON."""
 
 
 def default_cache() -> Path:
     """Return ``$LAYERSEARCH_CACHE``, else ``$XDG_CACHE_HOME/layersearch``, else ``~/.cache/layersearch``."""
     if own := os.environ.get("LAYERSEARCH_CACHE"):
         return Path(own)
-    if shared := os.environ.get("XDG_CACHE_HOME"):
-        return Path(shared) / "layersearch"
-    return Path.home() / ".cache" / "layersearch"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layersearch"
 
 
 def _checksum(path: Path) -> list[int]:
-    """Return size in bytes and CRC-32."""
-    size = crc = 0
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            size, crc = size + len(chunk), zlib.crc32(chunk, crc)
-    return [size, crc]
+    """Return size in bytes and CRC-32; an empty file raises a ValueError."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        return [len(content), zlib.crc32(content)]
 
 
 def _facts(folder: Path) -> dict[str, Any] | None:
-    """Return what a prepared folder records about itself; None if it is missing or damaged."""
+    """Return the facts in a prepared folder's index; None if the folder is missing or damaged."""
     try:
         index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        whole = all(_checksum(folder / name) == check for name, check in index["files"].items())
-        return dict(index["facts"]) if whole else None
+        intact = all(_checksum(folder / name) == check for name, check in index["files"].items())
+        return dict(index["facts"]) if intact else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
@@ -68,12 +61,12 @@ def prepared(cache: Path, key: str, prepare: Callable[[], Prepared]) -> tuple[Pa
     """Return the prepared folder of a key and its facts; prepare it if it is missing or damaged.
 
     Args:
-        cache: the folder that holds all prepared folders; created if need be.
-        key: names the folder; whatever determines its content is in it.
+        cache: the folder of all prepared folders; created if it does not exist.
+        key: name of the folder; it depends on everything that determines the content.
         prepare: called only if there is no intact folder.
 
     Raises:
-        UserError: if the cache cannot be written, or whatever ``prepare`` raises.
+        DataError: if the cache cannot be written.
     """
     folder = cache / key
     if (facts := _facts(folder)) is not None:
@@ -98,18 +91,17 @@ def prepared(cache: Path, key: str, prepare: Callable[[], Prepared]) -> tuple[Pa
 
 @contextmanager
 def _writing(cache: Path) -> Iterator[None]:
-    """Turn an error of the file system into the line that says what to do."""
     try:
         yield
     except OSError as error:
-        raise UserError(
+        raise DataError(
             f"the cache folder {cache} cannot be written ({error.strerror or error}): free some space, or set "
             "LAYERSEARCH_CACHE to another folder"
         ) from None
 
 
 def _publish(draft: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """Rename the draft into place, unless another process published an intact folder meanwhile; return its facts."""
+    """Rename the draft to its final name, unless another process published an intact folder; return its facts."""
     while True:
         try:
             draft.rename(folder)
@@ -119,7 +111,7 @@ def _publish(draft: Path, folder: Path, facts: dict[str, Any]) -> dict[str, Any]
                 raise
         if (published := _facts(folder)) is not None:
             return published
-        # A rename takes the damaged folder away in one piece; another process may be doing just that.
+        # A rename moves the damaged folder away at once; another process may do the same.
         broken = draft.with_name(draft.name + "-broken")
         try:
             folder.rename(broken)

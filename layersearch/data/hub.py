@@ -1,33 +1,40 @@
-"""The Hugging Face hub: asked once whether it answers, then used, or else its local copies."""
+"""The Hugging Face hub. One request tells whether it answers; else its local copies are used."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from layersearch.errors import UserError
-from layersearch.errors import one_line as one_line
+from layersearch.errors import DataError, one_line
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
 
-PATIENCE = 3.0
-"""Seconds that the hub has to answer. Its client would retry for 20 s and more before it says that there is no net."""
+TIMEOUT = 3.0
+"""Seconds that the hub has to answer. Its client alone would retry for 20 s and more without a network."""
 
 
 def reachable() -> bool:
-    """Tell whether the hub answers one request; any answer counts."""
+    """Return whether the hub answers one request; any answer counts."""
     from huggingface_hub import constants, get_session
 
     if constants.is_offline_mode():
         return False
     try:
-        get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception:  # the client of one release raises httpx's errors, that of another httpx2's
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT)
+    except Exception:  # some releases of the client raise httpx's errors, others httpx2's
         return False
     return True
+
+
+def unreachable(key: str, name: str, remedy: str) -> DataError:
+    """Return the error for a name that neither the hub nor a local copy gives."""
+    from huggingface_hub import constants
+
+    why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} does not answer"
+    return DataError(f"{key} {name}: {why} and there is no local copy; {remedy}")
 
 
 @contextmanager
@@ -44,43 +51,73 @@ def _offline() -> Iterator[None]:
         constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
-def unreachable(key: str, name: str, remedy: str) -> UserError:
-    from huggingface_hub import constants
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide the progress bars of `datasets`, and its log of errors that `DataError` reports."""
+    import datasets
 
-    why = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else f"{constants.ENDPOINT} does not answer"
-    return UserError(f"{key} {name}: {why} and there is no local copy; {remedy}")
+    level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        datasets.logging.set_verbosity(level)
+        if not bars:
+            datasets.enable_progress_bars()
 
 
-def dataset(name: str, subset: str | None, *, streaming: bool) -> IterableDataset:
-    """Return the training split of a hub data set.
+def read_rows(name: str, subset: str | None, *, streaming: bool) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the training split of a hub data set.
 
     Raises:
-        UserError: at once if the hub does not answer and no copy is in its cache, or if there is no such data set.
+        DataError: if the hub does not answer and its cache holds no copy, or a row cannot be read.
     """
+    with _quiet():
+        rows = _open(name, subset, streaming=streaming)
+        try:
+            yield from rows
+        except Exception as error:  # the network and the formats each raise their own
+            raise DataError(
+                f"data.dataset {name} cannot be read ({_cause(error)}); run the command again if the connection broke, "
+                "else give another data set"
+            ) from None
+
+
+def _cause(error: BaseException) -> str:
+    """Return the innermost cause in one line; Arrow's own error comes first, because it names the row."""
+    import pyarrow
+
+    causes = [error]
+    while inner := causes[-1].__cause__ or causes[-1].__context__:
+        causes.append(inner)
+    return one_line(next((cause for cause in reversed(causes) if isinstance(cause, pyarrow.ArrowInvalid)), causes[-1]))
+
+
+def _open(name: str, subset: str | None, *, streaming: bool) -> IterableDataset:
     from datasets import IterableDataset, load_dataset
 
     if not reachable():
-        remedy = "connect, or give local files (data.source text, json or parquet with data.files)"
         try:
             with _offline():
-                copy = load_dataset(name, subset, split="train")
+                return load_dataset(name, subset, split="train").to_iterable_dataset()
         except Exception:  # whatever the libraries raise, there is no copy
+            remedy = "connect, or give local files (data.source text, json or parquet with data.files)"
             raise unreachable("data.dataset", name, remedy) from None
-        return copy.to_iterable_dataset()
     try:
         rows = load_dataset(name, subset, split="train", streaming=streaming)
     except Exception as error:  # the libraries raise many kinds
-        raise UserError(
+        raise DataError(
             f"data.dataset {name} cannot be loaded ({one_line(error)}); correct data.dataset or data.subset"
         ) from None
     return rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset()
 
 
 def tokenizer_file(name: str) -> Path:
-    """Return the local copy of a hub model's ``tokenizer.json``, downloaded if need be.
+    """Return the local copy of a hub model's ``tokenizer.json``; download it if there is none.
 
     Raises:
-        UserError: at once if the hub does not answer and no copy is in its cache, or if there is no such file.
+        DataError: if the hub does not answer and its cache holds no copy, or there is no such file.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -91,6 +128,6 @@ def tokenizer_file(name: str) -> Path:
     except Exception as error:  # the client raises many kinds
         if not online and isinstance(error, LocalEntryNotFoundError):
             raise unreachable("data.tokenizer", name, "connect, or give a local tokenizer.json") from None
-        raise UserError(
+        raise DataError(
             f"data.tokenizer {name} cannot be loaded ({one_line(error)}); give a hub id that holds a tokenizer.json"
         ) from None

@@ -1,4 +1,4 @@
-"""Text and recall in one source: text keeps its own loss, recall shows what a loss on text can hide."""
+"""Text and recall in one source. Each has its own loss; recall shows failures that the loss on text hides."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import numpy as np
 import numpy.typing as npt
 
 from layersearch.config.recipe import DataConfig
-from layersearch.data.prepare import open_text
 from layersearch.data.source import Batch, Source, Tokens, digest
 from layersearch.data.tasks.recall import Recall
+from layersearch.data.text import open_text
 
 
 class Mix(Source):
-    """The standard library's text, and among its sequences recall ones, their tokens numbered above the text's.
+    """Sequences of the standard library's text and of recall; the token ids of recall follow those of the text.
 
-    Sequence s of a batch is recall where floor((s + 1) share) exceeds floor(s share), share being ``recall_share``, so
-    that recall is spread evenly and a smaller batch is a prefix of a larger one.
+    Sequence s of a batch is recall where floor((s + 1) share) exceeds floor(s share), with share ``recall_share``. This
+    spreads recall evenly, and a smaller batch is a prefix of a larger one.
     """
 
     name = "mix"
@@ -31,16 +31,12 @@ class Mix(Source):
         self.vocab_size = self.text.vocab_size + self.recall.vocab_size
         self.tokenizer_file = self.text.tokenizer_file
         self.fingerprint = digest([self.text.fingerprint, self.recall.fingerprint, self.share])
-        self.details = {
-            **self.text.details,
-            **self.recall.details,
-            "recall_share": self.share,
-            "recall_vocab": self.recall.vocab_size,
-        }
+        own = {"recall_share": self.share, "recall_vocab": self.recall.vocab_size}
+        self.details = {**self.text.details, **self.recall.details, **own}
         self.answer = self.recall.answer
 
     def recall_rows(self, sequences: int) -> npt.NDArray[np.bool_]:
-        """Return which sequences of a batch are recall, [sequences]."""
+        """Return the mask of the recall sequences of a batch, [sequences]."""
         count = np.floor(np.arange(sequences + 1) * self.share)
         return count[1:] > count[:-1]
 
@@ -75,6 +71,6 @@ class Mix(Source):
         }
 
     def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
-        """Return the share of recalled values that were predicted, in [0, 1]."""
+        """Return the metrics of recall alone."""
         rows = self.recall_rows(len(batch.tokens))
         return self.recall.metrics(correct[rows], Batch(batch.tokens[rows], batch.targets[rows])) if rows.any() else {}

@@ -1,4 +1,4 @@
-"""A source of training sequences: pure functions of seed and step, and a fingerprint of what they return."""
+"""A source of training sequences: pure functions of seed and step, and a fingerprint of their result."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 IGNORE = -100
 """Target of a token whose prediction is not scored; PyTorch's default ``ignore_index``."""
@@ -22,7 +22,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Sequences and what to predict in them, both int64 of shape [sequences, seq_len]."""
+    """Sequences and their targets, both int64 of shape [sequences, seq_len]."""
 
     tokens: Tokens
     targets: Tokens
@@ -31,29 +31,29 @@ class Batch(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class KnownAnswer:
-    """The planted truth of a generated task."""
+    """The known number of full layers of a generated task."""
 
     optimal_l: int
-    """The least number of full layers that solves the task; a lower bound unless ``exact``."""
+    """Least number of full layers that solves the task; a lower bound unless ``exact``."""
     note: str
-    """The condition under which that holds."""
+    """Condition under which that holds."""
     source: str
-    """Where the argument is made."""
+    """Paper that makes the argument."""
     stepwise_l: int | None = None
-    """Full layers of the step-by-step solution, which training may find in place of a shorter one; None: no others."""
+    """Full layers of a step-by-step solution, which training may find instead. None: there is none."""
     exact: bool = True
-    """False: fewer than ``optimal_l`` cannot do, but whether so many can is not known."""
+    """False: fewer than ``optimal_l`` are not enough, but ``optimal_l`` may not be enough either."""
 
 
 class Source(ABC):
-    """What a trial reads.
+    """The training data of a trial.
 
-    Batches depend on (seed, step) and the fingerprint only: not on the schedule, the number of ranks, or which steps
-    were asked for before. A smaller batch of the same step is a prefix of a larger one.
+    Batches depend only on (seed, step) and the fingerprint: not on the schedule, the number of ranks, or earlier
+    calls. A smaller batch of the same step is a prefix of a larger one.
     """
 
     name: str
-    """The kind of source, for example ``stdlib``."""
+    """Name in ``data.source``, for example ``stdlib``."""
     seq_len: int
     """Tokens in a sequence."""
     vocab_size: int
@@ -61,55 +61,55 @@ class Source(ABC):
     fingerprint: str
     """SHA-256 (hex) over everything that determines the batches."""
     tokenizer_file: Path | None = None
-    """The ``tokenizer.json`` that made the tokens; None for a generated task."""
+    """Path of the ``tokenizer.json``; None for a generated task."""
     answer: KnownAnswer | None = None
-    """The planted truth; None for text."""
+    """None for text."""
     details: Mapping[str, Any]
     """Further facts for the run folder: token and document counts, or the task's parameters."""
 
     @abstractmethod
     def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
-        """Return the training batch of one optimiser step.
+        """Return the training batch of one optimizer step.
 
         Args:
-            seed: non-negative; the data order.
-            step: non-negative; the optimiser step.
+            seed: seed of the data order, 0 or more.
+            step: the optimizer step, 0 or more.
             batch_size: sequences, over all ranks.
         """
 
     @abstractmethod
     def validation(self, sequences: int) -> Batch:
-        """Return the validation set: the same for every seed, and never trained on.
+        """Return the validation set: the same for every seed, with no sequence of training.
 
         Raises:
-            UserError: if there is less validation text than that.
+            DataError: if the validation text holds fewer sequences.
         """
 
     def groups(self, batch: Batch) -> Mapping[str, npt.NDArray[np.bool_]]:
-        """Return named parts of a batch, [sequences, seq_len] each, whose losses are reported beside the whole."""
+        """Return masks [sequences, seq_len] of named parts of a batch; each part's loss is reported."""
         return {}
 
     def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
-        """Return named measures beside the loss.
+        """Return further metrics by name.
 
         Args:
-            correct: whether the most likely next token was the target, [sequences, seq_len].
+            correct: True where the most likely next token is the target, [sequences, seq_len].
             batch: the batch that was predicted.
         """
         return {}
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Return a random generator that depends on a tuple of non-negative integers only."""
+    """Return a random generator seeded by a tuple of non-negative integers."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
 def digest(facts: Any) -> str:
-    """Return the SHA-256 (hex) of plain data."""
+    """Return the SHA-256 (hex) of plain data; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
-def require(holds: bool, message: str) -> None:
-    """Raise a `UserError` with this message unless the condition holds."""
+def require(holds: object, message: str) -> None:
+    """Raise a `DataError` with this message unless the condition holds."""
     if not holds:
-        raise UserError(message)
+        raise DataError(message)

@@ -14,7 +14,7 @@ from typing import Any
 from layersearch.config.recipe import DataConfig, ModelConfig, Recipe
 from layersearch.data import hub
 from layersearch.data.source import digest
-from layersearch.errors import ConfigError, DataError, LayersearchError
+from layersearch.errors import ConfigError, DataError, LayersearchError, one_line
 from layersearch.model.hf_decoder import HFDecoder, quiet
 from layersearch.schedule import Schedule
 
@@ -101,7 +101,7 @@ def load_pretrained(
     except LayersearchError:
         raise
     except Exception as error:  # others' modeling files raise any kind
-        problem = hub.one_line(error)
+        problem = one_line(error)
         raise LayersearchError(f"{FLAG} {name}: its attention fails ({problem}); give another architecture") from None
     if os.path.isdir(name) and (converted := _converted(Path(name))) is not None:
         decoder.original = converted[1]
@@ -216,7 +216,7 @@ def _hub_options(name: str) -> dict[str, Any]:
 def _refusal(name: str, error: Exception, trust_remote_code: bool) -> LayersearchError:
     if isinstance(error, LayersearchError):
         return error
-    folder, text = Path(name), hub.one_line(error)
+    folder, text = Path(name), one_line(error)
     if "trust_remote_code" in str(error) and not trust_remote_code:
         problem = (
             "brings its own modeling code, which is not run unasked: read it, then give "
@@ -270,7 +270,7 @@ def _converted(folder: Path) -> tuple[Any, Schedule] | None:
     try:
         return AutoConfig.for_model(base, **values), Schedule.from_dicts(spans)
     except (ValueError, TypeError) as error:
-        raise LayersearchError(f"{folder / 'config.json'}: damaged ({hub.one_line(error)}); restore it") from None
+        raise LayersearchError(f"{folder / 'config.json'}: damaged ({one_line(error)}); restore it") from None
 
 
 def _check_windows(folder: Path) -> None:

@@ -121,7 +121,7 @@ def _vocabulary(recipe: Recipe) -> int:
 
         return int(load_config(recipe.pretrained).vocab_size)
     local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
-    return tokenizer.vocabulary(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
+    return tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
 
 
 def _seconds(

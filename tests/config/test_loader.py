@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layersearch.config.loader import build, find_file, override, read_yaml
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ def test_find_file_bare_name_is_a_shipped_file_and_a_path_wins(tmp_path: Path, m
     ("name", "words"), [("smok", "did you mean 'smoke'"), ("a/smoke.yaml", "existing path"), ("b" * 999, "known: ")]
 )
 def test_find_file_missing_names_what_there_is(name: str, words: str) -> None:
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ConfigError, match=words):
         find_file(name, "trials")
 
 
@@ -89,7 +89,7 @@ def test_read_yaml_plain_values_are_read_as_meant(text: str, value: object, tmp_
 )
 def test_read_yaml_ambiguous_file_is_refused(text: str, words: str, tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text(text)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ConfigError, match=words):
         read_yaml(tmp_path / "a.yaml")
 
 
@@ -119,7 +119,7 @@ def test_build_mapping_becomes_frozen_dataclasses() -> None:
     ],
 )
 def test_build_value_of_the_wrong_type_is_named(mapping: object, line: str) -> None:
-    with pytest.raises(UserError) as refused:
+    with pytest.raises(ConfigError) as refused:
         build(Cart, mapping, "f")
     assert str(refused.value) == line
 
@@ -143,6 +143,6 @@ def test_override_assignment_sets_one_key_and_makes_its_section() -> None:
 )
 def test_override_impossible_assignment_is_refused(assignment: str, words: str) -> None:
     mapping = {"a": {"b": 1}}
-    with pytest.raises(UserError, match=words):
+    with pytest.raises(ConfigError, match=words):
         override(mapping, assignment)
     assert mapping == {"a": {"b": 1}}

@@ -15,7 +15,7 @@ import layersearch
 from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
 from layersearch.data.cache import default_cache
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 ROOT = Path(layersearch.__file__).parent.parent
 
@@ -123,13 +123,13 @@ print(source.fingerprint, source.train(seed=0, step=0, batch_size=2).tokens.toby
 
 def test_prepare_unwritable_cache_names_the_remedy(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cache folder .* cannot be written .* LAYERSEARCH_CACHE"):
+    with pytest.raises(DataError, match=r"cache folder .* cannot be written .* LAYERSEARCH_CACHE"):
         open_source(config, 16, tmp_path / "file" / "cache")
 
 
 def test_prepare_failing_text_leaves_nothing_behind(tmp_path):
     (tmp_path / "bad.txt").write_bytes(b"\xff" * 100)
-    with pytest.raises(UserError):
+    with pytest.raises(DataError):
         open_source(DataConfig(source="text", files=(str(tmp_path / "bad.txt"),)), 16, tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 

@@ -20,8 +20,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data import open_source
-from layersearch.data.files import detect_source, local_files, read_texts
-from layersearch.errors import UserError
+from layersearch.data.documents import detect_source, local_files, read_texts
+from layersearch.errors import DataError
 
 TEXTS = [f"document {number}: the quick brown fox, jumping {number * 7919 % 101} times\n" * 3 for number in range(60)]
 
@@ -318,7 +318,7 @@ def test_detect_source_zip_is_judged_by_its_members(tmp_path):
 def test_detect_source_several_formats_are_refused_by_name(tmp_path):
     files = [Path(wrong(tmp_path, name, GOOD)) for name in ("a.jsonl", "b.ndjson", "README.md")]
     with pytest.raises(
-        UserError, match=r"2 json \(\S+a\.jsonl first\), 1 text \(\S+README\.md first\); name those of one"
+        DataError, match=r"2 json \(\S+a\.jsonl first\), 1 text \(\S+README\.md first\); name those of one"
     ):
         detect_source(files)
 
@@ -404,6 +404,6 @@ def test_read_texts_parquet_shard_without_rows_holds_no_texts(tmp_path):
 @pytest.mark.parametrize("case", CASES)
 def test_documents_wrong_file_is_refused_in_one_line(case, tmp_path, capfd):
     make, line = CASES[case]
-    with pytest.raises(UserError, match=line):
+    with pytest.raises(DataError, match=line):
         open_source(DataConfig(**make(tmp_path)), 128, tmp_path / "cache")
     assert capfd.readouterr() == ("", "")

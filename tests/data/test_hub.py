@@ -119,12 +119,12 @@ def ask(home: Path, endpoint: str, *configurations: dict[str, object], **environ
 import json, sys
 from pathlib import Path
 from layersearch.data import describe, open_source
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 from layersearch.config.recipe import DataConfig
 for number, config in enumerate(json.loads(sys.argv[1])):
     try:
         print(json.dumps(["ok", describe(open_source(DataConfig(**config), 16, Path(sys.argv[2], str(number))))]))
-    except UserError as error:
+    except DataError as error:
         print(json.dumps(["error", str(error)]))
 """
     settings = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home / "hf"), "NO_PROXY": "127.0.0.1", **environment}

@@ -19,7 +19,7 @@ from layersearch.data import describe, open_source
 from layersearch.data.documents import stdlib_files
 from layersearch.data.source import IGNORE
 from layersearch.data.text import Text
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 CONFIG = DataConfig(source="stdlib", vocab_size=1024)
 ROOT = Path(layersearch.__file__).parent.parent
@@ -188,14 +188,14 @@ def test_text_validation_windows_are_spread_and_never_overlap(tmp_path, sequence
 
 def test_text_validation_longer_than_the_text_names_the_most(tmp_path):
     source = counting(tmp_path, 100, 200, 50)
-    with pytest.raises(UserError, match=r"training\.val_sequences 4 is more .* lower it to 3,"):
+    with pytest.raises(DataError, match=r"training\.val_sequences 4 is more .* lower it to 3,"):
         source.validation(4)
     assert source.validation(3).tokens.shape == (3, 50)
 
 
 @pytest.mark.parametrize(("train", "validation", "side"), [(50, 51, "training"), (51, 50, "validation")])
 def test_text_shorter_than_a_sequence_names_the_key(tmp_path, train, validation, side):
-    with pytest.raises(UserError, match=rf"data\.files gives 50 tokens of {side} text, .* lower training\.seq_len"):
+    with pytest.raises(DataError, match=rf"data\.files gives 50 tokens of {side} text, .* lower training\.seq_len"):
         counting(tmp_path, train, validation, 50)
     counting(tmp_path, 51, 51, 50)
 

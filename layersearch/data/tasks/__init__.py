@@ -1,4 +1,4 @@
-"""Generated tasks with a planted truth."""
+"""Generated tasks with a known answer."""
 
 from layersearch.data.tasks.base import Task
 from layersearch.data.tasks.hops import Hops

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from layersearch.config.recipe import DataConfig
 from layersearch.data import describe, open_source
 from layersearch.data.source import IGNORE, Batch
-from layersearch.errors import UserError
+from layersearch.errors import DataError
 
 
 def recall(seq_len: int, vocab_size: int = 64, pairs: int = 4, queries: int = 2, distance: int = 16):
@@ -104,7 +104,7 @@ def test_recall_known_answer_is_data():
     ],
 )
 def test_recall_that_does_not_fit_names_the_key_and_a_value_that_would(settings_, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(DataError, match=message):
         recall(**settings_)
     number = int(message.rsplit(" ", 1)[1])
     key = "vocab_size" if "vocab" in message else "seq_len"

@@ -9,15 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layersearch.config.loader import build
 from layersearch.config.recipe import DataConfig
 from layersearch.data import describe
 from layersearch.data.source import IGNORE
 from layersearch.data.tasks import TASKS
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, DataError
 from tests.helpers.tasks import SMALL, open_task
 
 OTHER = {
-    "fillers": 3, "pairs": 5, "queries": 1, "distance": 17, "hops": 1, "depth": 0.75, "list_depth": 7, "list_args": 6,
+    "fillers": 3, "pairs": 5, "queries": 1, "distance": 17, "hops": 1, "list_depth": 7, "list_args": 6,
     "reach": 5, "seq_len": 90, "vocab_size": 41,
 }  # fmt: skip
 
@@ -198,7 +199,7 @@ def test_local_sequences_follow_their_chain_and_no_more():
     ],
 )
 def test_task_that_does_not_fit_names_the_key_and_a_value_that_would(name, settings_, message):
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(DataError, match=message):
         open_task(name, **SMALL[name] | settings_)
     (key,) = settings_
     enough = int(re.findall(r"raise it to (\d+)", message)[0])
@@ -208,13 +209,12 @@ def test_task_that_does_not_fit_names_the_key_and_a_value_that_would(name, setti
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
-        ({"depth": 1.5}, "depth must lie in"),
-        ({"hops": 0}, "hops must be at least 1"),
-        ({"fillers": 0}, "fillers must be at least 1"),
-        ({"list_args": 1}, "list_args must be at least 2"),
-        ({"recall_share": 1.0}, "recall_share must lie between"),
+        ({"hops": 0}, "hops: input should be greater than 0, found 0"),
+        ({"fillers": 0}, "fillers: input should be greater than 0, found 0"),
+        ({"list_args": 1}, "list_args: input should be greater than or equal to 2, found 1"),
+        ({"recall_share": 1.0}, "recall_share: input should be less than 1, found 1.0"),
     ],
 )
 def test_task_settings_out_of_range_are_refused(settings_, message):
-    with pytest.raises(UserError, match=message):
-        DataConfig(source="hops", **settings_)
+    with pytest.raises(ConfigError, match=message):
+        build(DataConfig, {"source": "hops", **settings_}, "f")

@@ -1,0 +1,24 @@
+"""Recipes: the retired key of older run folders."""
+
+from __future__ import annotations
+
+import pytest
+
+from layersearch.config.loader import build
+from layersearch.config.recipe import DataConfig, Recipe, load_recipe
+from layersearch.errors import ConfigError
+from layersearch.files import first_difference
+
+
+def test_recipe_with_the_retired_key_depth_loads_without_it() -> None:
+    recipe = load_recipe("smoke")
+    held = recipe.to_dict()
+    assert "depth" not in held["data"]
+    held["data"] |= {"depth": 0.5}
+    assert build(Recipe, held, "config.json") == recipe
+    assert first_difference(held, recipe.to_dict(), "recipe") is None
+
+
+def test_data_config_key_near_the_retired_one_is_refused() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'detph'"):
+        build(DataConfig, {"source": "hops", "detph": 0.5}, "f")
