@@ -66,9 +66,9 @@ class LayerEffects:
     """The effect of full attention in each layer, at the first selection seed, nats. None: not trained."""
 
     restore: tuple[float | None, ...]
-    """By layer: loss of all-sparse minus the loss with this layer alone full."""
+    """Loss of all-sparse minus the loss with one layer full, by layer."""
     remove: tuple[float | None, ...]
-    """By layer: loss with this layer alone sparse minus the loss of all-full."""
+    """Loss with one layer sparse minus the loss of all-full, by layer."""
     pairs: tuple[tuple[float | None, ...], ...]
     """[i][j]: loss of all-sparse minus the loss with layers i and j full; i = j: `restore`."""
     interaction: tuple[tuple[float | None, ...], ...]

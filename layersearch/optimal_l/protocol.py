@@ -56,10 +56,10 @@ class Selection:
     """The schedules chosen on the selection seeds."""
 
     best: Mapping[int, Schedule]
-    """By l, the best placement of exactly l full layers."""
+    """The best placement of exactly l full layers, by l."""
     envelope: Mapping[int, tuple[Schedule, ...]]
-    """By l, the best schedule of at most l full layers, then its runner-up: the second best with as many full layers,
-    if it is within delta of the best."""
+    """The best schedule of at most l full layers, by l. Its runner-up follows if it is within delta: the second best
+    with the same number of full layers."""
 
     @property
     def reference(self) -> Schedule:

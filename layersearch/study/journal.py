@@ -53,7 +53,7 @@ class Study:
         self._study: optuna.Study = _reopen(path) or _create(path)
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
-        self._asked: dict[Schedule, optuna.Trial] = {}
+        self._open_trials: dict[Schedule, optuna.Trial] = {}
         self._seen: dict[Schedule, Observation] = {}
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
@@ -73,7 +73,7 @@ class Study:
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
         if schedule == proposed:
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
-            self._asked[schedule] = trial
+            self._open_trials[schedule] = trial
             return schedule
         over = self._space.cost(proposed) > self._budget
         why = "outside the space" if self._space.encode(proposed) is None else "trained before"
@@ -125,10 +125,10 @@ class Study:
         trial = next((t for t in self._trials_of(record.schedule) if not t.state.is_finished()), None)
         if trial is None:
             return  # already told, or outside the space
-        asked = self._asked.pop(record.schedule, None)
-        if asked is not None:  # missing after a resume
+        open_trial = self._open_trials.pop(record.schedule, None)
+        if open_trial is not None:  # missing after a resume
             for key in ("state", "steps", "seconds", "error"):
-                asked.set_user_attr(key, getattr(record, key))
+                open_trial.set_user_attr(key, getattr(record, key))
         if record.state == "complete":
             assert record.loss is not None
             self._study.tell(trial.number, [record.loss, record.cost])

@@ -48,7 +48,7 @@ def open_run_folder(
 
     ``free`` are keys of the configuration that may differ from the folder's. See `RunFolder` for errors.
     """
-    asked: dict[str, Any] = {
+    request: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "space": dataclasses.asdict(space.space),
         "budget": budget,
@@ -56,7 +56,7 @@ def open_run_folder(
         "data": describe(source),
     }
     if recipe.pretrained is not None:
-        asked["model_fingerprint"] = fingerprint(recipe.pretrained)
-    folder = RunFolder(out, asked, free)
+        request["model_fingerprint"] = fingerprint(recipe.pretrained)
+    folder = RunFolder(out, request, free)
     folder.write_flops(lambda: check_flops(recipe, space, source.vocab_size))
     return folder

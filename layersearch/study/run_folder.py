@@ -16,7 +16,7 @@ from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
 from layersearch.version import __version__
 
-_ASKED = ("recipe", "space", "budget", "seed", "data")
+_REQUEST_KEYS = ("recipe", "space", "budget", "seed", "data")
 """Keys of the configuration that define a run. A resumed run must have the same values."""
 _KINDS: dict[str, Any] = {
     "recipe": dict,
@@ -37,7 +37,7 @@ class RunFolder:
 
     Args:
         path: the folder; created if it does not exist.
-        asked: plain data: recipe, space, budget, seed and data, and ``model_fingerprint`` with a pre-trained model.
+        request: plain data: recipe, space, budget, seed and data, and ``model_fingerprint`` with a pre-trained model.
         free: keys that change no record and may differ from the folder's.
 
     Raises:
@@ -45,15 +45,15 @@ class RunFolder:
             nothing in it changes then.
     """
 
-    def __init__(self, path: Path, asked: Mapping[str, Any], free: Collection[str] = FREE) -> None:
-        assert set(asked) - {"model_fingerprint"} == set(_ASKED)
+    def __init__(self, path: Path, request: Mapping[str, Any], free: Collection[str] = FREE) -> None:
+        assert set(request) - {"model_fingerprint"} == set(_REQUEST_KEYS)
         self.path, self.trials, self.journal = path, path / "trials.jsonl", path / "study.journal"
 
         def check(wanted: dict[str, Any]) -> None:
             _check_same(read_config(path), wanted, path, free)
             self.records()  # refuses a damaged file before anything changes
 
-        self._lock: IO[str] | None = open_folder(path, "config.json", asked, check)
+        self._lock: IO[str] | None = open_folder(path, "config.json", request, check)
 
     def records(self) -> list[TrialRecord]:
         """Return the records so far."""
@@ -121,21 +121,21 @@ def read_config(path: Path) -> dict[str, Any]:
     return dict(config)
 
 
-def _check_same(config: Mapping[str, Any], asked: Mapping[str, Any], path: Path, free: Collection[str]) -> None:
-    for key in _ASKED:
-        difference = first_difference(_with_defaults(key, config.get(key)), asked[key], key, free)
+def _check_same(config: Mapping[str, Any], request: Mapping[str, Any], path: Path, free: Collection[str]) -> None:
+    for key in _REQUEST_KEYS:
+        difference = first_difference(_with_defaults(key, config.get(key)), request[key], key, free)
         if difference:
             raise RunFolderError(
                 f"--out {path}: holds a run with another {difference}; give its own value to resume it "
                 "(--set for a key of the recipe), or name another folder"
             )
-    check_model(config, asked, path)
+    check_model(config, request, path)
 
 
-def check_model(held: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
+def check_model(held: Mapping[str, Any], request: Mapping[str, Any], path: Path) -> None:
     """Raise RunFolderError if the model's weights or configuration changed; older folders have no fingerprint."""
     before = held.get("model_fingerprint")
-    if before not in (None, asked.get("model_fingerprint")):
+    if before not in (None, request.get("model_fingerprint")):
         raise RunFolderError(
             f"--out {path}: the model's weights or its config.json changed since this began; restore them, or name "
             "another folder"

@@ -135,7 +135,7 @@ def test_run_wrong_recipe_key_is_refused_by_its_name(assignment: str, words: tup
         ),
         pytest.param(
             [*RUN, "--set", "training.gpus=1", "--set", "training.ranks=64", "--set", "training.batch_size=64"],
-            ("64 GPU ranks", "set training.gpus=0"),
+            ("needs 64 GPUs", "set training.gpus=0"),
             id="more GPUs than there are",
         ),
         pytest.param(

@@ -13,7 +13,7 @@ from layersearch.study.run_folder import RunFolder
 pytestmark = pytest.mark.integration
 
 ASKED = {
-    "recipe": {"name": "r", "search": {"workers": 2, "trials": 6}},
+    "recipe": {"name": "r", "search": {"workers": 2, "trials": 6, "pruner": "none"}},
     "space": {"name": "s"},
     "budget": 0.5,
     "seed": 0,
@@ -34,7 +34,10 @@ def test_run_every_baseline_failing_ends_with_the_reason(
 
 def test_run_folder_resumed_with_other_workers_is_accepted_and_nothing_else(tmp_path: Path) -> None:
     RunFolder(tmp_path / "run", ASKED).release()
-    more = {**ASKED, "recipe": {"name": "r", "search": {"workers": 9, "trials": 6}}}
+    more = {**ASKED, "recipe": {"name": "r", "search": {"workers": 9, "trials": 6, "pruner": "none"}}}
     RunFolder(tmp_path / "run", more).release()
     with pytest.raises(UserError, match=r"recipe\.search\.trials \(6, now 7\)"):
-        RunFolder(tmp_path / "run", {**ASKED, "recipe": {"name": "r", "search": {"workers": 2, "trials": 7}}})
+        RunFolder(
+            tmp_path / "run",
+            {**ASKED, "recipe": {"name": "r", "search": {"workers": 2, "trials": 7, "pruner": "none"}}},
+        )

@@ -70,7 +70,7 @@ class RayPool(WorkerGroupPool):
         except BaseException:
             self._disconnect()
             raise
-        self._asked, self._opened = groups, time.monotonic()
+        self._ray_groups, self._opened = groups, time.monotonic()
         super().__init__(recipe, groups)
 
     def close(self) -> None:
@@ -80,11 +80,11 @@ class RayPool(WorkerGroupPool):
         # for each, and remove those that wait for room before those that would make room for them.
         placed = [
             group.wait_until_placed(max(0.0, self._opened + _PLACEMENT_TIMEOUT - time.monotonic()))
-            for group in self._asked
+            for group in self._ray_groups
         ]
-        for _, group in sorted(zip(placed, self._asked, strict=True), key=lambda pair: pair[0]):
+        for _, group in sorted(zip(placed, self._ray_groups, strict=True), key=lambda pair: pair[0]):
             group.remove_placement()
-        self._asked.clear()
+        self._ray_groups.clear()
         self._disconnect()
 
     def _disconnect(self) -> None:
