@@ -56,11 +56,15 @@ def print_result(result: Result, meta: Mapping[str, Any]) -> None:
         screen.print(line, style=style, soft_wrap=True)
     frontier = [result.entry(schedule) for schedule in result.frontier]
     if frontier:
-        kind = "means of the confirmed" if result.frontier_of == "confirm" else "one seed, the search's own"
-        screen.print(f"\nFrontier ({kind}; * the winner)", style="bold")
-        screen.print(_entries(result, frontier[-n_frontier:], "schedule", screen.width))
-        if len(frontier) > n_frontier:
-            screen.print(f"  and {len(frontier) - n_frontier} cheaper ones in frontier.json", style="dim")
+        kind = "mean loss over fresh seeds" if result.frontier_of == "confirm" else "one seed, that of the search"
+        screen.print(f"\nFrontier ({kind}; * marks the winner)", style="bold")
+        wins = None if result.winner is None else result.winner.schedule
+        hidden = [entry for entry in frontier[:-n_frontier] if entry.schedule != wins]
+        shown = [entry for entry in frontier if entry not in hidden]
+        screen.print(_entries(result, shown, "schedule", screen.width))
+        if hidden:
+            ending = "cheaper schedule is" if len(hidden) == 1 else "cheaper schedules are"
+            screen.print(f"  {len(hidden)} {ending} in frontier.json", style="dim")
     if result.entries:
         baselines = [entry for entry in result.entries if entry.names]
         pair = Table.grid("Baselines", "Loss against l, the number of full layers", padding=(0, 4, 0, 0))

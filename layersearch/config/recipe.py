@@ -51,6 +51,7 @@ class ModelConfig(Strict):
     """Width of one head, as in Gemma and some Qwen3. None: d_model / n_heads."""
 
     def __post_init__(self) -> None:
+        _require(min(self.n_heads, self.n_kv_heads) > 0, "n_heads and n_kv_heads must be greater than 0")
         width, heads, head_dim = self.d_model, self.n_heads, self.head_dim
         _require(self.head_width or width % heads == 0, f"d_model {width} is no multiple of n_heads {heads}")
         _require(head_dim % 2 == 0, f"RoPE needs an even head dimension, not {head_dim}; change n_heads")
@@ -168,6 +169,7 @@ class TrainingConfig(Strict):
     def __post_init__(self) -> None:
         steps, warmup, ranks, batch = self.steps, self.warmup_steps, self.ranks, self.batch_size
         _require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
+        _require(ranks > 0, "ranks must be greater than 0")
         _require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
 
 

@@ -17,15 +17,14 @@ def noise_sentence(found: Noise) -> str:
         return "Noise: unknown, it takes two schedules confirmed on the same two fresh seeds."
     low, high = found.seed_std_range
     said = (
-        f"Differences under {found.floor:.{decimals(found.floor)}f} nats are noise here ({found.seeds} seeds). "
-        f"Seed std {found.seed_std:.2g} (per schedule {low:.2g} to {high:.2g}), "
+        f"With {found.seeds} seeds, differences below {found.floor:.{decimals(found.floor)}f} nats are not "
+        f"significant. Seed std {found.seed_std:.2g} (per schedule {low:.2g} to {high:.2g}), "
         f"paired-difference std {found.paired_std:.2g}."
     )
     if not found.seeds_for:
         return said
-    (first, seeds), *others = found.seeds_for
-    more = "".join(f", {size:g} by {number}" for size, number in others)
-    return f"{said} A difference of {first:.2g} nats is found four times in five by {seeds} seeds{more}."
+    needed = ", ".join(f"{seeds} for {size:.2g} nats" for size, seeds in found.seeds_for)
+    return f"{said} Seeds needed for 80% power: {needed}."
 
 
 def spread_text(found: Spread, places: int) -> str:
@@ -47,7 +46,8 @@ def ranking_warning(found: Sequence[Fidelity]) -> str | None:
     names = [f.name for f in found if f.agreement is not None and f.agreement.spearman_low < MIN_SPEARMAN]
     if not names:
         return None
-    return f"Not shown to rank schedules (Spearman may be under {MIN_SPEARMAN:g}): {', '.join(names)}."
+    listed = "; ".join(name.replace("surrogate, unseen", "surrogate on unseen schedules") for name in names)
+    return f"These measures may not rank schedules reliably (lower Spearman bound below {MIN_SPEARMAN:g}): {listed}."
 
 
 def signal_sentence(found: Signal) -> str:
@@ -56,12 +56,14 @@ def signal_sentence(found: Signal) -> str:
     if found.placements is not None and found.n_full is not None:
         said.append(
             f"{len(found.placements.schedules)} placements at equal cost (l = {found.n_full}, cost {found.cost:.3f}) "
-            f"spread over {spread_text(found.placements, places)}"
+            f"span {spread_text(found.placements, places)}"
         )
     if found.sparse_and_full is not None:
         lower, higher = (schedule.n_full for schedule in found.sparse_and_full.schedules)
-        side = "below" if lower < higher else "above"
-        said.append(f"all_sparse is {side} all_full by {spread_text(found.sparse_and_full, places)}")
+        side = "lower" if lower < higher else "higher"
+        said.append(
+            f"the loss of all_sparse is {side} than that of all_full by {spread_text(found.sparse_and_full, places)}"
+        )
     if not said:
         return "Signal: unknown, it takes two placements of equal cost, or all_sparse and all_full."
     one = "" if len(found.seeds) > 1 else " (on one fresh seed)" if found.seeds else " (on one seed, the search's own)"

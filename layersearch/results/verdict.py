@@ -79,7 +79,7 @@ def _reason(winner: Winner, name: str, leader: str) -> str:
             f"nats above the lowest loss: {name} is taken, the cheapest"
         )
     elif winner.not_separated == number:
-        reason = f"Nothing separates the {number} candidates on {seeds}: {name} is taken, the cheapest"
+        reason = f"The {number} candidates do not differ significantly on {seeds}: {name}, the cheapest, wins"
     elif winner.to_leader is None and winner.not_separated == 1:
         return f"{name} has the lowest loss, significantly below the other {number - 1}, on {seeds}."
     elif winner.to_leader is None:
@@ -98,5 +98,5 @@ def _against(found: Comparison | None, reference: str, is_itself: bool, trained:
             return f"It is {reference} itself."
         return f"Against {reference}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
     label = reference if reference == ALL_FULL else f"{reference} {found.reference}"
-    more = f"; about {found.seeds_needed} seeds would show it" if found.seeds_needed else ""
+    more = f"; about {found.seeds_needed} seeds could detect a difference of this size" if found.seeds_needed else ""
     return f"Against {label}: {found.verdict}{more}."

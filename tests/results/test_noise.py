@@ -67,8 +67,8 @@ def test_signal_spreads_are_differences_of_means_in_nats_and_seed_stds() -> None
     assert (within.schedules[0], within.schedules[-1], len(within.schedules)) == (PLACES[3], SPARSE, 4)
     assert within.nats == pytest.approx(0.8)
     said = signal_sentence(found)
-    assert "3 placements at equal cost (l = 1, cost 0.340) spread over 0.40 nats, 2.8 times the seed std" in said
-    assert "all_sparse is above all_full by 0.50 nats, 3.5 times the seed std" in said
+    assert "3 placements at equal cost (l = 1, cost 0.340) span 0.40 nats, 2.8 times the seed std" in said
+    assert "the loss of all_sparse is higher than that of all_full by 0.50 nats, 3.5 times the seed std" in said
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_signal_before_confirmation_shows_search_losses_and_claims_no_noise() ->
     assert (placed.seed_stds, placed.noise_nats, placed.noise_chance) == (None, None, None)
     said = signal_sentence(found)
     assert said.startswith("Signal (on one seed, the search's own): 2 placements")
-    assert "all_sparse is below all_full by 0.1000 nats." in said
+    assert "the loss of all_sparse is lower than that of all_full by 0.1000 nats." in said
 
 
 def test_signal_one_fresh_seed_has_no_noise() -> None:

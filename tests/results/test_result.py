@@ -123,7 +123,9 @@ def test_verdict_nothing_separated_says_so() -> None:
     result = analyze(records, 0.5)
     assert result.winner is not None
     assert result.winner.schedule == SPARSE
-    assert result.verdict.startswith("Nothing separates the 2 candidates on 3 fresh seeds: all_sparse is taken")
+    assert result.verdict.startswith(
+        "The 2 candidates do not differ significantly on 3 fresh seeds: all_sparse, the cheapest, wins"
+    )
     assert "Against all_full: no significant difference (0.00 ± 0.43 nats)" in result.verdict
 
 
@@ -316,7 +318,10 @@ def test_fidelity_surrogate_of_noise_is_not_called_a_ranking() -> None:
     assert found.agreement.spearman < 0.5
     said = ranking_warning([found])
     assert said is not None
-    assert said == "Not shown to rank schedules (Spearman may be under 0.5): surrogate, unseen."
+    assert (
+        said
+        == "These measures may not rank schedules reliably (lower Spearman bound below 0.5): surrogate on unseen schedules."
+    )
 
 
 def test_fidelity_each_rung_is_compared_with_the_last_step() -> None:
