@@ -94,24 +94,18 @@ def first_difference(old: Any, new: Any, key: str, free: Collection[str] = FREE)
 
 
 def provenance() -> dict[str, Any]:
-    """Return the format of a folder, the versions of the libraries and the commit of the checkout."""
+    """Return the format of a folder, the versions of the libraries and the commit of the checkout (None: a wheel)."""
     import importlib.metadata  # slow to import; `layersearch show` does without
     import platform
+    import subprocess
 
+    root = Path(__file__).resolve().parents[1]
+    command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+    checkout = (root / ".git").exists()
+    commit = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() if checkout else None
     return {
         "format": FORMAT,
         "versions": {"layersearch": __version__, "python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in _LIBRARIES},
-        "git_commit": _git_commit(),
+        "git_commit": commit or None,
     }
-
-
-def _git_commit() -> str | None:
-    """Return the commit of the checkout of this package; None for an installed wheel."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return None
-    import subprocess
-
-    answer = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return answer.stdout.strip() or None

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.schedule import Schedule
@@ -82,11 +83,17 @@ class Records:
             os.fsync(file.fileno())
 
 
+def trained_parts(recipe: Recipe) -> dict[str, Any]:
+    """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
+    whole = recipe.to_dict()
+    # ``depth`` is a retired key of the data section; those digests were made with it.
+    return {"model": whole["model"], "data": whole["data"] | {"depth": 0.5}, "training": whole["training"]}
+
+
 @functools.cache
 def fingerprint(recipe: str, changes: tuple[str, ...] = ()) -> str:
     """Return what tells one training from another: a digest of the recipe's model, data and training."""
-    whole = load_recipe(recipe, list(changes)).to_dict()
-    parts = {name: whole[name] for name in ("model", "data", "training")}
+    parts = trained_parts(load_recipe(recipe, list(changes)))
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:12]
 
 

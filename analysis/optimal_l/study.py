@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from groups import Group, Move, groups, moves
-from jobs import HERE, WORK, Job, Records, run
+from jobs import HERE, WORK, Job, Records, run, trained_parts
 
 from layersearch.config.recipe import load_recipe
 from layersearch.optimal_l.config import OptimalLConfig
@@ -62,8 +62,7 @@ def asked_of(move: Move, value: int, *, seeds: int = 3, most: int = 5, workers: 
 def setting_of(move: Move, value: int) -> str:
     """Return what decides the trainings of one value: factors share the values that mean the same."""
     asked = asked_of(move, value)
-    recipe = asked.recipe.to_dict()
-    whole = {name: recipe[name] for name in ("model", "data", "training")} | {"span": asked.space.baseline_span}
+    whole = trained_parts(asked.recipe) | {"span": asked.space.baseline_span}
     return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -249,6 +249,9 @@ class Recipe(Strict):
     ``layersearch run --model`` fills them in. None: random weights."""
 
     def __post_init__(self) -> None:
+        for key in ("model", "data", "training", "search"):  # Python code may have built them without a check of ranges
+            section = getattr(self, key)
+            build(type(section), dataclasses.asdict(section), key)
         if self.pretrained is not None:
             _require(
                 self.training.start is None,

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from layersearch.errors import DataError, one_line
-
-if TYPE_CHECKING:
-    from datasets import IterableDataset
 
 TIMEOUT = 3.0
 """Seconds that the hub has to answer. Its client alone would retry for 20 s and more without a network."""
@@ -38,30 +35,23 @@ def unreachable(key: str, name: str, remedy: str) -> DataError:
 
 
 @contextmanager
-def _offline() -> Iterator[None]:
-    """Serve `datasets` and the hub's client from their local copies; both read these names at each request."""
+def _session(*, offline: bool) -> Iterator[None]:
+    """Hide the progress bars and logged errors of `datasets`. Offline, serve it from local copies.
+
+    `datasets` and the hub's client read the offline names at each request.
+    """
     import datasets
     from huggingface_hub import constants
 
-    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Hide the progress bars of `datasets`, and its log of errors that `DataError` reports."""
-    import datasets
-
+    hub, data = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
     level, bars = datasets.logging.get_verbosity(), datasets.are_progress_bars_disabled()
+    constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = hub or offline, data or offline
     datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     datasets.disable_progress_bars()
     try:
         yield
     finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = hub, data
         datasets.logging.set_verbosity(level)
         if not bars:
             datasets.enable_progress_bars()
@@ -73,14 +63,23 @@ def read_rows(name: str, subset: str | None, *, streaming: bool) -> Iterator[dic
     Raises:
         DataError: if the hub does not answer and its cache holds no copy, or a row cannot be read.
     """
-    with _quiet():
-        rows = _open(name, subset, streaming=streaming)
+    from datasets import load_dataset
+
+    key, online = f"data.dataset {name}", reachable()
+    remedy = "connect, or give local files (data.source text, json or parquet with data.files)"
+    missing = None if online else unreachable("data.dataset", name, remedy)
+    with _session(offline=not online):
+        try:
+            rows = load_dataset(name, subset, split="train", streaming=streaming and online)
+        except Exception as error:  # the libraries raise many kinds
+            refused = f"{key} cannot be loaded ({one_line(error)}); correct data.dataset or data.subset"
+            raise (missing or DataError(refused)) from None
         try:
             yield from rows
         except Exception as error:  # the network and the formats each raise their own
             raise DataError(
-                f"data.dataset {name} cannot be read ({_cause(error)}); run the command again if the connection broke, "
-                "else give another data set"
+                f"{key} cannot be read ({_cause(error)}); run the command again if the connection broke, else give "
+                "another data set"
             ) from None
 
 
@@ -92,25 +91,6 @@ def _cause(error: BaseException) -> str:
     while inner := causes[-1].__cause__ or causes[-1].__context__:
         causes.append(inner)
     return one_line(next((cause for cause in reversed(causes) if isinstance(cause, pyarrow.ArrowInvalid)), causes[-1]))
-
-
-def _open(name: str, subset: str | None, *, streaming: bool) -> IterableDataset:
-    from datasets import IterableDataset, load_dataset
-
-    if not reachable():
-        try:
-            with _offline():
-                return load_dataset(name, subset, split="train").to_iterable_dataset()
-        except Exception:  # whatever the libraries raise, there is no copy
-            remedy = "connect, or give local files (data.source text, json or parquet with data.files)"
-            raise unreachable("data.dataset", name, remedy) from None
-    try:
-        rows = load_dataset(name, subset, split="train", streaming=streaming)
-    except Exception as error:  # the libraries raise many kinds
-        raise DataError(
-            f"data.dataset {name} cannot be loaded ({one_line(error)}); correct data.dataset or data.subset"
-        ) from None
-    return rows if isinstance(rows, IterableDataset) else rows.to_iterable_dataset()
 
 
 def tokenizer_file(name: str) -> Path:

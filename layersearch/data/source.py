@@ -63,26 +63,19 @@ class Source(ABC):
     tokenizer_file: Path | None = None
     """Path of the ``tokenizer.json``; None for a generated task."""
     answer: KnownAnswer | None = None
-    """None for text."""
+    """The known answer; None for text."""
     details: Mapping[str, Any]
     """Further facts for the run folder: token and document counts, or the task's parameters."""
 
     @abstractmethod
     def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
-        """Return the training batch of one optimizer step.
-
-        Args:
-            seed: seed of the data order, 0 or more.
-            step: the optimizer step, 0 or more.
-            batch_size: sequences, over all ranks.
-        """
+        """Return the training batch of one optimizer step, for all ranks; seed and step are 0 or more."""
 
     @abstractmethod
     def validation(self, sequences: int) -> Batch:
         """Return the validation set: the same for every seed, with no sequence of training.
 
-        Raises:
-            DataError: if the validation text holds fewer sequences.
+        If the validation text holds fewer sequences, a `DataError` is raised.
         """
 
     def groups(self, batch: Batch) -> Mapping[str, npt.NDArray[np.bool_]]:
@@ -90,12 +83,7 @@ class Source(ABC):
         return {}
 
     def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
-        """Return further metrics by name.
-
-        Args:
-            correct: True where the most likely next token is the target, [sequences, seq_len].
-            batch: the batch that was predicted.
-        """
+        """Return further metrics by name; ``correct`` [sequences, seq_len] tells where the top token is the target."""
         return {}
 
 

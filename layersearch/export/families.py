@@ -42,7 +42,7 @@ class Family:
     rope: Literal["one", "by_type", "none"] = "one"
     """``rope_parameters``: one for all layers, one per layer type, or no RoPE."""
     position_change: str | None = None
-    """What else a layer's type changes; None: only its mask."""
+    """Further effect of a layer type; None: only its mask."""
     gqa: bool = True
     """Whether there may be fewer key-value heads than query heads."""
     constants: Mapping[str, Any] = field(default_factory=dict)

@@ -1,1 +1,1 @@
-"""What a run's records say: types, analysis, statistics, figures."""
+"""Results of a run: types, analysis, statistics, figures."""

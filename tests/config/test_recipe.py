@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from layersearch.config.loader import build
@@ -22,3 +24,13 @@ def test_recipe_with_the_retired_key_depth_loads_without_it() -> None:
 def test_data_config_key_near_the_retired_one_is_refused() -> None:
     with pytest.raises(ConfigError, match="unknown key 'detph'"):
         build(DataConfig, {"source": "hops", "detph": 0.5}, "f")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("val_sequences", 0), ("learning_rate", float("nan")), ("betas", (0.9, 1.0))]
+)
+def test_recipe_of_python_code_with_a_value_out_of_range_is_refused(key: str, value: object) -> None:
+    recipe = load_recipe("smoke")
+    training = replace(recipe.training, **{key: value})
+    with pytest.raises(ConfigError, match=f"training: {key}.*: input should be"):
+        replace(recipe, training=training)

@@ -23,10 +23,8 @@ class Task(Source):
     """A task whose sequences are generated and whose answer is known.
 
     A task names the ``keys`` of the data section that it reads. `plan` checks them and divides the uniform numbers of a
-    sequence into parts; `generate` makes sequences from these parts.
-
-    Raises:
-        DataError: if the sequence length or the vocabulary is too small for the task; names the key.
+    sequence into parts; `generate` makes sequences from these parts. A sequence length or a vocabulary that is too
+    small for the task raises a `DataError`.
     """
 
     version: ClassVar[int] = 1
@@ -45,11 +43,7 @@ class Task(Source):
 
     @abstractmethod
     def plan(self, config: DataConfig) -> tuple[Sequence[int], KnownAnswer]:
-        """Check the settings. Return how many uniform numbers each part of a sequence needs, and the known answer.
-
-        Args:
-            config: the data section; ``fillers`` is set.
-        """
+        """Check the settings; ``fillers`` is not None. Return the uniform numbers per part and the known answer."""
 
     @abstractmethod
     def generate(self, parts: Sequence[Uniform], evaluating: bool) -> Batch:

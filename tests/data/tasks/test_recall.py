@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layersearch.config.recipe import DataConfig
-from layersearch.data import describe, open_source
 from layersearch.data.source import IGNORE, Batch
-from layersearch.errors import DataError
+from tests.helpers.tasks import open_task
 
 
 def recall(seq_len: int, vocab_size: int = 64, pairs: int = 4, queries: int = 2, distance: int = 16):
-    return open_source(
-        DataConfig(source="recall", vocab_size=vocab_size, pairs=pairs, queries=queries, distance=distance), seq_len
-    )
+    return open_task("recall", seq_len, vocab_size=vocab_size, pairs=pairs, queries=queries, distance=distance)
 
 
 def decode(batch: Batch) -> list[list[tuple[int, int, int]]]:
@@ -64,48 +59,3 @@ def test_recall_least_distance_occurs_and_values_are_unpredictable():
     assert len(values) == 28
     assert counts.min() > 200
     assert counts.max() < 372
-
-
-def test_recall_fingerprint_follows_every_setting():
-    base = {"seq_len": 120, "vocab_size": 64, "pairs": 4, "queries": 2, "distance": 16}
-    prints = {recall(**base).fingerprint, *(recall(**base | {key: base[key] + 1}).fingerprint for key in base)}
-    assert len(prints) == 6
-    assert recall(**base).fingerprint in prints
-
-
-def test_recall_accuracy_counts_scored_tokens_only():
-    source = recall(48)
-    batch = source.validation(10)
-    right = batch.targets != IGNORE
-    assert source.metrics(right, batch) == {"recall_accuracy": 1.0}
-    assert source.metrics(~right, batch) == {"recall_accuracy": 0.0}
-    right[:5] = False
-    assert source.metrics(right, batch) == {"recall_accuracy": 0.5}
-
-
-def test_recall_known_answer_is_data():
-    source = recall(48)
-    assert source.answer is not None
-    assert source.answer.optimal_l == 1
-    assert "16 tokens" in source.answer.note
-    assert describe(source)["known_optimal_l"] == 1
-    assert describe(source)["parameters"] == {"pairs": 4, "queries": 2, "distance": 16, "fillers": 8}
-
-
-@pytest.mark.parametrize(
-    ("settings_", "message"),
-    [
-        ({"seq_len": 25}, "training.seq_len 25 is too short .* raise it to 26"),
-        ({"seq_len": 26, "distance": 17}, "data.distance 17: raise it to 27"),
-        (
-            {"seq_len": 99, "vocab_size": 8, "pairs": 5},
-            "data.vocab_size 8 is too small for data.pairs 5: raise it to 11",
-        ),
-    ],
-)
-def test_recall_that_does_not_fit_names_the_key_and_a_value_that_would(settings_, message):
-    with pytest.raises(DataError, match=message):
-        recall(**settings_)
-    number = int(message.rsplit(" ", 1)[1])
-    key = "vocab_size" if "vocab" in message else "seq_len"
-    recall(**settings_ | {key: number})

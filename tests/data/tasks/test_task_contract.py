@@ -40,3 +40,5 @@ def test_task_accuracy_is_the_share_of_scored_answers(name: str) -> None:
     right = batch.targets != IGNORE
     assert source.metrics(right, batch) == {f"{name}_accuracy": 1.0}
     assert source.metrics(~right, batch) == {f"{name}_accuracy": 0.0}
+    right[:5] = False
+    assert source.metrics(right, batch)[f"{name}_accuracy"] == right.sum() / (batch.targets != IGNORE).sum()
