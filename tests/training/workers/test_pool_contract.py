@@ -94,10 +94,7 @@ def test_pool_unused_ends_quietly_and_writes_nothing(make: PoolFactory, tmp_path
     assert not (tmp_path / "logs").exists()
 
 
-def test_pool_closed_twice_ends_quietly(make: PoolFactory, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    if make is RayPool:
-        reason = "RayPool.close waits for placement groups that its first call has removed"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
+def test_pool_closed_twice_ends_quietly(make: PoolFactory, tmp_path: Path) -> None:
     pool = make(load_recipe("smoke"), 1, tmp_path / "logs", None)
     pool.close()
     pool.close()
