@@ -318,10 +318,8 @@ def test_fidelity_surrogate_of_noise_is_not_called_a_ranking() -> None:
     assert found.agreement.spearman < 0.5
     said = ranking_warning([found])
     assert said is not None
-    assert (
-        said
-        == "These measures may not rank schedules reliably (lower Spearman bound below 0.5): surrogate on unseen schedules."
-    )
+    assert said.startswith("These measures may not rank schedules reliably (lower Spearman bound below 0.5): ")
+    assert said.endswith(": surrogate on unseen schedules.")
 
 
 def test_fidelity_each_rung_is_compared_with_the_last_step() -> None:
