@@ -11,12 +11,14 @@ import reprlib
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
 
 from layersearch.errors import ConfigError, LayersearchError, did_you_mean
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
@@ -114,6 +116,8 @@ def build(cls: type[T], mapping: Any, where: str) -> T:
     Raises:
         ConfigError: names the first wrong key, the value found and the value expected, and the nearest known key.
     """
+    from pydantic import ValidationError  # here, so that `layersearch cost` does not import it
+
     if not isinstance(mapping, Mapping):
         raise ConfigError(f"{where}: expected a mapping of keys to values, found {type(mapping).__name__}")
     try:
@@ -146,6 +150,8 @@ def _first_problem(cls: Any, invalid: ValidationError) -> str:
 
 @functools.cache
 def _adapter(cls: Any) -> TypeAdapter[Any]:
+    from pydantic import TypeAdapter
+
     return TypeAdapter(cls)
 
 

@@ -105,7 +105,7 @@ def test_run_wrong_data_file_is_refused_in_one_line(
             '{"zero_optimization": {"stage": "two"}}', ("zero_optimization.stage", "0, 1, 2 or 3"), id="stage in words"
         ),
         pytest.param(
-            '{"train_batch_size": 7}', ("train_batch_size", 'take it out or write "auto"'), id="batch size of its own"
+            '{"train_batch_size": 7}', ("train_batch_size", 'remove it or write "auto"'), id="batch size of its own"
         ),
     ],
 )

@@ -346,7 +346,7 @@ CASES = [
     (["--budget", "2"], "--budget must lie in (0, 1]"),
     (["--seed", "-1"], "--seed: must be in [0, "),
     (["--regime", "convert"], "unknown: 'convert'"),
-    (["--workers", "0"], "workers must be at least 1"),
+    (["--workers", "0"], "search.workers: input should be greater than 0"),
     (["--regime", "converted", "--set", "training.start=w.safetensors"], "drop training.start"),
 ]
 

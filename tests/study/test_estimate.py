@@ -175,7 +175,7 @@ def test_estimate_time_on_a_cluster_is_labeled_as_of_this_machine(tmp_path: Path
     recipe, space = load_recipe("smoke", ["search.workers=1"]), load_space("smoke")
     found = estimate(recipe, space, 0.6, 0, tmp_path, elsewhere=True)
     assert found.seconds is not None
-    assert "timed in each of 1 workers here" in found.seconds_note
+    assert "timed steps in each of 1 workers here" in found.seconds_note
     assert "the cluster was not contacted" in found.seconds_note
     assert "room for 1 workers" in found.seconds_note
 
