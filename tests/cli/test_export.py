@@ -31,7 +31,14 @@ def test_export_run_winner_is_written_with_its_evidence(
     winner = yaml.safe_load((saved_run / "winner.yaml").read_text())
     said["evidence"].pop("verdict")  # its sentence is made anew; that of the saved run is of an earlier commit
     assert winner["evidence"].pop("verdict")
-    assert said == winner
+    evidence = winner.pop("evidence")
+    assert said | {"evidence": None} == winner | {"evidence": None}
+    for key, value in evidence.items():  # another release of scipy may differ in the last digits
+        found = said["evidence"][key]
+        if isinstance(value, dict):
+            assert found == pytest.approx(value, rel=1e-9)
+        else:
+            assert found == (pytest.approx(value, rel=1e-9) if isinstance(value, float) else value)
     assert Schedule.parse(said["schedule"]) == Schedule.from_dicts(said["layers"])
     records = [json.loads(line) for line in (saved_run / "trials.jsonl").read_text().splitlines()]
     confirmed = [
