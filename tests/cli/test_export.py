@@ -78,6 +78,7 @@ def pretrained_run(smoke_run: Path, tmp_path: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", ["hf", "hf-remote"])
 def test_export_of_a_run_on_a_model_writes_the_models_own_configuration(
     target: str, pretrained_run: Path, tmp_path: Path

@@ -90,6 +90,7 @@ def bare(folder: Path, **fields: Any) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [
@@ -121,6 +122,7 @@ def test_config_of_a_class_that_ignores_schedules_becomes_the_family_with_all_it
     assert proof.proven, proof.problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_config_of_sizes_alone_is_proven_or_refused_by_name(family: str, tmp_path: Path) -> None:
     folder = bare(tmp_path / "given", model_type=FAMILIES[family].model_type, num_key_value_heads=4, vocab_size=61)

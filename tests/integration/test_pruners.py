@@ -27,6 +27,8 @@ from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPrune
 from layersearch.study.run_folder import RunFolder, read_config
 from layersearch.training.workers.pool import LocalPool, Pool
 
+pytestmark = pytest.mark.integration
+
 
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:

@@ -64,6 +64,7 @@ def test_check_flops_with_another_closed_form_names_both_counts(name: str, monke
     assert (second - first, "\n" in str(error.value)) == (1, False)
 
 
+@pytest.mark.slow
 def test_run_folder_without_flops_gets_them_on_resume_and_keeps_its_records(tmp_path: Path, smoke_run: Path) -> None:
     found = json.loads((smoke_run / "flops.json").read_text())
     assert found == check_flops(load_recipe("smoke"), bound("smoke"), 64)
