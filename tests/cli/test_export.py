@@ -92,6 +92,7 @@ def test_export_of_a_run_on_a_model_writes_the_models_own_configuration(
     assert main(["verify-export", str(out), "--trust-remote-code"]) == 0
 
 
+@pytest.mark.slow
 def test_export_of_a_run_on_a_model_to_litgpt_is_refused(
     pretrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,6 +179,7 @@ def test_hub_offline_mode_is_reported_and_asks_nobody(dead, tmp_path):
     assert paths == []
 
 
+@pytest.mark.slow
 def test_hub_missing_repository_or_file_is_named(hub, tmp_path):
     asked = {
         "data.dataset me/none cannot be loaded (": TINY | {"dataset": "me/none"},

@@ -116,6 +116,7 @@ def test_keep_going_stops_the_worse_and_keeps_the_better() -> None:
     assert not acquisition.keep_going(hopeless, 0, [(0.5, 1.0 + 0.8 * 2.5)], max(fresh, 1e-3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("budget", [0.35, 1.0])
 def test_schedule_sampler_in_an_optuna_study_nears_the_cheapest_answer(budget: float) -> None:
     """On a study of Optuna's own it comes near the planted task's cheapest answer; stopped trials are learnt from."""
