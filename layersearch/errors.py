@@ -17,26 +17,67 @@ EXIT_USER_ERROR = 2
 
 
 class LayersearchError(ValueError):
-    """A mistake in what the user gave. Its text names the key and the remedy in one line."""
+    """A mistake in what the user gave. Its text names the key and the remedy in one line.
+
+    Example:
+        >>> from layersearch import LayersearchError, Schedule
+        >>> try:
+        ...     Schedule.parse('full*2 windo:8')
+        ... except LayersearchError as error:
+        ...     print(str(error)[:40])
+        schedule term 2 at character 8: 'windo:8
+    """
 
     def __init__(self, message: str) -> None:
         super().__init__(" ".join(message.split()))
 
 
 class ConfigError(LayersearchError):
-    """A recipe, a search space, a schedule or a constraint is wrong."""
+    """A recipe, a search space, a schedule or a constraint is wrong.
+
+    Example:
+        >>> from layersearch import ConfigError, load_recipe
+        >>> try:
+        ...     load_recipe('smoke', ['training.stpes=9'])
+        ... except ConfigError as error:
+        ...     print('steps' in str(error))
+        True
+    """
 
 
 class DataError(LayersearchError):
-    """Training data or a tokenizer is wrong or missing."""
+    """Training data or a tokenizer is wrong or missing.
+
+    Example:
+        >>> from layersearch import DataError, LayersearchError
+        >>> issubclass(DataError, LayersearchError)
+        True
+    """
 
 
 class RunFolderError(LayersearchError):
-    """A run folder, or a file in it, is missing, damaged or of another run."""
+    """A run folder, or a file in it, is missing, damaged or of another run.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from layersearch import RunFolderError
+        >>> from layersearch.study.saved_run import load_result
+        >>> try:
+        ...     load_result(Path('no-such-run'))
+        ... except RunFolderError as error:
+        ...     print('no-such-run' in str(error))
+        True
+    """
 
 
 class ExportError(LayersearchError):
-    """An export target cannot hold the schedule, or an exported folder cannot be read."""
+    """An export target cannot hold the schedule, or an exported folder cannot be read.
+
+    Example:
+        >>> from layersearch import ExportError, LayersearchError
+        >>> issubclass(ExportError, LayersearchError)
+        True
+    """
 
 
 UserError = LayersearchError
