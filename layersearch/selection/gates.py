@@ -1,0 +1,182 @@
+"""Gates over all choices of every layer at once: the relaxed problem that a selection starts from.
+
+Layer i attends by a mixture of its choices, out_i = sum_c w[i, c] * attention(span_c), with w[i] on the simplex and the
+model's weights frozen. The mixture is moved by entropic mirror descent on the loss,
+
+    w[i, c]  <-  w[i, c] * exp(-rate * (gradient[i, c] / scale + multiplier * cost[c])),  normalized by layer,
+
+where the multiplier is the smallest one, at least 0, at which the expected cost sum(w * cost) keeps to the budget
+(Beck and Teboulle, "Mirror descent and nonlinear projected subgradient methods", Oper. Res. Lett. 31, 2003). DASH
+(2605.20936) and FlashMorph (2606.30562) move gates between full and linear attention; here a layer has any number of
+spans and the budget is of exact attention FLOPs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from layersearch.model.hf_decoder import ATTENTION_NAME, span_attention
+from layersearch.schedule import Schedule, Span
+from layersearch.selection.layerwise import Layerwise
+from layersearch.selection.measure import Scorer
+
+GATES_NAME = "layersearch_gates"
+"""The name of `gated_attention` in transformers."""
+Array = NDArray[np.float64]
+Choices = Sequence[Sequence[Span]]
+"""The spans that each layer may have, by layer."""
+RATE = 0.5
+"""Default rate of the descent."""
+
+
+def gated_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
+    """Attend by a layer's mixture of spans. Called by transformers in place of its own attention."""
+    spans, weights = module.layersearch_gates
+    mixed = None
+    for span, weight in zip(spans, weights.unbind(), strict=True):
+        module.layersearch_span = span
+        out = span_attention(module, query, key, value, *rest, **named)[0] * weight.to(query.dtype)
+        mixed = out if mixed is None else mixed + out
+    return mixed, None
+
+
+@contextmanager
+def gated(model: Layerwise, choices: Choices, weights: Sequence[Tensor]) -> Iterator[None]:
+    """Let every layer attend by a mixture of its choices, one block's activations in memory at a time."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(GATES_NAME, gated_attention)
+    model.decoder.model.set_attn_implementation(GATES_NAME)
+    for layer, spans, mixture in zip(model.decoder.attention, choices, weights, strict=True):
+        layer.layersearch_gates = (spans, mixture)
+    for block in model.blocks:
+        block.forward = functools.partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
+    try:
+        yield
+    finally:
+        for block in model.blocks:
+            del block.forward
+        for layer in model.decoder.attention:
+            del layer.layersearch_gates
+        model.decoder.model.set_attn_implementation(ATTENTION_NAME)
+        model.decoder.set_schedule(model.decoder.schedule)
+
+
+def keep_to_budget(log_weights: Sequence[Array], costs: Sequence[Array], budget: float) -> list[Array]:
+    """Return the mixtures nearest in relative entropy whose expected cost keeps to a budget.
+
+    Args:
+        log_weights: by layer, unnormalized, (choices,).
+        costs: by layer, shares of the all-full schedule's FLOPs, (choices,).
+        budget: share of the all-full schedule's FLOPs; the cheapest choices must keep to it.
+
+    Returns:
+        By layer, on the simplex.
+    """
+
+    def tilted(multiplier: float) -> list[Array]:
+        found = []
+        for logs, cost in zip(log_weights, costs, strict=True):
+            scores = logs - multiplier * cost
+            raised = np.exp(scores - scores.max())
+            found.append(raised / raised.sum())
+        return found
+
+    def spent(weights: Sequence[Array]) -> float:
+        return float(sum(w @ c for w, c in zip(weights, costs, strict=True)))
+
+    low, high = 0.0, 1.0
+    if spent(tilted(low)) <= budget:
+        return tilted(low)
+    while spent(tilted(high)) > budget and high < 1e12:
+        low, high = high, 2 * high
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if spent(tilted(middle)) > budget else (low, middle)
+    return tilted(high)
+
+
+def gate_gradients(
+    model: Layerwise, choices: Choices, weights: Sequence[Array], loss: Callable[[], Tensor]
+) -> tuple[float, list[Array]]:
+    """Return a loss under the mixtures, nats, and its gradient by layer and choice.
+
+    Args:
+        model: its weights are frozen.
+        choices: by layer.
+        weights: by layer, on the simplex.
+        loss: runs the model under the mixtures and returns a scalar with its graph.
+    """
+    gates = [torch.tensor(w, dtype=torch.float32, requires_grad=True) for w in weights]
+    with gated(model, choices, gates):
+        value = loss()
+        value.backward()  # type: ignore[no-untyped-call]
+    return float(value.detach()), [gate.grad.numpy().astype(np.float64) for gate in gates if gate.grad is not None]
+
+
+def descend(
+    scorer: Scorer,
+    choices: Choices,
+    costs: Sequence[Array],
+    budget: float,
+    *,
+    steps: int,
+    rate: float = RATE,
+    on_step: Callable[[int, float], None] = lambda step, loss: None,
+) -> list[Array]:
+    """Move gates down the quality of a schedule, one unit a step, and return their scores by layer and choice.
+
+    Args:
+        scorer: its units take turns.
+        choices: by layer.
+        costs: by layer and choice, shares of the all-full schedule's FLOPs.
+        budget: largest expected cost.
+        steps: of the descent.
+        rate: change of a log weight by a gradient of root-mean-square size, per step.
+        on_step: called with the number of steps done and the loss of the relaxed problem, nats.
+
+    Returns:
+        Negated log weights before the budget's multiplier: lower is better, as `round_to_schedules` takes them.
+    """
+    logs = [np.zeros(len(spans)) for spans in choices]
+    for step in range(steps):
+        weights = keep_to_budget(logs, costs, budget)
+        unit = step % len(scorer.units)
+        loss, gradients = gate_gradients(scorer.model, choices, weights, lambda: scorer.loss_with_graph(unit))
+        centered = [g - w @ g for w, g in zip(weights, gradients, strict=True)]
+        scale = float(np.sqrt(np.mean(np.concatenate(centered) ** 2))) or 1.0
+        logs = [log - rate * g / scale for log, g in zip(logs, centered, strict=True)]
+        on_step(step + 1, loss)
+    return [-log for log in logs]
+
+
+def round_to_schedules(
+    choices: Choices, scores: Sequence[Array], costs: Sequence[Array]
+) -> list[Schedule]:
+    """Return the schedules of lowest summed score at every price of cost, cheapest first.
+
+    Args:
+        choices: by layer.
+        scores: by layer and choice; lower is better, for example the logarithm of a mixture with its sign changed.
+        costs: by layer and choice, as `keep_to_budget` takes them.
+    """
+    prices = {0.0}
+    for score, cost in zip(scores, costs, strict=True):
+        for a in range(len(cost)):
+            prices |= {(score[a] - score[b]) / (cost[b] - cost[a]) for b in range(len(cost)) if cost[b] > cost[a]}
+    found: dict[Schedule, float] = {}
+    edges = sorted(price for price in prices if price >= 0)
+    for price in [*edges, *((a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)), edges[-1] + 1]:
+        at = [int(np.argmin(score + price * cost)) for score, cost in zip(scores, costs, strict=True)]
+        schedule = Schedule(tuple(spans[i] for spans, i in zip(choices, at, strict=True)))
+        found[schedule] = float(sum(cost[i] for cost, i in zip(costs, at, strict=True)))
+    return sorted(found, key=lambda schedule: (found[schedule], schedule))

@@ -1,0 +1,107 @@
+"""Rankings of the layers of a pre-trained model by their need of full attention, from the literature.
+
+Each method ranks layers under one sparse span, and the first l of its ranking keep full attention.
+
+- `restore_one` makes every layer sparse and restores full attention in one layer at a time; the largest gain comes
+  first. With answers only (weight 1) it is the criterion of NLL-guided selection (2606.27791).
+- `remove_one` makes one layer of the original sparse at a time; the largest loss comes first. It is the sensitivity
+  baseline of KL-guided selection (2512.20569), with KL or with loss.
+- `restore_greedy` restores one layer after the other, each together with those restored before (2512.20569, without
+  its distillation).
+- `gate_gradient` takes one gradient of gates between the sparse span and full attention (cf. DASH, 2605.20936).
+- `block_influence`: 1 - cosine of a block's input and output (ShortGPT, 2403.03853).
+- `lazy_ratio`: attention mass on sinks and recent tokens, of the last queries (LightTransfer, 2410.13846). A lazy
+  layer needs no full attention, so the lowest ratio comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule.cost import FULL
+from layersearch.selection.gates import gate_gradients
+from layersearch.selection.layerwise import Layerwise
+from layersearch.selection.measure import Scorer
+
+Score = Callable[[Schedule], float]
+"""Returns how bad a schedule is, nats; lower is better."""
+LAST_QUERIES = 64
+"""Queries whose attention `lazy_ratio` looks at."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """Layers ranked by their need of full attention."""
+
+    name: str
+    layers: tuple[int, ...]
+    """Most needed first."""
+    scores: tuple[float, ...]
+    """The score behind each rank: nats, a gradient, or a ratio."""
+
+    def schedule(self, n_full: int, n_layers: int, span: Span) -> Schedule:
+        """Return the schedule with the first ``n_full`` layers full and ``span`` in the others."""
+        return place(self.layers[:n_full], n_layers, span)
+
+
+def place(full: Iterable[int], n_layers: int, span: Span) -> Schedule:
+    """Return the schedule with full attention in these layers and ``span`` in the others."""
+    chosen = set(full)
+    return Schedule(tuple(FULL if layer in chosen else span for layer in range(n_layers)))
+
+
+def _ranked(name: str, needs: Sequence[float]) -> Ranking:
+    """Return layers by descending need; of equal needs, the lower layer first."""
+    order = sorted(range(len(needs)), key=lambda layer: (-needs[layer], layer))
+    return Ranking(name=name, layers=tuple(order), scores=tuple(needs[layer] for layer in order))
+
+
+def restore_one(n_layers: int, span: Span, score: Score) -> Ranking:
+    """Rank layers by the gain when full attention is restored in each alone; L scores."""
+    return _ranked("restore_one", [-score(place((layer,), n_layers, span)) for layer in range(n_layers)])
+
+
+def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
+    """Rank layers by the score after each alone is made sparse; L scores."""
+    every = set(range(n_layers))
+    return _ranked("remove_one", [score(place(every - {layer}, n_layers, span)) for layer in range(n_layers)])
+
+
+def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
+    """Rank the ``most`` most needed layers (None: all), each restored together with those before it; L x most scores."""
+    kept: list[int] = []
+    scores: list[float] = []
+    for _ in range(n_layers if most is None else min(most, n_layers)):
+        tried = {layer: score(place([*kept, layer], n_layers, span)) for layer in range(n_layers) if layer not in kept}
+        best = min(tried, key=lambda layer: (tried[layer], layer))
+        kept.append(best)
+        scores.append(tried[best])
+    return Ranking(name="restore_greedy", layers=tuple(kept), scores=tuple(scores))
+
+
+def gate_gradient(scorer: Scorer, span: Span) -> Ranking:
+    """Rank layers by the gradient of a gate from ``span`` to full attention, at gates of zero, over all units."""
+    n_layers = scorer.model.n_layers
+    choices = [(span, FULL)] * n_layers
+    weights = [torch.tensor([1.0, 0.0]).numpy()] * n_layers
+    needs = [0.0] * n_layers
+    for unit in range(len(scorer.units)):
+        _, found = gate_gradients(scorer.model, choices, weights, lambda unit=unit: scorer.loss_with_graph(unit))
+        needs = [need + float(g[0] - g[1]) for need, g in zip(needs, found, strict=True)]
+    return _ranked("gate_gradient", needs)
+
+
+def block_influence(scorer: Scorer) -> Ranking:
+    """Rank layers by 1 - cosine of a block's input and output under full attention, over the units' texts."""
+    model, needs = scorer.model, [0.0] * scorer.model.n_layers
+    for unit in scorer.units:
+        trace = model.run(unit.text[:-1], presets.all_full(model.n_layers), keep=True)
+        states = [trace.inputs[layer].float() for layer in sorted(trace.inputs)] + [trace.last.float()]
+        for layer, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+            needs[layer] += float(1 - F.cosine_similarity(before, after, dim=-1).mean())
+    return _ranked("block_influence", needs)
