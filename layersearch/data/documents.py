@@ -43,6 +43,8 @@ _REMEDY = {"text": "give UTF-8 text", "json": "give one JSON object a line", "pa
 _SPACE = re.compile(r"\s*")
 _PARQUET_ROWS = 1024
 """Rows of Parquet in memory at a time."""
+BYTES_PER_TOKEN = 8
+"""At most ``max_tokens`` times this is read. A BPE packs fewer characters of text into a token."""
 
 
 class Document(NamedTuple):
@@ -63,20 +65,37 @@ def stdlib_files(root: Path) -> list[Path]:
     return sorted(files, key=lambda path: path.relative_to(root).as_posix())
 
 
+def origin(source: str) -> tuple[str, str]:
+    """Return the key that names the text of a ``data.source``, and the remedy if there is too little of it."""
+    return {
+        "stdlib": ("data.source stdlib", "raise data.max_tokens"),
+        "hub": ("data.dataset", "raise data.max_tokens, name a larger data set"),
+    }.get(source, ("data.files", "name more text in data.files"))
+
+
 def identity(config: DataConfig) -> list[Any]:
     """Return plain data that changes when the documents do, without reading them."""
     if config.source == "hub":
-        return [config.dataset, config.subset, config.column, config.streaming]
+        return [config.source, config.max_tokens, config.dataset, config.subset, config.column, config.streaming]
     stdlib = config.source == "stdlib"
     files = stdlib_files(STDLIB) if stdlib else local_files(config.files)
     missing = f"data.source stdlib: no source files under {STDLIB}; use a Python that has them, or data.source text"
     require(files or not stdlib, missing)
     stamps = [[str(path), path.stat().st_size, path.stat().st_mtime_ns] for path in files]
-    return [sys.version if stdlib else config.column, *stamps]
+    return [config.source, config.max_tokens, sys.version if stdlib else config.column, *stamps]
 
 
 def read_documents(config: DataConfig) -> Iterator[Document]:
-    """Yield the documents in a fixed order; empty texts of local files and of the hub are skipped."""
+    """Yield the documents in a fixed order, without empty ones, cut where ``max_tokens`` need no more of them."""
+    left = config.max_tokens * BYTES_PER_TOKEN
+    for text, key in _all_documents(config):
+        yield Document(text[:left], key)
+        left -= len(text)
+        if left <= 0:
+            return
+
+
+def _all_documents(config: DataConfig) -> Iterator[Document]:
     if config.source == "stdlib":
         for path in stdlib_files(STDLIB):
             with tokenize.open(path) as file:  # heeds the encoding line of the file

@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from layersearch.config.recipe import DataConfig
-from layersearch.data import hub
 from layersearch.data.cache import Prepared, prepared
-from layersearch.data.documents import Document, identity, read_documents
+from layersearch.data.documents import Document, identity, origin, read_documents
 from layersearch.data.source import Batch, Source, digest, generator, require
-from layersearch.data.tokenizer import encode, eos_token_id, load_tokenizer, tokenizer_path, train_bpe, vocab_size
+from layersearch.data.tokenizer import encode, open_tokenizer, tokenizer_stamp, train_bpe, vocab_size
 
 FORMAT = 1
 """Raised with every change of the prepared files, so that older folders are not used."""
@@ -24,8 +23,6 @@ ONE_IN = 10
 """One document in ``ONE_IN`` is validation text."""
 FEW = 20
 """With fewer documents than this, the tail of each is validation text."""
-BYTES_PER_TOKEN = 8
-"""At most ``max_tokens`` times this is read. A BPE packs fewer characters of text into a token."""
 SAMPLING = 1
 """Raised with every change of the sampling, because the fingerprint does not see code."""
 
@@ -44,10 +41,7 @@ class Text(Source):
         self.fingerprint = digest([facts["content"], name, seq_len, SAMPLING])
         self._train = np.load(folder / "train.npy", mmap_mode="r", allow_pickle=False)
         self._validation = np.load(folder / "validation.npy", mmap_mode="r", allow_pickle=False)
-        key, self._remedy = {
-            "stdlib": ("data.source stdlib", "raise data.max_tokens"),
-            "hub": ("data.dataset", "raise data.max_tokens, name a larger data set"),
-        }.get(name, ("data.files", "name more text in data.files"))
+        key, self._remedy = origin(name)
         for stream, what in ((self._train, "training"), (self._validation, "validation")):
             require(
                 len(stream) > seq_len,
@@ -75,27 +69,17 @@ class Text(Source):
 
 def open_text(config: DataConfig, seq_len: int, cache: Path) -> Text:
     """Open a text source, preparing it first if the cache lacks it."""
-    own = tokenizer_path(config.tokenizer) if config.tokenizer else None
-    wanted = [
-        FORMAT,
-        config.source,
-        identity(config),
-        config.max_tokens,
-        config.tokenizer or config.vocab_size,
-        [str(own.resolve()), own.stat().st_size, own.stat().st_mtime_ns] if own else None,
-    ]
-    key = f"{config.source}-{digest(wanted)[:20]}"
-    folder, facts = prepared(cache, key, lambda: _prepare(config, own))
+    own = tokenizer_stamp(config.tokenizer) if config.tokenizer else config.vocab_size
+    key = f"{config.source}-{digest([FORMAT, identity(config), own])[:20]}"
+    folder, facts = prepared(cache, key, lambda: _prepare(config))
     return Text(folder, facts, config.source, seq_len)
 
 
-def _prepare(config: DataConfig, own: Path | None) -> Prepared:
+def _prepare(config: DataConfig) -> Prepared:
     tokenizer, eos = None, 0
     if config.tokenizer is not None:  # first, because a wrong tokenizer costs less time than reading the text
-        file = own or hub.tokenizer_file(config.tokenizer)
-        tokenizer = load_tokenizer(file)
-        eos = eos_token_id(tokenizer, file)
-    train, validation, split = _split(_read(config))
+        tokenizer, eos = open_tokenizer(config.tokenizer)
+    train, validation, split = _split(list(read_documents(config)))
     where = {"stdlib": "data.source stdlib", "hub": f"data.dataset {config.dataset}"}.get(
         config.source, f"data.files {', '.join(config.files)}"
     )
@@ -120,18 +104,6 @@ def _prepare(config: DataConfig, own: Path | None) -> Prepared:
         "python": f"{platform.python_implementation()} {platform.python_version()}",
     }
     return Prepared(facts, packed, text)
-
-
-def _read(config: DataConfig) -> list[Document]:
-    """Return the documents, cut where more text could not be used."""
-    left = config.max_tokens * BYTES_PER_TOKEN
-    found: list[Document] = []
-    for document in read_documents(config):
-        found.append(document._replace(text=document.text[:left]))
-        left -= len(found[-1].text)
-        if left <= 0:
-            break
-    return found
 
 
 def _split(documents: list[Document]) -> tuple[list[str], list[str], str]:

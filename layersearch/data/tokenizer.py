@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from layersearch.data import hub
 from layersearch.data.source import Tokens, require
 from layersearch.errors import DataError
 
@@ -23,6 +24,7 @@ MIN_VOCAB_SIZE = 257
 """The 256 bytes and the end-of-document token."""
 BPE_CHARACTERS = 32_000_000
 """The BPE is trained on this many characters of the training text at most."""
+_AT_ONCE = 16
 
 
 def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
@@ -108,21 +110,47 @@ def encode(tokenizer: Tokenizer, texts: Sequence[str], eos: int, max_tokens: int
 
     Text that the tokenizer has no token for raises a `DataError`.
     """
+    pieces = [np.empty(0, dtype=np.int64)]
+    left = max_tokens
+    for ids in encode_each(tokenizer, texts):
+        pieces.append(np.array([*ids, eos], dtype=np.int64)[:left])
+        left -= len(pieces[-1])
+        if left <= 0:
+            break
+    return np.concatenate(pieces), len(pieces) - 1
+
+
+def encode_each(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int]]:
+    """Yield the token ids of each text, without special tokens; `_AT_ONCE` texts are encoded at a time.
+
+    Text that the tokenizer has no token for raises a `DataError`.
+    """
     tokenizer.no_truncation()  # these settings are for a model's own input; they would cut or fill documents
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # an end token that is written out in a text is text
-    pieces = [np.empty(0, dtype=np.int64)]
-    left = max_tokens
-    for start in range(0, len(texts), 64):
+    left = iter(texts)
+    while batch := list(itertools.islice(left, _AT_ONCE)):
         try:
-            encodings = tokenizer.encode_batch_fast(list(texts[start : start + 64]), add_special_tokens=False)
+            encodings = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
         except Exception as error:  # the binding raises bare Exception
             raise DataError(
                 f"data.tokenizer cannot encode the text ({error}): give one that has a token for unknown words"
             ) from None
-        for encoding in encodings:
-            pieces.append(np.array([*encoding.ids, eos], dtype=np.int64)[:left])
-            left -= len(pieces[-1])
-            if left <= 0:
-                return np.concatenate(pieces), len(pieces) - 1
-    return np.concatenate(pieces), len(pieces) - 1
+        yield from (encoding.ids for encoding in encodings)
+
+
+def open_tokenizer(name: str) -> tuple[Tokenizer, int]:
+    """Return the tokenizer that ``data.tokenizer`` names and the id of its end-of-document token.
+
+    Raises:
+        DataError: there is none, or it has no such token.
+    """
+    file = tokenizer_path(name) or hub.tokenizer_file(name)
+    tokenizer = load_tokenizer(file)
+    return tokenizer, eos_token_id(tokenizer, file)
+
+
+def tokenizer_stamp(name: str) -> list[Any]:
+    """Return plain data that changes when the tokenizer of this name does, without reading it."""
+    own = tokenizer_path(name)
+    return [name, *([str(own.resolve()), own.stat().st_size, own.stat().st_mtime_ns] if own else [])]
