@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
+from layersearch.config.selection import SelectionConfig
 from layersearch.errors import ConfigError
 
 AtLeast2 = Annotated[int, Field(ge=2)]
@@ -249,9 +250,11 @@ class Recipe(Strict):
     pretrained: str | None = None
     """A Hugging Face model folder or hub id: every trial starts from its weights. ``model`` must give its sizes;
     ``layersearch run --model`` fills them in. None: random weights."""
+    selection: SelectionConfig | None = None
+    """With a pre-trained model: measure schedules without training its weights. None: every trial trains."""
 
     def __post_init__(self) -> None:
-        for key in ("model", "data", "training", "search"):  # Python code may have built them without a check of ranges
+        for key in ("model", "data", "training", "search", *(["selection"] if self.selection else [])):  # Python code may have built them without a check of ranges
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
         if self.pretrained is not None:

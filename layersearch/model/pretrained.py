@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -37,8 +39,12 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         _check_windows(Path(name))
         if (converted := _converted(Path(name))) is not None:
             return converted[0]
-    with _source(name, trust_remote_code) as source:
-        config = AutoConfig.from_pretrained(**source)
+    if is_gguf(name) and os.path.isfile(name):
+        found = os.stat(name)
+        config = copy.deepcopy(_gguf_config(name, found.st_size, found.st_mtime_ns))
+    else:
+        with _source(name, trust_remote_code) as source:
+            config = AutoConfig.from_pretrained(**source)
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
         raise LayersearchError(
@@ -46,6 +52,14 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
             "example a Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, SmolLM or OLMo"
         )
     return config
+
+
+@functools.lru_cache(maxsize=1)  # transformers reads the whole vocabulary for it, which takes seconds
+def _gguf_config(name: str, size: int, mtime_ns: int) -> Any:
+    from transformers import AutoConfig
+
+    with _source(name, False) as source:
+        return AutoConfig.from_pretrained(**source)
 
 
 def load_pretrained(
@@ -104,6 +118,26 @@ def load_pretrained(
         decoder.original = converted[1]
         decoder.set_schedule(converted[1])
     return decoder
+
+
+def sketch(name: str) -> HFDecoder:
+    """Return a model on torch's meta device, from its configuration alone: shapes without storage or weights.
+
+    Raises:
+        LayersearchError: as `load_pretrained`, as far as the configuration shows it.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = load_config(name)
+    try:
+        with quiet(), _some_accelerator(), torch.device("meta"):
+            return HFDecoder(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), check=False)
+    except LayersearchError:
+        raise
+    except Exception as error:  # others' modeling files raise any kind
+        problem = one_line(error)
+        raise LayersearchError(f"{FLAG} {name}: its attention fails ({problem}); give another architecture") from None
 
 
 def fingerprint(name: str) -> str:
@@ -165,7 +199,11 @@ def recipe_for(recipe: Recipe, name: str) -> Recipe:
             "pretrained, or set training.optimizer=adamw"
         )
     data = with_tokenizer(recipe.data, name)
-    decoder = load_pretrained(name, tokens=recipe.training.seq_len)
+    if recipe.selection is not None:
+        decoder = sketch(name)
+        _extend_positions(decoder.model.config, None, recipe.training.seq_len, name)
+    else:
+        decoder = load_pretrained(name, tokens=recipe.training.seq_len)
     return replace(recipe, model=model_config(name, decoder), data=data, pretrained=name)
 
 

@@ -23,7 +23,7 @@ from statistics import fmean
 from layersearch.results import pareto, stats
 from layersearch.results.fidelity import rank_fidelities
 from layersearch.results.noise import measure_noise, measure_signal
-from layersearch.results.result import ALL_FULL, PROPOSED, BestPerL, Comparison, Entry, Result, Winner, not_none
+from layersearch.results.result import ALL_FULL, PROPOSED, BestPerL, Comparison, Entry, Result, Unit, Winner, not_none
 from layersearch.results.verdict import comparison_text, verdict_text
 from layersearch.schedule import Schedule
 from layersearch.training.record import State, TrialRecord
@@ -38,6 +38,7 @@ def analyze(
     confidence: float = stats.CONFIDENCE,
     tolerance: float = 0.0,
     leave_one_out: Sequence[tuple[float, float]] = (),
+    unit: Unit = "seed",
 ) -> Result:
     """Analyze a run's records, finished or not.
 
@@ -48,6 +49,7 @@ def analyze(
         tolerance: loss above the lowest, in nats, that a cheaper schedule may have.
         leave_one_out: (predicted, real) losses of the surrogate, nats, see
             `layersearch.surrogate.fit.leave_one_out_losses`. Empty: its rank correlation is not reported.
+        unit: what a record's ``seed`` counts: seeds of a training, or held-out documents.
 
     Example:
         >>> from layersearch import analyze
@@ -96,7 +98,8 @@ def analyze(
             records, [(loss, entry.mean.mean) for entry, loss in searched if entry.mean], confidence, leave_one_out
         ),
         failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
-        verdict=verdict_text(winner, best, entries),
+        verdict=verdict_text(winner, best, entries, unit),
+        unit=unit,
     )
 
 

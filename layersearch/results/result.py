@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from layersearch.results.stats import Interval, RankCorrelation
 from layersearch.schedule import Schedule
@@ -15,6 +15,7 @@ PROPOSED = "proposed"
 ALL_FULL = "all_full"
 
 T = TypeVar("T")
+Unit = Literal["seed", "document"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,6 +228,8 @@ class Result:
     failed: int
     """Number of failed trials that no later attempt replaced."""
     verdict: str
+    unit: Unit = "seed"
+    """What schedules are paired by: fresh seeds of a training, or held-out documents."""
 
     def entry(self, schedule: Schedule) -> Entry:
         """Return the entry of one schedule."""

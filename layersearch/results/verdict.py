@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from layersearch.results.result import ALL_FULL, Comparison, Entry, Result, Winner
+from layersearch.results.result import ALL_FULL, Comparison, Entry, Result, Unit, Winner
 from layersearch.results.stats import Interval, decimals
 
 
@@ -44,7 +44,10 @@ def comparison_text(difference: Interval, corrected: Interval, comparisons: int)
     return f"no significant difference ({difference} nats)"
 
 
-def verdict_text(winner: Winner | None, best: Entry | None, entries: Sequence[Entry]) -> str:
+UNITS: dict[Unit, str] = {"seed": "fresh seed", "document": "held-out document"}
+
+
+def verdict_text(winner: Winner | None, best: Entry | None, entries: Sequence[Entry], unit: Unit = "seed") -> str:
     """State the run's finding in a few sentences; ``best`` has the lowest loss in the search within the budget."""
     if winner is None:
         if not any(entry.state == "complete" or entry.confirm for entry in entries):
@@ -52,22 +55,22 @@ def verdict_text(winner: Winner | None, best: Entry | None, entries: Sequence[En
         if best is None:
             return "No winner: no schedule within the budget has completed."
         return (
-            f"No winner yet: no schedule within the budget is confirmed on fresh seeds. "
+            f"No winner yet: no schedule within the budget is confirmed on {UNITS[unit]}s. "
             f"Lowest loss in the search, on one seed: {best.label}."
         )
     by_schedule = {entry.schedule: entry for entry in entries}
     entry, names = by_schedule[winner.schedule], {name for entry in entries for name in entry.names}
     return " ".join(
         (
-            _reason(winner, entry.label, by_schedule[winner.leader].label),
-            _against(winner.to_all_full, ALL_FULL, ALL_FULL in entry.names, ALL_FULL in names),
-            _against(winner.to_best_baseline, "the best baseline", bool(entry.names), bool(names)),
+            _reason(winner, entry.label, by_schedule[winner.leader].label, UNITS[unit]),
+            _against(winner.to_all_full, ALL_FULL, ALL_FULL in entry.names, ALL_FULL in names, unit),
+            _against(winner.to_best_baseline, "the best baseline", bool(entry.names), bool(names), unit),
         )
     )
 
 
-def _reason(winner: Winner, name: str, leader: str) -> str:
-    seeds = f"{len(winner.seeds)} fresh seed{'s' if len(winner.seeds) > 1 else ''}"
+def _reason(winner: Winner, name: str, leader: str, unit: str) -> str:
+    seeds = f"{len(winner.seeds)} {unit}{'s' if len(winner.seeds) > 1 else ''}"
     number = winner.candidates
     if number == 1:
         return f"{name} is the only schedule within the budget that is confirmed, on {seeds}."
@@ -92,11 +95,11 @@ def _reason(winner: Winner, name: str, leader: str) -> str:
     return reason + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
 
 
-def _against(found: Comparison | None, reference: str, is_itself: bool, trained: bool) -> str:
+def _against(found: Comparison | None, reference: str, is_itself: bool, trained: bool, unit: Unit) -> str:
     if found is None:
         if is_itself:
             return f"It is {reference} itself."
-        return f"Against {reference}: unknown, {'not confirmed on the same seeds' if trained else 'none was trained'}."
+        return f"Against {reference}: unknown, {f'not confirmed on the same {unit}s' if trained else 'none was trained'}."
     label = reference if reference == ALL_FULL else f"{reference} {found.reference}"
-    more = f"; about {found.seeds_needed} seeds could detect a difference of this size" if found.seeds_needed else ""
+    more = f"; about {found.seeds_needed} {unit}s could detect a difference of this size" if found.seeds_needed else ""
     return f"Against {label}: {found.verdict}{more}."

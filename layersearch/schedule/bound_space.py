@@ -153,6 +153,10 @@ class BoundSpace:
         except KeyError:  # all-full, in a space that does not hold it
             return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
 
+    def share(self, span: Span) -> float:
+        """Return the cost of one layer with a span of the space, relative to the all-full schedule."""
+        return self._pairs[span] / self._full_pairs
+
     def cheapest(self) -> Schedule:
         """Return the schedule of lowest cost; among equal choices, the first in the file."""
         return min(map(self._cheapest, self.subspaces), key=self.cost)

@@ -34,8 +34,6 @@ GATES_NAME = "layersearch_gates"
 Array = NDArray[np.float64]
 Choices = Sequence[Sequence[Span]]
 """The spans that each layer may have, by layer."""
-RATE = 0.5
-"""Default rate of the descent."""
 
 
 def gated_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
@@ -130,8 +128,10 @@ def descend(
     budget: float,
     *,
     steps: int,
-    rate: float = RATE,
-    on_step: Callable[[int, float], None] = lambda step, loss: None,
+    rate: float,
+    begin: Sequence[Array] | None = None,
+    first: int = 0,
+    on_step: Callable[[int, float, Sequence[Array]], None] = lambda step, loss, scores: None,
 ) -> list[Array]:
     """Move gates down the quality of a schedule, one unit a step, and return their scores by layer and choice.
 
@@ -142,20 +142,21 @@ def descend(
         budget: largest expected cost.
         steps: of the descent.
         rate: change of a log weight by a gradient of root-mean-square size, per step.
-        on_step: called with the number of steps done and the loss of the relaxed problem, nats.
+        begin: scores after the ``first`` steps of an earlier process.
+        on_step: called with the number of steps done, the loss of the relaxed problem in nats, and the scores so far.
 
     Returns:
         Negated log weights before the budget's multiplier: lower is better, as `round_to_schedules` takes them.
     """
-    logs = [np.zeros(len(spans)) for spans in choices]
-    for step in range(steps):
+    logs = [np.zeros(len(spans)) for spans in choices] if begin is None else [-scores for scores in begin]
+    for step in range(first, steps):
         weights = keep_to_budget(logs, costs, budget)
         unit = step % len(scorer.units)
         loss, gradients = gate_gradients(scorer.model, choices, weights, lambda: scorer.loss_with_graph(unit))
         centered = [g - w @ g for w, g in zip(weights, gradients, strict=True)]
         scale = float(np.sqrt(np.mean(np.concatenate(centered) ** 2))) or 1.0
         logs = [log - rate * g / scale for log, g in zip(logs, centered, strict=True)]
-        on_step(step + 1, loss)
+        on_step(step + 1, loss, [-log for log in logs])
     return [-log for log in logs]
 
 

@@ -52,6 +52,12 @@ class Measurement:
         return self.text_loss if not weight else (1 - weight) * self.text_loss + weight * self.answer_loss
 
 
+def position_edges(seq_len: int) -> tuple[int, ...]:
+    """Return the right edges of the bins of `Measurement.by_position`, in tokens."""
+    parts = torch.arange(1, seq_len + 1).tensor_split(BINS)
+    return tuple(int(part[-1]) for part in parts if len(part))
+
+
 class Scorer:
     """Measures schedules on units.
 
@@ -97,7 +103,7 @@ class Scorer:
             text_loss=float(losses.mean()),
             answer_loss=fmean(answers) if answers else float("nan"),
             accuracy=accuracy,
-            by_position=tuple(float(part.mean()) for part in losses.tensor_split(BINS)),
+            by_position=tuple(float(part.mean()) for part in losses.tensor_split(BINS) if len(part)),
         )
 
     def measure_all(self, schedule: Schedule) -> list[Measurement]:

@@ -16,7 +16,7 @@ Each method ranks layers under one sparse span, and the first l of its ranking k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -46,13 +46,7 @@ class Ranking:
 
     def schedule(self, n_full: int, n_layers: int, span: Span) -> Schedule:
         """Return the schedule with the first ``n_full`` layers full and ``span`` in the others."""
-        return place(self.layers[:n_full], n_layers, span)
-
-
-def place(full: Iterable[int], n_layers: int, span: Span) -> Schedule:
-    """Return the schedule with full attention in these layers and ``span`` in the others."""
-    chosen = set(full)
-    return Schedule(tuple(FULL if layer in chosen else span for layer in range(n_layers)))
+        return presets.place(n_layers, self.layers[:n_full], span)
 
 
 def _ranked(name: str, needs: Sequence[float]) -> Ranking:
@@ -63,13 +57,13 @@ def _ranked(name: str, needs: Sequence[float]) -> Ranking:
 
 def restore_one(n_layers: int, span: Span, score: Score) -> Ranking:
     """Rank layers by the gain when full attention is restored in each alone; L scores."""
-    return _ranked("restore_one", [-score(place((layer,), n_layers, span)) for layer in range(n_layers)])
+    return _ranked("restore_one", [-score(presets.place(n_layers, (layer,), span)) for layer in range(n_layers)])
 
 
 def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
     """Rank layers by the score after each alone is made sparse; L scores."""
     every = set(range(n_layers))
-    return _ranked("remove_one", [score(place(every - {layer}, n_layers, span)) for layer in range(n_layers)])
+    return _ranked("remove_one", [score(presets.place(n_layers, every - {layer}, span)) for layer in range(n_layers)])
 
 
 def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
@@ -77,7 +71,7 @@ def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = N
     kept: list[int] = []
     scores: list[float] = []
     for _ in range(n_layers if most is None else min(most, n_layers)):
-        tried = {layer: score(place([*kept, layer], n_layers, span)) for layer in range(n_layers) if layer not in kept}
+        tried = {layer: score(presets.place(n_layers, [*kept, layer], span)) for layer in range(n_layers) if layer not in kept}
         best = min(tried, key=lambda layer: (tried[layer], layer))
         kept.append(best)
         scores.append(tried[best])

@@ -11,12 +11,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from layersearch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 FILLER = (
     "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again.",
@@ -129,12 +132,12 @@ TASKS: dict[str, Callable[[_Draw], Question]] = {
 
 
 def make_example(
-    tokenizer: Any, tasks: Sequence[str], *, seq_len: int, number: int, seed: int, with_facts: bool = True
+    tokenizer: Tokenizer, tasks: Sequence[str], *, seq_len: int, number: int, seed: int, with_facts: bool = True
 ) -> Example:
     """Return one sequence of exactly ``seq_len`` tokens that asks for one answer of every task.
 
     Args:
-        tokenizer: of transformers.
+        tokenizer: the model's own.
         tasks: keys of `TASKS`.
         seq_len: tokens T, the answers' included.
         number: of the sequence; tasks take turns at the depths of `DEPTHS` from one number to the next.
@@ -150,7 +153,7 @@ def make_example(
     depths = {task: DEPTHS[(at + number) % len(DEPTHS)] for at, task in enumerate(tasks)}
 
     def encode(text: str) -> list[int]:
-        return list(tokenizer(text, add_special_tokens=False).input_ids)
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
     end, answers = [], []
     for task in rng.sample(list(tasks), len(tasks)):
@@ -168,7 +171,7 @@ def make_example(
         for at, fact in enumerate(question.facts):
             depth = depths[task] + (1 - depths[task]) * at / len(question.facts)
             hidden.append((depth, encode(f" {fact}") if with_facts else []))
-    start = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    start = tokenizer.encode("").ids[:1]  # the token before a text, if there is one
     room = seq_len - len(start) - len(end) - sum(len(fact) for _, fact in hidden)
     if room < 0:
         raise ConfigError(

@@ -14,23 +14,19 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import time
 from collections.abc import Mapping, Sequence
 
 from layersearch.errors import LayersearchError
-from layersearch.files import write_text
 from layersearch.results.analyze import analyze
 from layersearch.results.pareto import nondominated
 from layersearch.results.result import PROPOSED, Result
-from layersearch.results.verdict import winner_evidence
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.files import schedule_text
 from layersearch.study.journal import Study
 from layersearch.study.plan import GENERATION, Listener, Plan, Progress
 from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner, TrialPruner
-from layersearch.study.run_folder import RunFolder
+from layersearch.study.run_folder import RunFolder, write_result
 from layersearch.surrogate.fit import leave_one_out_losses
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
@@ -209,9 +205,6 @@ class SearchLoop:
         from layersearch.results.plots.noise import plot_signal
         from layersearch.results.plots.pareto import plot_pareto
 
-        write_text(self._folder.path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
+        write_result(self._folder.path, result)
         plot_pareto(result, self._folder.path / "pareto")
         plot_signal(result, self._folder.path / "signal")
-        if result.winner is not None:
-            text = schedule_text(result.winner.schedule, winner_evidence(result))
-            write_text(self._folder.path / "winner.yaml", text)

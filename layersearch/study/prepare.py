@@ -48,15 +48,21 @@ def open_run_folder(
 
     ``free`` are keys of the configuration that may differ from the folder's. See `RunFolder` for errors.
     """
+    request = request_of(recipe, space, budget=budget, seed=seed, data=describe(source))
+    folder = RunFolder(out, request, free)
+    folder.write_flops(lambda: check_flops(recipe, space, source.vocab_size))
+    return folder
+
+
+def request_of(recipe: Recipe, space: BoundSpace, *, budget: float, seed: int, data: dict[str, Any]) -> dict[str, Any]:
+    """Return the configuration that defines a run, as plain data."""
     request: dict[str, Any] = {
         "recipe": recipe.to_dict(),
         "space": dataclasses.asdict(space.space),
         "budget": budget,
         "seed": seed,
-        "data": describe(source),
+        "data": data,
     }
     if recipe.pretrained is not None:
         request["model_fingerprint"] = fingerprint(recipe.pretrained)
-    folder = RunFolder(out, request, free)
-    folder.write_flops(lambda: check_flops(recipe, space, source.vocab_size))
-    return folder
+    return request

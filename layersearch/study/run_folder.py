@@ -12,6 +12,9 @@ from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import FORMAT, FREE, first_difference, open_folder, write_text
+from layersearch.results.result import Result
+from layersearch.results.verdict import winner_evidence
+from layersearch.schedule.files import schedule_text
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
 from layersearch.version import __version__
@@ -151,3 +154,10 @@ def _with_defaults(key: str, held: Any) -> Any:
         return json.loads(json.dumps(dataclasses.asdict(build(kind, held, key))))
     except LayersearchError:
         return held  # the comparison then names the difference
+
+
+def write_result(path: Path, result: Result) -> None:
+    """Write ``frontier.json`` and, if there is a winner, ``winner.yaml``."""
+    write_text(path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    if result.winner is not None:
+        write_text(path / "winner.yaml", schedule_text(result.winner.schedule, winner_evidence(result)))

@@ -37,4 +37,6 @@ def load_result(run: Path) -> Result:
     recipe, space, budget = load_request(run)
     records, bound = load_records(run), BoundSpace.of(space, recipe)
     leave_one_out = leave_one_out_losses(records, bound)
+    if recipe.selection is not None:
+        return analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
     return analyze(records, budget, tolerance=recipe.search.tolerance, leave_one_out=leave_one_out)

@@ -16,6 +16,7 @@ from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import SearchLoop
 from layersearch.study.plan import Listener, make_plan, no_listener
+from layersearch.study.model_selection import select
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.workers.pool import LocalPool, PoolFactory
@@ -59,6 +60,8 @@ def search(
         >>> result = layersearch.search(recipe, space, 0.6, "runs/smoke")  # doctest: +SKIP
     """
     bound = BoundSpace.of(space, recipe)
+    if recipe.selection is not None:
+        return select(recipe, bound, budget, Path(out), seed, cache, listener)
     plan = make_plan(recipe, bound, budget, seed)
     for schedule in confirm or ():
         bound.check(schedule)

@@ -1,0 +1,383 @@
+"""Chooses a pre-trained model's schedule without training: gates, local search, confirmation on held-out documents.
+
+1. Gates over all choices of all layers descend on calibration units, at the budget (`layersearch.selection.gates`).
+2. A local search measures schedules on selection units (`layersearch.selection.local_search`).
+3. The best within the budget, named placements at the budget, and schedules at other costs are measured on
+   confirmation units. Only these decide.
+
+The three sets of units share no document. Each unit of the confirmation is one "seed" of a record, so the analysis
+pairs schedules by document. A killed run resumes: after each gate step, schedule and unit its results are on disk.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+
+import numpy as np
+import torch
+
+from layersearch.config.recipe import Recipe
+from layersearch.config.selection import SelectionConfig
+from layersearch.data.sequences import document_sequences
+from layersearch.data.tokenizer import open_tokenizer
+from layersearch.errors import ConfigError, RunFolderError
+from layersearch.files import unwritable, write_text
+from layersearch.model.attention.dispatch import kernel_for
+from layersearch.model.fvcore_flops import check_flops
+from layersearch.model.pretrained import load_pretrained
+from layersearch.results.analyze import analyze
+from layersearch.results.held_out import measure_rows
+from layersearch.results.plots.selection import plot_selection
+from layersearch.results.result import ALL_FULL, PROPOSED, Result
+from layersearch.schedule import Schedule, presets
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.selection.gates import descend, round_to_schedules
+from layersearch.selection.layerwise import Layerwise
+from layersearch.selection.local_search import LocalSearch, Measured
+from layersearch.selection.measure import Measurement, Scorer, Unit, by_task, position_edges
+from layersearch.selection.retrieval import make_example
+from layersearch.selection.templates import named_placements
+from layersearch.study.prepare import request_of
+from layersearch.study.run_folder import RunFolder, write_result
+from layersearch.training.memory import peak_memory
+from layersearch.training.record import Trial, TrialRecord, blank_record
+
+PARTS = ("calibration", "selection", "confirmation")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The progress of a selection."""
+
+    phase: str
+    """``loading``, ``gates``, ``search``, ``confirm`` or ``done``."""
+    done: int
+    planned: int
+    note: str
+    seconds_left: float | None = None
+
+
+Listener = Callable[[Stage], None]
+Array = np.ndarray
+
+
+def default_choices(seq_len: int) -> tuple[str, ...]:
+    """Return the choices of a layer where no space is named: full, and two windows with and without 4 sinks.
+
+    The windows are 1/16 and 1/8 of the text, at least 16 tokens; ``analysis/smollm2`` shows why.
+    """
+    sizes = [max(16, seq_len // share) for share in (16, 8)]
+    return ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))
+
+
+class ModelSelection:
+    """One selection in a run folder.
+
+    Args:
+        recipe: with ``pretrained`` and ``selection``.
+        space: the space, bound to the model.
+        budget: largest cost, as a share of all-full's.
+        folder: the run folder, held by this process.
+        seed: of the units and of the local search.
+        cache: folder of prepared data; None: the default one.
+        listener: called with the progress.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        space: BoundSpace,
+        budget: float,
+        folder: RunFolder,
+        seed: int,
+        cache: Path | None,
+        listener: Listener,
+    ) -> None:
+        assert recipe.selection is not None and recipe.pretrained is not None
+        self._recipe, self._space, self._budget = recipe, space, budget
+        self._config: SelectionConfig = recipe.selection
+        self._folder, self._seed, self._listener = folder, seed, listener
+        self._records = folder.records()
+        self._tasks: tuple[str, ...] = self._config.tasks
+        self._cache = cache
+        self._began, self._first = time.monotonic(), 0
+
+    def run(self) -> list[TrialRecord]:
+        """Do what is left; return every record."""
+        self._say("loading", 0, 1, f"reading text and {Path(str(self._recipe.pretrained)).name}")
+        units = self._units()
+        model = self._load()
+        self._tasks = self._usable_tasks(model, units["calibration"])
+        scores = self._gates(model, units["calibration"])
+        search = self._search(model, units["selection"], scores)
+        self._confirm(model, units["confirmation"], self._to_confirm(search, scores))
+        return self._records
+
+    def _say(self, phase: str, done: int, planned: int, note: str) -> None:
+        left = None
+        if done > self._first:
+            left = (time.monotonic() - self._began) / (done - self._first) * (planned - done)
+        self._listener(Stage(phase=phase, done=done, planned=planned, note=note, seconds_left=left))
+
+    def _enter(self, done: int) -> None:
+        """Start a phase's clock; ``done`` units of its work were done before."""
+        self._began, self._first = time.monotonic(), done
+
+    def _units(self) -> dict[str, list[Unit]]:
+        config, data, seq_len = self._config, self._recipe.data, self._recipe.training.seq_len
+        assert data.tokenizer is not None
+        counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
+        texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=self._seed, cache=self._cache)
+        tokenizer, _ = open_tokenizer(data.tokenizer)
+        number, units = 0, {}
+        for part in PARTS:
+            units[part] = []
+            for text in texts[part]:
+                example = make_example(tokenizer, config.tasks, seq_len=seq_len + 1, number=number, seed=self._seed)
+                units[part].append(Unit(torch.from_numpy(text), example))
+                number += 1
+        return units
+
+    def _load(self) -> Layerwise:
+        dtype = weights_type(self._config.precision)
+        decoder = load_pretrained(
+            str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
+        )
+        self.dtype = dtype
+        return Layerwise(decoder)
+
+    def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
+        """Return the tasks that the model does with full attention; ``retrieval.json`` keeps the levels."""
+        file = self._folder.path / "retrieval.json"
+        if not self._config.retrieval_weight:
+            return ()
+        if not file.exists():
+            self._say("loading", 0, 1, "retrieval tasks: the original's level and chance")
+            full = presets.all_full(model.n_layers)
+            level = by_task(Scorer(model, units, self._config.tasks, 0.5).measure_all(full))
+            guessed = by_task(Scorer(model, self._without_facts(len(units)), self._config.tasks, 0.5).measure_all(full))
+            levels = {task: {"full": level[task], "chance": guessed[task]} for task in level}
+            write_text(file, json.dumps(levels, indent=1) + "\n")
+        try:
+            held = json.loads(file.read_text(encoding="utf-8"))
+            return tuple(task for task in self._config.tasks if held[task]["full"] >= self._config.min_accuracy)
+        except (ValueError, TypeError, KeyError):
+            raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
+
+    def _without_facts(self, count: int) -> list[Unit]:
+        seq_len, tokenizer = self._recipe.training.seq_len, open_tokenizer(str(self._recipe.data.tokenizer))[0]
+        made = [
+            make_example(tokenizer, self._config.tasks, seq_len=seq_len + 1, number=n, seed=self._seed, with_facts=False)
+            for n in range(count)
+        ]
+        return [Unit(example.tokens, example) for example in made]
+
+    def _scorer(self, model: Layerwise, units: Sequence[Unit]) -> Scorer:
+        return Scorer(model, units, self._tasks, self._config.retrieval_weight if self._tasks else 0.0)
+
+    def _gates(self, model: Layerwise, units: Sequence[Unit]) -> list[Array]:
+        """Return the gates' scores by layer and choice; ``gates.json`` holds each step."""
+        file, steps = self._folder.path / "gates.json", self._config.gate_steps
+        held: dict[str, list[list[list[float]]] | list[float]] = {"scores": [], "losses": []}
+        if file.exists():
+            try:
+                held = json.loads(file.read_text(encoding="utf-8"))
+                scores = [np.array(layer, dtype=np.float64) for layer in held["scores"]]
+                assert [len(s) for s in scores] == [len(o) for o in self._space.options]
+            except (ValueError, TypeError, KeyError, AssertionError):
+                raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
+        else:
+            scores = [np.zeros(len(options)) for options in self._space.options]
+        done = len(held["losses"])
+        self._enter(done)
+
+        def on_step(step: int, loss: float, now: Sequence[Array]) -> None:
+            held["losses"].append(loss)  # type: ignore[arg-type]
+            held["scores"] = [layer.tolist() for layer in now]
+            write_text(file, json.dumps(held) + "\n")
+            self._say("gates", step, steps, f"relaxed loss {loss:.3f}")
+
+        self._say("gates", done, steps, f"all {sum(map(len, self._space.options))} choices of {model.n_layers} layers")
+        scorer = self._scorer(model, units)
+        return descend(
+            scorer,
+            self._space.options,
+            self._costs(),
+            self._budget,
+            steps=steps,
+            rate=self._config.gate_rate,
+            begin=scores,
+            first=done,
+            on_step=on_step,
+        )
+
+    def _costs(self) -> list[Array]:
+        return [np.array([self._space.share(span) for span in options]) for options in self._space.options]
+
+    def _search(self, model: Layerwise, units: Sequence[Unit], scores: Sequence[Array]) -> LocalSearch:
+        config, space = self._config, self._space
+        known = {r.schedule: _losses(r) for r in self._records if r.phase == "search"}
+        planned = config.candidates
+
+        def on_measured(made: Measured) -> None:
+            self._append(made.schedule, self._seed, "search", made.losses, made.found, len(units))
+            best = search.best[:1]
+            note = f"best {best[0].estimate:.3f} at cost {space.cost(best[0].schedule):.3f} ({best[0].schedule})"
+            self._say("search", len(search.measured), planned, note if best else "")
+
+        search = LocalSearch(
+            self._scorer(model, units), space, self._budget, self._prior(scores), on_measured, known, self._seed
+        )
+        self._enter(len(known))
+        self._say("search", 0, planned, "measuring schedules on real losses")
+        path = round_to_schedules(space.options, scores, self._costs())
+        inside = [schedule for schedule in path if space.cost(schedule) <= self._budget]
+        first = [*inside[-1:-6:-2], *named_placements(space, self._budget).values()]
+        search.run(first[: max(1, config.candidates)], max(0, config.candidates - len(set(first))))
+        return search
+
+    def _prior(self, scores: Sequence[Array]) -> Callable[[Schedule], float]:
+        pairs = zip(self._space.options, scores, strict=True)
+        tables = [dict(zip(options, layer.tolist(), strict=True)) for options, layer in pairs]
+        groups = self._space.groups
+        return lambda schedule: sum(table[schedule[group[0]]] for table, group in zip(tables, groups, strict=True))
+
+    def _to_confirm(self, search: LocalSearch, scores: Sequence[Array]) -> dict[Schedule, str]:
+        """Return the schedules to confirm and their roles."""
+        space, config, n = self._space, self._config, self._space.n_layers
+        roles: dict[Schedule, str] = {presets.all_full(n): ALL_FULL}
+        for name, schedule in {**_all_sparse(space), **named_placements(space, self._budget)}.items():
+            roles[schedule] = f"{roles[schedule]} = {name}" if schedule in roles else name
+        for made in search.best[: config.finalists]:
+            roles.setdefault(made.schedule, PROPOSED)
+        path = round_to_schedules(space.options, scores, self._costs())
+        low, high = space.cost(path[0]), min(0.75, max(2.5 * self._budget, 0.4))
+        for level in np.linspace(low, high, config.frontier + 2)[1:-1]:
+            near = min(path, key=lambda schedule: abs(space.cost(schedule) - level))
+            roles.setdefault(near, PROPOSED)
+        return roles
+
+    def _confirm(self, model: Layerwise, units: Sequence[Unit], roles: Mapping[Schedule, str]) -> None:
+        done = {(r.schedule, r.seed) for r in self._records if r.phase == "confirm"}
+        planned, count = len(roles) * len(units), len(done)
+        self._enter(count)
+        self._say("confirm", count, planned, f"{len(roles)} schedules on {len(units)} held-out documents")
+        # The cheapest first: the others differ from it in few layers and run only those above.
+        order = sorted(roles, key=self._space.cost)
+        for number, unit in enumerate(units):
+            scorer = self._scorer(model, [unit])
+            left = [schedule for schedule in order if (schedule, number) not in done]
+            if left:
+                scorer.start_from(order[0])
+            for schedule in left:
+                found = scorer.measure(schedule, 0)
+                loss = found.quality(scorer.weight)
+                self._append(schedule, number, "confirm", [loss], [found], 1, roles[schedule])
+                count += 1
+                self._say("confirm", count, planned, self._leader())
+
+    def _leader(self) -> str:
+        by: dict[Schedule, list[float]] = {}
+        for r in self._records:
+            if r.phase == "confirm" and r.loss is not None and r.cost <= self._budget:
+                by.setdefault(r.schedule, []).append(r.loss)
+        most = max(map(len, by.values()), default=0)
+        whole = {schedule: fmean(found) for schedule, found in by.items() if len(found) == most}
+        if not whole:
+            return ""
+        best = min(whole, key=lambda schedule: whole[schedule])
+        return f"best {whole[best]:.3f} at cost {self._space.cost(best):.3f} ({best})"
+
+    def _append(
+        self,
+        schedule: Schedule,
+        seed: int,
+        phase: str,
+        losses: Sequence[float],
+        found: Sequence[Measurement],
+        units: int,
+        role: str = PROPOSED,
+    ) -> None:
+        trial = Trial(schedule=schedule, seed=seed, phase=phase, role=role)  # type: ignore[arg-type]
+        seq_len = self._recipe.training.seq_len
+        curve = tuple((n, fmean(losses[:n])) for n in range(1, len(losses) + 1))
+        record = dataclasses.replace(
+            blank_record(trial, self._recipe),
+            state="complete" if len(losses) == units else "stopped",
+            steps=len(losses),
+            full_steps=units,
+            loss=curve[-1][1],
+            curve=curve,
+            loss_by_position=tuple(map(fmean, zip(*(one.by_position for one in found), strict=True))),
+            position_edges=position_edges(seq_len),
+            metrics=_metrics(found),
+            peak_memory_bytes=peak_memory("cpu"),
+            kernels=tuple(kernel_for(span, "cpu") for span in schedule),
+            device="cpu",
+            precision=f"{self.dtype} weights",
+        )
+        self._folder.append(record)
+        self._records.append(record)
+
+
+def weights_type(precision: str) -> str:
+    """Return the type of frozen weights, ``float32`` or ``bfloat16``; ``auto`` asks the processor."""
+    if precision == "auto":
+        precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+    return {"bf16": "bfloat16", "float32": "float32"}[precision]
+
+
+def _all_sparse(space: BoundSpace) -> dict[str, Schedule]:
+    """Return one sparse span everywhere, for each sparse span of the space, by name."""
+    spans = dict.fromkeys(span for options in space.options for span in options if not span.is_full)
+    return {f"all {span}": presets.all_sparse(space.n_layers, span) for span in spans}
+
+
+def _losses(record: TrialRecord) -> list[float]:
+    """Return the loss on each unit from the running means."""
+    sums = [0.0, *(number * mean for number, mean in record.curve)]
+    return [after - before for before, after in zip(sums, sums[1:], strict=False)]
+
+
+def _metrics(found: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
+    said = {"text_loss": fmean(one.text_loss for one in found)}
+    if found[0].accuracy:
+        said["answer_loss"] = fmean(one.answer_loss for one in found)
+        levels = by_task(found)
+        said["answer_accuracy"] = fmean(levels.values())
+        said |= {f"accuracy_{task}": level for task, level in levels.items()}
+    return tuple(sorted(said.items()))
+
+
+def select(
+    recipe: Recipe, space: BoundSpace, budget: float, out: Path, seed: int, cache: Path | None, listener: Listener
+) -> Result:
+    """Select a schedule in a run folder, or resume; see `layersearch.search` for arguments and errors."""
+    assert recipe.pretrained is not None
+    if any(len(group) > 1 for group in space.groups) or space.space.one_sparse:
+        raise ConfigError(
+            f"search space {space.space.name!r} ties layers (tied, pattern or one_sparse), and a selection chooses for "
+            "each layer alone; name another --space, or train with --recipe pretrained-training"
+        )
+    space.check_budget(budget)
+    listener(Stage(phase="loading", done=0, planned=1, note=f"{recipe.pretrained}: hashing its weights"))
+    data = {"source": recipe.data.source, "tokenizer": recipe.data.tokenizer, "vocab_size": recipe.data.vocab_size}
+    folder = RunFolder(out, request_of(recipe, space, budget=budget, seed=seed, data=data))
+    try:
+        folder.write_flops(lambda: check_flops(recipe, space, recipe.data.vocab_size))
+        folder.drop_torn_line()
+        records = ModelSelection(recipe, space, budget, folder, seed, cache, listener).run()
+        result = analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
+        write_result(out, result)
+        plot_selection(result, measure_rows(records), out / "selection")
+    except OSError as error:
+        raise unwritable(out, error) from None
+    finally:
+        folder.release()
+    listener(Stage(phase="done", done=1, planned=1, note=""))
+    return result
