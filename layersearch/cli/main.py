@@ -31,9 +31,7 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        raise LayersearchError(
-            f"{self.prog}: {message.replace('invalid choice', 'unknown')} (see '{self.prog} --help')"
-        )
+        raise LayersearchError(f"{message.replace('invalid choice', 'unknown')} (see '{self.prog} --help')")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
