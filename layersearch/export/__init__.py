@@ -8,13 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
-from layersearch.export.engine_files import engine_text
-from layersearch.export.engines import ENGINES, SERVING_FAMILIES
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, find_family
 from layersearch.export.files import write_files
-from layersearch.export.flex import MODULE, flex_module
 from layersearch.export.hf import config_text, save_weights
-from layersearch.export.hf_remote import remote_files, save_remote, stock_config
+from layersearch.export.hf_remote import MODULE, flex_module, remote_files, save_remote, stock_config
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:

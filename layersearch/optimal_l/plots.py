@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from layersearch.optimal_l import report
-from layersearch.optimal_l.answer import BEST, PlacementResult, SettingAnswer
-from layersearch.optimal_l.summary import size_of
+from layersearch.optimal_l.answer import BEST, PlacementResult, SettingAnswer, size_of
 from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from layersearch.optimal_l.summary import OptimalL
+    from layersearch.optimal_l.answer import OptimalL
 
 _STYLES = {
     "bottom": ("s", "#CC79A7"),

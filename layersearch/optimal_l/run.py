@@ -10,10 +10,9 @@ from layersearch.data import open_source
 from layersearch.errors import RunFolderError
 from layersearch.files import unwritable, write_text
 from layersearch.optimal_l import report
-from layersearch.optimal_l.answer import SettingAnswer, answer_setting
+from layersearch.optimal_l.answer import OptimalL, SettingAnswer, answer_setting, find_laws
 from layersearch.optimal_l.config import OptimalLConfig, Setting
 from layersearch.optimal_l.protocol import run_setting
-from layersearch.optimal_l.summary import OptimalL, find_laws
 from layersearch.study.plan import Listener, no_listener
 from layersearch.training.record import read
 from layersearch.training.workers.pool import LocalPool, PoolFactory

@@ -23,7 +23,7 @@ from layersearch.files import write_text
 from layersearch.results.analyze import analyze
 from layersearch.results.pareto import nondominated
 from layersearch.results.result import PROPOSED, Result
-from layersearch.results.verdict import winner_evidence
+from layersearch.results.sentences import winner_evidence
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import schedule_text

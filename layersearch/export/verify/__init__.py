@@ -20,9 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layersearch.export.verify.folder import MAX_WEIGHT_BYTES, read_folder
 from layersearch.export.verify.generation import TextProof, compare_texts
-from layersearch.export.verify.loading import decoder_layers, load_model, random_model, read_config
+from layersearch.export.verify.loading import (
+    MAX_WEIGHT_BYTES,
+    decoder_layers,
+    load_model,
+    random_model,
+    read_config,
+    read_folder,
+)
 from layersearch.export.verify.logits import LogitsProof, compare_logits
 from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
 from layersearch.schedule import Schedule
