@@ -12,7 +12,7 @@ from layersearch.optimal_l.noninferiority import Losses, LStar, failed_seeds, fi
 from layersearch.optimal_l.placements import named_placements, placement
 from layersearch.optimal_l.protocol import l_star_of, losses_of, select
 from layersearch.optimal_l.scaling_law import Law, fit_laws
-from layersearch.results.stats import CONFIDENCE, Interval, mean_interval, paired_difference, pooled_std
+from layersearch.results.stats import Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.files import plain
@@ -127,9 +127,7 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     shared = sorted(set.intersection(*(set(fresh[row.schedule]) for row in curve))) if curve else []
     ls, costs = [row.l for row in curve], [row.cost for row in curve]
     by_l = {row.l: [fresh[row.schedule][seed] for seed in shared] for row in curve}
-    undefined = Choice(
-        l=None, likely=(), confidence=CONFIDENCE, why="the trials at the best schedules share no fresh seed"
-    )
+    undefined = Choice(why="the trials at the best schedules share no fresh seed")
     at_budget = None
     if config.budget is not None:
         at_budget = best_within(ls, costs, by_l, config.budget) if shared else undefined

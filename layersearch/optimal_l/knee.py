@@ -1,9 +1,6 @@
 """The curve of loss against l: its knee, and its minimum within a budget.
 
-The uncertainty comes from joint samples of all mean losses: a Student t distribution around the measured means with the
-seeds' covariance. So each difference of two means has the paired t interval. It is the posterior under a flat prior
-(Box and Tiao, "Bayesian Inference in Statistical Analysis", section 8.4). A bootstrap of three seeds would be too
-narrow.
+The uncertainty comes from joint samples of all mean losses under a flat prior (`docs/methods/l-star.md`).
 """
 
 from __future__ import annotations
@@ -25,12 +22,12 @@ DRAWS = 4000
 class Choice:
     """An l picked from the curve, and the l's that the data cannot exclude."""
 
-    l: int | None
+    l: int | None = None
     """None: there is no such l."""
-    likely: tuple[int, ...]
+    likely: tuple[int, ...] = ()
     """The fewest l's that hold ``confidence`` of the samples, ascending; empty if nothing could be sampled."""
-    confidence: float
-    why: str
+    confidence: float = CONFIDENCE
+    why: str = ""
     """Why there is none; empty if there is one."""
 
     @property
@@ -40,8 +37,11 @@ class Choice:
 
 
 def sample_means(losses: Array, rng: np.random.Generator, draws: int = DRAWS) -> Array:
-    """Return samples (draws, schedules) of the mean losses, nats, from losses (seeds, schedules) at two seeds or
-    more."""
+    """Return samples (draws, schedules) of the mean losses, nats, from losses (seeds, schedules) at 2 seeds or more.
+
+    They are Student t around the measured means, with the seeds' covariance (Box and Tiao, "Bayesian Inference in
+    Statistical Analysis", section 8.4).
+    """
     n = len(losses)
     mean = losses.mean(axis=0)
     residuals = (losses - mean) / np.sqrt(n * (n - 1))
@@ -75,13 +75,12 @@ def find_knee(
         delta: a curve that falls by no more than this, in nats, has no knee.
         seed: random seed of the samples.
     """
-    table = _table(ls, losses)
     if len(ls) < 3:
-        return Choice(l=None, likely=(), confidence=CONFIDENCE, why="a knee needs losses at three l's")
+        return Choice(why="a knee needs losses at three l's")
+    table = _table(ls, losses)
     means = table.mean(axis=0)
     if float(means[0] - means.min()) <= delta:
-        why = f"from l = {ls[0]} on the loss falls by no more than delta ({delta:g} nats)"
-        return Choice(l=None, likely=(), confidence=CONFIDENCE, why=why)
+        return Choice(why=f"from l = {ls[0]} on the loss falls by no more than delta ({delta:g} nats)")
     return _pick(ls, table, lambda row: knee_index(costs, [float(loss) for loss in row]), seed)
 
 
@@ -91,8 +90,7 @@ def best_within(
     """Return the l with the lowest mean loss whose cost is at most the budget. See `find_knee`."""
     inside = [l for l, cost in zip(ls, costs, strict=True) if cost <= budget]
     if not inside:
-        why = f"no l costs {budget:g} of all-full or less; the cheapest costs {min(costs):.4g}"
-        return Choice(l=None, likely=(), confidence=CONFIDENCE, why=why)
+        return Choice(why=f"no l costs {budget:g} of all-full or less; the cheapest costs {min(costs):.4g}")
     return _pick(inside, _table(inside, losses), lambda row: int(np.argmin(row)), seed)
 
 
@@ -103,11 +101,11 @@ def _table(ls: Sequence[int], losses: Mapping[int, Sequence[float]]) -> Array:
 def _pick(ls: Sequence[int], table: Array, index: Callable[[Array], int], seed: int) -> Choice:
     chosen = ls[index(table.mean(axis=0))]
     if len(table) < 2:
-        return Choice(l=chosen, likely=tuple(ls), confidence=CONFIDENCE, why="")
+        return Choice(l=chosen, likely=tuple(ls))
     drawn = Counter(ls[index(row)] for row in sample_means(table, np.random.default_rng(seed)))
     likely: set[int] = set()
     for l, _ in drawn.most_common():
         likely.add(l)
         if sum(drawn[at] for at in likely) >= CONFIDENCE * DRAWS:
             break
-    return Choice(l=chosen, likely=tuple(sorted({*likely, chosen})), confidence=CONFIDENCE, why="")
+    return Choice(l=chosen, likely=tuple(sorted({*likely, chosen})))

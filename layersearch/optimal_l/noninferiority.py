@@ -1,14 +1,8 @@
 """l*: the smallest number of full layers shown non-inferior to a reference schedule, and its confidence set.
 
-For each l, the selection seeds fix the best schedule e(l) with at most l full layers. On fresh seeds, d(l) is the
-paired difference of e(l) to the reference. l* is the smallest l for which the mean of d(l) is below the margin delta.
-
-- Upper end: one-sided paired t tests of non-inferiority in the fixed order l = L, L-1, ..., each at the full alpha
-  (fixed-sequence test: Maurer, Hothorn and Lehmacher 1995; Bretz et al., Statistics in Medicine 28, 2009).
-- Lower end: tests of inferiority by more than delta, in the order l = 0, 1, ....
-- From eight seeds on, the test uses a trimmed mean, 12.5% at each end (Tukey and McLaughlin, Sankhya A 25, 1963). The
-  reference's losses are clipped far above its lowest loss. So one failed training run decides nothing.
-
+d(l) is the paired difference to the reference of e(l), the best schedule with at most l full layers. l* is the
+smallest l with a mean of d(l) below the margin delta. The upper end comes from one-sided t tests in the fixed order
+l = L, L-1, ... (Maurer, Hothorn and Lehmacher 1995), the lower end from tests of inferiority in the order 0, 1, ....
 `docs/methods/l-star.md` has the hypotheses, the reasons and the limits.
 """
 
@@ -160,7 +154,7 @@ def find_l_star(
     confidence: float = CONFIDENCE,
     share: float = 1.0,
 ) -> LStar:
-    """Test every l from both ends. See the module's text.
+    """Test every l from both ends.
 
     Args:
         envelope: by l, the best schedule with at most l full layers on the selection seeds, then its runner-up if any.

@@ -1,9 +1,7 @@
 """The placements of l full layers to try: those of the literature, all of a small model, or proposals of a search.
 
 A placement is a schedule of full layers and one sparse span. If an l has more placements than may be tried, the named
-ones come first. The search's surrogate (`layersearch.surrogate.gp`) proposes the others. It is fitted to all selection
-trials so far, of every l. Its anchors restore one layer of all-sparse, or remove one of all-full. They measure how much
-each layer needs full attention.
+ones come first, and the search's surrogate proposes the others (`docs/methods/l-star.md`).
 """
 
 from __future__ import annotations

@@ -1,10 +1,7 @@
 """The experiment protocol of one setting: select placements on the selection seeds, then measure them on fresh seeds.
 
-1. Placements are trained at the first selection seed, the best two or three of each l at the second.
-2. The best placement of every l, and each named one, is trained at the same fresh seeds.
-3. If l* is undecided, the reference and the schedules that could decide it get more fresh seeds, at most twice.
-
-Only the records decide what is trained next. So a study that was killed resumes with the same trials.
+`docs/methods/l-star.md` lists the steps. Only the records decide what is trained next, so a killed study resumes with
+the same trials.
 """
 
 from __future__ import annotations

@@ -1,9 +1,6 @@
 """Scaling laws of l* with length or depth: two least-squares fits, and the range of their coefficients.
 
-A coefficient's interval is its range while every l* runs through its own confidence set (`noninferiority.LStar`). The
-interval is wide on purpose. l* is a small integer that most resamples of a few seeds repeat exactly, so a bootstrap
-over seeds would call any slope certain. If every set holds the true l*, the interval holds the least-squares
-coefficient of the true values. It does not say whether the law holds between or beyond the sizes.
+The range is that over all confidence sets of l*, for the reason in `docs/methods/l-star.md`.
 """
 
 from __future__ import annotations
