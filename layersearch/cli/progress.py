@@ -18,12 +18,7 @@ QUIET_SECONDS = 15.0
 
 
 class ProgressDisplay(Progress):
-    """Shows the phase, the work done and the time left.
-
-    Args:
-        unit: what is counted: trials or steps.
-        heading: a line printed before the first report; none if empty.
-    """
+    """Shows the phase, the work done (in trials or steps) and the time left, below a heading if it is not empty."""
 
     def __init__(self, unit: str, heading: str = "") -> None:
         super().__init__(

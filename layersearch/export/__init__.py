@@ -12,7 +12,7 @@ from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, find_family
 from layersearch.export.files import write_files
 from layersearch.export.hf import config_text, save_weights
-from layersearch.export.hf_remote import MODULE, flex_module, remote_files, save_remote, stock_config
+from layersearch.export.hf_remote import FLEX, flex_module, remote_files, save_remote, stock_config
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def export(
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
     elif target == "flex":
-        texts[MODULE] = flex_module(schedule, model.n_heads)
+        texts[FLEX] = flex_module(schedule, model.n_heads)
     elif target in ENGINES:
         texts[ENGINES[target].file] = engine_text(schedule, target, family, model, vocab_size, seq_len)
     return write_files(out, texts, schedule, evidence, form="json" if target == "json" else "yaml")

@@ -1,4 +1,4 @@
-"""Export to transformers with a modeling file: a folder that runs any schedule and does not need layersearch."""
+"""Exports with code of their own, which does not need layersearch: for transformers, and for FlexAttention."""
 
 from __future__ import annotations
 
@@ -18,33 +18,26 @@ from layersearch.schedule import Schedule
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+MODELING, FLEX = "modeling_layersearch.py", "flex_layersearch.py"
+"""The code that is exported; the modeling file is copied unchanged."""
 
-MODULE = "flex_layersearch.py"
-"""Name of the module, in the package and in the export."""
+
+def _code(name: str) -> str:
+    return resources.files("layersearch.export.remote").joinpath(name).read_text(encoding="utf-8")
 
 
 def flex_module(schedule: Schedule, n_heads: int) -> str:
-    """Return the module's code: its two constants hold the schedule and the number of query heads."""
-    code = resources.files("layersearch.export.remote").joinpath(MODULE).read_text(encoding="utf-8")
-    spans = pprint.pformat(schedule.to_dicts(), width=110, sort_dicts=False)
-    for name, default, value in [
-        ("N_HEADS", "1", str(n_heads)),
-        ("SPANS: list[dict[str, Any]]", '[{"kind": "full"}]', spans),
-    ]:
-        line = f"{name} = {default}\n"
+    """Return the code of FlexAttention's module: its two constants hold the schedule and the number of query heads."""
+    code, spans = _code(FLEX), pprint.pformat(schedule.to_dicts(), width=110, sort_dicts=False)
+    for line, value in (("N_HEADS = 1\n", n_heads), ('SPANS: list[dict[str, Any]] = [{"kind": "full"}]\n', spans)):
         assert code.count(line) == 1
-        code = code.replace(line, f"{name} = {value}\n")
+        code = code.replace(line, f"{line.partition(' = ')[0]} = {value}\n")
     return code
-
-
-MODELING = "modeling_layersearch.py"
-"""The modeling file, copied unchanged."""
 
 
 def remote_files(schedule: Schedule, config: PreTrainedConfig) -> dict[str, str]:
     """Return ``config.json`` and the modeling file by name; the stock model's weights load beside them."""
-    code = resources.files("layersearch.export.remote").joinpath(MODELING).read_text(encoding="utf-8")
-    return {"config.json": remote_config(schedule, config).to_json_string(), MODELING: code}
+    return {"config.json": remote_config(schedule, config).to_json_string(), MODELING: _code(MODELING)}
 
 
 def remote_config(schedule: Schedule, config: PreTrainedConfig) -> PreTrainedConfig:

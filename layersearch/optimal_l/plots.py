@@ -10,7 +10,7 @@ import numpy as np
 
 from layersearch.optimal_l import report
 from layersearch.optimal_l.answer import BEST, PlacementResult, SettingAnswer, size_of
-from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
+from layersearch.results.plots.style import BAND, BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +25,6 @@ _STYLES = {
     "middle": ("v", "#56B4E9"),
     BEST: ("o", BLUE),
 }
-_BAND = "#F5E3B8"
 _CELL = 0.46
 """Side of a heat map cell, inches."""
 _MAX_NUMBERED = 12
@@ -80,7 +79,7 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
     )
     if reference is not None:
         what = f"within delta ({found.delta:g} nats) of the best found"
-        axes.axhspan(max(low, reference), min(high, reference + found.delta), color=_BAND, lw=0, zorder=0, label=what)
+        axes.axhspan(max(low, reference), min(high, reference + found.delta), color=BAND, lw=0, zorder=0, label=what)
     for name in sorted(lines, key=lambda name: name == BEST):
         marker, color = _STYLES[name]
         points = sorted(((l, placed.loss) for l, placed in lines[name]), key=lambda point: point[0])

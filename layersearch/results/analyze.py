@@ -73,9 +73,7 @@ def analyze(
         frontier=frontier,
         frontier_of="confirm" if len(means) > 1 else "search",
         search_frontier=search_frontier,
-        hypervolume=pareto.hypervolume([(loss, entry.cost) for entry, loss in searched], reference)
-        if reference
-        else None,
+        hypervolume=reference and pareto.hypervolume([(loss, entry.cost) for entry, loss in searched], reference),
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,

@@ -89,13 +89,10 @@ def _roles(entry: Entry) -> set[str]:
 
 
 def range_chance(ratio: float, n: int, degrees: int) -> float:
-    """Return how often the range of n normal draws, over a std estimated apart, is above a ratio: scipy's
-    ``studentized_range.sf``, to 1e-6. Importing ``scipy.stats`` takes longer than all else that ``show`` does.
+    """Return how often the range of n normal draws (2 to about 30), over a std estimated apart, is above a ratio.
 
-    Args:
-        ratio: the range in estimated standard deviations.
-        n: draws, from 2 to about 30.
-        degrees: degrees of freedom of the estimate.
+    ``degrees`` are those of freedom of the estimate. It is scipy's ``studentized_range.sf``, to 1e-6; importing
+    ``scipy.stats`` takes longer than all else that ``show`` does.
     """
     from scipy import special
 
@@ -147,13 +144,10 @@ def rank_fidelities(
     confidence: float,
     predicted: Sequence[tuple[float, float]] = (),
 ) -> tuple[Fidelity, ...]:
-    """Return the rank correlation of each rung, the surrogate and the search's seed.
+    """Return the rank correlation of each rung, the surrogate and the search's seed, from all records of a run.
 
-    Args:
-        records: all records of a run.
-        confirmed: (loss at the search's seed, mean at fresh seeds) of every schedule that has both.
-        confidence: of the intervals.
-        predicted: (leave-one-out prediction of the surrogate, last loss) of every complete schedule.
+    ``confirmed`` holds (loss at the search's seed, mean at fresh seeds) of every schedule that has both, ``predicted``
+    (leave-one-out prediction of the surrogate, last loss) of every complete schedule; all in nats.
     """
     complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
     curves = [(dict(record.curve), not_none(record.loss)) for record in complete.values()]

@@ -129,13 +129,9 @@ def paired_difference(
 
 
 def t_test_power(std: float, difference: float, seeds: int, confidence: float = CONFIDENCE) -> float:
-    """Return the probability that a paired t test detects a true difference.
+    """Return the probability that a paired t test detects a true mean difference, nats, on 2 seeds or more.
 
-    Args:
-        std: standard deviation of the paired difference over seeds, nats.
-        difference: true mean difference, nats.
-        seeds: number of seeds, at least 2.
-        confidence: 1 minus the two-sided level.
+    ``std`` is that of the paired difference over seeds, nats; ``confidence`` is 1 minus the two-sided level.
     """
     from scipy import special
 
@@ -247,7 +243,6 @@ def _resampled_correlations(x: Array, y: Array, weights: Array) -> Array:
     """Return Spearman's rho and Kendall's tau-b of resamples, [2, resamples]; NaN if all drawn values are equal.
 
     Both are sums over the signs of all differences (Daniels, Biometrika 33, 1944), so no resample is ranked.
-
     ``weights`` holds how often each trial was drawn, [resamples, trials].
     """
     signs = [np.sign(np.subtract.outer(values, values)) for values in (x, y)]

@@ -1,16 +1,7 @@
 """Proof of an export by experiment: does transformers do with the folder what its schedule says?
 
-The folder holds ``config.json`` and ``schedule.yaml``, and may hold ``model.safetensors`` and its own code. The model
-that `transformers.AutoModelForCausalLM` builds is proven if
-
-- every layer passes the mask experiment: one token of a noise input changes, and exactly the outputs change that
-  `Span.moves` names, per head where the layer's output projection is found (masks do not depend on weights, so they
-  are random);
-- its logits equal those of `layersearch.model.decoder.Decoder`, if the weights have the same names and shapes;
-- `generate` past every span gives the same text with and without a KV cache.
-
-Code in the folder must keep its decoder layers in one ``ModuleList``. Each layer must take the hidden states as first
-argument or as ``hidden_states``, and return them, alone or first in a tuple.
+The model that `transformers.AutoModelForCausalLM` builds passes three experiments: on its masks, its logits, and its
+texts with and without a KV cache. `docs/methods/export-proof.md` describes them.
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Each layer's effective mask, by experiment: change one token of the layer's input, and see which outputs change.
 
-One forward pass tests all layers. Each layer's input is replaced by the same noise, in which row k of the batch has
-token j_k changed. A reference pass has no changes. Outputs that do not depend on the token are bitwise equal in both
-passes, whatever kernel runs. Outputs are read after the layer, and per head before its output projection.
+One forward pass tests all layers: `docs/methods/export-proof.md` says how.
 """
 
 from __future__ import annotations
@@ -65,11 +63,8 @@ class LayerProof:
 def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -> int:
     """Return how many tokens show every span of a schedule and every window of a configuration.
 
-    Args:
-        schedule: one span per layer.
-        sizes: windows and chunks in the configuration, in tokens, whether or not the schedule uses them: only a longer
-            input tells a full layer from one with that window.
-        longest: positions of the model in tokens: a longer window is as good as full. None: unknown.
+    ``sizes`` are the windows and chunks in the configuration, in tokens, used or not: only a longer input tells a full
+    layer from one with that window. ``longest`` is the model's positions: a longer window is as good as full.
 
     Raises:
         ExportError: if that is too long to test.

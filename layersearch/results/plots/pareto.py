@@ -195,27 +195,14 @@ def _label(
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
         marker, size = markers[entry.schedule], np.array(note.get_window_extent().size)
-        offset, far = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
+        offset = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
         note.set_position(tuple(offset / scale))
-        ends = np.concatenate([marker + offset - size / 2, marker + offset + size / 2])
-        if note.arrow_patch is not None:
-            own = _distance(ends, marker)
-            others = (other for schedule, other in markers.items() if schedule != entry.schedule)
-            # A label about as near to another marker needs a line to its own.
-            note.arrow_patch.set_visible(far or any(_distance(ends, other) < own + 4 * scale for other in others))
-        boxes.append(tuple(ends))
+        boxes.append((*(marker + offset - size / 2), *(marker + offset + size / 2)))
         weights.append(30.0)
 
 
-def _distance(box: Array, point: Array) -> float:
-    """Return the distance between a point and a box, pixels."""
-    return float(np.hypot(*np.maximum(np.maximum(box[:2] - point, point - box[2:]), 0.0)))
-
-
-def _best_offset(
-    size: Array, point: Array, scale: float, boxes: Array, weights: Array, area: Array
-) -> tuple[Array, bool]:
-    """Return the offset of a label's center from its marker, pixels, where it covers least, and whether it is far."""
+def _best_offset(size: Array, point: Array, scale: float, boxes: Array, weights: Array, area: Array) -> Array:
+    """Return the offset of a label's center from its marker, pixels, where it covers least."""
     found, margin = [], np.array([3, 1])
     for distance, direction in itertools.product(_DISTANCES, np.array(_DIRECTIONS)):
         offset = direction * (distance * scale + size / 2)
@@ -223,6 +210,5 @@ def _best_offset(
         overlap = (np.minimum(high + margin, boxes[:, 2:]) - np.maximum(low - margin, boxes[:, :2])).min(axis=1)
         cost = 0.25 * distance * scale + float((weights * (10 + overlap))[overlap > 0].sum())
         outside = bool((low < area[:2]).any() or (high > area[2:]).any())
-        found.append((cost + 1e6 * outside, offset, distance > _DISTANCES[0]))
-    _, offset, far = min(found, key=lambda one: one[0])
-    return offset, far
+        found.append((cost + 1e6 * outside, offset))
+    return min(found, key=lambda one: one[0])[1]

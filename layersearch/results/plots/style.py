@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette ("Color Universal Design", 2008), distinct under the common color-vision deficiencies;
 # every series also has its own marker.
 BLUE, VERMILION, BLACK, GRAY = "#0072B2", "#D55E00", "#000000", "#9A9A9A"
+BAND = "#F5E3B8"
 _BASELINE_COLORS = ("#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D")
 _BASELINE_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 DPI = 110
