@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from layersearch.optimal_l import report
-from layersearch.optimal_l.answer import BEST, PlacementResult, SettingAnswer, size_of
+from layersearch.optimal_l.answer import BEST, OptimalL, PlacementResult, SettingAnswer, size_of
 from layersearch.results.plots.style import BAND, BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from layersearch.optimal_l.answer import OptimalL
 
 _STYLES = {
     "bottom": ("s", "#CC79A7"),
@@ -184,9 +181,6 @@ def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
 
 def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequence[SettingAnswer]) -> None:
     """Draw l* by size with its confidence sets: against the best found and, beside it, against all-full."""
-    from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import ScaledTranslation
-
     axes.set_xscale("log", base=2)
     aside = axes.transData + ScaledTranslation(9 / 72, 0, figure.dpi_scale_trans)
     best, full = [one.l_star for one in answers], [one.l_star_all_full for one in answers]

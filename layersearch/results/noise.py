@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
+from scipy import special
 
 from layersearch.results import stats
 from layersearch.results.result import Entry, Fidelity, Noise, Signal, Spread, not_none
@@ -34,7 +35,7 @@ def noise_range(n: int) -> float:
     It is the integral of 1 - P(x)^n - (1 - P(x))^n over all x, with the normal distribution function P (Tippett, "On
     the extreme individuals and the range of samples taken from a normal population", Biometrika 17, 1925).
     """
-    from scipy import integrate, special
+    from scipy import integrate
 
     half, _ = integrate.quad(lambda x: 1 - special.ndtr(x) ** n - special.ndtr(-x) ** n, 0, math.inf)
     return 2 * float(half)
@@ -94,8 +95,6 @@ def range_chance(ratio: float, n: int, degrees: int) -> float:
     ``degrees`` are those of freedom of the estimate. It is scipy's ``studentized_range.sf``, to 1e-6; importing
     ``scipy.stats`` takes longer than all else that ``show`` does.
     """
-    from scipy import special
-
     nodes, weights = np.polynomial.legendre.leggauss(128)
     # Over the estimate s, whose degrees * s^2 is chi-square distributed, up to tails of 1e-14.
     half = degrees / 2

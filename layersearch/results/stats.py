@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special  # not scipy.stats, which takes 0.3 s to import
 
 from layersearch.errors import LayersearchError
 
@@ -77,8 +78,6 @@ class RankCorrelation:
 
 @functools.lru_cache(maxsize=1024)
 def _t_quantile(confidence: float, degrees: int) -> float:
-    from scipy import special  # not scipy.stats, which takes 0.3 s to import
-
     if not 0 < confidence < 1:
         raise LayersearchError(f"confidence must lie between 0 and 1, not {confidence!r}; use for example 0.95")
     return float(special.stdtrit(degrees, 0.5 + confidence / 2))
@@ -86,8 +85,6 @@ def _t_quantile(confidence: float, degrees: int) -> float:
 
 def normal_quantile(confidence: float = CONFIDENCE) -> float:
     """Return the half width of a two-sided normal interval, in standard deviations."""
-    from scipy import special
-
     return float(special.ndtri(0.5 + confidence / 2))
 
 
@@ -133,8 +130,6 @@ def t_test_power(std: float, difference: float, seeds: int, confidence: float = 
 
     ``std`` is that of the paired difference over seeds, nats; ``confidence`` is 1 minus the two-sided level.
     """
-    from scipy import special
-
     if std == 0:
         return 1.0 if difference else 0.0
     shift = (difference / std) ** 2 * seeds
@@ -152,8 +147,6 @@ def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, 
     Raises:
         LayersearchError: for a difference of zero, which no number of seeds detects, or a power outside (0, 1).
     """
-    from scipy import special
-
     if difference == 0:
         raise LayersearchError("no number of seeds finds a difference of 0; give the smallest difference that matters")
     if not 0 < power < 1:

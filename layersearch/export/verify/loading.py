@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from layersearch.errors import ExportError, one_line
@@ -69,8 +70,6 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
 
 def _weights(path: Path) -> tuple[Path, ...]:
     """Return the weight files, after a check that each is complete."""
-    from safetensors import SafetensorError, safe_open
-
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     names = [single.name] if single.is_file() else []
     if index.is_file():

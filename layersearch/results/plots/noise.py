@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from layersearch.results.plots import style
 from layersearch.results.plots.style import BAND, BLACK, BLUE, GRAY, VERMILION
 from layersearch.results.result import Entry, Result, Spread
 from layersearch.results.sentences import noise_sentence, signal_sentence, spread_text
 from layersearch.results.stats import decimals
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 ROW, BAR = 0.23, 0.5
 """Heights of a schedule's row and of a spread's, inches."""

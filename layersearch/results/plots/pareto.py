@@ -5,20 +5,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cbook import pts_to_poststep
+from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation, Transform
 from numpy.typing import NDArray
 
 from layersearch.results.plots import style
 from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION
 from layersearch.results.result import ALL_FULL, Entry, Result, not_none
 from layersearch.schedule import Schedule
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
 
 Array = NDArray[np.float64]
 Line = tuple[list[float], list[float]]
@@ -102,8 +101,6 @@ def _draw(axes: Axes, result: Result) -> None:
 
 def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
     """Return the corners of a frontier: each point's loss holds until the next point's cost."""
-    from matplotlib.cbook import pts_to_poststep
-
     costs, losses = zip(*points, (edge, points[-1][1]), strict=True)
     xs, ys = pts_to_poststep(costs, losses).tolist()
     return xs, ys
@@ -148,8 +145,6 @@ def _dodge(axes: Axes, entries: Sequence[Entry], winner: Schedule | None) -> dic
 
     The transforms are from data to pixels; ``transData`` itself without an overlap.
     """
-    from matplotlib.transforms import ScaledTranslation
-
     pixel = axes.figure.dpi / 72
     transforms: dict[Schedule, Transform] = {}
     placed: list[tuple[float, float, float]] = []

@@ -6,14 +6,15 @@ import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from layersearch.results.result import ALL_FULL, Entry
 from layersearch.schedule import Schedule
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe and Ito's palette ("Color Universal Design", 2008), distinct under the common color-vision deficiencies;
 # every series also has its own marker.
@@ -45,10 +46,6 @@ def write_figure(
     Returns:
         The paths of the PNG and the SVG. An OSError is raised if one cannot be written.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = [(line, True) for line in textwrap.wrap(title[0], 92)]
     for sentence in title[1:]:
         lines += [(line, False) for line in textwrap.wrap(sentence, 112)]
@@ -88,8 +85,6 @@ def style_axes(axes: Axes) -> None:
 
 def scale_axis(axes: Axes, which: str, values: Sequence[float], ends: Sequence[float] = ()) -> None:
     """Set limits and scale of an axis (``x`` or ``y``): every value is inside, interval ends may be outside."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     axis = axes.xaxis if which == "x" else axes.yaxis
     bottom, top = min(values), max(values)
     if bottom > 0 and top / bottom > LOG_RATIO:
