@@ -1,7 +1,5 @@
 """Train given schedules at a run's fresh seeds, beside the ones it confirmed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

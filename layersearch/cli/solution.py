@@ -1,7 +1,5 @@
 """The page that ``layersearch solve`` prints."""
 
-from __future__ import annotations
-
 from layersearch.cli.tables import console, size, table
 from layersearch.results.stats import decimals
 from layersearch.surrogate.solve import Candidate, Solution

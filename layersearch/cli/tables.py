@@ -1,7 +1,5 @@
 """Consoles and tables of the commands."""
 
-from __future__ import annotations
-
 from typing import IO, Any
 
 from rich.console import Console

@@ -1,7 +1,5 @@
 """A user's own ``config.json`` with a schedule in it; the other keys keep their values."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

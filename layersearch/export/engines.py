@@ -4,8 +4,6 @@ Every fact stands beside the file it was read from. ``W`` is the size of a `Span
 Nothing here was run on a GPU; `analysis/engines` says which engines' own code read the exported files.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The result of one setting, from its records alone: l*, the knee, the best l within a budget, placements, layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -3,8 +3,6 @@
 The uncertainty comes from joint samples of all mean losses under a flat prior (`docs/methods/l-star.md`).
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -6,8 +6,6 @@ l = L, L-1, ... (Maurer, Hothorn and Lehmacher 1995), the lower end from tests o
 `docs/methods/l-star.md` has the hypotheses, the reasons and the limits.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

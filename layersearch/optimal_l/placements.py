@@ -4,8 +4,6 @@ A placement is a schedule of full layers and one sparse span. If an l has more p
 ones come first, and the search's surrogate proposes the others (`docs/methods/l-star.md`).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Collection, Mapping

@@ -1,7 +1,5 @@
 """The plan of an optimal-l study, known before it trains anything: trials, FLOPs and time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 

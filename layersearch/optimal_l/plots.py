@@ -1,7 +1,5 @@
 """The figures of a study: loss against l, the effect of each layer, and l* against length and depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The report of a study: one page of plain text that is also Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from layersearch.optimal_l.answer import SettingAnswer

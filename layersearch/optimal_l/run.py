@@ -1,7 +1,5 @@
 """A whole optimal-l study: its settings one after another, the scaling laws over them, and the files of the result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

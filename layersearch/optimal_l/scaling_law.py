@@ -3,8 +3,6 @@
 The range is that over all confidence sets of l*, for the reason in `docs/methods/l-star.md`.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Sequence

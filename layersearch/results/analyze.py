@@ -4,8 +4,6 @@ Losses of the phase ``search`` choose the schedules to confirm. Only losses of t
 measure how good they are. `docs/methods/winner.md` says how the winner is chosen and which intervals are corrected.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence

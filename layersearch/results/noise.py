@@ -5,8 +5,6 @@ The noise of one schedule is the paired-difference standard deviation over the s
 common to all schedules cancel. See `docs/methods/winner.md`.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections import Counter

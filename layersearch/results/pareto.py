@@ -4,8 +4,6 @@ The algorithms are moocore's (Fonseca, Paquete, López-Ibáñez, "An improved di
 hypervolume indicator", CEC 2006).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import moocore

@@ -1,7 +1,5 @@
 """Sentences on the winner and its evidence, and on the noise, signal and rank correlations of a result."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

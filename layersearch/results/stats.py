@@ -4,8 +4,6 @@ Schedules are trained on the same seeds, so their difference is taken seed by se
 Every interval is Student's t (Student, "The probable error of a mean", Biometrika 6, 1908).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math

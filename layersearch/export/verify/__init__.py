@@ -4,8 +4,6 @@ The model that `transformers.AutoModelForCausalLM` builds passes three experimen
 texts with and without a KV cache. `docs/methods/export-proof.md` describes them.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

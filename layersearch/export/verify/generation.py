@@ -1,7 +1,5 @@
 """Texts generated past every span with and without a KV cache: tokens and logits must be the same."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The library's model of a configuration: built narrow with random weights, or loaded with its own weights."""
 
-from __future__ import annotations
-
 import copy
 import json
 from dataclasses import dataclass

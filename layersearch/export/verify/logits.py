@@ -1,7 +1,5 @@
 """Compare the logits of `layersearch.model.decoder.Decoder` and of the library's model with the same weights."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

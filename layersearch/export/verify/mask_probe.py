@@ -3,8 +3,6 @@
 One forward pass tests all layers: `docs/methods/export-proof.md` says how.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The noise figure: every schedule with its seeds, and the spreads beside those from noise alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The Pareto figure: validation loss against attention cost, confirmed schedules, baselines and frontiers."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from pathlib import Path

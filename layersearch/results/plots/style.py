@@ -1,7 +1,5 @@
 """Shared style of the figures: palette, markers, title, axes, and output files."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from collections.abc import Callable, Sequence
