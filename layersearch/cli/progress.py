@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from layersearch.convert.run import Step
     from layersearch.study.plan import Progress as Trials
 
-QUIET_SECONDS = 15.0
-"""Least time between two plain lines of one phase; a new phase is printed at once."""
+QUIET_SECONDS = 15.0  # least time between two plain lines of one phase; a new phase is printed at once
 
 
 class ProgressDisplay(Progress):

@@ -5,8 +5,7 @@ from typing import IO, Any
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
+WIDTH = 100  # columns where there is no terminal to ask
 
 
 def console(file: IO[str] | None = None, width: int = WIDTH) -> Console:

@@ -23,15 +23,12 @@ class Engine:
 
     title: str
     release: str
-    """The release that was read."""
     sources: tuple[str, ...]
     """Files of that release with these facts."""
     convention: str
     """How it counts the window's size."""
     file: str
-    """Name of the exported file."""
     usage: str
-    """Command or line that uses the file."""
     size_per_layer: bool = False
     """Whether layers may differ in window size."""
     min_window: int = 1

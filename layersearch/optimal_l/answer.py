@@ -234,7 +234,6 @@ class OptimalL:
     laws: dict[str, tuple[Law, ...]]
     """Scaling laws by what varies: ``length``, ``depth``."""
     text: str
-    """The one-page report."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as in ``answer.json``."""

@@ -15,8 +15,7 @@ from layersearch.schedule.space import Space
 SEARCHED = "searched"
 PLACEMENTS = ("bottom", "top", "interleaved", "middle", SEARCHED)
 """Named placements of the literature, and the search for a better one."""
-MIN_DELTA = 0.01
-"""Smallest default margin, nats."""
+MIN_DELTA = 0.01  # smallest default margin, nats
 Regime = Literal["scratch", "converted"]
 
 

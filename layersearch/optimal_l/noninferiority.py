@@ -15,17 +15,13 @@ import numpy as np
 from layersearch.results.stats import CONFIDENCE, Interval, paired_difference
 from layersearch.schedule import Schedule
 
-_CUT = 4.0
-"""Clip losses this many standard deviations above the schedule's lowest loss."""
+_CUT = 4.0  # clip losses this many standard deviations above the schedule's lowest loss
 _FAILED = 8.0
 """A loss this many standard deviations plus delta above the schedule's lowest loss counts as not learned."""
-_TRIMMED = 8
-"""The trimmed mean leaves out one difference in eight at each end."""
-SHARES = (0.8, 0.2)
-"""Shares of alpha in the non-inferiority test: the best schedule of an l, and its runner-up."""
+_TRIMMED = 8  # the trimmed mean leaves out one difference in eight at each end
+SHARES = (0.8, 0.2)  # shares of alpha in the non-inferiority test: the best schedule of an l, and its runner-up
 
-Losses = Mapping[Schedule, Mapping[int, float]]
-"""Validation loss in nats, by schedule and fresh seed."""
+Losses = Mapping[Schedule, Mapping[int, float]]  # validation loss in nats, by schedule and fresh seed
 
 
 def level(confidence: float = CONFIDENCE, share: float = 1.0) -> float:
@@ -128,7 +124,6 @@ class LStar:
     low: int
     """Lower end of the confidence set. Every smaller l is shown to be worse by more than delta."""
     confidence: float
-    """Confidence of the set."""
     steps: tuple[Step, ...]
     """One per l, ascending."""
 

@@ -13,8 +13,7 @@ from layersearch.optimal_l.config import SEARCHED, Setting
 from layersearch.schedule import Schedule, presets
 from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 
-_N_CANDIDATES = 400
-"""Maximum number of placements that the surrogate ranks."""
+_N_CANDIDATES = 400  # maximum number of placements that the surrogate ranks
 _EXPLORATION = 1.0
 """Candidates are ranked by predicted loss minus this many standard deviations (lower confidence bound)."""
 

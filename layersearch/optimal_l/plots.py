@@ -20,10 +20,8 @@ _STYLES = {
     "middle": ("v", "#56B4E9"),
     BEST: ("o", BLUE),
 }
-_CELL = 0.46
-"""Side of a heat map cell, inches."""
-_MAX_NUMBERED = 12
-"""Maximum number of layers at which each cell shows its number."""
+_CELL = 0.46  # side of a heat map cell, inches
+_MAX_NUMBERED = 12  # maximum number of layers at which each cell shows its number
 
 
 def draw_setting(found: SettingAnswer, out: Path) -> list[Path]:

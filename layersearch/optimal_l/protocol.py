@@ -27,14 +27,10 @@ from layersearch.training.record import Phase, Trial, TrialRecord
 from layersearch.training.workers.pool import Pool, PoolFactory
 from layersearch.training.workers.run_trials import run_trials
 
-QUARTERS = (0.25, 0.5, 0.75)
-"""Shares of the training after which the validation loss is measured too."""
-GENERATIONS = 2
-"""Rounds of proposals by the surrogate."""
-MIN_SECOND, MAX_SECOND = 2, 3
-"""Placements of one l that are trained at the second selection seed."""
-START = "start"
-"""Folder of the trainings before the switch, in the converted regime."""
+QUARTERS = (0.25, 0.5, 0.75)  # shares of the training after which the validation loss is measured too
+GENERATIONS = 2  # rounds of proposals by the surrogate
+MIN_SECOND, MAX_SECOND = 2, 3  # placements of one l that are trained at the second selection seed
+START = "start"  # folder of the trainings before the switch, in the converted regime
 
 
 def trial_recipe(setting: Setting, out: Path) -> Recipe:

@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-MIN_SIZES = 3
-"""Fewer sizes are not fitted."""
+MIN_SIZES = 3  # fewer sizes are not fitted
 _MAX_COMBINATIONS = 4096
 """Maximum number of combinations of set ends to fit. If there are more, this many are sampled."""
 

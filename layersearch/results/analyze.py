@@ -16,8 +16,7 @@ from layersearch.results.sentences import comparison_text, verdict_text
 from layersearch.schedule import Schedule
 from layersearch.training.record import State, TrialRecord
 
-_STATES: tuple[State, ...] = ("failed", "stopped", "complete")
-"""From the least to the furthest."""
+_STATES: tuple[State, ...] = ("failed", "stopped", "complete")  # from the least to the furthest
 
 
 def analyze(

@@ -20,8 +20,7 @@ from layersearch.training.record import TrialRecord
 
 ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
 """Differences in nats for which the number of seeds is stated, largest first."""
-N_SMALLER = 2
-"""Number of them stated below the smallest difference that the run's own seeds detect."""
+N_SMALLER = 2  # number of them stated below the smallest difference that the run's own seeds detect
 SURROGATE = "surrogate, unseen"
 """Leave-one-out predictions of the surrogate, the model behind the sampler `gain` and ``solve``."""
 

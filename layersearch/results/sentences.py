@@ -6,8 +6,7 @@ from typing import Any
 from layersearch.results.result import ALL_FULL, Comparison, Entry, Fidelity, Noise, Result, Signal, Spread, Winner
 from layersearch.results.stats import Interval, decimals
 
-MIN_SPEARMAN = 0.5
-"""A measure ranks schedules if the lower end of its Spearman correlation reaches this."""
+MIN_SPEARMAN = 0.5  # a measure ranks schedules if the lower end of its Spearman correlation reaches this
 
 
 def noise_sentence(found: Noise) -> str:

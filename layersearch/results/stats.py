@@ -20,8 +20,7 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 POWER = 0.8
-MIN_RANKED = 4
-"""Fewer pairs have too few rankings for a correlation to mean anything."""
+MIN_RANKED = 4  # fewer pairs have too few rankings for a correlation to mean anything
 
 
 def decimals(width: float | None) -> int:

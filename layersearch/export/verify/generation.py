@@ -9,8 +9,7 @@ from layersearch.errors import one_line
 from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
 
-TOLERANCE = 1e-3
-"""Largest difference of a logit over the logits' standard deviation, in float32."""
+TOLERANCE = 1e-3  # largest difference of a logit over the logits' standard deviation, in float32
 SHORT = 64
 """Texts up to this many tokens are generated from the start; longer ones a few tokens at each span's edge."""
 _PROMPT, _FEW = 3, 8
@@ -21,7 +20,6 @@ class TextProof:
     """Result of ``generate`` with a cache, compared with the one without."""
 
     tokens: int
-    """Tokens generated."""
     equal: int
     """How many of them are the same with and without a cache."""
     difference: float

@@ -17,8 +17,7 @@ from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import read_schedule
 
-MAX_WEIGHT_BYTES = 2 * 2**30
-"""Larger weights are not loaded: the proof then uses random ones."""
+MAX_WEIGHT_BYTES = 2 * 2**30  # larger weights are not loaded: the proof then uses random ones
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,6 @@ class Folder:
 
     path: Path
     config: dict[str, Any]
-    """Content of ``config.json``."""
     schedule: Schedule
     weights: tuple[Path, ...]
     """The safetensors files; may be empty."""
@@ -91,8 +89,7 @@ def _weights(path: Path) -> tuple[Path, ...]:
     return tuple(path / name for name in names)
 
 
-SMALL_WIDTH = 128
-"""Models up to this width are used unchanged."""
+SMALL_WIDTH = 128  # models up to this width are used unchanged
 _HEAD_DIM = 8
 _MAX_SIZES = {
     "intermediate_size": 32,

@@ -11,8 +11,7 @@ from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 from layersearch.schedule.presets import all_full
 
-TOLERANCE = 1e-4
-"""Largest difference over the logits' norm, in float32."""
+TOLERANCE = 1e-4  # largest difference over the logits' norm, in float32
 _SCALES = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")
 """Fields of families that use weights of the same names in another way."""
 

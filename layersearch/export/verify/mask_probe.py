@@ -16,16 +16,12 @@ from layersearch.schedule import Schedule, Span
 
 EVERY_PAIR = 256
 """Inputs up to this many tokens are tested for every pair; in longer ones some keys are tested for all queries."""
-MIN_TOKENS = 32
-"""Shortest input in tokens."""
+MIN_TOKENS = 32  # shortest input in tokens
 MIN_LONG_TOKENS = 128
 """Shortest input of a model with as many positions: limits that the configuration does not name may show."""
-MAX_TOKENS = 20_000
-"""Spans that need a longer input are not tested."""
-_THRESHOLD = 2e-6
-"""Smallest change of an output, over the outputs' standard deviation, that counts."""
-_SCORE_BYTES = 2**29
-"""Most bytes of attention scores in one pass."""
+MAX_TOKENS = 20_000  # spans that need a longer input are not tested
+_THRESHOLD = 2e-6  # smallest change of an output, over the outputs' standard deviation, that counts
+_SCORE_BYTES = 2**29  # most bytes of attention scores in one pass
 _RANDOM_KEYS = 8
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo")
 
@@ -35,7 +31,6 @@ class LayerProof:
     """One layer's effective mask, compared with its span."""
 
     layer: int
-    """Index from 0."""
     span: str
     pairs: int
     """(query, key) pairs tested."""

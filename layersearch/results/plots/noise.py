@@ -13,15 +13,11 @@ from layersearch.results.result import Entry, Result, Spread
 from layersearch.results.sentences import noise_sentence, signal_sentence, spread_text
 from layersearch.results.stats import decimals
 
-ROW, BAR = 0.23, 0.5
-"""Heights of a schedule's row and of a spread's, inches."""
-LEGEND, AXIS = 0.92, 0.58
-"""Heights of the legend and of an axis with its label, inches."""
-LEFT, RIGHT = 0.3, 0.985
-"""Left and right end of the axes, as shares of the width."""
+ROW, BAR = 0.23, 0.5  # heights of a schedule's row and of a spread's, inches
+LEGEND, AXIS = 0.92, 0.58  # heights of the legend and of an axis with its label, inches
+LEFT, RIGHT = 0.3, 0.985  # left and right end of the axes, as shares of the width
 MAX_ROWS = 26
-MAX_NAME = 29
-"""Characters of a schedule's label."""
+MAX_NAME = 29  # characters of a schedule's label
 
 Row = tuple[Entry, float, list[float]]
 """A schedule, its mean and its losses by seed: of the fresh seeds, before confirmation of the search's."""

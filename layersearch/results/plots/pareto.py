@@ -18,17 +18,12 @@ from layersearch.results.result import ALL_FULL, Entry, Result, not_none
 from layersearch.schedule import Schedule
 
 Array = NDArray[np.float64]
-Line = tuple[list[float], list[float]]
-"""Costs and losses of a line's corners."""
+Line = tuple[list[float], list[float]]  # costs and losses of a line's corners
 
-HEIGHT = 6.1
-"""Height without the title, inches."""
-LEFT = 0.085
-"""Left end of the axes, as a share of the width."""
-DODGE = 6.5
-"""Distance between confirmed schedules of equal cost, which would hide each other, points."""
-_DISTANCES = (11.0, 18.0, 28.0, 40.0, 55.0, 75.0, 100.0)
-"""Distances of a label from its marker to try, points."""
+HEIGHT = 6.1  # height without the title, inches
+LEFT = 0.085  # left end of the axes, as a share of the width
+DODGE = 6.5  # distance between confirmed schedules of equal cost, which would hide each other, points
+_DISTANCES = (11.0, 18.0, 28.0, 40.0, 55.0, 75.0, 100.0)  # distances of a label from its marker to try, points
 _DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0.5), (1, -0.5))
 
 

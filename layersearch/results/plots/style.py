@@ -21,12 +21,9 @@ BAND = "#F5E3B8"
 _BASELINE_COLORS = ("#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D")
 _BASELINE_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 DPI = 110
-WIDTH = 9.6
-"""Width of every figure, inches."""
-LINE = 0.19
-"""Height of a line of the title, inches."""
-LOG_RATIO = 6.0
-"""An axis with a larger ratio of largest to smallest value is logarithmic."""
+WIDTH = 9.6  # width of every figure, inches
+LINE = 0.19  # height of a line of the title, inches
+LOG_RATIO = 6.0  # an axis with a larger ratio of largest to smallest value is logarithmic
 
 
 def write_figure(
