@@ -152,6 +152,7 @@ class ServingFamily:
     """Why no schedule with windows works, and the remedy; None: such schedules work."""
 
 
+_EVEN = ("window", "full")
 _BY_TRANSFORMERS = ServingFamily(
     source="vllm/model_executor/models/transformers/base.py (layer_types)", impl="transformers"
 )
@@ -177,7 +178,7 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
         "granite_swa": ServingFamily(source="vllm/model_executor/models/granite.py"),
         "cohere2": ServingFamily(source="vllm/model_executor/models/commandr.py (sliding_window + 1)", extra_keys=1),
         "gpt_oss": ServingFamily(
-            source="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", fixed_pattern=("window", "full")
+            source="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", fixed_pattern=_EVEN
         ),
         **dict.fromkeys(("qwen2", "qwen3"), _VLLM_QWEN),
     },
@@ -186,9 +187,7 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
         "olmo3": ServingFamily(source="python/sglang/srt/models/olmo2.py, configs/olmo3.py"),
         "granite_swa": ServingFamily(source="python/sglang/srt/models/granite.py"),
         "gpt_oss": ServingFamily(source="python/sglang/srt/models/gpt_oss.py"),
-        "gemma2": ServingFamily(
-            source="python/sglang/srt/models/gemma2.py (layer_id % 2 == 0)", fixed_pattern=("window", "full")
-        ),
+        "gemma2": ServingFamily(source="python/sglang/srt/models/gemma2.py (layer_id % 2 == 0)", fixed_pattern=_EVEN),
         "cohere2": ServingFamily(
             source="python/sglang/srt/models/commandr.py",
             unsupported="gives {family} no window of its own for the whole model (get_attention_sliding_window_size is "

@@ -43,8 +43,9 @@ def optimal_l(
     Raises:
         LayersearchError: names the fault and the remedy; finished trials are kept.
     """
-    out = Path(out)
-    settings = config.settings()
+    from layersearch.optimal_l import plots
+
+    out, settings = Path(out), config.settings()
     try:
         _check_folder(out, settings)
         answers = []
@@ -53,16 +54,12 @@ def optimal_l(
             run_setting(setting, here, cache=cache, pool=pool, listener=listener)
             answers.append(answer_folder(setting, here, cache))
             if figures:
-                from layersearch.optimal_l.plots import draw_setting
-
-                draw_setting(answers[-1], here)
+                plots.draw_setting(answers[-1], here)
         laws = find_laws(config, answers)
         title = f"How many layers need full attention? {config.recipe.name}, {config.regime}"
         found = OptimalL(settings=tuple(answers), laws=laws, text=report.page(title, answers, laws))
         if figures and len(answers) > 1:
-            from layersearch.optimal_l.plots import draw_l_star
-
-            draw_l_star(found, out / "l_star")
+            plots.draw_l_star(found, out / "l_star")
         write_text(out / "answer.md", found.text)
         write_text(out / "answer.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     except OSError as error:

@@ -44,8 +44,7 @@ def write_figure(
     lines = [(line, True) for line in textwrap.wrap(title[0], 92)]
     for sentence in title[1:]:
         lines += [(line, False) for line in textwrap.wrap(sentence, 112)]
-    stem = Path(path_stem)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
+    paths = [Path(f"{path_stem}{suffix}") for suffix in (".png", ".svg")]
     with matplotlib.rc_context():
         # The user's matplotlibrc must not change the figure, and SVG text must stay text.
         matplotlib.rcdefaults()
