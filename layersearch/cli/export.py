@@ -88,7 +88,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _user_config(options: argparse.Namespace) -> UserConfig | None:
-    """Return the configuration for ``--config``, if it was given."""
     if options.config is None:
         return None
     if options.to != "hf":

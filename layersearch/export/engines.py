@@ -264,7 +264,6 @@ def _yaml(values: Mapping[str, Any]) -> str:
 
 
 def _window(schedule: Schedule) -> int | None:
-    """Return the one size of all windows; None if there is no window."""
     return next((span.size for span in schedule if not span.is_full), None)
 
 

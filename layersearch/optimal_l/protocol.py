@@ -165,7 +165,6 @@ class _Protocol:
             wanted = [*found.undecided, found.reference]
 
     def _first_losses(self) -> dict[Schedule, float]:
-        """Return the losses at the first selection seed."""
         seed, losses = self.setting.config.seed, losses_of(self.runner.records, "search")
         return {schedule: by_seed[seed] for schedule, by_seed in losses.items() if seed in by_seed}
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layersearch.export.verify.generation import TextProof, compare_texts
 from layersearch.export.verify.loading import (
     MAX_WEIGHT_BYTES,
     decoder_layers,
@@ -18,8 +17,8 @@ from layersearch.export.verify.loading import (
     read_config,
     read_folder,
 )
-from layersearch.export.verify.logits import LogitsProof, compare_logits
 from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
+from layersearch.export.verify.outputs import LogitsProof, TextProof, compare_logits, compare_texts
 from layersearch.schedule import Schedule
 
 __all__ = ["LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
