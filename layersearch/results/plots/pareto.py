@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cbook import pts_to_poststep
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation, Transform
+from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation, Transform
 from numpy.typing import NDArray
 
 from layersearch.results.plots import style
@@ -158,20 +158,20 @@ def _dodge(axes: Axes, entries: Sequence[Entry], winner: Schedule | None) -> dic
 def _label(
     axes: Axes, result: Result, shown: Sequence[Entry], transforms: dict[Schedule, Transform], lines: Sequence[Line]
 ) -> None:
-    """Name baselines and winner beside their markers, where they cover least; boxes are (x0, y0, x1, y1), pixels."""
+    """Name baselines and winner beside their markers, where they cover least; boxes and markers are in pixels."""
     scale, winner = axes.figure.dpi / 72, _winner(result)
-    area = np.array(axes.get_window_extent().extents)
-    boxes, markers = [], {}
+    boxes, labels, markers = [], list[Bbox](), {}
     for entry in shown:
         (x, y), (_, low), (_, high) = _pixels(axes, entry, transforms.get(entry.schedule, axes.transData))
-        boxes.append((x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale))
+        boxes.append(Bbox.from_extents(x, y, x, y).padded(5 * scale))
         if entry.schedule in transforms:
-            boxes.append((x - 3 * scale, low, x + 3 * scale, high))
+            boxes.append(Bbox.from_extents(x, low, x, high).padded(3 * scale, 0))
             markers[entry.schedule] = np.array((x, y))
     for line in lines:
-        for a, b in itertools.pairwise(axes.transData.transform(np.transpose(line))):
-            boxes.append((*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)))
-    weights = [6.0] * len(boxes)
+        boxes += [
+            Bbox(np.sort(ends, axis=0)).padded(1)
+            for ends in itertools.pairwise(axes.transData.transform(np.transpose(line)))
+        ]
     named = [entry for entry in shown if entry.names or entry.schedule == winner]
     for entry in sorted(named, key=lambda entry: (entry.schedule != winner, -_loss(entry), entry.cost)):
         bold = entry.schedule == winner
@@ -183,20 +183,12 @@ def _label(
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
         marker, size = markers[entry.schedule], np.array(note.get_window_extent().size)
-        offset = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
-        note.set_position(tuple(offset / scale))
-        boxes.append((*(marker + offset - size / 2), *(marker + offset + size / 2)))
-        weights.append(30.0)
+        centers = [marker + np.array(way) * (far * scale + size / 2) for far in _DISTANCES for way in _DIRECTIONS]
+        places = [Bbox((center - size / 2, center + size / 2)) for center in centers]
+        labels.append(min(places, key=lambda box: _cost(box, axes.bbox, labels, boxes)))
+        note.set_position(tuple((labels[-1].get_points().mean(axis=0) - marker) / scale))
 
 
-def _best_offset(size: Array, point: Array, scale: float, boxes: Array, weights: Array, area: Array) -> Array:
-    """Return the offset of a label's center from its marker, pixels, where it covers least."""
-    found, margin = [], np.array([3, 1])
-    for distance, direction in itertools.product(_DISTANCES, np.array(_DIRECTIONS)):
-        offset = direction * (distance * scale + size / 2)
-        low, high = point + offset - size / 2, point + offset + size / 2
-        overlap = (np.minimum(high + margin, boxes[:, 2:]) - np.maximum(low - margin, boxes[:, :2])).min(axis=1)
-        cost = 0.25 * distance * scale + float((weights * (10 + overlap))[overlap > 0].sum())
-        outside = bool((low < area[:2]).any() or (high > area[2:]).any())
-        found.append((cost + 1e6 * outside, offset))
-    return min(found, key=lambda one: one[0])[1]
+def _cost(box: Bbox, area: BboxBase, labels: Sequence[Bbox], boxes: Sequence[Bbox]) -> tuple[bool, int, int]:
+    """Return what is wrong with a label's box, the worst first: outside the axes, on other labels, on the rest."""
+    return area.count_contains(box.corners()) < 4, box.count_overlaps(labels), box.padded(2).count_overlaps(boxes)
