@@ -157,10 +157,7 @@ def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, 
 
 
 def detectable_difference(std: float, seeds: int, confidence: float = CONFIDENCE, power: float = POWER) -> float:
-    """Return the smallest true difference that a paired t test detects with the given power, nats.
-
-    Arguments are those of `t_test_power`.
-    """
+    """Return the smallest true difference, nats, that a paired t test detects with this power. See `t_test_power`."""
     from scipy import optimize
 
     if std == 0:
@@ -201,10 +198,8 @@ def rank_correlation(
 ) -> RankCorrelation | None:
     """Return Spearman's and Kendall's rank correlation of two measures, with percentile bootstrap intervals.
 
-    Trials are resampled in pairs. With few trials the interval is rough: it tells 0.9 from 0.3, not from 0.85.
-
-    Returns:
-        None with fewer than four trials, or if one measure is constant.
+    It is None with fewer than four trials, or if one measure is constant. Trials are resampled in pairs. With few
+    trials the interval is rough: it tells 0.9 from 0.3, not from 0.85.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     assert first.shape == second.shape, "two measures of the same trials"

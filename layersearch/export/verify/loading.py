@@ -134,12 +134,9 @@ def read_config(folder: Folder) -> Any:
 
 
 def random_model(folder: Folder, config: Any, tokens: int, seed: int, attention: str | None = None) -> tuple[Any, bool]:
-    """Build the model with random weights and ``tokens`` positions, narrow if it is wide.
+    """Return the model with random weights and ``tokens`` positions, and whether a wide one was made narrower.
 
     Nothing that holds the schedule changes, nor does ``config``.
-
-    Returns:
-        The model in evaluation mode, and whether it was made narrower.
 
     Raises:
         ExportError: if it is no causal language model, or cannot be built.
