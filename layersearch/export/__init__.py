@@ -11,8 +11,7 @@ from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, find_family
 from layersearch.export.files import write_files
-from layersearch.export.hf import config_text, save_weights
-from layersearch.export.hf_remote import FLEX, flex_module, remote_files, save_remote, stock_config
+from layersearch.export.hf import FLEX, config_text, flex_module, remote_files, save_remote, save_weights, stock_config
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
