@@ -32,8 +32,7 @@ from layersearch.config.loader import find_file
 from layersearch.config.recipe import TrainingConfig, load_recipe
 from layersearch.data import open_source
 from layersearch.data.source import Source
-from layersearch.export.hf import save_weights
-from layersearch.export.hf_remote import stock_config
+from layersearch.export.hf import save_weights, stock_config
 from layersearch.model.decoder import Decoder
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule, Span, presets

@@ -1,7 +1,5 @@
 """Train given schedules at a run's fresh seeds, beside the ones it confirmed."""
 
-from __future__ import annotations
-
 import argparse
 import json
 
@@ -19,7 +17,7 @@ def run(options: argparse.Namespace) -> None:
     """Train the schedules, then print their losses and their differences to the best confirmed schedule."""
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.cli.tables import console
-    from layersearch.results.verdict import comparison_text
+    from layersearch.results.sentences import comparison_text
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
     from layersearch.study.saved_run import load_request

@@ -1,7 +1,5 @@
 """Count a schedule's attention FLOPs and KV cache, exactly and without a model."""
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

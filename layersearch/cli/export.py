@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.export import check_target
     from layersearch.export import export as write
     from layersearch.export.edit_config import parse_user_config, write_user_config
-    from layersearch.results.verdict import winner_evidence
+    from layersearch.results.sentences import winner_evidence
     from layersearch.schedule.files import schedule_argument
     from layersearch.study.run_folder import read_config
     from layersearch.study.saved_run import load_result
@@ -88,7 +88,6 @@ def run(options: argparse.Namespace) -> None:
 
 
 def _user_config(options: argparse.Namespace) -> UserConfig | None:
-    """Return the configuration for ``--config``, if it was given."""
     if options.config is None:
         return None
     if options.to != "hf":

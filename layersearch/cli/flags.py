@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,24 +52,18 @@ def add_key(parser: argparse.ArgumentParser, flag: str, key: str, metavar: str, 
     parser.add_argument(flag, **SHARED["--set"] | more)
 
 
-def positive(text: str) -> int:
-    """Return a flag's value as a whole number, at least 1."""
-    return _whole_number(text, lambda value: value >= 1, "at least 1")
-
-
-def seed(text: str) -> int:
-    """Return a flag's value as a seed."""
-    return _whole_number(text, lambda value: 0 <= value < SEED_LIMIT, f"in [0, {SEED_LIMIT})")
-
-
-def _whole_number(text: str, holds: Callable[[int], bool], wanted: str) -> int:
+def _whole_number(least: int, limit: float, wanted: str, text: str) -> int:
     try:
         value = int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a whole number {wanted}, not {text!r}") from None
-    if not holds(value):
+    if not least <= value < limit:
         raise argparse.ArgumentTypeError(f"must be {wanted}, not {value}")
     return value
+
+
+positive = functools.partial(_whole_number, 1, math.inf, "at least 1")
+seed = functools.partial(_whole_number, 0, SEED_LIMIT, f"in [0, {SEED_LIMIT})")
 
 
 def pool_of(options: argparse.Namespace) -> PoolFactory:

@@ -4,8 +4,6 @@ A command imports heavy libraries in ``run`` only, so ``--help`` stays quick. Th
 jsonargparse: importing that takes ten times as long (97 ms, argparse 9 ms).
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys
@@ -31,9 +29,7 @@ class _Parser(argparse.ArgumentParser):
         return found, unknown
 
     def error(self, message: str) -> NoReturn:
-        raise LayersearchError(
-            f"{self.prog}: {message.replace('invalid choice', 'unknown')} (see '{self.prog} --help')"
-        )
+        raise LayersearchError(f"{message.replace('invalid choice', 'unknown')} (see '{self.prog} --help')")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,5 @@
 """Draw the cost-quality frontier, and the noise against the effect of placement."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """List the literature's schedules by name and size, or print one."""
 
-from __future__ import annotations
-
 import argparse
 import json
 

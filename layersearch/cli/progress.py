@@ -13,17 +13,11 @@ if TYPE_CHECKING:
     from layersearch.convert.run import Step
     from layersearch.study.plan import Progress as Trials
 
-QUIET_SECONDS = 15.0
-"""Least time between two plain lines of one phase; a new phase is printed at once."""
+QUIET_SECONDS = 15.0  # least time between two plain lines of one phase; a new phase is printed at once
 
 
 class ProgressDisplay(Progress):
-    """Shows the phase, the work done and the time left.
-
-    Args:
-        unit: what is counted: trials or steps.
-        heading: a line printed before the first report; none if empty.
-    """
+    """Shows the phase, the work done (in trials or steps) and the time left, below a heading if it is not empty."""
 
     def __init__(self, unit: str, heading: str = "") -> None:
         super().__init__(

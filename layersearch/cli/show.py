@@ -1,7 +1,5 @@
 """Print one screen: the winner, the frontier, the baselines, and loss against l."""
 
-from __future__ import annotations
-
 import argparse
 
 from layersearch.cli.flags import add_shared

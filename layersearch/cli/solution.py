@@ -1,7 +1,5 @@
 """The page that ``layersearch solve`` prints."""
 
-from __future__ import annotations
-
 from layersearch.cli.tables import console, size, table
 from layersearch.results.stats import decimals
 from layersearch.surrogate.solve import Candidate, Solution
@@ -15,13 +13,8 @@ _SOURCE = {
 
 
 def print_solution(found: Solution, *, flops: int, confirm_with: str | None) -> None:
-    """Print the answer, its alternatives, and the command that tests the proposal.
-
-    Args:
-        found: the answer and its alternatives.
-        flops: attention FLOPs of the answer, forward, for one sequence.
-        confirm_with: a command; None where nothing is left to confirm.
-    """
+    """Print the answer with its attention FLOPs (forward, one sequence), its alternatives, and the command, if any,
+    that tests the proposal."""
     screen = console()
     answer = found.answer
     quantity, level = _QUANTITY[found.kind], f"{found.confidence:.0%}"

@@ -1,7 +1,5 @@
 """Answer for another budget, cache or latency from a run's trials; train nothing."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

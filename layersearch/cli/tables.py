@@ -1,36 +1,24 @@
 """Consoles and tables of the commands."""
 
-from __future__ import annotations
-
 from typing import IO, Any
 
 from rich.console import Console
 from rich.table import Table
 
-WIDTH = 100
-"""Columns where there is no terminal to ask."""
+WIDTH = 100  # columns where there is no terminal to ask
 
 
 def console(file: IO[str] | None = None, width: int = WIDTH) -> Console:
-    """Return a console that prints text as it is.
-
-    Args:
-        file: where to print; standard output if None.
-        width: columns without a terminal; a terminal has its own width.
-    """
+    """Return a console that prints text as it is; ``width`` counts columns where there is no terminal."""
     plain: dict[str, Any] = {"file": file, "highlight": False, "markup": False, "emoji": False}
     found = Console(**plain)
     return found if found.is_terminal else Console(**plain, width=width)
 
 
 def table(*columns: str, left: int = 1, cut: bool = False, **options: Any) -> Table:
-    """Return a borderless table.
+    """Return a borderless table of rich with these headings; the first ``left`` columns are aligned left.
 
-    Args:
-        columns: headings.
-        left: number of columns aligned left; the others are aligned right.
-        cut: cut a left cell that is too long, instead of wrapping it.
-        options: of rich's table.
+    With ``cut``, a left cell that is too long is cut instead of wrapped.
     """
     made = Table(box=None, pad_edge=False, header_style="bold", **options)
     for index, column in enumerate(columns):

@@ -42,7 +42,6 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _print_proof(proof: Proof) -> None:
-    """Print what was loaded, each layer's mask, the logits, the texts, and the verdict."""
     from layersearch.cli.tables import console, table
 
     how = f"{proof.keys} keys tested against every query, those at the spans' edges among them"

@@ -61,7 +61,7 @@ def target_family(model: Any, schedule: Schedule, family: str | None = None) -> 
             obstacle = f"cannot load the weights ({misfit})"
         if family is not None:
             raise ExportError(f"--family {family} {obstacle}; give --family {REMOTE}, or another schedule")
-    from layersearch.export.hf_remote import remote_config
+    from layersearch.export.hf import remote_config
 
     remote_config(schedule, config)  # refuses, before training, a schedule that the modeling file cannot run
     return REMOTE
@@ -86,7 +86,7 @@ def save_model(
     shutil.rmtree(out, ignore_errors=True)
     model, schedule = routed.model, routed.schedule
     if family == REMOTE:
-        from layersearch.export.hf_remote import save_remote
+        from layersearch.export.hf import save_remote
 
         save_remote(model, schedule, out=out, evidence=evidence)
     else:

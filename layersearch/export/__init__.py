@@ -8,13 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
-from layersearch.export.engine_files import engine_text
-from layersearch.export.engines import ENGINES, SERVING_FAMILIES
+from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, find_family
 from layersearch.export.files import write_files
-from layersearch.export.flex import MODULE, flex_module
-from layersearch.export.hf import config_text, save_weights
-from layersearch.export.hf_remote import remote_files, save_remote, stock_config
+from layersearch.export.hf import FLEX, config_text, flex_module, remote_files, save_remote, save_weights, stock_config
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -86,7 +83,7 @@ def export(
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
     elif target == "flex":
-        texts[MODULE] = flex_module(schedule, model.n_heads)
+        texts[FLEX] = flex_module(schedule, model.n_heads)
     elif target in ENGINES:
         texts[ENGINES[target].file] = engine_text(schedule, target, family, model, vocab_size, seq_len)
     return write_files(out, texts, schedule, evidence, form="json" if target == "json" else "yaml")

@@ -5,8 +5,6 @@ it: without sinks, dilation and LaS. Its size gives the exact attention FLOPs cl
 close sizes the smaller is taken. A target with one size for all layers gets the size that is closest in their sum.
 """
 
-from __future__ import annotations
-
 import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass

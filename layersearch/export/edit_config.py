@@ -1,7 +1,5 @@
 """A user's own ``config.json`` with a schedule in it; the other keys keep their values."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -16,8 +14,7 @@ from layersearch.export.hf import schedule_fields
 from layersearch.schedule import Schedule
 
 _BY_TYPE = {family.model_type: family for family in FAMILIES.values()}
-_UNUSED = {"pretraining_tp"}
-"""Fields that no class of transformers reads any more."""
+_UNUSED = {"pretraining_tp"}  # fields that no class of transformers reads any more
 _NOT_CONVERTED = {"model_type", "architectures", "transformers_version", "layer_types", "sliding_window"}
 """Fields that a conversion to another class does not copy: the schedule or the new class defines them."""
 

@@ -27,7 +27,6 @@ class Family:
     """How one family's ``config.json`` holds a schedule and a model's size."""
 
     model_type: str
-    """The name in ``config.json``."""
     layer_types: Mapping[SpanKind, str] = field(default_factory=lambda: _SLIDING)
     """The word for ``full``, and for the one sparse kind that the family supports."""
     layer_fields: Mapping[str, Literal["list", "runs"]] = field(default_factory=lambda: {"layer_types": "list"})
@@ -178,8 +177,7 @@ _FAMILIES = (
         constants={"pad_token_id": 0, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
     ),
 )
-FAMILIES = {family.name: family for family in _FAMILIES}
-"""Every family by its name for ``--family``."""
+FAMILIES = {family.name: family for family in _FAMILIES}  # every family by its name for `--family`
 
 IGNORE_LAYER_TYPES: dict[str, str] = {
     "llama": "ministral",

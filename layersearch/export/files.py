@@ -1,7 +1,5 @@
 """Files of an export: read with one-line errors, written whole, and never written over other files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,19 +1,19 @@
 """The result of one setting, from its records alone: l*, the knee, the best l within a budget, placements, layers."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from layersearch.optimal_l.config import Setting
+from layersearch.optimal_l.config import OptimalLConfig, Setting
 from layersearch.optimal_l.knee import Choice, best_within, find_knee
 from layersearch.optimal_l.noninferiority import Losses, LStar, failed_seeds, find_l_star
 from layersearch.optimal_l.placements import named_placements, placement
-from layersearch.optimal_l.protocol import l_star_of, select
-from layersearch.optimal_l.runner import losses_of
-from layersearch.results.stats import CONFIDENCE, Interval, mean_interval, paired_difference, pooled_std
+from layersearch.optimal_l.protocol import l_star_of, losses_of, select
+from layersearch.optimal_l.scaling_law import Law, fit_laws
+from layersearch.results.stats import Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
+from layersearch.schedule.files import plain
 from layersearch.training.record import TrialRecord
 
 BEST = "best found"
@@ -125,9 +125,7 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     shared = sorted(set.intersection(*(set(fresh[row.schedule]) for row in curve))) if curve else []
     ls, costs = [row.l for row in curve], [row.cost for row in curve]
     by_l = {row.l: [fresh[row.schedule][seed] for seed in shared] for row in curve}
-    undefined = Choice(
-        l=None, likely=(), confidence=CONFIDENCE, why="the trials at the best schedules share no fresh seed"
-    )
+    undefined = Choice(why="the trials at the best schedules share no fresh seed")
     at_budget = None
     if config.budget is not None:
         at_budget = best_within(ls, costs, by_l, config.budget) if shared else undefined
@@ -226,3 +224,41 @@ def _effects(setting: Setting, losses: Mapping[Schedule, float]) -> LayerEffects
             tuple(None if i == j else minus(restore(i, j), restore(i), restore(j)) for j in layers) for i in layers
         ),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimalL:
+    """The result of a study."""
+
+    settings: tuple[SettingAnswer, ...]
+    laws: dict[str, tuple[Law, ...]]
+    """Scaling laws by what varies: ``length``, ``depth``."""
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, as in ``answer.json``."""
+        found: dict[str, Any] = plain(self)
+        return found
+
+
+def find_laws(config: OptimalLConfig, answers: Sequence[SettingAnswer]) -> dict[str, tuple[Law, ...]]:
+    """Return the scaling laws of l* over each size that varies, ``length`` or ``depth``."""
+    depth, length = config.recipe.model.n_layers, config.recipe.training.seq_len
+    varied = {
+        "length": [a for a in answers if a.n_layers == depth and a.seq_len in config.lengths],
+        "depth": [a for a in answers if a.seq_len == length and a.n_layers in config.depths],
+    }
+    return {
+        name: fit_laws(
+            [size_of(a, name) for a in varied[name]],
+            [a.l_star.value for a in varied[name]],
+            [(a.l_star.low, a.l_star.value) for a in varied[name]],
+        )
+        for name, sizes in (("length", config.lengths), ("depth", config.depths))
+        if len(sizes) > 1
+    }
+
+
+def size_of(answer: SettingAnswer, name: str) -> int:
+    """Return a setting's length in tokens or depth in layers."""
+    return answer.seq_len if name == "length" else answer.n_layers

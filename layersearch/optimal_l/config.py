@@ -15,8 +15,7 @@ from layersearch.schedule.space import Space
 SEARCHED = "searched"
 PLACEMENTS = ("bottom", "top", "interleaved", "middle", SEARCHED)
 """Named placements of the literature, and the search for a better one."""
-MIN_DELTA = 0.01
-"""Smallest default margin, nats."""
+MIN_DELTA = 0.01  # smallest default margin, nats
 Regime = Literal["scratch", "converted"]
 
 
@@ -65,24 +64,19 @@ class OptimalLConfig:
         unknown = next((name for name in self.placements if name not in PLACEMENTS), "")
         sizes = [("--lengths", value, 2) for value in self.lengths] + [("--depths", value, 1) for value in self.depths]
         ls = [(l, depth) for l in self.ls or () for depth in self.depths or (self.recipe.model.n_layers,)]
+        budget, share, first, most = self.budget, self.continued, self.seeds, self.most_seeds
         checks = (
             (self.delta > 0, f"--delta must be above 0 nats, not {self.delta:g}; 0.01 is a usual margin"),
             (self.delta < math.inf, "--delta must be a number of nats, not inf"),
             (self.placements, f"--placements is empty; known: {', '.join(PLACEMENTS)}"),
             (not unknown, f"--placements: no placement {unknown!r}{did_you_mean(unknown, PLACEMENTS)}"),
-            (self.seeds >= 2, f"--seeds must be at least 2 for an interval, not {self.seeds}"),
-            (
-                self.most_seeds >= self.seeds,
-                f"--max-seeds {self.most_seeds} is less than --seeds {self.seeds}; raise it",
-            ),
+            (first >= 2, f"--seeds must be at least 2 for an interval, not {first}"),
+            (most >= first, f"--max-seeds {most} is less than --seeds {first}; raise it"),
             (self.per_l >= 1, f"--trials-per-l must be at least 1, not {self.per_l}"),
+            (0 < share <= 10, f"--continued must be a share of the steps in (0, 10], not {share:g}"),
             (
-                0 < self.continued <= 10,
-                f"--continued must be a share of the steps in (0, 10], not {self.continued:g}",
-            ),
-            (
-                self.budget is None or 0 < self.budget <= 1,
-                f"--budget must lie in (0, 1], a share of the all-full schedule's cost, not {self.budget or 0:g}",
+                budget is None or 0 < budget <= 1,
+                f"--budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget or 0:g}",
             ),
             *((value >= least, f"{flag}: {value} is too small; give at least {least}") for flag, value, least in sizes),
             *((0 <= l <= n, f"--l {l} is out of range: a model of {n} layers has 0 to {n} full ones") for l, n in ls),

@@ -1,12 +1,7 @@
 """The curve of loss against l: its knee, and its minimum within a budget.
 
-The uncertainty comes from joint samples of all mean losses: a Student t distribution around the measured means with the
-seeds' covariance. So each difference of two means has the paired t interval. It is the posterior under a flat prior
-(Box and Tiao, "Bayesian Inference in Statistical Analysis", section 8.4). A bootstrap of three seeds would be too
-narrow.
+The uncertainty comes from joint samples of all mean losses under a flat prior (`docs/methods/l-star.md`).
 """
-
-from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -25,23 +20,21 @@ DRAWS = 4000
 class Choice:
     """An l picked from the curve, and the l's that the data cannot exclude."""
 
-    l: int | None
+    l: int | None = None
     """None: there is no such l."""
-    likely: tuple[int, ...]
+    likely: tuple[int, ...] = ()
     """The fewest l's that hold ``confidence`` of the samples, ascending; empty if nothing could be sampled."""
-    confidence: float
-    why: str
+    confidence: float = CONFIDENCE
+    why: str = ""
     """Why there is none; empty if there is one."""
-
-    @property
-    def decided(self) -> bool:
-        """Whether a single l is left."""
-        return self.l is not None and self.likely == (self.l,)
 
 
 def sample_means(losses: Array, rng: np.random.Generator, draws: int = DRAWS) -> Array:
-    """Return samples (draws, schedules) of the mean losses, nats, from losses (seeds, schedules) at two seeds or
-    more."""
+    """Return samples (draws, schedules) of the mean losses, nats, from losses (seeds, schedules) at 2 seeds or more.
+
+    They are Student t around the measured means, with the seeds' covariance (Box and Tiao, "Bayesian Inference in
+    Statistical Analysis", section 8.4).
+    """
     n = len(losses)
     mean = losses.mean(axis=0)
     residuals = (losses - mean) / np.sqrt(n * (n - 1))
@@ -63,9 +56,7 @@ def knee_index(costs: Sequence[float], losses: Sequence[float]) -> int:
     return int(np.argmax(1 - x - y))
 
 
-def find_knee(
-    ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Sequence[float]], delta: float, seed: int = 0
-) -> Choice:
+def find_knee(ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Sequence[float]], delta: float) -> Choice:
     """Return the knee of loss against cost.
 
     Args:
@@ -73,41 +64,38 @@ def find_knee(
         costs: cost of the best schedule at each l, as a share of all-full's.
         losses: one loss per seed at each l, with the same seeds for all.
         delta: a curve that falls by no more than this, in nats, has no knee.
-        seed: random seed of the samples.
     """
-    table = _table(ls, losses)
     if len(ls) < 3:
-        return Choice(l=None, likely=(), confidence=CONFIDENCE, why="a knee needs losses at three l's")
+        return Choice(why="a knee needs losses at three l's")
+    table = _table(ls, losses)
     means = table.mean(axis=0)
     if float(means[0] - means.min()) <= delta:
-        why = f"from l = {ls[0]} on the loss falls by no more than delta ({delta:g} nats)"
-        return Choice(l=None, likely=(), confidence=CONFIDENCE, why=why)
-    return _pick(ls, table, lambda row: knee_index(costs, [float(loss) for loss in row]), seed)
+        return Choice(why=f"from l = {ls[0]} on the loss falls by no more than delta ({delta:g} nats)")
+    return _pick(ls, table, lambda row: knee_index(costs, [float(loss) for loss in row]))
 
 
 def best_within(
-    ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Sequence[float]], budget: float, seed: int = 0
+    ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Sequence[float]], budget: float
 ) -> Choice:
     """Return the l with the lowest mean loss whose cost is at most the budget. See `find_knee`."""
     inside = [l for l, cost in zip(ls, costs, strict=True) if cost <= budget]
     if not inside:
-        why = f"no l costs {budget:g} of all-full or less; the cheapest costs {min(costs):.4g}"
-        return Choice(l=None, likely=(), confidence=CONFIDENCE, why=why)
-    return _pick(inside, _table(inside, losses), lambda row: int(np.argmin(row)), seed)
+        return Choice(why=f"no l costs {budget:g} of all-full or less; the cheapest costs {min(costs):.4g}")
+    return _pick(inside, _table(inside, losses), lambda row: int(np.argmin(row)))
 
 
 def _table(ls: Sequence[int], losses: Mapping[int, Sequence[float]]) -> Array:
     return np.array([losses[l] for l in ls], dtype=np.float64).T
 
 
-def _pick(ls: Sequence[int], table: Array, index: Callable[[Array], int], seed: int) -> Choice:
+def _pick(ls: Sequence[int], table: Array, index: Callable[[Array], int]) -> Choice:
     chosen = ls[index(table.mean(axis=0))]
     if len(table) < 2:
-        return Choice(l=chosen, likely=tuple(ls), confidence=CONFIDENCE, why="")
-    drawn = Counter(ls[index(row)] for row in sample_means(table, np.random.default_rng(seed)))
+        return Choice(l=chosen, likely=tuple(ls))
+    drawn = Counter(ls[index(row)] for row in sample_means(table, np.random.default_rng(0)))
     likely: set[int] = set()
     for l, _ in drawn.most_common():
         likely.add(l)
         if sum(drawn[at] for at in likely) >= CONFIDENCE * DRAWS:
             break
-    return Choice(l=chosen, likely=tuple(sorted({*likely, chosen})), confidence=CONFIDENCE, why="")
+    return Choice(l=chosen, likely=tuple(sorted({*likely, chosen})))

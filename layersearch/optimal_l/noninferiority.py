@@ -1,18 +1,10 @@
 """l*: the smallest number of full layers shown non-inferior to a reference schedule, and its confidence set.
 
-For each l, the selection seeds fix the best schedule e(l) with at most l full layers. On fresh seeds, d(l) is the
-paired difference of e(l) to the reference. l* is the smallest l for which the mean of d(l) is below the margin delta.
-
-- Upper end: one-sided paired t tests of non-inferiority in the fixed order l = L, L-1, ..., each at the full alpha
-  (fixed-sequence test: Maurer, Hothorn and Lehmacher 1995; Bretz et al., Statistics in Medicine 28, 2009).
-- Lower end: tests of inferiority by more than delta, in the order l = 0, 1, ....
-- From eight seeds on, the test uses a trimmed mean, 12.5% at each end (Tukey and McLaughlin, Sankhya A 25, 1963). The
-  reference's losses are clipped far above its lowest loss. So one failed training run decides nothing.
-
+d(l) is the paired difference to the reference of e(l), the best schedule with at most l full layers. l* is the
+smallest l with a mean of d(l) below the margin delta. The upper end comes from one-sided t tests in the fixed order
+l = L, L-1, ... (Maurer, Hothorn and Lehmacher 1995), the lower end from tests of inferiority in the order 0, 1, ....
 `docs/methods/l-star.md` has the hypotheses, the reasons and the limits.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
@@ -23,17 +15,13 @@ import numpy as np
 from layersearch.results.stats import CONFIDENCE, Interval, paired_difference
 from layersearch.schedule import Schedule
 
-_CUT = 4.0
-"""Clip losses this many standard deviations above the schedule's lowest loss."""
+_CUT = 4.0  # clip losses this many standard deviations above the schedule's lowest loss
 _FAILED = 8.0
 """A loss this many standard deviations plus delta above the schedule's lowest loss counts as not learned."""
-_TRIMMED = 8
-"""The trimmed mean leaves out one difference in eight at each end."""
-SHARES = (0.8, 0.2)
-"""Shares of alpha in the non-inferiority test: the best schedule of an l, and its runner-up."""
+_TRIMMED = 8  # the trimmed mean leaves out one difference in eight at each end
+SHARES = (0.8, 0.2)  # shares of alpha in the non-inferiority test: the best schedule of an l, and its runner-up
 
-Losses = Mapping[Schedule, Mapping[int, float]]
-"""Validation loss in nats, by schedule and fresh seed."""
+Losses = Mapping[Schedule, Mapping[int, float]]  # validation loss in nats, by schedule and fresh seed
 
 
 def level(confidence: float = CONFIDENCE, share: float = 1.0) -> float:
@@ -136,7 +124,6 @@ class LStar:
     low: int
     """Lower end of the confidence set. Every smaller l is shown to be worse by more than delta."""
     confidence: float
-    """Confidence of the set."""
     steps: tuple[Step, ...]
     """One per l, ascending."""
 
@@ -160,7 +147,7 @@ def find_l_star(
     confidence: float = CONFIDENCE,
     share: float = 1.0,
 ) -> LStar:
-    """Test every l from both ends. See the module's text.
+    """Test every l from both ends.
 
     Args:
         envelope: by l, the best schedule with at most l full layers on the selection seeds, then its runner-up if any.

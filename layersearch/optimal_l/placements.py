@@ -1,12 +1,8 @@
 """The placements of l full layers to try: those of the literature, all of a small model, or proposals of a search.
 
 A placement is a schedule of full layers and one sparse span. If an l has more placements than may be tried, the named
-ones come first. The search's surrogate (`layersearch.surrogate.gp`) proposes the others. It is fitted to all selection
-trials so far, of every l. Its anchors restore one layer of all-sparse, or remove one of all-full. They measure how much
-each layer needs full attention.
+ones come first, and the search's surrogate proposes the others (`docs/methods/l-star.md`).
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -17,8 +13,7 @@ from layersearch.optimal_l.config import SEARCHED, Setting
 from layersearch.schedule import Schedule, presets
 from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 
-_N_CANDIDATES = 400
-"""Maximum number of placements that the surrogate ranks."""
+_N_CANDIDATES = 400  # maximum number of placements that the surrogate ranks
 _EXPLORATION = 1.0
 """Candidates are ranked by predicted loss minus this many standard deviations (lower confidence bound)."""
 

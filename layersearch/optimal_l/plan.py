@@ -1,7 +1,5 @@
 """The plan of an optimal-l study, known before it trains anything: trials, FLOPs and time."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,16 +45,10 @@ class SettingPlan:
 def plan(
     config: OptimalLConfig, out: Path, cache: Path | None = None, *, elsewhere: bool = False
 ) -> tuple[SettingPlan, ...]:
-    """Return the plan of every setting.
+    """Return the plan of every setting; nothing is written.
 
-    Args:
-        config: the study.
-        out: its folder; nothing is written.
-        cache: folder of prepared data; None: the default one.
-        elsewhere: the trials will run on a Ray cluster. The cluster is not contacted.
-
-    Raises:
-        LayersearchError: as the study itself would.
+    ``elsewhere`` says that the trials will run on a Ray cluster, which is not contacted. The other arguments and the
+    errors are those of `layersearch.optimal_l.run.optimal_l`.
     """
     return tuple(_plan(setting, out, cache, elsewhere) for setting in config.settings())
 

@@ -1,23 +1,17 @@
 """The figures of a study: loss against l, the effect of each layer, and l* against length and depth."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from layersearch.optimal_l import report
-from layersearch.optimal_l.answer import BEST, PlacementResult, SettingAnswer
-from layersearch.optimal_l.summary import size_of
-from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-    from layersearch.optimal_l.summary import OptimalL
+from layersearch.optimal_l.answer import BEST, OptimalL, PlacementResult, SettingAnswer, size_of
+from layersearch.results.plots.style import BAND, BLACK, BLUE, GRAY, VERMILION, scale_axis, style_axes, write_figure
 
 _STYLES = {
     "bottom": ("s", "#CC79A7"),
@@ -26,11 +20,8 @@ _STYLES = {
     "middle": ("v", "#56B4E9"),
     BEST: ("o", BLUE),
 }
-_BAND = "#F5E3B8"
-_CELL = 0.46
-"""Side of a heat map cell, inches."""
-_MAX_NUMBERED = 12
-"""Maximum number of layers at which each cell shows its number."""
+_CELL = 0.46  # side of a heat map cell, inches
+_MAX_NUMBERED = 12  # maximum number of layers at which each cell shows its number
 
 
 def draw_setting(found: SettingAnswer, out: Path) -> list[Path]:
@@ -81,7 +72,7 @@ def _draw_curve(axes: Axes, found: SettingAnswer) -> None:
     )
     if reference is not None:
         what = f"within delta ({found.delta:g} nats) of the best found"
-        axes.axhspan(max(low, reference), min(high, reference + found.delta), color=_BAND, lw=0, zorder=0, label=what)
+        axes.axhspan(max(low, reference), min(high, reference + found.delta), color=BAND, lw=0, zorder=0, label=what)
     for name in sorted(lines, key=lambda name: name == BEST):
         marker, color = _STYLES[name]
         points = sorted(((l, placed.loss) for l, placed in lines[name]), key=lambda point: point[0])
@@ -186,9 +177,6 @@ def draw_l_star(found: OptimalL, path_stem: Path) -> list[Path]:
 
 def draw_stars(figure: Figure, axes: Axes, sizes: Sequence[int], answers: Sequence[SettingAnswer]) -> None:
     """Draw l* by size with its confidence sets: against the best found and, beside it, against all-full."""
-    from matplotlib.ticker import MaxNLocator
-    from matplotlib.transforms import ScaledTranslation
-
     axes.set_xscale("log", base=2)
     aside = axes.transData + ScaledTranslation(9 / 72, 0, figure.dpi_scale_trans)
     best, full = [one.l_star for one in answers], [one.l_star_all_full for one in answers]

@@ -1,40 +1,36 @@
 """The experiment protocol of one setting: select placements on the selection seeds, then measure them on fresh seeds.
 
-1. Placements are trained at the first selection seed, the best two or three of each l at the second.
-2. The best placement of every l, and each named one, is trained at the same fresh seeds.
-3. If l* is undecided, the reference and the schedules that could decide it get more fresh seeds, at most twice.
-
-Only the records decide what is trained next. So a study that was killed resumes with the same trials.
+`docs/methods/l-star.md` lists the steps. Only the records decide what is trained next, so a killed study resumes with
+the same trials.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.errors import RunFolderError
+from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.optimal_l.config import SEARCHED, Setting
 from layersearch.optimal_l.noninferiority import Losses, LStar, find_l_star
 from layersearch.optimal_l.placements import count, first_round, named_placements, placement, proposals, role_of
-from layersearch.optimal_l.runner import TrialRunner, losses_of
 from layersearch.schedule import Schedule
-from layersearch.study.plan import Listener
+from layersearch.study.plan import Listener, Progress
 from layersearch.study.prepare import open_data, open_run_folder
+from layersearch.study.run_folder import RunFolder
 from layersearch.training.record import Phase, Trial, TrialRecord
-from layersearch.training.workers.pool import PoolFactory
+from layersearch.training.workers.pool import Pool, PoolFactory
+from layersearch.training.workers.run_trials import run_trials
 
-QUARTERS = (0.25, 0.5, 0.75)
-"""Shares of the training after which the validation loss is measured too."""
-GENERATIONS = 2
-"""Rounds of proposals by the surrogate."""
-MIN_SECOND, MAX_SECOND = 2, 3
-"""Placements of one l that are trained at the second selection seed."""
-START = "start"
-"""Folder of the trainings before the switch, in the converted regime."""
+QUARTERS = (0.25, 0.5, 0.75)  # shares of the training after which the validation loss is measured too
+GENERATIONS = 2  # rounds of proposals by the surrogate
+MIN_SECOND, MAX_SECOND = 2, 3  # placements of one l that are trained at the second selection seed
+START = "start"  # folder of the trainings before the switch, in the converted regime
 
 
 def trial_recipe(setting: Setting, out: Path) -> Recipe:
@@ -169,7 +165,6 @@ class _Protocol:
             wanted = [*found.undecided, found.reference]
 
     def _first_losses(self) -> dict[Schedule, float]:
-        """Return the losses at the first selection seed."""
         seed, losses = self.setting.config.seed, losses_of(self.runner.records, "search")
         return {schedule: by_seed[seed] for schedule, by_seed in losses.items() if seed in by_seed}
 
@@ -223,3 +218,74 @@ class _Protocol:
         folder = open_run_folder(out, recipe, space, source, budget=1.0, seed=seed, free=free)
         pool = functools.partial(self._pool, recipe, recipe.search.workers, out / "logs", self._cache)
         return TrialRunner(folder, pool, self._listener)
+
+
+def losses_of(records: Iterable[TrialRecord], phase: Phase) -> dict[Schedule, dict[int, float]]:
+    """Return the losses of complete trials of a phase by schedule and seed, nats."""
+    found: dict[Schedule, dict[int, float]] = {}
+    for record in records:
+        if record.phase == phase and record.state == "complete" and record.loss is not None:
+            found.setdefault(record.schedule, {})[record.seed] = record.loss
+    return found
+
+
+class TrialRunner:
+    """Trains the trials of one run folder that have no record yet, failed ones again.
+
+    The pool is made when the first trial is to run. The listener is called after each trial.
+    """
+
+    def __init__(self, folder: RunFolder, pool: Callable[[], Pool], listener: Listener) -> None:
+        self.folder, self._make_pool, self._listener = folder, pool, listener
+        self._pool: Pool | None = None
+        folder.drop_torn_line()
+        self.records: list[TrialRecord] = [r for r in folder.records() if r.state != "failed"]
+        self._planned = self._new = 0
+        self._began = time.monotonic()
+
+    def train(self, phase: str, trials: Sequence[Trial]) -> None:
+        """Run the trials that have no record, in this order. The listener is told the phase.
+
+        Raises:
+            LayersearchError: if every trial failed; gives the first reason.
+        """
+        made = {record.key for record in self.records}
+        todo = [t for key, t in {t.key: t for t in trials}.items() if key not in made]
+        self._planned = max(self._planned, len(self.records) + len(todo))
+        if not todo:
+            return
+        pool = self._pool = self._pool or self._make_pool()
+        failed: list[TrialRecord] = []
+        with contextlib.closing(run_trials(pool, todo)) as records:
+            for record in records:
+                self.folder.append(record)
+                self.records.append(record)
+                self._new += 1
+                failed += [record] if record.state == "failed" else []
+                self._announce(phase, record)
+        if len(failed) == len(todo) and all(r.state == "failed" for r in self.records):
+            raise LayersearchError(
+                f"every trial failed ({failed[0].error}): correct the recipe and start anew with another --out, or, if "
+                "the machine was the cause, run the same command again"
+            )
+
+    def close(self) -> None:
+        """Close the pool. The next trial makes another."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+
+    def _announce(self, phase: str, last: TrialRecord) -> None:
+        done = len(self.records)
+        complete = [r for r in self.records if r.state == "complete" and r.phase == last.phase]
+        seconds_per_trial = (time.monotonic() - self._began) / self._new
+        self._listener(
+            Progress(
+                phase=phase,
+                done=done,
+                planned=max(self._planned, done),
+                best=min(complete, key=lambda r: (r.loss, r.cost), default=None),
+                last=last,
+                seconds_left=seconds_per_trial * max(0, self._planned - done),
+            )
+        )

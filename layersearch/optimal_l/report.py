@@ -1,7 +1,5 @@
 """The report of a study: one page of plain text that is also Markdown."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 from layersearch.optimal_l.answer import SettingAnswer
@@ -10,8 +8,7 @@ from layersearch.optimal_l.noninferiority import LStar
 from layersearch.optimal_l.scaling_law import Law
 from layersearch.results.stats import Interval, decimals
 
-Laws = Mapping[str, Sequence[Law]]
-"""Scaling laws of l* by what varies: ``length`` and ``depth``."""
+Laws = Mapping[str, Sequence[Law]]  # scaling laws of l* by what varies: `length` and `depth`
 
 
 def range_of(low: int, high: int) -> str:

@@ -1,7 +1,5 @@
 """A whole optimal-l study: its settings one after another, the scaling laws over them, and the files of the result."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +8,9 @@ from layersearch.data import open_source
 from layersearch.errors import RunFolderError
 from layersearch.files import unwritable, write_text
 from layersearch.optimal_l import report
-from layersearch.optimal_l.answer import SettingAnswer, answer_setting
+from layersearch.optimal_l.answer import OptimalL, SettingAnswer, answer_setting, find_laws
 from layersearch.optimal_l.config import OptimalLConfig, Setting
 from layersearch.optimal_l.protocol import run_setting
-from layersearch.optimal_l.summary import OptimalL, find_laws
 from layersearch.study.plan import Listener, no_listener
 from layersearch.training.record import read
 from layersearch.training.workers.pool import LocalPool, PoolFactory
@@ -46,8 +43,9 @@ def optimal_l(
     Raises:
         LayersearchError: names the fault and the remedy; finished trials are kept.
     """
-    out = Path(out)
-    settings = config.settings()
+    from layersearch.optimal_l import plots
+
+    out, settings = Path(out), config.settings()
     try:
         _check_folder(out, settings)
         answers = []
@@ -56,16 +54,12 @@ def optimal_l(
             run_setting(setting, here, cache=cache, pool=pool, listener=listener)
             answers.append(answer_folder(setting, here, cache))
             if figures:
-                from layersearch.optimal_l.plots import draw_setting
-
-                draw_setting(answers[-1], here)
+                plots.draw_setting(answers[-1], here)
         laws = find_laws(config, answers)
         title = f"How many layers need full attention? {config.recipe.name}, {config.regime}"
         found = OptimalL(settings=tuple(answers), laws=laws, text=report.page(title, answers, laws))
         if figures and len(answers) > 1:
-            from layersearch.optimal_l.plots import draw_l_star
-
-            draw_l_star(found, out / "l_star")
+            plots.draw_l_star(found, out / "l_star")
         write_text(out / "answer.md", found.text)
         write_text(out / "answer.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
     except OSError as error:

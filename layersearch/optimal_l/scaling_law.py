@@ -1,12 +1,7 @@
 """Scaling laws of l* with length or depth: two least-squares fits, and the range of their coefficients.
 
-A coefficient's interval is its range while every l* runs through its own confidence set (`noninferiority.LStar`). The
-interval is wide on purpose. l* is a small integer that most resamples of a few seeds repeat exactly, so a bootstrap
-over seeds would call any slope certain. If every set holds the true l*, the interval holds the least-squares
-coefficient of the true values. It does not say whether the law holds between or beyond the sizes.
+The range is that over all confidence sets of l*, for the reason in `docs/methods/l-star.md`.
 """
-
-from __future__ import annotations
 
 import itertools
 import math
@@ -15,8 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-MIN_SIZES = 3
-"""Fewer sizes are not fitted."""
+MIN_SIZES = 3  # fewer sizes are not fitted
 _MAX_COMBINATIONS = 4096
 """Maximum number of combinations of set ends to fit. If there are more, this many are sampled."""
 
@@ -70,16 +64,12 @@ def fit_laws(sizes: Sequence[int], values: Sequence[int], sets: Sequence[tuple[i
 
 def _fit(form: str, sizes: Sequence[int], values: Sequence[int], corners: Sequence[Sequence[int]]) -> Law:
     logarithm = form == "a*x^b"
-    x = np.log2(np.asarray(sizes, dtype=np.float64))
-
-    def line(ls: Sequence[int]) -> tuple[float, float]:
-        y = np.log2(np.asarray(ls, dtype=np.float64)) if logarithm else np.asarray(ls, dtype=np.float64)
-        slope = float(((x - x.mean()) * (y - y.mean())).sum() / ((x - x.mean()) ** 2).sum())
-        intercept = float(y.mean() - slope * x.mean())
-        return (2.0**intercept if logarithm else intercept), slope
-
-    a, b = line(values)
-    slopes = [b, *(line(corner)[1] for corner in corners)]
-    law = Law(form=form, a=a, b=b, b_low=min(slopes), b_high=max(slopes), residual=0.0)
+    x, y = np.log2(np.asarray(sizes, dtype=np.float64)), np.array([values, *corners], dtype=np.float64)
+    y = np.log2(y) if logarithm else y
+    # Not np.polyfit: a constant l* must have a slope of exactly 0.
+    slopes = ((x - x.mean()) * (y - y.mean(axis=1, keepdims=True))).sum(axis=1) / ((x - x.mean()) ** 2).sum()
+    b, intercept = float(slopes[0]), float(y[0].mean() - slopes[0] * x.mean())
+    a = 2.0**intercept if logarithm else intercept
+    law = Law(form=form, a=a, b=b, b_low=float(slopes.min()), b_high=float(slopes.max()), residual=0.0)
     squares = [(value - law.at(size)) ** 2 for size, value in zip(sizes, values, strict=True)]
     return replace(law, residual=math.sqrt(sum(squares) / len(squares)))

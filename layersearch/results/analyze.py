@@ -1,19 +1,8 @@
 """Analysis of a run's records: the frontier, the winner, its differences to references, and their reliability.
 
 Losses of the phase ``search`` choose the schedules to confirm. Only losses of the phase ``confirm``, on fresh seeds,
-measure how good they are: the lowest of many losses is low partly by luck, on its own seed only (the winner's curse).
-
-**The winner.** Candidates are the schedules within the budget that were confirmed on the same seeds. The one with the
-lowest mean leads. The winner is the cheapest whose paired difference to the leader is not significant. These intervals
-are not corrected for their number: a correction widens them, and would give up a real gain for a cheaper schedule.
-
-**The claims.** The winner's differences to all-full and to the best baseline are claims, and the winner was picked from
-several schedules by the same losses. So each claim also gets an interval corrected by Bonferroni for every schedule
-that could have been picked and compared with that reference. The winner is called better or worse only if this interval
-excludes zero. Bonferroni gives intervals; Holm's step-down gives decisions only.
+measure how good they are. `docs/methods/winner.md` says how the winner is chosen and which intervals are corrected.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from collections import Counter
@@ -21,15 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from layersearch.results import pareto, stats
-from layersearch.results.fidelity import rank_fidelities
-from layersearch.results.noise import measure_noise, measure_signal
+from layersearch.results.noise import measure_noise, measure_signal, rank_fidelities
 from layersearch.results.result import ALL_FULL, PROPOSED, BestPerL, Comparison, Entry, Result, Unit, Winner, not_none
-from layersearch.results.verdict import comparison_text, verdict_text
+from layersearch.results.sentences import comparison_text, verdict_text
 from layersearch.schedule import Schedule
 from layersearch.training.record import State, TrialRecord
 
-_STATES: tuple[State, ...] = ("failed", "stopped", "complete")
-"""From the least to the furthest."""
+_STATES: tuple[State, ...] = ("failed", "stopped", "complete")  # from the least to the furthest
 
 
 def analyze(
@@ -85,9 +72,7 @@ def analyze(
         frontier=frontier,
         frontier_of="confirm" if len(means) > 1 else "search",
         search_frontier=search_frontier,
-        hypervolume=pareto.hypervolume([(loss, entry.cost) for entry, loss in searched], reference)
-        if reference
-        else None,
+        hypervolume=reference and pareto.hypervolume([(loss, entry.cost) for entry, loss in searched], reference),
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,

@@ -1,28 +1,28 @@
-"""Signal and noise: the spread of schedules, and the spread from the seed alone.
+"""Signal and noise: the spread of schedules, the spread from the seed alone, and rank correlations.
 
-The range of several losses (highest minus lowest) grows with their number even if only the seed differs. For n
-independent normal draws it is d(n) standard deviations on average: 1.13 for two, 2.53 for six. So each spread comes
-with the one from noise alone. Seed effects common to all schedules cancel in it. The remaining noise of one schedule
-is the paired-difference standard deviation over the square root of two. A mean over k seeds has that over the square
-root of k.
+The range of n losses grows with n even if only the seed differs. So each spread comes with the one from noise alone.
+The noise of one schedule is the paired-difference standard deviation over the square root of two, since seed effects
+common to all schedules cancel. See `docs/methods/winner.md`.
 """
-
-from __future__ import annotations
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
+from scipy import special
 
 from layersearch.results import stats
-from layersearch.results.result import Entry, Noise, Signal, Spread, not_none
+from layersearch.results.result import Entry, Fidelity, Noise, Signal, Spread, not_none
+from layersearch.training.record import TrialRecord
 
 ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
 """Differences in nats for which the number of seeds is stated, largest first."""
-N_SMALLER = 2
-"""Number of them stated below the smallest difference that the run's own seeds detect."""
+N_SMALLER = 2  # number of them stated below the smallest difference that the run's own seeds detect
+SURROGATE = "surrogate, unseen"
+"""Leave-one-out predictions of the surrogate, the model behind the sampler `gain` and ``solve``."""
 
 
 @functools.lru_cache(maxsize=64)
@@ -32,7 +32,7 @@ def noise_range(n: int) -> float:
     It is the integral of 1 - P(x)^n - (1 - P(x))^n over all x, with the normal distribution function P (Tippett, "On
     the extreme individuals and the range of samples taken from a normal population", Biometrika 17, 1925).
     """
-    from scipy import integrate, special
+    from scipy import integrate
 
     half, _ = integrate.quad(lambda x: 1 - special.ndtr(x) ** n - special.ndtr(-x) ** n, 0, math.inf)
     return 2 * float(half)
@@ -87,16 +87,11 @@ def _roles(entry: Entry) -> set[str]:
 
 
 def range_chance(ratio: float, n: int, degrees: int) -> float:
-    """Return how often the range of n normal draws, over a std estimated apart, is above a ratio: scipy's
-    ``studentized_range.sf``, to 1e-6. Importing ``scipy.stats`` takes longer than all else that ``show`` does.
+    """Return how often the range of n normal draws (2 to about 30), over a std estimated apart, is above a ratio.
 
-    Args:
-        ratio: the range in estimated standard deviations.
-        n: draws, from 2 to about 30.
-        degrees: degrees of freedom of the estimate.
+    ``degrees`` are those of freedom of the estimate. It is scipy's ``studentized_range.sf``, to 1e-6; importing
+    ``scipy.stats`` takes longer than all else that ``show`` does.
     """
-    from scipy import special
-
     nodes, weights = np.polynomial.legendre.leggauss(128)
     # Over the estimate s, whose degrees * s^2 is chi-square distributed, up to tails of 1e-14.
     half = degrees / 2
@@ -137,3 +132,35 @@ def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confiden
         resolvable=detectable,
         seeds_for=tuple(seeds_for),
     )
+
+
+def rank_fidelities(
+    records: Sequence[TrialRecord],
+    confirmed: Sequence[tuple[float, float]],
+    confidence: float,
+    predicted: Sequence[tuple[float, float]] = (),
+) -> tuple[Fidelity, ...]:
+    """Return the rank correlation of each rung, the surrogate and the search's seed, from all records of a run.
+
+    ``confirmed`` holds (loss at the search's seed, mean at fresh seeds) of every schedule that has both, ``predicted``
+    (leave-one-out prediction of the surrogate, last loss) of every complete schedule; all in nats.
+    """
+    complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
+    curves = [(dict(record.curve), not_none(record.loss)) for record in complete.values()]
+    rungs = Counter({r.schedule: r.steps for r in records if r.phase == "search" and r.state == "stopped"}.values())
+    full_steps = max((record.full_steps for record in complete.values()), default=0)
+    suffix = f" of {full_steps}" if full_steps else ""
+
+    def fidelity(name: str, against: str, pairs: Sequence[tuple[float, float]], stopped: int = 0) -> Fidelity:
+        agreement = stats.rank_correlation([a for a, _ in pairs], [b for _, b in pairs], confidence)
+        return Fidelity(name=name, against=against, stopped=stopped, agreement=agreement)
+
+    found = [
+        fidelity(f"step {at}{suffix}", "last step", [(c[at], loss) for c, loss in curves if at in c], rungs[at])
+        for at in sorted(rungs.keys() or {step for curve, _ in curves for step in curve if step < full_steps})
+    ]
+    if predicted:
+        found.append(fidelity(SURROGATE, "last step", predicted))
+    if confirmed:
+        found.append(fidelity("search seed", "fresh seeds", confirmed))
+    return tuple(found)

@@ -4,17 +4,14 @@ The algorithms are moocore's (Fonseca, Paquete, López-Ibáñez, "An improved di
 hypervolume indicator", CEC 2006).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
+import moocore
 import numpy as np
 
 
 def nondominated(points: Sequence[tuple[float, float]]) -> list[int]:
     """Return the indices of the (loss, cost) points that no other dominates, cheapest first; equal points stay."""
-    import moocore
-
     if not points:
         return []
     kept = np.flatnonzero(moocore.is_nondominated(np.asarray(points, dtype=np.float64), keep_weakly=True))
@@ -26,8 +23,6 @@ def hypervolume(points: Sequence[tuple[float, float]], reference: tuple[float, f
 
     A point that is not better than the reference in both adds nothing.
     """
-    import moocore
-
     if not points:
         return 0.0
     return float(moocore.hypervolume(np.asarray(points, dtype=np.float64), ref=np.asarray(reference, np.float64)))

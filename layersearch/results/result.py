@@ -1,7 +1,5 @@
 """The types of a run's result; ``frontier.json`` holds them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 

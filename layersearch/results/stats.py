@@ -4,8 +4,6 @@ Schedules are trained on the same seeds, so their difference is taken seed by se
 Every interval is Student's t (Student, "The probable error of a mean", Biometrika 6, 1908).
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 import math
@@ -14,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import special  # not scipy.stats, which takes 0.3 s to import
 
 from layersearch.errors import LayersearchError
 
@@ -21,8 +20,7 @@ Array = NDArray[np.float64]
 
 CONFIDENCE = 0.95
 POWER = 0.8
-MIN_RANKED = 4
-"""Fewer pairs have too few rankings for a correlation to mean anything."""
+MIN_RANKED = 4  # fewer pairs have too few rankings for a correlation to mean anything
 
 
 def decimals(width: float | None) -> int:
@@ -77,8 +75,6 @@ class RankCorrelation:
 
 @functools.lru_cache(maxsize=1024)
 def _t_quantile(confidence: float, degrees: int) -> float:
-    from scipy import special  # not scipy.stats, which takes 0.3 s to import
-
     if not 0 < confidence < 1:
         raise LayersearchError(f"confidence must lie between 0 and 1, not {confidence!r}; use for example 0.95")
     return float(special.stdtrit(degrees, 0.5 + confidence / 2))
@@ -86,8 +82,6 @@ def _t_quantile(confidence: float, degrees: int) -> float:
 
 def normal_quantile(confidence: float = CONFIDENCE) -> float:
     """Return the half width of a two-sided normal interval, in standard deviations."""
-    from scipy import special
-
     return float(special.ndtri(0.5 + confidence / 2))
 
 
@@ -129,16 +123,10 @@ def paired_difference(
 
 
 def t_test_power(std: float, difference: float, seeds: int, confidence: float = CONFIDENCE) -> float:
-    """Return the probability that a paired t test detects a true difference.
+    """Return the probability that a paired t test detects a true mean difference, nats, on 2 seeds or more.
 
-    Args:
-        std: standard deviation of the paired difference over seeds, nats.
-        difference: true mean difference, nats.
-        seeds: number of seeds, at least 2.
-        confidence: 1 minus the two-sided level.
+    ``std`` is that of the paired difference over seeds, nats; ``confidence`` is 1 minus the two-sided level.
     """
-    from scipy import special
-
     if std == 0:
         return 1.0 if difference else 0.0
     shift = (difference / std) ** 2 * seeds
@@ -156,8 +144,6 @@ def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, 
     Raises:
         LayersearchError: for a difference of zero, which no number of seeds detects, or a power outside (0, 1).
     """
-    from scipy import special
-
     if difference == 0:
         raise LayersearchError("no number of seeds finds a difference of 0; give the smallest difference that matters")
     if not 0 < power < 1:
@@ -171,10 +157,7 @@ def seeds_needed(std: float, difference: float, confidence: float = CONFIDENCE, 
 
 
 def detectable_difference(std: float, seeds: int, confidence: float = CONFIDENCE, power: float = POWER) -> float:
-    """Return the smallest true difference that a paired t test detects with the given power, nats.
-
-    Arguments are those of `t_test_power`.
-    """
+    """Return the smallest true difference, nats, that a paired t test detects with this power. See `t_test_power`."""
     from scipy import optimize
 
     if std == 0:
@@ -215,10 +198,8 @@ def rank_correlation(
 ) -> RankCorrelation | None:
     """Return Spearman's and Kendall's rank correlation of two measures, with percentile bootstrap intervals.
 
-    Trials are resampled in pairs. With few trials the interval is rough: it tells 0.9 from 0.3, not from 0.85.
-
-    Returns:
-        None with fewer than four trials, or if one measure is constant.
+    It is None with fewer than four trials, or if one measure is constant. Trials are resampled in pairs. With few
+    trials the interval is rough: it tells 0.9 from 0.3, not from 0.85.
     """
     first, second = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     assert first.shape == second.shape, "two measures of the same trials"
@@ -247,7 +228,6 @@ def _resampled_correlations(x: Array, y: Array, weights: Array) -> Array:
     """Return Spearman's rho and Kendall's tau-b of resamples, [2, resamples]; NaN if all drawn values are equal.
 
     Both are sums over the signs of all differences (Daniels, Biometrika 33, 1944), so no resample is ranked.
-
     ``weights`` holds how often each trial was drawn, [resamples, trials].
     """
     signs = [np.sign(np.subtract.outer(values, values)) for values in (x, y)]

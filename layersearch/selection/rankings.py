@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from layersearch.schedule import Schedule, Span, presets
 from layersearch.schedule.cost import FULL
 from layersearch.selection.gates import gate_gradients
-from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.measure import Scorer
 
 Score = Callable[[Schedule], float]

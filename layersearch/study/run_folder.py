@@ -13,7 +13,7 @@ from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import FORMAT, FREE, first_difference, open_folder, write_text
 from layersearch.results.result import Result
-from layersearch.results.verdict import winner_evidence
+from layersearch.results.sentences import winner_evidence
 from layersearch.schedule.files import schedule_text
 from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read

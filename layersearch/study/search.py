@@ -15,8 +15,8 @@ from layersearch.schedule.space import Space
 from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import SearchLoop
-from layersearch.study.plan import Listener, make_plan, no_listener
 from layersearch.study.model_selection import select
+from layersearch.study.plan import Listener, make_plan, no_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.workers.pool import LocalPool, PoolFactory

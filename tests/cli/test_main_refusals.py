@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from layersearch.cli.main import main
 from tests.helpers.refusals import Line, Refuses, check_line, shell
 
 
@@ -25,6 +26,16 @@ def test_main_wrong_command_or_flag_is_refused_in_one_line(
     line: Line, words: tuple[str, ...], refuses: Refuses
 ) -> None:
     refuses(line, *words)
+
+
+@pytest.mark.parametrize("words", [["--bugdet"], ["run", "--bugdet", "0.3"], ["cost", "full", "--seq-len", "x"]])
+def test_main_wrong_flag_names_the_program_once_before_the_fault(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    printed = capsys.readouterr().err
+    assert printed.startswith("layersearch: ")
+    assert not printed.removeprefix("layersearch: ").startswith("layersearch")
 
 
 def test_main_in_a_process_of_its_own_ends_with_the_same_line_and_code_2(tmp_path: Path) -> None:

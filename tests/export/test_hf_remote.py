@@ -23,7 +23,7 @@ from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
 from layersearch.export.files import write_files
-from layersearch.export.hf_remote import MODELING, remote_files, save_remote, stock_config
+from layersearch.export.hf import MODELING, remote_files, save_remote, stock_config
 from layersearch.export.remote import modeling_layersearch
 from layersearch.model.attention.reference import reference_attention
 from layersearch.model.decoder import Decoder

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from layersearch.cli.main import main
 from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import UserError
+from layersearch.optimal_l.answer import OptimalL
 from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.placements import count, first_round, named_placements, placement, proposals, role_of
 from layersearch.optimal_l.plan import plan
 from layersearch.optimal_l.run import optimal_l
-from layersearch.optimal_l.summary import OptimalL
 from layersearch.schedule import Schedule
 from layersearch.schedule.space import load_space
 from layersearch.training.checkpoint import load_weights, save_weights

@@ -232,7 +232,7 @@ def test_find_knee_small_noise_is_found_and_large_noise_left_open() -> None:
     clear = {l: list(means[l] + rng.normal(0, 0.01, 4)) for l in ls}
     found = find_knee(ls, costs, clear, 0.05)
     assert found.l == 1
-    assert found.decided
+    assert found.likely == (1,)
     noisy = {l: list(means[l] + rng.normal(0, 2.0, 3)) for l in ls}
     assert len(find_knee(ls, costs, noisy, 0.05).likely) > 1
     flat = {l: [0.5, 0.51] for l in ls}
@@ -245,7 +245,7 @@ def test_best_within_a_budget_costs_no_more() -> None:
     ls, costs = [0, 1, 2], [0.1, 0.4, 0.7]
     held = {0: [2.0, 2.1, 1.9], 1: [1.0, 1.1, 0.9], 2: [0.5, 0.6, 0.4]}
     assert best_within(ls, costs, held, 0.5).l == 1
-    assert best_within(ls, costs, held, 0.5).decided
+    assert best_within(ls, costs, held, 0.5).likely == (1,)
     assert best_within(ls, costs, held, 0.05).l is None
     assert "0.1" in best_within(ls, costs, held, 0.05).why
 

@@ -1,30 +1,24 @@
 """Proof of an export by experiment: does transformers do with the folder what its schedule says?
 
-The folder holds ``config.json`` and ``schedule.yaml``, and may hold ``model.safetensors`` and its own code. The model
-that `transformers.AutoModelForCausalLM` builds is proven if
-
-- every layer passes the mask experiment: one token of a noise input changes, and exactly the outputs change that
-  `Span.moves` names, per head where the layer's output projection is found (masks do not depend on weights, so they
-  are random);
-- its logits equal those of `layersearch.model.decoder.Decoder`, if the weights have the same names and shapes;
-- `generate` past every span gives the same text with and without a KV cache.
-
-Code in the folder must keep its decoder layers in one ``ModuleList``. Each layer must take the hidden states as first
-argument or as ``hidden_states``, and return them, alone or first in a tuple.
+The model that `transformers.AutoModelForCausalLM` builds passes three experiments: on its masks, its logits, and its
+texts with and without a KV cache. `docs/methods/export-proof.md` describes them.
 """
-
-from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layersearch.export.verify.folder import MAX_WEIGHT_BYTES, read_folder
-from layersearch.export.verify.generation import TextProof, compare_texts
-from layersearch.export.verify.loading import decoder_layers, load_model, random_model, read_config
-from layersearch.export.verify.logits import LogitsProof, compare_logits
+from layersearch.export.verify.loading import (
+    MAX_WEIGHT_BYTES,
+    decoder_layers,
+    load_model,
+    random_model,
+    read_config,
+    read_folder,
+)
 from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
+from layersearch.export.verify.outputs import LogitsProof, TextProof, compare_logits, compare_texts
 from layersearch.schedule import Schedule
 
 __all__ = ["LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]

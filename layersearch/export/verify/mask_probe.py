@@ -1,11 +1,7 @@
 """Each layer's effective mask, by experiment: change one token of the layer's input, and see which outputs change.
 
-One forward pass tests all layers. Each layer's input is replaced by the same noise, in which row k of the batch has
-token j_k changed. A reference pass has no changes. Outputs that do not depend on the token are bitwise equal in both
-passes, whatever kernel runs. Outputs are read after the layer, and per head before its output projection.
+One forward pass tests all layers: `docs/methods/export-proof.md` says how.
 """
-
-from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
@@ -20,16 +16,12 @@ from layersearch.schedule import Schedule, Span
 
 EVERY_PAIR = 256
 """Inputs up to this many tokens are tested for every pair; in longer ones some keys are tested for all queries."""
-MIN_TOKENS = 32
-"""Shortest input in tokens."""
+MIN_TOKENS = 32  # shortest input in tokens
 MIN_LONG_TOKENS = 128
 """Shortest input of a model with as many positions: limits that the configuration does not name may show."""
-MAX_TOKENS = 20_000
-"""Spans that need a longer input are not tested."""
-_THRESHOLD = 2e-6
-"""Smallest change of an output, over the outputs' standard deviation, that counts."""
-_SCORE_BYTES = 2**29
-"""Most bytes of attention scores in one pass."""
+MAX_TOKENS = 20_000  # spans that need a longer input are not tested
+_THRESHOLD = 2e-6  # smallest change of an output, over the outputs' standard deviation, that counts
+_SCORE_BYTES = 2**29  # most bytes of attention scores in one pass
 _RANDOM_KEYS = 8
 _PROJECTIONS = ("o_proj", "out_proj", "c_proj", "dense", "wo", "Wo")
 
@@ -39,7 +31,6 @@ class LayerProof:
     """One layer's effective mask, compared with its span."""
 
     layer: int
-    """Index from 0."""
     span: str
     pairs: int
     """(query, key) pairs tested."""
@@ -65,11 +56,8 @@ class LayerProof:
 def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -> int:
     """Return how many tokens show every span of a schedule and every window of a configuration.
 
-    Args:
-        schedule: one span per layer.
-        sizes: windows and chunks in the configuration, in tokens, whether or not the schedule uses them: only a longer
-            input tells a full layer from one with that window.
-        longest: positions of the model in tokens: a longer window is as good as full. None: unknown.
+    ``sizes`` are the windows and chunks in the configuration, in tokens, used or not: only a longer input tells a full
+    layer from one with that window. ``longest`` is the model's positions: a longer window is as good as full.
 
     Raises:
         ExportError: if that is too long to test.

@@ -1,39 +1,23 @@
 """The noise figure: every schedule with its seeds, and the spreads beside those from noise alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from layersearch.results.plots.style import (
-    BLACK,
-    BLUE,
-    GRAY,
-    VERMILION,
-    marker_styles,
-    scale_axis,
-    style_axes,
-    write_figure,
-)
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from layersearch.results.plots import style
+from layersearch.results.plots.style import BAND, BLACK, BLUE, GRAY, VERMILION
 from layersearch.results.result import Entry, Result, Spread
 from layersearch.results.sentences import noise_sentence, signal_sentence, spread_text
 from layersearch.results.stats import decimals
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-ROW, BAR = 0.23, 0.5
-"""Heights of a schedule's row and of a spread's, inches."""
-LEGEND, AXIS = 0.92, 0.58
-"""Heights of the legend and of an axis with its label, inches."""
-LEFT, RIGHT = 0.3, 0.985
-"""Left and right end of the axes, as shares of the width."""
+ROW, BAR = 0.23, 0.5  # heights of a schedule's row and of a spread's, inches
+LEGEND, AXIS = 0.92, 0.58  # heights of the legend and of an axis with its label, inches
+LEFT, RIGHT = 0.3, 0.985  # left and right end of the axes, as shares of the width
 MAX_ROWS = 26
-MAX_NAME = 29
-"""Characters of a schedule's label."""
-BAND = "#F5E3B8"
+MAX_NAME = 29  # characters of a schedule's label
 
 Row = tuple[Entry, float, list[float]]
 """A schedule, its mean and its losses by seed: of the fresh seeds, before confirmation of the search's."""
@@ -70,7 +54,7 @@ def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
 
     title = [*signal_sentence(signal).split("; "), noise_sentence(result.noise)]
     room = heights[0] + AXIS + (heights[1] + AXIS if bars else 0.0) + LEGEND + 0.2
-    return write_figure(path_stem, title, room, 0.02, draw)
+    return style.write_figure(path_stem, title, room, 0.02, draw)
 
 
 def _rows(result: Result) -> tuple[list[Row], int]:
@@ -93,26 +77,19 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Row]) -> None:
     means = [mean for _, mean, _ in rows]
     singles = [loss for _, _, losses in rows for loss in losses]
     ends = [end for e, _, _ in rows if seeds and e.mean for end in (e.mean.low, e.mean.high) if end is not None]
-    scale_axis(axes, "x", [*means, *singles] or [0.0, 1.0], ends)
+    style.scale_axis(axes, "x", [*means, *singles] or [0.0, 1.0], ends)
     axes.set_ylim(max(2, len(rows)) - 0.4, -0.6)
     low, high = axes.get_xlim()
     floor = result.noise.floor
     if floor is not None and means:
         label = f"within {floor:.{decimals(floor)}f} nats of the lowest mean: noise on {result.noise.seeds} seeds"
         axes.axvspan(min(means), min(min(means) + floor, high), color=BAND, lw=0, zorder=0, label=label)
-    styles = marker_styles(result.entries)
+    looks = style.marker_styles(result.entries)
     for y, (entry, mean, losses) in enumerate(rows):
-        marker, color = styles[entry.schedule]
+        marker, color = looks[entry.schedule]
         if seeds and entry.mean and entry.mean.low is not None and entry.mean.high is not None:
-            axes.plot(
-                [max(entry.mean.low, low), min(entry.mean.high, high)],
-                [y, y],
-                "|-",
-                color=color,
-                lw=1.2,
-                ms=5,
-                zorder=2,
-            )
+            ends = [max(entry.mean.low, low), min(entry.mean.high, high)]
+            axes.plot(ends, [y, y], "|-", color=color, lw=1.2, ms=5, zorder=2)
         if seeds:
             axes.plot(losses, [y] * len(losses), "o", ms=3.2, color=GRAY, mew=0, zorder=3)
         size = 11 if marker == "*" else 6.5
@@ -137,7 +114,7 @@ def _draw_rows(axes: Axes, result: Result, rows: Sequence[Row]) -> None:
         axes.plot([], [], ls="", label=f"bold: the {len(placements.schedules)} placements of equal cost")
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("validation loss (nats per token); the schedules by cost, all-full = 1")
-    style_axes(axes)
+    style.style_axes(axes)
 
 
 def _draw_spreads(axes: Axes, result: Result, bars: Sequence[tuple[str, Spread]]) -> None:
@@ -162,8 +139,6 @@ def _draw_spreads(axes: Axes, result: Result, bars: Sequence[tuple[str, Spread]]
         note.set_bbox({"facecolor": "white", "edgecolor": "none", "pad": 0.8})
     axes.set_yticks(range(len(bars)), [name for name, _ in bars], fontsize=8.5)
     axes.tick_params(axis="y", length=0)
-    unit_name = (
-        f", in seed standard deviations ({std:.2g} nats)" if std else " (nats); one seed, so the noise is unknown"
-    )
-    axes.set_xlabel(f"highest minus lowest{unit_name}")
-    style_axes(axes)
+    kind = f", in seed standard deviations ({std:.2g} nats)" if std else " (nats); one seed, so the noise is unknown"
+    axes.set_xlabel(f"highest minus lowest{kind}")
+    style.style_axes(axes)

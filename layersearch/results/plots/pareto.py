@@ -1,13 +1,15 @@
 """The Pareto figure: validation loss against attention cost, confirmed schedules, baselines and frontiers."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cbook import pts_to_poststep
+from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox, BboxBase, ScaledTranslation, Transform
 from numpy.typing import NDArray
 
 from layersearch.results.plots import style
@@ -15,23 +17,13 @@ from layersearch.results.plots.style import BLACK, BLUE, GRAY, VERMILION
 from layersearch.results.result import ALL_FULL, Entry, Result, not_none
 from layersearch.schedule import Schedule
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Transform
-
 Array = NDArray[np.float64]
-Line = tuple[list[float], list[float]]
-"""Costs and losses of a line's corners."""
+Line = tuple[list[float], list[float]]  # costs and losses of a line's corners
 
-HEIGHT = 6.1
-"""Height without the title, inches."""
-LEFT = 0.085
-"""Left end of the axes, as a share of the width."""
-DODGE = 6.5
-"""Distance between confirmed schedules of equal cost, which would hide each other, points."""
-_DISTANCES = (11.0, 18.0, 28.0, 40.0, 55.0, 75.0, 100.0)
-"""Distances of a label from its marker to try, points."""
+HEIGHT = 6.1  # height without the title, inches
+LEFT = 0.085  # left end of the axes, as a share of the width
+DODGE = 6.5  # distance between confirmed schedules of equal cost, which would hide each other, points
+_DISTANCES = (11.0, 18.0, 28.0, 40.0, 55.0, 75.0, 100.0)  # distances of a label from its marker to try, points
 _DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, 1), (0, -1), (1, 0.5), (1, -0.5))
 
 
@@ -102,8 +94,6 @@ def _draw(axes: Axes, result: Result) -> None:
 
 def _steps(points: Sequence[tuple[float, float]], edge: float) -> Line:
     """Return the corners of a frontier: each point's loss holds until the next point's cost."""
-    from matplotlib.cbook import pts_to_poststep
-
     costs, losses = zip(*points, (edge, points[-1][1]), strict=True)
     xs, ys = pts_to_poststep(costs, losses).tolist()
     return xs, ys
@@ -148,8 +138,6 @@ def _dodge(axes: Axes, entries: Sequence[Entry], winner: Schedule | None) -> dic
 
     The transforms are from data to pixels; ``transData`` itself without an overlap.
     """
-    from matplotlib.transforms import ScaledTranslation
-
     pixel = axes.figure.dpi / 72
     transforms: dict[Schedule, Transform] = {}
     placed: list[tuple[float, float, float]] = []
@@ -170,20 +158,20 @@ def _dodge(axes: Axes, entries: Sequence[Entry], winner: Schedule | None) -> dic
 def _label(
     axes: Axes, result: Result, shown: Sequence[Entry], transforms: dict[Schedule, Transform], lines: Sequence[Line]
 ) -> None:
-    """Name baselines and winner beside their markers, where they cover least; boxes are (x0, y0, x1, y1), pixels."""
+    """Name baselines and winner beside their markers, where they cover least; boxes and markers are in pixels."""
     scale, winner = axes.figure.dpi / 72, _winner(result)
-    area = np.array(axes.get_window_extent().extents)
-    boxes, markers = [], {}
+    boxes, labels, markers = [], list[Bbox](), {}
     for entry in shown:
         (x, y), (_, low), (_, high) = _pixels(axes, entry, transforms.get(entry.schedule, axes.transData))
-        boxes.append((x - 5 * scale, y - 5 * scale, x + 5 * scale, y + 5 * scale))
+        boxes.append(Bbox.from_extents(x, y, x, y).padded(5 * scale))
         if entry.schedule in transforms:
-            boxes.append((x - 3 * scale, low, x + 3 * scale, high))
+            boxes.append(Bbox.from_extents(x, low, x, high).padded(3 * scale, 0))
             markers[entry.schedule] = np.array((x, y))
     for line in lines:
-        for a, b in itertools.pairwise(axes.transData.transform(np.transpose(line))):
-            boxes.append((*(np.minimum(a, b) - 1), *(np.maximum(a, b) + 1)))
-    weights = [6.0] * len(boxes)
+        boxes += [
+            Bbox(np.sort(ends, axis=0)).padded(1)
+            for ends in itertools.pairwise(axes.transData.transform(np.transpose(line)))
+        ]
     named = [entry for entry in shown if entry.names or entry.schedule == winner]
     for entry in sorted(named, key=lambda entry: (entry.schedule != winner, -_loss(entry), entry.cost)):
         bold = entry.schedule == winner
@@ -195,34 +183,12 @@ def _label(
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
         marker, size = markers[entry.schedule], np.array(note.get_window_extent().size)
-        offset, far = _best_offset(size, marker, scale, np.array(boxes), np.array(weights), area)
-        note.set_position(tuple(offset / scale))
-        ends = np.concatenate([marker + offset - size / 2, marker + offset + size / 2])
-        if note.arrow_patch is not None:
-            own = _distance(ends, marker)
-            others = (other for schedule, other in markers.items() if schedule != entry.schedule)
-            # A label about as near to another marker needs a line to its own.
-            note.arrow_patch.set_visible(far or any(_distance(ends, other) < own + 4 * scale for other in others))
-        boxes.append(tuple(ends))
-        weights.append(30.0)
+        centers = [marker + np.array(way) * (far * scale + size / 2) for far in _DISTANCES for way in _DIRECTIONS]
+        places = [Bbox((center - size / 2, center + size / 2)) for center in centers]
+        labels.append(min(places, key=lambda box: _cost(box, axes.bbox, labels, boxes)))
+        note.set_position(tuple((labels[-1].get_points().mean(axis=0) - marker) / scale))
 
 
-def _distance(box: Array, point: Array) -> float:
-    """Return the distance between a point and a box, pixels."""
-    return float(np.hypot(*np.maximum(np.maximum(box[:2] - point, point - box[2:]), 0.0)))
-
-
-def _best_offset(
-    size: Array, point: Array, scale: float, boxes: Array, weights: Array, area: Array
-) -> tuple[Array, bool]:
-    """Return the offset of a label's center from its marker, pixels, where it covers least, and whether it is far."""
-    found, margin = [], np.array([3, 1])
-    for distance, direction in itertools.product(_DISTANCES, np.array(_DIRECTIONS)):
-        offset = direction * (distance * scale + size / 2)
-        low, high = point + offset - size / 2, point + offset + size / 2
-        overlap = (np.minimum(high + margin, boxes[:, 2:]) - np.maximum(low - margin, boxes[:, :2])).min(axis=1)
-        cost = 0.25 * distance * scale + float((weights * (10 + overlap))[overlap > 0].sum())
-        outside = bool((low < area[:2]).any() or (high > area[2:]).any())
-        found.append((cost + 1e6 * outside, offset, distance > _DISTANCES[0]))
-    _, offset, far = min(found, key=lambda one: one[0])
-    return offset, far
+def _cost(box: Bbox, area: BboxBase, labels: Sequence[Bbox], boxes: Sequence[Bbox]) -> tuple[bool, int, int]:
+    """Return what is wrong with a label's box, the worst first: outside the axes, on other labels, on the rest."""
+    return area.count_contains(box.corners()) < 4, box.count_overlaps(labels), box.padded(2).count_overlaps(boxes)

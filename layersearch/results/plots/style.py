@@ -1,32 +1,29 @@
 """Shared style of the figures: palette, markers, title, axes, and output files."""
 
-from __future__ import annotations
-
 import itertools
 import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
 from layersearch.results.result import ALL_FULL, Entry
 from layersearch.schedule import Schedule
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
 # Okabe and Ito's palette ("Color Universal Design", 2008), distinct under the common color-vision deficiencies;
 # every series also has its own marker.
 BLUE, VERMILION, BLACK, GRAY = "#0072B2", "#D55E00", "#000000", "#9A9A9A"
+BAND = "#F5E3B8"
 _BASELINE_COLORS = ("#009E73", "#CC79A7", "#B8860B", "#56B4E9", "#7F3C8D", "#5D5D5D")
 _BASELINE_MARKERS = ("s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 DPI = 110
-WIDTH = 9.6
-"""Width of every figure, inches."""
-LINE = 0.19
-"""Height of a line of the title, inches."""
-LOG_RATIO = 6.0
-"""An axis with a larger ratio of largest to smallest value is logarithmic."""
+WIDTH = 9.6  # width of every figure, inches
+LINE = 0.19  # height of a line of the title, inches
+LOG_RATIO = 6.0  # an axis with a larger ratio of largest to smallest value is logarithmic
 
 
 def write_figure(
@@ -44,15 +41,10 @@ def write_figure(
     Returns:
         The paths of the PNG and the SVG. An OSError is raised if one cannot be written.
     """
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     lines = [(line, True) for line in textwrap.wrap(title[0], 92)]
     for sentence in title[1:]:
         lines += [(line, False) for line in textwrap.wrap(sentence, 112)]
-    stem = Path(path_stem)
-    paths = [stem.with_name(stem.name + suffix) for suffix in (".png", ".svg")]
+    paths = [Path(f"{path_stem}{suffix}") for suffix in (".png", ".svg")]
     with matplotlib.rc_context():
         # The user's matplotlibrc must not change the figure, and SVG text must stay text.
         matplotlib.rcdefaults()
@@ -87,8 +79,6 @@ def style_axes(axes: Axes) -> None:
 
 def scale_axis(axes: Axes, which: str, values: Sequence[float], ends: Sequence[float] = ()) -> None:
     """Set limits and scale of an axis (``x`` or ``y``): every value is inside, interval ends may be outside."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
     axis = axes.xaxis if which == "x" else axes.yaxis
     bottom, top = min(values), max(values)
     if bottom > 0 and top / bottom > LOG_RATIO:

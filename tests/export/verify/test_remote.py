@@ -11,7 +11,7 @@ import transformers
 from layersearch.config.recipe import ModelConfig
 from layersearch.export import export
 from layersearch.export.files import write_files
-from layersearch.export.hf_remote import MODELING, remote_files
+from layersearch.export.hf import MODELING, remote_files
 from layersearch.export.remote.modeling_layersearch import BASES
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule

@@ -1,0 +1,101 @@
+"""One screen about a selection on a pre-trained model."""
+
+import json
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from layersearch.cli.tables import console, table
+from layersearch.results.held_out import MeasureRow, measure_rows
+from layersearch.results.result import Result
+from layersearch.results.stats import Interval
+from layersearch.study.run_folder import read_config
+from layersearch.study.saved_run import load_records
+
+
+def print_selection(result: Result, run: Path, as_json: bool) -> None:
+    """Print the result of a run folder, as JSON or on one screen."""
+    rows = measure_rows(load_records(run))
+    levels = _levels(run)
+    if as_json:
+        held = [
+            {"schedule": str(row.schedule), "cost": row.cost, "text_loss": row.text.mean, "by_task": row.by_task}
+            for row in rows
+        ]
+        print(json.dumps(result.to_dict() | {"held_out": held, "retrieval_levels": levels}, indent=1))
+        return
+    screen, config = console(), read_config(run)
+    training = config["recipe"]["training"]
+    head = f"run {run} · model {Path(str(config['recipe']['pretrained'])).name} · {training['seq_len']} tokens · "
+    head += f"data {config['data']['source']} · seed {config['seed']}"
+    screen.print(textwrap.shorten(head, screen.width, placeholder=" …"), style="dim", soft_wrap=True)
+    by = {row.schedule: row for row in rows}
+    if result.winner is not None and result.winner.schedule in by:
+        row = by[result.winner.schedule]
+        text = f"Winner: {row.schedule} (l = {row.n_full}, cost {row.cost:.3f}, budget {result.budget:g})"
+        screen.print("\n".join(textwrap.wrap(text, screen.width)), style="bold", soft_wrap=True)
+        screen.print(_winner_sentence(row, by, result), soft_wrap=True)
+    for line in textwrap.wrap("Loss = text and answers together. " + result.verdict, screen.width):
+        screen.print(line, soft_wrap=True)
+    if rows:
+        documents = rows[0].text.n
+        screen.print(f"\nOn {documents} held-out documents (mean ± 95%; + is worse than all_full)", style="bold")
+        screen.print(_table(rows, result, screen.width))
+    if levels:
+        said = ", ".join(f"{task} {level['full']:.2f} (chance {level['chance']:.2f})" for task, level in levels.items())
+        used = set(rows[0].by_task) if rows else set(levels)
+        dropped = sorted(set(levels) - used)
+        said = f"Digits right with full attention: {said}."
+        said += f" Not used, the model itself fails: {', '.join(dropped)}." if dropped else ""
+        screen.print("\n" + "\n".join(textwrap.wrap(said, screen.width)), soft_wrap=True)
+
+
+def _winner_sentence(row: MeasureRow, by: dict[Any, MeasureRow], result: Result) -> str:
+    full = next(r for r in by.values() if r.cost == 1.0)
+    said = f"Text loss {row.text.mean:.3f} against {full.text.mean:.3f} with full attention"
+    named = [r for r in by.values() if r.names and r.cost <= result.budget]
+    if row.accuracy is not None and full.accuracy is not None:
+        said += f"; digits right {row.accuracy.mean:.2f} against {full.accuracy.mean:.2f}"
+    if named:
+        best = min(named, key=lambda r: r.text.mean)
+        said += f". Best named placement within the budget: {best.label}, {best.text.mean:.3f}"
+        if row.accuracy is not None:
+            most = max(r.accuracy.mean for r in named if r.accuracy is not None)
+            said += f"; most digits of any, {most:.2f}"
+    return "\n".join(textwrap.wrap(said + ".", console().width))
+
+
+def _table(rows: Sequence[MeasureRow], result: Result, width: int) -> Any:
+    retrieval = rows[0].accuracy is not None
+    heads = ["digits right", "±"] if retrieval else []
+    made = table("schedule", "l", "cost", "text loss", "to all_full", "±", *heads, cut=True)
+    for row in rows:
+        wins = result.winner is not None and row.schedule == result.winner.schedule
+        name = row.label if row.names else str(row.schedule)
+        room = width - 58
+        name = name if len(name) <= room else name[: room - 1] + "…"
+        cells = [f"{row.accuracy.mean:.2f}", _half(row.accuracy, 2)] if row.accuracy is not None else []
+        made.add_row(
+            ("* " if wins else "  ") + name,
+            str(row.n_full),
+            f"{row.cost:.3f}",
+            f"{row.text.mean:.3f}",
+            f"{row.text_to_full.mean:+.3f}",
+            _half(row.text_to_full, 3),
+            *cells,
+            style="bold" if wins else "",
+        )
+    return made
+
+
+def _half(interval: Interval, places: int) -> str:
+    return "" if interval.half_width is None else f"{interval.half_width:.{places}f}"
+
+
+def _levels(run: Path) -> dict[str, dict[str, float]]:
+    file = run / "retrieval.json"
+    try:
+        return dict(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
