@@ -14,15 +14,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Draw the figures of a run and print their paths."""
     from layersearch.files import unwritable
+    from layersearch.results.held_out import measure_rows
     from layersearch.results.plots.noise import plot_signal
     from layersearch.results.plots.pareto import plot_pareto
-    from layersearch.study.saved_run import load_result
+    from layersearch.results.plots.selection import plot_selection
+    from layersearch.study.saved_run import load_records, load_result
 
     out = options.out or options.run
     result = load_result(options.run)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for path in (*plot_pareto(result, out / "pareto"), *plot_signal(result, out / "signal")):
+        if result.unit == "document":
+            drawn = plot_selection(result, measure_rows(load_records(options.run)), out / "selection")
+        else:
+            drawn = [*plot_pareto(result, out / "pareto"), *plot_signal(result, out / "signal")]
+        for path in drawn:
             print(path)
     except OSError as error:
         raise unwritable(out, error) from None

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 if TYPE_CHECKING:
     from layersearch.convert.run import Step
     from layersearch.study.plan import Progress as Trials
+    from layersearch.study.plan import Stage
 
 QUIET_SECONDS = 15.0  # least time between two plain lines of one phase; a new phase is printed at once
 
@@ -52,6 +53,12 @@ class ProgressDisplay(Progress):
         best = progress.best
         notes = [] if best is None else [f"best {best.loss:.4f} at cost {best.cost:.3f} ({best.schedule})"]
         self.report(progress.phase, progress.done, progress.planned, notes, progress.seconds_left)
+
+    def stage(self, stage: Stage) -> None:
+        """Show the progress of a selection on a pre-trained model; the ``on_stage`` of `layersearch.search`."""
+        unit = {"gates": "steps", "search": "schedules", "confirm": "measurements"}.get(stage.phase, "")
+        self._unit = unit
+        self.report(stage.phase, stage.done, stage.planned, [stage.note], stage.seconds_left)
 
     def steps(self, step: Step) -> None:
         """Show a conversion's progress; the ``listener`` of `layersearch.convert.run.convert`."""

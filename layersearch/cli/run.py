@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--model",
         metavar="PATH|ID",
-        help="pre-trained model: Hugging Face folder, hub id or GGUF file; trials start from its weights",
+        help="choose for a pre-trained model, without training: Hugging Face folder, hub id or GGUF file",
     )
     add("--space", help="search space: YAML file or name in search_spaces/ (default: the recipe's)")
     add("--out", type=Path, help="run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")
@@ -42,9 +43,17 @@ def run(options: argparse.Namespace) -> None:
     if options.model:
         from layersearch.model.pretrained import recipe_for
 
+        print(f"reading the configuration of {options.model}", file=sys.stderr, flush=True)
         recipe = recipe_for(recipe, options.model)
+    elif recipe.selection is not None:
+        raise ConfigError(f"recipe {recipe.name} selects layers of a pre-trained model: name one with --model")
     try:
-        space = load_space(options.space or recipe.default_space)
+        if recipe.selection is not None and not (options.space or recipe.space):
+            from layersearch.study.model_selection import default_space
+
+            space = default_space(recipe.training.seq_len)
+        else:
+            space = load_space(options.space or recipe.default_space)
     except LayersearchError as error:
         if options.space:
             raise
@@ -53,6 +62,11 @@ def run(options: argparse.Namespace) -> None:
     if budget is None:
         raise ConfigError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
     pool = pool_of(options)
+    if options.dry_run and recipe.selection is not None:
+        from layersearch.cli.selection_summary import print_plan
+
+        print_plan(recipe, space, budget, options.json)
+        return
     if options.dry_run:
         from layersearch.study.estimate import estimate
 
@@ -62,13 +76,16 @@ def run(options: argparse.Namespace) -> None:
         else:
             _print_estimate(found)
         return
-    out = options.out or Path("runs") / f"{recipe.name}-{space.name}-{budget:g}-s{options.seed}"
+    label = recipe.name if recipe.selection is None else Path(options.model).stem
+    out = options.out or Path("runs") / f"{label}-{space.name}-{budget:g}-s{options.seed}"
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.cli.summary import print_run
     from layersearch.study.search import search
 
     with ProgressDisplay("trials") as display:
-        result = search(recipe, space, budget, out, seed=options.seed, pool=pool, listener=display.trials)
+        result = search(
+            recipe, space, budget, out, seed=options.seed, pool=pool, listener=display.trials, on_stage=display.stage
+        )
     print_run(result, out, options.json)
 
 

@@ -27,6 +27,11 @@ LINES = 40
 
 def print_run(result: Result, run: Path, as_json: bool) -> None:
     """Print the result of a run folder, as JSON or on one screen."""
+    if result.unit == "document":
+        from layersearch.cli.selection_summary import print_selection
+
+        print_selection(result, run, as_json)
+        return
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))
         return

@@ -254,7 +254,13 @@ class Recipe(Strict):
     """With a pre-trained model: measure schedules without training its weights. None: every trial trains."""
 
     def __post_init__(self) -> None:
-        for key in ("model", "data", "training", "search", *(["selection"] if self.selection else [])):  # Python code may have built them without a check of ranges
+        for key in (
+            "model",
+            "data",
+            "training",
+            "search",
+            *(["selection"] if self.selection else []),
+        ):  # Python code may have built them without a check of ranges
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
         if self.pretrained is not None:

@@ -75,7 +75,9 @@ def measure_rows(records: Sequence[TrialRecord]) -> list[MeasureRow]:
             text_to_full=difference(schedule, "text_loss"),
             accuracy=stats.mean_interval(values(schedule, "answer_accuracy")) if tasks else None,
             accuracy_to_full=difference(schedule, "answer_accuracy") if tasks else None,
-            by_task={name.removeprefix("accuracy_"): stats.mean_interval(values(schedule, name)).mean for name in tasks},
+            by_task={
+                name.removeprefix("accuracy_"): stats.mean_interval(values(schedule, name)).mean for name in tasks
+            },
         )
         for schedule in found
     ]

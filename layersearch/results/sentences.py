@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from typing import Any
 
-from layersearch.results.result import ALL_FULL, Comparison, Entry, Fidelity, Noise, Result, Signal, Spread, Unit, Winner
+from layersearch.results.result import (
+    ALL_FULL,
+    Comparison,
+    Entry,
+    Fidelity,
+    Noise,
+    Result,
+    Signal,
+    Spread,
+    Unit,
+    Winner,
+)
 from layersearch.results.stats import Interval, decimals
 
 MIN_SPEARMAN = 0.5  # a measure ranks schedules if the lower end of its Spearman correlation reaches this
@@ -179,7 +190,9 @@ def _against(found: Comparison | None, reference: str, is_itself: bool, trained:
     if found is None:
         if is_itself:
             return f"It is {reference} itself."
-        return f"Against {reference}: unknown, {f'not confirmed on the same {unit}s' if trained else 'none was trained'}."
+        return (
+            f"Against {reference}: unknown, {f'not confirmed on the same {unit}s' if trained else 'none was trained'}."
+        )
     label = reference if reference == ALL_FULL else f"{reference} {found.reference}"
     more = f"; about {found.seeds_needed} {unit}s could detect a difference of this size" if found.seeds_needed else ""
     return f"Against {label}: {found.verdict}{more}."

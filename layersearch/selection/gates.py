@@ -14,6 +14,7 @@ spans and the budget is of exact attention FLOPs.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -151,8 +152,8 @@ def descend(
     logs = [np.zeros(len(spans)) for spans in choices] if begin is None else [-scores for scores in begin]
     for step in range(first, steps):
         weights = keep_to_budget(logs, costs, budget)
-        unit = step % len(scorer.units)
-        loss, gradients = gate_gradients(scorer.model, choices, weights, lambda: scorer.loss_with_graph(unit))
+        on_unit = functools.partial(scorer.loss_with_graph, step % len(scorer.units))
+        loss, gradients = gate_gradients(scorer.model, choices, weights, on_unit)
         centered = [g - w @ g for w, g in zip(weights, gradients, strict=True)]
         scale = float(np.sqrt(np.mean(np.concatenate(centered) ** 2))) or 1.0
         logs = [log - rate * g / scale for log, g in zip(logs, centered, strict=True)]
@@ -160,9 +161,7 @@ def descend(
     return [-log for log in logs]
 
 
-def round_to_schedules(
-    choices: Choices, scores: Sequence[Array], costs: Sequence[Array]
-) -> list[Schedule]:
+def round_to_schedules(choices: Choices, scores: Sequence[Array], costs: Sequence[Array]) -> list[Schedule]:
     """Return the schedules of lowest summed score at every price of cost, cheapest first.
 
     Args:
@@ -176,7 +175,7 @@ def round_to_schedules(
             prices |= {(score[a] - score[b]) / (cost[b] - cost[a]) for b in range(len(cost)) if cost[b] > cost[a]}
     found: dict[Schedule, float] = {}
     edges = sorted(price for price in prices if price >= 0)
-    for price in [*edges, *((a + b) / 2 for a, b in zip(edges, edges[1:], strict=False)), edges[-1] + 1]:
+    for price in [*edges, *((a + b) / 2 for a, b in itertools.pairwise(edges)), edges[-1] + 1]:
         at = [int(np.argmin(score + price * cost)) for score, cost in zip(scores, costs, strict=True)]
         schedule = Schedule(tuple(spans[i] for spans, i in zip(choices, at, strict=True)))
         found[schedule] = float(sum(cost[i] for cost, i in zip(costs, at, strict=True)))

@@ -16,6 +16,8 @@ Each method ranks layers under one sparse span, and the first l of its ranking k
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -66,11 +68,15 @@ def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
 
 
 def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
-    """Rank the ``most`` most needed layers (None: all), each restored together with those before it; L x most scores."""
+    """Rank the ``most`` most needed layers (None: all) layers, each restored with those before it; L x most scores."""
     kept: list[int] = []
     scores: list[float] = []
     for _ in range(n_layers if most is None else min(most, n_layers)):
-        tried = {layer: score(presets.place(n_layers, [*kept, layer], span)) for layer in range(n_layers) if layer not in kept}
+        tried = {
+            layer: score(presets.place(n_layers, [*kept, layer], span))
+            for layer in range(n_layers)
+            if layer not in kept
+        }
         best = min(tried, key=lambda layer: (tried[layer], layer))
         kept.append(best)
         scores.append(tried[best])
@@ -84,7 +90,7 @@ def gate_gradient(scorer: Scorer, span: Span) -> Ranking:
     weights = [torch.tensor([1.0, 0.0]).numpy()] * n_layers
     needs = [0.0] * n_layers
     for unit in range(len(scorer.units)):
-        _, found = gate_gradients(scorer.model, choices, weights, lambda unit=unit: scorer.loss_with_graph(unit))
+        _, found = gate_gradients(scorer.model, choices, weights, functools.partial(scorer.loss_with_graph, unit))
         needs = [need + float(g[0] - g[1]) for need, g in zip(needs, found, strict=True)]
     return _ranked("gate_gradient", needs)
 
@@ -95,6 +101,6 @@ def block_influence(scorer: Scorer) -> Ranking:
     for unit in scorer.units:
         trace = model.run(unit.text[:-1], presets.all_full(model.n_layers), keep=True)
         states = [trace.inputs[layer].float() for layer in sorted(trace.inputs)] + [trace.last.float()]
-        for layer, (before, after) in enumerate(zip(states, states[1:], strict=False)):
+        for layer, (before, after) in enumerate(itertools.pairwise(states)):
             needs[layer] += float(1 - F.cosine_similarity(before, after, dim=-1).mean())
     return _ranked("block_influence", needs)

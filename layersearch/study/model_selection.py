@@ -12,6 +12,7 @@ pairs schedules by document. A killed run resumes: after each gate step, schedul
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -36,12 +37,14 @@ from layersearch.results.plots.selection import plot_selection
 from layersearch.results.result import ALL_FULL, PROPOSED, Result
 from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.space import Space
 from layersearch.selection.gates import descend, round_to_schedules
 from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.local_search import LocalSearch, Measured
 from layersearch.selection.measure import Measurement, Scorer, Unit, by_task, position_edges
 from layersearch.selection.retrieval import make_example
 from layersearch.selection.templates import named_placements
+from layersearch.study.plan import Stage
 from layersearch.study.prepare import request_of
 from layersearch.study.run_folder import RunFolder, write_result
 from layersearch.training.memory import peak_memory
@@ -50,29 +53,18 @@ from layersearch.training.record import Trial, TrialRecord, blank_record
 PARTS = ("calibration", "selection", "confirmation")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Stage:
-    """The progress of a selection."""
-
-    phase: str
-    """``loading``, ``gates``, ``search``, ``confirm`` or ``done``."""
-    done: int
-    planned: int
-    note: str
-    seconds_left: float | None = None
-
-
 Listener = Callable[[Stage], None]
 Array = np.ndarray
 
 
-def default_choices(seq_len: int) -> tuple[str, ...]:
-    """Return the choices of a layer where no space is named: full, and two windows with and without 4 sinks.
+def default_space(seq_len: int) -> Space:
+    """Return the space of a selection that names none: full, and two windows with and without 4 sinks.
 
-    The windows are 1/16 and 1/8 of the text, at least 16 tokens; ``analysis/smollm2`` shows why.
+    The windows are 1/16 and 1/8 of the text, at least 16 tokens. ``analysis/smollm2`` shows why.
     """
     sizes = [max(16, seq_len // share) for share in (16, 8)]
-    return ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))
+    choices = ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))
+    return Space(name="model", choices=choices, baseline_span=f"window:{sizes[0]}+sink:4")
 
 
 class ModelSelection:
@@ -98,7 +90,8 @@ class ModelSelection:
         cache: Path | None,
         listener: Listener,
     ) -> None:
-        assert recipe.selection is not None and recipe.pretrained is not None
+        assert recipe.selection is not None
+        assert recipe.pretrained is not None
         self._recipe, self._space, self._budget = recipe, space, budget
         self._config: SelectionConfig = recipe.selection
         self._folder, self._seed, self._listener = folder, seed, listener
@@ -172,7 +165,9 @@ class ModelSelection:
     def _without_facts(self, count: int) -> list[Unit]:
         seq_len, tokenizer = self._recipe.training.seq_len, open_tokenizer(str(self._recipe.data.tokenizer))[0]
         made = [
-            make_example(tokenizer, self._config.tasks, seq_len=seq_len + 1, number=n, seed=self._seed, with_facts=False)
+            make_example(
+                tokenizer, self._config.tasks, seq_len=seq_len + 1, number=n, seed=self._seed, with_facts=False
+            )
             for n in range(count)
         ]
         return [Unit(example.tokens, example) for example in made]
@@ -341,7 +336,7 @@ def _all_sparse(space: BoundSpace) -> dict[str, Schedule]:
 def _losses(record: TrialRecord) -> list[float]:
     """Return the loss on each unit from the running means."""
     sums = [0.0, *(number * mean for number, mean in record.curve)]
-    return [after - before for before, after in zip(sums, sums[1:], strict=False)]
+    return [after - before for before, after in itertools.pairwise(sums)]
 
 
 def _metrics(found: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:

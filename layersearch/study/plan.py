@@ -94,8 +94,26 @@ class Progress:
     """Estimate from the trials of this call; None before the first."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """The progress of a selection on a pre-trained model."""
+
+    phase: str
+    """``loading``, ``gates``, ``search``, ``confirm`` or ``done``."""
+    done: int
+    planned: int
+    note: str
+    """The work at hand, or the best schedule so far."""
+    seconds_left: float | None = None
+    """Estimate for this phase; None at its beginning."""
+
+
 Listener = Callable[[Progress], None]
 
 
 def no_listener(progress: Progress) -> None:
+    """Ignore the progress."""
+
+
+def no_stage_listener(stage: Stage) -> None:
     """Ignore the progress."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
@@ -16,7 +16,7 @@ from layersearch.study.journal import Study
 from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import SearchLoop
 from layersearch.study.model_selection import select
-from layersearch.study.plan import Listener, make_plan, no_listener
+from layersearch.study.plan import Listener, Stage, make_plan, no_listener, no_stage_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.workers.pool import LocalPool, PoolFactory
@@ -32,6 +32,7 @@ def search(
     cache: Path | None = None,
     pool: PoolFactory = LocalPool,
     listener: Listener = no_listener,
+    on_stage: Callable[[Stage], None] = no_stage_listener,
     confirm: Sequence[Schedule] | None = None,
 ) -> Result:
     """Search a space for the best schedule within a budget, or resume a search.
@@ -46,6 +47,7 @@ def search(
         pool: where the trials run: `LocalPool`, `RayPool` or ``functools.partial(RayPool, address=...)``. It changes
             no record, see `layersearch.training.workers.ray_pool`. A search may resume on another pool.
         listener: called after each trial.
+        on_stage: called with the progress of a selection, if the recipe has the section ``selection``.
         confirm: do not search; only train these schedules at the confirmation seeds.
 
     Returns:
@@ -61,7 +63,7 @@ def search(
     """
     bound = BoundSpace.of(space, recipe)
     if recipe.selection is not None:
-        return select(recipe, bound, budget, Path(out), seed, cache, listener)
+        return select(recipe, bound, budget, Path(out), seed, cache, on_stage)
     plan = make_plan(recipe, bound, budget, seed)
     for schedule in confirm or ():
         bound.check(schedule)

@@ -25,7 +25,10 @@ def plot_selection(result: Result, rows: Sequence[MeasureRow], path_stem: Path |
     def draw(figure: "Figure", top: float) -> None:
         panels = figure.subplots(1, 2, sharex=True)
         figure.subplots_adjust(
-            left=LEFT, right=0.985, bottom=0.62 / figure.get_figheight(), top=top - 0.25 / figure.get_figheight(),
+            left=LEFT,
+            right=0.985,
+            bottom=0.62 / figure.get_figheight(),
+            top=top - 0.25 / figure.get_figheight(),
             wspace=0.2,
         )
         winner = None if result.winner is None else result.winner.schedule
@@ -59,7 +62,9 @@ def _draw(axes: "Axes", points: Sequence[tuple[MeasureRow, Interval | None]], wi
             )  # fmt: skip
     for row, found in points:
         if row.schedule == winner and found is not None:
-            axes.plot([row.cost], [found.mean], "o", ms=12, mfc="none", mec=VERMILION, mew=1.8, zorder=5, label="winner")
+            axes.plot(
+                [row.cost], [found.mean], "o", ms=12, mfc="none", mec=VERMILION, mew=1.8, zorder=5, label="winner"
+            )
 
 
 def _group(row: MeasureRow) -> str:
