@@ -28,8 +28,7 @@ ATTEND = OPERATOR.split("::")[1]
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", ATTEND)
 """Matrix products, by fvcore's names. fvcore also counts norms, which the closed form leaves out."""
 CONVENTION = "one multiply-add = one FLOP"
-PAIRS_AT_ONCE = 1 << 22
-"""Pairs of a mask in memory together."""
+PAIRS_AT_ONCE = 1 << 22  # Pairs of a mask in memory together
 
 
 class MismatchError(RuntimeError):

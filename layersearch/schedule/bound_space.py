@@ -19,8 +19,7 @@ from layersearch.schedule.cost import budget_ratio, span_pairs
 from layersearch.schedule.schedule import Schedule, Span
 from layersearch.schedule.space import Space, check_budget_range
 
-Subspace = tuple[tuple[Span, ...], ...]
-"""The choices of each group of layers; any combination is a schedule."""
+Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
 
 
 class BoundSpace:

@@ -30,8 +30,7 @@ SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
 GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
 
-MOST_LAYERS = 100_000
-"""Most layers of one term; more is a typo, and a list that fills the memory."""
+MOST_LAYERS = 100_000  # Most layers of one term; more is a typo, and a list that fills the memory
 
 
 @dataclass(frozen=True, kw_only=True)

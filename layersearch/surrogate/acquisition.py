@@ -24,10 +24,8 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import span_pairs
 from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
 
-EXPLORATION = 0.5
-"""Factor on the posterior standard deviation: less exploration (tuned, see ``analysis/search_efficiency``)."""
-RANDOM_EVERY = 12
-"""One proposal in this many is random: a search that trusts a wrong model would never end."""
+EXPLORATION = 0.5  # Factor on the posterior standard deviation (tuned, see analysis/search_efficiency)
+RANDOM_EVERY = 12  # One proposal in this many is random: a search that trusts a wrong model would never end
 MAX_CHANGES, MAX_NEIGHBORS, N_RANDOM = 2, 1024, 256
 """Candidates: schedules within this many changes of the frontier, at most so many per change, and random ones."""
 
@@ -38,8 +36,7 @@ class Observation:
 
     schedule: Schedule
     seed: int
-    curve: tuple[tuple[float, float], ...]
-    """(share of the training, validation loss in nats), in order; a share of 1 is the end."""
+    curve: tuple[tuple[float, float], ...]  # (share of the training in (0, 1], loss in nats), in order; 1 is the end
 
     @property
     def complete(self) -> bool:

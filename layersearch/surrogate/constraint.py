@@ -25,8 +25,7 @@ from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
 
 Kind = Literal["cost", "kv_cache", "latency"]
 
-TOLERANCE = 1e-9
-"""Relative tolerance of a sum of latencies, far below measurement error."""
+TOLERANCE = 1e-9  # Relative tolerance of a sum of latencies, far below measurement error
 Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]
 """Latency of one layer; more than 1,000 seconds is a typing error."""
 
@@ -36,14 +35,10 @@ class Constraint:
     """An upper limit; made by `cost_limit`, `cache_limit` or `latency_limit`."""
 
     kind: Kind
-    limit: float
-    """The limit as given: a ratio to all-full's attention FLOPs, bytes, or milliseconds."""
-    per_span: Mapping[Span, float]
-    """Amount for one layer of each span: visible pairs over all heads (integer), bytes (integer), or milliseconds."""
-    max_total: float
-    """Largest admitted sum over layers, in the units of ``per_span``."""
-    unit: int = 1
-    """Number of those units in one unit of ``limit``."""
+    limit: float  # The limit as given: a ratio to all-full's attention FLOPs, bytes, or milliseconds
+    per_span: Mapping[Span, float]  # Amount of one layer: visible pairs over all heads, bytes, or milliseconds
+    max_total: float  # Largest admitted sum over layers, in the units of `per_span`
+    unit: int = 1  # Number of those units in one unit of `limit`
 
     def total(self, schedule: Schedule) -> float:
         """Return a schedule's sum over layers, in the units of ``per_span``; integer sums are exact."""

@@ -34,10 +34,8 @@ from layersearch.schedule.cost import span_pairs
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-MIN_SCHEDULES = 4
-"""Smallest number of distinct schedules to fit."""
-MIN_SPREAD = 0.05
-"""Lower bound on the spread of losses, relative to their mean: a few equal trials do not show that all are equal."""
+MIN_SCHEDULES = 4  # Smallest number of distinct schedules to fit
+MIN_SPREAD = 0.05  # Lower bound of the losses' spread by their mean: a few equal trials do not show all are equal
 # Log of each hyperparameter: mean and standard deviation of its normal prior. Losses are in units of their spread.
 _PRIOR: dict[str, tuple[float, float]] = {
     "single": (-0.5, 1.0),  # standard deviation of the effects of single layers

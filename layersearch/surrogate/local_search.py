@@ -19,21 +19,14 @@ from layersearch.schedule.bound_space import BoundSpace, Subspace
 from layersearch.surrogate.constraint import Constraint
 from layersearch.surrogate.gp import Surrogate
 
-SHORTLIST = 5
-"""Number of schedules to return."""
-BEAM_WIDTH = 4
-"""Number of schedules to change per round: the best so far of as many numbers of full layers."""
-MAX_CHANGES = 128
-"""Number of changes of each, ranked by the sum of the gains of its two single changes."""
-PATIENCE = 8
-"""Rounds without a lower prediction before the search ends."""
-N_WALKS = 2
-"""Random starts for each number of full layers."""
-_STEPS = 3
-"""Changes per variable of a random walk."""
+SHORTLIST = 5  # Number of schedules to return
+BEAM_WIDTH = 4  # Number of schedules to change per round: the best so far of as many numbers of full layers
+MAX_CHANGES = 128  # Number of changes of each, ranked by the sum of the gains of its two single changes
+PATIENCE = 8  # Rounds without a lower prediction before the search ends
+N_WALKS = 2  # Random starts for each number of full layers
+_STEPS = 3  # Changes per variable of a random walk
 
-Choice = tuple[int, ...]
-"""The option of each variable, as its index among all options."""
+Choice = tuple[int, ...]  # The option of each variable, as its index among all options
 
 
 def shortlist(
@@ -66,8 +59,7 @@ class _Search:
         self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.max_total
         self._layers, self._rng = space.n_layers, np.random.default_rng(0)
         self._spans = [span for options in part for span in options]
-        self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])
-        """The variable of each option, (O,)."""
+        self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])  # variable of each option, (O,)
         self._options = [np.flatnonzero(self._of == v).tolist() for v in range(len(part))]
         widths = [len(self._groups[v]) for v in self._of]
         self._takes = np.array([constraint.per_span[s] * n for s, n in zip(self._spans, widths, strict=True)])
@@ -75,10 +67,9 @@ class _Search:
         self._n_full = np.isin(np.arange(self._layers + 1), list(n_full))
         first, second = np.triu_indices(len(self._of))
         some = (first == second) | (self._of[first] != self._of[second])
+        # All changes, (C,): two options of different variables, or one option twice to change one variable.
         self._first, self._second = first[some], second[some]
-        """All changes, (C,): two options of different variables, or one option twice to change one variable."""
-        self._losses: dict[Choice, float] = {}
-        """Predictions, also of schedules that are not admitted."""
+        self._losses: dict[Choice, float] = {}  # Predictions, also of schedules that are not admitted
 
     def run(self, trained: Collection[Schedule]) -> dict[Schedule, float]:
         """Return the predicted loss of every admitted schedule that was visited."""

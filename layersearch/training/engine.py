@@ -29,10 +29,8 @@ class RankGroup:
     """This process's place among the ranks that train one model together (data parallel)."""
 
     rank: int = 0
-    size: int = 1
-    """Number of ranks."""
-    device: str = "cpu"
-    """``cpu`` or ``cuda:N``."""
+    size: int = 1  # Number of ranks
+    device: str = "cpu"  # `cpu` or `cuda:N`
 
 
 def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> None:
@@ -135,8 +133,7 @@ class Engine:
                     base, lambda step: learning_rate_factor(step, training)
                 ),
             )
-        self.module: torch.nn.Module = self._engine.module
-        """The model itself."""
+        self.module: torch.nn.Module = self._engine.module  # The model itself
         if group.size == 1 and config.get("zero_optimization", {}).get("stage", 0) == 0:
             # One rank has nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
             self._engine.enable_backward_allreduce = False

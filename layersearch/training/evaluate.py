@@ -20,16 +20,11 @@ POSITION_BINS = 8
 class ValidationResult:
     """The result of one pass over the validation set."""
 
-    loss: float
-    """Mean over sequences of the mean loss per predicted token, nats."""
-    by_position: tuple[float, ...]
-    """Loss in equal bins of token position, ascending, nats; bins without a target are dropped."""
-    edges: tuple[int, ...]
-    """Right edges of these bins, in tokens."""
-    losses: np.ndarray
-    """Loss of each target in nats, 0 where not scored, (sequences, tokens)."""
-    correct: np.ndarray
-    """Whether the top prediction was right, (sequences, tokens)."""
+    loss: float  # Mean over sequences of the mean loss per predicted token, nats
+    by_position: tuple[float, ...]  # Loss in equal bins of token position, nats; bins without a target are dropped
+    edges: tuple[int, ...]  # Right edges of these bins, in tokens
+    losses: np.ndarray  # Loss of each target in nats, 0 where not scored, (sequences, tokens)
+    correct: np.ndarray  # Whether the top prediction was right, (sequences, tokens)
 
 
 def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> dict[str, float]:

@@ -28,8 +28,7 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Op
     )
 
 
-MAX_BATCHED = 2**16 - 1
-"""Maximum elements of a matrix for which batched products are faster on a CPU."""
+MAX_BATCHED = 2**16 - 1  # Maximum elements of a matrix for which batched products are faster on a CPU
 
 
 class GroupedMuon(torch.optim.Muon):

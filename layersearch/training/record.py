@@ -138,10 +138,8 @@ class Trial:
     seed: int
     phase: Phase = "search"
     role: str = "proposed"
-    checkpoints: tuple[int, ...] = ()
-    """Steps before the last at which the validation loss is measured."""
-    save: str | None = None
-    """The safetensors file for the final weights; None: they are not kept."""
+    checkpoints: tuple[int, ...] = ()  # Steps before the last at which the validation loss is measured
+    save: str | None = None  # The safetensors file for the final weights; None: they are not kept
 
     @property
     def key(self) -> tuple[Schedule, int, Phase]:

@@ -21,8 +21,7 @@ from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 
-_PLACE_TIMEOUT = 0.5
-"""Seconds that a trial waits for one group's place before it tries the next group."""
+_PLACE_TIMEOUT = 0.5  # Seconds that a trial waits for one group's place before it tries the next group
 
 
 class Pool(Protocol):

@@ -14,8 +14,7 @@ from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
 
-_EXIT_TIMEOUT = 5.0
-"""Seconds for a process to end after its pipe did."""
+_EXIT_TIMEOUT = 5.0  # Seconds for a process to end after its pipe did
 
 
 class Rank(Protocol):
