@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXIT_NOT_PROVEN = 1
 EXIT_USER_ERROR = 2
@@ -82,6 +83,21 @@ class ExportError(LayersearchError):
 
 UserError = LayersearchError
 """The former name of `LayersearchError`."""
+
+
+def require(holds: object, message: str) -> None:
+    """Raise ConfigError with the message unless the condition holds."""
+    if not holds:
+        raise ConfigError(message)
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put the place, such as a file or a key, before the text of a LayersearchError that is raised inside."""
+    try:
+        yield
+    except LayersearchError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from layersearch.config.loader import read_yaml
-from layersearch.errors import ConfigError, LayersearchError
+from layersearch.errors import located, require
 from layersearch.schedule.schedule import Schedule
 
 
@@ -39,12 +39,9 @@ def read_schedule(path: Path) -> Schedule:
     held = read_yaml(path)  # JSON is YAML too
     if isinstance(held, Mapping):
         held = held.get("layers", held.get("schedule"))
-    if held is None:
-        raise ConfigError(f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
-    try:
+    require(held is not None, f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
+    with located(str(path)):
         return Schedule.parse(held) if isinstance(held, str) else Schedule.from_dicts(held)
-    except LayersearchError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def schedule_argument(text: str) -> Schedule:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
+from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule.cost import FULL as FULL
 from layersearch.schedule.schedule import Schedule, Span
 
@@ -28,8 +28,7 @@ def _window(size: int) -> Span:
 
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}, not {value}")
+        require(value >= least, f"{name} must be at least {least}, not {value}")
 
 
 def _place(n_layers: int, full_layers: Collection[int], span: Span | str) -> Schedule:
@@ -40,8 +39,7 @@ def _place(n_layers: int, full_layers: Collection[int], span: Span | str) -> Sch
 
 def _check_count(n_layers: int, l: int, name: str = "l") -> None:  # noqa: E741 - l is the literature's own letter
     _at_least(1, n_layers=n_layers)
-    if not 0 <= l <= n_layers:
-        raise ConfigError(f"{name} must lie between 0 and n_layers ({n_layers}), not {l}")
+    require(0 <= l <= n_layers, f"{name} must lie between 0 and n_layers ({n_layers}), not {l}")
 
 
 def all_full(n_layers: int) -> Schedule:
@@ -250,16 +248,13 @@ def make_preset(name: str, parameters: Mapping[str, Any]) -> Schedule:
     missing = [key for key, default in known.items() if default is None and key not in parameters]
     if missing:
         raise ConfigError(f"preset {name} needs {', '.join(missing)}; give {missing[0]}=...")
-    try:
+    with located(f"preset {name}"):
         return PRESETS[name].function(**{key: _value(key, value) for key, value in parameters.items()})
-    except LayersearchError as error:
-        raise ConfigError(f"preset {name}: {error}") from None
 
 
 def _value(key: str, value: Any) -> Any:
     if key in ("span", "rest"):
-        if not isinstance(value, Span | str):
-            raise ConfigError(f"{key} must be a span such as window:512, not {value!r}")
+        require(isinstance(value, Span | str), f"{key} must be a span such as window:512, not {value!r}")
         return value
     if key == "model":
         return str(value)

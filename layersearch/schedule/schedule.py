@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, overload
 
-from layersearch.errors import ConfigError, did_you_mean
+from layersearch.errors import ConfigError, did_you_mean, located, require
 
 SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
@@ -68,31 +68,25 @@ class Span:
             raise ConfigError(f"span kind {self.kind!r} is not known{did_you_mean(self.kind, KINDS)}")
         for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise ConfigError(f"span {name} must be a whole number, not {value!r}")
-        if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
-            raise ConfigError(f"span decay must be a number, not {self.decay!r}")
+            whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            require(whole, f"span {name} must be a whole number, not {value!r}")
+        number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
+        require(number, f"span decay must be a number, not {self.decay!r}")
         object.__setattr__(self, "decay", float(self.decay))
 
+        size, heads = self.size, self.dilated_heads
         if self.kind == "full":
-            if self.size is not None:
-                raise ConfigError("a full span has no size; write 'full'")
-            if self.sink:
-                raise ConfigError("a full span already sees the first tokens; drop '+sink'")
-        elif self.size is None or self.size < 1:
-            raise ConfigError(f"a {self.kind} needs a size of at least 1 token, not {self.size}")
-        if self.kind != "window" and (self.dilation != 1 or self.dilated_heads is not None):
-            raise ConfigError(f"only a window can be dilated, not {self.kind}")
-        if self.dilation < 1:
-            raise ConfigError(f"dilation must be at least 1 token, not {self.dilation}")
-        if self.dilated_heads is not None and self.dilated_heads < 1:
-            raise ConfigError(f"the number of dilated heads must be at least 1, not {self.dilated_heads}")
-        if self.sink < 0:
-            raise ConfigError(f"sink must be at least 0 tokens, not {self.sink}")
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"the LaS decay must lie in [0, 1), not {self.decay}")
-        if self.pool < 1:
-            raise ConfigError(f"the LaS pooling width must be at least 1 token, not {self.pool}")
+            require(size is None, "a full span has no size; write 'full'")
+            require(not self.sink, "a full span already sees the first tokens; drop '+sink'")
+        else:
+            require(size is not None and size >= 1, f"a {self.kind} needs a size of at least 1 token, not {size}")
+        dilated = self.dilation != 1 or heads is not None
+        require(self.kind == "window" or not dilated, f"only a window can be dilated, not {self.kind}")
+        require(self.dilation >= 1, f"dilation must be at least 1 token, not {self.dilation}")
+        require(heads is None or heads >= 1, f"the number of dilated heads must be at least 1, not {heads}")
+        require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
+        require(0.0 <= self.decay < 1.0, f"the LaS decay must lie in [0, 1), not {self.decay}")
+        require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
         if self.size == 1:
             object.__setattr__(self, "dilation", 1)
@@ -200,8 +194,7 @@ class Span:
             name, _, value = extra.partition(":")
             if name == "sink" and "sink" not in values:
                 values["sink"] = _whole(value, "sink", text)
-                if values["sink"] < 1:
-                    raise ConfigError(f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
+                require(values["sink"] >= 1, f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
             elif name == "las" and "decay" not in values:
                 decay, slash, pool = value.partition("/")
                 try:
@@ -210,14 +203,12 @@ class Span:
                     raise ConfigError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
                 if slash:
                     values["pool"] = _whole(pool, "pooling width", text)
-                if values["decay"] == 0.0 and values.get("pool", 1) == 1:
-                    raise ConfigError(f"{text!r}: 'las:0' without pooling changes nothing; drop it")
+                changes = values["decay"] != 0.0 or values.get("pool", 1) != 1
+                require(changes, f"{text!r}: 'las:0' without pooling changes nothing; drop it")
             else:
                 raise ConfigError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
-        try:
+        with located(repr(text)):
             return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{text!r}: {error}") from None
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Span:
@@ -226,14 +217,13 @@ class Span:
         Raises:
             LayersearchError: a key is unknown or a value out of range.
         """
-        if not isinstance(mapping, Mapping):
-            raise ConfigError(f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
+        plain = isinstance(mapping, Mapping)
+        require(plain, f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
         known = [field.name for field in fields(cls)]
         for key in mapping:
             if key not in known:
                 raise ConfigError(f"a span has no key {key!r}{did_you_mean(str(key), known)}")
-        if "kind" not in mapping:
-            raise ConfigError(f"a span needs the key 'kind': one of {', '.join(KINDS)}")
+        require("kind" in mapping, f"a span needs the key 'kind': one of {', '.join(KINDS)}")
         return cls(**mapping)
 
     def to_dict(self) -> dict[str, Any]:
@@ -246,8 +236,8 @@ class Span:
 
 
 def _whole(text: str, what: str, term: str) -> int:
-    if not re.fullmatch(r"-?\d{1,18}", text):
-        raise ConfigError(f"{term!r}: expected a whole number for the {what}, found {text!r}")
+    whole = re.fullmatch(r"-?\d{1,18}", text)
+    require(whole, f"{term!r}: expected a whole number for the {what}, found {text!r}")
     return int(text)
 
 
@@ -273,8 +263,7 @@ class Schedule(Sequence[Span]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", tuple(self.spans))
-        if not self.spans:
-            raise ConfigError("a schedule needs at least one layer, for example 'full*2 window:32*2'")
+        require(self.spans, "a schedule needs at least one layer, for example 'full*2 window:32*2'")
         for layer, span in enumerate(self.spans):
             if not isinstance(span, Span):
                 raise ConfigError(f"layer {layer} of a schedule must be a Span, not {span!r}")
@@ -292,14 +281,11 @@ class Schedule(Sequence[Span]):
         spans: list[Span] = []
         for number, match in enumerate(re.finditer(r"[^\s,]+", text), start=1):
             term, star, times = match[0].partition("*")
-            try:
-                if star and not (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS):
-                    raise ConfigError(f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
+            with located(f"schedule term {number} at character {match.start() + 1}"):
+                count = not star or (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS)
+                require(count, f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
                 spans += [Span.parse(term)] * (int(times) if star else 1)
-            except ConfigError as error:
-                raise ConfigError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
-        if not spans:
-            raise ConfigError("an empty schedule: expected terms such as 'full*2 window:32*2'")
+        require(spans, "an empty schedule: expected terms such as 'full*2 window:32*2'")
         return cls(tuple(spans))
 
     def __str__(self) -> str:
@@ -327,10 +313,8 @@ class Schedule(Sequence[Span]):
             raise ConfigError(f"a schedule in a file is a list with one mapping per layer, not {mappings!r}")
         spans = []
         for layer, mapping in enumerate(mappings):
-            try:
+            with located(f"layer {layer}"):
                 spans.append(Span.from_dict(mapping))
-            except ConfigError as error:
-                raise ConfigError(f"layer {layer}: {error}") from None
         return cls(tuple(spans))
 
     def to_dicts(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from layersearch.config.loader import build, find_file, read_yaml
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
+from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule.schedule import Span
 
 
@@ -49,8 +49,7 @@ class Space:
     """The sparse span of the bottom, top, middle and interleaved baselines; None: the cheapest of the choices."""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("name is empty; give the space a name")
+        require(self.name, "name is empty; give the space a name")
         object.__setattr__(self, "choices", _span_texts(self.choices, "choices"))
         restricted = {layer: _span_texts(texts, f"layers.{layer}") for layer, texts in self.layers.items()}
         for layer, texts in restricted.items():
@@ -71,18 +70,15 @@ class Space:
     def _check_layers(self) -> None:
         tied = [layer for group in self.tied for layer in group]
         for key, layers in (("layers", list(self.layers)), ("tied", tied)):
-            if min(layers, default=0) < 0:
-                raise ConfigError(f"{key}: there is no layer {min(layers)}; count from 0")
+            lowest = min(layers, default=0)
+            require(lowest >= 0, f"{key}: there is no layer {lowest}; count from 0")
         for at, layer in enumerate(tied):
-            if layer in tied[:at]:
-                raise ConfigError(f"tied: layer {layer} stands in it twice; name it once")
+            require(layer not in tied[:at], f"tied: layer {layer} stands in it twice; name it once")
         for group in self.tied:
-            if len(group) < 2:
-                raise ConfigError(f"tied: a group needs at least two layers, not {list(group)}")
-        if self.pattern is not None and self.tied:
-            raise ConfigError("tied and pattern exclude each other; keep one of them")
-        if self.pattern is not None and self.pattern < 1:
-            raise ConfigError(f"pattern must be at least 1 layer, not {self.pattern}")
+            require(len(group) >= 2, f"tied: a group needs at least two layers, not {list(group)}")
+        if self.pattern is not None:
+            require(not self.tied, "tied and pattern exclude each other; keep one of them")
+            require(self.pattern >= 1, f"pattern must be at least 1 layer, not {self.pattern}")
 
 
 def load_space(name: str) -> Space:
@@ -114,14 +110,12 @@ def check_budget_range(budget: float) -> None:
 
 def _expand(choices: Any, where: str) -> list[str]:
     """Return the text forms of a list of choices; a mapping stands for all combinations of its lists."""
-    if not isinstance(choices, list):
-        raise ConfigError(f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
+    listed = isinstance(choices, list)
+    require(listed, f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
     texts: list[str] = []
     for position, choice in enumerate(choices):
-        try:
+        with located(f"{where}.{position}"):
             texts += [choice] if isinstance(choice, str) else _multiply_out(choice)
-        except LayersearchError as error:
-            raise ConfigError(f"{where}.{position}: {error}") from None
     return texts
 
 
@@ -130,10 +124,9 @@ def _multiply_out(choice: Any) -> list[str]:
         raise ConfigError(f"expected a span such as 'window:32' or {{kind: window, size: [32, 64]}}, found {choice!r}")
     lists = {key: value if isinstance(value, list) else [value] for key, value in choice.items()}
     for key, values in lists.items():
-        if not values:
-            raise ConfigError(f"{key} is an empty list; give at least one value or drop the key")
-        if any(value in values[:index] for index, value in enumerate(values)):
-            raise ConfigError(f"{key} holds a value twice: {values}; write it once")
+        require(values, f"{key} is an empty list; give at least one value or drop the key")
+        twice = any(value in values[:index] for index, value in enumerate(values))
+        require(not twice, f"{key} holds a value twice: {values}; write it once")
     spans = [Span.from_dict(dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
     # Combinations may coincide: without dilation, every number of dilated heads means the same span.
     return list(dict.fromkeys(str(span) for span in spans))
@@ -145,15 +138,11 @@ def _span_texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no span, a text is no span, or one stands there twice.
     """
-    if not texts:
-        raise ConfigError(f"{where} is empty; name at least one span, for example full")
+    require(texts, f"{where} is empty; name at least one span, for example full")
     seen: list[str] = []
     for position, text in enumerate(texts):
-        try:
+        with located(f"{where}.{position}"):
             span = str(Span.parse(text))
-        except LayersearchError as error:
-            raise ConfigError(f"{where}.{position}: {error}") from None
-        if span in seen:
-            raise ConfigError(f"{where}: {span} is named twice; name it once")
+        require(span not in seen, f"{where}: {span} is named twice; name it once")
         seen.append(span)
     return tuple(seen)

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
+from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
@@ -79,10 +79,8 @@ def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_valu
     Raises:
         ConfigError: if no schedule of the space is within the limit; names the smallest cache.
     """
-    if size < 1:
-        raise ConfigError(f"--kv-cache must be at least 1 byte, not {size}")
-    if bytes_per_value < 1:
-        raise ConfigError(f"--bytes must be at least 1, not {bytes_per_value}")
+    require(size >= 1, f"--kv-cache must be at least 1 byte, not {size}")
+    require(bytes_per_value >= 1, f"--bytes must be at least 1, not {bytes_per_value}")
     heads = {"n_heads": space.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
     per_span = {
         span: kv_cache_bytes(Schedule((span,)), seq_len=space.seq_len, bytes_per_value=bytes_per_value, **heads)
@@ -121,12 +119,9 @@ def read_latencies(path: Path) -> dict[Span, float]:
     if not isinstance(held, dict) or not held:
         raise ConfigError(f"{path}: expected milliseconds of one layer by span, such as full: 0.31, found {held!r}")
     for key, value in build(dict[str, Milliseconds], held, str(path)).items():
-        try:
+        with located(str(path)):
             span = Span.parse(key)
-        except LayersearchError as error:
-            raise ConfigError(f"{path}: {error}") from None
-        if span in table:
-            raise ConfigError(f"{path}: {span} is named twice; name it once")
+            require(span not in table, f"{span} is named twice; name it once")
         table[span] = value
     return table
 
