@@ -103,6 +103,14 @@ class Span:
         """Whether logits decay or attention rows are smoothed."""
         return self.decay > 0 or self.pool > 1
 
+    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
+        """Refuse a span that does not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads."""
+        keys = 0 if self.size is None else (self.size - 1) * self.dilation + 1
+        fits = max(keys, self.sink) <= seq_len
+        require(fits, f"{self} is longer than the text of {seq_len} tokens; use a smaller span or 'full'")
+        enough = n_heads is None or (self.dilated_heads or 0) <= n_heads
+        require(enough, f"{self} dilates more heads than the model's {n_heads}")
+
     def visible(self, i: Any, j: Any, head: Any = 0) -> Any:
         """Tell whether query ``i`` may see key ``j`` in query head ``head``, all counted from 0.
 
@@ -338,13 +346,8 @@ class Schedule(Sequence[Span]):
             LayersearchError: a window, block or sink is longer than the text, or too many heads are dilated.
         """
         for layer, span in enumerate(self.spans):
-            keys = 0 if span.size is None else (span.size - 1) * span.dilation + 1
-            if max(keys, span.sink) > seq_len:
-                raise ConfigError(
-                    f"layer {layer}: {span} is longer than the text of {seq_len} tokens; use a smaller span or 'full'"
-                )
-            if n_heads is not None and (span.dilated_heads or 0) > n_heads:
-                raise ConfigError(f"layer {layer}: {span} dilates more heads than the model's {n_heads}")
+            with located(f"layer {layer}"):
+                span.check(seq_len=seq_len, n_heads=n_heads)
 
     def __len__(self) -> int:
         return len(self.spans)

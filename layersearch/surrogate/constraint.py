@@ -146,13 +146,10 @@ def parse_bytes(text: str) -> int:
 
 def _reachable(space: BoundSpace, constraint: Constraint, asked: str, unit: str) -> Constraint:
     """Return the constraint if a schedule of the space satisfies it; otherwise raise ConfigError."""
-    sums = []
-    for part in space.subspaces:
-        chosen = [min(options, key=constraint.per_span.__getitem__) for options in part]
-        spans = {layer: span for group, span in zip(space.groups, chosen, strict=True) for layer in group}
-        schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
-        sums.append((constraint.total(schedule), schedule))
-    least, schedule = min(sums, key=lambda pair: pair[0])
+    takes = constraint.per_span.__getitem__
+    lowest = [space.schedule([min(options, key=takes) for options in part]) for part in space.subspaces]
+    schedule = min(lowest, key=constraint.total)
+    least = constraint.total(schedule)
     if least <= constraint.max_total:
         return constraint
     amount = str(least) if isinstance(least, int) else f"{least:g}"

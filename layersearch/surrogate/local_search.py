@@ -56,15 +56,15 @@ class _Search:
     def __init__(
         self, surrogate: Surrogate, space: BoundSpace, part: Subspace, constraint: Constraint, n_full: Collection[int]
     ) -> None:
-        self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.max_total
-        self._layers, self._rng = space.n_layers, np.random.default_rng(0)
+        self._surrogate, self._space, self._limit = surrogate, space, constraint.max_total
+        self._rng = np.random.default_rng(0)
         self._spans = [span for options in part for span in options]
         self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])  # variable of each option, (O,)
         self._options = [np.flatnonzero(self._of == v).tolist() for v in range(len(part))]
-        widths = [len(self._groups[v]) for v in self._of]
+        widths = [len(space.groups[v]) for v in self._of]
         self._takes = np.array([constraint.per_span[s] * n for s, n in zip(self._spans, widths, strict=True)])
         self._full = np.array([s.is_full * n for s, n in zip(self._spans, widths, strict=True)])
-        self._n_full = np.isin(np.arange(self._layers + 1), list(n_full))
+        self._n_full = np.isin(np.arange(space.n_layers + 1), list(n_full))
         first, second = np.triu_indices(len(self._of))
         some = (first == second) | (self._of[first] != self._of[second])
         # All changes, (C,): two options of different variables, or one option twice to change one variable.
@@ -96,8 +96,7 @@ class _Search:
         return list(best.values())
 
     def _schedule(self, chosen: Choice) -> Schedule:
-        spans = {layer: self._spans[at] for at, group in zip(chosen, self._groups, strict=True) for layer in group}
-        return Schedule(tuple(spans[layer] for layer in range(self._layers)))
+        return self._space.schedule([self._spans[at] for at in chosen])
 
     def _predict(self, found: Collection[Choice]) -> None:
         new = [chosen for chosen in dict.fromkeys(found) if chosen not in self._losses]
@@ -117,7 +116,7 @@ class _Search:
                 starts.append(chosen)
         places = [{self._spans[at]: at for at in options} for options in self._options]
         for schedule in trained:
-            spans = [schedule[group[0]] for group in self._groups]
+            spans = [schedule[group[0]] for group in self._space.groups]
             if all(span in place for span, place in zip(spans, places, strict=True)):
                 starts.append(tuple(place[span] for span, place in zip(spans, places, strict=True)))
         return [start for start in starts if self._admits(start)]

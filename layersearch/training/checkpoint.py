@@ -6,7 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
-from layersearch.errors import RunFolderError
+from layersearch.errors import RunFolderError, one_line
 
 _STEPS = "steps"
 
@@ -41,8 +41,6 @@ def load_weights(model: nn.Module, path: Path) -> int:
     except OSError as error:
         raise RunFolderError(f"training.start {path}: cannot be read ({error}); give a model's weights") from None
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RunFolderError(
-            f"training.start {path}: not this model's weights ({reason}); give those of a trial with the same model"
-        ) from None
+        wrong = f"training.start {path}: not this model's weights ({one_line(error)})"
+        raise RunFolderError(f"{wrong}; give those of a trial with the same model") from None
     return int(steps) if steps.isdecimal() else 0

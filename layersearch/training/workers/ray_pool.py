@@ -28,7 +28,7 @@ from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
-from layersearch.errors import LayersearchError
+from layersearch.errors import LayersearchError, one_line
 from layersearch.training.workers.pool import WorkerGroupPool
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
@@ -125,7 +125,7 @@ def _connect(address: str | None) -> bool:
             ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
-        raise LayersearchError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
+        raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
     return True
 
 
@@ -157,14 +157,8 @@ def _check_answers(address: str, where: str) -> None:
                 f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
             )
     elif found.returncode:
-        lines = [line for line in found.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise LayersearchError(
-            f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address"
-        )
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+        reason = [*filter(str.strip, ["no reason given", *found.stderr.splitlines()])][-1].strip()
+        raise LayersearchError(f"{where}: no cluster to join ({reason[:200]}); start one, or correct the address")
 
 
 def _needs(training: TrainingConfig) -> dict[str, int]:
@@ -312,7 +306,7 @@ class _RayRank:
         except ray.exceptions.RayActorError as error:
             if not error.actor_init_failed:
                 raise EOFError from None
-            reason = _one_line(str(error).strip().splitlines()[-1])
+            reason = str(error).strip().splitlines()[-1][:200]
             raise LayersearchError(
                 f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
                 "every machine of it"
