@@ -16,7 +16,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
-from layersearch.schedule.schedule import Schedule, Span
+from layersearch.schedule.schedule import FULL, Schedule, Span
 from layersearch.schedule.space import Space, check_budget_range
 
 Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
@@ -81,7 +81,7 @@ class BoundSpace:
         digits = max(2, len(str(n_layers - 1)))
         self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
-        self._full_pairs = n_layers * span_pairs(presets.FULL, seq_len, n_heads)
+        self._full_pairs = n_layers * span_pairs(FULL, seq_len, n_heads)
 
     @property
     def variables(self) -> dict[str, tuple[str, ...]]:

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layersearch.schedule.schedule import Schedule, Span
-
-FULL = Span(kind="full")
+from layersearch.schedule.schedule import FULL, Schedule, Span
 
 
 @dataclass(frozen=True, kw_only=True)

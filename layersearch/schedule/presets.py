@@ -14,11 +14,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from layersearch.errors import ConfigError, did_you_mean, located, require
-from layersearch.schedule.cost import FULL as FULL
+from layersearch.schedule.schedule import FULL as FULL
 from layersearch.schedule.schedule import Schedule, Span
 
 
@@ -31,7 +30,8 @@ def _at_least(least: int, **values: int) -> None:
         require(value >= least, f"{name} must be at least {least}, not {value}")
 
 
-def _place(n_layers: int, full_layers: Collection[int], span: Span | str) -> Schedule:
+def place(n_layers: int, full_layers: Collection[int], span: Span | str) -> Schedule:
+    """Return the schedule with full attention in these layers, counted from 0, and ``span`` in the others."""
     _at_least(1, n_layers=n_layers)
     sparse = Span.parse(span) if isinstance(span, str) else span
     return Schedule(tuple(FULL if layer in full_layers else sparse for layer in range(n_layers)))
@@ -44,24 +44,24 @@ def _check_count(n_layers: int, l: int, name: str = "l") -> None:  # noqa: E741 
 
 def all_full(n_layers: int) -> Schedule:
     """Full attention everywhere (arXiv:1706.03762, sec. 3.2.3)."""
-    return _place(n_layers, range(n_layers), FULL)
+    return place(n_layers, range(n_layers), FULL)
 
 
 def all_sparse(n_layers: int, span: Span | str) -> Schedule:
     """One sparse span everywhere (arXiv:2310.06825, sec. 2: Mistral 7B with windows of 4096)."""
-    return _place(n_layers, (), span)
+    return place(n_layers, (), span)
 
 
 def bottom(n_layers: int, l: int, span: Span | str) -> Schedule:  # noqa: E741
     """Full attention in the first l layers (arXiv:2310.12442)."""
     _check_count(n_layers, l)
-    return _place(n_layers, range(l), span)
+    return place(n_layers, range(l), span)
 
 
 def top(n_layers: int, l: int, span: Span | str) -> Schedule:  # noqa: E741
     """Full attention in the last l layers (arXiv:2007.03356: the placement that sufficed)."""
     _check_count(n_layers, l)
-    return _place(n_layers, range(n_layers - l, n_layers), span)
+    return place(n_layers, range(n_layers - l, n_layers), span)
 
 
 def middle(n_layers: int, l: int, span: Span | str) -> Schedule:  # noqa: E741
@@ -71,7 +71,7 @@ def middle(n_layers: int, l: int, span: Span | str) -> Schedule:  # noqa: E741
     """
     _check_count(n_layers, l)
     first = (n_layers - l) // 2
-    return _place(n_layers, range(first, first + l), span)
+    return place(n_layers, range(first, first + l), span)
 
 
 def interleaved(n_layers: int, l: int, span: Span | str) -> Schedule:  # noqa: E741
@@ -81,7 +81,7 @@ def interleaved(n_layers: int, l: int, span: Span | str) -> Schedule:  # noqa: E
     neither end is preferred. The rule is ours; the paper says "spaced equally".
     """
     _check_count(n_layers, l)
-    return _place(n_layers, {(2 * k + 1) * n_layers // (2 * l) for k in range(l)}, span)
+    return place(n_layers, {(2 * k + 1) * n_layers // (2 * l) for k in range(l)}, span)
 
 
 def masformer(l: int, n_layers: int = 24, block: int = 1024) -> Schedule:  # noqa: E741
@@ -100,12 +100,12 @@ def zebra(n_layers: int, block: int, group: int = 4) -> Schedule:
     from the paper's mask in the fewest (query, key) pairs.
     """
     _at_least(1, group=group, block=block)
-    return _place(n_layers, range(0, n_layers, group), _window(block + block // 2 + 1))
+    return place(n_layers, range(0, n_layers, group), _window(block + block // 2 + 1))
 
 
 def gemma3(n_layers: int, window: int = 1024) -> Schedule:
     """Gemma 3: five windows, then full (arXiv:2503.19786, sec. 2)."""
-    return _place(n_layers, range(5, n_layers, 6), _window(window))
+    return place(n_layers, range(5, n_layers, 6), _window(window))
 
 
 def longformer_increasing(n_layers: int, smallest: int, largest: int, dilated_heads: int = 0) -> Schedule:
@@ -138,17 +138,17 @@ def qwen2(n_layers: int, max_window_layers: int, window: int) -> Schedule:
 
 def gpt_neo(n_layers: int, window: int = 256) -> Schedule:
     """GPT-Neo: full and window alternate, full first (doi:10.5281/zenodo.5297715)."""
-    return _place(n_layers, range(0, n_layers, 2), _window(window))
+    return place(n_layers, range(0, n_layers, 2), _window(window))
 
 
 def gpt_oss(n_layers: int, window: int = 128) -> Schedule:
     """gpt-oss: window and full alternate, window first (arXiv:2508.10925)."""
-    return _place(n_layers, range(1, n_layers, 2), _window(window))
+    return place(n_layers, range(1, n_layers, 2), _window(window))
 
 
 def cohere2(n_layers: int, window: int = 4096) -> Schedule:
     """Command A: three windows, then full (arXiv:2504.00698)."""
-    return _place(n_layers, range(3, n_layers, 4), _window(window))
+    return place(n_layers, range(3, n_layers, 4), _window(window))
 
 
 def llama4(n_layers: int, chunk: int = 8192) -> Schedule:
@@ -156,12 +156,12 @@ def llama4(n_layers: int, chunk: int = 8192) -> Schedule:
 
     The model drops rotary positions in its full layers; a schedule does not describe positions.
     """
-    return _place(n_layers, range(3, n_layers, 4), Span(kind="block", size=chunk))
+    return place(n_layers, range(3, n_layers, 4), Span(kind="block", size=chunk))
 
 
 def nanochat(n_layers: int, window: int) -> Schedule:
     """nanochat: three windows, then full; the last layer full (github.com/karpathy/nanochat)."""
-    return _place(n_layers, {*range(3, n_layers, 4), n_layers - 1}, _window(window))
+    return place(n_layers, {*range(3, n_layers, 4), n_layers - 1}, _window(window))
 
 
 _Selection = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -177,7 +177,7 @@ def _selection(published: Mapping[str, _Selection], model: str, rest: Span | str
     if model not in published:
         raise ConfigError(f"no model {model!r} is published{did_you_mean(model, published)}")
     n_layers, full, windowed = published[model]
-    schedule = _place(n_layers, full, rest)
+    schedule = place(n_layers, full, rest)
     return Schedule(tuple(_window(1152) if layer in windowed else span for layer, span in enumerate(schedule)))
 
 
@@ -197,26 +197,16 @@ def kl_guided(model: str, rest: Span | str) -> Schedule:
     return _selection(KL_GUIDED, model, rest)
 
 
-@dataclass(frozen=True)
 class Preset:
-    """A published schedule as a list shows it."""
+    """A published schedule as a list shows it; the source is an arXiv id, a DOI or a repository."""
 
-    function: Callable[..., Schedule]
-
-    @property
-    def parameters(self) -> dict[str, int | str | None]:
-        """The parameters in order, with their defaults; None marks a required one."""
-        signature = inspect.signature(self.function).parameters.values()
-        return {each.name: None if each.default is each.empty else each.default for each in signature}
-
-    @property
-    def _summary_and_source(self) -> tuple[str, str]:
-        match = re.match(r"(.*) \(([^\s,)]*[^\s,):])", inspect.getdoc(self.function) or "")
-        assert match, f"{self.function.__name__}: its docstring names no source"
-        return match[1], match[2]
-
-    summary = property(lambda self: self._summary_and_source[0], doc="One line.")
-    source = property(lambda self: self._summary_and_source[1], doc="An arXiv id, a DOI or a repository.")
+    def __init__(self, function: Callable[..., Schedule]) -> None:
+        match = re.match(r"(.*) \(([^\s,)]*[^\s,):])", function.__doc__ or "")
+        assert match, f"{function.__name__}: its docstring names no source"
+        self.function, self.summary, self.source = function, match[1], match[2]
+        signature = inspect.signature(function).parameters.values()
+        # In order, with their defaults; None marks a required one.
+        self.parameters = {each.name: None if each.default is each.empty else each.default for each in signature}
 
 
 PRESETS: dict[str, Preset] = {

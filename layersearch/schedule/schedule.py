@@ -243,6 +243,9 @@ class Span:
         }
 
 
+FULL = Span(kind="full")
+
+
 def _whole(text: str, what: str, term: str) -> int:
     whole = re.fullmatch(r"-?\d{1,18}", text)
     require(whole, f"{term!r}: expected a whole number for the {what}, found {text!r}")

@@ -19,9 +19,9 @@ from pydantic import Field
 from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ConfigError, did_you_mean, located, require
-from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
+from layersearch.schedule.cost import kv_cache_bytes, span_pairs
+from layersearch.schedule.schedule import FULL, Schedule, Span
 
 Kind = Literal["cost", "kv_cache", "latency"]
 

@@ -21,6 +21,7 @@ more than the arithmetic. Peak memory is unchanged."""
 class WorkerProcess:
     """One rank's process on this machine. `layersearch.training.workers.worker` documents the messages."""
 
+    pid = 0
     _process: subprocess.Popen[str] | None = None
     _stdin: IO[str]
     _stdout: IO[str]
@@ -61,15 +62,9 @@ class WorkerProcess:
             )
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._stdin, self._stdout = self._process.stdin, self._process.stdout
+            self.pid, self._stdin, self._stdout = self._process.pid, self._process.stdin, self._process.stdout
             self.send(found | {"listening": passed[0] if passed else None})
         return found
-
-    @property
-    def pid(self) -> int:
-        """The process ID."""
-        assert self._process is not None
-        return self._process.pid
 
     def send(self, message: Mapping[str, Any]) -> bool:
         """Send one message; return whether the process could still read it."""

@@ -29,7 +29,7 @@ from typing import Any
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
 from layersearch.errors import LayersearchError, one_line
-from layersearch.training.workers.pool import WorkerGroupPool
+from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
@@ -40,7 +40,7 @@ _STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials u
 _PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
 
-class RayPool(WorkerGroupPool):
+class RayPool(Pool):
     """Workers on a Ray cluster, in groups of ``recipe.training.ranks``.
 
     The caller's connection to Ray is used and left open. Without one, the pool connects, and disconnects when it
@@ -224,7 +224,7 @@ class _RayWorkerGroup(WorkerGroup):
             )
             for rank in range(training.ranks)
         ]
-        self.ranks = ranks
+        self.ranks = [*ranks]
         homes = [rank.home() for rank in ranks]
         one_machine = len({home["node"] for home in homes}) == 1
         # Ray shows an actor only its own GPUs.
@@ -232,7 +232,7 @@ class _RayWorkerGroup(WorkerGroup):
         met: dict[str, Any] = {"fingerprint": self._fingerprint}
         for number, rank in enumerate(ranks):
             host = None if number else "127.0.0.1" if one_machine else homes[0]["address"]
-            met = rank.start(self.settings(number, device) | met, self.log(number), host)
+            met = rank.start(self.settings(number, device) | met, self.log(number), host, Path.cwd())
             met = {key: met[key] for key in ("fingerprint", "rendezvous")}
 
     def log_place(self) -> str:
@@ -253,12 +253,11 @@ class _Actor(WorkerProcess):
         }
 
 
-class _RayRank:
-    """One rank's actor, seen from the search."""
+class _RayRank(WorkerProcess):
+    """A worker process behind an actor, seen from the search."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self.pid = 0
 
     def home(self) -> dict[str, Any]:
         """Return the actor's process ID, machine and version; refuse another version of layersearch there."""
@@ -271,9 +270,10 @@ class _RayRank:
             )
         return found
 
-    def start(self, settings: Mapping[str, Any], log: Path, host: str | None) -> dict[str, Any]:
-        """Start its worker process; see `WorkerProcess.start`."""
-        return dict(self._ask("start", dict(settings), log, host, Path.cwd()))
+    def start(
+        self, settings: Mapping[str, Any], log: Path, host: str | None = None, folder: Path | None = None
+    ) -> dict[str, Any]:
+        return dict(self._ask("start", dict(settings), log, host, folder))
 
     def send(self, message: Mapping[str, Any]) -> bool:
         return bool(self._ask_or(False, "send", dict(message)))
