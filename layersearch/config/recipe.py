@@ -1,7 +1,5 @@
 """A recipe: the model, the data and the training of one trial, and the search. Read from ``trials/*.yaml``."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

@@ -5,8 +5,6 @@ Spans carry no weights, so two schedules of one seed start from the same numbers
 Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

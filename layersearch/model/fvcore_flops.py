@@ -4,8 +4,6 @@ One multiply-add = one FLOP, here as there. The model is traced on torch's meta 
 storage: a model of 1.3 billion parameters at 8,192 tokens takes seconds and no memory.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import warnings

@@ -5,8 +5,6 @@ A query at position i of a causal layer multiplies its vector with every key it 
 cost nothing. Softmax, decay and pooling are not counted: they are no matrix products.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from layersearch.schedule.schedule import FULL, Schedule, Span

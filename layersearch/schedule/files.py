@@ -1,7 +1,5 @@
 """A schedule in a file: its text form, one mapping per layer, and the evidence for it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping

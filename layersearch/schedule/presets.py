@@ -9,8 +9,6 @@ Example:
     'full*4 block:1024*20'
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping

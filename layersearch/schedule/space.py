@@ -4,8 +4,6 @@ For one model's size a space becomes a fixed set of categorical variables, one p
 Nothing here enumerates schedules: 6 choices for 48 layers are 6**48 of them.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field

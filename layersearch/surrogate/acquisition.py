@@ -9,8 +9,6 @@ schedule per full training.
 Shape legend: M schedules, K steps of the frontier.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random

@@ -4,8 +4,6 @@ Attention FLOPs (counted in visible pairs) and KV cache bytes are integers, so t
 measured in milliseconds; its limit has a rounding tolerance of `TOLERANCE`. A schedule at the limit is admitted.
 """
 
-from __future__ import annotations
-
 import bisect
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Fits the surrogate to a run's records, and computes its leave-one-out predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from layersearch.schedule import Schedule

@@ -8,8 +8,6 @@ with a lower prediction may exist. It is seeded: the same arguments give the sam
 Shape legend: V variables (groups of layers that share a choice), O options of all variables in a row, C changes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import numpy as np

@@ -4,8 +4,6 @@ The study's first objective is the validation loss, its second the attention cos
 ``space.variables``. A stopped trial is told as pruned. Its losses are used if its user attribute `CURVE` holds them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any

@@ -18,8 +18,6 @@ l: fitted at l = 0, 1 and 6, it predicts l = 3 of six layers 1.8 nats too low. F
 prediction always includes the lowest trained loss and its noise, and no loss is predicted below 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass

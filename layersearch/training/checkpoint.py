@@ -1,7 +1,5 @@
 """Model weights of a trial as a safetensors file, which another trial may start from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import nn

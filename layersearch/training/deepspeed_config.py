@@ -1,7 +1,5 @@
 """DeepSpeed's configuration of a trial: the recipe's JSON file, checked and completed."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path

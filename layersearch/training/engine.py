@@ -1,7 +1,5 @@
 """The training engine: one model under DeepSpeed, with one rank or several, on CPU or GPU."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging

@@ -1,7 +1,5 @@
 """Validation: the loss on held-out sequences, by position and by metric."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

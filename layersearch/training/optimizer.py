@@ -1,7 +1,5 @@
 """The optimizer of a trial: AdamW, or Muon for the layers' matrices with AdamW for other parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

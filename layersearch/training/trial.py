@@ -1,7 +1,5 @@
 """One trial: a schedule trained from a seed and validated at checkpoints."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator

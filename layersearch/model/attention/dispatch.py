@@ -1,7 +1,5 @@
 """The attention dispatcher: one call runs a span by the kernel that serves its device."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch

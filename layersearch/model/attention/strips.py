@@ -8,8 +8,6 @@ Attention, 2310.01889, uses the same identity).
 Shape legend: N batch rows (batch and head), T tokens, D head width, S strips, C queries of a strip, L its keys.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Pools run trials. `LocalPool` keeps worker processes on this machine."""
 
-from __future__ import annotations
-
 import queue
 import tempfile
 from collections.abc import Callable, Sequence

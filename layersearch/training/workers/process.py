@@ -1,7 +1,5 @@
 """A worker process from outside: starts `layersearch.training.workers.worker` and talks to it through pipes."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

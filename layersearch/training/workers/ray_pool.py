@@ -13,8 +13,6 @@ Every machine needs the same layersearch with Ray. The recipe's local files, the
 on each. Ranks of one machine meet on its loopback interface, ranks of several at the first machine's address.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import socket

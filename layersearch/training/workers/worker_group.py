@@ -1,7 +1,5 @@
 """A worker group: the ranks that train one trial at a time, on this machine or on a cluster."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
