@@ -88,7 +88,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: if it is missing, not text, or not YAML; names the file and the line.
     """
     try:
-        return _load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; give a YAML file") from None
     except OSError as error:
@@ -99,10 +99,6 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct it") from None
     except (ValueError, RecursionError) as error:  # an impossible date, a number of thousands of digits
         raise ConfigError(f"{path}: not valid YAML ({error}); correct it") from None
-
-
-def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain data
 
 
 def build(cls: type[T], mapping: Any, where: str) -> T:
@@ -173,7 +169,7 @@ def override(mapping: Any, assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {assignment!r}: expected KEY=VALUE, for example training.steps=200")
     try:
-        value = _load(text)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
     if not isinstance(mapping, dict):

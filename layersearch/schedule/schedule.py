@@ -1,19 +1,8 @@
 """Spans and schedules: which keys each layer's attention may see.
 
 A `Span` is the keys that one layer sees, a `Schedule` is one span per layer. The forward pass, the cost count and every
-exporter read these objects. Nothing else in the package decides which keys are visible.
-
-Text form, one term per layer (spaces or commas between terms)::
-
-    full                 j <= i
-    window:W             i-W < j <= i: W keys, the token itself counted
-    window:W/D           W keys, every D-th: j = i - t*D, t = 0 ... W-1
-    window:W/D@H         dilation D on the first H heads only, the others undilated (Longformer, 2004.05150, sec. 4.1)
-    block:B              j <= i and floor(j/B) = floor(i/B) (MASFormer, 2310.12442)
-    ...+sink:G           the first G tokens stay visible
-    ...+las:B            LaS (2311.16620): logits times exp(-alpha_c*(i-j)), see `Span.alphas`
-    ...+las:B/P          and attention rows smoothed by causal average pooling of width P
-    full*4 block:1024*20 repetition
+exporter read these objects. Nothing else in the package decides which keys are visible. `GRAMMAR` is the text form,
+docs/concepts.md explains its terms, `Span.visible` defines them.
 """
 
 from __future__ import annotations

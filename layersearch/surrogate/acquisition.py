@@ -1,10 +1,7 @@
 """The acquisition function: which schedule to train next, and whether to continue a trial.
 
-The acquisition function is the expected hypervolume improvement of the loss-cost frontier. The cost is exact; only the
-loss is uncertain. So it has a closed form in the surrogate's mean and standard deviation: expected improvement, summed
-over the frontier's steps (Emmerich, Deutz, Klinkenberg, "Hypervolume-based expected improvement", CEC 2011). A trial
-continues past a checkpoint while its expected improvement per remaining training is at least that of the best new
-schedule per full training.
+The cost is exact. So hypervolume improvement is expected improvement summed over the frontier's steps (Emmerich
+and others, "Hypervolume-based expected improvement", CEC 2011). See docs/methods/surrogate.md.
 
 Shape legend: M schedules, K steps of the frontier.
 """

@@ -1,19 +1,11 @@
 """The surrogate: a Gaussian process that predicts a schedule's loss from trained schedules.
 
-It is additive plus pairwise in (layer, span):
+It is additive plus pairwise in (layer, span) (docs/methods/surrogate.md; 1112.4394 for such kernels):
 
     loss = constant + sum_v u_v(x_v) + sum_{v<w} p_vw(x_v, x_w) + rest(x) + seed effect + noise
 
-Losses before the end of training may be given too. They are standardized per checkpoint. A kernel over the share of
-training, fitted like the rest, sets their correlation with the end.
-
-The prior assumes that neighboring layers and spans of similar size have similar effects; every scale is fitted.
-``rest`` is independent for each schedule: effects that single layers and pairs cannot express. It widens intervals
-where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen, "Additive
-Gaussian processes", 1112.4394. Hyperparameters maximize their posterior density (Rasmussen and Williams, "Gaussian
-processes for machine learning", section 5.4).
-
-The GP is the project's own: no library has this kernel with a seed effect and early losses.
+Hyperparameters maximize their posterior density (Rasmussen and Williams, "Gaussian processes for machine learning",
+section 5.4). No library has this kernel with a seed effect and early losses.
 
 Shape legend: N losses, M schedules to predict, V variables (groups of layers that share a choice), S distinct spans.
 """

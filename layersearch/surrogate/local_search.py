@@ -1,9 +1,6 @@
 """The local search: finds the schedules with the lowest predicted loss within a constraint.
 
-It is a beam search on the surrogate. Each round changes one or two variables of the best schedules so far, and predicts
-the new ones in one batch. It starts from the cheapest schedule of each admitted number of full layers, from random
-walks that begin there, and from trained schedules. The constraint holds exactly. The search is a heuristic: a schedule
-with a lower prediction may exist. It is seeded: the same arguments give the same answer.
+It is a seeded beam search on the surrogate, see docs/methods/surrogate.md: a heuristic under an exact constraint.
 
 Shape legend: V variables (groups of layers that share a choice), O options of all variables in a row, C changes.
 """

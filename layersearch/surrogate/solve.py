@@ -1,21 +1,7 @@
-"""The best schedule under any constraint, from the trials of a finished run.
+"""The best schedule under any constraint, from the trials of a finished run. See docs/methods/surrogate.md.
 
-Two candidates are compared. The *measured* one is the confirmed schedule with the lowest mean loss, as in
-`layersearch.results.analyze`. The *proposal* is the schedule with the lowest predicted loss among all others of the
-space, trained in the search or not. A local search lists the best candidates under an additive-plus-pairwise
-surrogate. A second surrogate, with higher-order interactions, picks one: it predicts better and its intervals are more
-honest. The constraint holds exactly; the local search is a heuristic. The proposal is the answer if it is shown to lie
-below the measured one, or if nothing is confirmed. Otherwise the answer is the winner of `layersearch.results.analyze`:
-the cheapest confirmed schedule not shown to be worse.
-
-**Training data.** The surrogates are fitted to every trial, each with its seed. A stopped trial gives its loss at the
-step where it ended, weighted by the correlation of that step with the end. A single low loss of the search is low
-partly by luck. The surrogate does not trust it: it compares it with the losses of similar schedules.
-
-**Limits of a proposal.** It has a number l of full layers that was trained. Loss is far from additive in l: if one full
-layer solves the task, a second brings nothing. So a sum of effects of layers and pairs says nothing about an untrained
-l: fitted at l = 0, 1 and 6, it predicts l = 3 of six layers 1.8 nats too low. For the same reason the interval of a
-prediction always includes the lowest trained loss and its noise, and no loss is predicted below 0.
+Two candidates are compared: the confirmed schedule with the lowest mean loss (*measured*), and the schedule with the
+lowest predicted loss among all others (*proposal*), of a number of full layers that was trained.
 """
 
 import math

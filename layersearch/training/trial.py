@@ -11,7 +11,7 @@ from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data.source import Batch, Source
-from layersearch.errors import ConfigError
+from layersearch.errors import require
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
@@ -49,8 +49,8 @@ def run_trial(
     began = time.perf_counter()
     reset_peak_memory(group.device)
     training, schedule, device = recipe.training, trial.schedule, group.device
-    if len(schedule) != recipe.model.n_layers:
-        raise ConfigError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
+    alike = len(schedule) == recipe.model.n_layers
+    require(alike, f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
 
     torch.manual_seed(trial.seed)
@@ -59,10 +59,8 @@ def run_trial(
     before = 0
     if training.start is not None:
         before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
-    if trial.save is not None and zero_stage(path) == 3:
-        raise ConfigError(
-            f"training.deepspeed {training.deepspeed} shards the weights, which are to be saved: use ZeRO 0-2"
-        )
+    shards = f"training.deepspeed {training.deepspeed} shards the weights, which are to be saved: use ZeRO 0-2"
+    require(trial.save is None or zero_stage(path) < 3, shards)
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.errors import ConfigError
+from layersearch.errors import require
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
@@ -87,11 +87,9 @@ class LocalPool(Pool):
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
         gpus = torch.cuda.device_count() if recipe.training.gpus else 0
-        if recipe.training.gpus and gpus < recipe.training.ranks:
-            raise ConfigError(
-                f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}: "
-                "set training.gpus=0 to train on the CPU, or training.ranks"
-            )
+        needs = f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}"
+        enough = not recipe.training.gpus or gpus >= recipe.training.ranks
+        require(enough, f"{needs}: set training.gpus=0 to train on the CPU, or training.ranks")
         super().__init__(recipe, [_LocalWorkerGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
 
 

@@ -1,16 +1,8 @@
-"""The pool on a Ray cluster of one or more machines.
+"""The pool on a Ray cluster of one or more machines. Users read docs/how-to/ray-cluster.md.
 
-Ray places and runs the workers. The search, its study and every decision stay in the caller's process. A worker group
-has one placement group with one bundle per rank (``training.threads`` CPUs and ``training.gpus`` GPUs), and one actor
-per bundle. An actor holds a worker process, as on one machine. Training inside the actor would block its messages, or
-run off the main thread, where the C library's allocator keeps less.
-
-On the CPU, all pools give the same trials, schedules, states, steps, losses and kernels, to the bit, if machines and
-versions are the same. GPU kernels need not be deterministic on any pool. The order of lines in ``trials.jsonl``,
-seconds and memory differ.
-
-Every machine needs the same layersearch with Ray. The recipe's local files, the cache and the logs have the same paths
-on each. Ranks of one machine meet on its loopback interface, ranks of several at the first machine's address.
+A worker group has one placement group with one bundle per rank (``training.threads`` CPUs and ``training.gpus`` GPUs),
+and one actor per bundle. An actor holds a worker process, as on one machine. Training inside the actor would block its
+messages, or run off the main thread, where the C library's allocator keeps less.
 """
 
 import logging
@@ -26,7 +18,7 @@ from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
-from layersearch.errors import LayersearchError, one_line
+from layersearch.errors import LayersearchError, one_line, require
 from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
@@ -103,10 +95,8 @@ def _connect(address: str | None) -> bool:
         raise LayersearchError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
-        if address is not None and address != joined:
-            raise LayersearchError(
-                f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
-            )
+        here = f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
+        require(address in (None, joined), here)
         return False
     cluster, origin = address, "--ray-address"
     if cluster is None and os.environ.get("RAY_ADDRESS"):
@@ -130,30 +120,24 @@ def _connect(address: str | None) -> bool:
 def _check_answers(address: str, where: str) -> None:
     """Refuse an address without a Ray cluster of this version."""
     host, colon, port = address.rpartition(":")
-    known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
-    if address != "auto" and not known:
-        raise LayersearchError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
     if address != "auto":
+        known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
+        require(known, f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise LayersearchError(
-                f"{where}: no answer ({reason}); start the cluster, or correct the address"
-            ) from None
+            silent = f"{where}: no answer ({error.strerror or error}); start the cluster, or correct the address"
+            raise LayersearchError(silent) from None
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_STATUS_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise LayersearchError(
-            f"{where}: no Ray cluster answers there; give the port of its head node (6379)"
-        ) from None
-    if "AuthenticationError" in found.stderr:
-        if address != "auto":  # on this machine, Ray finds the token itself
-            raise LayersearchError(
-                f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            )
+        silent = f"{where}: no Ray cluster answers there; give the port of its head node (6379)"
+        raise LayersearchError(silent) from None
+    if "AuthenticationError" in found.stderr:  # on this machine, Ray finds the token itself
+        asks = f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        require(address == "auto", asks)
     elif found.returncode:
         reason = [*filter(str.strip, ["no reason given", *found.stderr.splitlines()])][-1].strip()
         raise LayersearchError(f"{where}: no cluster to join ({reason[:200]}); start one, or correct the address")
@@ -209,19 +193,12 @@ class _RayWorkerGroup(WorkerGroup):
 
         self.logs.mkdir(parents=True, exist_ok=True)
         training = self.recipe.training
-        kind = ray.remote(_Actor)
-        ranks = [
-            _RayRank(
-                kind.options(
-                    num_cpus=training.threads,
-                    num_gpus=training.gpus,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        self._placement, placement_group_bundle_index=rank
-                    ),
-                ).remote()
-            )
+        kind = ray.remote(num_cpus=training.threads, num_gpus=training.gpus)(_Actor)
+        bundles = [
+            PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             for rank in range(training.ranks)
         ]
+        ranks = [_RayRank(kind.options(scheduling_strategy=bundle).remote()) for bundle in bundles]
         self.ranks = [*ranks]
         homes = [rank.home() for rank in ranks]
         one_machine = len({home["node"] for home in homes}) == 1
@@ -243,12 +220,8 @@ class _Actor(WorkerProcess):
     def home(self) -> dict[str, Any]:
         import ray
 
-        return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "address": ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
-            "version": __version__,
-        }
+        node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return {"pid": os.getpid(), "node": node, "address": address, "version": __version__}
 
 
 class _RayRank(WorkerProcess):
@@ -260,12 +233,8 @@ class _RayRank(WorkerProcess):
     def home(self) -> dict[str, Any]:
         """Return the actor's process ID, machine and version; refuse another version of layersearch there."""
         found = dict(self._ask("home"))
-        self.pid = found["pid"]
-        if found["version"] != __version__:
-            raise LayersearchError(
-                f"--pool ray: {found['address']} has layersearch {found['version']}, here is {__version__}; "
-                "install the same there"
-            )
+        self.pid, other = found["pid"], f"--pool ray: {found['address']} has layersearch {found['version']}"
+        require(found["version"] == __version__, f"{other}, here is {__version__}; install the same there")
         return found
 
     def start(
@@ -304,8 +273,7 @@ class _RayRank(WorkerProcess):
         except ray.exceptions.RayActorError as error:
             if not error.actor_init_failed:
                 raise EOFError from None
-            reason = str(error).strip().splitlines()[-1][:200]
-            raise LayersearchError(
-                f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
-                "every machine of it"
-            ) from None
+            reason = (
+                f"--pool ray: no worker can be started on the cluster ({str(error).strip().splitlines()[-1][:200]})"
+            )
+            raise LayersearchError(f"{reason}: install layersearch {__version__} on every machine of it") from None
