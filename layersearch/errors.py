@@ -85,10 +85,10 @@ UserError = LayersearchError
 """The former name of `LayersearchError`."""
 
 
-def require(holds: object, message: str) -> None:
-    """Raise ConfigError with the message unless the condition holds."""
+def require(holds: object, message: str, word: str | None = None, known: Iterable[str] = ()) -> None:
+    """Raise ConfigError with the message unless the condition holds; `did_you_mean` follows an unknown word."""
     if not holds:
-        raise ConfigError(message)
+        raise ConfigError(message if word is None else message + did_you_mean(word, known))
 
 
 @contextlib.contextmanager

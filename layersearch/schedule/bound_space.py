@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import ConfigError, did_you_mean, located, require
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
 from layersearch.schedule.schedule import FULL, Schedule, Span
@@ -102,17 +102,13 @@ class BoundSpace:
         """
         variables = self.variables
         for name in params:
-            if name not in variables:
-                raise ConfigError(f"the search space has no variable {name!r}{did_you_mean(name, variables)}")
-        chosen = []
-        for name, options in zip(self._names, self.options, strict=True):
-            texts = variables.get(name)  # None where there is no choice
-            if texts is not None and name not in params:
-                raise ConfigError(f"the variable {name!r} is missing; give one of {', '.join(texts)}")
-            if texts is not None and params[name] not in texts:
-                raise ConfigError(f"{name}: {params[name]!r} is no choice{did_you_mean(params[name], texts)}")
-            chosen.append(options[texts.index(params[name]) if texts else 0])
-        return self.schedule(chosen)
+            require(name in variables, f"the search space has no variable {name!r}", name, variables)
+        chosen = {name: options[0] for name, options in zip(self._names, self.options, strict=True)}
+        for name, texts in variables.items():
+            require(name in params, f"the variable {name!r} is missing; give one of {', '.join(texts)}")
+            require(params[name] in texts, f"{name}: {params[name]!r} is no choice", params[name], texts)
+            chosen[name] = self.options[self._names.index(name)][texts.index(params[name])]
+        return self.schedule(list(chosen.values()))
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
         """Return the values of `variables` for a schedule, or None if it lies outside the space."""

@@ -14,13 +14,7 @@ from layersearch.schedule.schedule import Schedule
 
 
 def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "yaml") -> str:
-    """Return the content of a schedule file.
-
-    Args:
-        schedule: one span per layer.
-        evidence: plain data; tuples become lists.
-        form: ``yaml`` or ``json``.
-    """
+    """Return the content of a schedule file, ``yaml`` or ``json``; ``evidence`` is plain data, tuples become lists."""
     content = {"schedule": str(schedule), "layers": schedule.to_dicts(), "evidence": plain(evidence)}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if form == "yaml":

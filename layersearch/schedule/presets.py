@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
-from layersearch.errors import ConfigError, did_you_mean, located, require
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.schedule import FULL as FULL
 from layersearch.schedule.schedule import Schedule, Span
 
@@ -172,8 +172,7 @@ KL_GUIDED: dict[str, _Selection] = {
 
 
 def _selection(published: Mapping[str, _Selection], model: str, rest: Span | str) -> Schedule:
-    if model not in published:
-        raise ConfigError(f"no model {model!r} is published{did_you_mean(model, published)}")
+    require(model in published, f"no model {model!r} is published", model, published)
     n_layers, full, windowed = published[model]
     schedule = place(n_layers, full, rest)
     return Schedule(tuple(_window(1152) if layer in windowed else span for layer, span in enumerate(schedule)))
@@ -218,21 +217,15 @@ PRESETS: dict[str, Preset] = {
 
 
 def make_preset(name: str, parameters: Mapping[str, Any]) -> Schedule:
-    """Build a preset from text that a user typed.
-
-    Args:
-        name: a key of `PRESETS`.
-        parameters: values by parameter name; numbers and spans may be text.
+    """Build a preset, by its key in `PRESETS`, from what a user typed: numbers and spans may be text.
 
     Raises:
         ConfigError: a name or parameter is unknown, missing or out of range.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}{did_you_mean(name, PRESETS)}")
+    require(name in PRESETS, f"no preset {name!r}", name, PRESETS)
     known = PRESETS[name].parameters
     for key in parameters:
-        if key not in known:
-            raise ConfigError(f"preset {name} has no parameter {key!r}{did_you_mean(str(key), known)}")
+        require(key in known, f"preset {name} has no parameter {key!r}", key, known)
     missing = [key for key, default in known.items() if default is None and key not in parameters]
     if missing:
         raise ConfigError(f"preset {name} needs {', '.join(missing)}; give {missing[0]}=...")

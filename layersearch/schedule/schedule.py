@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, overload
 
-from layersearch.errors import ConfigError, did_you_mean, located, require
+from layersearch.errors import ConfigError, located, require
 
 SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
@@ -53,8 +53,7 @@ class Span:
     """LaS: width P of the causal average pooling of attention rows, in tokens."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"span kind {self.kind!r} is not known{did_you_mean(self.kind, KINDS)}")
+        require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
         for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
             value = getattr(self, name)
             whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
@@ -181,8 +180,7 @@ class Span:
         if match is None:
             raise ConfigError(f"{text!r}: expected {GRAMMAR}")
         kind = match["kind"]
-        if kind not in KINDS:
-            raise ConfigError(f"{text!r}: expected {GRAMMAR}{did_you_mean(kind, KINDS)}")
+        require(kind in KINDS, f"{text!r}: expected {GRAMMAR}", kind, KINDS)
         values: dict[str, Any] = {"kind": kind}
         for name, what in (("size", "size"), ("dilation", "dilation"), ("heads", "number of heads")):
             if match[name] is not None:
@@ -218,8 +216,7 @@ class Span:
         require(plain, f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
         known = [field.name for field in fields(cls)]
         for key in mapping:
-            if key not in known:
-                raise ConfigError(f"a span has no key {key!r}{did_you_mean(str(key), known)}")
+            require(key in known, f"a span has no key {key!r}", key, known)
         require("kind" in mapping, f"a span needs the key 'kind': one of {', '.join(KINDS)}")
         return cls(**mapping)
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from layersearch.config.loader import build, find_file, read_yaml
-from layersearch.errors import ConfigError, did_you_mean, located, require
+from layersearch.config.loader import Strict, build, find_file, read_yaml
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.schedule import Span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(Strict):
     """The spans that each layer may have, before the model's size is known.
 
     Raises:
@@ -26,8 +26,6 @@ class Space:
         >>> Space(name="tiny", choices=("full", "window:32/1")).choices
         ('full', 'window:32')
     """
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     """The name of the space in reports."""
@@ -52,18 +50,16 @@ class Space:
         restricted = {layer: _span_texts(texts, f"layers.{layer}") for layer, texts in self.layers.items()}
         for layer, texts in restricted.items():
             for text in texts:
-                if text not in self.choices:
-                    raise ConfigError(f"layers.{layer}: {text} is not among choices{did_you_mean(text, self.choices)}")
+                require(text in self.choices, f"layers.{layer}: {text} is not among choices", text, self.choices)
         object.__setattr__(self, "layers", restricted)
         self._check_layers()
         if self.budget is not None:
             check_budget_range(self.budget)
         if self.baseline_span is not None:
-            span = Span.parse(self.baseline_span)
-            if span.is_full or str(span) not in self.choices:
-                sparse = [text for text in self.choices if not Span.parse(text).is_full]
-                raise ConfigError(f"baseline_span: {span} is not a sparse choice{did_you_mean(str(span), sparse)}")
-            object.__setattr__(self, "baseline_span", str(span))
+            span = str(Span.parse(self.baseline_span))
+            sparse = [text for text in self.choices if not Span.parse(text).is_full]
+            require(span in sparse, f"baseline_span: {span} is not a sparse choice", span, sparse)
+            object.__setattr__(self, "baseline_span", span)
 
     def _check_layers(self) -> None:
         tied = [layer for group in self.tied for layer in group]
@@ -101,9 +97,8 @@ def load_space(name: str) -> Space:
 
 
 def check_budget_range(budget: float) -> None:
-    """Raise ConfigError unless the budget lies in (0, 1]."""
-    if not 0 < budget <= 1:  # also false for nan
-        raise ConfigError(f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
+    """Raise ConfigError unless the budget lies in (0, 1]; nan does not."""
+    require(0 < budget <= 1, f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
 
 
 def _expand(choices: Any, where: str) -> list[str]:

@@ -14,7 +14,7 @@ import numpy as np
 from scipy import stats
 
 from layersearch.results.pareto import nondominated
-from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import span_pairs
 from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
@@ -193,14 +193,9 @@ def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
         recalls = list(cheapest)
         recalls[at] = middle[at]
         if at > 0:
-            recalls[at - 1] = _widest_sparse(space, at - 1)
+            below = next(options for group, options in zip(space.groups, space.options, strict=True) if at - 1 in group)
+            sparse = [other for other in below if not other.is_full] or below
+            recalls[at - 1] = max(sparse, key=lambda other: span_pairs(other, space.seq_len, space.n_heads))
         found = [Schedule(tuple(recalls)), middle, presets.all_sparse(layers, span)]
         found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
-
-
-def _widest_sparse(space: BoundSpace, layer: int) -> Span:
-    """Return a layer's most expensive option that is not full; full if there is no other."""
-    options = next(options for group, options in zip(space.groups, space.options, strict=True) if layer in group)
-    sparse = [span for span in options if not span.is_full] or list(options)
-    return max(sparse, key=lambda span: span_pairs(span, space.seq_len, space.n_heads))

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import ConfigError, did_you_mean, located, require
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import kv_cache_bytes, span_pairs
 from layersearch.schedule.schedule import FULL, Schedule, Span
@@ -96,12 +96,9 @@ def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, f
     """
     if not 0 < milliseconds < float("inf"):  # also false for nan
         raise ConfigError(f"--latency must be a positive number of milliseconds, not {milliseconds:g}")
-    missing = [str(span) for span in _spans(space) if span not in table]
-    if missing:
-        raise ConfigError(
-            f"--latency-table: no latency of {', '.join(missing)}, which search space {space.space.name!r} holds; "
-            "add the milliseconds of one layer of each"
-        )
+    missing = ", ".join(str(span) for span in _spans(space) if span not in table)
+    held = f"no latency of {missing}, which search space {space.space.name!r} holds"
+    require(not missing, f"--latency-table: {held}; add the milliseconds of one layer of each")
     per_span, limit = {span: table[span] for span in _spans(space)}, milliseconds * (1 + TOLERANCE)
     constraint = Constraint(kind="latency", limit=milliseconds, per_span=per_span, max_total=limit)
     return _reachable(space, constraint, f"--latency {milliseconds:g}", "ms")
@@ -137,8 +134,7 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise ConfigError(f"--kv-cache {text!r}: expected bytes such as 65536 or 64KiB")
     number, unit = match.groups()
-    if unit not in units:
-        raise ConfigError(f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, filter(None, units))}")
+    require(unit in units, f"--kv-cache {text!r}: unknown unit {unit!r}", unit, filter(None, units))
     return int(Decimal(number) * units[unit])
 
 

@@ -6,8 +6,6 @@ from torch import nn
 
 from layersearch.errors import RunFolderError, one_line
 
-_STEPS = "steps"
-
 
 def save_weights(model: nn.Module, path: Path, steps: int) -> None:
     """Write a model's parameters whole or not at all. Makes the folder; raises OSError if the file cannot be written.
@@ -19,7 +17,7 @@ def save_weights(model: nn.Module, path: Path, steps: int) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_model(model, str(part), metadata={_STEPS: str(steps)})
+    save_model(model, str(part), metadata={"steps": str(steps)})
     part.replace(path)
 
 
@@ -35,7 +33,7 @@ def load_weights(model: nn.Module, path: Path) -> int:
     try:
         load_model(model, str(path))
         with safe_open(str(path), framework="pt") as file:
-            steps = (file.metadata() or {}).get(_STEPS, "0")
+            steps = (file.metadata() or {}).get("steps", "0")
     except OSError as error:
         raise RunFolderError(f"training.start {path}: cannot be read ({error}); give a model's weights") from None
     except (SafetensorError, RuntimeError) as error:

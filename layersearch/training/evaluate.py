@@ -47,9 +47,7 @@ def validate(
     # Every rank takes part in all chunks, as ZeRO-3's gathers need.
     for start in range(0, n_rows, rows_at_once):
         stop = min(start + rows_at_once, n_rows)
-        own = slice(
-            start + (stop - start) * group.rank // group.size, start + (stop - start) * (group.rank + 1) // group.size
-        )
+        own = slice(*(start + (stop - start) * rank // group.size for rank in (group.rank, group.rank + 1)))
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
         chunk = Batch(batch.tokens[rows], batch.targets[rows])
         found, predicted = token_losses(*to_device(chunk, group))

@@ -142,9 +142,11 @@ def train_steps(
     weights, whose batches are skipped.
     """
     training, group = engine.training, engine.group
+    rows = training.batch_size // group.size
+    own = slice(group.rank * rows, (group.rank + 1) * rows)
     for step in range(first, training.steps):
         batch = source.train(seed=seed, step=before + step, batch_size=training.batch_size)
-        yield step + 1, engine.step(*_rank_rows(batch, group))
+        yield step + 1, engine.step(*to_device(Batch(batch.tokens[own], batch.targets[own]), group))
 
 
 def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
@@ -152,9 +154,3 @@ def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
     values = torch.zeros(group.size, dtype=torch.int64)
     values[group.rank] = value
     return tuple(sum_over_ranks(values, group).tolist())
-
-
-def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
-    rows = len(batch.tokens) // group.size
-    own = slice(group.rank * rows, (group.rank + 1) * rows)
-    return to_device(Batch(batch.tokens[own], batch.targets[own]), group)

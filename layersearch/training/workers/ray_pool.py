@@ -34,14 +34,10 @@ class RayPool(Pool):
     """Workers on a Ray cluster, in groups of ``recipe.training.ranks``.
 
     The caller's connection to Ray is used and left open. Without one, the pool connects, and disconnects when it
-    closes.
+    closes. ``address`` is ``HOST:PORT`` of the cluster's head node, or ``auto`` for a cluster on this machine. None:
+    ``$RAY_ADDRESS``, else a new cluster on this machine. See `PoolFactory` for the other arguments.
 
-    Groups without room on the cluster wait. On machines without the folder ``logs``, Ray's logs have the output. See
-    `PoolFactory` for the other arguments.
-
-    Args:
-        address: ``HOST:PORT`` of the cluster's head node, or ``auto`` for a cluster on this machine. None:
-            ``$RAY_ADDRESS``, else a new cluster on this machine.
+    Groups without room on the cluster wait. On machines without the folder ``logs``, Ray's logs have the output.
 
     Raises:
         LayersearchError: if Ray is missing, the address does not answer, or the cluster is too small for one trial.

@@ -32,7 +32,6 @@ class WorkerGroup(ABC):
 
     def wait_until_placed(self, timeout: float) -> bool:
         """Wait this many seconds for a place to run; return whether there is one."""
-        del timeout
         return True
 
     def settings(self, rank: int, device: str) -> dict[str, Any]:
