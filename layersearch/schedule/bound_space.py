@@ -74,8 +74,7 @@ class BoundSpace:
         """Products of choices whose union is the space: one, or one for each sparse span."""
         if space.one_sparse:
             self.subspaces = _subspaces(self.options)
-            if not self.subspaces:
-                raise ConfigError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
+            require(self.subspaces, f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
         """Schedules without a sparse layer, which lie in all subspaces."""
         digits = max(2, len(str(n_layers - 1)))

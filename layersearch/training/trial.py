@@ -35,12 +35,8 @@ def run_trial(
     Two trials of one seed see the same batches in the same order and start from the same weights, for any schedule and
     any number of ranks.
 
-    Args:
-        trial: the schedule, its seed and its checkpoints.
-        recipe: the model, the data and the training.
-        source: the opened data of the recipe.
-        group: this process's place among the ranks, after `layersearch.training.engine.join`.
-        keep_going: decides at each checkpoint whether the trial continues; returns the same on every rank.
+    ``source`` is the opened data of the recipe. ``group`` has joined, see `layersearch.training.engine.join`.
+    ``keep_going`` decides at each checkpoint whether the trial continues; it returns the same on every rank.
 
     Returns:
         The record: ``complete``, ``stopped``, or ``failed`` if the loss is not finite.

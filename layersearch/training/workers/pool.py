@@ -77,9 +77,8 @@ PoolFactory = Callable[[Recipe, int, Path, Path | None], Pool]
 """Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`.
 
 It takes the trials' recipe, the number of worker groups, the folder for the workers' standard error, and the folder of
-prepared data (None: the default one). It raises LayersearchError if the recipe's trials cannot run there. Nothing is
-written or started before the first trial.
-"""
+prepared data (None: the default one). It raises LayersearchError if the recipe's trials cannot run there, and starts
+nothing before the first trial."""
 
 
 class LocalPool(Pool):

@@ -27,16 +27,13 @@ class WorkerProcess:
     def start(
         self, settings: Mapping[str, Any], log: Path, host: str | None = None, folder: Path | None = None
     ) -> dict[str, Any]:
-        """Start the process and send its settings.
+        """Start the process and send its settings; return them with ``rendezvous`` for the other ranks.
 
         Args:
             settings: the first message; without ``rendezvous`` if ``host`` is given.
             log: file for its standard error. If the folder does not exist here, this process's standard error is used.
             host: address of this machine where the ranks meet. This process opens a free port there.
             folder: the working directory, if it exists on this machine.
-
-        Returns:
-            The settings, with ``rendezvous`` for the other ranks.
         """
         found = dict(settings)
         env = {"OMP_NUM_THREADS": str(settings["threads"])} | (KEEP_FREED_MEMORY if settings["device"] == "cpu" else {})
