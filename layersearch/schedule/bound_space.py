@@ -167,10 +167,8 @@ class BoundSpace:
         ``all_full`` is the reference of every cost, even where the space does not hold it. ``all_sparse`` has the
         cheapest sparse choice everywhere. ``bottom(l)``, ``top(l)``, ``middle(l)`` and ``interleaved(l)`` stand at the
         largest 1 <= l < n_layers that fits the budget and the space, or are absent. Each schedule stands here once;
-        a key may hold several names, as in ``"middle(1) = interleaved(1)"``.
-
-        Args:
-            budget: largest cost, relative to the all-full schedule.
+        a key may hold several names, as in ``"middle(1) = interleaved(1)"``. The budget is the largest cost, relative
+        to the all-full schedule.
 
         Raises:
             ConfigError: as `check_budget`.

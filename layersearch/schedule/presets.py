@@ -206,14 +206,13 @@ class Preset:
         self.parameters = {each.name: None if each.default is each.empty else each.default for each in signature}
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Preset] = {  # every preset by name
     function.__name__: Preset(function)
     for function in (
         *(all_full, all_sparse, bottom, top, middle, interleaved, masformer, zebra, gemma3, longformer_increasing),
         *(qwen2, gpt_neo, gpt_oss, cohere2, llama4, nanochat, jet_nemotron, kl_guided),
     )
 }
-"""Every preset by name."""
 
 
 def make_preset(name: str, parameters: Mapping[str, Any]) -> Schedule:

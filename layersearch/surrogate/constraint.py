@@ -24,8 +24,7 @@ from layersearch.schedule.schedule import FULL, Schedule, Span
 Kind = Literal["cost", "kv_cache", "latency"]
 
 TOLERANCE = 1e-9  # Relative tolerance of a sum of latencies, far below measurement error
-Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]
-"""Latency of one layer; more than 1,000 seconds is a typing error."""
+Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]  # 1,000 seconds are a typing error
 
 
 @dataclass(frozen=True, kw_only=True)

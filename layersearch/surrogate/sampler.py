@@ -16,8 +16,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 
-CURVE = "losses by share of the training"
-"""User attribute that holds a trial's [share of the training, validation loss] pairs."""
+CURVE = "losses by share of the training"  # user attribute: a trial's [share of the training, loss] pairs
 
 
 class ScheduleSampler(optuna.samplers.BaseSampler):

@@ -23,8 +23,7 @@ from layersearch.training.evaluate import ValidationResult, named_metrics, sum_o
 from layersearch.training.memory import peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
 
-KeepGoing = Callable[[int, float], bool]
-"""Called at each checkpoint with (step, validation loss); False stops the trial."""
+KeepGoing = Callable[[int, float], bool]  # called at each checkpoint with (step, loss); False stops the trial
 
 
 def run_trial(

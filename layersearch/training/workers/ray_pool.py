@@ -24,8 +24,7 @@ from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
 
-_CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0
-"""Seconds for a connection to the head node, and for ``ray status``. Ray would try for two minutes, then exit."""
+_CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0  # Seconds; Ray itself would try for two minutes, then exit
 _STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials use none, Ray would take a third
 _PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
