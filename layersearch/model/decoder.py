@@ -5,8 +5,6 @@ Spans carry no weights, so two schedules of one seed start from the same numbers
 Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -139,11 +137,7 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule, compiled: bool = False) -> None:
         """Build the model from the current random state.
 
-        Args:
-            config: the model's size.
-            vocab_size: number of tokens V.
-            schedule: one span per layer.
-            compiled: compile the code between attention calls with torch.compile, once for all schedules.
+        ``compiled`` compiles the code between attention calls with torch.compile, once for all schedules.
         """
         super().__init__()
         if len(schedule) != config.n_layers:

@@ -1,14 +1,12 @@
 """The attention dispatcher: one call runs a span by the kernel that serves its device."""
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from layersearch.errors import LayersearchError, did_you_mean
-from layersearch.model.attention.operator import chunked_attention, effective_span, runs_flash
+from layersearch.model.attention.operator import chunked_attention, runs_flash
 from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Span
 
@@ -72,24 +70,10 @@ def _check(q: Tensor, k: Tensor, v: Tensor, span: Span) -> None:
         raise LayersearchError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
 
 
-def kernel_for(
-    span: Span, device: torch.device | str, *, seq_len: int | None = None, kernel: Kernel | None = None
-) -> str:
-    """Return the name of the kernel that `attend` runs, for records.
+def kernel_for(span: Span, device: torch.device | str) -> str:
+    """Return the name of the kernel that `attend` runs on a device, for records.
 
-    Args:
-        span: the keys that each query sees.
-        device: the device of q, k and v.
-        seq_len: length of the text in tokens; a window that covers all of it runs as full attention.
-        kernel: as given to `attend`.
-
-    Returns:
-        ``reference``, ``flex``, ``chunked-flash`` (torch's CPU flash kernel over every earlier token) or
-        ``chunked-span``.
+    It is ``flex``, ``chunked-flash`` (torch's CPU flash kernel over every earlier token) or ``chunked-span``.
     """
     where = torch.device(device)
-    name = kernel or ("flex" if where.type == "cuda" else "chunked")
-    if name != "chunked":
-        return name
-    effective = span if seq_len is None else effective_span(str(span), seq_len)
-    return "chunked-flash" if runs_flash(effective, where) else "chunked-span"
+    return "flex" if where.type == "cuda" else "chunked-flash" if runs_flash(span, where) else "chunked-span"

@@ -3,8 +3,6 @@
 FlexAttention skips blocks of 128 by 128 scores that no query sees, so work grows with the span.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

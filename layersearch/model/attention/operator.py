@@ -5,8 +5,6 @@ The operator ``layersearch::attend`` carries the span as text, so a traced graph
 Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width, R residues of a dilated window.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator

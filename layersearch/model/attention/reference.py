@@ -3,8 +3,6 @@
 Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

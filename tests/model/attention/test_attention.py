@@ -261,11 +261,10 @@ def test_flex_forward_equals_reference(text: str) -> None:
 
 def test_kernel_for_span_and_device_names_the_kernel() -> None:
     window = Span.parse("window:64")
-    assert kernel_for(window, "cpu", seq_len=512) == "chunked-span"
-    assert kernel_for(window, "cpu", seq_len=64) == "chunked-flash"
+    assert kernel_for(window, "cpu") == "chunked-span"
+    assert kernel_for(Span.parse("full"), "cpu") == "chunked-flash"
     assert kernel_for(Span.parse("full+las:0.1"), "cpu") == "chunked-span"
     assert kernel_for(window, "cuda") == "flex"
-    assert kernel_for(window, "cpu", kernel="reference") == "reference"
 
 
 def test_attend_wrong_input_is_refused() -> None:
