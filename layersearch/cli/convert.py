@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="PATH|ID", help="Hugging Face model folder or hub id")
+    add("--model", required=True, metavar="PATH|ID", help="Hugging Face model folder, hub id or GGUF file")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
     which.add_argument("--run", type=Path, help="take the winner of this run")

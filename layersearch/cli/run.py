@@ -26,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--budget", type=float, help="largest attention cost, as a share of all-full (default: the space's)")
     add("--recipe", help=f"YAML file or name in trials/ (default: {DEFAULT_RECIPE}; with --model: pretrained)")
-    add("--model", metavar="PATH|ID", help="pre-trained Hugging Face model; trials start from its weights")
+    add(
+        "--model",
+        metavar="PATH|ID",
+        help="pre-trained model: Hugging Face folder, hub id or GGUF file; trials start from its weights",
+    )
     add("--space", help="search space: YAML file or name in search_spaces/ (default: the recipe's)")
     add("--out", type=Path, help="run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")
     add("--seed", type=seed, default=0, help="seed of the search; confirmation uses the seeds after it (default: 0)")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from layersearch.data import hub
+from layersearch.data.gguf_file import is_gguf, read_tokenizer
 from layersearch.data.source import Tokens, require
 from layersearch.errors import DataError
 
@@ -55,9 +56,11 @@ def train_bpe(texts: Sequence[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Read a ``tokenizer.json``, or raise a `DataError` if it is not one."""
+    """Read a ``tokenizer.json`` or a GGUF file's tokenizer, or raise a `DataError` if it is neither."""
     from tokenizers import Tokenizer
 
+    if is_gguf(str(path)):
+        return read_tokenizer("data.tokenizer", path)[0]
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the binding raises bare Exception
@@ -66,7 +69,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def tokenizer_path(name: str) -> Path | None:
-    """Return the local ``tokenizer.json`` that ``data.tokenizer`` names, None for a hub id, else raise `DataError`."""
+    """Return the local ``tokenizer.json`` or GGUF file that ``data.tokenizer`` names, None for a hub id.
+
+    Raises:
+        DataError: there is no such file.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         require(
@@ -78,8 +85,11 @@ def tokenizer_path(name: str) -> Path | None:
         return path
     # A hub id is NAME or OWNER/NAME; anything else can only be a path.
     require(
-        path.suffix != ".json" and len(path.parts) <= 2 and not path.is_absolute() and path.parts[0] not in ("..", "~"),
-        f"data.tokenizer {name} is missing: give a tokenizer.json, a folder that holds one, or a hub id",
+        path.suffix not in (".json", ".gguf")
+        and len(path.parts) <= 2
+        and not path.is_absolute()
+        and path.parts[0] not in ("..", "~"),
+        f"data.tokenizer {name} is missing: give a tokenizer.json, a folder that holds one, a GGUF file, or a hub id",
     )
     return None
 
@@ -87,10 +97,14 @@ def tokenizer_path(name: str) -> Path | None:
 def eos_token_id(tokenizer: Tokenizer, file: Path) -> int:
     """Return the id of the end-of-document token of a tokenizer read from ``file``, or raise a `DataError`.
 
-    The ``eos_token`` in a ``tokenizer_config.json`` or ``special_tokens_map.json`` beside the file comes first, then
-    `EOS_TOKENS`, then the ``eos_token_id`` of the model's configuration.
+    The one that a GGUF file names comes first, or the ``eos_token`` in a ``tokenizer_config.json`` or
+    ``special_tokens_map.json`` beside the file. Then come `EOS_TOKENS`, then the ``eos_token_id`` of the model's
+    configuration.
     """
-    named = [_beside(file, name, "eos_token") for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    if is_gguf(str(file)):
+        named: list[Any] = [read_tokenizer("data.tokenizer", file)[1]]
+    else:
+        named = [_beside(file, name, "eos_token") for name in ("tokenizer_config.json", "special_tokens_map.json")]
     names = [name.get("content") if isinstance(name, dict) else name for name in named]
     for name in [*(name for name in names if isinstance(name, str)), *EOS_TOKENS]:
         if (found := tokenizer.token_to_id(name)) is not None:

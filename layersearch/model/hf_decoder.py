@@ -7,14 +7,12 @@ transformers passes every attention layer's queries, keys and values to a regist
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from layersearch.data.quiet import quiet as quiet  # also for those that import it from here
 from layersearch.data.source import IGNORE
 from layersearch.errors import ConfigError, LayersearchError
 from layersearch.model.attention.dispatch import attend
@@ -24,8 +22,6 @@ from layersearch.schedule import Schedule, Span
 ATTENTION_NAME = "layersearch"
 """The name of `span_attention` in transformers."""
 UNSUPPORTED_ARGUMENTS = {
-    "softcap": "softcapping of attention logits",
-    "s_aux": "learned attention sinks",
     "position_bias": "a position bias",
     "attention_bias": "an attention bias",
     "head_mask": "a head mask",
@@ -33,18 +29,21 @@ UNSUPPORTED_ARGUMENTS = {
 """Arguments of an attention call that change its result and that `attend` does not have."""
 PROBE_TOKENS = 24
 """Tokens of the sequence on which the model is compared with the stock one."""
-LOGIT_TOLERANCE = 1e-3
-"""Largest difference from the stock model's logits, relative to the largest logit, float32."""
+PROBE_STRIDE = 7919
+"""Difference of neighbouring token ids in that sequence; a prime."""
+LOGIT_TOLERANCE = {torch.bfloat16: 0.1}
+"""Largest difference from the stock model's logits, relative to the largest logit, by weight type; else 1e-3."""
 
 
 class AttentionCall(NamedTuple):
-    """One attention layer in the probe: its numbers of query and key-value heads, and the stock layer's span."""
+    """One attention layer in the probe: its numbers of query and key-value heads, the stock layer's span and cap."""
 
     module: nn.Module
     heads: int
     kv_heads: int
     head_dim: int
     span: Span
+    softcap: float
 
 
 _PROBED: list[AttentionCall] = []
@@ -58,12 +57,15 @@ def span_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
     """Attend over the module's span. transformers calls this in place of its own attention.
 
     query is (B, H, T, D), key and value are (B, G, T, D), both rotated already. ``scaling`` multiplies the logits; None
-    means 1/sqrt(D). The result is (B, T, H, D), and no attention weights.
+    means 1/sqrt(D). ``softcap`` and ``s_aux``, (H,), are as in `attend`; None: the layer has none. The result is
+    (B, T, H, D), and no attention weights.
 
     Raises:
         LayersearchError: names the layer and the feature that `attend` does not have.
@@ -89,30 +91,12 @@ def span_attention(
         if window is not None and not isinstance(window, int):
             raise LayersearchError(f"{name} has the window {window!r}: a stock family has one window, a whole number")
         span = Span(kind="full") if window is None else Span(kind="window", size=window)
-        _PROBED.append(AttentionCall(module, query.shape[1], key.shape[1], width, span))
+        _PROBED.append(AttentionCall(module, query.shape[1], key.shape[1], width, span, softcap or 0.0))
     factor = 1.0 if scaling is None else scaling * math.sqrt(width)  # `attend` divides by the root itself
     if not math.isclose(factor, 1.0, rel_tol=1e-9):
         query = query * factor
-    return attend(query, key, value, span).transpose(1, 2).contiguous(), None
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence transformers' logs, warnings and progress bars: our one-line errors say the same."""
-    from transformers.utils import logging as transformers_logging
-
-    logging: Any = transformers_logging
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity(50)  # critical
-    logging.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
+    out = attend(query, key, value, span, softcap=softcap or 0.0, s_aux=s_aux)
+    return out.transpose(1, 2).contiguous(), None
 
 
 class HFDecoder(nn.Module):
@@ -138,7 +122,9 @@ class HFDecoder(nn.Module):
                 module.attention_dropout = 0.0
         self.num_embeddings: int = model.get_input_embeddings().num_embeddings
         """Token ids that have an embedding."""
-        tokens = torch.arange(PROBE_TOKENS, device=next(model.parameters()).device)[None] % self.num_embeddings
+        # Far apart in the vocabulary: on the first ids, special tokens, bfloat16 differs from float32 by half.
+        steps = torch.arange(1, PROBE_TOKENS + 1, device=next(model.parameters()).device)
+        tokens = steps[None] * PROBE_STRIDE % self.num_embeddings
         training = model.training
         model.eval()
         with torch.no_grad(), quiet():
@@ -149,12 +135,14 @@ class HFDecoder(nn.Module):
         self.attention = [call.module for call in calls]
         """The attention layers, bottom first. A plain list: they are modules of ``model`` already."""
         self.n_heads, self.n_kv_heads, self.head_dim = calls[0].heads, calls[0].kv_heads, calls[0].head_dim
+        self.softcap = calls[0].softcap
+        """What every layer caps its attention logits at, as `attend` takes it; 0: nothing."""
         self.original = Schedule(tuple(call.span for call in calls))
         """The schedule of the stock model."""
         _check_layer_types(model.config, self.original)
         if stock is not None:
             difference = float((stock - logits).abs().max() / stock.abs().max())
-            if not difference <= LOGIT_TOLERANCE:
+            if not difference <= LOGIT_TOLERANCE.get(stock.dtype, 1e-3):
                 raise LayersearchError(
                     f"{type(model).__name__}: with this package's attention its logits differ from the stock model's "
                     f"by {difference:.2g} of their size, so its own attention does more; give another architecture"
@@ -234,9 +222,9 @@ def _probe(model: Any, tokens: Tensor) -> tuple[list[AttentionCall], Tensor]:
             f"{kind}: {len(set(found))} of {layers} layers use transformers' attention interface, and all must; "
             "give another architecture"
         )
-    if len({(call.heads, call.kv_heads, call.head_dim) for call in calls}) > 1:
+    if len({(call.heads, call.kv_heads, call.head_dim, call.softcap) for call in calls}) > 1:
         raise LayersearchError(
-            f"{kind}: its layers differ in number or width of heads; give a model whose layers are alike"
+            f"{kind}: its layers differ in number or width of heads or in softcapping; give one whose layers are alike"
         )
     return calls, logits
 

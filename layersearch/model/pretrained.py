@@ -1,4 +1,4 @@
-"""Pre-trained models: a Hugging Face folder or hub id, loaded whole or refused in one line."""
+"""Pre-trained models: a Hugging Face folder, a hub id or a GGUF file, loaded whole or refused in one line."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from layersearch.config.recipe import DataConfig, ModelConfig, Recipe
 from layersearch.data import hub
+from layersearch.data.gguf_file import is_gguf, opened
+from layersearch.data.quiet import quiet
 from layersearch.data.source import digest
 from layersearch.errors import ConfigError, DataError, LayersearchError, one_line
-from layersearch.model.hf_decoder import HFDecoder, quiet
+from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule
 
 FLAG = "--model"
@@ -23,7 +25,7 @@ _TEXT_SOURCES = ("stdlib", "files", "text", "json", "parquet", "hub", "mix")
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
-    """Return the transformers configuration of a model folder or hub id.
+    """Return the transformers configuration of a model folder, hub id or GGUF file.
 
     Raises:
         LayersearchError: it is missing, cannot be read, or is no causal language model.
@@ -35,11 +37,8 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
         _check_windows(Path(name))
         if (converted := _converted(Path(name))) is not None:
             return converted[0]
-    try:
-        with quiet():
-            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, **_hub_options(name))
-    except Exception as error:  # transformers and the hub's client raise many kinds
-        raise _refusal(name, error, trust_remote_code) from None
+    with _source(name, trust_remote_code) as source:
+        config = AutoConfig.from_pretrained(**source)
     remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
     if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
         raise LayersearchError(
@@ -56,16 +55,18 @@ def load_pretrained(
     check: bool = True,
     rope: dict[str, Any] | None = None,
     tokens: int = 0,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> HFDecoder:
-    """Load a model in float32 as a decoder; its schedule is the stock model's own.
+    """Load a model as a decoder; its schedule is the stock model's own.
 
     Args:
-        name: a folder or a hub id.
+        name: a folder, a hub id or a GGUF file, whose weights become plain floats.
         trust_remote_code: run the modeling file of the folder or hub repository.
         check: compare the decoder's logits with the stock model's.
         rope: RoPE scaling to set before the weights are loaded, as transformers' ``rope_parameters``: ``rope_type``
             and its factors. None keeps the configuration's.
         tokens: length of the longest text in tokens; 0: not known.
+        dtype: the type of the weights.
 
     Raises:
         LayersearchError: it cannot be loaded whole, its attention cannot be replaced, or it has too few positions.
@@ -75,20 +76,16 @@ def load_pretrained(
 
     config = load_config(name, trust_remote_code=trust_remote_code)
     _extend_positions(config, rope, tokens, name)
-    try:
-        with quiet(), _some_accelerator():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                trust_remote_code=trust_remote_code,
-                output_loading_info=True,
-                **_hub_options(name),
-            )
-    except Exception as error:
-        raise _refusal(name, error, trust_remote_code) from None
+    with _source(name, trust_remote_code) as source, _some_accelerator():
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            **source,
+            config=config,
+            dtype=getattr(torch, dtype),
+            attn_implementation="eager",
+            output_loading_info=True,
+        )
     model, report = loaded
+    _forget_quantization(model)
     for kind in ("missing_keys", "mismatched_keys", "unexpected_keys"):
         if report.get(kind):
             found = sorted(str(key if isinstance(key, str) else key[0]) for key in report[kind])
@@ -110,10 +107,10 @@ def load_pretrained(
 
 
 def fingerprint(name: str) -> str:
-    """Return a hash of the full content of a model's ``config.json`` and weight files.
+    """Return a hash of the full content of a model's ``config.json`` and weight files, or of its GGUF file.
 
-    ``name`` is a folder, or a hub id whose files are in the local cache. The files are read each time. XXH3 takes 0.25
-    seconds per GiB once they are in memory.
+    ``name`` is a folder, a GGUF file, or a hub id whose files are in the local cache. The files are read each time.
+    XXH3 takes 0.25 seconds per GiB once they are in memory.
 
     Raises:
         LayersearchError: a file cannot be read.
@@ -122,14 +119,17 @@ def fingerprint(name: str) -> str:
     from huggingface_hub import hf_hub_download
 
     try:
-        folder = Path(name)
-        if not folder.is_dir():
-            folder = Path(hf_hub_download(name, "config.json", local_files_only=True)).parent
-        weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-        found = {}
-        for path in (folder / "config.json", *weights):
+        folder, found = Path(name).expanduser(), {}
+        if is_gguf(name):
+            files = {"model.gguf": folder}  # whatever its name
+        else:
+            if not folder.is_dir():
+                folder = Path(hf_hub_download(name, "config.json", local_files_only=True)).parent
+            weights = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+            files = {path.name: path for path in (folder / "config.json", *weights)}
+        for key, path in files.items():
             with path.open("rb") as file:
-                found[path.name] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
+                found[key] = hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()
     except Exception as error:  # the file system and the hub's client raise their own
         raise _refusal(name, error, trust_remote_code=False) from None
     return digest(found)
@@ -191,6 +191,31 @@ def check_vocabulary(rows: int, vocab_size: int, tokenizer: str | None) -> None:
 
 
 @contextmanager
+def _source(name: str, trust_remote_code: bool) -> Iterator[dict[str, Any]]:
+    """Yield where transformers' ``from_pretrained`` finds a model; refuse in one line what fails inside."""
+    if is_gguf(name):
+        with opened(f"{FLAG} {name}") as found:
+            yield found
+        return
+    try:
+        with quiet():
+            yield {
+                "pretrained_model_name_or_path": name,
+                "trust_remote_code": trust_remote_code,
+                **_hub_options(name),
+            }
+    except Exception as error:  # transformers and the hub's client raise many kinds
+        raise _refusal(name, error, trust_remote_code) from None
+
+
+def _forget_quantization(model: Any) -> None:
+    """Remove what says that a GGUF's weights are quantized: they are floats now, and transformers would not save."""
+    for holder in (model, model.config):
+        for name in ("hf_quantizer", "is_quantized", "quantization_method", "quantization_config"):
+            vars(holder).pop(name, None)
+
+
+@contextmanager
 def _some_accelerator() -> Iterator[None]:
     """Name an accelerator: transformers imports DeepSpeed, which warns where none is named."""
     named = "DS_ACCELERATOR" in os.environ
@@ -208,7 +233,7 @@ def _hub_options(name: str) -> dict[str, Any]:
         return {"local_files_only": True}
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
         raise LayersearchError(
-            f"{FLAG} {name}: no such folder; give one that holds config.json and weights, or a hub id"
+            f"{FLAG} {name}: no such folder; give one that holds config.json and weights, a GGUF file, or a hub id"
         )
     return {} if hub.reachable() else {"local_files_only": True}
 
@@ -226,6 +251,8 @@ def _refusal(name: str, error: Exception, trust_remote_code: bool) -> Layersearc
         if not hub.reachable():
             return hub.unreachable(FLAG, name, "connect, or give a folder that holds config.json and weights")
         problem = f"cannot be loaded ({text}); give a folder or a hub id of a causal language model"
+    elif not (folder / "config.json").is_file() and (held := sorted(folder.glob("*.gguf"))):
+        problem = f"holds GGUF files: name one of them, for example {FLAG} {held[0]}"
     elif not (folder / "config.json").is_file():
         problem = "has no config.json; give a folder that save_pretrained wrote"
     elif missing := _missing_shards(folder):

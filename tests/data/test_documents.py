@@ -273,7 +273,8 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
     ),
     "no tokenizer": (
         lambda at: {"source": "stdlib", "tokenizer": str(at / "no.json")},
-        r"^data\.tokenizer \S+no\.json is missing: give a tokenizer\.json, a folder that holds one, or a hub id$",
+        r"^data\.tokenizer \S+no\.json is missing: give a tokenizer\.json, a folder that holds one, a GGUF file, or a "
+        r"hub id$",
     ),
     "folder without tokenizer": (
         lambda at: {"source": "stdlib", "tokenizer": str(at)},
