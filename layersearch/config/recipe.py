@@ -58,7 +58,7 @@ class ModelConfig(Strict):
 
 
 TaskKind = Literal["recall", "hops", "listops", "local"]
-SourceKind = Literal[TaskKind, "stdlib", "text", "json", "parquet", "hub", "mix"]
+SourceKind = Literal[TaskKind, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,17 +66,17 @@ class DataConfig(Strict):
     """The training data. See `layersearch.data`."""
 
     source: SourceKind
-    """``stdlib``: the source files of Python's standard library. ``text``, ``json`` (lines), ``parquet``: local files.
-    ``hub``: a data set of the Hugging Face hub. ``mix``: ``stdlib`` and ``recall`` in one batch. The others are
-    generated, see `layersearch.data.tasks`."""
+    """``stdlib``: the source files of Python's standard library. ``files``: local files, each read by its own format.
+    ``text``, ``json`` (lines), ``parquet``: local files, all of this format. ``hub``: a data set of the Hugging Face
+    hub. ``mix``: ``stdlib`` and ``recall`` in one batch. The others are generated, see `layersearch.data.tasks`."""
     files: tuple[str, ...] = ()
-    """Paths or glob patterns (text, json, parquet)."""
+    """Paths, folders or glob patterns (files, text, json, parquet)."""
     dataset: str | None = None
     """The hub id, for example ``allenai/c4``."""
     subset: str | None = None
     """The hub data set's configuration name."""
     column: str = "text"
-    """The column that holds the text (json, parquet, hub)."""
+    """The column that holds the text (JSON, Parquet, hub)."""
     streaming: bool = False
     """Read the hub data set as a stream, up to max_tokens."""
     max_tokens: PositiveInt = 20_000_000
@@ -108,8 +108,9 @@ class DataConfig(Strict):
     """mix: vocabulary size of the recall sequences; their token ids follow those of the text."""
 
     def __post_init__(self, depth: float) -> None:
-        local = self.source in ("text", "json", "parquet")
-        require(self.files or not local, f"data.files is empty: name the {self.source} files to read")
+        local = self.source in ("files", "text", "json", "parquet")
+        kind = "" if self.source == "files" else f"{self.source} "
+        require(self.files or not local, f"data.files is empty: name the {kind}files to read")
         missing = self.source == "hub" and not self.dataset
         require(not missing, "data.dataset is missing: name the hub id, for example allenai/c4")
         require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")

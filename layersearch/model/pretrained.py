@@ -23,7 +23,7 @@ from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule
 
 FLAG = "--model"
-_TEXT_SOURCES = ("stdlib", "text", "json", "parquet", "hub", "mix")
+_TEXT_SOURCES = ("stdlib", "files", "text", "json", "parquet", "hub", "mix")
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:

@@ -312,7 +312,7 @@ class ModelSelection:
             position_edges=position_edges(seq_len),
             metrics=_metrics(found),
             peak_memory_bytes=peak_memory("cpu"),
-            kernels=tuple(kernel_for(span, "cpu") for span in schedule),
+            kernels=tuple(kernel_for(span, "cpu", softcap=self._softcap) for span in schedule),
             device="cpu",
             precision=f"{self.dtype} weights",
         )

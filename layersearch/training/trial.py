@@ -104,7 +104,7 @@ def run_trial(
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
-        kernels=tuple(kernel_for(span, group.device) for span in schedule),
+        kernels=tuple(kernel_for(span, group.device, softcap=model.softcap) for span in schedule),
         device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
         precision=training.precision,
         compiled=model.compiled,
