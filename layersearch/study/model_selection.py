@@ -141,7 +141,7 @@ class ModelSelection:
         decoder = load_pretrained(
             str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
         )
-        self.dtype = dtype
+        self.dtype, self._softcap = dtype, decoder.softcap
         return Layerwise(decoder)
 
     def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
