@@ -132,7 +132,8 @@ def sketch(name: str) -> HFDecoder:
     config = load_config(name)
     try:
         with quiet(), _some_accelerator(), torch.device("meta"):
-            return HFDecoder(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), check=False)
+            model: Any = AutoModelForCausalLM
+            return HFDecoder(model.from_config(config, attn_implementation="eager"), check=False)
     except LayersearchError:
         raise
     except Exception as error:  # others' modeling files raise any kind

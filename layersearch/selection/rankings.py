@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 
 from layersearch.schedule import Schedule, Span, presets
-from layersearch.schedule.cost import FULL
+from layersearch.schedule.presets import FULL
 from layersearch.selection.gates import gate_gradients
 from layersearch.selection.measure import Scorer
 
