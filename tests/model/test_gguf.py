@@ -120,5 +120,6 @@ def test_load_config_without_the_package_says_how_to_install_it(saved, monkeypat
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else find(name, *rest))
     monkeypatch.delitem(sys.modules, "gguf", raising=False)
+    pretrained._gguf_config.cache_clear()
     with pytest.raises(LayersearchError, match=r'pip install "layersearch\[gguf\]"'):
         load_config(str(saved[0]))
