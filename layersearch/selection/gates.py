@@ -56,17 +56,17 @@ def gated(model: Layerwise, choices: Choices, weights: Sequence[Tensor]) -> Iter
 
     AttentionInterface.register(GATES_NAME, gated_attention)
     model.decoder.model.set_attn_implementation(GATES_NAME)
-    for layer, spans, mixture in zip(model.decoder.attention, choices, weights, strict=True):
-        layer.layersearch_gates = (spans, mixture)  # type: ignore[assignment]
-    for block in model.blocks:
-        block.forward = functools.partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
     try:
+        for layer, spans, mixture in zip(model.decoder.attention, choices, weights, strict=True):
+            layer.layersearch_gates = (spans, mixture)  # type: ignore[assignment]
+        for block in model.blocks:
+            block.forward = functools.partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
         yield
     finally:
         for block in model.blocks:
-            del block.forward
+            vars(block).pop("forward", None)
         for layer in model.decoder.attention:
-            del layer.layersearch_gates
+            vars(layer).pop("layersearch_gates", None)
         model.decoder.model.set_attn_implementation(ATTENTION_NAME)
         model.decoder.set_schedule(model.decoder.schedule)
 

@@ -84,9 +84,9 @@ class Layerwise:
         if start is not None:
             pairs = zip(schedule, start.schedule, strict=True)
             differs = next((layer for layer, (span, other) in enumerate(pairs) if span != other), None)
-            if differs is None:
+            if differs is None and (start.inputs or not keep):
                 return start
-            first = max((layer for layer in start.inputs if layer <= differs), default=0)
+            first = max((layer for layer in start.inputs if layer <= (differs or 0)), default=0)
         kept: dict[int, Tensor] = {}
         self.decoder.set_schedule(schedule)
         with ExitStack() as stack:

@@ -65,11 +65,12 @@ class Scorer:
         model: the model.
         units: the units.
         tasks: tasks that count; answers of others are ignored.
-        weight: of retrieval, w in [0, 1).
+        weight: of retrieval, w in [0, 1); without tasks it is 0.
     """
 
     def __init__(self, model: Layerwise, units: Sequence[Unit], tasks: Sequence[str], weight: float) -> None:
-        self.model, self.units, self.tasks, self.weight = model, list(units), tuple(tasks), weight
+        self.model, self.units, self.tasks = model, list(units), tuple(tasks)
+        self.weight = weight if self.tasks else 0.0
         self._starts: dict[tuple[int, bool], Trace] = {}
 
     def start_from(self, schedule: Schedule) -> None:
@@ -116,7 +117,7 @@ class Scorer:
 
     def loss_with_graph(self, number: int) -> Tensor:
         """Return the quality on one unit under the present schedule or gates, with a graph for gradients."""
-        unit, weight = self.units[number], self.weight if self.tasks else 0.0
+        unit, weight = self.units[number], self.weight
         total = torch.zeros(())
         if weight < 1:
             hidden = self.model.hidden(unit.text[:-1])

@@ -174,7 +174,7 @@ class ModelSelection:
         return [Unit(example.tokens, example) for example in made]
 
     def _scorer(self, model: Layerwise, units: Sequence[Unit]) -> Scorer:
-        return Scorer(model, units, self._tasks, self._config.retrieval_weight if self._tasks else 0.0)
+        return Scorer(model, units, self._tasks, self._config.retrieval_weight)
 
     def _gates(self, model: Layerwise, units: Sequence[Unit]) -> list[Array]:
         """Return the gates' scores by layer and choice; ``gates.json`` holds each step."""
