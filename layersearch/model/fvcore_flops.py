@@ -126,8 +126,8 @@ def _on_meta(recipe: Recipe, schedule: Schedule, vocab_size: int) -> nn.Module:
     if recipe.pretrained is None:
         with torch.device("meta"):
             return Decoder(recipe.model, vocab_size, schedule)
-    from layersearch.model.pretrained import load_pretrained
+    from layersearch.model.pretrained import load_skeleton
 
-    decoder = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len).to("meta")
+    decoder = load_skeleton(recipe.pretrained, tokens=recipe.training.seq_len)
     decoder.set_schedule(schedule)
     return decoder
