@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import hashlib
 import json
 import os
@@ -32,16 +34,29 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         LayersearchError: it is missing, cannot be read, or is no causal language model.
     """
-    from transformers import AutoConfig
-
     if os.path.isdir(name):
         _check_windows(Path(name))
         if (converted := _converted(Path(name))) is not None:
             return converted[0]
-    with _source(name, trust_remote_code) as source:
-        config = AutoConfig.from_pretrained(**source)
+    if is_gguf(name) and os.path.exists(name):
+        found = os.stat(name)
+        config = copy.deepcopy(_read_gguf_config(name, found.st_size, found.st_mtime_ns))
+    else:
+        config = _read_any_config(name, trust_remote_code)
     check_kind(f"{FLAG} {name}", config, remote=trust_remote_code and _is_remote(config))
     return config
+
+
+@functools.lru_cache(maxsize=1)  # reading takes seconds, and a run asks several times
+def _read_gguf_config(name: str, size: int, mtime_ns: int) -> Any:
+    return _read_any_config(name, False)
+
+
+def _read_any_config(name: str, trust_remote_code: bool) -> Any:
+    from transformers import AutoConfig
+
+    with _source(name, trust_remote_code) as source:
+        return AutoConfig.from_pretrained(**source)
 
 
 def load_pretrained(
