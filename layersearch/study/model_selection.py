@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 import torch
@@ -38,7 +37,6 @@ from layersearch.results.plots.selection import plot_selection
 from layersearch.results.result import ALL_FULL, PROPOSED, Result
 from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.space import Space
 from layersearch.selection.gates import descend, round_to_schedules
 from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.local_search import LocalSearch, Measured
@@ -48,6 +46,7 @@ from layersearch.selection.templates import named_placements
 from layersearch.study.plan import Stage
 from layersearch.study.prepare import request_of
 from layersearch.study.run_folder import RunFolder, write_result
+from layersearch.study.selection_plan import SelectionPlan, check_memory, plan_of, uniform_schedules
 from layersearch.training.memory import peak_memory
 from layersearch.training.record import Trial, TrialRecord, blank_record
 
@@ -56,16 +55,6 @@ PARTS = ("calibration", "selection", "confirmation")
 
 Listener = Callable[[Stage], None]
 Array = np.ndarray
-
-
-def default_space(seq_len: int) -> Space:
-    """Return the space of a selection that names none: full, and two windows with and without 4 sinks.
-
-    The windows are 1/16 and 1/8 of the text, at least 16 tokens. ``analysis/smollm2`` shows why.
-    """
-    sizes = [max(16, seq_len // share) for share in (16, 8)]
-    choices = ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))
-    return Space(name="model", choices=choices, baseline_span=f"window:{sizes[0]}+sink:4")
 
 
 class ModelSelection:
@@ -79,6 +68,7 @@ class ModelSelection:
         seed: of the units and of the local search.
         cache: folder of prepared data; None: the default one.
         listener: called with the progress.
+        plan: as `plan_of` returns it.
     """
 
     def __init__(
@@ -90,6 +80,7 @@ class ModelSelection:
         seed: int,
         cache: Path | None,
         listener: Listener,
+        plan: SelectionPlan,
     ) -> None:
         assert recipe.selection is not None
         assert recipe.pretrained is not None
@@ -98,7 +89,7 @@ class ModelSelection:
         self._folder, self._seed, self._listener = folder, seed, listener
         self._records = folder.records()
         self._tasks: tuple[str, ...] = self._config.tasks
-        self._cache = cache
+        self._cache, self._plan = cache, plan
         self._began, self._first = time.monotonic(), 0
 
     def run(self) -> list[TrialRecord]:
@@ -138,12 +129,12 @@ class ModelSelection:
         return units
 
     def _load(self) -> Layerwise:
-        dtype = weights_type(self._config.precision)
+        dtype = self._plan.precision
         decoder = load_pretrained(
             str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
         )
         self.dtype, self._softcap = dtype, decoder.softcap
-        return Layerwise(decoder)
+        return Layerwise(decoder, stride=self._plan.memory.stride)
 
     def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
         """Return the tasks that the model does with full attention; ``retrieval.json`` keeps the levels."""
@@ -247,7 +238,7 @@ class ModelSelection:
         """Return the schedules to confirm and their roles."""
         space, config, n = self._space, self._config, self._space.n_layers
         roles: dict[Schedule, str] = {presets.all_full(n): ALL_FULL}
-        for name, schedule in {**_all_sparse(space), **named_placements(space, self._budget)}.items():
+        for name, schedule in {**uniform_schedules(space), **named_placements(space, self._budget)}.items():
             roles[schedule] = f"{roles[schedule]} = {name}" if schedule in roles else name
         for made in search.best[: config.finalists]:
             roles.setdefault(made.schedule, PROPOSED)
@@ -321,19 +312,6 @@ class ModelSelection:
         self._records.append(record)
 
 
-def weights_type(precision: str) -> Literal["bfloat16", "float32"]:
-    """Return the type of frozen weights, ``float32`` or ``bfloat16``; ``auto`` asks the processor."""
-    if precision == "auto":
-        precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-    return "bfloat16" if precision == "bf16" else "float32"
-
-
-def _all_sparse(space: BoundSpace) -> dict[str, Schedule]:
-    """Return one sparse span everywhere, for each sparse span of the space, by name."""
-    spans = dict.fromkeys(span for options in space.options for span in options if not span.is_full)
-    return {f"all {span}": presets.all_sparse(space.n_layers, span) for span in spans}
-
-
 def _losses(record: TrialRecord) -> list[float]:
     """Return the loss on each unit from the running means."""
     sums = [0.0, *(number * mean for number, mean in record.curve)]
@@ -361,13 +339,15 @@ def select(
             "each layer alone; name another --space, or train with --recipe pretrained-training"
         )
     space.check_budget(budget)
+    plan = plan_of(recipe, space, budget)
+    check_memory(recipe, plan)
     listener(Stage(phase="loading", done=0, planned=1, note=f"{recipe.pretrained}: hashing its weights"))
     data = {"source": recipe.data.source, "tokenizer": recipe.data.tokenizer, "vocab_size": recipe.data.vocab_size}
     folder = RunFolder(out, request_of(recipe, space, budget=budget, seed=seed, data=data))
     try:
         folder.write_flops(lambda: check_flops(recipe, space, recipe.data.vocab_size))
         folder.drop_torn_line()
-        records = ModelSelection(recipe, space, budget, folder, seed, cache, listener).run()
+        records = ModelSelection(recipe, space, budget, folder, seed, cache, listener, plan).run()
         result = analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
         write_result(out, result)
         plot_selection(result, measure_rows(records), out / "selection")
