@@ -9,8 +9,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 EXIT_NOT_PROVEN = 1
 EXIT_USER_ERROR = 2
@@ -82,6 +83,21 @@ class ExportError(LayersearchError):
 
 UserError = LayersearchError
 """The former name of `LayersearchError`."""
+
+
+def require(holds: object, message: str, word: str | None = None, known: Iterable[str] = ()) -> None:
+    """Raise ConfigError with the message unless the condition holds; `did_you_mean` follows an unknown word."""
+    if not holds:
+        raise ConfigError(message if word is None else message + did_you_mean(word, known))
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Put the place, such as a file or a key, before the text of a LayersearchError that is raised inside."""
+    try:
+        yield
+    except LayersearchError as error:
+        raise type(error)(f"{where}: {error}") from None
 
 
 def one_line(error: BaseException) -> str:

@@ -14,7 +14,7 @@ from layersearch.version import __version__
 
 FORMAT = 1
 """Version of the run folder's layout."""
-FREE = ("recipe.search.workers", "recipe.data.depth")
+FREE = ("recipe.search.workers", "recipe.data.depth", "data.read")
 """Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 

@@ -32,7 +32,8 @@ from torch import Tensor
 
 from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Span
-from layersearch.schedule.cost import FULL, span_pairs
+from layersearch.schedule.cost import span_pairs
+from layersearch.schedule.schedule import FULL
 from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).resolve().parent

@@ -5,19 +5,17 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import glob
 import json
 import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
-from layersearch.cli.flags import add_key, add_shared, seed
-from layersearch.errors import DataError, RunFolderError
+from layersearch.cli.flags import add_key, add_shared, data_overrides, seed
+from layersearch.errors import RunFolderError
 
 if TYPE_CHECKING:
-    from layersearch.config.recipe import DataConfig
     from layersearch.convert.run import Conversion
     from layersearch.schedule import Schedule
 
@@ -28,8 +26,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
     which.add_argument("--run", type=Path, help="take the winner of this run")
-    text = "files or folders of text, JSON lines or Parquet, hub:ID, or a source like stdlib (default: the recipe's)"
-    add("--data", nargs="+", metavar="DATA", help=text)
     add_key(parser, "--steps", "training.steps", "N", "optimizer steps")
     add("--out", type=Path, required=True, help="folder of the log, evaluations, checkpoint and model/")
     add("--recipe", default="plain", help="YAML file or name in trials/convert/ (default: %(default)s)")
@@ -41,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--family", help="save as this family, or hf-remote (default: a stock family that can hold the schedule)")
     add("--seed", type=seed, default=0, help="seed of the data order (default: %(default)s)")
     add("--trust-remote-code", action="store_true", help="run the modeling code in the model's folder")
-    add_shared(parser, "--set", "--json")
+    add_shared(parser, "--data", "--set", "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -54,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.convert.run import convert
 
     with _own_output() as output:
-        with ProgressDisplay("steps", data_line(recipe.data)) as display:
+        with ProgressDisplay("steps") as display:
             found = convert(
                 recipe,
                 options.model,
@@ -66,37 +62,6 @@ def run(options: argparse.Namespace) -> None:
                 listener=display.steps,
             )
         _print(found, schedule, output, options.json)
-
-
-def data_overrides(words: list[str] | None) -> list[str]:
-    """Return the recipe's keys for ``--data``: a source's name, ``hub:ID``, or files, patterns, folders.
-
-    Raises:
-        DataError: if it names neither a source nor a file, or files of several formats.
-    """
-    from layersearch.config.recipe import SourceKind
-    from layersearch.data.documents import detect_source, local_files
-
-    if not words:
-        return []
-    sources = sorted({*get_args(SourceKind)} - {"text", "json", "parquet", "hub"})
-    if len(words) == 1 and words[0] in sources:
-        return [f"data.source={words[0]}"]
-    if len(words) == 1 and words[0].startswith("hub:"):
-        return ["data.source=hub", f"data.dataset={words[0].removeprefix('hub:')}"]
-    for word in words:
-        if not glob.glob(os.path.expanduser(word), recursive=True):
-            known = ", ".join(sources)
-            raise DataError(f"--data {word}: no such file, and no source; give files, hub:ID, or one of {known}")
-    return [f"data.source={detect_source(local_files(words))}", f"data.files={json.dumps(words)}"]
-
-
-def data_line(data: DataConfig) -> str:
-    """Return the line that says what is read, and as what."""
-    from layersearch.data.documents import local_files
-
-    count = len(local_files(data.files))
-    return f"data: {count} file{'s' * (count != 1)} read as {data.source}" if count else f"data: {data.source}"
 
 
 def _schedule(options: argparse.Namespace) -> Schedule:

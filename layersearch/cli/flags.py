@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
+import glob
+import json
 import math
+import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from layersearch.errors import ConfigError
+from layersearch.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from layersearch.training.workers.pool import PoolFactory
@@ -21,6 +25,13 @@ SHARED: dict[str, dict[str, Any]] = {
     "run": {"type": Path, "help": "run folder, finished or not"},
     "--json": {"action": "store_true", "help": "print JSON"},
     "--dry-run": {"action": "store_true", "help": "print the plan, its FLOPs and estimated time; train nothing"},
+    "--data": {
+        "nargs": "+",
+        "action": "extend",
+        "metavar": "DATA",
+        "help": "files or folders (text, code, HTML, JSON lines, Parquet, also packed), hub:ID, or a source like "
+        "stdlib (default: the recipe's)",
+    },
     "--set": {
         "dest": "overrides",
         "action": "append",
@@ -50,6 +61,30 @@ def add_key(parser: argparse.ArgumentParser, flag: str, key: str, metavar: str, 
     """Add a flag that stands for ``--set KEY=VALUE``; of several for one key the last one counts."""
     more = {"metavar": metavar, "type": f"{key}={{}}".format, "help": f"{text}; the same as --set {key}={metavar}"}
     parser.add_argument(flag, **SHARED["--set"] | more)
+
+
+def data_overrides(words: Sequence[str] | None) -> list[str]:
+    """Return the recipe's keys for ``--data``: a source's name, ``hub:ID``, or files, patterns and folders.
+
+    Raises:
+        DataError: if a word is neither a source nor a file, or such a word is not alone.
+    """
+    from layersearch.config.recipe import SourceKind
+
+    if not words:
+        return []
+    sources = sorted({*get_args(SourceKind)} - {"files", "text", "json", "parquet", "hub"})
+    for word in words:
+        if glob.glob(os.path.expanduser(word), recursive=True):
+            continue
+        if word not in sources and not word.startswith("hub:"):
+            known = ", ".join(sources)
+            raise DataError(f"--data {word}: no such file, and no source; give files, hub:ID, or one of {known}")
+        if len(words) > 1:
+            raise DataError(f"--data {word} stands alone; leave out the other values of --data")
+        name = word.removeprefix("hub:")
+        return [f"data.source={word}"] if name == word else ["data.source=hub", f"data.dataset={name}"]
+    return ["data.source=files", f"data.files={json.dumps([*words])}"]
 
 
 def _whole_number(least: int, limit: float, wanted: str, text: str) -> int:

@@ -5,6 +5,7 @@ jsonargparse: importing that takes ten times as long (97 ms, argparse 9 ms).
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -32,8 +33,27 @@ class _Parser(argparse.ArgumentParser):
         raise LayersearchError(f"{message.replace('invalid choice', 'unknown')} (see '{self.prog} --help')")
 
 
+class _Lines(logging.Handler):
+    """Prints the log of layersearch on standard error, as plain lines; a line that repeats the last one is left out."""
+
+    last = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = self.format(record)
+        if line != self.last:
+            print(line, file=sys.stderr, flush=True)  # the present one: a progress display puts its own in its place
+        self.last = line
+
+
+_LINES = _Lines()
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code: 0, or 2 after one line that names an error of the user and the remedy."""
+    log = logging.getLogger("layersearch")
+    log.setLevel(logging.INFO)
+    log.addHandler(_LINES)
+    _LINES.last = ""
     try:
         options = build_parser().parse_args(arguments)
         code: int | None = options.command(options)

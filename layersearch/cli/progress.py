@@ -18,9 +18,9 @@ QUIET_SECONDS = 15.0  # least time between two plain lines of one phase; a new p
 
 
 class ProgressDisplay(Progress):
-    """Shows the phase, the work done (in trials or steps) and the time left, below a heading if it is not empty."""
+    """Shows the phase, the work done (in trials or steps) and the time left."""
 
-    def __init__(self, unit: str, heading: str = "") -> None:
+    def __init__(self, unit: str) -> None:
         super().__init__(
             TextColumn("{task.description:<10}"),
             BarColumn(bar_width=24),
@@ -31,7 +31,7 @@ class ProgressDisplay(Progress):
             transient=True,
             disable=not sys.stderr.isatty(),
         )
-        self._unit, self._heading = unit, heading
+        self._unit = unit
         self._phase, self._last_line = "", 0.0
         self._began: tuple[float, int] | None = None
         self._task = self.add_task("starting", total=None, note="starting")
@@ -39,9 +39,6 @@ class ProgressDisplay(Progress):
     def report(self, phase: str, done: int, planned: int, notes: list[str], seconds_left: float | None) -> None:
         """Show how many units are done and planned, with notes; ``seconds_left`` is None where it is not known."""
         note = ", ".join([*notes, *([f"about {duration(seconds_left)} left"] if seconds_left else [])])
-        if self._heading:
-            print(self._heading, file=sys.stderr)
-            self._heading = ""
         self.update(self._task, description=phase, completed=done, total=planned, note=note)
         now = monotonic()
         if self.disable and (phase != self._phase or now - self._last_line >= QUIET_SECONDS):

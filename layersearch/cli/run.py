@@ -9,7 +9,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from layersearch.cli.flags import DEFAULT_RECIPE, add_key, add_shared, pool_of, seed
+from layersearch.cli.flags import (
+    DEFAULT_RECIPE,
+    add_key,
+    add_shared,
+    data_overrides,
+    pool_of,
+    seed,
+)
 from layersearch.errors import ConfigError, LayersearchError
 
 if TYPE_CHECKING:
@@ -30,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=seed, default=0, help="seed of the search; confirmation uses the seeds after it (default: 0)")
     add_key(parser, "--trials", "search.trials", "N", "distinct schedules trained")
     add_key(parser, "--workers", "search.workers", "N", "trials side by side")
-    add_shared(parser, "--set", "--pool", "--ray-address", "--dry-run", "--json")
+    add_shared(parser, "--data", "--set", "--pool", "--ray-address", "--dry-run", "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -39,7 +46,7 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.schedule.space import load_space
 
     name = options.recipe or ("pretrained" if options.model else DEFAULT_RECIPE)
-    recipe = load_recipe(name, options.overrides)
+    recipe = load_recipe(name, [*data_overrides(options.data), *options.overrides])
     if options.model:
         from layersearch.model.pretrained import recipe_for
 

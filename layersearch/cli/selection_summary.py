@@ -73,7 +73,7 @@ def _table(rows: Sequence[MeasureRow], result: Result, width: int) -> Any:
     for row in rows:
         wins = result.winner is not None and row.schedule == result.winner.schedule
         name = row.label if row.names else str(row.schedule)
-        room = width - 58
+        room = width - (64 if retrieval else 46)
         name = name if len(name) <= room else name[: room - 1] + "…"
         cells = [f"{row.accuracy.mean:.2f}", _half(row.accuracy, 2)] if row.accuracy is not None else []
         made.add_row(

@@ -56,11 +56,8 @@ _UniqueKeyLoader.add_implicit_resolver(
 def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
     """Return the path of a file that the user named: an existing path, or a name that ships in ``folder``.
 
-    Args:
-        name: a path, or a bare name such as ``laptop``.
-        folder: ``trials``, ``search_spaces`` or ``trials/deepspeed``. It lies inside the package (an installed wheel)
-            or one folder up (a checkout).
-        suffix: appended to a bare name.
+    A bare name, such as ``laptop``, gets the suffix. The folder (``trials``, ``search_spaces`` or ``trials/deepspeed``)
+    lies inside the package (an installed wheel) or one folder up (a checkout).
 
     Raises:
         ConfigError: if there is no such file; names those that ship.
@@ -88,7 +85,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: if it is missing, not text, or not YAML; names the file and the line.
     """
     try:
-        return _load(path.read_text(encoding="utf-8"))
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; give a YAML file") from None
     except OSError as error:
@@ -101,20 +98,12 @@ def read_yaml(path: Path) -> Any:
         raise ConfigError(f"{path}: not valid YAML ({error}); correct it") from None
 
 
-def _load(text: str) -> Any:
-    return yaml.load(text, Loader=_UniqueKeyLoader)  # a SafeLoader: builds plain data
-
-
 def build(cls: type[T], mapping: Any, where: str) -> T:
-    """Build a frozen dataclass from a mapping, in pydantic's strict mode.
-
-    Args:
-        cls: a dataclass; its fields may be dataclasses again.
-        mapping: plain data, as YAML or JSON holds it.
-        where: the file or flag, for the error's text.
+    """Build a frozen dataclass, and those in its fields, from plain data, in pydantic's strict mode.
 
     Raises:
-        ConfigError: names the first wrong key, the value found and the value expected, and the nearest known key.
+        ConfigError: names ``where`` (a file or flag), the first wrong key, the value found and the value expected, and
+            the nearest known key.
     """
     from pydantic import ValidationError  # here, so that `layersearch cost` does not import it
 
@@ -173,7 +162,7 @@ def override(mapping: Any, assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {assignment!r}: expected KEY=VALUE, for example training.steps=200")
     try:
-        value = _load(text)
+        value = yaml.load(text, Loader=_UniqueKeyLoader)
     except (yaml.YAMLError, ValueError, RecursionError):
         raise ConfigError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
     if not isinstance(mapping, dict):

@@ -1,7 +1,5 @@
 """A recipe: the model, the data and the training of one trial, and the search. Read from ``trials/*.yaml``."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence
@@ -13,16 +11,11 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.config.selection import SelectionConfig
-from layersearch.errors import ConfigError
+from layersearch.errors import require
 
 AtLeast2 = Annotated[int, Field(ge=2)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
-
-
-def _require(holds: object, message: str) -> None:
-    if not holds:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +45,11 @@ class ModelConfig(Strict):
     """Width of one head, as in Gemma and some Qwen3. None: d_model / n_heads."""
 
     def __post_init__(self) -> None:
-        _require(min(self.n_heads, self.n_kv_heads) > 0, "n_heads and n_kv_heads must be greater than 0")
+        require(min(self.n_heads, self.n_kv_heads) > 0, "n_heads and n_kv_heads must be greater than 0")
         width, heads, head_dim = self.d_model, self.n_heads, self.head_dim
-        _require(self.head_width or width % heads == 0, f"d_model {width} is no multiple of n_heads {heads}")
-        _require(head_dim % 2 == 0, f"RoPE needs an even head dimension, not {head_dim}; change n_heads")
-        _require(heads % self.n_kv_heads == 0, f"n_kv_heads {self.n_kv_heads} must divide n_heads {heads}")
+        require(self.head_width or width % heads == 0, f"d_model {width} is no multiple of n_heads {heads}")
+        require(head_dim % 2 == 0, f"RoPE needs an even head dimension, not {head_dim}; change n_heads")
+        require(heads % self.n_kv_heads == 0, f"n_kv_heads {self.n_kv_heads} must divide n_heads {heads}")
 
     @property
     def head_dim(self) -> int:
@@ -65,7 +58,7 @@ class ModelConfig(Strict):
 
 
 TaskKind = Literal["recall", "hops", "listops", "local"]
-SourceKind = Literal[TaskKind, "stdlib", "text", "json", "parquet", "hub", "mix"]
+SourceKind = Literal[TaskKind, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,17 +66,17 @@ class DataConfig(Strict):
     """The training data. See `layersearch.data`."""
 
     source: SourceKind
-    """``stdlib``: the source files of Python's standard library. ``text``, ``json`` (lines), ``parquet``: local files.
-    ``hub``: a data set of the Hugging Face hub. ``mix``: ``stdlib`` and ``recall`` in one batch. The others are
-    generated, see `layersearch.data.tasks`."""
+    """``stdlib``: the source files of Python's standard library. ``files``: local files, each read by its own format.
+    ``text``, ``json`` (lines), ``parquet``: local files, all of this format. ``hub``: a data set of the Hugging Face
+    hub. ``mix``: ``stdlib`` and ``recall`` in one batch. The others are generated, see `layersearch.data.tasks`."""
     files: tuple[str, ...] = ()
-    """Paths or glob patterns (text, json, parquet)."""
+    """Paths, folders or glob patterns (files, text, json, parquet)."""
     dataset: str | None = None
     """The hub id, for example ``allenai/c4``."""
     subset: str | None = None
     """The hub data set's configuration name."""
     column: str = "text"
-    """The column that holds the text (json, parquet, hub)."""
+    """The column that holds the text (JSON, Parquet, hub)."""
     streaming: bool = False
     """Read the hub data set as a stream, up to max_tokens."""
     max_tokens: PositiveInt = 20_000_000
@@ -115,11 +108,12 @@ class DataConfig(Strict):
     """mix: vocabulary size of the recall sequences; their token ids follow those of the text."""
 
     def __post_init__(self, depth: float) -> None:
-        local = self.source in ("text", "json", "parquet")
-        _require(self.files or not local, f"data.files is empty: name the {self.source} files to read")
+        local = self.source in ("files", "text", "json", "parquet")
+        kind = "" if self.source == "files" else f"{self.source} "
+        require(self.files or not local, f"data.files is empty: name the {kind}files to read")
         missing = self.source == "hub" and not self.dataset
-        _require(not missing, "data.dataset is missing: name the hub id, for example allenai/c4")
-        _require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
+        require(not missing, "data.dataset is missing: name the hub id, for example allenai/c4")
+        require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,9 +163,9 @@ class TrainingConfig(Strict):
 
     def __post_init__(self) -> None:
         steps, warmup, ranks, batch = self.steps, self.warmup_steps, self.ranks, self.batch_size
-        _require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
-        _require(ranks > 0, "ranks must be greater than 0")
-        _require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
+        require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
+        require(ranks > 0, "ranks must be greater than 0")
+        require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
 
 
 Pruner = Literal["expected_gain", "successive_halving", "none"]
@@ -214,18 +208,18 @@ class SearchConfig(Strict):
         # The run folder records the pruner that ran, so the defaults are settled here.
         if self.pruner is None:
             object.__setattr__(self, "pruner", default_pruner(self.sampler, self.rungs))
-        _require(
+        require(
             self.pruner == "none" or self.rungs,
             f"pruner {self.pruner} has no effect without rungs; name some, such as rungs=[0.5], or set pruner=none",
         )
         if self.reduction is None and self.pruner == "successive_halving":
             object.__setattr__(self, "reduction", 2)
-        _require(
+        require(
             self.reduction is None or self.pruner == "successive_halving",
             f"reduction has no effect with pruner {self.pruner}; drop it, or set pruner=successive_halving",
         )
         rising = sorted(set(self.rungs))
-        _require(list(self.rungs) == rising, f"rungs must be rising, such as {rising}, not {list(self.rungs)}")
+        require(list(self.rungs) == rising, f"rungs must be rising, such as {rising}, not {list(self.rungs)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,16 +258,16 @@ class Recipe(Strict):
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
         if self.pretrained is not None:
-            _require(
+            require(
                 self.training.start is None,
                 "pretrained and training.start both name weights to start from; give one of them",
             )
-            _require(
+            require(
                 self.training.optimizer == "adamw",
                 "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
             )
         good = re.fullmatch(r"[\w.-]+", self.name)
-        _require(good, f"name must be letters, digits, '-', '_' or '.', not {self.name!r}")
+        require(good, f"name must be letters, digits, '-', '_' or '.', not {self.name!r}")
 
     @property
     def default_space(self) -> str:

@@ -29,7 +29,7 @@ class Mix(Source):
         self.recall = Recall(replace(config, source="recall", vocab_size=config.recall_vocab), seq_len)
         self.seq_len, self.share = seq_len, config.recall_share
         self.vocab_size = self.text.vocab_size + self.recall.vocab_size
-        self.tokenizer_file = self.text.tokenizer_file
+        self.tokenizer_file, self.reading = self.text.tokenizer_file, self.text.reading
         self.fingerprint = digest([self.text.fingerprint, self.recall.fingerprint, self.share])
         own = {"recall_share": self.share, "recall_vocab": self.recall.vocab_size}
         self.details = {**self.text.details, **self.recall.details, **own}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,15 +12,25 @@ import numpy as np
 from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import Prepared, default_cache, prepared
 from layersearch.data.documents import identity, origin, read_documents
+from layersearch.data.reading import Reading
 from layersearch.data.source import Tokens, digest, require
 from layersearch.data.tasks import TASKS
 from layersearch.data.tokenizer import encode_each, open_tokenizer, tokenizer_stamp
 from layersearch.errors import DataError
 
 FORMAT = 1
-"""Raised with every change of the drawing or the packing, so that older sequences are not used."""
+"""Raised with every change of the reading, the drawing or the packing, so that older sequences are not used."""
 _CHARACTERS_PER_TOKEN = 16
 """A document is cut at this many characters per token of a sequence: several times what a BPE packs into a token."""
+
+
+class Sequences(dict[str, Tokens]):
+    """Token ids by part, int64 of shape [count, seq_len + 1]."""
+
+    def __init__(self, parts: Mapping[str, Tokens], *, reading: Reading) -> None:
+        super().__init__(parts)
+        self.reading = reading
+        """How much text was read, and which files were left out."""
 
 
 def document_sequences(
@@ -30,7 +41,7 @@ def document_sequences(
     *,
     seed: int = 0,
     cache: Path | None = None,
-) -> dict[str, Tokens]:
+) -> Sequences:
     """Return sequences of whole documents for each part.
 
     The part of a document depends on its text and the names of the parts alone. So no other length, count or seed moves
@@ -64,7 +75,8 @@ def document_sequences(
         tokenizer, eos = open_tokenizer(tokenizer_name)
         start = tokenizer.encode("").ids[:1]
         size = seq_len + 1 - len(start)
-        documents = _documents(config, counts, size * _CHARACTERS_PER_TOKEN, seed)
+        reading = Reading()
+        documents = _documents(config, counts, size * _CHARACTERS_PER_TOKEN, seed, reading)
         packers = {part: _Packer(size, eos) for part in counts}
         for part, packer in packers.items():
             packer.pack(encode_each(tokenizer, documents[part]), counts[part])
@@ -72,15 +84,19 @@ def document_sequences(
             raise _too_little(config.source, packers, counts, seq_len)
         rows = {part: [[*start, *row] for row in packer.sequences] for part, packer in packers.items()}
         found = {part: np.array(held, dtype="<u4").reshape(-1, seq_len + 1) for part, held in rows.items()}
-        return Prepared({}, found, tokenizer.to_str())
+        return Prepared(dataclasses.asdict(reading), found, tokenizer.to_str())
 
-    folder, _ = prepared(cache or default_cache(), f"sequences-{digest(wanted)[:20]}", prepare)
-    return {part: np.load(folder / f"{part}.npy", allow_pickle=False).astype(np.int64) for part in counts}
+    folder, facts = prepared(cache or default_cache(), f"sequences-{digest(wanted)[:20]}", prepare)
+    found = {part: np.load(folder / f"{part}.npy", allow_pickle=False).astype(np.int64) for part in counts}
+    return Sequences(found, reading=Reading(**facts))
 
 
-def _documents(config: DataConfig, parts: Iterable[str], characters: int, seed: int) -> dict[str, list[str]]:
+def _documents(
+    config: DataConfig, parts: Iterable[str], characters: int, seed: int, reading: Reading
+) -> dict[str, list[str]]:
     """Return the texts of each part in the order of the seed, each cut to so many characters."""
-    texts = {hashlib.sha256(text.encode()).digest(): text[:characters] for text, _ in read_documents(config)}
+    documents = read_documents(config, reading)
+    texts = {hashlib.sha256(text.encode()).digest(): text[:characters] for text, _ in documents}
     found: dict[str, list[bytes]] = {part: [] for part in parts}
     for name in texts:
         # The part with the highest hash (rendezvous hashing): an additional part only takes documents.

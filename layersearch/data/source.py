@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from layersearch.data.reading import Reading
 from layersearch.errors import DataError
 
 IGNORE = -100
@@ -62,6 +63,8 @@ class Source(ABC):
     """SHA-256 (hex) over everything that determines the batches."""
     tokenizer_file: Path | None = None
     """Path of the ``tokenizer.json``; None for a generated task."""
+    reading: Reading | None = None
+    """How much text was read; None for a generated task."""
     answer: KnownAnswer | None = None
     """The known answer; None for text."""
     details: Mapping[str, Any]

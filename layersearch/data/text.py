@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +15,12 @@ import numpy.typing as npt
 from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import Prepared, prepared
 from layersearch.data.documents import Document, identity, origin, read_documents
+from layersearch.data.reading import Reading
 from layersearch.data.source import Batch, Source, digest, generator, require
 from layersearch.data.tokenizer import encode, open_tokenizer, tokenizer_stamp, train_bpe, vocab_size
+from layersearch.errors import DataError
 
-FORMAT = 1
+FORMAT = 2
 """Raised with every change of the prepared files, so that older folders are not used."""
 ONE_IN = 10
 """One document in ``ONE_IN`` is validation text."""
@@ -31,40 +34,47 @@ class Text(Source):
     """Documents in their order, an end-of-document token after each, cut into sequences.
 
     A training sequence starts at a random offset of the stream, so it keeps the long distances of a file. Validation
-    sequences are spread evenly over their stream and never overlap. Less text than one sequence raises a `DataError`.
+    sequences are spread evenly over their stream and never overlap. A batch that needs more text than there is raises
+    a `DataError`.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any], name: str, seq_len: int) -> None:
         self.name, self.seq_len, self.vocab_size = name, seq_len, facts["vocab_size"]
         self.tokenizer_file = folder / "tokenizer.json"
         self.details = {key: value for key, value in facts.items() if key not in ("content", "vocab_size")}
+        self.reading = Reading(**facts["read"])
         self.fingerprint = digest([facts["content"], name, seq_len, SAMPLING])
         self._train = np.load(folder / "train.npy", mmap_mode="r", allow_pickle=False)
         self._validation = np.load(folder / "validation.npy", mmap_mode="r", allow_pickle=False)
-        key, self._remedy = origin(name)
-        for stream, what in ((self._train, "training"), (self._validation, "validation")):
-            require(
-                len(stream) > seq_len,
-                f"{key} gives {len(stream)} tokens of {what} text, fewer than one sequence of {seq_len} + 1: "
-                f"{self._remedy} or lower training.seq_len",
-            )
+        self._key, self._remedy = origin(name)
 
     def _cut(self, stream: npt.NDArray[Any], starts: npt.NDArray[np.int64]) -> Batch:
         windows = stream[starts[:, None] + np.arange(self.seq_len + 1)].astype(np.int64)
         return Batch(windows[:, :-1], windows[:, 1:])
 
     def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
+        if len(self._train) <= self.seq_len:
+            self._refuse(1)
         starts = generator(seed, step).integers(len(self._train) - self.seq_len, size=batch_size)
         return self._cut(self._train, starts)
 
     def validation(self, sequences: int) -> Batch:
-        most = (len(self._validation) - 1) // self.seq_len
-        require(
-            sequences <= most,
-            f"training.val_sequences {sequences} is more than the validation text holds: lower it to {most}, or "
-            f"{self._remedy}",
-        )
+        if len(self._train) <= self.seq_len or (len(self._validation) - 1) // self.seq_len < sequences:
+            self._refuse(sequences)
         return self._cut(self._validation, np.arange(sequences) * (len(self._validation) - 1) // sequences)
+
+    def _refuse(self, sequences: int) -> NoReturn:
+        """Name the longest sequences that the text serves, and the most validation sequences of this length."""
+        train, held = len(self._train) - 1, len(self._validation) - 1
+        longest = min(train, held // max(1, sequences))
+        remedies = [f"lower training.seq_len to {longest}, the longest that it can serve"] if longest > 1 else []
+        if train >= self.seq_len <= held:
+            remedies.append(f"lower training.val_sequences to {held // self.seq_len}")
+        raise DataError(
+            f"{self._key} gives {train + 1} tokens of training text and {held + 1} of validation text, too few for "
+            f"training.seq_len {self.seq_len} with training.val_sequences {sequences}: "
+            + ", or ".join([*remedies, self._remedy])
+        )
 
 
 def open_text(config: DataConfig, seq_len: int, cache: Path) -> Text:
@@ -79,7 +89,8 @@ def _prepare(config: DataConfig) -> Prepared:
     tokenizer, eos = None, 0
     if config.tokenizer is not None:  # first, because a wrong tokenizer costs less time than reading the text
         tokenizer, eos = open_tokenizer(config.tokenizer)
-    train, validation, split = _split(list(read_documents(config)))
+    reading = Reading()
+    train, validation, split = _split(list(read_documents(config, reading)))
     where = {"stdlib": "data.source stdlib", "hub": f"data.dataset {config.dataset}"}.get(
         config.source, f"data.files {', '.join(config.files)}"
     )
@@ -101,6 +112,7 @@ def _prepare(config: DataConfig) -> Prepared:
         "train_documents": documents,
         "validation_documents": kept_documents,
         "split": split,
+        "read": dataclasses.asdict(reading),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
     }
     return Prepared(facts, packed, text)

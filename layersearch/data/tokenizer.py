@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -98,20 +97,34 @@ def tokenizer_path(name: str) -> Path | None:
 def eos_token_id(tokenizer: Tokenizer, file: Path) -> int:
     """Return the id of the end-of-document token of a tokenizer read from ``file``, or raise a `DataError`.
 
-    What a GGUF file, or the ``eos_token`` in a ``tokenizer_config.json`` beside the file, names comes before
-    `EOS_TOKENS`.
+    The one that a GGUF file names comes first, or the ``eos_token`` in a ``tokenizer_config.json`` or
+    ``special_tokens_map.json`` beside the file. Then come `EOS_TOKENS`, then the ``eos_token_id`` of the model's
+    configuration.
     """
-    named: Any = None
     if is_gguf(str(file)):
-        named = read_tokenizer("data.tokenizer", file)[1]
+        named: list[Any] = [read_tokenizer("data.tokenizer", file)[1]]
     else:
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            named = json.loads(file.with_name("tokenizer_config.json").read_text(encoding="utf-8")).get("eos_token")
-    named = named.get("content") if isinstance(named, dict) else named
-    for name in [*([named] if isinstance(named, str) else []), *EOS_TOKENS]:
+        named = [_beside(file, name, "eos_token") for name in ("tokenizer_config.json", "special_tokens_map.json")]
+    names = [name.get("content") if isinstance(name, dict) else name for name in named]
+    for name in [*(name for name in names if isinstance(name, str)), *EOS_TOKENS]:
         if (found := tokenizer.token_to_id(name)) is not None:
             return found
-    raise DataError(f"data.tokenizer {file} has no end-of-document token: add {EOS!r} to it")
+    for ids in [_beside(file, name, "eos_token_id") for name in ("generation_config.json", "config.json")]:
+        number = ids[0] if isinstance(ids, list) and ids else ids
+        if isinstance(number, int) and number >= 0 and tokenizer.id_to_token(number) is not None:
+            return number
+    raise DataError(
+        f"data.tokenizer {file} has no end-of-document token that is known: name it as eos_token in a "
+        "tokenizer_config.json beside it"
+    )
+
+
+def _beside(file: Path, name: str, key: str) -> Any:
+    """Return the value of a key in a JSON file beside ``file``; None if there is none."""
+    try:
+        return json.loads(file.with_name(name).read_text(encoding="utf-8")).get(key)
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:

@@ -5,8 +5,6 @@ Spans carry no weights, so two schedules of one seed start from the same numbers
 Shape legend: B batch, T tokens, C model width, H query heads, G key-value heads, D head width, V vocabulary.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable
@@ -139,16 +137,12 @@ class Decoder(nn.Module):
     def __init__(self, config: ModelConfig, vocab_size: int, schedule: Schedule, compiled: bool = False) -> None:
         """Build the model from the current random state.
 
-        Args:
-            config: the model's size.
-            vocab_size: number of tokens V.
-            schedule: one span per layer.
-            compiled: compile the code between attention calls with torch.compile, once for all schedules.
+        ``compiled`` compiles the code between attention calls with torch.compile, once for all schedules.
         """
         super().__init__()
         if len(schedule) != config.n_layers:
             raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
-        self.config, self.compiled = config, compiled
+        self.config, self.compiled, self.softcap = config, compiled, 0.0
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
         self.norm = RMSNorm(config.d_model)

@@ -1,7 +1,5 @@
 """FLOPs and parameters of the proxy model, in closed form. One multiply-add counts as one FLOP."""
 
-from __future__ import annotations
-
 from layersearch.config.recipe import ModelConfig
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops

@@ -4,8 +4,6 @@ One multiply-add = one FLOP, here as there. The model is traced on torch's meta 
 storage: a model of 1.3 billion parameters at 8,192 tokens takes seconds and no memory.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.metadata
 import warnings
@@ -28,8 +26,7 @@ ATTEND = OPERATOR.split("::")[1]
 PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", ATTEND)
 """Matrix products, by fvcore's names. fvcore also counts norms, which the closed form leaves out."""
 CONVENTION = "one multiply-add = one FLOP"
-PAIRS_AT_ONCE = 1 << 22
-"""Pairs of a mask in memory together."""
+PAIRS_AT_ONCE = 1 << 22  # Pairs of a mask in memory together
 
 
 class MismatchError(RuntimeError):

@@ -22,8 +22,6 @@ from layersearch.schedule import Schedule, Span
 ATTENTION_NAME = "layersearch"
 """The name of `span_attention` in transformers."""
 UNSUPPORTED_ARGUMENTS = {
-    "softcap": "softcapping of attention logits",
-    "s_aux": "learned attention sinks",
     "position_bias": "a position bias",
     "attention_bias": "an attention bias",
     "head_mask": "a head mask",
@@ -38,13 +36,14 @@ LOGIT_TOLERANCE = {torch.bfloat16: 0.1}
 
 
 class AttentionCall(NamedTuple):
-    """One attention layer in the probe: its numbers of query and key-value heads, and the stock layer's span."""
+    """One attention layer in the probe: its numbers of query and key-value heads, the stock layer's span and cap."""
 
     module: nn.Module
     heads: int
     kv_heads: int
     head_dim: int
     span: Span
+    softcap: float
 
 
 _PROBED: list[AttentionCall] = []
@@ -58,12 +57,15 @@ def span_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **given: Any,
 ) -> tuple[Tensor, None]:
     """Attend over the module's span. transformers calls this in place of its own attention.
 
     query is (B, H, T, D), key and value are (B, G, T, D), both rotated already. ``scaling`` multiplies the logits; None
-    means 1/sqrt(D). The result is (B, T, H, D), and no attention weights.
+    means 1/sqrt(D). ``softcap`` and ``s_aux``, (H,), are as in `attend`; None: the layer has none. The result is
+    (B, T, H, D), and no attention weights.
 
     Raises:
         LayersearchError: names the layer and the feature that `attend` does not have.
@@ -89,11 +91,12 @@ def span_attention(
         if window is not None and not isinstance(window, int):
             raise LayersearchError(f"{name} has the window {window!r}: a stock family has one window, a whole number")
         span = Span(kind="full") if window is None else Span(kind="window", size=window)
-        _PROBED.append(AttentionCall(module, query.shape[1], key.shape[1], width, span))
+        _PROBED.append(AttentionCall(module, query.shape[1], key.shape[1], width, span, softcap or 0.0))
     factor = 1.0 if scaling is None else scaling * math.sqrt(width)  # `attend` divides by the root itself
     if not math.isclose(factor, 1.0, rel_tol=1e-9):
         query = query * factor
-    return attend(query, key, value, span).transpose(1, 2).contiguous(), None
+    out = attend(query, key, value, span, softcap=softcap or 0.0, s_aux=s_aux)
+    return out.transpose(1, 2).contiguous(), None
 
 
 class HFDecoder(nn.Module):
@@ -132,6 +135,8 @@ class HFDecoder(nn.Module):
         self.attention = [call.module for call in calls]
         """The attention layers, bottom first. A plain list: they are modules of ``model`` already."""
         self.n_heads, self.n_kv_heads, self.head_dim = calls[0].heads, calls[0].kv_heads, calls[0].head_dim
+        self.softcap = calls[0].softcap
+        """What every layer caps its attention logits at, as `attend` takes it; 0: nothing."""
         self.original = Schedule(tuple(call.span for call in calls))
         """The schedule of the stock model."""
         _check_layer_types(model.config, self.original)
@@ -217,9 +222,9 @@ def _probe(model: Any, tokens: Tensor) -> tuple[list[AttentionCall], Tensor]:
             f"{kind}: {len(set(found))} of {layers} layers use transformers' attention interface, and all must; "
             "give another architecture"
         )
-    if len({(call.heads, call.kv_heads, call.head_dim) for call in calls}) > 1:
+    if len({(call.heads, call.kv_heads, call.head_dim, call.softcap) for call in calls}) > 1:
         raise LayersearchError(
-            f"{kind}: its layers differ in number or width of heads; give a model whose layers are alike"
+            f"{kind}: its layers differ in number or width of heads or in softcapping; give one whose layers are alike"
         )
     return calls, logits
 

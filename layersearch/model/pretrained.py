@@ -23,7 +23,7 @@ from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule
 
 FLAG = "--model"
-_TEXT_SOURCES = ("stdlib", "text", "json", "parquet", "hub", "mix")
+_TEXT_SOURCES = ("stdlib", "files", "text", "json", "parquet", "hub", "mix")
 
 
 def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
@@ -132,7 +132,8 @@ def sketch(name: str) -> HFDecoder:
     config = load_config(name)
     try:
         with quiet(), _some_accelerator(), torch.device("meta"):
-            return HFDecoder(AutoModelForCausalLM.from_config(config, attn_implementation="eager"), check=False)
+            model: Any = AutoModelForCausalLM
+            return HFDecoder(model.from_config(config, attn_implementation="eager"), check=False)
     except LayersearchError:
         raise
     except Exception as error:  # others' modeling files raise any kind

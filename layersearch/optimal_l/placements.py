@@ -27,7 +27,7 @@ def placement(setting: Setting, full: Collection[int]) -> Schedule:
     """Return the schedule with full attention in these layers, counted from 0 at the bottom."""
     span = setting.bound.baseline_span
     assert span is not None
-    return Schedule(tuple(presets.FULL if layer in full else span for layer in range(setting.n_layers)))
+    return presets.place(setting.n_layers, full, span)
 
 
 def _all_placements(setting: Setting, l: int) -> list[Schedule]:

@@ -13,14 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
-from layersearch.schedule.schedule import Schedule, Span
+from layersearch.schedule.schedule import FULL, Schedule, Span
 from layersearch.schedule.space import Space, check_budget_range
 
-Subspace = tuple[tuple[Span, ...], ...]
-"""The choices of each group of layers; any combination is a schedule."""
+Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
 
 
 class BoundSpace:
@@ -55,26 +54,19 @@ class BoundSpace:
         where = f"search space {space.name!r}"
         spans = {text: Span.parse(text) for text in space.choices}
         for text, span in spans.items():
-            try:
-                Schedule((span,)).check(seq_len=seq_len, n_heads=n_heads)
-            except LayersearchError as error:
-                raise ConfigError(f"{where}: choice {text}: {str(error).removeprefix('layer 0: ')}") from None
+            with located(f"{where}: choice {text}"):
+                span.check(seq_len=seq_len, n_heads=n_heads)
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
-            if layer >= n_layers:
-                raise ConfigError(f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")
-        if space.pattern is not None and space.pattern > n_layers:
-            raise ConfigError(
-                f"{where}: pattern {space.pattern} is longer than the model's {n_layers} layers; shorten it"
-            )
+            known = layer < n_layers
+            require(known, f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")
+        fits = (space.pattern or 1) <= n_layers
+        require(fits, f"{where}: pattern {space.pattern} is longer than the model's {n_layers} layers; shorten it")
         self.groups: tuple[tuple[int, ...], ...] = tuple(_groups(space, n_layers))
         """Layers that share one choice, each group sorted, the groups sorted by their first layer."""
         options = []
         for group in self.groups:
             allowed = [text for text in space.choices if all(text in space.layers.get(at, (text,)) for at in group)]
-            if not allowed:
-                raise ConfigError(
-                    f"{where}: layers {list(group)} share a choice but 'layers' leaves them none in common"
-                )
+            require(allowed, f"{where}: layers {list(group)} share a choice but 'layers' leaves them none in common")
             options.append(tuple(spans[text] for text in allowed))
         self.options: Subspace = tuple(options)
         """The choices of each group, in the file's order."""
@@ -82,14 +74,13 @@ class BoundSpace:
         """Products of choices whose union is the space: one, or one for each sparse span."""
         if space.one_sparse:
             self.subspaces = _subspaces(self.options)
-            if not self.subspaces:
-                raise ConfigError(f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
+            require(self.subspaces, f"{where}: one_sparse, but 'layers' leaves no sparse span that all layers may have")
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
         """Schedules without a sparse layer, which lie in all subspaces."""
         digits = max(2, len(str(n_layers - 1)))
         self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
-        self._full_pairs = n_layers * span_pairs(presets.FULL, seq_len, n_heads)
+        self._full_pairs = n_layers * span_pairs(FULL, seq_len, n_heads)
 
     @property
     def variables(self) -> dict[str, tuple[str, ...]]:
@@ -110,17 +101,13 @@ class BoundSpace:
         """
         variables = self.variables
         for name in params:
-            if name not in variables:
-                raise ConfigError(f"the search space has no variable {name!r}{did_you_mean(name, variables)}")
-        chosen = []
-        for name, options in zip(self._names, self.options, strict=True):
-            texts = variables.get(name)  # None where there is no choice
-            if texts is not None and name not in params:
-                raise ConfigError(f"the variable {name!r} is missing; give one of {', '.join(texts)}")
-            if texts is not None and params[name] not in texts:
-                raise ConfigError(f"{name}: {params[name]!r} is no choice{did_you_mean(params[name], texts)}")
-            chosen.append(options[texts.index(params[name]) if texts else 0])
-        return self._schedule(chosen)
+            require(name in variables, f"the search space has no variable {name!r}", name, variables)
+        chosen = {name: options[0] for name, options in zip(self._names, self.options, strict=True)}
+        for name, texts in variables.items():
+            require(name in params, f"the variable {name!r} is missing; give one of {', '.join(texts)}")
+            require(params[name] in texts, f"{name}: {params[name]!r} is no choice", params[name], texts)
+            chosen[name] = self.options[self._names.index(name)][texts.index(params[name])]
+        return self.schedule(list(chosen.values()))
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
         """Return the values of `variables` for a schedule, or None if it lies outside the space."""
@@ -139,12 +126,9 @@ class BoundSpace:
 
     def check(self, schedule: Schedule) -> None:
         """Raise ConfigError if the schedule lies outside the space."""
-        if len(schedule) != self.n_layers:
-            raise ConfigError(
-                f"schedule '{schedule}' has {len(schedule)} layers, the model {self.n_layers}; give one span per layer"
-            )
-        if self.encode(schedule) is None:
-            raise ConfigError(f"schedule '{schedule}' lies outside search space {self.space.name!r}")
+        alike, name = len(schedule) == self.n_layers, f"schedule '{schedule}'"
+        require(alike, f"{name} has {len(schedule)} layers, the model {self.n_layers}; give one span per layer")
+        require(self.encode(schedule) is not None, f"{name} lies outside search space {self.space.name!r}")
 
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost relative to the all-full schedule."""
@@ -162,12 +146,12 @@ class BoundSpace:
         return min(map(self._cheapest, self.subspaces), key=self.cost)
 
     def _cheapest(self, part: Subspace) -> Schedule:
-        return self._schedule([min(options, key=self._pairs.__getitem__) for options in part])
+        return self.schedule([min(options, key=self._pairs.__getitem__) for options in part])
 
     @property
     def cost_range(self) -> tuple[float, float]:
         """The lowest and the highest cost of a schedule in the space, relative to the all-full schedule."""
-        highest = (self._schedule([max(options, key=self._pairs.__getitem__) for options in s]) for s in self.subspaces)
+        highest = (self.schedule([max(options, key=self._pairs.__getitem__) for options in s]) for s in self.subspaces)
         return self.cost(self.cheapest()), max(map(self.cost, highest))
 
     def check_budget(self, budget: float) -> None:
@@ -187,10 +171,8 @@ class BoundSpace:
         ``all_full`` is the reference of every cost, even where the space does not hold it. ``all_sparse`` has the
         cheapest sparse choice everywhere. ``bottom(l)``, ``top(l)``, ``middle(l)`` and ``interleaved(l)`` stand at the
         largest 1 <= l < n_layers that fits the budget and the space, or are absent. Each schedule stands here once;
-        a key may hold several names, as in ``"middle(1) = interleaved(1)"``.
-
-        Args:
-            budget: largest cost, relative to the all-full schedule.
+        a key may hold several names, as in ``"middle(1) = interleaved(1)"``. The budget is the largest cost, relative
+        to the all-full schedule.
 
         Raises:
             ConfigError: as `check_budget`.
@@ -224,14 +206,14 @@ class BoundSpace:
     def sample(self, rng: Random) -> Schedule:
         """Return a schedule drawn uniformly from the space."""
         if len(self.subspaces) == 1:
-            return self._schedule([rng.choice(options) for options in self.subspaces[0]])
+            return self.schedule([rng.choice(options) for options in self.subspaces[0]])
         own = [_size(part) - self._free for part in self.subspaces]
         number = rng.randrange(sum(own) + self._free)
         if number >= sum(own):
-            return self._schedule([rng.choice([s for s in options if s.is_full]) for options in self.options])
+            return self.schedule([rng.choice([s for s in options if s.is_full]) for options in self.options])
         part = next(part for part, end in zip(self.subspaces, itertools.accumulate(own), strict=True) if number < end)
         while True:  # again where no layer is sparse, which was drawn for already
-            schedule = self._schedule([rng.choice(options) for options in part])
+            schedule = self.schedule([rng.choice(options) for options in part])
             if schedule.n_full < self.n_layers:
                 return schedule
 
@@ -276,7 +258,7 @@ class BoundSpace:
         used = sum(pairs[span] * width for span, width in zip(chosen, widths, strict=True))
         saving = [(pairs[s] - pairs[low]) * width for s, low, width in zip(chosen, least, widths, strict=True)]
         if fits(used):
-            return self._schedule(chosen)
+            return self.schedule(chosen)
         ordered = sorted(saving, reverse=True)
         number = next(k for k in range(1, len(ordered) + 1) if fits(used - sum(ordered[:k])))
         changed: list[int] = []
@@ -295,12 +277,12 @@ class BoundSpace:
             most = max(pairs[span] for span in fitting)
             chosen[at] = rng.choice([span for span in fitting if pairs[span] == most])
             used += (most - low) * widths[at]
-        return self._schedule(chosen)
+        return self.schedule(chosen)
 
     def schedules(self) -> Iterator[Schedule]:
         """Yield every schedule; for small spaces only."""
         for number, part in enumerate(self.subspaces):
-            for schedule in map(self._schedule, itertools.product(*part)):
+            for schedule in map(self.schedule, itertools.product(*part)):
                 if not number or schedule.n_full < self.n_layers:
                     yield schedule
 
@@ -314,7 +296,7 @@ class BoundSpace:
         chosen = self._chosen(schedule)
         for at, options in enumerate(self.options):
             for span in self._others(chosen, at, options):
-                yield self._schedule([*chosen[:at], span, *chosen[at + 1 :]])
+                yield self.schedule([*chosen[:at], span, *chosen[at + 1 :]])
         yield from self._resized(chosen)
 
     def neighbor(self, schedule: Schedule, rng: Random) -> Schedule:
@@ -326,7 +308,7 @@ class BoundSpace:
         if at == len(others):
             return rng.choice(resized)
         chosen[at] = rng.choice(others[at])
-        return self._schedule(chosen)
+        return self.schedule(chosen)
 
     def _others(self, chosen: Sequence[Span], at: int, options: Sequence[Span]) -> list[Span]:
         """Return the other spans that a group may have while the other groups stay."""
@@ -345,9 +327,10 @@ class BoundSpace:
             others = [[span for span in part[at] if not span.is_full] for at in sparse]
             if all(others) and others[0] != [chosen[sparse[0]]]:
                 new = dict(zip(sparse, (spans[0] for spans in others), strict=True))
-                yield self._schedule([new.get(at, span) for at, span in enumerate(chosen)])
+                yield self.schedule([new.get(at, span) for at, span in enumerate(chosen)])
 
-    def _schedule(self, chosen: Sequence[Span]) -> Schedule:
+    def schedule(self, chosen: Sequence[Span]) -> Schedule:
+        """Return the schedule with these spans, one for each of `groups`."""
         spans = {layer: span for group, span in zip(self.groups, chosen, strict=True) for layer in group}
         return Schedule(tuple(spans[layer] for layer in range(self.n_layers)))
 

@@ -5,13 +5,9 @@ A query at position i of a causal layer multiplies its vector with every key it 
 cost nothing. Softmax, decay and pooling are not counted: they are no matrix products.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
-from layersearch.schedule.schedule import Schedule, Span
-
-FULL = Span(kind="full")
+from layersearch.schedule.schedule import FULL, Schedule, Span
 
 
 @dataclass(frozen=True, kw_only=True)

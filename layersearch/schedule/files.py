@@ -1,7 +1,5 @@
 """A schedule in a file: its text form, one mapping per layer, and the evidence for it."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from collections.abc import Mapping
@@ -11,18 +9,12 @@ from typing import Any
 import yaml
 
 from layersearch.config.loader import read_yaml
-from layersearch.errors import ConfigError, LayersearchError
+from layersearch.errors import located, require
 from layersearch.schedule.schedule import Schedule
 
 
 def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "yaml") -> str:
-    """Return the content of a schedule file.
-
-    Args:
-        schedule: one span per layer.
-        evidence: plain data; tuples become lists.
-        form: ``yaml`` or ``json``.
-    """
+    """Return the content of a schedule file, ``yaml`` or ``json``; ``evidence`` is plain data, tuples become lists."""
     content = {"schedule": str(schedule), "layers": schedule.to_dicts(), "evidence": plain(evidence)}
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if form == "yaml":
@@ -39,12 +31,9 @@ def read_schedule(path: Path) -> Schedule:
     held = read_yaml(path)  # JSON is YAML too
     if isinstance(held, Mapping):
         held = held.get("layers", held.get("schedule"))
-    if held is None:
-        raise ConfigError(f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
-    try:
+    require(held is not None, f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
+    with located(str(path)):
         return Schedule.parse(held) if isinstance(held, str) else Schedule.from_dicts(held)
-    except LayersearchError as error:
-        raise ConfigError(f"{path}: {error}") from None
 
 
 def schedule_argument(text: str) -> Schedule:

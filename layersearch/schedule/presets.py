@@ -9,16 +9,13 @@ Example:
     'full*4 block:1024*20'
 """
 
-from __future__ import annotations
-
 import inspect
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
-from layersearch.schedule.cost import FULL as FULL
+from layersearch.errors import ConfigError, located, require
+from layersearch.schedule.schedule import FULL as FULL
 from layersearch.schedule.schedule import Schedule, Span
 
 
@@ -28,12 +25,11 @@ def _window(size: int) -> Span:
 
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
-        if value < least:
-            raise ConfigError(f"{name} must be at least {least}, not {value}")
+        require(value >= least, f"{name} must be at least {least}, not {value}")
 
 
 def place(n_layers: int, full_layers: Collection[int], span: Span | str) -> Schedule:
-    """Return the schedule with full attention in these layers and ``span`` in the others."""
+    """Return the schedule with full attention in these layers, counted from 0, and ``span`` in the others."""
     _at_least(1, n_layers=n_layers)
     sparse = Span.parse(span) if isinstance(span, str) else span
     return Schedule(tuple(FULL if layer in full_layers else sparse for layer in range(n_layers)))
@@ -41,8 +37,7 @@ def place(n_layers: int, full_layers: Collection[int], span: Span | str) -> Sche
 
 def _check_count(n_layers: int, l: int, name: str = "l") -> None:  # noqa: E741 - l is the literature's own letter
     _at_least(1, n_layers=n_layers)
-    if not 0 <= l <= n_layers:
-        raise ConfigError(f"{name} must lie between 0 and n_layers ({n_layers}), not {l}")
+    require(0 <= l <= n_layers, f"{name} must lie between 0 and n_layers ({n_layers}), not {l}")
 
 
 def all_full(n_layers: int) -> Schedule:
@@ -177,8 +172,7 @@ KL_GUIDED: dict[str, _Selection] = {
 
 
 def _selection(published: Mapping[str, _Selection], model: str, rest: Span | str) -> Schedule:
-    if model not in published:
-        raise ConfigError(f"no model {model!r} is published{did_you_mean(model, published)}")
+    require(model in published, f"no model {model!r} is published", model, published)
     n_layers, full, windowed = published[model]
     schedule = place(n_layers, full, rest)
     return Schedule(tuple(_window(1152) if layer in windowed else span for layer, span in enumerate(schedule)))
@@ -200,67 +194,47 @@ def kl_guided(model: str, rest: Span | str) -> Schedule:
     return _selection(KL_GUIDED, model, rest)
 
 
-@dataclass(frozen=True)
 class Preset:
-    """A published schedule as a list shows it."""
+    """A published schedule as a list shows it; the source is an arXiv id, a DOI or a repository."""
 
-    function: Callable[..., Schedule]
-
-    @property
-    def parameters(self) -> dict[str, int | str | None]:
-        """The parameters in order, with their defaults; None marks a required one."""
-        signature = inspect.signature(self.function).parameters.values()
-        return {each.name: None if each.default is each.empty else each.default for each in signature}
-
-    @property
-    def _summary_and_source(self) -> tuple[str, str]:
-        match = re.match(r"(.*) \(([^\s,)]*[^\s,):])", inspect.getdoc(self.function) or "")
-        assert match, f"{self.function.__name__}: its docstring names no source"
-        return match[1], match[2]
-
-    summary = property(lambda self: self._summary_and_source[0], doc="One line.")
-    source = property(lambda self: self._summary_and_source[1], doc="An arXiv id, a DOI or a repository.")
+    def __init__(self, function: Callable[..., Schedule]) -> None:
+        match = re.match(r"(.*) \(([^\s,)]*[^\s,):])", function.__doc__ or "")
+        assert match, f"{function.__name__}: its docstring names no source"
+        self.function, self.summary, self.source = function, match[1], match[2]
+        signature = inspect.signature(function).parameters.values()
+        # In order, with their defaults; None marks a required one.
+        self.parameters = {each.name: None if each.default is each.empty else each.default for each in signature}
 
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Preset] = {  # every preset by name
     function.__name__: Preset(function)
     for function in (
         *(all_full, all_sparse, bottom, top, middle, interleaved, masformer, zebra, gemma3, longformer_increasing),
         *(qwen2, gpt_neo, gpt_oss, cohere2, llama4, nanochat, jet_nemotron, kl_guided),
     )
 }
-"""Every preset by name."""
 
 
 def make_preset(name: str, parameters: Mapping[str, Any]) -> Schedule:
-    """Build a preset from text that a user typed.
-
-    Args:
-        name: a key of `PRESETS`.
-        parameters: values by parameter name; numbers and spans may be text.
+    """Build a preset, by its key in `PRESETS`, from what a user typed: numbers and spans may be text.
 
     Raises:
         ConfigError: a name or parameter is unknown, missing or out of range.
     """
-    if name not in PRESETS:
-        raise ConfigError(f"no preset {name!r}{did_you_mean(name, PRESETS)}")
+    require(name in PRESETS, f"no preset {name!r}", name, PRESETS)
     known = PRESETS[name].parameters
     for key in parameters:
-        if key not in known:
-            raise ConfigError(f"preset {name} has no parameter {key!r}{did_you_mean(str(key), known)}")
+        require(key in known, f"preset {name} has no parameter {key!r}", key, known)
     missing = [key for key, default in known.items() if default is None and key not in parameters]
     if missing:
         raise ConfigError(f"preset {name} needs {', '.join(missing)}; give {missing[0]}=...")
-    try:
+    with located(f"preset {name}"):
         return PRESETS[name].function(**{key: _value(key, value) for key, value in parameters.items()})
-    except LayersearchError as error:
-        raise ConfigError(f"preset {name}: {error}") from None
 
 
 def _value(key: str, value: Any) -> Any:
     if key in ("span", "rest"):
-        if not isinstance(value, Span | str):
-            raise ConfigError(f"{key} must be a span such as window:512, not {value!r}")
+        require(isinstance(value, Span | str), f"{key} must be a span such as window:512, not {value!r}")
         return value
     if key == "model":
         return str(value)

@@ -1,19 +1,8 @@
 """Spans and schedules: which keys each layer's attention may see.
 
 A `Span` is the keys that one layer sees, a `Schedule` is one span per layer. The forward pass, the cost count and every
-exporter read these objects. Nothing else in the package decides which keys are visible.
-
-Text form, one term per layer (spaces or commas between terms)::
-
-    full                 j <= i
-    window:W             i-W < j <= i: W keys, the token itself counted
-    window:W/D           W keys, every D-th: j = i - t*D, t = 0 ... W-1
-    window:W/D@H         dilation D on the first H heads only, the others undilated (Longformer, 2004.05150, sec. 4.1)
-    block:B              j <= i and floor(j/B) = floor(i/B) (MASFormer, 2310.12442)
-    ...+sink:G           the first G tokens stay visible
-    ...+las:B            LaS (2311.16620): logits times exp(-alpha_c*(i-j)), see `Span.alphas`
-    ...+las:B/P          and attention rows smoothed by causal average pooling of width P
-    full*4 block:1024*20 repetition
+exporter read these objects. Nothing else in the package decides which keys are visible. `GRAMMAR` is the text form,
+docs/concepts.md explains its terms, `Span.visible` defines them.
 """
 
 from __future__ import annotations
@@ -24,14 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, overload
 
-from layersearch.errors import ConfigError, did_you_mean
+from layersearch.errors import ConfigError, located, require
 
 SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
 GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
 
-MOST_LAYERS = 100_000
-"""Most layers of one term; more is a typo, and a list that fills the memory."""
+MOST_LAYERS = 100_000  # Most layers of one term; more is a typo, and a list that fills the memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,35 +53,28 @@ class Span:
     """LaS: width P of the causal average pooling of attention rows, in tokens."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise ConfigError(f"span kind {self.kind!r} is not known{did_you_mean(self.kind, KINDS)}")
+        require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
         for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or isinstance(value, bool)):
-                raise ConfigError(f"span {name} must be a whole number, not {value!r}")
-        if isinstance(self.decay, bool) or not isinstance(self.decay, int | float):
-            raise ConfigError(f"span decay must be a number, not {self.decay!r}")
+            whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            require(whole, f"span {name} must be a whole number, not {value!r}")
+        number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
+        require(number, f"span decay must be a number, not {self.decay!r}")
         object.__setattr__(self, "decay", float(self.decay))
 
+        size, heads = self.size, self.dilated_heads
         if self.kind == "full":
-            if self.size is not None:
-                raise ConfigError("a full span has no size; write 'full'")
-            if self.sink:
-                raise ConfigError("a full span already sees the first tokens; drop '+sink'")
-        elif self.size is None or self.size < 1:
-            raise ConfigError(f"a {self.kind} needs a size of at least 1 token, not {self.size}")
-        if self.kind != "window" and (self.dilation != 1 or self.dilated_heads is not None):
-            raise ConfigError(f"only a window can be dilated, not {self.kind}")
-        if self.dilation < 1:
-            raise ConfigError(f"dilation must be at least 1 token, not {self.dilation}")
-        if self.dilated_heads is not None and self.dilated_heads < 1:
-            raise ConfigError(f"the number of dilated heads must be at least 1, not {self.dilated_heads}")
-        if self.sink < 0:
-            raise ConfigError(f"sink must be at least 0 tokens, not {self.sink}")
-        if not 0.0 <= self.decay < 1.0:
-            raise ConfigError(f"the LaS decay must lie in [0, 1), not {self.decay}")
-        if self.pool < 1:
-            raise ConfigError(f"the LaS pooling width must be at least 1 token, not {self.pool}")
+            require(size is None, "a full span has no size; write 'full'")
+            require(not self.sink, "a full span already sees the first tokens; drop '+sink'")
+        else:
+            require(size is not None and size >= 1, f"a {self.kind} needs a size of at least 1 token, not {size}")
+        dilated = self.dilation != 1 or heads is not None
+        require(self.kind == "window" or not dilated, f"only a window can be dilated, not {self.kind}")
+        require(self.dilation >= 1, f"dilation must be at least 1 token, not {self.dilation}")
+        require(heads is None or heads >= 1, f"the number of dilated heads must be at least 1, not {heads}")
+        require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
+        require(0.0 <= self.decay < 1.0, f"the LaS decay must lie in [0, 1), not {self.decay}")
+        require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
         if self.size == 1:
             object.__setattr__(self, "dilation", 1)
@@ -109,6 +90,14 @@ class Span:
     def is_las(self) -> bool:
         """Whether logits decay or attention rows are smoothed."""
         return self.decay > 0 or self.pool > 1
+
+    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
+        """Refuse a span that does not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads."""
+        keys = 0 if self.size is None else (self.size - 1) * self.dilation + 1
+        fits = max(keys, self.sink) <= seq_len
+        require(fits, f"{self} is longer than the text of {seq_len} tokens; use a smaller span or 'full'")
+        enough = n_heads is None or (self.dilated_heads or 0) <= n_heads
+        require(enough, f"{self} dilates more heads than the model's {n_heads}")
 
     def visible(self, i: Any, j: Any, head: Any = 0) -> Any:
         """Tell whether query ``i`` may see key ``j`` in query head ``head``, all counted from 0.
@@ -191,8 +180,7 @@ class Span:
         if match is None:
             raise ConfigError(f"{text!r}: expected {GRAMMAR}")
         kind = match["kind"]
-        if kind not in KINDS:
-            raise ConfigError(f"{text!r}: expected {GRAMMAR}{did_you_mean(kind, KINDS)}")
+        require(kind in KINDS, f"{text!r}: expected {GRAMMAR}", kind, KINDS)
         values: dict[str, Any] = {"kind": kind}
         for name, what in (("size", "size"), ("dilation", "dilation"), ("heads", "number of heads")):
             if match[name] is not None:
@@ -201,8 +189,7 @@ class Span:
             name, _, value = extra.partition(":")
             if name == "sink" and "sink" not in values:
                 values["sink"] = _whole(value, "sink", text)
-                if values["sink"] < 1:
-                    raise ConfigError(f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
+                require(values["sink"] >= 1, f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
             elif name == "las" and "decay" not in values:
                 decay, slash, pool = value.partition("/")
                 try:
@@ -211,14 +198,12 @@ class Span:
                     raise ConfigError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
                 if slash:
                     values["pool"] = _whole(pool, "pooling width", text)
-                if values["decay"] == 0.0 and values.get("pool", 1) == 1:
-                    raise ConfigError(f"{text!r}: 'las:0' without pooling changes nothing; drop it")
+                changes = values["decay"] != 0.0 or values.get("pool", 1) != 1
+                require(changes, f"{text!r}: 'las:0' without pooling changes nothing; drop it")
             else:
                 raise ConfigError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
-        try:
+        with located(repr(text)):
             return cls(**values)
-        except ConfigError as error:
-            raise ConfigError(f"{text!r}: {error}") from None
 
     @classmethod
     def from_dict(cls, mapping: Mapping[str, Any]) -> Span:
@@ -227,14 +212,12 @@ class Span:
         Raises:
             LayersearchError: a key is unknown or a value out of range.
         """
-        if not isinstance(mapping, Mapping):
-            raise ConfigError(f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
+        plain = isinstance(mapping, Mapping)
+        require(plain, f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
         known = [field.name for field in fields(cls)]
         for key in mapping:
-            if key not in known:
-                raise ConfigError(f"a span has no key {key!r}{did_you_mean(str(key), known)}")
-        if "kind" not in mapping:
-            raise ConfigError(f"a span needs the key 'kind': one of {', '.join(KINDS)}")
+            require(key in known, f"a span has no key {key!r}", key, known)
+        require("kind" in mapping, f"a span needs the key 'kind': one of {', '.join(KINDS)}")
         return cls(**mapping)
 
     def to_dict(self) -> dict[str, Any]:
@@ -246,9 +229,12 @@ class Span:
         }
 
 
+FULL = Span(kind="full")
+
+
 def _whole(text: str, what: str, term: str) -> int:
-    if not re.fullmatch(r"-?\d{1,18}", text):
-        raise ConfigError(f"{term!r}: expected a whole number for the {what}, found {text!r}")
+    whole = re.fullmatch(r"-?\d{1,18}", text)
+    require(whole, f"{term!r}: expected a whole number for the {what}, found {text!r}")
     return int(text)
 
 
@@ -274,8 +260,7 @@ class Schedule(Sequence[Span]):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", tuple(self.spans))
-        if not self.spans:
-            raise ConfigError("a schedule needs at least one layer, for example 'full*2 window:32*2'")
+        require(self.spans, "a schedule needs at least one layer, for example 'full*2 window:32*2'")
         for layer, span in enumerate(self.spans):
             if not isinstance(span, Span):
                 raise ConfigError(f"layer {layer} of a schedule must be a Span, not {span!r}")
@@ -293,14 +278,11 @@ class Schedule(Sequence[Span]):
         spans: list[Span] = []
         for number, match in enumerate(re.finditer(r"[^\s,]+", text), start=1):
             term, star, times = match[0].partition("*")
-            try:
-                if star and not (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS):
-                    raise ConfigError(f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
+            with located(f"schedule term {number} at character {match.start() + 1}"):
+                count = not star or (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS)
+                require(count, f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
                 spans += [Span.parse(term)] * (int(times) if star else 1)
-            except ConfigError as error:
-                raise ConfigError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
-        if not spans:
-            raise ConfigError("an empty schedule: expected terms such as 'full*2 window:32*2'")
+        require(spans, "an empty schedule: expected terms such as 'full*2 window:32*2'")
         return cls(tuple(spans))
 
     def __str__(self) -> str:
@@ -328,10 +310,8 @@ class Schedule(Sequence[Span]):
             raise ConfigError(f"a schedule in a file is a list with one mapping per layer, not {mappings!r}")
         spans = []
         for layer, mapping in enumerate(mappings):
-            try:
+            with located(f"layer {layer}"):
                 spans.append(Span.from_dict(mapping))
-            except ConfigError as error:
-                raise ConfigError(f"layer {layer}: {error}") from None
         return cls(tuple(spans))
 
     def to_dicts(self) -> list[dict[str, Any]]:
@@ -355,13 +335,8 @@ class Schedule(Sequence[Span]):
             LayersearchError: a window, block or sink is longer than the text, or too many heads are dilated.
         """
         for layer, span in enumerate(self.spans):
-            keys = 0 if span.size is None else (span.size - 1) * span.dilation + 1
-            if max(keys, span.sink) > seq_len:
-                raise ConfigError(
-                    f"layer {layer}: {span} is longer than the text of {seq_len} tokens; use a smaller span or 'full'"
-                )
-            if n_heads is not None and (span.dilated_heads or 0) > n_heads:
-                raise ConfigError(f"layer {layer}: {span} dilates more heads than the model's {n_heads}")
+            with located(f"layer {layer}"):
+                span.check(seq_len=seq_len, n_heads=n_heads)
 
     def __len__(self) -> int:
         return len(self.spans)

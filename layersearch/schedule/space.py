@@ -4,20 +4,18 @@ For one model's size a space becomes a fixed set of categorical variables, one p
 Nothing here enumerates schedules: 6 choices for 48 layers are 6**48 of them.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from layersearch.config.loader import build, find_file, read_yaml
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
+from layersearch.config.loader import Strict, build, find_file, read_yaml
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.schedule import Span
 
 
 @dataclass(frozen=True, kw_only=True)
-class Space:
+class Space(Strict):
     """The spans that each layer may have, before the model's size is known.
 
     Raises:
@@ -28,8 +26,6 @@ class Space:
         >>> Space(name="tiny", choices=("full", "window:32/1")).choices
         ('full', 'window:32')
     """
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     name: str
     """The name of the space in reports."""
@@ -49,40 +45,34 @@ class Space:
     """The sparse span of the bottom, top, middle and interleaved baselines; None: the cheapest of the choices."""
 
     def __post_init__(self) -> None:
-        if not self.name:
-            raise ConfigError("name is empty; give the space a name")
+        require(self.name, "name is empty; give the space a name")
         object.__setattr__(self, "choices", _span_texts(self.choices, "choices"))
         restricted = {layer: _span_texts(texts, f"layers.{layer}") for layer, texts in self.layers.items()}
         for layer, texts in restricted.items():
             for text in texts:
-                if text not in self.choices:
-                    raise ConfigError(f"layers.{layer}: {text} is not among choices{did_you_mean(text, self.choices)}")
+                require(text in self.choices, f"layers.{layer}: {text} is not among choices", text, self.choices)
         object.__setattr__(self, "layers", restricted)
         self._check_layers()
         if self.budget is not None:
             check_budget_range(self.budget)
         if self.baseline_span is not None:
-            span = Span.parse(self.baseline_span)
-            if span.is_full or str(span) not in self.choices:
-                sparse = [text for text in self.choices if not Span.parse(text).is_full]
-                raise ConfigError(f"baseline_span: {span} is not a sparse choice{did_you_mean(str(span), sparse)}")
-            object.__setattr__(self, "baseline_span", str(span))
+            span = str(Span.parse(self.baseline_span))
+            sparse = [text for text in self.choices if not Span.parse(text).is_full]
+            require(span in sparse, f"baseline_span: {span} is not a sparse choice", span, sparse)
+            object.__setattr__(self, "baseline_span", span)
 
     def _check_layers(self) -> None:
         tied = [layer for group in self.tied for layer in group]
         for key, layers in (("layers", list(self.layers)), ("tied", tied)):
-            if min(layers, default=0) < 0:
-                raise ConfigError(f"{key}: there is no layer {min(layers)}; count from 0")
+            lowest = min(layers, default=0)
+            require(lowest >= 0, f"{key}: there is no layer {lowest}; count from 0")
         for at, layer in enumerate(tied):
-            if layer in tied[:at]:
-                raise ConfigError(f"tied: layer {layer} stands in it twice; name it once")
+            require(layer not in tied[:at], f"tied: layer {layer} stands in it twice; name it once")
         for group in self.tied:
-            if len(group) < 2:
-                raise ConfigError(f"tied: a group needs at least two layers, not {list(group)}")
-        if self.pattern is not None and self.tied:
-            raise ConfigError("tied and pattern exclude each other; keep one of them")
-        if self.pattern is not None and self.pattern < 1:
-            raise ConfigError(f"pattern must be at least 1 layer, not {self.pattern}")
+            require(len(group) >= 2, f"tied: a group needs at least two layers, not {list(group)}")
+        if self.pattern is not None:
+            require(not self.tied, "tied and pattern exclude each other; keep one of them")
+            require(self.pattern >= 1, f"pattern must be at least 1 layer, not {self.pattern}")
 
 
 def load_space(name: str) -> Space:
@@ -107,21 +97,18 @@ def load_space(name: str) -> Space:
 
 
 def check_budget_range(budget: float) -> None:
-    """Raise ConfigError unless the budget lies in (0, 1]."""
-    if not 0 < budget <= 1:  # also false for nan
-        raise ConfigError(f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
+    """Raise ConfigError unless the budget lies in (0, 1]; nan does not."""
+    require(0 < budget <= 1, f"budget must lie in (0, 1], a share of the all-full schedule's cost, not {budget:g}")
 
 
 def _expand(choices: Any, where: str) -> list[str]:
     """Return the text forms of a list of choices; a mapping stands for all combinations of its lists."""
-    if not isinstance(choices, list):
-        raise ConfigError(f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
+    listed = isinstance(choices, list)
+    require(listed, f"{where}: expected a list such as [full, 'window:32'], found {choices!r}")
     texts: list[str] = []
     for position, choice in enumerate(choices):
-        try:
+        with located(f"{where}.{position}"):
             texts += [choice] if isinstance(choice, str) else _multiply_out(choice)
-        except LayersearchError as error:
-            raise ConfigError(f"{where}.{position}: {error}") from None
     return texts
 
 
@@ -130,10 +117,9 @@ def _multiply_out(choice: Any) -> list[str]:
         raise ConfigError(f"expected a span such as 'window:32' or {{kind: window, size: [32, 64]}}, found {choice!r}")
     lists = {key: value if isinstance(value, list) else [value] for key, value in choice.items()}
     for key, values in lists.items():
-        if not values:
-            raise ConfigError(f"{key} is an empty list; give at least one value or drop the key")
-        if any(value in values[:index] for index, value in enumerate(values)):
-            raise ConfigError(f"{key} holds a value twice: {values}; write it once")
+        require(values, f"{key} is an empty list; give at least one value or drop the key")
+        twice = any(value in values[:index] for index, value in enumerate(values))
+        require(not twice, f"{key} holds a value twice: {values}; write it once")
     spans = [Span.from_dict(dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
     # Combinations may coincide: without dilation, every number of dilated heads means the same span.
     return list(dict.fromkeys(str(span) for span in spans))
@@ -145,15 +131,11 @@ def _span_texts(texts: Sequence[str], where: str) -> tuple[str, ...]:
     Raises:
         ConfigError: there is no span, a text is no span, or one stands there twice.
     """
-    if not texts:
-        raise ConfigError(f"{where} is empty; name at least one span, for example full")
+    require(texts, f"{where} is empty; name at least one span, for example full")
     seen: list[str] = []
     for position, text in enumerate(texts):
-        try:
+        with located(f"{where}.{position}"):
             span = str(Span.parse(text))
-        except LayersearchError as error:
-            raise ConfigError(f"{where}.{position}: {error}") from None
-        if span in seen:
-            raise ConfigError(f"{where}: {span} is named twice; name it once")
+        require(span not in seen, f"{where}: {span} is named twice; name it once")
         seen.append(span)
     return tuple(seen)

@@ -39,10 +39,11 @@ Choices = Sequence[Sequence[Span]]
 
 def gated_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
     """Attend by a layer's mixture of spans. Called by transformers in place of its own attention."""
-    spans, weights = module.layersearch_gates
+    gates: Any = module.layersearch_gates
+    spans, weights = gates
     mixed = None
     for span, weight in zip(spans, weights.unbind(), strict=True):
-        module.layersearch_span = span
+        module.layersearch_span = span  # type: ignore[assignment]
         out = span_attention(module, query, key, value, *rest, **named)[0] * weight.to(query.dtype)
         mixed = out if mixed is None else mixed + out
     return mixed, None
@@ -57,7 +58,7 @@ def gated(model: Layerwise, choices: Choices, weights: Sequence[Tensor]) -> Iter
     model.decoder.model.set_attn_implementation(GATES_NAME)
     try:
         for layer, spans, mixture in zip(model.decoder.attention, choices, weights, strict=True):
-            layer.layersearch_gates = (spans, mixture)
+            layer.layersearch_gates = (spans, mixture)  # type: ignore[assignment]
         for block in model.blocks:
             block.forward = functools.partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
         yield

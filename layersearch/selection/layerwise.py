@@ -126,7 +126,7 @@ class Layerwise:
     def losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of targets in nats and whether each was predicted, (n, d), (n,) -> (n,), (n,)."""
         losses, right = [], []
-        for states, wanted in zip(hidden.split(PIECE), targets.split(PIECE), strict=True):
+        for states, wanted in zip(torch.split(hidden, PIECE), torch.split(targets, PIECE), strict=True):
             logits = self.logits(states)
             losses.append(F.cross_entropy(logits, wanted, reduction="none"))
             right.append(logits.argmax(-1) == wanted)
@@ -138,14 +138,14 @@ class Layerwise:
         def summed(states: Tensor, wanted: Tensor) -> Tensor:
             return F.cross_entropy(self.logits(states), wanted, reduction="sum")
 
-        pieces = zip(hidden.split(PIECE), targets.split(PIECE), strict=True)
+        pieces = zip(torch.split(hidden, PIECE), torch.split(targets, PIECE), strict=True)
         sums: list[Tensor] = [checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]
         return torch.stack(sums).sum() / len(targets)
 
     @torch.no_grad()
     def divergence(self, original: Tensor, hidden: Tensor) -> Tensor:
         """Return KL(original || other) of the next-token distributions in nats, (n, d), (n, d) -> (n,)."""
-        pieces = zip(original.split(PIECE), hidden.split(PIECE), strict=True)
+        pieces = zip(torch.split(original, PIECE), torch.split(hidden, PIECE), strict=True)
         return torch.cat([token_kl(self.logits(wanted), self.logits(states)) for wanted, states in pieces])
 
 

@@ -155,7 +155,8 @@ def make_example(
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)
 
-    end, answers = [], []
+    end: list[int] = []
+    answers: list[tuple[str, int, int]] = []
     for task in rng.sample(list(tasks), len(tasks)):
         question = asked[task]
         end += encode(f"\n{question.question}")
@@ -182,9 +183,9 @@ def make_example(
     while len(filler) < room:
         filler += encode(" " + rng.choice(FILLER))
     text, before = list(start), 0
-    for depth, fact in sorted(hidden, key=lambda one: one[0]):
+    for depth, tokens in sorted(hidden, key=lambda one: one[0]):
         place = round(room * depth)
-        text += filler[before:place] + fact
+        text += filler[before:place] + tokens
         before = place
     text += filler[before:room]
     found = tuple(

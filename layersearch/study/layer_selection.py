@@ -13,7 +13,7 @@ data.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,10 +27,10 @@ from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.presets import place
 
 Score = Callable[[Schedule], float]
 """Returns a schedule's KL from the original, nats per token; lower is better."""
-FULL = Span(kind="full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,7 @@ class Ranking:
 
     def schedule(self, n_full: int, n_layers: int, span: Span) -> Schedule:
         """Return the schedule with the first ``n_full`` layers full."""
-        return place(self.layers[:n_full], n_layers, span)
-
-
-def place(full: Iterable[int], n_layers: int, span: Span) -> Schedule:
-    """Return the schedule with full attention in these layers and ``span`` in the others."""
-    chosen = set(full)
-    return Schedule(tuple(FULL if layer in chosen else span for layer in range(n_layers)))
+        return place(n_layers, self.layers[:n_full], span)
 
 
 def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
@@ -63,7 +57,7 @@ def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = N
     kept: list[int] = []
     scores: list[float] = []
     for _ in range(n_layers if most is None else min(most, n_layers)):
-        tried = {layer: score(place([*kept, layer], n_layers, span)) for layer in range(n_layers) if layer not in kept}
+        tried = {layer: score(place(n_layers, [*kept, layer], span)) for layer in range(n_layers) if layer not in kept}
         best = min(tried, key=lambda layer: (tried[layer], layer))
         kept.append(best)
         scores.append(tried[best])
@@ -72,7 +66,7 @@ def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = N
 
 def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
     """Rank layers by the score after each alone is made sparse, the highest first."""
-    tried = {layer: score(place(set(range(n_layers)) - {layer}, n_layers, span)) for layer in range(n_layers)}
+    tried = {layer: score(place(n_layers, set(range(n_layers)) - {layer}, span)) for layer in range(n_layers)}
     order = sorted(tried, key=lambda layer: (-tried[layer], layer))
     return Ranking(name="remove_one", layers=tuple(order), scores=tuple(tried[layer] for layer in order))
 
@@ -109,7 +103,7 @@ def select_layers(space: BoundSpace, budget: float, score: Score) -> dict[str, t
     if span is None:
         return {}
     sizes = range(1, space.n_layers)
-    most = max((n for n in sizes if space.cost(place(range(n), space.n_layers, span)) <= budget), default=0)
+    most = max((n for n in sizes if space.cost(place(space.n_layers, range(n), span)) <= budget), default=0)
     if not most:
         return {}
     rankings = (restore_greedy(space.n_layers, span, score, most), remove_one(space.n_layers, span, score))

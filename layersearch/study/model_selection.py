@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Literal
 
 import numpy as np
 import torch
@@ -127,7 +128,7 @@ class ModelSelection:
         counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
         texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=self._seed, cache=self._cache)
         tokenizer, _ = open_tokenizer(data.tokenizer)
-        number, units = 0, {}
+        number, units = 0, dict[str, list[Unit]]()
         for part in PARTS:
             units[part] = []
             for text in texts[part]:
@@ -141,7 +142,7 @@ class ModelSelection:
         decoder = load_pretrained(
             str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
         )
-        self.dtype = dtype
+        self.dtype, self._softcap = dtype, decoder.softcap
         return Layerwise(decoder)
 
     def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
@@ -312,7 +313,7 @@ class ModelSelection:
             position_edges=position_edges(seq_len),
             metrics=_metrics(found),
             peak_memory_bytes=peak_memory("cpu"),
-            kernels=tuple(kernel_for(span, "cpu") for span in schedule),
+            kernels=tuple(kernel_for(span, "cpu", softcap=self._softcap) for span in schedule),
             device="cpu",
             precision=f"{self.dtype} weights",
         )
@@ -320,11 +321,11 @@ class ModelSelection:
         self._records.append(record)
 
 
-def weights_type(precision: str) -> str:
+def weights_type(precision: str) -> Literal["bfloat16", "float32"]:
     """Return the type of frozen weights, ``float32`` or ``bfloat16``; ``auto`` asks the processor."""
     if precision == "auto":
         precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-    return {"bf16": "bfloat16", "float32": "float32"}[precision]
+    return "bfloat16" if precision == "bf16" else "float32"
 
 
 def _all_sparse(space: BoundSpace) -> dict[str, Schedule]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.deepspeed_config import deepspeed_config
 
+_LOG = logging.getLogger(__name__)
+
 
 def open_data(
     data: DataConfig, training: TrainingConfig, deepspeed: Path, *, rows: int | None = None, cache: Path | None = None
 ) -> Source:
-    """Open the data source, and check its validation set, its vocabulary and the DeepSpeed file.
+    """Open the data source, check its validation set, its vocabulary and the DeepSpeed file, and log its reading.
 
     ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. Raises
     LayersearchError, which names the wrong key and the remedy.
@@ -31,6 +34,8 @@ def open_data(
         check_vocabulary(rows, source.vocab_size, data.tokenizer)
     source.validation(training.val_sequences)
     deepspeed_config(training, deepspeed)
+    if source.reading is not None:
+        _LOG.info("data: %s", source.reading)
     return source
 
 

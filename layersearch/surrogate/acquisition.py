@@ -1,15 +1,10 @@
 """The acquisition function: which schedule to train next, and whether to continue a trial.
 
-The acquisition function is the expected hypervolume improvement of the loss-cost frontier. The cost is exact; only the
-loss is uncertain. So it has a closed form in the surrogate's mean and standard deviation: expected improvement, summed
-over the frontier's steps (Emmerich, Deutz, Klinkenberg, "Hypervolume-based expected improvement", CEC 2011). A trial
-continues past a checkpoint while its expected improvement per remaining training is at least that of the best new
-schedule per full training.
+The cost is exact. So hypervolume improvement is expected improvement summed over the frontier's steps (Emmerich
+and others, "Hypervolume-based expected improvement", CEC 2011). See docs/methods/surrogate.md.
 
 Shape legend: M schedules, K steps of the frontier.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -19,15 +14,13 @@ import numpy as np
 from scipy import stats
 
 from layersearch.results.pareto import nondominated
-from layersearch.schedule import Schedule, Span, presets
+from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import span_pairs
 from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
 
-EXPLORATION = 0.5
-"""Factor on the posterior standard deviation: less exploration (tuned, see ``analysis/search_efficiency``)."""
-RANDOM_EVERY = 12
-"""One proposal in this many is random: a search that trusts a wrong model would never end."""
+EXPLORATION = 0.5  # Factor on the posterior standard deviation (tuned, see analysis/search_efficiency)
+RANDOM_EVERY = 12  # One proposal in this many is random: a search that trusts a wrong model would never end
 MAX_CHANGES, MAX_NEIGHBORS, N_RANDOM = 2, 1024, 256
 """Candidates: schedules within this many changes of the frontier, at most so many per change, and random ones."""
 
@@ -38,8 +31,7 @@ class Observation:
 
     schedule: Schedule
     seed: int
-    curve: tuple[tuple[float, float], ...]
-    """(share of the training, validation loss in nats), in order; a share of 1 is the end."""
+    curve: tuple[tuple[float, float], ...]  # (share of the training in (0, 1], loss in nats), in order; 1 is the end
 
     @property
     def complete(self) -> bool:
@@ -201,14 +193,9 @@ def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
         recalls = list(cheapest)
         recalls[at] = middle[at]
         if at > 0:
-            recalls[at - 1] = _widest_sparse(space, at - 1)
+            below = next(options for group, options in zip(space.groups, space.options, strict=True) if at - 1 in group)
+            sparse = [other for other in below if not other.is_full] or below
+            recalls[at - 1] = max(sparse, key=lambda other: span_pairs(other, space.seq_len, space.n_heads))
         found = [Schedule(tuple(recalls)), middle, presets.all_sparse(layers, span)]
         found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
-
-
-def _widest_sparse(space: BoundSpace, layer: int) -> Span:
-    """Return a layer's most expensive option that is not full; full if there is no other."""
-    options = next(options for group, options in zip(space.groups, space.options, strict=True) if layer in group)
-    sparse = [span for span in options if not span.is_full] or list(options)
-    return max(sparse, key=lambda span: span_pairs(span, space.seq_len, space.n_heads))

@@ -4,8 +4,6 @@ Attention FLOPs (counted in visible pairs) and KV cache bytes are integers, so t
 measured in milliseconds; its limit has a rounding tolerance of `TOLERANCE`. A schedule at the limit is admitted.
 """
 
-from __future__ import annotations
-
 import bisect
 import re
 from collections.abc import Mapping
@@ -18,17 +16,15 @@ from pydantic import Field
 
 from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
-from layersearch.errors import ConfigError, LayersearchError, did_you_mean
-from layersearch.schedule import Schedule, Span
+from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.cost import FULL, kv_cache_bytes, span_pairs
+from layersearch.schedule.cost import kv_cache_bytes, span_pairs
+from layersearch.schedule.schedule import FULL, Schedule, Span
 
 Kind = Literal["cost", "kv_cache", "latency"]
 
-TOLERANCE = 1e-9
-"""Relative tolerance of a sum of latencies, far below measurement error."""
-Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]
-"""Latency of one layer; more than 1,000 seconds is a typing error."""
+TOLERANCE = 1e-9  # Relative tolerance of a sum of latencies, far below measurement error
+Milliseconds = Annotated[float, Field(gt=0, lt=10**6, allow_inf_nan=False)]  # 1,000 seconds are a typing error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,14 +32,10 @@ class Constraint:
     """An upper limit; made by `cost_limit`, `cache_limit` or `latency_limit`."""
 
     kind: Kind
-    limit: float
-    """The limit as given: a ratio to all-full's attention FLOPs, bytes, or milliseconds."""
-    per_span: Mapping[Span, float]
-    """Amount for one layer of each span: visible pairs over all heads (integer), bytes (integer), or milliseconds."""
-    max_total: float
-    """Largest admitted sum over layers, in the units of ``per_span``."""
-    unit: int = 1
-    """Number of those units in one unit of ``limit``."""
+    limit: float  # The limit as given: a ratio to all-full's attention FLOPs, bytes, or milliseconds
+    per_span: Mapping[Span, float]  # Amount of one layer: visible pairs over all heads, bytes, or milliseconds
+    max_total: float  # Largest admitted sum over layers, in the units of `per_span`
+    unit: int = 1  # Number of those units in one unit of `limit`
 
     def total(self, schedule: Schedule) -> float:
         """Return a schedule's sum over layers, in the units of ``per_span``; integer sums are exact."""
@@ -84,10 +76,8 @@ def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_valu
     Raises:
         ConfigError: if no schedule of the space is within the limit; names the smallest cache.
     """
-    if size < 1:
-        raise ConfigError(f"--kv-cache must be at least 1 byte, not {size}")
-    if bytes_per_value < 1:
-        raise ConfigError(f"--bytes must be at least 1, not {bytes_per_value}")
+    require(size >= 1, f"--kv-cache must be at least 1 byte, not {size}")
+    require(bytes_per_value >= 1, f"--bytes must be at least 1, not {bytes_per_value}")
     heads = {"n_heads": space.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
     per_span = {
         span: kv_cache_bytes(Schedule((span,)), seq_len=space.seq_len, bytes_per_value=bytes_per_value, **heads)
@@ -105,12 +95,9 @@ def latency_limit(space: BoundSpace, milliseconds: float, table: Mapping[Span, f
     """
     if not 0 < milliseconds < float("inf"):  # also false for nan
         raise ConfigError(f"--latency must be a positive number of milliseconds, not {milliseconds:g}")
-    missing = [str(span) for span in _spans(space) if span not in table]
-    if missing:
-        raise ConfigError(
-            f"--latency-table: no latency of {', '.join(missing)}, which search space {space.space.name!r} holds; "
-            "add the milliseconds of one layer of each"
-        )
+    missing = ", ".join(str(span) for span in _spans(space) if span not in table)
+    held = f"no latency of {missing}, which search space {space.space.name!r} holds"
+    require(not missing, f"--latency-table: {held}; add the milliseconds of one layer of each")
     per_span, limit = {span: table[span] for span in _spans(space)}, milliseconds * (1 + TOLERANCE)
     constraint = Constraint(kind="latency", limit=milliseconds, per_span=per_span, max_total=limit)
     return _reachable(space, constraint, f"--latency {milliseconds:g}", "ms")
@@ -126,12 +113,9 @@ def read_latencies(path: Path) -> dict[Span, float]:
     if not isinstance(held, dict) or not held:
         raise ConfigError(f"{path}: expected milliseconds of one layer by span, such as full: 0.31, found {held!r}")
     for key, value in build(dict[str, Milliseconds], held, str(path)).items():
-        try:
+        with located(str(path)):
             span = Span.parse(key)
-        except LayersearchError as error:
-            raise ConfigError(f"{path}: {error}") from None
-        if span in table:
-            raise ConfigError(f"{path}: {span} is named twice; name it once")
+            require(span not in table, f"{span} is named twice; name it once")
         table[span] = value
     return table
 
@@ -149,20 +133,16 @@ def parse_bytes(text: str) -> int:
     if match is None:
         raise ConfigError(f"--kv-cache {text!r}: expected bytes such as 65536 or 64KiB")
     number, unit = match.groups()
-    if unit not in units:
-        raise ConfigError(f"--kv-cache {text!r}: unknown unit {unit!r}{did_you_mean(unit, filter(None, units))}")
+    require(unit in units, f"--kv-cache {text!r}: unknown unit {unit!r}", unit, filter(None, units))
     return int(Decimal(number) * units[unit])
 
 
 def _reachable(space: BoundSpace, constraint: Constraint, asked: str, unit: str) -> Constraint:
     """Return the constraint if a schedule of the space satisfies it; otherwise raise ConfigError."""
-    sums = []
-    for part in space.subspaces:
-        chosen = [min(options, key=constraint.per_span.__getitem__) for options in part]
-        spans = {layer: span for group, span in zip(space.groups, chosen, strict=True) for layer in group}
-        schedule = Schedule(tuple(spans[layer] for layer in range(space.n_layers)))
-        sums.append((constraint.total(schedule), schedule))
-    least, schedule = min(sums, key=lambda pair: pair[0])
+    takes = constraint.per_span.__getitem__
+    lowest = [space.schedule([min(options, key=takes) for options in part]) for part in space.subspaces]
+    schedule = min(lowest, key=constraint.total)
+    least = constraint.total(schedule)
     if least <= constraint.max_total:
         return constraint
     amount = str(least) if isinstance(least, int) else f"{least:g}"

@@ -1,7 +1,5 @@
 """Fits the surrogate to a run's records, and computes its leave-one-out predictions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 
 from layersearch.schedule import Schedule
@@ -26,16 +24,7 @@ def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[T
 
 
 def fit_surrogate(trials: Sequence[TrialRecord], space: BoundSpace, *, pairwise: bool) -> Surrogate:
-    """Fit a surrogate to trials, stopped ones included.
-
-    Args:
-        trials: as `training_trials` returns them.
-        space: the run's space.
-        pairwise: as for `Surrogate`.
-
-    Raises:
-        LayersearchError: as `Surrogate.fit`.
-    """
+    """Fit a `Surrogate` to the trials of `training_trials`, stopped ones included; errors as `Surrogate.fit`."""
     early = {record.steps for record in trials if record.state == "stopped"}
     rows: list[tuple[Schedule, float, int, float]] = []
     for record in trials:
@@ -48,12 +37,9 @@ def fit_surrogate(trials: Sequence[TrialRecord], space: BoundSpace, *, pairwise:
 
 
 def leave_one_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[tuple[float, float]]:
-    """Return the surrogate's leave-one-out prediction for each complete trial of the search.
+    """Return (predicted, real) last loss of each schedule of the search, nats; empty with too few complete trials.
 
-    The surrogate is that of the sampler `gain`, fitted to the search's trials of any sampler.
-
-    Returns:
-        (predicted, real) last loss of each schedule, nats; empty with too few complete trials.
+    The leave-one-out prediction is that of the sampler `gain`'s surrogate, fitted to the trials of any sampler.
     """
     trials = training_trials((record for record in records if record.phase == "search"), space)
     if len({record.schedule for record in trials if record.state == "complete"}) < MIN_SCHEDULES:

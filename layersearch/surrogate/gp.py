@@ -1,19 +1,11 @@
 """The surrogate: a Gaussian process that predicts a schedule's loss from trained schedules.
 
-It is additive plus pairwise in (layer, span):
+It is additive plus pairwise in (layer, span) (docs/methods/surrogate.md; 1112.4394 for such kernels):
 
     loss = constant + sum_v u_v(x_v) + sum_{v<w} p_vw(x_v, x_w) + rest(x) + seed effect + noise
 
-Losses before the end of training may be given too. They are standardized per checkpoint. A kernel over the share of
-training, fitted like the rest, sets their correlation with the end.
-
-The prior assumes that neighboring layers and spans of similar size have similar effects; every scale is fitted.
-``rest`` is independent for each schedule: effects that single layers and pairs cannot express. It widens intervals
-where the model is too simple. Kernels of sums and of products of layers: Duvenaud, Nickisch, Rasmussen, "Additive
-Gaussian processes", 1112.4394. Hyperparameters maximize their posterior density (Rasmussen and Williams, "Gaussian
-processes for machine learning", section 5.4).
-
-The GP is the project's own: no library has this kernel with a seed effect and early losses.
+Hyperparameters maximize their posterior density (Rasmussen and Williams, "Gaussian processes for machine learning",
+section 5.4). No library has this kernel with a seed effect and early losses.
 
 Shape legend: N losses, M schedules to predict, V variables (groups of layers that share a choice), S distinct spans.
 """
@@ -34,10 +26,8 @@ from layersearch.schedule.cost import span_pairs
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
 
-MIN_SCHEDULES = 4
-"""Smallest number of distinct schedules to fit."""
-MIN_SPREAD = 0.05
-"""Lower bound on the spread of losses, relative to their mean: a few equal trials do not show that all are equal."""
+MIN_SCHEDULES = 4  # Smallest number of distinct schedules to fit
+MIN_SPREAD = 0.05  # Lower bound of the losses' spread by their mean: a few equal trials do not show all are equal
 # Log of each hyperparameter: mean and standard deviation of its normal prior. Losses are in units of their spread.
 _PRIOR: dict[str, tuple[float, float]] = {
     "single": (-0.5, 1.0),  # standard deviation of the effects of single layers

@@ -1,14 +1,9 @@
 """The local search: finds the schedules with the lowest predicted loss within a constraint.
 
-It is a beam search on the surrogate. Each round changes one or two variables of the best schedules so far, and predicts
-the new ones in one batch. It starts from the cheapest schedule of each admitted number of full layers, from random
-walks that begin there, and from trained schedules. The constraint holds exactly. The search is a heuristic: a schedule
-with a lower prediction may exist. It is seeded: the same arguments give the same answer.
+It is a seeded beam search on the surrogate, see docs/methods/surrogate.md: a heuristic under an exact constraint.
 
 Shape legend: V variables (groups of layers that share a choice), O options of all variables in a row, C changes.
 """
-
-from __future__ import annotations
 
 from collections.abc import Collection
 
@@ -19,21 +14,14 @@ from layersearch.schedule.bound_space import BoundSpace, Subspace
 from layersearch.surrogate.constraint import Constraint
 from layersearch.surrogate.gp import Surrogate
 
-SHORTLIST = 5
-"""Number of schedules to return."""
-BEAM_WIDTH = 4
-"""Number of schedules to change per round: the best so far of as many numbers of full layers."""
-MAX_CHANGES = 128
-"""Number of changes of each, ranked by the sum of the gains of its two single changes."""
-PATIENCE = 8
-"""Rounds without a lower prediction before the search ends."""
-N_WALKS = 2
-"""Random starts for each number of full layers."""
-_STEPS = 3
-"""Changes per variable of a random walk."""
+SHORTLIST = 5  # Number of schedules to return
+BEAM_WIDTH = 4  # Number of schedules to change per round: the best so far of as many numbers of full layers
+MAX_CHANGES = 128  # Number of changes of each, ranked by the sum of the gains of its two single changes
+PATIENCE = 8  # Rounds without a lower prediction before the search ends
+N_WALKS = 2  # Random starts for each number of full layers
+_STEPS = 3  # Changes per variable of a random walk
 
-Choice = tuple[int, ...]
-"""The option of each variable, as its index among all options."""
+Choice = tuple[int, ...]  # The option of each variable, as its index among all options
 
 
 def shortlist(
@@ -63,22 +51,20 @@ class _Search:
     def __init__(
         self, surrogate: Surrogate, space: BoundSpace, part: Subspace, constraint: Constraint, n_full: Collection[int]
     ) -> None:
-        self._surrogate, self._groups, self._limit = surrogate, space.groups, constraint.max_total
-        self._layers, self._rng = space.n_layers, np.random.default_rng(0)
+        self._surrogate, self._space, self._limit = surrogate, space, constraint.max_total
+        self._rng = np.random.default_rng(0)
         self._spans = [span for options in part for span in options]
-        self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])
-        """The variable of each option, (O,)."""
+        self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])  # variable of each option, (O,)
         self._options = [np.flatnonzero(self._of == v).tolist() for v in range(len(part))]
-        widths = [len(self._groups[v]) for v in self._of]
+        widths = [len(space.groups[v]) for v in self._of]
         self._takes = np.array([constraint.per_span[s] * n for s, n in zip(self._spans, widths, strict=True)])
         self._full = np.array([s.is_full * n for s, n in zip(self._spans, widths, strict=True)])
-        self._n_full = np.isin(np.arange(self._layers + 1), list(n_full))
+        self._n_full = np.isin(np.arange(space.n_layers + 1), list(n_full))
         first, second = np.triu_indices(len(self._of))
         some = (first == second) | (self._of[first] != self._of[second])
+        # All changes, (C,): two options of different variables, or one option twice to change one variable.
         self._first, self._second = first[some], second[some]
-        """All changes, (C,): two options of different variables, or one option twice to change one variable."""
-        self._losses: dict[Choice, float] = {}
-        """Predictions, also of schedules that are not admitted."""
+        self._losses: dict[Choice, float] = {}  # Predictions, also of schedules that are not admitted
 
     def run(self, trained: Collection[Schedule]) -> dict[Schedule, float]:
         """Return the predicted loss of every admitted schedule that was visited."""
@@ -105,8 +91,7 @@ class _Search:
         return list(best.values())
 
     def _schedule(self, chosen: Choice) -> Schedule:
-        spans = {layer: self._spans[at] for at, group in zip(chosen, self._groups, strict=True) for layer in group}
-        return Schedule(tuple(spans[layer] for layer in range(self._layers)))
+        return self._space.schedule([self._spans[at] for at in chosen])
 
     def _predict(self, found: Collection[Choice]) -> None:
         new = [chosen for chosen in dict.fromkeys(found) if chosen not in self._losses]
@@ -126,7 +111,7 @@ class _Search:
                 starts.append(chosen)
         places = [{self._spans[at]: at for at in options} for options in self._options]
         for schedule in trained:
-            spans = [schedule[group[0]] for group in self._groups]
+            spans = [schedule[group[0]] for group in self._space.groups]
             if all(span in place for span, place in zip(spans, places, strict=True)):
                 starts.append(tuple(place[span] for span, place in zip(spans, places, strict=True)))
         return [start for start in starts if self._admits(start)]

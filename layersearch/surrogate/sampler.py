@@ -4,8 +4,6 @@ The study's first objective is the validation loss, its second the attention cos
 ``space.variables``. A stopped trial is told as pruned. Its losses are used if its user attribute `CURVE` holds them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from random import Random
 from typing import Any
@@ -18,8 +16,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 
-CURVE = "losses by share of the training"
-"""User attribute that holds a trial's [share of the training, validation loss] pairs."""
+CURVE = "losses by share of the training"  # user attribute: a trial's [share of the training, loss] pairs
 
 
 class ScheduleSampler(optuna.samplers.BaseSampler):

@@ -1,24 +1,8 @@
-"""The best schedule under any constraint, from the trials of a finished run.
+"""The best schedule under any constraint, from the trials of a finished run. See docs/methods/surrogate.md.
 
-Two candidates are compared. The *measured* one is the confirmed schedule with the lowest mean loss, as in
-`layersearch.results.analyze`. The *proposal* is the schedule with the lowest predicted loss among all others of the
-space, trained in the search or not. A local search lists the best candidates under an additive-plus-pairwise
-surrogate. A second surrogate, with higher-order interactions, picks one: it predicts better and its intervals are more
-honest. The constraint holds exactly; the local search is a heuristic. The proposal is the answer if it is shown to lie
-below the measured one, or if nothing is confirmed. Otherwise the answer is the winner of `layersearch.results.analyze`:
-the cheapest confirmed schedule not shown to be worse.
-
-**Training data.** The surrogates are fitted to every trial, each with its seed. A stopped trial gives its loss at the
-step where it ended, weighted by the correlation of that step with the end. A single low loss of the search is low
-partly by luck. The surrogate does not trust it: it compares it with the losses of similar schedules.
-
-**Limits of a proposal.** It has a number l of full layers that was trained. Loss is far from additive in l: if one full
-layer solves the task, a second brings nothing. So a sum of effects of layers and pairs says nothing about an untrained
-l: fitted at l = 0, 1 and 6, it predicts l = 3 of six layers 1.8 nats too low. For the same reason the interval of a
-prediction always includes the lowest trained loss and its noise, and no loss is predicted below 0.
+Two candidates are compared: the confirmed schedule with the lowest mean loss (*measured*), and the schedule with the
+lowest predicted loss among all others (*proposal*), of a number of full layers that was trained.
 """
-
-from __future__ import annotations
 
 import math
 from collections.abc import Iterable
@@ -43,6 +27,8 @@ STD_FACTOR = 1.2
 on two tables of ``analysis/schedule_bench`` and checked on the third; see ``analysis/search_efficiency``."""
 
 CandidateState = Literal["confirmed", "trained", "stopped", "untrained"]
+"""``confirmed``: trained on all fresh seeds that confirmed schedules share, at least two; ``trained``: on fewer, or at
+the search's seed only; ``stopped``: not to the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,27 +36,16 @@ class Candidate:
     """A schedule within the constraint, with its measured or predicted loss."""
 
     schedule: Schedule
-    n_full: int
-    """Number l of full-attention layers."""
-    cost: float
-    """Attention FLOPs divided by those of all-full, exact."""
-    takes: float
-    """Sum over layers that the constraint limits, in the units of its limit."""
+    n_full: int  # Number l of full-attention layers
+    cost: float  # Attention FLOPs divided by those of all-full, exact
+    takes: float  # Sum over layers that the constraint limits, in the units of its limit
     state: CandidateState
-    """``confirmed``: trained on all fresh seeds that confirmed schedules share, at least two; ``trained``: on fewer, or
-    at the search's seed only; ``stopped``: not to the end; ``untrained``."""
-    loss: float
-    """Mean over fresh seeds of a confirmed schedule, else the predicted mean over seeds, nats."""
-    low: float
-    """Lower end of the interval of that mean: Student's t of the seeds, or the surrogate's."""
-    high: float
-    """Upper end."""
-    seeds: int
-    """Number of fresh seeds that it was trained on."""
-    predicted: float
-    """Mean predicted by the surrogate, nats; measurements of this schedule are part of its training data."""
-    predicted_std: float
-    """Standard deviation predicted by the surrogate, of the mean over seeds, nats."""
+    loss: float  # Mean over fresh seeds of a confirmed schedule, else the predicted mean over seeds, nats
+    low: float  # Lower end of the interval of that mean: Student's t of the seeds, or the surrogate's
+    high: float  # Upper end
+    seeds: int  # Number of fresh seeds that it was trained on
+    predicted: float  # Mean predicted by the surrogate, nats; it was fitted to this schedule's losses too
+    predicted_std: float  # Standard deviation predicted by the surrogate, of the mean over seeds, nats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,40 +68,23 @@ class Difference:
 class Solution:
     """The answer to a constraint, and its evidence."""
 
-    kind: Kind
-    """The limited quantity."""
-    limit: float
-    """Its limit: a ratio to all-full's attention FLOPs, bytes, or milliseconds."""
-    answer: Candidate
-    """The proposal, if it is shown below the measured candidate or nothing is confirmed; else the measured one."""
-    measured: Candidate | None
-    """Lowest confirmed mean within the constraint; None if nothing within it is confirmed."""
-    cheaper: Candidate | None
-    """Cheapest confirmed schedule not shown to be worse than that (the rule of a run's winner); None if the same."""
-    proposal: Candidate | None
-    """Lowest prediction of the others; None if every schedule within the constraint is confirmed."""
-    nearest: Candidate | None
-    """Trained schedule within the constraint that differs from the proposal in the fewest layers; None without one."""
-    changed: int | None
-    """Number of layers in which the two differ."""
-    difference: Difference | None
-    """None without both candidates."""
-    shortlisted: int
-    """Number of untrained schedules that the local search found; 0 if none is left."""
-    trials: int
-    """Number of complete trials that the surrogate was fitted to."""
-    stopped: int
-    """Number of stopped trials that the surrogate was fitted to."""
-    schedules: int
-    """Number of distinct schedules among them."""
-    n_full: tuple[int, ...]
-    """Numbers of full layers among them: no other is proposed."""
-    within: int
-    """How many of ``schedules`` satisfy the constraint."""
-    lowest: float
-    """Lowest loss of a complete trial at any cost, nats."""
-    noise: float | None
-    """Standard deviation over fresh seeds of a schedule's loss, pooled, nats; None if none has two seeds."""
+    kind: Kind  # The limited quantity
+    limit: float  # Its limit: a ratio to all-full's attention FLOPs, bytes, or milliseconds
+    answer: Candidate  # The proposal if it is shown below `measured` or nothing is confirmed, else `measured`
+    measured: Candidate | None  # Lowest confirmed mean within the constraint; None if nothing within it is confirmed
+    cheaper: Candidate | None  # Cheapest confirmed schedule not shown to be worse than that; None if the same
+    proposal: Candidate | None  # Lowest prediction of the others; None if all within the constraint are confirmed
+    nearest: Candidate | None  # Trained schedule within the constraint nearest to the proposal; None without one
+    changed: int | None  # Number of layers in which the two differ
+    difference: Difference | None  # None without both candidates
+    shortlisted: int  # Number of untrained schedules that the local search found; 0 if none is left
+    trials: int  # Number of complete trials that the surrogate was fitted to
+    stopped: int  # Number of stopped trials that the surrogate was fitted to
+    schedules: int  # Number of distinct schedules among them
+    n_full: tuple[int, ...]  # Numbers of full layers among them: no other is proposed
+    within: int  # How many of `schedules` satisfy the constraint
+    lowest: float  # Lowest loss of a complete trial at any cost, nats
+    noise: float | None  # Pooled standard deviation of a loss over fresh seeds, nats; None if none has two seeds
     confidence: float
 
     def to_dict(self) -> dict[str, Any]:

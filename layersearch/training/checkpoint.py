@@ -1,14 +1,10 @@
 """Model weights of a trial as a safetensors file, which another trial may start from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import nn
 
-from layersearch.errors import RunFolderError
-
-_STEPS = "steps"
+from layersearch.errors import RunFolderError, one_line
 
 
 def save_weights(model: nn.Module, path: Path, steps: int) -> None:
@@ -21,7 +17,7 @@ def save_weights(model: nn.Module, path: Path, steps: int) -> None:
 
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_model(model, str(part), metadata={_STEPS: str(steps)})
+    save_model(model, str(part), metadata={"steps": str(steps)})
     part.replace(path)
 
 
@@ -37,12 +33,10 @@ def load_weights(model: nn.Module, path: Path) -> int:
     try:
         load_model(model, str(path))
         with safe_open(str(path), framework="pt") as file:
-            steps = (file.metadata() or {}).get(_STEPS, "0")
+            steps = (file.metadata() or {}).get("steps", "0")
     except OSError as error:
         raise RunFolderError(f"training.start {path}: cannot be read ({error}); give a model's weights") from None
     except (SafetensorError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise RunFolderError(
-            f"training.start {path}: not this model's weights ({reason}); give those of a trial with the same model"
-        ) from None
+        wrong = f"training.start {path}: not this model's weights ({one_line(error)})"
+        raise RunFolderError(f"{wrong}; give those of a trial with the same model") from None
     return int(steps) if steps.isdecimal() else 0

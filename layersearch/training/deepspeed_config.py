@@ -1,27 +1,12 @@
 """DeepSpeed's configuration of a trial: the recipe's JSON file, checked and completed."""
 
-from __future__ import annotations
-
 import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import TrainingConfig
-from layersearch.errors import ConfigError
-
-# The recipe sets these keys. A DeepSpeed file may omit them, or give "auto" or the same value.
-_OWNED = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "torch_autocast",
-    "bf16",
-    "fp16",
-    "optimizer",
-    "scheduler",
-)
+from layersearch.errors import ConfigError, one_line, require
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -29,14 +14,12 @@ def _read(path: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
-    if not isinstance(config, dict):
-        raise ConfigError(f"{path}: a DeepSpeed JSON holds a mapping; correct it")
+    require(isinstance(config, dict), f"{path}: a DeepSpeed JSON holds a mapping; correct it")
     zero = config.get("zero_optimization", {})
-    if not isinstance(zero, dict):
-        raise ConfigError(f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
+    require(isinstance(zero, dict), f"{path}: zero_optimization must be a mapping, not {zero!r}; correct it")
     stage = zero.get("stage", 0)
-    if type(stage) is not int or stage not in (0, 1, 2, 3):
-        raise ConfigError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
+    known = type(stage) is int and stage in (0, 1, 2, 3)
+    require(known, f"{path}: zero_optimization.stage must be 0, 1, 2 or 3, not {stage!r}")
     return config
 
 
@@ -55,16 +38,17 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     }
     if training.precision == "bf16":
         owned["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    for key in _OWNED:
+    # A DeepSpeed file may omit the recipe's keys, or give "auto" or the same value.
+    for key in (*owned, "torch_autocast", "bf16", "fp16", "optimizer", "scheduler"):
         given = config.pop(key, "auto")
         if given != "auto" and given != owned.get(key):
             raise ConfigError(f'{path}: {key} belongs to the recipe (training.*); remove it or write "auto"')
     if config.get("zero_optimization", {}).get("stage", 0):
-        if training.optimizer == "muon":
-            raise ConfigError(
-                f"training.optimizer muon needs whole matrices, but training.deepspeed {training.deepspeed} shards "
-                "them: use a file of ZeRO stage 0, or set training.optimizer=adamw"
-            )
+        require(
+            training.optimizer != "muon",
+            f"training.optimizer muon needs whole matrices, but training.deepspeed {training.deepspeed} shards "
+            "them: use a file of ZeRO stage 0, or set training.optimizer=adamw",
+        )
         config["zero_allow_untested_optimizer"] = True  # torch's AdamW; DeepSpeed's would compile C++
     return config | owned | {"steps_per_print": 2**31}
 
@@ -82,10 +66,8 @@ def check_with_deepspeed(config: dict[str, Any], training: TrainingConfig) -> No
             warnings.simplefilter("ignore")
             DeepSpeedConfig(config)
     except Exception as error:  # pydantic's and several of DeepSpeed's
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(
-            f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({reason}); correct it"
-        ) from None
+        refused = f"training.deepspeed {training.deepspeed}: DeepSpeed refuses it ({one_line(error)}); correct it"
+        raise ConfigError(refused) from None
 
 
 def zero_stage(path: Path) -> int:

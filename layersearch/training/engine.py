@@ -1,7 +1,5 @@
 """The training engine: one model under DeepSpeed, with one rank or several, on CPU or GPU."""
 
-from __future__ import annotations
-
 import importlib
 import importlib.util
 import logging
@@ -29,20 +27,15 @@ class RankGroup:
     """This process's place among the ranks that train one model together (data parallel)."""
 
     rank: int = 0
-    size: int = 1
-    """Number of ranks."""
-    device: str = "cpu"
-    """``cpu`` or ``cuda:N``."""
+    size: int = 1  # Number of ranks
+    device: str = "cpu"  # `cpu` or `cuda:N`
 
 
 def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> None:
     """Initialize torch's process group once per process; later trials reuse it.
 
-    Args:
-        group: this process's place among the ranks.
-        rendezvous: a file, for ranks of one machine: it needs no port, so parallel trials cannot clash. Or
-            ``tcp://ADDRESS:PORT`` of rank 0, for ranks of several machines.
-        listening: with an address, the file descriptor of rank 0's socket. It listens at that address only.
+    Ranks of one machine meet at a file: it needs no port, so parallel trials cannot clash. Ranks of several machines
+    meet at ``tcp://ADDRESS:PORT`` of rank 0; ``listening`` is the file descriptor of its socket, of that address only.
     """
     on_cpu = group.device == "cpu"
     address = urlsplit(rendezvous)  # a path has neither host nor port
@@ -110,13 +103,11 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
 class Engine:
     """A model, its optimizer and its learning-rate schedule under DeepSpeed.
 
-    Every rank builds one with the same model, after `join`. Call `close` when the trial ends.
+    Every rank builds one with the same model, after `join`. Call `close` when the trial ends. The model is called with
+    (tokens, targets), and with ``reduce=False`` for losses by token. ``config`` is that of `deepspeed_config`.
 
-    Args:
-        model: called with (tokens, targets), and with ``reduce=False`` for losses by token.
-        training: the training section of the recipe.
-        config: the return value of `deepspeed_config`; raises ConfigError if DeepSpeed refuses it.
-        group: this process's place among the ranks.
+    Raises:
+        ConfigError: if DeepSpeed refuses the configuration.
     """
 
     def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):
@@ -135,8 +126,7 @@ class Engine:
                     base, lambda step: learning_rate_factor(step, training)
                 ),
             )
-        self.module: torch.nn.Module = self._engine.module
-        """The model itself."""
+        self.module: torch.nn.Module = self._engine.module  # The model itself
         if group.size == 1 and config.get("zero_optimization", {}).get("stage", 0) == 0:
             # One rank has nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
             self._engine.enable_backward_allreduce = False

@@ -1,7 +1,5 @@
 """Validation: the loss on held-out sequences, by position and by metric."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -20,16 +18,11 @@ POSITION_BINS = 8
 class ValidationResult:
     """The result of one pass over the validation set."""
 
-    loss: float
-    """Mean over sequences of the mean loss per predicted token, nats."""
-    by_position: tuple[float, ...]
-    """Loss in equal bins of token position, ascending, nats; bins without a target are dropped."""
-    edges: tuple[int, ...]
-    """Right edges of these bins, in tokens."""
-    losses: np.ndarray
-    """Loss of each target in nats, 0 where not scored, (sequences, tokens)."""
-    correct: np.ndarray
-    """Whether the top prediction was right, (sequences, tokens)."""
+    loss: float  # Mean over sequences of the mean loss per predicted token, nats
+    by_position: tuple[float, ...]  # Loss in equal bins of token position, nats; bins without a target are dropped
+    edges: tuple[int, ...]  # Right edges of these bins, in tokens
+    losses: np.ndarray  # Loss of each target in nats, 0 where not scored, (sequences, tokens)
+    correct: np.ndarray  # Whether the top prediction was right, (sequences, tokens)
 
 
 def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> dict[str, float]:
@@ -54,9 +47,7 @@ def validate(
     # Every rank takes part in all chunks, as ZeRO-3's gathers need.
     for start in range(0, n_rows, rows_at_once):
         stop = min(start + rows_at_once, n_rows)
-        own = slice(
-            start + (stop - start) * group.rank // group.size, start + (stop - start) * (group.rank + 1) // group.size
-        )
+        own = slice(*(start + (stop - start) * rank // group.size for rank in (group.rank, group.rank + 1)))
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
         chunk = Batch(batch.tokens[rows], batch.targets[rows])
         found, predicted = token_losses(*to_device(chunk, group))

@@ -1,7 +1,5 @@
 """Memory of a trial: computed before it runs, and the peak while it runs."""
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import sys

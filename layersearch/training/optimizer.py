@@ -1,7 +1,5 @@
 """The optimizer of a trial: AdamW, or Muon for the layers' matrices with AdamW for other parameters."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any
@@ -28,8 +26,7 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Op
     )
 
 
-MAX_BATCHED = 2**16 - 1
-"""Maximum elements of a matrix for which batched products are faster on a CPU."""
+MAX_BATCHED = 2**16 - 1  # Maximum elements of a matrix for which batched products are faster on a CPU
 
 
 class GroupedMuon(torch.optim.Muon):

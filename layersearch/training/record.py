@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from layersearch.config.loader import build
+from layersearch.config.loader import Strict, build
 from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
 from layersearch.schedule import Schedule
@@ -21,10 +21,8 @@ State = Literal["complete", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrialRecord:
+class TrialRecord(Strict):
     """The record of one trial: its request, its cost, its results, and the kernels and device it used."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
     schedule: Schedule
     seed: int
@@ -138,10 +136,8 @@ class Trial:
     seed: int
     phase: Phase = "search"
     role: str = "proposed"
-    checkpoints: tuple[int, ...] = ()
-    """Steps before the last at which the validation loss is measured."""
-    save: str | None = None
-    """The safetensors file for the final weights; None: they are not kept."""
+    checkpoints: tuple[int, ...] = ()  # Steps before the last at which the validation loss is measured
+    save: str | None = None  # The safetensors file for the final weights; None: they are not kept
 
     @property
     def key(self) -> tuple[Schedule, int, Phase]:

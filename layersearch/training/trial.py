@@ -1,7 +1,5 @@
 """One trial: a schedule trained from a seed and validated at checkpoints."""
 
-from __future__ import annotations
-
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +11,7 @@ from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data.source import Batch, Source
-from layersearch.errors import ConfigError
+from layersearch.errors import require
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
@@ -25,8 +23,7 @@ from layersearch.training.evaluate import ValidationResult, named_metrics, sum_o
 from layersearch.training.memory import peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
 
-KeepGoing = Callable[[int, float], bool]
-"""Called at each checkpoint with (step, validation loss); False stops the trial."""
+KeepGoing = Callable[[int, float], bool]  # called at each checkpoint with (step, loss); False stops the trial
 
 
 def run_trial(
@@ -37,12 +34,8 @@ def run_trial(
     Two trials of one seed see the same batches in the same order and start from the same weights, for any schedule and
     any number of ranks.
 
-    Args:
-        trial: the schedule, its seed and its checkpoints.
-        recipe: the model, the data and the training.
-        source: the opened data of the recipe.
-        group: this process's place among the ranks, after `layersearch.training.engine.join`.
-        keep_going: decides at each checkpoint whether the trial continues; returns the same on every rank.
+    ``source`` is the opened data of the recipe. ``group`` has joined, see `layersearch.training.engine.join`.
+    ``keep_going`` decides at each checkpoint whether the trial continues; it returns the same on every rank.
 
     Returns:
         The record: ``complete``, ``stopped``, or ``failed`` if the loss is not finite.
@@ -51,8 +44,8 @@ def run_trial(
     began = time.perf_counter()
     reset_peak_memory(group.device)
     training, schedule, device = recipe.training, trial.schedule, group.device
-    if len(schedule) != recipe.model.n_layers:
-        raise ConfigError(f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
+    alike = len(schedule) == recipe.model.n_layers
+    require(alike, f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
 
     torch.manual_seed(trial.seed)
@@ -61,10 +54,8 @@ def run_trial(
     before = 0
     if training.start is not None:
         before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
-    if trial.save is not None and zero_stage(path) == 3:
-        raise ConfigError(
-            f"training.deepspeed {training.deepspeed} shards the weights, which are to be saved: use ZeRO 0-2"
-        )
+    shards = f"training.deepspeed {training.deepspeed} shards the weights, which are to be saved: use ZeRO 0-2"
+    require(trial.save is None or zero_stage(path) < 3, shards)
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
 
@@ -113,7 +104,7 @@ def run_trial(
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
-        kernels=tuple(kernel_for(span, group.device) for span in schedule),
+        kernels=tuple(kernel_for(span, group.device, softcap=model.softcap) for span in schedule),
         device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
         precision=training.precision,
         compiled=model.compiled,
@@ -146,9 +137,11 @@ def train_steps(
     weights, whose batches are skipped.
     """
     training, group = engine.training, engine.group
+    rows = training.batch_size // group.size
+    own = slice(group.rank * rows, (group.rank + 1) * rows)
     for step in range(first, training.steps):
         batch = source.train(seed=seed, step=before + step, batch_size=training.batch_size)
-        yield step + 1, engine.step(*_rank_rows(batch, group))
+        yield step + 1, engine.step(*to_device(Batch(batch.tokens[own], batch.targets[own]), group))
 
 
 def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
@@ -156,9 +149,3 @@ def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:
     values = torch.zeros(group.size, dtype=torch.int64)
     values[group.rank] = value
     return tuple(sum_over_ranks(values, group).tolist())
-
-
-def _rank_rows(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
-    rows = len(batch.tokens) // group.size
-    own = slice(group.rank * rows, (group.rank + 1) * rows)
-    return to_device(Batch(batch.tokens[own], batch.targets[own]), group)

@@ -17,8 +17,8 @@ def evaluated(moment: Moment, step: int, loss: float) -> Step:
     return Step(step=step, steps=40, loss=loss, evaluation=evaluation)
 
 
-def test_progress_steps_print_each_phase_once_and_the_heading_first(capsys: pytest.CaptureFixture[str]) -> None:
-    with ProgressDisplay("steps", "data: recall") as display:
+def test_progress_steps_print_each_phase_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay("steps") as display:
         display.steps(evaluated("original", 0, 2.0))
         for step in (1, 2, 3):
             display.steps(Step(step=step, steps=40, loss=3.0))
@@ -26,7 +26,6 @@ def test_progress_steps_print_each_phase_once_and_the_heading_first(capsys: pyte
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == [
-        "data: recall",
         "original: 0/40 steps; loss 2.0000",
         "training: 1/40 steps; training loss 3.0000",
         "validation: 3/40 steps; loss 2.5000",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
-from pathlib import Path
-
 import pytest
 
-from layersearch.cli.convert import data_line, data_overrides
 from layersearch.config.loader import find_file
 from layersearch.convert.config import load_convert_recipe, resolve_stages
 from layersearch.errors import UserError
@@ -63,34 +59,3 @@ def test_resolve_stages_every_stage_has_a_step() -> None:
 def test_convert_recipe_contradictory_values_are_refused(assignment: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_convert_recipe("longer", [assignment])
-
-
-@pytest.mark.parametrize("named", ["books/*.jsonl", "books/*", "books", "a.jsonl.gz", "a.ndjson", "A.JSONL"])
-def test_data_overrides_json_lines_are_read_as_json_however_they_are_named(
-    named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    line = b'{"id": 0, "text": "once upon a time"}\n'
-    (tmp_path / "books").mkdir()
-    for name in ("books/a.jsonl", "books/b.jsonl", "a.ndjson", "A.JSONL"):
-        (tmp_path / name).write_bytes(line)
-    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(line))
-    monkeypatch.chdir(tmp_path)
-    recipe = load_convert_recipe("plain", data_overrides([named]))
-    assert recipe.data.source == "json"
-    assert recipe.data.files == (named,)
-    files = "2 files" if named.startswith("books") else "1 file"
-    assert data_line(recipe.data) == f"data: {files} read as json"
-
-
-def test_data_overrides_files_of_several_formats_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("a.jsonl", "README.md"):
-        (tmp_path / name).write_text('{"text": "a"}\n')
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        UserError, match=r"^--data: the files are of several formats: 1 json \(\S+a\.jsonl first\), 1 text"
-    ):
-        data_overrides(["*"])
-
-
-def test_data_line_source_without_files_is_named() -> None:
-    assert data_line(load_convert_recipe("plain", data_overrides(["stdlib"])).data) == "data: stdlib"

@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from layersearch.config.recipe import DataConfig
-from layersearch.data.sequences import _packed, document_sequences
+from layersearch.data.sequences import Sequences, _packed, document_sequences
 from layersearch.data.tokenizer import encode_each
 from layersearch.errors import DataError
 
@@ -44,9 +44,7 @@ def save_tokenizer(folder: Path, *, begin: bool = False) -> str:
     return str(folder / "tokenizer.json")
 
 
-def draw(
-    corpus: tuple[DataConfig, str], seq_len: int, counts: Mapping[str, int] = COUNTS, seed: int = 0
-) -> dict[str, np.ndarray]:
+def draw(corpus: tuple[DataConfig, str], seq_len: int, counts: Mapping[str, int] = COUNTS, seed: int = 0) -> Sequences:
     config, tokenizer = corpus
     return document_sequences(config, tokenizer, seq_len, counts, seed=seed, cache=Path(tokenizer).parent / "cache")
 
@@ -121,8 +119,11 @@ def test_document_sequences_files_renamed_and_repeated_same_tokens(corpus, tmp_p
 
 def test_document_sequences_prepared_ones_are_read_from_the_cache(corpus, monkeypatch):
     first = draw(corpus, 31)
-    monkeypatch.setattr("layersearch.data.sequences.read_documents", lambda config: pytest.fail("read again"))
-    for part, rows in draw(corpus, 31).items():
+    assert str(first.reading).startswith("read 240 documents of 240 files (text 240), ")
+    monkeypatch.setattr("layersearch.data.sequences.read_documents", lambda *config: pytest.fail("read again"))
+    again = draw(corpus, 31)
+    assert again.reading == first.reading
+    for part, rows in again.items():
         np.testing.assert_array_equal(rows, first[part])
 
 

@@ -152,7 +152,7 @@ def counting(folder: Path, train: int, validation: int, seq_len: int, dtype: typ
     folder.mkdir(exist_ok=True)
     np.save(folder / "train.npy", np.arange(train, dtype=dtype))
     np.save(folder / "validation.npy", np.arange(validation, dtype=dtype))
-    return Text(folder, {"content": {}, "vocab_size": max(train, validation)}, "text", seq_len)
+    return Text(folder, {"content": {}, "vocab_size": max(train, validation), "read": {}}, "text", seq_len)
 
 
 def test_text_training_sequences_start_anywhere_and_run_on(tmp_path):
@@ -188,16 +188,26 @@ def test_text_validation_windows_are_spread_and_never_overlap(tmp_path, sequence
 
 def test_text_validation_longer_than_the_text_names_the_most(tmp_path):
     source = counting(tmp_path, 100, 200, 50)
-    with pytest.raises(DataError, match=r"training\.val_sequences 4 is more .* lower it to 3,"):
+    with pytest.raises(
+        DataError, match=r"lower training\.seq_len to 49, .* lower training\.val_sequences to 3, or name"
+    ):
         source.validation(4)
     assert source.validation(3).tokens.shape == (3, 50)
 
 
-@pytest.mark.parametrize(("train", "validation", "side"), [(50, 51, "training"), (51, 50, "validation")])
-def test_text_shorter_than_a_sequence_names_the_key(tmp_path, train, validation, side):
-    with pytest.raises(DataError, match=rf"data\.files gives 50 tokens of {side} text, .* lower training\.seq_len"):
-        counting(tmp_path, train, validation, 50)
-    counting(tmp_path, 51, 51, 50)
+@pytest.mark.parametrize(("train", "validation"), [(50, 51), (51, 50)])
+def test_text_shorter_than_a_sequence_names_the_longest(tmp_path, train, validation):
+    with pytest.raises(
+        DataError,
+        match=rf"^data\.files gives {train} tokens of training text and {validation} of .*seq_len to 49, the",
+    ):
+        counting(tmp_path, train, validation, 50).validation(1)
+    assert counting(tmp_path, 51, 51, 50).validation(1).tokens.shape == (1, 50)
+
+
+def test_text_training_shorter_than_a_sequence_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"lower training\.seq_len to 49"):
+        counting(tmp_path, 50, 51, 50).train(seed=0, step=0, batch_size=1)
 
 
 def test_text_fingerprint_follows_the_length(stdlib, cache_dir):

@@ -37,14 +37,31 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("SmolLM3Config", {**_GQA, "no_rope_layer_interval": 2}),
     "olmo": ("OlmoConfig", {**_GQA, "clip_qkv": 2.0}),
 }
+_EXPERTS = {**_GQA, "num_experts_per_tok": 2}
+FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
+    "gemma2": ("Gemma2Config", {**_GQA, "head_dim": 8, "attn_logit_softcapping": 2.0, "sliding_window": 64}),
+    "gpt_oss": ("GptOssConfig", {**_EXPERTS, "head_dim": 8, "num_local_experts": 4, "sliding_window": 64}),
+    "mixtral": ("MixtralConfig", {**_EXPERTS, "num_local_experts": 4}),
+    "qwen2_moe": (
+        "Qwen2MoeConfig",
+        {**_EXPERTS, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24, "num_experts": 4},
+    ),
+    "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8, "moe_intermediate_size": 24, "num_experts": 4}),
+    "olmoe": ("OlmoeConfig", {**_EXPERTS, "num_experts": 4}),
+}
+"""Families that run and that convert only to ``hf-remote``: softcapping, learned sinks, mixtures of experts."""
+EAGER = ("gemma2", "gpt_oss")
+"""Families whose attention transformers runs in full only by its ``eager`` implementation."""
 
 
 def make(family: str, *, seed: int = 0, **changes: Any) -> Any:
     """Return a model whose every weight is strong enough to show."""
-    name, values = FAMILIES[family]
+    name, values = (FAMILIES | FURTHER)[family]
     config = getattr(transformers, name)(**{**values, **changes})
+    config._experts_implementation = "eager"  # the default has no float64
     torch.manual_seed(seed)
-    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="sdpa", dtype=torch.float32)
+    kind = "eager" if family in EAGER else "sdpa"
+    model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=kind, dtype=torch.float32)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn_like(parameter) * 0.2 + (parameter.ndim == 1))

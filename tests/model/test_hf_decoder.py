@@ -13,12 +13,14 @@ from layersearch.data.source import IGNORE
 from layersearch.errors import UserError
 from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.schedule import Schedule
-from tests.helpers.hf_models import FAMILIES, LAYERS, VOCAB, make
+from tests.helpers.hf_models import FAMILIES, FURTHER, LAYERS, VOCAB, make
 
 torch.set_num_threads(1)
 TOKENS = 20
 SLIDING, FULL = "sliding_attention", "full_attention"
-SPARSE = [Schedule.parse("window:3 full block:6"), Schedule.parse("full window:3/2+sink:1 window:4")]
+SPARSE = [Schedule.parse("window:3 full block:6"), Schedule.parse("full window:3/2+sink:1 window:4+sink:2")]
+ROUNDED = {"gemma2": 1e-5}
+"""Families whose own attention rounds its weights to float32; all others are compared in float64."""
 
 
 def dense(model: Any, tokens: torch.Tensor, schedule: Schedule) -> torch.Tensor:
@@ -41,19 +43,20 @@ def dense(model: Any, tokens: torch.Tensor, schedule: Schedule) -> torch.Tensor:
     return logits
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_hf_decoder_all_full_equals_the_stock_model(family: str) -> None:
     model = make(family).double()
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
         stock = model(input_ids=tokens, use_cache=False).logits
         routed = HFDecoder(model)
-        assert routed.original == Schedule.parse(f"full*{LAYERS}")
-        assert (routed.logits(tokens) - stock).abs().max() < 1e-9 * stock.abs().max()
+        original = "window:64 full window:64" if family in ("gemma2", "gpt_oss") else f"full*{LAYERS}"
+        assert routed.original == Schedule.parse(original)
+        assert (routed.logits(tokens) - stock).abs().max() < ROUNDED.get(family, 1e-9) * stock.abs().max()
 
 
 @pytest.mark.parametrize("schedule", SPARSE, ids=str)
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_hf_decoder_sparse_schedule_equals_a_dense_mask(family: str, schedule: Schedule) -> None:
     model = make(family).double()
     other = copy.deepcopy(model)
@@ -65,7 +68,7 @@ def test_hf_decoder_sparse_schedule_equals_a_dense_mask(family: str, schedule: S
     routed = HFDecoder(other)
     routed.set_schedule(schedule)
     with torch.no_grad():
-        assert (routed.logits(tokens) - wanted).abs().max() < 1e-9 * wanted.abs().max()
+        assert (routed.logits(tokens) - wanted).abs().max() < ROUNDED.get(family, 1e-9) * wanted.abs().max()
         assert (routed.logits(tokens) - model(input_ids=tokens).logits).abs().max() > 1e-3 * wanted.abs().max()
     # The package takes the loss in float32, as in training.
     routed(tokens, targets).backward()
@@ -127,8 +130,6 @@ def small(name: str, **values: Any) -> Any:
 @pytest.mark.parametrize(
     ("name", "values", "said"),
     [
-        ("Gemma2Config", {"head_dim": 8}, "softcapping of attention logits"),
-        ("GptOssConfig", {"head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1}, "learned attention sinks"),
         (
             "LlamaConfig",
             {"layer_types": [SLIDING, FULL]},

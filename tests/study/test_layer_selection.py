@@ -8,8 +8,9 @@ import torch
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.presets import place
 from layersearch.schedule.space import Space
-from layersearch.study.layer_selection import kl_to_original, place, remove_one, restore_greedy, select_layers
+from layersearch.study.layer_selection import kl_to_original, remove_one, restore_greedy, select_layers
 from tests.helpers.hf_models import VOCAB, make
 
 torch.set_num_threads(1)
@@ -48,7 +49,7 @@ def test_kl_to_original_is_zero_for_all_full_and_falls_with_restored_layers() ->
     routed = HFDecoder(make("llama"))
     score = kl_to_original(routed, torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(0)))
     assert score(routed.original) == pytest.approx(0.0, abs=1e-6)
-    sparse, one = score(place((), 3, WINDOW)), score(place((0, 1), 3, WINDOW))
+    sparse, one = score(place(3, (), WINDOW)), score(place(3, (0, 1), WINDOW))
     assert sparse > one > 1e-3
     assert routed.schedule == routed.original
 

@@ -3,15 +3,13 @@
 FlexAttention skips blocks of 128 by 128 scores that no query sees, so work grows with the span.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from layersearch.errors import LayersearchError
 from layersearch.model.attention.operator import pool_values
@@ -23,21 +21,25 @@ def mask_mod(span: Span) -> Callable[[Any, Any, Any, Any], Any]:
     return lambda batch, head, i, j: span.visible(i, j, head)
 
 
-def _score_mod(span: Span, n_heads: int, device: torch.device) -> Callable[..., Any] | None:
-    """Return the function that multiplies scaled logits by exp(-alpha_c (i-j)) (LaS, 2311.16620), or None."""
+def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -> Callable[..., Any] | None:
+    """Return what caps scaled logits, then multiplies them by exp(-alpha_c (i-j)) (LaS, 2311.16620), or None."""
+
+    def cap(score: Any) -> Any:
+        return softcap * torch.tanh(score / softcap) if softcap else score
+
     if span.decay == 0:
-        return None
+        return (lambda score, batch, head, i, j: cap(score)) if softcap else None
     alphas = torch.tensor(span.alphas(n_heads), device=device, dtype=torch.float32)
-    return lambda score, batch, head, i, j: score * torch.exp(-alphas[head] * (i - j))
+    return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * (i - j))
 
 
 @functools.lru_cache(maxsize=256)
 def _modifiers(
-    span: Span, seq_len: int, n_heads: int, device: torch.device
+    span: Span, seq_len: int, n_heads: int, device: torch.device, softcap: float
 ) -> tuple[BlockMask, Callable[..., Any] | None]:
     heads = n_heads if span.dilated_heads is not None else None
     mask = create_block_mask(mask_mod(span), B=None, H=heads, Q_LEN=seq_len, KV_LEN=seq_len, device=str(device))
-    return mask, _score_mod(span, n_heads, device)
+    return mask, _score_mod(span, n_heads, device, softcap)
 
 
 @functools.cache
@@ -50,8 +52,10 @@ def _compiled() -> Callable[..., Any]:
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 
-def flex_span_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
-    """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three.
+def flex_span_attention(
+    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+) -> Tensor:
+    """Return causal attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v.
 
     Raises:
         LayersearchError: gradients are wanted on CPU, where FlexAttention has none.
@@ -60,7 +64,12 @@ def flex_span_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
         raise LayersearchError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
     wide = torch.promote_types(v.dtype, torch.float32)
     values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
-    mask, score_mod = _modifiers(span, q.shape[2], q.shape[1], q.device)
+    mask, score_mod = _modifiers(span, q.shape[2], q.shape[1], q.device, softcap)
     run: Any = flex_attention if q.device.type == "cpu" else _compiled()
-    out: Tensor = run(q, k, values, score_mod=score_mod, block_mask=mask, enable_gqa=k.shape[1] != q.shape[1])
-    return out
+    grouped = k.shape[1] != q.shape[1]
+    aux = None if s_aux is None else AuxRequest(lse=True)
+    found = run(q, k, values, score_mod=score_mod, block_mask=mask, enable_gqa=grouped, return_aux=aux)
+    if s_aux is None:
+        return found
+    out, sums = found
+    return (out * torch.sigmoid(sums.lse - s_aux.to(sums.lse.dtype)[:, None]).unsqueeze(-1)).to(out.dtype)

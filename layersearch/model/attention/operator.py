@@ -5,8 +5,6 @@ The operator ``layersearch::attend`` carries the span as text, so a traced graph
 Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width, R residues of a dilated window.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Iterator
@@ -38,9 +36,9 @@ def effective_span(text: str, seq_len: int) -> Span:
     return span
 
 
-def runs_flash(span: Span, device: torch.device) -> bool:
+def runs_flash(span: Span, device: torch.device, softcap: float = 0.0) -> bool:
     """Tell whether torch's flash kernel serves the forward pass of ``span``, as `effective_span` returns it."""
-    return span.is_full and span.decay == 0 and device.type == "cpu"
+    return span.is_full and span.decay == 0 and softcap == 0 and device.type == "cpu"
 
 
 def pool_values(v: Tensor, width: int) -> Tensor:
@@ -73,7 +71,7 @@ def _gather(x: Tensor, batch: int, residues: int, tokens: int) -> Tensor:
 
 
 def _head_groups(
-    q: Tensor, k: Tensor, v: Tensor, span: Span
+    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float
 ) -> Iterator[tuple[slice, Span, tiled.Band, tuple[Tensor, Tensor, Tensor], tuple[strips.StripGroup, ...] | None]]:
     """Split the heads into those that the span dilates and the others.
 
@@ -92,10 +90,10 @@ def _head_groups(
             alphas = q.new_tensor(span.alphas(heads)[group])
             decay = alphas.repeat_interleave(dilation).repeat(batch)[:, None, None]
         base = Span(kind=span.kind, size=span.size)
-        band = tiled.Band(span=base, stride=dilation, alphas=decay, sinks=part if span.sink else None)
+        band = tiled.Band(span=base, stride=dilation, alphas=decay, sinks=part if span.sink else None, softcap=softcap)
         dealt = (_deal(q[:, group], dilation), _deal(k[:, group], dilation), _deal(v[:, group], dilation))
         plan = None
-        if q.device.type == "cpu" and span.size is not None and not (dilation > 1 and span.sink):
+        if q.device.type == "cpu" and span.size is not None and softcap == 0 and not (dilation > 1 and span.sink):
             tokens = dealt[0].shape[1]
             plan = strips.strip_groups(effective_span(str(replace(part, dilation=1, pool=1)), tokens), tokens)
         yield group, part, band, dealt, plan
@@ -106,12 +104,12 @@ def _sinks(x: Tensor, span: Span) -> Tensor:
     return x[:, :, : span.sink].flatten(0, 1).repeat_interleave(span.dilation, dim=0)
 
 
-def _batches(q: Tensor, text: str, kind: torch.dtype) -> list[slice]:
+def _batches(q: Tensor, text: str, kind: torch.dtype, softcap: float) -> list[slice]:
     """Cut the batch into pieces whose working copies, in precision ``kind``, stay in the cache and in reused memory.
 
     CUDA needs no pieces. torch's flash kernel needs them only for copies in another precision.
     """
-    flash = runs_flash(effective_span(text, q.shape[2]), q.device) and kind == q.dtype
+    flash = runs_flash(effective_span(text, q.shape[2]), q.device, softcap) and kind == q.dtype
     if q.device.type != "cpu" or flash:
         return [slice(None)]
     size = max(1, PIECE_VALUES // q[0].numel())
@@ -128,11 +126,11 @@ def _backward_kind(q: Tensor) -> torch.dtype:
     return q.dtype if q.shape[2] >= NARROW_BACKWARD_TOKENS else torch.promote_types(q.dtype, torch.float32)
 
 
-def _forward_kind(span: Span, q: Tensor) -> torch.dtype:
+def _forward_kind(span: Span, q: Tensor, softcap: float) -> torch.dtype:
     """Return the precision in which a span, as `effective_span` returns it, runs its forward pass."""
     # The flash kernel takes strips in bf16. Scores are joined and decayed in float32.
     by_strips = q.device.type == "cpu" and span.size is not None and span.dilated_heads is None
-    if by_strips and span.decay == 0 and span.pool == 1 and span.sink == 0:
+    if by_strips and softcap == 0 and span.decay == 0 and span.pool == 1 and span.sink == 0:
         return q.dtype
     return torch.promote_types(q.dtype, torch.float32)
 
@@ -152,36 +150,42 @@ def _empty_lse(q: Tensor) -> Tensor:
     return q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float = 0.0, s_aux: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return the output (B, H, T, D) and the log-sum-exp of each query's logits (B, H, T)."""
-    pieces = _batches(q, text, q.dtype)
+    pieces = _batches(q, text, q.dtype, softcap)
     if len(pieces) == 1:
-        out, lse = _forward_piece(q, k, v, text)
-        return _settle(out, q.dtype), lse.contiguous()
-    out, lse = _empty(q), _empty_lse(q)
-    for piece in pieces:
-        some, sums = _forward_piece(q[piece], k[piece], v[piece], text)
-        out[piece].copy_(some)
-        lse[piece].copy_(sums)
+        out, lse = _forward_piece(q, k, v, text, softcap)
+        out, lse = _settle(out, q.dtype), lse.contiguous()
+    else:
+        out, lse = _empty(q), _empty_lse(q)
+        for piece in pieces:
+            some, sums = _forward_piece(q[piece], k[piece], v[piece], text, softcap)
+            out[piece].copy_(some)
+            lse[piece].copy_(sums)
+    if s_aux is not None:  # one more key, whose value is 0: it joins the sum only
+        joined = torch.logaddexp(lse, s_aux.to(lse.dtype)[:, None])
+        out, lse = _settle(out * (lse - joined).exp_().unsqueeze(-1), q.dtype), joined
     return out, lse
 
 
-def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, Tensor]:
+def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     span = effective_span(text, tokens)
     wide = torch.promote_types(q.dtype, torch.float32)
-    if runs_flash(span, q.device):
+    if runs_flash(span, q.device, softcap):
         values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
         return out, lse
     scale = 1.0 / math.sqrt(width)
-    kind = _forward_kind(span, q)
+    kind = _forward_kind(span, q, softcap)
     queries, keys, values = q.to(kind), k.to(kind), v.to(kind)
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = _expand(keys, heads), _expand(values, heads)
     outs, sums = [], []
-    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span, softcap):
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             # Tiles accumulate in the precision of their input.
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
@@ -197,24 +201,25 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str) -> tuple[Tensor, 
 
 
 def _backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D)."""
-    pieces = _batches(q, text, _backward_kind(q))
+    pieces = _batches(q, text, _backward_kind(q), softcap)
     if len(pieces) == 1:
-        gradients = _backward_piece(grad, q, k, v, out, lse, text)
+        gradients = _backward_piece(grad, q, k, v, out, lse, text, softcap)
         dq, dk, dv = (x.to(q.dtype).contiguous() for x in gradients)
         return dq, dk, dv
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     for piece in pieces:
-        gradients = _backward_piece(grad[piece], q[piece], k[piece], v[piece], out[piece], lse[piece], text)
+        some_grad, some_out, some_lse = grad[piece], out[piece], lse[piece]
+        gradients = _backward_piece(some_grad, q[piece], k[piece], v[piece], some_out, some_lse, text, softcap)
         for into, some in zip((dq, dk, dv), gradients, strict=True):
             into[piece].copy_(some)
     return dq, dk, dv
 
 
 def _backward_piece(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
     span = effective_span(text, tokens)
@@ -222,13 +227,13 @@ def _backward_piece(
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = _expand(k, heads)
     values = _expand(pool_values(v.to(wide), span.pool) if span.pool > 1 else v, heads)
-    if runs_flash(span, q.device):
+    if runs_flash(span, q.device, softcap):
         kind = _backward_kind(q)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
         )
     else:
-        dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span)
+        dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span, softcap)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
     dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
     if span.pool > 1:
@@ -237,7 +242,7 @@ def _backward_piece(
 
 
 def _sparse_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: Span, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return gradients (B, H, T, D) of queries, expanded keys and expanded, pooled values, in float32 or wider."""
     batch, _, tokens, width = q.shape
@@ -247,7 +252,7 @@ def _sparse_backward(
     grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
     lse = lse.to(wide).unsqueeze(-1)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
-    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span, softcap):
         stride = part.dilation
         dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
         lent = None
@@ -279,25 +284,37 @@ for _name, _kernel in (("attend", _forward), ("attend_backward", _backward)):
     _LIBRARY.impl(_name, _kernel, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
 
 
-def _fake_forward(q: Tensor, k: Tensor, v: Tensor, span: str) -> tuple[Tensor, Tensor]:
+def _fake_forward(
+    q: Tensor, k: Tensor, v: Tensor, span: str, softcap: float = 0.0, s_aux: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     return _empty(q), _empty_lse(q)
 
 
 def _fake_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, span: str, softcap: float = 0.0
 ) -> tuple[Tensor, Tensor, Tensor]:
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.span = inputs
+def _setup(
+    ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, str, float, Tensor | None], output: tuple[Tensor, Tensor]
+) -> None:
+    q, k, v, ctx.span, ctx.softcap, s_aux = inputs
     out, lse = output
-    ctx.save_for_backward(q, k, v, out, lse)
+    ctx.save_for_backward(q, k, v, out, lse, s_aux)
     ctx.mark_non_differentiable(lse)
 
 
 def _autograd(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return (*torch.ops.layersearch.attend_backward(grad, *ctx.saved_tensors, ctx.span), None)
+    *saved, s_aux = ctx.saved_tensors
+    gradients = torch.ops.layersearch.attend_backward(grad, *saved, ctx.span, ctx.softcap)
+    aux = None
+    if s_aux is not None:
+        # The softmax's backward pass for a key whose value is 0: its weight times -(output . gradient).
+        out, lse = saved[3:]
+        weight = (s_aux.to(lse.dtype)[:, None] - lse).exp()
+        aux = -(weight * (grad * out).sum(-1, dtype=lse.dtype)).sum((0, 2)).to(s_aux.dtype)
+    return (*gradients, None, None, aux)
 
 
 torch.library.register_fake("layersearch::attend", _fake_forward, lib=_LIBRARY)
@@ -305,7 +322,9 @@ torch.library.register_fake("layersearch::attend_backward", _fake_backward, lib=
 torch.library.register_autograd("layersearch::attend", _autograd, setup_context=_setup, lib=_LIBRARY)
 
 
-def chunked_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
-    """Return causal attention over ``span``; shapes as in `reference_attention`, one precision for all three."""
-    out: Tensor = torch.ops.layersearch.attend(q, k, v, str(span))[0]
+def chunked_attention(
+    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+) -> Tensor:
+    """Return causal attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v."""
+    out: Tensor = torch.ops.layersearch.attend(q, k, v, str(span), softcap, s_aux)[0]
     return out

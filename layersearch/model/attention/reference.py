@@ -3,8 +3,6 @@
 Shape legend: B batch, H query heads, G key-value heads, T tokens, D head width.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch
@@ -28,7 +26,9 @@ def span_mask(span: Span, seq_len: int, n_heads: int, device: torch.device | str
     return visible.expand(n_heads, seq_len, seq_len)
 
 
-def reference_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
+def reference_attention(
+    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+) -> Tensor:
     """Return causal attention over ``span``, with every (query, key) pair in memory.
 
     Masked softmax attention (1706.03762, eq. 1). A LaS span (2311.16620) multiplies the scaled logits by
@@ -40,6 +40,9 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
         k: keys, (B, G, T, D), G dividing H.
         v: values, (B, G, T, D).
         span: the keys that each query sees.
+        softcap: scaled logits z become softcap tanh(z / softcap) (Gemma 2, 2408.00118, section 2); 0: they stay.
+        s_aux: a learned logit per head, (H,), of one more key that every query sees and whose value is 0 (gpt-oss,
+            2508.10925); None: no such key.
 
     Returns:
         (B, H, T, D) in q's precision; computed in float32 or wider.
@@ -57,13 +60,18 @@ def reference_attention(q: Tensor, k: Tensor, v: Tensor, span: Span) -> Tensor:
     keys = k.to(wide).repeat_interleave(group, dim=1)
     values = v.to(wide).repeat_interleave(group, dim=1)
     logits = queries @ keys.transpose(-1, -2) / math.sqrt(width)  # (B, H, T, T)
+    if softcap:
+        logits = softcap * torch.tanh(logits / softcap)
     if span.decay > 0:
         position = torch.arange(tokens, device=q.device, dtype=wide)
         distance = (position[:, None] - position[None, :]).clamp_min(0)  # (T, T)
         alphas = torch.tensor(span.alphas(heads), device=q.device, dtype=wide)[:, None, None]
         logits = logits * torch.exp(-alphas * distance)
     visible = span_mask(span, tokens, heads, q.device)
-    weights = logits.masked_fill(~visible, -math.inf).softmax(dim=-1)
+    logits = logits.masked_fill(~visible, -math.inf)
+    if s_aux is not None:
+        logits = torch.cat((logits, s_aux.to(wide)[None, :, None, None].expand(*logits.shape[:3], 1)), dim=-1)
+    weights = logits.softmax(dim=-1)[..., :tokens]
     if span.pool > 1:
         # P-1 zeros follow the last token, and the mean always divides by P.
         weights = F.pad(weights, (0, span.pool - 1)).unfold(-1, span.pool, 1).mean(dim=-1)

@@ -8,8 +8,6 @@ Attention, 2310.01889, uses the same identity).
 Shape legend: N batch rows (batch and head), T tokens, D head width, S strips, C queries of a strip, L its keys.
 """
 
-from __future__ import annotations
-
 import functools
 from dataclasses import dataclass
 
@@ -100,13 +98,9 @@ def forward(q: Tensor, k: Tensor, v: Tensor, plan: tuple[StripGroup, ...], scale
     for part in plan:
         rows = (part.first, part.strips, part.queries, part.queries)
         columns = (part.low, part.strips, part.keys, part.step)
+        inputs = _cut(q, *rows), _cut(k, *columns), _cut(v, *columns)
         some, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            _cut(q, *rows),
-            _cut(k, *columns),
-            _cut(v, *columns),
-            is_causal=part.causal,
-            attn_mask=_bias(part, q.dtype),
-            scale=scale,
+            *inputs, is_causal=part.causal, attn_mask=_bias(part, q.dtype), scale=scale
         )
         queries = slice(part.first, part.first + part.strips * part.queries)
         into, into_lse = out[:, queries], lse[:, queries]
@@ -130,17 +124,10 @@ def backward(
     for part in plan:
         rows = (part.first, part.strips, part.queries, part.queries)
         columns = (part.low, part.strips, part.keys, part.step)
+        inputs = _cut(grad, *rows), _cut(q, *rows), _cut(k, *columns), _cut(v, *columns), _cut(out, *rows)
+        part_sums, bias = _cut(sums, *rows).squeeze(-1), _bias(part, q.dtype)
         some_q, some_k, some_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            _cut(grad, *rows),
-            _cut(q, *rows),
-            _cut(k, *columns),
-            _cut(v, *columns),
-            _cut(out, *rows),
-            _cut(sums, *rows).squeeze(-1),
-            0.0,
-            part.causal,
-            attn_mask=_bias(part, q.dtype),
-            scale=scale,
+            *inputs, part_sums, 0.0, part.causal, attn_mask=bias, scale=scale
         )
         into_q = _cut(dq, *rows)
         (into_q.add_ if part.joins else into_q.copy_)(some_q)

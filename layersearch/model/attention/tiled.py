@@ -40,6 +40,7 @@ class Band:
     stride: int = 1  # distance D between neighboring tokens of a row in the text; row r holds the residue r mod D
     alphas: Tensor | None = None  # LaS decay per row and token of the text, (N, 1, 1)
     sinks: Span | None = None  # the span in tokens of the text, if it has sinks
+    softcap: float = 0.0  # scaled logits z become softcap tanh(z / softcap), before a decay; 0: they stay
 
 
 @dataclass(frozen=True)
@@ -157,8 +158,8 @@ def _hide_sinks(scores: Tensor, band: Band, tile: _Tile, rows: slice) -> None:
 class _Scratch:
     """Score-sized buffers that tiles reuse: a fresh allocation costs as much as the product that fills it."""
 
-    def __init__(self, like: Tensor, scores: int, by_key: bool, unseen: float) -> None:
-        self.buffers = like.new_empty((3, scores))
+    def __init__(self, like: Tensor, scores: int, by_key: bool, unseen: float, capped: bool) -> None:
+        self.buffers = like.new_empty((4 if capped else 3, scores))
         self.unseen = unseen
         # The backward pass stores scores key by key: four of its five products are then faster.
         self.by_key = by_key
@@ -170,21 +171,31 @@ class _Scratch:
         place = (rows, queries, keys, sinks, tile.first - tile.low, low - tile.low)
         if place not in self.stages:
             flat = self.buffers[:, : rows * queries * keys]
-            p, ds, decay = flat.view(3, rows, keys, queries).mT if self.by_key else flat.view(3, rows, queries, keys)
+            shaped = flat.view(-1, rows, keys, queries).mT if self.by_key else flat.view(-1, rows, queries, keys)
+            p, ds, decay = shaped[:3]
             doubtful = _doubtful(p[:, :, sinks:], band.span, tile, low, self.unseen) if high > low else []
             if self.by_key:
                 doubtful = [(part, cap.t().contiguous().t()) for part, cap in doubtful]
-            self.stages[place] = _Stage(p, ds, decay, doubtful)
+            self.stages[place] = _Stage(p, ds, decay, shaped[-1], doubtful)
         return self.stages[place]
 
 
 class _Stage:
     """Buffers (N, C, S) in the shape of one tile, shared by all equal tiles, and their views."""
 
-    def __init__(self, p: Tensor, ds: Tensor, decay: Tensor, doubtful: list[tuple[Tensor, Tensor]]) -> None:
-        self.p, self.ds, self.decay = p, ds, decay
+    def __init__(
+        self, p: Tensor, ds: Tensor, decay: Tensor, slope: Tensor, doubtful: list[tuple[Tensor, Tensor]]
+    ) -> None:
+        self.p, self.ds, self.decay, self.slope = p, ds, decay, slope
         self.p_by_key, self.ds_by_key = self.p.transpose(1, 2), self.ds.transpose(1, 2)
         self._doubtful = doubtful
+
+    def cap(self, softcap: float, *, slope: bool) -> None:
+        """Squash ``p`` to softcap tanh(p / softcap); keep the derivative in ``slope``, if it is wanted."""
+        self.p.div_(softcap).tanh_()
+        if slope:
+            torch.mul(self.p, self.p, out=self.slope).neg_().add_(1.0)
+        self.p.mul_(softcap)
 
     def hide(self) -> None:
         """Set ``p`` to the scratch's ``unseen`` at unseen keys, and leave it elsewhere."""
@@ -251,7 +262,7 @@ def _forward(
     runs, together, scores = _plan(band, total, tokens, sinks)
     # exp takes two thirds of the time of exp2 unless its results underflow. So unseen keys are hidden after it, except
     # where the highest score is needed.
-    scratch = _Scratch(q, scores, by_key=False, unseen=0.0 if highest is None else -torch.inf)
+    scratch = _Scratch(q, scores, by_key=False, unseen=0.0 if highest is None else -torch.inf, capped=False)
     # Outside inference mode each view records its base: 2% of a pass.
     with torch.inference_mode():
         for start in range(0, total, together):
@@ -268,6 +279,8 @@ def _forward(
                         tile_k = torch.cat((sink_k[rows], tile_k), dim=1)
                         tile_v = torch.cat((sink_v[rows], tile_v), dim=1)
                     _product(tile_q, tile_k.transpose(1, 2), scale, p)
+                    if band.softcap:
+                        stage.cap(band.softcap, slope=False)
                     if band.alphas is not None:
                         if sinks:
                             _decay_sinks(band, rows, run.at(index), decay[:, :, :sinks])
@@ -301,7 +314,7 @@ def backward(
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     dsk, dsv = torch.zeros_like(sink_k), torch.zeros_like(sink_v)
     runs, together, scores = _plan(band, total, tokens, sinks)
-    scratch = _Scratch(q, scores, by_key=True, unseen=0.0)
+    scratch = _Scratch(q, scores, by_key=True, unseen=0.0, capped=band.softcap > 0)
     lse, delta = lse.unsqueeze(-1), delta.unsqueeze(-1)
     with torch.inference_mode():
         for start in range(0, total, together):
@@ -332,6 +345,8 @@ def backward(
                         some_k, some_v, into_k, into_v = sources[index]
                         p, ds, decay = stage.p, stage.ds, stage.decay
                         _product(some_k, tile_q.transpose(1, 2), scale, stage.p_by_key)
+                        if band.softcap:
+                            stage.cap(band.softcap, slope=True)
                         if band.alphas is not None:
                             if low == high:
                                 _decay_sinks(band, rows, run.at(index), decay)
@@ -349,6 +364,8 @@ def backward(
                         ds.sub_(tile_delta).mul_(p)
                         if band.alphas is not None:
                             ds.mul_(decay)
+                        if band.softcap:
+                            ds.mul_(stage.slope)
                         tile_dq.baddbmm_(ds, some_k, beta=kept, alpha=scale)
                         into_k.baddbmm_(stage.ds_by_key, tile_q, alpha=scale)
                         kept = 1

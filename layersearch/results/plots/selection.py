@@ -23,7 +23,7 @@ def plot_selection(result: Result, rows: Sequence[MeasureRow], path_stem: Path |
     title = [sentence.rstrip(".") + "." for sentence in result.verdict.split(". ")]
 
     def draw(figure: "Figure", top: float) -> None:
-        panels = figure.subplots(1, 2, sharex=True)
+        panels: Any = figure.subplots(1, 2, sharex=True)
         figure.subplots_adjust(
             left=LEFT,
             right=0.985,

@@ -1,58 +1,26 @@
 """Pools run trials. `LocalPool` keeps worker processes on this machine."""
 
-from __future__ import annotations
-
-import contextlib
-import os
 import queue
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import torch
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.errors import ConfigError
+from layersearch.errors import require
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 
-_PLACE_TIMEOUT = 0.5
-"""Seconds that a trial waits for one group's place before it tries the next group."""
+_PLACE_TIMEOUT = 0.5  # Seconds that a trial waits for one group's place before it tries the next group
 
 
-class Pool(Protocol):
-    """Runs trials in parallel."""
-
-    def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
-        """Queue one trial; its future holds the record. ``keep_going`` runs in the caller's process."""
-
-    def close(self) -> None:
-        """End every worker."""
-
-
-class PoolFactory(Protocol):
-    """Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`.
-
-    Args:
-        recipe: configuration of the trials.
-        workers: number of worker groups.
-        logs: folder for the workers' standard error.
-        cache: folder of prepared data; None: the default one.
-
-    Raises:
-        LayersearchError: if the recipe's trials cannot run there. Nothing is written or started before the first trial.
-    """
-
-    def __call__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Pool: ...
-
-
-class WorkerGroupPool:
-    """A pool of worker groups that each train one trial at a time.
+class Pool:
+    """Runs trials in parallel, on worker groups that each train one trial at a time.
 
     A group trains many trials, so imports and DeepSpeed's start-up run once. Under ZeRO-3 a group is replaced after
     each trial: it leaks memory if one process initializes it again (643 to 2165 MB over 8 trials with DeepSpeed
@@ -69,7 +37,10 @@ class WorkerGroupPool:
         self._threads = ThreadPoolExecutor(max_workers=len(self._groups), thread_name_prefix="trial")
 
     def submit(self, trial: Trial, keep_going: KeepGoing | None = None) -> Future[TrialRecord]:
-        """Queue one trial; its future holds the record, or raises LayersearchError if the worker refused it."""
+        """Queue one trial; its future holds the record, or raises LayersearchError if the worker refused it.
+
+        ``keep_going`` runs in the caller's process.
+        """
         return self._threads.submit(self._run, trial, keep_going)
 
     def _run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
@@ -102,16 +73,22 @@ class WorkerGroupPool:
         self._threads.shutdown(wait=True)
 
 
-class LocalPool(WorkerGroupPool):
+PoolFactory = Callable[[Recipe, int, Path, Path | None], Pool]
+"""Makes the pool of a search: `LocalPool`, or `layersearch.training.workers.ray_pool.RayPool`.
+
+It takes the trials' recipe, the number of worker groups, the folder for the workers' standard error, and the folder of
+prepared data (None: the default one). It raises LayersearchError if the recipe's trials cannot run there, and starts
+nothing before the first trial."""
+
+
+class LocalPool(Pool):
     """Worker processes on this machine, in groups of ``recipe.training.ranks``. See `PoolFactory`."""
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
         gpus = torch.cuda.device_count() if recipe.training.gpus else 0
-        if recipe.training.gpus and gpus < recipe.training.ranks:
-            raise ConfigError(
-                f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}: "
-                "set training.gpus=0 to train on the CPU, or training.ranks"
-            )
+        needs = f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}"
+        enough = not recipe.training.gpus or gpus >= recipe.training.ranks
+        require(enough, f"{needs}: set training.gpus=0 to train on the CPU, or training.ranks")
         super().__init__(recipe, [_LocalWorkerGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
 
 
@@ -121,26 +98,22 @@ class _LocalWorkerGroup(WorkerGroup):
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None, gpus: int) -> None:
         super().__init__(recipe, index, logs, cache)
         self._gpus = gpus
-        self._rendezvous: Path | None = None
+        self._meeting: tempfile.TemporaryDirectory[str] | None = None
 
     def launch(self) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(prefix="layersearch-")
-        os.close(descriptor)
-        os.unlink(name)  # the store creates it; an old file would hold another group's ranks
-        self._rendezvous = Path(name)
-        ranks: list[WorkerProcess] = []
-        self.ranks = ranks
+        # A new folder: an old file would hold another group's ranks.
+        self._meeting = tempfile.TemporaryDirectory(prefix="layersearch-", ignore_cleanup_errors=True)
+        rendezvous = str(Path(self._meeting.name, "store"))
         count = self.recipe.training.ranks
         for rank in range(count):
             device = f"cuda:{(self.index * count + rank) % self._gpus}" if self._gpus else "cpu"
             process = WorkerProcess()
-            process.start(self.settings(rank, device) | {"rendezvous": name}, self.log(rank))
-            ranks.append(process)
+            process.start(self.settings(rank, device) | {"rendezvous": rendezvous}, self.log(rank))
+            self.ranks.append(process)
 
     def kill(self) -> None:
         super().kill()
-        if self._rendezvous is not None:
-            with contextlib.suppress(OSError):
-                self._rendezvous.unlink()  # a killed process leaves it
-            self._rendezvous = None
+        if self._meeting is not None:
+            self._meeting.cleanup()
+            self._meeting = None

@@ -1,7 +1,5 @@
 """A worker process from outside: starts `layersearch.training.workers.worker` and talks to it through pipes."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -21,6 +19,7 @@ more than the arithmetic. Peak memory is unchanged."""
 class WorkerProcess:
     """One rank's process on this machine. `layersearch.training.workers.worker` documents the messages."""
 
+    pid = 0
     _process: subprocess.Popen[str] | None = None
     _stdin: IO[str]
     _stdout: IO[str]
@@ -28,16 +27,13 @@ class WorkerProcess:
     def start(
         self, settings: Mapping[str, Any], log: Path, host: str | None = None, folder: Path | None = None
     ) -> dict[str, Any]:
-        """Start the process and send its settings.
+        """Start the process and send its settings; return them with ``rendezvous`` for the other ranks.
 
         Args:
             settings: the first message; without ``rendezvous`` if ``host`` is given.
             log: file for its standard error. If the folder does not exist here, this process's standard error is used.
             host: address of this machine where the ranks meet. This process opens a free port there.
             folder: the working directory, if it exists on this machine.
-
-        Returns:
-            The settings, with ``rendezvous`` for the other ranks.
         """
         found = dict(settings)
         env = {"OMP_NUM_THREADS": str(settings["threads"])} | (KEEP_FREED_MEMORY if settings["device"] == "cpu" else {})
@@ -61,15 +57,9 @@ class WorkerProcess:
             )
             assert self._process.stdin is not None
             assert self._process.stdout is not None
-            self._stdin, self._stdout = self._process.stdin, self._process.stdout
+            self.pid, self._stdin, self._stdout = self._process.pid, self._process.stdin, self._process.stdout
             self.send(found | {"listening": passed[0] if passed else None})
         return found
-
-    @property
-    def pid(self) -> int:
-        """The process ID."""
-        assert self._process is not None
-        return self._process.pid
 
     def send(self, message: Mapping[str, Any]) -> bool:
         """Send one message; return whether the process could still read it."""

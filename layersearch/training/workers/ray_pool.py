@@ -1,19 +1,9 @@
-"""The pool on a Ray cluster of one or more machines.
+"""The pool on a Ray cluster of one or more machines. Users read docs/how-to/ray-cluster.md.
 
-Ray places and runs the workers. The search, its study and every decision stay in the caller's process. A worker group
-has one placement group with one bundle per rank (``training.threads`` CPUs and ``training.gpus`` GPUs), and one actor
-per bundle. An actor holds a worker process, as on one machine. Training inside the actor would block its messages, or
-run off the main thread, where the C library's allocator keeps less.
-
-On the CPU, all pools give the same trials, schedules, states, steps, losses and kernels, to the bit, if machines and
-versions are the same. GPU kernels need not be deterministic on any pool. The order of lines in ``trials.jsonl``,
-seconds and memory differ.
-
-Every machine needs the same layersearch with Ray. The recipe's local files, the cache and the logs have the same paths
-on each. Ranks of one machine meet on its loopback interface, ranks of several at the first machine's address.
+A worker group has one placement group with one bundle per rank (``training.threads`` CPUs and ``training.gpus`` GPUs),
+and one actor per bundle. An actor holds a worker process, as on one machine. Training inside the actor would block its
+messages, or run off the main thread, where the C library's allocator keeps less.
 """
-
-from __future__ import annotations
 
 import logging
 import os
@@ -28,32 +18,25 @@ from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.data import open_source
-from layersearch.errors import LayersearchError
-from layersearch.training.workers.pool import WorkerGroupPool
+from layersearch.errors import LayersearchError, one_line, require
+from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
 
-_CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0
-"""Seconds for a connection to the head node, and for ``ray status``. Ray would try for two minutes, then exit."""
-_STORE_BYTES = 100_000_000
-"""Shared memory of a cluster that we start. Trials use none; Ray would reserve a third of the memory."""
-_PLACEMENT_TIMEOUT = 2.0
-"""Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy."""
+_CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0  # Seconds; Ray itself would try for two minutes, then exit
+_STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials use none, Ray would take a third
+_PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
 
-class RayPool(WorkerGroupPool):
+class RayPool(Pool):
     """Workers on a Ray cluster, in groups of ``recipe.training.ranks``.
 
     The caller's connection to Ray is used and left open. Without one, the pool connects, and disconnects when it
-    closes.
+    closes. ``address`` is ``HOST:PORT`` of the cluster's head node, or ``auto`` for a cluster on this machine. None:
+    ``$RAY_ADDRESS``, else a new cluster on this machine. See `PoolFactory` for the other arguments.
 
-    Groups without room on the cluster wait. On machines without the folder ``logs``, Ray's logs have the output. See
-    `PoolFactory` for the other arguments.
-
-    Args:
-        address: ``HOST:PORT`` of the cluster's head node, or ``auto`` for a cluster on this machine. None:
-            ``$RAY_ADDRESS``, else a new cluster on this machine.
+    Groups without room on the cluster wait. On machines without the folder ``logs``, Ray's logs have the output.
 
     Raises:
         LayersearchError: if Ray is missing, the address does not answer, or the cluster is too small for one trial.
@@ -107,10 +90,8 @@ def _connect(address: str | None) -> bool:
         raise LayersearchError('--pool ray needs Ray, which is not installed: pip install "layersearch[ray]"') from None
     if ray.is_initialized():
         joined = ray.get_runtime_context().gcs_address
-        if address is not None and address != joined:
-            raise LayersearchError(
-                f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
-            )
+        here = f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
+        require(address in (None, joined), here)
         return False
     cluster, origin = address, "--ray-address"
     if cluster is None and os.environ.get("RAY_ADDRESS"):
@@ -127,46 +108,34 @@ def _connect(address: str | None) -> bool:
             ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
-        raise LayersearchError(f"{what} ({_one_line(error)}); correct it, or use --pool local") from None
+        raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
     return True
 
 
 def _check_answers(address: str, where: str) -> None:
     """Refuse an address without a Ray cluster of this version."""
     host, colon, port = address.rpartition(":")
-    known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
-    if address != "auto" and not known:
-        raise LayersearchError(f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
     if address != "auto":
+        known = colon and host and "/" not in host and port.isdecimal() and len(port) < 6 and int(port) < 2**16
+        require(known, f"{where}: give HOST:PORT of the cluster's head node, such as 10.0.0.1:6379, or auto")
         try:
             socket.create_connection((host, int(port)), timeout=_CONNECT_TIMEOUT).close()
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise LayersearchError(
-                f"{where}: no answer ({reason}); start the cluster, or correct the address"
-            ) from None
+            silent = f"{where}: no answer ({error.strerror or error}); start the cluster, or correct the address"
+            raise LayersearchError(silent) from None
     command = [sys.executable, "-P", "-m", "ray.scripts.scripts", "status"]
     command += [] if address == "auto" else ["--address", address]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_STATUS_TIMEOUT, check=False)
     except subprocess.TimeoutExpired:
-        raise LayersearchError(
-            f"{where}: no Ray cluster answers there; give the port of its head node (6379)"
-        ) from None
-    if "AuthenticationError" in found.stderr:
-        if address != "auto":  # on this machine, Ray finds the token itself
-            raise LayersearchError(
-                f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
-            )
+        silent = f"{where}: no Ray cluster answers there; give the port of its head node (6379)"
+        raise LayersearchError(silent) from None
+    if "AuthenticationError" in found.stderr:  # on this machine, Ray finds the token itself
+        asks = f"{where}: the cluster asks for its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN"
+        require(address == "auto", asks)
     elif found.returncode:
-        lines = [line for line in found.stderr.splitlines() if line.strip()] or ["no reason given"]
-        raise LayersearchError(
-            f"{where}: no cluster to join ({_one_line(lines[-1])}); start one, or correct the address"
-        )
-
-
-def _one_line(error: object) -> str:
-    return " ".join(str(error).split())[:200]
+        reason = [*filter(str.strip, ["no reason given", *found.stderr.splitlines()])][-1].strip()
+        raise LayersearchError(f"{where}: no cluster to join ({reason[:200]}); start one, or correct the address")
 
 
 def _needs(training: TrainingConfig) -> dict[str, int]:
@@ -219,20 +188,13 @@ class _RayWorkerGroup(WorkerGroup):
 
         self.logs.mkdir(parents=True, exist_ok=True)
         training = self.recipe.training
-        kind = ray.remote(_Actor)
-        ranks = [
-            _RayRank(
-                kind.options(
-                    num_cpus=training.threads,
-                    num_gpus=training.gpus,
-                    scheduling_strategy=PlacementGroupSchedulingStrategy(
-                        self._placement, placement_group_bundle_index=rank
-                    ),
-                ).remote()
-            )
+        kind = ray.remote(num_cpus=training.threads, num_gpus=training.gpus)(_Actor)
+        bundles = [
+            PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             for rank in range(training.ranks)
         ]
-        self.ranks = ranks
+        ranks = [_RayRank(kind.options(scheduling_strategy=bundle).remote()) for bundle in bundles]
+        self.ranks = [*ranks]
         homes = [rank.home() for rank in ranks]
         one_machine = len({home["node"] for home in homes}) == 1
         # Ray shows an actor only its own GPUs.
@@ -240,7 +202,7 @@ class _RayWorkerGroup(WorkerGroup):
         met: dict[str, Any] = {"fingerprint": self._fingerprint}
         for number, rank in enumerate(ranks):
             host = None if number else "127.0.0.1" if one_machine else homes[0]["address"]
-            met = rank.start(self.settings(number, device) | met, self.log(number), host)
+            met = rank.start(self.settings(number, device) | met, self.log(number), host, Path.cwd())
             met = {key: met[key] for key in ("fingerprint", "rendezvous")}
 
     def log_place(self) -> str:
@@ -253,35 +215,27 @@ class _Actor(WorkerProcess):
     def home(self) -> dict[str, Any]:
         import ray
 
-        return {
-            "pid": os.getpid(),
-            "node": ray.get_runtime_context().get_node_id(),
-            "address": ray.util.get_node_ip_address(),  # type: ignore[no-untyped-call]
-            "version": __version__,
-        }
+        node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
+        return {"pid": os.getpid(), "node": node, "address": address, "version": __version__}
 
 
-class _RayRank:
-    """One rank's actor, seen from the search."""
+class _RayRank(WorkerProcess):
+    """A worker process behind an actor, seen from the search."""
 
     def __init__(self, actor: Any) -> None:
         self._actor = actor
-        self.pid = 0
 
     def home(self) -> dict[str, Any]:
         """Return the actor's process ID, machine and version; refuse another version of layersearch there."""
         found = dict(self._ask("home"))
-        self.pid = found["pid"]
-        if found["version"] != __version__:
-            raise LayersearchError(
-                f"--pool ray: {found['address']} has layersearch {found['version']}, here is {__version__}; "
-                "install the same there"
-            )
+        self.pid, other = found["pid"], f"--pool ray: {found['address']} has layersearch {found['version']}"
+        require(found["version"] == __version__, f"{other}, here is {__version__}; install the same there")
         return found
 
-    def start(self, settings: Mapping[str, Any], log: Path, host: str | None) -> dict[str, Any]:
-        """Start its worker process; see `WorkerProcess.start`."""
-        return dict(self._ask("start", dict(settings), log, host, Path.cwd()))
+    def start(
+        self, settings: Mapping[str, Any], log: Path, host: str | None = None, folder: Path | None = None
+    ) -> dict[str, Any]:
+        return dict(self._ask("start", dict(settings), log, host, folder))
 
     def send(self, message: Mapping[str, Any]) -> bool:
         return bool(self._ask_or(False, "send", dict(message)))
@@ -314,8 +268,7 @@ class _RayRank:
         except ray.exceptions.RayActorError as error:
             if not error.actor_init_failed:
                 raise EOFError from None
-            reason = _one_line(str(error).strip().splitlines()[-1])
-            raise LayersearchError(
-                f"--pool ray: no worker can be started on the cluster ({reason}): install layersearch {__version__} on "
-                "every machine of it"
-            ) from None
+            reason = (
+                f"--pool ray: no worker can be started on the cluster ({str(error).strip().splitlines()[-1][:200]})"
+            )
+            raise LayersearchError(f"{reason}: install layersearch {__version__} on every machine of it") from None

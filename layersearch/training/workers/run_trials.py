@@ -1,7 +1,5 @@
 """Runs trials on a pool and yields each record as soon as its trial ends."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import as_completed
 

@@ -10,8 +10,6 @@ or ``{"op": "stop"}``. From every rank: ``{"event": "opened"}`` once its data ar
 ``{"event": "checkpoint", "step": s, "loss": x}`` and ``{"event": "record", "record": "..."}``.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue

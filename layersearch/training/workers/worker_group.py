@@ -1,32 +1,18 @@
 """A worker group: the ranks that train one trial at a time, on this machine or on a cluster."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.process import WorkerProcess
 
-_EXIT_TIMEOUT = 5.0
-"""Seconds for a process to end after its pipe did."""
-
-
-class Rank(Protocol):
-    """One rank's worker. See `layersearch.training.workers.process.WorkerProcess` for its methods."""
-
-    @property
-    def pid(self) -> int: ...
-    def send(self, message: Mapping[str, Any]) -> bool: ...
-    def receive(self) -> dict[str, Any] | None: ...
-    def exit_status(self, timeout: float) -> str: ...
-    def kill(self) -> None: ...
+_EXIT_TIMEOUT = 5.0  # Seconds for a process to end after its pipe did
 
 
 class WorkerGroup(ABC):
@@ -38,7 +24,7 @@ class WorkerGroup(ABC):
 
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None) -> None:
         self.recipe, self.index, self.logs, self.cache = recipe, index, logs, cache
-        self.ranks: Sequence[Rank] = ()
+        self.ranks: list[WorkerProcess] = []
 
     @abstractmethod
     def launch(self) -> None:
@@ -46,7 +32,6 @@ class WorkerGroup(ABC):
 
     def wait_until_placed(self, timeout: float) -> bool:
         """Wait this many seconds for a place to run; return whether there is one."""
-        del timeout
         return True
 
     def settings(self, rank: int, device: str) -> dict[str, Any]:
@@ -95,14 +80,14 @@ class WorkerGroup(ABC):
         """Kill every rank; the next trial starts them again."""
         for rank in self.ranks:
             rank.kill()
-        self.ranks = ()
+        self.ranks = []
 
     def _send(self, **message: Any) -> None:
         # Send to every rank before reporting that one is gone: the others would wait for the message.
         if not all([rank.send(message) for rank in self.ranks]):
             raise EOFError
 
-    def _receive(self, rank: Rank) -> dict[str, Any]:
+    def _receive(self, rank: WorkerProcess) -> dict[str, Any]:
         message = rank.receive()
         if message is None:
             raise EOFError

@@ -237,6 +237,8 @@ def test_chunked_operator_passes_torch_opcheck() -> None:
         # The checker itself calls parts of torch that announce their own end.
         warnings.simplefilter("ignore")
         torch.library.opcheck(torch.ops.layersearch.attend.default, (q, k, v, "window:4+sink:1"))
+        aux = AUX[:2].clone().requires_grad_()
+        torch.library.opcheck(torch.ops.layersearch.attend.default, (q, k, v, "window:4+sink:1", 2.0, aux))
 
 
 @pytest.mark.parametrize("text", PLAIN)
@@ -259,13 +261,64 @@ def test_flex_forward_equals_reference(text: str) -> None:
     assert max(differences([found], [reference_attention(q, k, v, span)])) < 1e-5
 
 
+AUX = torch.tensor([0.3, -2.0, 4.0, 1.0], dtype=torch.float64)
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("aux", [False, True])
+@pytest.mark.parametrize("text", [*PLAIN, "full+las:0.3/2", "window:5+sink:3+las:0.3"])
+def test_chunked_attention_softcap_and_learned_sink_equal_reference(text: str, aux: bool, softcap: float) -> None:
+    span, (*case, grad) = Span.parse(text), tensors(2, 4, 2, 131, 5)
+    found = []
+    for attention in (chunked_attention, reference_attention):
+        s_aux = AUX.clone().requires_grad_() if aux else None
+        inputs = [*case] if s_aux is None else [*case, s_aux]
+        # Strong queries, so that the cap shows.
+        out = attention(3 * case[0], case[1], case[2], span, softcap, s_aux)
+        found.append([out.detach(), *torch.autograd.grad(out, inputs, grad)])
+    assert max(differences(*found)) < 1e-10
+    if aux or (softcap and span_mask(span, 131, 4).sum() > 131 * 4):  # a cap does nothing where there is one key
+        plain = reference_attention(3 * case[0], case[1], case[2], span).detach()
+        assert differences(found[0][:1], [plain])[0] > 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("text", ["full", "window:300+sink:4", "block:20"])
+def test_attend_softcap_and_learned_sink_narrow_precisions_stay_near_reference(text: str, dtype: torch.dtype) -> None:
+    span, (*case, grad) = Span.parse(text), tensors(1, 4, 2, 600, 8, dtype=dtype)
+    exact = [x.detach().double().requires_grad_() for x in case]
+    found = []
+    for attention, inputs in ((attend, case), (reference_attention, exact)):
+        s_aux = AUX.to(torch.float32 if attention is attend else torch.float64).requires_grad_()
+        out = attention(*inputs, span, softcap=2.0, s_aux=s_aux)
+        found.append([out.detach(), *torch.autograd.grad(out, [*inputs, s_aux], grad.to(out.dtype))])
+    assert max(differences(*found)) < (2e-6 if dtype is torch.float32 else 1e-2)
+
+
+def test_attend_learned_sink_gradients_equal_finite_differences() -> None:
+    q, k, v, _ = tensors(1, 4, 2, 7, 3)
+    s_aux = AUX.clone().requires_grad_()
+    span = Span.parse("window:3+sink:1")
+    assert torch.autograd.gradcheck(lambda *x: attend(*x[:3], span, softcap=0.8, s_aux=x[3]), (q, k, v, s_aux))
+
+
+@pytest.mark.parametrize("text", ["full", "window:20+sink:3", "window:20+las:0.1/3"])
+def test_flex_softcap_and_learned_sink_equal_reference(text: str) -> None:
+    span, (q, k, v, _) = Span.parse(text), tensors(1, 4, 2, 150, 16, dtype=torch.float32)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as above
+        found = attend(q.detach(), k.detach(), v.detach(), span, kernel="flex", softcap=1.5, s_aux=AUX.float())
+        truth = reference_attention(q, k, v, span, 1.5, AUX.float())
+    assert max(differences([found], [truth])) < 1e-5
+
+
 def test_kernel_for_span_and_device_names_the_kernel() -> None:
     window = Span.parse("window:64")
-    assert kernel_for(window, "cpu", seq_len=512) == "chunked-span"
-    assert kernel_for(window, "cpu", seq_len=64) == "chunked-flash"
+    assert kernel_for(window, "cpu") == "chunked-span"
+    assert kernel_for(Span.parse("full"), "cpu") == "chunked-flash"
     assert kernel_for(Span.parse("full+las:0.1"), "cpu") == "chunked-span"
     assert kernel_for(window, "cuda") == "flex"
-    assert kernel_for(window, "cpu", kernel="reference") == "reference"
+    assert kernel_for(Span.parse("full"), "cpu", softcap=50.0) == "chunked-span"
 
 
 def test_attend_wrong_input_is_refused() -> None:
@@ -274,6 +327,8 @@ def test_attend_wrong_input_is_refused() -> None:
         attend(q, k, v, Span.parse("full"), kernel="chunk")  # type: ignore[arg-type]
     with pytest.raises(errors.UserError, match="dilates more heads"):
         attend(q, k, v, Span.parse("window:4/2@5"))
+    with pytest.raises(errors.LayersearchError, match="one number for each of the"):
+        attend(q, k, v, Span.parse("full"), s_aux=torch.zeros(1))
     with pytest.raises(errors.UserError, match="no multiple"):
         attend(q[:, :3], k, v, Span.parse("full"))
     with pytest.raises(errors.UserError, match="expected"):
