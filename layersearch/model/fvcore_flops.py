@@ -123,8 +123,8 @@ def _on_meta(recipe: Recipe, schedule: Schedule, vocab_size: int) -> nn.Module:
     if recipe.pretrained is None:
         with torch.device("meta"):
             return Decoder(recipe.model, vocab_size, schedule)
-    from layersearch.model.pretrained import sketch
+    from layersearch.model.pretrained import load_skeleton
 
-    decoder = sketch(recipe.pretrained)
+    decoder = load_skeleton(recipe.pretrained, tokens=recipe.training.seq_len)
     decoder.set_schedule(schedule)
     return decoder

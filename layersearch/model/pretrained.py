@@ -18,8 +18,10 @@ from layersearch.data import hub
 from layersearch.data.gguf_file import is_gguf, opened
 from layersearch.data.quiet import quiet
 from layersearch.data.source import digest
+from layersearch.data.tokenizer import load_tokenizer, tokenizer_path, vocab_size
 from layersearch.errors import ConfigError, DataError, LayersearchError, one_line
 from layersearch.model.hf_decoder import HFDecoder
+from layersearch.model.kinds import check_kind, skeleton, wrap
 from layersearch.schedule import Schedule
 
 FLAG = "--model"
@@ -32,33 +34,28 @@ def load_config(name: str, *, trust_remote_code: bool = False) -> Any:
     Raises:
         LayersearchError: it is missing, cannot be read, or is no causal language model.
     """
-    from transformers import AutoConfig
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
     if os.path.isdir(name):
         _check_windows(Path(name))
         if (converted := _converted(Path(name))) is not None:
             return converted[0]
-    if is_gguf(name) and os.path.isfile(name):
+    if is_gguf(name) and os.path.exists(name):
         found = os.stat(name)
-        config = copy.deepcopy(_gguf_config(name, found.st_size, found.st_mtime_ns))
+        config = copy.deepcopy(_read_gguf_config(name, found.st_size, found.st_mtime_ns))
     else:
-        with _source(name, trust_remote_code) as source:
-            config = AutoConfig.from_pretrained(**source)
-    remote = trust_remote_code and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
-    if config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
-        raise LayersearchError(
-            f"{FLAG} {name}: {config.model_type} is no causal language model that transformers knows; give one, for "
-            "example a Llama, Qwen, Mistral, Gemma, GPT-2, GPT-NeoX, SmolLM or OLMo"
-        )
+        config = _read_any_config(name, trust_remote_code)
+    check_kind(f"{FLAG} {name}", config, remote=trust_remote_code and _is_remote(config))
     return config
 
 
-@functools.lru_cache(maxsize=1)  # transformers reads the whole vocabulary for it, which takes seconds
-def _gguf_config(name: str, size: int, mtime_ns: int) -> Any:
+@functools.lru_cache(maxsize=1)  # reading takes seconds, and a run asks several times
+def _read_gguf_config(name: str, size: int, mtime_ns: int) -> Any:
+    return _read_any_config(name, False)
+
+
+def _read_any_config(name: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    with _source(name, False) as source:
+    with _source(name, trust_remote_code) as source:
         return AutoConfig.from_pretrained(**source)
 
 
@@ -90,6 +87,9 @@ def load_pretrained(
 
     config = load_config(name, trust_remote_code=trust_remote_code)
     _extend_positions(config, rope, tokens, name)
+    _check_shards(name)
+    if check and not _is_remote(config):
+        skeleton(f"{FLAG} {name}", config)  # refuses before the weights are read
     with _source(name, trust_remote_code) as source, _some_accelerator():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -107,38 +107,27 @@ def load_pretrained(
                 f"{FLAG} {name}: {len(found)} {kind.replace('_', ' ')} in its weights, {found[0]} first; "
                 "give a complete checkpoint of this very config.json"
             )
-    try:
-        decoder = HFDecoder(model, check=check)
-    except LayersearchError:
-        raise
-    except Exception as error:  # others' modeling files raise any kind
-        problem = one_line(error)
-        raise LayersearchError(f"{FLAG} {name}: its attention fails ({problem}); give another architecture") from None
+    return _scheduled(wrap(f"{FLAG} {name}", model, check=check), name)
+
+
+def load_skeleton(name: str, *, tokens: int = 0) -> HFDecoder:
+    """Return a model without its weights, on torch's meta device: seconds and little memory for any size.
+
+    A model that cannot run there is loaded whole, then moved there. Arguments and errors are as in `load_pretrained`.
+    """
+    config = load_config(name)
+    _extend_positions(config, None, tokens, name)
+    _check_shards(name)
+    found = skeleton(f"{FLAG} {name}", config)
+    return load_pretrained(name, tokens=tokens).to("meta") if found is None else _scheduled(found, name)
+
+
+def _scheduled(decoder: HFDecoder, name: str) -> HFDecoder:
+    """Give the decoder of a converted folder that folder's schedule."""
     if os.path.isdir(name) and (converted := _converted(Path(name))) is not None:
         decoder.original = converted[1]
         decoder.set_schedule(converted[1])
     return decoder
-
-
-def sketch(name: str) -> HFDecoder:
-    """Return a model on torch's meta device, from its configuration alone: shapes without storage or weights.
-
-    Raises:
-        LayersearchError: as `load_pretrained`, as far as the configuration shows it.
-    """
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    config = load_config(name)
-    try:
-        with quiet(), _some_accelerator(), torch.device("meta"):
-            model: Any = AutoModelForCausalLM
-            return HFDecoder(model.from_config(config, attn_implementation="eager"), check=False)
-    except LayersearchError:
-        raise
-    except Exception as error:  # others' modeling files raise any kind
-        problem = one_line(error)
-        raise LayersearchError(f"{FLAG} {name}: its attention fails ({problem}); give another architecture") from None
 
 
 def fingerprint(name: str) -> str:
@@ -192,7 +181,7 @@ def recipe_for(recipe: Recipe, name: str) -> Recipe:
     """Return the recipe with a pre-trained model's size and tokenizer in place of its own.
 
     Raises:
-        LayersearchError: the model cannot be loaded, or has no tokenizer for the recipe's text.
+        LayersearchError: the model cannot be loaded, or its tokenizer is missing or another model's.
     """
     if recipe.training.optimizer != "adamw":
         raise ConfigError(
@@ -200,11 +189,11 @@ def recipe_for(recipe: Recipe, name: str) -> Recipe:
             "pretrained, or set training.optimizer=adamw"
         )
     data = with_tokenizer(recipe.data, name)
-    if recipe.selection is not None:
-        decoder = sketch(name)
-        _extend_positions(decoder.model.config, None, recipe.training.seq_len, name)
-    else:
-        decoder = load_pretrained(name, tokens=recipe.training.seq_len)
+    decoder = load_skeleton(name, tokens=recipe.training.seq_len)
+    own = None if data.tokenizer in (None, name) and is_gguf(name) else data.tokenizer
+    if data.source in _TEXT_SOURCES and own is not None and (file := tokenizer_path(own)) is not None:
+        # Now, not after the text was prepared with it.
+        check_vocabulary(decoder.num_embeddings, vocab_size(load_tokenizer(file)), own)
     return replace(recipe, model=model_config(name, decoder), data=data, pretrained=name)
 
 
@@ -227,6 +216,31 @@ def check_vocabulary(rows: int, vocab_size: int, tokenizer: str | None) -> None:
         raise DataError(
             f"{which} has {vocab_size} tokens and the model embeddings for {rows}: it is not this model's; give its own"
         )
+
+
+def _check_shards(name: str) -> None:
+    """Refuse a folder whose weight files are missing or cut off, which costs only their headers."""
+    from safetensors import safe_open
+
+    folder = Path(name)
+    if not folder.is_dir():
+        return
+    if missing := _missing_shards(folder):
+        raise LayersearchError(
+            f"{FLAG} {name} lacks {len(missing)} of its weight files, {missing[0]} first; copy them there too"
+        )
+    for shard in sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(shard, framework="pt"):
+                pass
+        except Exception as error:  # safetensors' own, and the file system's
+            raise LayersearchError(
+                f"{FLAG} {name}: {shard.name} is cut off or damaged ({one_line(error)}); copy it there again"
+            ) from None
+
+
+def _is_remote(config: Any) -> bool:
+    return "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {})
 
 
 @contextmanager
@@ -294,8 +308,6 @@ def _refusal(name: str, error: Exception, trust_remote_code: bool) -> Layersearc
         problem = f"holds GGUF files: name one of them, for example {FLAG} {held[0]}"
     elif not (folder / "config.json").is_file():
         problem = "has no config.json; give a folder that save_pretrained wrote"
-    elif missing := _missing_shards(folder):
-        problem = f"lacks {len(missing)} of its weight files, {missing[0]} first; copy them there too"
     else:
         problem = f"cannot be loaded ({text}); repair the folder or give another"
     return LayersearchError(f"{FLAG} {name} {problem}")

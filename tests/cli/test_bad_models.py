@@ -123,11 +123,14 @@ def occupied(at: Path) -> list[str]:
 CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "missing shards": (sharded, ("--model shards", "of its weight files, model-00002-of-", "copy them")),
     "no weights": (no_weights, ("--model llama lacks 1", "model.safetensors first")),
-    "damaged weights": (damaged_weights, ("--model llama cannot be loaded", "repair the folder")),
+    "damaged weights": (
+        damaged_weights,
+        ("model.safetensors is cut off or damaged", "copy it there again"),
+    ),
     "weights that lack a tensor": (left_out_weights, ("1 missing keys", "layers.1.self_attn.q_proj.weight")),
-    "another architecture": (other_architecture, ("--model t5", "t5 is no causal language model", "give one")),
-    "no attention": (not_routable, ("MambaForCausalLM", "attention interface")),
-    "softcapping": (softcapped, ("Gemma2Attention", "softcapping of attention logits")),
+    "another architecture": (other_architecture, ("--model t5", "t5 is an encoder-decoder", "give a decoder")),
+    "no attention": (not_routable, ("--model mamba: ", "attention")),
+    "softcapping": (softcapped, ("hf-remote does not support 'gemma2'", "known: llama")),
     "windows per layer": (
         lambda at: changed(at, sliding_window=[4, 8, 4]),
         ("sliding_window holds a window per layer",),
@@ -213,6 +216,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "a search on more tokens than embeddings": (
         lambda at: ["run", "--model", "llama", "--recipe", "smoke", "--out", "new"],
         ("the data has 64 tokens", "embeddings for 61"),
+    ),
+    "a search on a cut GGUF file": (
+        lambda at: [(at / "x.gguf").write_bytes(b"GGUF\3\0"), ["run", "--model", "x.gguf", "--out", "new"]][1],
+        ("--model x.gguf is cut off or damaged", "download it again"),
     ),
     "a search without a tokenizer": (
         lambda at: ["run", "--model", "llama", "--out", "new"],

@@ -66,6 +66,7 @@ def _add_tokenizer(writer: Any, tokenizer: Tokenizer) -> None:
     writer.add_token_list(tokens)
     writer.add_token_types([3 if token == EOS else 1 for token in tokens])  # control, normal
     writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]])
+    writer.add_bos_token_id(tokens.index(EOS))
     writer.add_eos_token_id(tokens.index(EOS))
 
 

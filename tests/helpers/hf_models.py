@@ -49,7 +49,7 @@ FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_moe": ("Qwen3MoeConfig", {**_EXPERTS, "head_dim": 8, "moe_intermediate_size": 24, "num_experts": 4}),
     "olmoe": ("OlmoeConfig", {**_EXPERTS, "num_experts": 4}),
 }
-"""Families that run and that convert only to ``hf-remote``: softcapping, learned sinks, mixtures of experts."""
+"""Families that run and that no export holds: softcapping, learned sinks, mixtures of experts."""
 EAGER = ("gemma2", "gpt_oss")
 """Families whose attention transformers runs in full only by its ``eager`` implementation."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
@@ -116,9 +115,11 @@ def test_load_config_folder_of_gguf_files_asks_for_one_of_them(saved) -> None:
         load_config(str(saved[0].parent))
 
 
-def test_load_config_without_the_package_says_how_to_install_it(saved, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_config_without_the_package_says_how_to_install_it(
+    saved, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == "gguf" else find(name, *rest))
-    monkeypatch.delitem(sys.modules, "gguf", raising=False)
+    (tmp_path / "new.gguf").write_bytes(saved[0].read_bytes())  # one that was not read before
     with pytest.raises(LayersearchError, match=r'pip install "layersearch\[gguf\]"'):
-        load_config(str(saved[0]))
+        load_config(str(tmp_path / "new.gguf"))
