@@ -17,9 +17,9 @@ Each method ranks layers under one sparse span, and the first l of its ranking k
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -98,9 +98,19 @@ def gate_gradient(scorer: Scorer, span: Span) -> Ranking:
 def block_influence(scorer: Scorer) -> Ranking:
     """Rank layers by 1 - cosine of a block's input and output under full attention, over the units' texts."""
     model, needs = scorer.model, [0.0] * scorer.model.n_layers
-    for unit in scorer.units:
-        trace = model.run(unit.text[:-1], presets.all_full(model.n_layers), keep=True)
-        states = [trace.inputs[layer].float() for layer in sorted(trace.inputs)] + [trace.last.float()]
-        for layer, (before, after) in enumerate(itertools.pairwise(states)):
-            needs[layer] += float(1 - F.cosine_similarity(before, after, dim=-1).mean())
+
+    def add(layer: int, given: Any, out: Any) -> None:
+        before, after = given[0].float(), (out if isinstance(out, torch.Tensor) else out[0]).float()
+        needs[layer] += float(1 - F.cosine_similarity(before, after, dim=-1).mean())
+
+    hooks = [
+        block.register_forward_hook(lambda _, given, out, layer=layer: add(layer, given, out))
+        for layer, block in enumerate(model.blocks)
+    ]
+    try:
+        for unit in scorer.units:
+            model.run(unit.text[:-1], presets.all_full(model.n_layers))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return _ranked("block_influence", needs)
