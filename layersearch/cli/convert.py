@@ -8,12 +8,12 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.cli.flags import add_key, add_shared, data_overrides, seed
-from layersearch.errors import RunFolderError
+from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from layersearch.convert.run import Conversion
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="PATH|ID", help="Hugging Face model folder, hub id or GGUF file")
+    add("--model", metavar="PATH|ID", help="Hugging Face folder, hub id or GGUF file (default: the run's own)")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
-    which.add_argument("--run", type=Path, help="take the winner of this run")
+    which.add_argument("--run", type=Path, help="take the winner of this run, its text and its length")
     add_key(parser, "--steps", "training.steps", "N", "optimizer steps")
     add("--out", type=Path, required=True, help="folder of the log, evaluations, checkpoint and model/")
-    add("--recipe", default="plain", help="YAML file or name in trials/convert/ (default: %(default)s)")
+    text = "YAML file or name in trials/convert/ (default: heal for the winner of a selection, else plain)"
+    add("--recipe", help=text)
     add_key(parser, "--distil", "distil", "WEIGHT", "share of the loss that is KL divergence from the original")
     add_key(parser, "--lora", "lora", "RANK", "train low-rank updates, merged at the end")
     only = "only_attention=true"
@@ -44,8 +45,8 @@ def run(options: argparse.Namespace) -> None:
     """Convert the model and print its evaluations."""
     from layersearch.convert.config import load_convert_recipe
 
-    recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *options.overrides])
-    schedule = _schedule(options)
+    name, model, schedule, own = _what(options)
+    recipe = load_convert_recipe(name, [*own, *data_overrides(options.data), *options.overrides])
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.convert.run import convert
 
@@ -53,7 +54,7 @@ def run(options: argparse.Namespace) -> None:
         with ProgressDisplay("steps") as display:
             found = convert(
                 recipe,
-                options.model,
+                model,
                 schedule,
                 options.out,
                 seed=options.seed,
@@ -64,17 +65,19 @@ def run(options: argparse.Namespace) -> None:
         _print(found, schedule, output, options.json)
 
 
-def _schedule(options: argparse.Namespace) -> Schedule:
+def _what(options: argparse.Namespace) -> tuple[str, str, Schedule, Sequence[str]]:
+    """Return the recipe's name, the model, the schedule and the keys of the recipe that the run sets."""
     if options.schedule is not None:
         from layersearch.schedule.files import schedule_argument
 
-        return schedule_argument(options.schedule)
-    from layersearch.study.saved_run import load_result
+        if options.model is None:
+            raise ConfigError("--model is missing: --schedule names none; give the pre-trained model to convert")
+        return options.recipe or "plain", options.model, schedule_argument(options.schedule), ()
+    from layersearch.convert.heal import load_winner, model_of
 
-    result = load_result(options.run)
-    if result.winner is None:
-        raise RunFolderError(f"{options.run}: no winner yet ({result.verdict}); repeat the command that made it")
-    return result.winner.schedule
+    winner = load_winner(options.run)
+    model = options.model or model_of(winner, options.run)
+    return options.recipe or winner.recipe, model, winner.schedule, winner.overrides
 
 
 @contextlib.contextmanager
@@ -104,10 +107,13 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
     original, converted = found.at("original"), found.at("converted")
     screen = console(output)
     screen.print(f"{schedule}: attention cost {found.cost:.3f} of all-full at {original.seq_len} tokens")
-    grid = table("", "step", "loss", *(f"<{edge}" for edge in original.position_edges))
+    asked = "answer_accuracy" in dict(original.metrics)
+    heads = ["digits right"] if asked else []
+    grid = table("", "step", "loss", *heads, *(f"<{edge}" for edge in original.position_edges))
     for evaluation in found.evaluations:
         losses = [f"{loss:.3f}" for loss in evaluation.loss_by_position]
-        grid.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *losses)
+        right = [f"{dict(evaluation.metrics)['answer_accuracy']:.2f}"] if asked else []
+        grid.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *right, *losses)
     screen.print(grid)
     recovered = found.recovered
     if recovered is None:

@@ -23,11 +23,13 @@ from torch import Tensor
 
 from layersearch.config.loader import find_file
 from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
+from layersearch.convert.retrieval import Retrieval
 from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.save import save_model, target_family
 from layersearch.convert.trainable import adapt, merge
 from layersearch.data import describe
 from layersearch.data.source import Source
+from layersearch.data.tokenizer import tokenizer_file
 from layersearch.errors import ConfigError, LayersearchError, RunFolderError, one_line
 from layersearch.files import unwritable
 from layersearch.model.hf_decoder import HFDecoder
@@ -135,6 +137,7 @@ def convert(
     sources = [
         open_data(recipe.data, stage.training, deepspeed, rows=routed.num_embeddings, cache=cache) for stage in stages
     ]
+    retrieval = _retrieval(recipe)
     request = {
         "model": model,
         "schedule": str(schedule),
@@ -151,7 +154,9 @@ def convert(
             if rope is not None and not folder.evaluations():
                 # The original is evaluated at the new length without RoPE scaling.
                 original = load(rope={"rope_type": "default"}, check=False)
-            converter = _Converter(recipe, schedule, stages, sources, folder, group, deepspeed, seed, listener)
+            converter = _Converter(
+                recipe, schedule, stages, sources, folder, group, deepspeed, retrieval, seed, listener
+            )
             converter.run(routed, original, family)
     except OSError as error:
         raise unwritable(out, error) from None
@@ -176,6 +181,7 @@ class _Converter:
     folder: ConvertFolder
     group: RankGroup
     deepspeed: Path
+    retrieval: Retrieval | None
     seed: int
     listener: Listener
     began: float = field(default_factory=time.perf_counter)
@@ -221,7 +227,8 @@ class _Converter:
         self.evaluate(routed, "converted", self.steps)
         losses = {found.moment: found.loss for found in self.folder.evaluations() if found.moment != "training"}
         part = self.folder.path / "model.part"
-        tokenizer = self.sources[-1].tokenizer_file
+        named = self.recipe.data.tokenizer
+        tokenizer = None if named is None else tokenizer_file(named)
         try:
             save_model(routed, family, part, evidence={"validation_loss": losses}, tokenizer=tokenizer)
         except SafetensorError as error:
@@ -281,6 +288,9 @@ class _Converter:
             raise LayersearchError(
                 f"the validation loss is not finite ({moment}): check the model's weights, or set training.precision"
             )
+        metrics = named_metrics(source, batch, found)
+        if self.retrieval is not None:
+            metrics |= self.retrieval.measure(token_losses, training.batch_size, self.group)
         evaluation = Evaluation(
             moment=moment,
             step=step,
@@ -289,7 +299,7 @@ class _Converter:
             loss=found.loss,
             loss_by_position=found.by_position,
             position_edges=found.edges,
-            metrics=tuple(sorted(named_metrics(source, batch, found).items())),
+            metrics=tuple(sorted(metrics.items())),
             seconds=time.perf_counter() - self.began,
         )
         self.folder.add_evaluation(evaluation)
@@ -321,6 +331,19 @@ def _load_weights(routed: HFDecoder, checkpoint: dict[str, Any]) -> None:
     with torch.no_grad():
         for name, value in checkpoint["engine"]["weights"].items():
             named[name].copy_(value)
+
+
+def _retrieval(recipe: ConvertRecipe) -> Retrieval | None:
+    if not recipe.retrieval_tasks:
+        return None
+    if recipe.data.tokenizer is None:
+        raise ConfigError(f"retrieval_tasks need text, and data.source is {recipe.data.source}; leave them out")
+    return Retrieval(
+        recipe.data.tokenizer,
+        recipe.retrieval_tasks,
+        seq_len=recipe.training.seq_len,
+        count=recipe.retrieval_examples,
+    )
 
 
 def _device(recipe: ConvertRecipe) -> str:

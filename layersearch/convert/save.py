@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from layersearch.data.gguf_file import is_gguf, save_tokenizer
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_files
@@ -77,7 +78,7 @@ def save_model(
         family: as `target_family` returns it.
         out: the folder; files that a killed process left there are replaced.
         evidence: plain data, kept in ``schedule.yaml``.
-        tokenizer: a ``tokenizer.json`` to copy, with the settings beside it.
+        tokenizer: a ``tokenizer.json`` to copy, with the settings beside it, or a GGUF file that holds one.
 
     Raises:
         ExportError: if the folder does not load to the same logits.
@@ -95,10 +96,18 @@ def save_model(
         with quiet():
             stock.save_pretrained(out, state_dict=model.state_dict())
         write_files(out, {}, schedule, evidence)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if tokenizer is not None and tokenizer.with_name(name).is_file():
-            shutil.copy(tokenizer.with_name(name), out / name)
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, out)
     _check_logits(routed, out)
+
+
+def _save_tokenizer(file: Path, out: Path) -> None:
+    if is_gguf(str(file)):
+        save_tokenizer("data.tokenizer", file, out)
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if file.with_name(name).is_file():
+            shutil.copy(file.with_name(name), out / name)
 
 
 def _empty_model(model: Any, schedule: Schedule, family: str) -> Any:
