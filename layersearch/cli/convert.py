@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.convert.run import convert
 
-    with _own_output() as output:
+    with own_output() as output:
         with ProgressDisplay("steps") as display:
             found = convert(
                 recipe,
@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> None:
                 trust_remote_code=options.trust_remote_code,
                 listener=display.steps,
             )
-        _print(found, schedule, output, options.json)
+        print_conversion(found, schedule, output, options.json, family=options.family)
 
 
 def _what(options: argparse.Namespace) -> tuple[str, str, Schedule, Sequence[str]]:
@@ -81,7 +81,7 @@ def _what(options: argparse.Namespace) -> tuple[str, str, Schedule, Sequence[str
 
 
 @contextlib.contextmanager
-def _own_output() -> Iterator[Any]:
+def own_output() -> Iterator[Any]:
     """Yield standard output; output of libraries goes to standard error, that of C++ (Gloo) too."""
     sys.stdout.flush()
     own = os.dup(1)
@@ -95,12 +95,12 @@ def _own_output() -> Iterator[Any]:
         os.close(own)
 
 
-def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) -> None:
+def print_conversion(
+    found: Conversion, schedule: Schedule, output: Any, as_json: bool, *, family: str | None = None
+) -> None:
+    """Print a conversion; ``family`` is what the user named to save it as."""
     if as_json:
-        values = {name: getattr(found, name) for name in ("cost", "gap", "recovered", "family")}
-        evaluations = [dataclasses.asdict(evaluation) for evaluation in found.evaluations]
-        values = {"schedule": str(schedule), **values, "model": str(found.model), "evaluations": evaluations}
-        print(json.dumps(values, indent=1), file=output)
+        print(json.dumps(conversion_values(found, schedule), indent=1), file=output)
         return
     from layersearch.cli.tables import console, table
 
@@ -123,5 +123,15 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
     else:
         share = f"training recovered {recovered:.0%} of it" if recovered > 0 else "training did not recover it"
     screen.print(f"The switch cost {found.gap:+.4f} nats; {share}. Column <N: tokens up to position N.")
-    how = "with trust_remote_code=True" if found.family == "hf-remote" else f"as a stock {found.family}"
+    how = f"as a stock {found.family}"
+    if found.family == "hf-remote":
+        how = "with trust_remote_code=True: it brings its modeling file (hf-remote)"
+        how += "" if family else ", because no stock family holds this schedule with these weights"
     screen.print(f"{found.model}: loads in transformers {how}", soft_wrap=True)
+
+
+def conversion_values(found: Conversion, schedule: Schedule) -> dict[str, Any]:
+    """Return a conversion as plain data."""
+    values = {name: getattr(found, name) for name in ("cost", "gap", "recovered", "family")}
+    evaluations = [dataclasses.asdict(evaluation) for evaluation in found.evaluations]
+    return {"schedule": str(schedule), **values, "model": str(found.model), "evaluations": evaluations}

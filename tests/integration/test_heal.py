@@ -104,3 +104,23 @@ def test_convert_run_of_a_proxy_without_model_is_refused(folder: Path, saved_run
     done = layersearch("convert", "--schedule", "full*3", "--out", "none", at=folder, code=2)
     check_line(done.stderr, ("--model is missing", "--schedule names none"))
     assert not (folder / "none").exists()
+
+
+def test_run_heal_ends_with_a_healed_model_and_resumes(folder: Path) -> None:
+    """The first command continues the finished selection; its repetition does nothing new."""
+    found = [json.loads(layersearch(*search(folder, "--out", "run", "--heal", "--json"), at=folder).stdout)
+             for _ in range(2)]  # fmt: skip
+    healed = found[0]["healed"]
+    assert healed["model"] == "run/healed/model"
+    assert healed["schedule"] == found[0]["winner"]["schedule"]
+    assert found[1]["healed"] == healed
+    losses = {one["moment"]: one["loss"] for one in healed["evaluations"]}
+    assert losses["converted"] < losses["switched"]
+    steps = (folder / "run/healed/steps.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in steps] == list(range(1, 41))
+
+
+def test_run_heal_dry_run_states_the_healing(folder: Path) -> None:
+    plan = json.loads(layersearch(*search(folder, "--heal", "--dry-run", "--json"), at=folder).stdout)
+    assert (plan["heal"]["steps"], plan["heal"]["tokens"]) == (40, TOKENS)
+    assert plan["heal"]["model_bytes"] == 20 * plan["parameters"]
