@@ -85,8 +85,6 @@ class ConvertRecipe:
             raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
         if training.optimizer != "adamw":
             raise ConfigError("training.optimizer must be adamw: muon trains from scratch")
-        if training.ranks != 1:
-            raise ConfigError(f"training.ranks {training.ranks}: a conversion runs in one process; give 1")
         last = self.stages[-1] if self.stages else None
         if last is not None and (last.seq_len, last.window) != (training.seq_len, 1.0):
             raise ConfigError(

@@ -55,17 +55,21 @@ class ConvertFolder:
 
     Args:
         path: the folder; made if it does not exist.
-        request: plain data that defines the conversion.
+        request: plain data that defines the conversion; None: the folder is held by the process that started this one.
 
     Raises:
         RunFolderError: if the folder holds something else or another conversion, or another process has it.
     """
 
-    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
-        assert set(request) == {*_REQUEST, "model_fingerprint"}
+    def __init__(self, path: Path, request: Mapping[str, Any] | None) -> None:
         self.path, self.model = path, path / "model"
         self.checkpoint = path / "checkpoint.pt"  # weights, optimizer state and step of an unfinished conversion
-        self._lock: IO[str] | None = open_folder(
+        self.shards = path / "checkpoint"  # at ZeRO 1 and above, with checkpoint.pt to name the newest
+        self._lock: IO[str] | None = None
+        if request is None:
+            return
+        assert set(request) == {*_REQUEST, "model_fingerprint"}
+        self._lock = open_folder(
             path, "convert.json", {"format": FORMAT, **request}, lambda wanted: _check_same(wanted, path)
         )
         for name in ("evaluations.jsonl", "steps.jsonl"):
