@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from layersearch.convert.run import Step
+    from layersearch.convert.converter import Step
     from layersearch.study.plan import Progress as Trials
     from layersearch.study.plan import Stage
 

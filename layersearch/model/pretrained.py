@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import hashlib
+import importlib
 import json
 import os
 from collections.abc import Iterator
@@ -135,16 +136,15 @@ def load_sharded(
     """
     if is_gguf(name):
         return load_pretrained(name, trust_remote_code=trust_remote_code, rope=rope, tokens=tokens)
-    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
-
+    integration: Any = importlib.import_module("transformers.integrations.deepspeed")
     decoder = load_skeleton(name, trust_remote_code=trust_remote_code, rope=rope, tokens=tokens)
     config = load_config(name, trust_remote_code=trust_remote_code)
     _extend_positions(config, rope, tokens, name)
-    kept = HfDeepSpeedConfig(deepspeed)  # transformers shards what it loads while this object lives
+    kept = integration.HfDeepSpeedConfig(deepspeed)  # transformers shards what it loads while this object lives
     try:
         decoder.take_weights_of(_load_model(name, config, trust_remote_code, "float32"))
     finally:
-        unset_hf_deepspeed_config()
+        integration.unset_hf_deepspeed_config()
         del kept
     return decoder
 

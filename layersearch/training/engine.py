@@ -199,6 +199,10 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
+        for parameter in self.module.parameters():
+            # DeepSpeed marks weights to be gathered in bf16 under autocast; left there, it would round what is saved.
+            if hasattr(parameter, "comm_dtype"):
+                del parameter.comm_dtype
 
 
 @contextlib.contextmanager
@@ -207,7 +211,7 @@ def gathering(model: torch.nn.Module, config: dict[str, Any]) -> Iterator[None]:
 
     Every rank must enter this. ``config`` is that of `deepspeed_config`, of ZeRO stage 3.
     """
-    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization", "torch_autocast")
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         engine, *_ = _deepspeed().initialize(

@@ -5,6 +5,7 @@ DeepSpeed's process group stays out of the tests' own process.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -19,6 +20,7 @@ JOBS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     **{f"zero{stage}": (2, stage, ()) for stage in (0, 1, 2, 3)},
     "alone3": (1, 3, ()),
     "distil": (1, 0, ("distil=0.5",)),
+    "bf16": (2, 3, ("training.precision=bf16",)),
     "distil3": (2, 3, ("distil=0.5",)),
 }
 """By name: ranks, ZeRO stage, other keys."""
@@ -26,34 +28,44 @@ BROKEN = {"zero0": 5, "zero2": 5, "zero3": 5}
 """Jobs that are also stopped after a step and resumed, as NAME-broken."""
 
 
+def _recipe(name: str) -> Any:
+    from layersearch.convert.config import load_convert_recipe
+
+    ranks, stage, keys = JOBS[name]
+    settings = [*PLAIN, f"training.steps={STEPS}", f"training.ranks={ranks}", f"training.deepspeed=zero{stage}"]
+    return load_convert_recipe("plain", [*settings, "training.weight_decay=0.1", *keys])
+
+
+def _kill_second_rank(step: Any) -> None:
+    import psutil
+
+    if step.step == 3:
+        ranks = [one for one in psutil.Process().children() if "layersearch.convert.worker" in one.cmdline()]
+        ranks[1].kill()
+
+
 def main(base: str, out: str, cache: str) -> None:
     """Run every job; write ``results.json``."""
-    from layersearch.convert.config import load_convert_recipe
     from layersearch.convert.run import convert
+    from layersearch.errors import LayersearchError
     from layersearch.schedule import Schedule
 
     found: dict[str, Any] = {}
-    runs = [(name, name, (None,)) for name in JOBS] + [
-        (f"{name}-broken", name, (step, None)) for name, step in BROKEN.items()
-    ]
-    for label, name, stops in runs:
-        ranks, stage, keys = JOBS[name]
-        settings = [*PLAIN, f"training.steps={STEPS}", f"training.ranks={ranks}", f"training.deepspeed=zero{stage}"]
-        recipe = load_convert_recipe("plain", [*settings, "training.weight_decay=0.1", *keys])
-        for wanted in stops:
-            try:
-                done = convert(
-                    recipe, base, Schedule.parse(SPARSE), Path(out) / label, cache=Path(cache), listener=stop_at(wanted)
-                )
-            except Stop:
-                continue
+    schedule = Schedule.parse(SPARSE)
+    stops = [(name, name, None) for name in JOBS] + [(f"{name}-broken", name, step) for name, step in BROKEN.items()]
+    for label, name, stop in stops:
+        recipe, folder = _recipe(name), Path(out) / label
+        with contextlib.suppress(Stop):
+            if stop is not None:
+                convert(recipe, base, schedule, folder, cache=Path(cache), listener=stop_at(stop))
+        done = convert(recipe, base, schedule, folder, cache=Path(cache))
         found[label] = {"family": done.family, "evaluations": [dataclasses.asdict(one) for one in done.evaluations]}
-        print(label, file=sys.stderr, flush=True)
+    try:
+        convert(_recipe("zero1"), base, schedule, Path(out) / "dead", cache=Path(cache), listener=_kill_second_rank)
+    except LayersearchError as error:
+        found["dead"] = str(error)
     (Path(out) / "results.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    if len(sys.argv) > 4:
-        JOBS = {name: JOBS[name] for name in sys.argv[4].split(",")}
-        BROKEN = {name: step for name, step in BROKEN.items() if name in JOBS}
     main(*sys.argv[1:4])
