@@ -1,6 +1,6 @@
 """The figure of a selection: loss of the text and retrieval against attention cost, on held-out documents."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +32,7 @@ def plot_selection(result: Result, rows: Sequence[MeasureRow], path_stem: Path |
             wspace=0.2,
         )
         winner = None if result.winner is None else result.winner.schedule
+        kinds: list[tuple[str, Callable[[MeasureRow], Interval | None]]]
         kinds = [("text loss, nats", lambda row: row.text), ("answers' digits right", lambda row: row.accuracy)]
         for axes, (label, value) in zip(panels, kinds, strict=True):
             _draw(axes, [(row, value(row)) for row in rows if value(row) is not None], winner, result.budget)
