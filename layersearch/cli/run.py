@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError(f"recipe {recipe.name} selects layers of a pre-trained model: name one with --model")
     try:
         if recipe.selection is not None and not (options.space or recipe.space):
-            from layersearch.study.model_selection import default_space
+            from layersearch.study.selection_plan import default_space
 
             space = default_space(recipe.training.seq_len)
         else:

@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.cli.tables import console, table
+from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
-from layersearch.results.held_out import MeasureRow, measure_rows
+from layersearch.results.held_out import MeasureRow, compact, measure_rows
 from layersearch.results.result import Result
 from layersearch.results.stats import Interval
+from layersearch.schedule.files import plain
+from layersearch.schedule.space import Space
 from layersearch.study.run_folder import read_config
 from layersearch.study.saved_run import load_records
 
@@ -37,7 +40,10 @@ def print_selection(result: Result, run: Path, as_json: bool) -> None:
         text = f"Winner: {row.schedule} (l = {row.n_full}, cost {row.cost:.3f}, budget {result.budget:g})"
         screen.print("\n".join(textwrap.wrap(text, screen.width)), style="bold", soft_wrap=True)
         screen.print(_winner_sentence(row, by, result), soft_wrap=True)
-    for line in textwrap.wrap("Loss = text and answers together. " + result.verdict, screen.width):
+    verdict = result.verdict
+    for schedule in by:
+        verdict = verdict.replace(str(schedule), compact(schedule))
+    for line in textwrap.wrap("Loss = text and answers together. " + verdict, screen.width):
         screen.print(line, soft_wrap=True)
     if rows:
         documents = rows[0].text.n
@@ -50,6 +56,43 @@ def print_selection(result: Result, run: Path, as_json: bool) -> None:
         said = f"Digits right with full attention: {said}."
         said += f" Not used, the model itself fails: {', '.join(dropped)}." if dropped else ""
         screen.print("\n" + "\n".join(textwrap.wrap(said, screen.width)), soft_wrap=True)
+
+
+def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool) -> None:
+    """Print the plan of a selection: its work, its memory, its placements."""
+    from layersearch.cli.tables import size
+    from layersearch.schedule.bound_space import BoundSpace
+    from layersearch.study.selection_plan import check_memory, plan_of
+
+    bound = BoundSpace.of(space, recipe)
+    bound.check_budget(budget)
+    plan, config = plan_of(recipe, bound, budget), recipe.selection
+    assert config is not None
+    if as_json:
+        print(json.dumps(plain(plan) | {"memory_bytes": plan.memory.total}, indent=1))
+        return
+    kept, units = plan.memory, f"{config.selection_units} texts and {config.selection_units} retrieval examples"
+    rows = {
+        "model": f"{plan.parameters:,} parameters, vocabulary {plan.vocab_size:,}, {recipe.model.n_layers} layers",
+        "choices of a layer": ", ".join(space.choices),
+        "schedules in the space": f"{bound.size:.3g}",
+        "gates": f"{config.gate_steps} gradient steps over all choices, weights frozen",
+        "local search": f"{config.candidates} schedules on {units}",
+        "confirmation": f"on {config.confirm_units} held-out documents",
+        "forward passes": f"about {plan.passes:,.0f} of {recipe.training.seq_len:,} tokens",
+        "work": f"about {plan.flops:.3g} FLOPs (one multiply-add = one FLOP)",
+        "memory": f"at most {size(kept.total)}: weights {size(kept.weights)} ({plan.precision}), "
+        f"activations {size(kept.kept)} (every {kept.stride} layers), logits {size(kept.logits)}, rest libraries",
+    }
+    screen = console()
+    grid = table("", "", left=2, show_header=False)
+    for row in rows.items():
+        grid.add_row(*row)
+    placements = table("placement", "cost", "schedule", left=1)
+    for name, schedule in plan.placements:
+        placements.add_row(name, f"{bound.cost(schedule):.3f}", compact(schedule))
+    screen.print(grid, "", placements, sep="\n")
+    check_memory(recipe, plan)
 
 
 def _winner_sentence(row: MeasureRow, by: dict[Any, MeasureRow], result: Result) -> str:
@@ -73,7 +116,7 @@ def _table(rows: Sequence[MeasureRow], result: Result, width: int) -> Any:
     made = table("schedule", "l", "cost", "text loss", "to all_full", "±", *heads, cut=True)
     for row in rows:
         wins = result.winner is not None and row.schedule == result.winner.schedule
-        name = row.label if row.names else str(row.schedule)
+        name = row.label if row.names else compact(row.schedule)
         room = width - (64 if retrieval else 46)
         name = name if len(name) <= room else name[: room - 1] + "…"
         cells = [f"{row.accuracy.mean:.2f}", _half(row.accuracy, 2)] if row.accuracy is not None else []

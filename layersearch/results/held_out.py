@@ -1,5 +1,6 @@
 """Text loss and retrieval of schedules on held-out documents, with paired intervals."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -82,3 +83,13 @@ def measure_rows(records: Sequence[TrialRecord]) -> list[MeasureRow]:
         for schedule in found
     ]
     return sorted(rows, key=lambda row: (row.cost, row.schedule))
+
+
+def compact(schedule: Schedule) -> str:
+    """Return a schedule in few words: its full layers, and how many layers have each other span."""
+    full = [layer for layer, span in enumerate(schedule) if span.is_full]
+    counts = Counter(str(span).removeprefix("window:") for span in schedule if not span.is_full)
+    others = ", ".join(f"{span} x{count}" for span, count in counts.most_common())
+    if not full or not counts:
+        return others or f"full x{len(full)}"
+    return f"full {' '.join(map(str, full))}; {others}"

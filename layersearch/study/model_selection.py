@@ -18,7 +18,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 import torch
@@ -31,14 +30,13 @@ from layersearch.errors import ConfigError, RunFolderError
 from layersearch.files import unwritable, write_text
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.fvcore_flops import check_flops
-from layersearch.model.pretrained import check_vocabulary, load_config, load_pretrained
+from layersearch.model.pretrained import check_vocabulary, load_pretrained
 from layersearch.results.analyze import analyze
 from layersearch.results.held_out import measure_rows
 from layersearch.results.plots.selection import plot_selection
 from layersearch.results.result import ALL_FULL, PROPOSED, Result
 from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.space import Space
 from layersearch.selection.gates import descend, round_to_schedules
 from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.local_search import DECIMALS, LocalSearch, Measured
@@ -48,6 +46,7 @@ from layersearch.selection.templates import named_placements
 from layersearch.study.plan import Stage
 from layersearch.study.prepare import request_of
 from layersearch.study.run_folder import RunFolder, write_result
+from layersearch.study.selection_plan import SelectionPlan, check_memory, plan_of, uniform_schedules
 from layersearch.training.memory import peak_memory
 from layersearch.training.record import Trial, TrialRecord, blank_record
 
@@ -58,23 +57,16 @@ Listener = Callable[[Stage], None]
 Array = np.ndarray
 
 
-def default_space(seq_len: int) -> Space:
-    """Return the space of a selection that names none: full, and two windows with and without 4 sinks.
+def make_units(recipe: Recipe, rows: int, seed: int, cache: Path | None) -> dict[str, list[Unit]]:
+    """Return the units of each of `PARTS`, which share no document; see `layersearch.search` for errors.
 
-    The windows are 1/16 and 1/8 of the text, at least 16 tokens. ``analysis/smollm2`` shows why.
+    ``rows`` are the model's embeddings, which the tokens must fit.
     """
-    sizes = [max(16, seq_len // share) for share in (16, 8)]
-    choices = ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))
-    return Space(name="model", choices=choices, baseline_span=f"window:{sizes[0]}+sink:4")
-
-
-def make_units(recipe: Recipe, seed: int, cache: Path | None) -> dict[str, list[Unit]]:
-    """Return the units of each of `PARTS`, which share no document; see `layersearch.search` for errors."""
     config, data, seq_len = recipe.selection, recipe.data, recipe.training.seq_len
     assert config is not None
     assert data.tokenizer is not None
     tokenizer, _ = open_tokenizer(data.tokenizer)
-    check_vocabulary(load_config(str(recipe.pretrained)).vocab_size, vocab_size(tokenizer), data.tokenizer)
+    check_vocabulary(rows, vocab_size(tokenizer), data.tokenizer)
     counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
     texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=seed, cache=cache)
     number, units = 0, dict[str, list[Unit]]()
@@ -97,6 +89,7 @@ class ModelSelection:
         folder: the run folder, held by this process.
         seed: of the local search.
         listener: called with the progress.
+        plan: as `plan_of` returns it.
     """
 
     def __init__(
@@ -107,6 +100,7 @@ class ModelSelection:
         folder: RunFolder,
         seed: int,
         listener: Listener,
+        plan: SelectionPlan,
     ) -> None:
         assert recipe.selection is not None
         assert recipe.pretrained is not None
@@ -115,6 +109,7 @@ class ModelSelection:
         self._folder, self._seed, self._listener = folder, seed, listener
         self._records = folder.records()
         self._tasks: tuple[str, ...] = self._config.used_tasks
+        self._plan = plan
         self._began, self._first = time.monotonic(), 0
 
     def run(self, units: Mapping[str, Sequence[Unit]], confirm: Sequence[Schedule] | None = None) -> list[TrialRecord]:
@@ -142,12 +137,12 @@ class ModelSelection:
         self._began, self._first = time.monotonic(), done
 
     def _load(self) -> Layerwise:
-        dtype = weights_type(self._config.precision)
+        dtype = self._plan.precision
         decoder = load_pretrained(
             str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
         )
         self.dtype, self._softcap = dtype, decoder.softcap
-        return Layerwise(decoder)
+        return Layerwise(decoder, stride=self._plan.memory.stride)
 
     def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
         """Return the tasks that the model does with full attention; ``retrieval.json`` keeps the levels."""
@@ -249,7 +244,7 @@ class ModelSelection:
         """Return the schedules to confirm and their roles."""
         space, config, n = self._space, self._config, self._space.n_layers
         roles: dict[Schedule, str] = {presets.all_full(n): ALL_FULL}
-        for name, schedule in {**_all_sparse(space), **named_placements(space, self._budget)}.items():
+        for name, schedule in {**uniform_schedules(space), **named_placements(space, self._budget)}.items():
             roles[schedule] = f"{roles[schedule]} = {name}" if schedule in roles else name
         for made in search.best[: config.finalists]:
             roles.setdefault(made.schedule, PROPOSED)
@@ -323,19 +318,6 @@ class ModelSelection:
         self._records.append(record)
 
 
-def weights_type(precision: str) -> Literal["bfloat16", "float32"]:
-    """Return the type of frozen weights, ``float32`` or ``bfloat16``; ``auto`` asks the processor."""
-    if precision == "auto":
-        precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
-    return "bfloat16" if precision == "bf16" else "float32"
-
-
-def _all_sparse(space: BoundSpace) -> dict[str, Schedule]:
-    """Return one sparse span everywhere, for each sparse span of the space, by name."""
-    spans = dict.fromkeys(span for options in space.options for span in options if not span.is_full)
-    return {f"all {span}": presets.all_sparse(space.n_layers, span) for span in spans}
-
-
 def _losses(record: TrialRecord) -> list[float]:
     """Return the loss on each unit from the running means."""
     sums = [0.0, *(number * mean for number, mean in record.curve)]
@@ -370,14 +352,16 @@ def select(
             "each layer alone; name another --space, or train with --recipe pretrained-training"
         )
     space.check_budget(budget)
+    plan = plan_of(recipe, space, budget)
+    check_memory(recipe, plan)
     listener(Stage(phase="loading", done=0, planned=1, note=f"reading text, then hashing {recipe.pretrained}"))
-    units = make_units(recipe, seed, cache)
+    units = make_units(recipe, plan.vocab_size, seed, cache)
     data = {"source": recipe.data.source, "tokenizer": recipe.data.tokenizer, "vocab_size": recipe.data.vocab_size}
     folder = RunFolder(out, request_of(recipe, space, budget=budget, seed=seed, data=data))
     try:
         folder.write_flops(lambda: check_flops(recipe, space, recipe.data.vocab_size))
         folder.drop_torn_line()
-        records = ModelSelection(recipe, space, budget, folder, seed, listener).run(units, confirm)
+        records = ModelSelection(recipe, space, budget, folder, seed, listener, plan).run(units, confirm)
         result = analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
         write_result(out, result)
         plot_selection(result, measure_rows(records), out / "selection")

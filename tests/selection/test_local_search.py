@@ -55,7 +55,7 @@ class KnownScorer:
 
 
 def search(
-    scorer: KnownScorer, known: Mapping[Schedule, Sequence[float]] | None = None, candidates: int = 40, seed: int = 0
+    scorer: KnownScorer, known: Mapping[Schedule, Sequence[float]] | None = None, candidates: int = 14, seed: int = 0
 ) -> tuple[LocalSearch, list[Measured]]:
     seen: list[Measured] = []
     found = LocalSearch(scorer, SPACE, BUDGET, scorer.prior, seen.append, known or {}, seed)  # type: ignore[arg-type]
@@ -67,12 +67,12 @@ def optimum(scorer: KnownScorer) -> float:
     return min(scorer.loss(schedule) for schedule in SPACE.schedules() if SPACE.cost(schedule) <= BUDGET)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", [0, 1])
 def test_local_search_finds_the_optimum_within_the_budget(seed: int) -> None:
     scorer = KnownScorer(seed)
     found, seen = search(scorer)
     assert scorer.loss(found.best[0].schedule) == pytest.approx(optimum(scorer), abs=1e-6)
-    assert len(seen) == len(found.measured) <= 41  # of 729 schedules
+    assert len(seen) == len(found.measured) <= 15  # of 729 schedules
     assert all(SPACE.cost(schedule) <= BUDGET for schedule, _ in scorer.measured)
     assert len(set(scorer.measured)) == len(scorer.measured)  # nothing is measured twice
     assert [m.estimate for m in found.best] == sorted(m.estimate for m in found.best)
@@ -103,10 +103,10 @@ def test_local_search_candidates_that_stop_keep_the_paired_estimate() -> None:
 
 def test_local_search_known_losses_are_not_measured_again_and_give_the_same_proposals() -> None:
     whole_scorer = KnownScorer(2, noise=0.02)
-    whole, seen = search(whole_scorer)
-    for cut in (1, 5, 17):
+    whole, seen = search(whole_scorer, candidates=12)
+    for cut in (2, 9):
         scorer = KnownScorer(2, noise=0.02)
-        resumed, rest = search(scorer, {made.schedule: made.losses for made in seen[:cut]})
+        resumed, rest = search(scorer, {made.schedule: made.losses for made in seen[:cut]}, 12)
         assert [made.schedule for made in rest] == [made.schedule for made in seen[cut:]]
         assert not {schedule for schedule, _ in scorer.measured} & {made.schedule for made in seen[:cut]}
         assert list(resumed.measured) == list(whole.measured)
@@ -128,7 +128,7 @@ def test_local_search_losses_come_back_from_the_running_means_of_a_record() -> N
             curve=curve,
         )  # fmt: skip
         assert tuple(_losses(TrialRecord.from_json(record.to_json()))) == losses
-    _, seen = search(KnownScorer(3, noise=0.02), candidates=12)
+    _, seen = search(KnownScorer(3, noise=0.02), candidates=3)
     assert all(made.losses == tuple(round(loss, 9) for loss in made.losses) for made in seen)
 
 
