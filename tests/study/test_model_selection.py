@@ -211,8 +211,11 @@ def test_selection_without_retrieval_weight_measures_text_alone(model: Path, tmp
     """The texts are too short for the tasks, which have no weight."""
     out = tmp_path / "run"
     changes: dict[str, object] = {
-        "selection__retrieval_weight": 0, "training__seq_len": 64, "selection__gate_steps": 0, "selection__candidates": 3,
-    }  # fmt: skip
+        "selection__retrieval_weight": 0,
+        "selection__gate_steps": 0,
+        "selection__candidates": 3,
+        "training__seq_len": 64,
+    }
     assert main(request(model, out, **changes)) == 0
     for record in records(out):
         assert record["loss"] == pytest.approx(dict(record["metrics"])["text_loss"], abs=1e-6)
