@@ -216,7 +216,7 @@ def test_selection_without_retrieval_weight_measures_text_alone(model: Path, tmp
         "selection__candidates": 3,
         "training__seq_len": 64,
     }
-    assert main(request(model, out, **changes)) == 0
+    assert main(request(model, out, "--budget", "0.6", **changes)) == 0
     for record in records(out):
         assert record["loss"] == pytest.approx(dict(record["metrics"])["text_loss"], abs=1e-6)
         assert set(dict(record["metrics"])) == {"text_loss"}
@@ -330,7 +330,7 @@ def test_selection_refusals_leave_no_run_folder(
     out = tmp_path / "new"
     refused(request(model, out, "--budget", "0.01"), out, capsys, "budget 0.01", "raise the budget to")
     refused(request(model, out, "--budget", "2"), out, capsys, "budget", "2")
-    short = request(model, out, training__seq_len=64)
+    short = request(model, out, "--budget", "0.9", training__seq_len=64)
     refused(short, out, capsys, "training.seq_len", "too short for the retrieval tasks", "selection.tasks")
     refused(request(model, out, training__seq_len=2048), out, capsys, "1024 positions", "2048")
     (tmp_path / "few.txt").write_text("a few words " * 300)
@@ -338,10 +338,23 @@ def test_selection_refusals_leave_no_run_folder(
     refused(few, out, capsys, "too few", "sequences")
     other = save_model(tmp_path / "other", ["too small a text"], 2)
     large = json.loads((other / "tokenizer.json").read_text())
-    large["added_tokens"].append(dict(large["added_tokens"][0], id=700, content="<extra>"))
+    large["model"]["vocab"]["<extra>"] = 700
     (other / "tokenizer.json").write_text(json.dumps(large))
     refused(request(other, out), out, capsys, "tokens", "embeddings for 512")
     refused(["run", "--recipe", "pretrained", "--out", str(out)], out, capsys, "selects layers", "--model")
+
+
+def test_selection_dry_run_states_the_plan_and_writes_nothing(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new"
+    assert main(request(model, out, "--dry-run")) == 0
+    said = capsys.readouterr().out
+    assert "memory" in said
+    assert "bottom(1)" in said
+    assert main(request(model, out, "--dry-run", "--json")) == 0
+    assert json.loads(capsys.readouterr().out)["memory"]
+    assert not out.exists()
 
 
 def test_selection_default_space_fits_the_length(finished: Path) -> None:
