@@ -1,8 +1,8 @@
 """Which method chooses the full-attention layers of a real model best, at equal tokens? Resumable; see README.md.
 
-    python analysis/smollm2/study.py choose MODEL.gguf   # each method, each calibration draw
-    python analysis/smollm2/study.py measure MODEL.gguf  # every chosen schedule on held-out documents
-    python analysis/smollm2/study.py report              # tables.md and contest.png from the records alone
+python analysis/smollm2/study.py choose MODEL.gguf   # each method, each calibration draw
+python analysis/smollm2/study.py measure MODEL.gguf  # every chosen schedule on held-out documents
+python analysis/smollm2/study.py report              # tables.md and contest.png from the records alone
 """
 
 from __future__ import annotations
@@ -119,8 +119,14 @@ def methods(bench: Bench, draw: int, n_full: int) -> Iterator[tuple[str, Callabl
     yield "gates", lambda: within(gates(8))
     yield "ours (gates, local search)", ours
     yield "restore one", lambda: first(rankings.restore_one(n, span, scorer(start=sparse).quality))
-    yield "restore one, text alone", lambda: first(rankings.restore_one(n, span, scorer(weight=0.0, start=sparse).quality))
-    yield "restore one, answers alone", lambda: first(rankings.restore_one(n, span, scorer(weight=0.99, start=sparse).quality))
+    yield (
+        "restore one, text alone",
+        lambda: first(rankings.restore_one(n, span, scorer(weight=0.0, start=sparse).quality)),
+    )
+    yield (
+        "restore one, answers alone",
+        lambda: first(rankings.restore_one(n, span, scorer(weight=0.99, start=sparse).quality)),
+    )
     yield "remove one", lambda: first(rankings.remove_one(n, span, scorer(start=full).quality))
     yield "greedy", lambda: first(rankings.restore_greedy(n, span, scorer(1, start=sparse).quality, n_full))
 
@@ -135,7 +141,16 @@ def choose(model: str) -> None:
     n_full = max(schedule.n_full for schedule in named.values())
     for name, schedule in named.items():
         if (name, 0) not in done:
-            append(CHOICES, {"method": name, "draw": 0, "named": True, "schedule": str(schedule), "cost": bench.space.cost(schedule)})
+            append(
+                CHOICES,
+                {
+                    "method": name,
+                    "draw": 0,
+                    "named": True,
+                    "schedule": str(schedule),
+                    "cost": bench.space.cost(schedule),
+                },
+            )
     for draw in range(DRAWS):
         for name, call in methods(bench, draw, n_full):
             if (name, draw) in done:
