@@ -76,7 +76,7 @@ def _draw(axes: "Axes", rows: Sequence[MeasureRow], value: Value, winner: Schedu
     axes.set_ylim(min(0.0, *(found.mean for _, found in points)) - 0.03 * top, top)
     above = ", ".join(f"{row.label} +{found.mean:.2f}" for row, found in points if found.mean > highest)
     if above:
-        where = {"xy": (0.98, 0.62), "xycoords": "axes fraction", "ha": "right", "va": "top"}
+        where: dict[str, Any] = {"xy": (0.98, 0.62), "xycoords": "axes fraction", "ha": "right", "va": "top"}
         axes.annotate(above.replace(", ", "\n") + "\n(above the axis)", **where, fontsize=8, color=GRAY)
 
 
