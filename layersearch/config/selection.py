@@ -44,6 +44,11 @@ class SelectionConfig(Strict):
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Type of the frozen weights. ``auto``: bf16 on a device that multiplies it in hardware, else float32."""
 
+    @property
+    def used_tasks(self) -> tuple[TaskName, ...]:
+        """The tasks, none if retrieval has no weight."""
+        return self.tasks if self.retrieval_weight else ()
+
     def __post_init__(self) -> None:
         if self.retrieval_weight and not self.tasks:
             raise ConfigError("selection.tasks is empty; name tasks, or set selection.retrieval_weight=0")

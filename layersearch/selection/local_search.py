@@ -26,6 +26,8 @@ STOP_T = 1.0
 """A candidate stops if its mean difference to the incumbent is above this many standard errors."""
 MIN_FIT = 6
 """Measured schedules before the surrogate is fitted; until then the gates' scores alone propose."""
+DECIMALS = 9
+"""Decimals of a loss that count, so that it comes back exactly from the running means of a record."""
 PARENTS, MAX_NEIGHBORS = 3, 1500
 """Schedules whose neighbors are candidates, and most neighbors of each."""
 EXPLORATION = 0.5
@@ -103,7 +105,7 @@ class LocalSearch:
                 losses.append(known[number])
             else:
                 found.append(self._scorer.measure(schedule, number))
-                losses.append(found[-1].quality(self._scorer.weight))
+                losses.append(round(found[-1].quality(self._scorer.weight), DECIMALS))
             if incumbent is not None and _is_worse(losses, incumbent.losses) and number + 1 < units:
                 break
         complete = len(losses) == units
