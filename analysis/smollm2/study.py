@@ -19,9 +19,9 @@ import numpy as np
 
 HERE = Path(__file__).parent
 CHOICES, MEASURES = HERE / "choices.jsonl", HERE / "measures.jsonl"
-SEQ_LEN, BUDGET, WEIGHT, DRAWS, UNITS, CONFIRM = 1024, 0.27, 0.2, 3, 4, 16
+SEQ_LEN, BUDGET, WEIGHT, DRAWS, UNITS, CONFIRM = 1024, 0.27, 0.2, 3, 2, 12
+GATE_STEPS, CANDIDATES = 8, 16
 SPARSE = "window:64+sink:4"
-TEXTS = {"code": "stdlib"}
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
@@ -76,8 +76,8 @@ class Bench:
         return Scorer(self.model, units, list(TASKS), weight)
 
 
-def methods(bench: Bench, draw: int, n_full: int) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """Yield each method's name and the call that returns its schedule."""
+def methods(bench: Bench, draw: int, n_full: int) -> Iterator[tuple[tuple[str, ...], Callable[[], Sequence[Any]]]]:
+    """Yield the names of methods that share their measurements, and the call that returns a schedule for each."""
     from layersearch.schedule import Span, presets
     from layersearch.selection import rankings
     from layersearch.selection.gates import descend, round_to_schedules
@@ -85,53 +85,58 @@ def methods(bench: Bench, draw: int, n_full: int) -> Iterator[tuple[str, Callabl
 
     n, span, full = bench.space.n_layers, Span.parse(SPARSE), presets.all_full(bench.space.n_layers)
     sparse = presets.all_sparse(n, span)
+    costs = [np.array([bench.space.share(s) for s in options]) for options in bench.space.options]
 
-    def scorer(count: int = UNITS, weight: float = WEIGHT, start: Any = None) -> Any:
-        made = bench.scorer("calibration", draw * UNITS, count, weight)
+    def scorer(count: int = UNITS, start: Any = None) -> Any:
+        made = bench.scorer("calibration", draw * UNITS, count)
         if start is not None:
             made.start_from(start)
         return made
 
-    def restored(weight: float) -> Any:
-        return first(rankings.restore_one(n, span, scorer(weight=weight, start=sparse).quality))
-
     def first(ranking: Any) -> Any:
         return ranking.schedule(n_full, n, span)
 
-    def costs() -> list[Any]:
-        return [np.array([bench.space.share(s) for s in options]) for options in bench.space.options]
+    def one_by_one(rank: Callable[..., Any], start: Any) -> list[Any]:
+        """Rank by the mixture, by text and by answers, from the same measurements."""
+        made, seen = scorer(start=start), {}
 
-    def gates(steps: int) -> list[Any]:
-        return descend(scorer(), bench.space.options, costs(), BUDGET, steps=steps, rate=0.5)
+        def score(weight: float) -> Callable[[Any], float]:
+            def quality(schedule: Any) -> float:
+                if schedule not in seen:
+                    seen[schedule] = made.measure_all(schedule)
+                parts = [(found.text_loss, found.answer_loss) for found in seen[schedule]]
+                return float(np.mean([(1 - weight) * text + weight * answers for text, answers in parts]))
+
+            return quality
+
+        return [first(rank(n, span, score(weight))) for weight in (WEIGHT, 0.0, 1.0)]
+
+    def gates() -> list[Any]:
+        return descend(scorer(), bench.space.options, costs, BUDGET, steps=GATE_STEPS, rate=0.5)
 
     def within(scores: Sequence[Any]) -> Any:
-        path = round_to_schedules(bench.space.options, scores, costs())
+        path = round_to_schedules(bench.space.options, scores, costs)
         return max((s for s in path if bench.space.cost(s) <= BUDGET), key=bench.space.cost)
 
     def ours() -> Any:
-        scores = gates(8)
+        scores = gates()
         tables = [dict(zip(o, s.tolist(), strict=True)) for o, s in zip(bench.space.options, scores, strict=True)]
         prior = lambda schedule: sum(table[span] for table, span in zip(tables, schedule, strict=True))  # noqa: E731
         search = LocalSearch(scorer(), bench.space, BUDGET, prior, lambda made: None, {}, draw)
-        search.run([within(scores)], 16)
+        search.run([within(scores)], CANDIDATES)
         return search.best[0].schedule
 
-    yield "block influence", lambda: first(rankings.block_influence(scorer()))
-    yield "lazy ratio", lambda: first(rankings.lazy_ratio(scorer(), span))
-    yield "gate gradient", lambda: first(rankings.gate_gradient(scorer(), span))
-    yield "gates", lambda: within(gates(8))
-    yield "ours (gates, local search)", ours
-    yield "restore one", lambda: restored(WEIGHT)
-    yield (
-        "restore one, text alone",
-        lambda: restored(0.0),
-    )
-    yield (
-        "restore one, answers alone",
-        lambda: restored(0.99),
-    )
-    yield "remove one", lambda: first(rankings.remove_one(n, span, scorer(start=full).quality))
-    yield "greedy", lambda: first(rankings.restore_greedy(n, span, scorer(1, start=sparse).quality, n_full))
+    def named(name: str) -> tuple[str, ...]:
+        return (name, f"{name}, text alone", f"{name}, answers alone")
+
+    yield ("block influence",), lambda: [first(rankings.block_influence(scorer()))]
+    yield ("lazy ratio",), lambda: [first(rankings.lazy_ratio(scorer(), span))]
+    yield ("gate gradient",), lambda: [first(rankings.gate_gradient(scorer(), span))]
+    yield ("gates",), lambda: [within(gates())]
+    yield ("ours (gates, local search)",), lambda: [ours()]
+    yield named("restore one"), lambda: one_by_one(rankings.restore_one, sparse)
+    yield ("greedy",), lambda: [first(rankings.restore_greedy(n, span, scorer(1, start=sparse).quality, n_full))]
+    yield named("remove one"), lambda: one_by_one(rankings.remove_one, full)
 
 
 def choose(model: str) -> None:
@@ -155,23 +160,18 @@ def choose(model: str) -> None:
                 },
             )
     for draw in range(DRAWS):
-        for name, call in methods(bench, draw, n_full):
-            if (name, draw) in done:
+        for names, call in methods(bench, draw, n_full):
+            if (names[0], draw) in done:
                 continue
             began, spent = time.perf_counter(), bench.model.tokens_spent
-            schedule = call()
-            append(
-                CHOICES,
-                {
-                    "method": name,
-                    "draw": draw,
-                    "named": False,
+            for name, schedule in zip(names, call(), strict=True):
+                found = {
                     "schedule": str(schedule),
                     "cost": bench.space.cost(schedule),
                     "tokens": round(bench.model.tokens_spent - spent),
                     "seconds": round(time.perf_counter() - began, 1),
-                },
-            )
+                }
+                append(CHOICES, {"method": name, "draw": draw, "named": False, **found})
 
 
 def measure(model: str) -> None:
