@@ -344,6 +344,21 @@ def test_selection_refusals_leave_no_run_folder(
     refused(["run", "--recipe", "pretrained", "--out", str(out)], out, capsys, "selects layers", "--model")
 
 
+@pytest.mark.parametrize("weight", [0.2, 0.0])
+def test_selection_of_a_model_whose_loss_is_no_number_is_refused_in_one_line(
+    weight: float, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    state = load_file(broken / "model.safetensors")
+    state["model.layers.2.self_attn.o_proj.weight"][0, 0] = float("nan")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    assert main(request(broken, tmp_path / "run", selection__retrieval_weight=weight)) == 2
+    check_line(capsys.readouterr().err.splitlines(keepends=True)[-1], ("its loss on a text is nan", "damaged"))
+    assert lines(tmp_path / "run") == []
+
+
 def test_selection_dry_run_states_the_plan_and_writes_nothing(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
