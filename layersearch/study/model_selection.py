@@ -230,7 +230,8 @@ class ModelSelection:
         self._say("search", 0, planned, "measuring schedules on real losses")
         path = round_to_schedules(space.options, scores, self._costs())
         inside = [schedule for schedule in path if space.cost(schedule) <= self._budget]
-        first = [*inside[-1:-6:-2], *named_placements(space, self._budget).values()]
+        # Without gates nothing is known yet: begin at the named placements.
+        first = inside[-1:-8:-2] if config.gate_steps else [*named_placements(space, self._budget).values()]
         search.run(first[: max(1, config.candidates)], max(0, config.candidates - len(set(first))))
         return search
 
