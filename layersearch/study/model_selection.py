@@ -138,9 +138,7 @@ class ModelSelection:
 
     def _load(self) -> Layerwise:
         dtype = self._plan.precision
-        decoder = load_pretrained(
-            str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
-        )
+        decoder = load_pretrained(str(self._recipe.pretrained), tokens=self._recipe.training.seq_len, dtype=dtype)
         self.dtype, self._softcap = dtype, decoder.softcap
         return Layerwise(decoder, stride=self._plan.memory.stride)
 
