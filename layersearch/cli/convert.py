@@ -8,12 +8,12 @@ import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.cli.flags import add_key, add_shared, data_overrides, seed
-from layersearch.errors import RunFolderError
+from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
     from layersearch.convert.run import Conversion
@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--model", required=True, metavar="PATH|ID", help="Hugging Face model folder, hub id or GGUF file")
+    add("--model", metavar="PATH|ID", help="Hugging Face folder, hub id or GGUF file (default: the run's own)")
     which = parser.add_mutually_exclusive_group(required=True)
     which.add_argument("--schedule", help="one span per layer, for example 'full*2 window:128*4', or a winner.yaml")
-    which.add_argument("--run", type=Path, help="take the winner of this run")
+    which.add_argument("--run", type=Path, help="take the winner of this run, its text and its length")
     add_key(parser, "--steps", "training.steps", "N", "optimizer steps")
     add("--out", type=Path, required=True, help="folder of the log, evaluations, checkpoint and model/")
-    add("--recipe", default="plain", help="YAML file or name in trials/convert/ (default: %(default)s)")
+    text = "YAML file or name in trials/convert/ (default: heal for the winner of a selection, else plain)"
+    add("--recipe", help=text)
     add_key(parser, "--distil", "distil", "WEIGHT", "share of the loss that is KL divergence from the original")
     add_key(parser, "--lora", "lora", "RANK", "train low-rank updates, merged at the end")
     only = "only_attention=true"
@@ -44,16 +45,16 @@ def run(options: argparse.Namespace) -> None:
     """Convert the model and print its evaluations."""
     from layersearch.convert.config import load_convert_recipe
 
-    recipe = load_convert_recipe(options.recipe, [*data_overrides(options.data), *options.overrides])
-    schedule = _schedule(options)
+    name, model, schedule, own = _what(options)
+    recipe = load_convert_recipe(name, [*own, *data_overrides(options.data), *options.overrides])
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.convert.run import convert
 
-    with _own_output() as output:
+    with own_output() as output:
         with ProgressDisplay("steps") as display:
             found = convert(
                 recipe,
-                options.model,
+                model,
                 schedule,
                 options.out,
                 seed=options.seed,
@@ -61,24 +62,26 @@ def run(options: argparse.Namespace) -> None:
                 trust_remote_code=options.trust_remote_code,
                 listener=display.steps,
             )
-        _print(found, schedule, output, options.json)
+        print_conversion(found, schedule, output, options.json, family=options.family)
 
 
-def _schedule(options: argparse.Namespace) -> Schedule:
+def _what(options: argparse.Namespace) -> tuple[str, str, Schedule, Sequence[str]]:
+    """Return the recipe's name, the model, the schedule and the keys of the recipe that the run sets."""
     if options.schedule is not None:
         from layersearch.schedule.files import schedule_argument
 
-        return schedule_argument(options.schedule)
-    from layersearch.study.saved_run import load_result
+        if options.model is None:
+            raise ConfigError("--model is missing: --schedule names none; give the pre-trained model to convert")
+        return options.recipe or "plain", options.model, schedule_argument(options.schedule), ()
+    from layersearch.convert.heal import load_winner, model_of
 
-    result = load_result(options.run)
-    if result.winner is None:
-        raise RunFolderError(f"{options.run}: no winner yet ({result.verdict}); repeat the command that made it")
-    return result.winner.schedule
+    winner = load_winner(options.run)
+    model = options.model or model_of(winner, options.run)
+    return options.recipe or winner.recipe, model, winner.schedule, winner.overrides
 
 
 @contextlib.contextmanager
-def _own_output() -> Iterator[Any]:
+def own_output() -> Iterator[Any]:
     """Yield standard output; output of libraries goes to standard error, that of C++ (Gloo) too."""
     sys.stdout.flush()
     own = os.dup(1)
@@ -92,22 +95,25 @@ def _own_output() -> Iterator[Any]:
         os.close(own)
 
 
-def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) -> None:
+def print_conversion(
+    found: Conversion, schedule: Schedule, output: Any, as_json: bool, *, family: str | None = None
+) -> None:
+    """Print a conversion; ``family`` is what the user named to save it as."""
     if as_json:
-        values = {name: getattr(found, name) for name in ("cost", "gap", "recovered", "family")}
-        evaluations = [dataclasses.asdict(evaluation) for evaluation in found.evaluations]
-        values = {"schedule": str(schedule), **values, "model": str(found.model), "evaluations": evaluations}
-        print(json.dumps(values, indent=1), file=output)
+        print(json.dumps(conversion_values(found, schedule), indent=1), file=output)
         return
     from layersearch.cli.tables import console, table
 
     original, converted = found.at("original"), found.at("converted")
     screen = console(output)
     screen.print(f"{schedule}: attention cost {found.cost:.3f} of all-full at {original.seq_len} tokens")
-    grid = table("", "step", "loss", *(f"<{edge}" for edge in original.position_edges))
+    asked = "answer_accuracy" in dict(original.metrics)
+    heads = ["digits right"] if asked else []
+    grid = table("", "step", "loss", *heads, *(f"<{edge}" for edge in original.position_edges))
     for evaluation in found.evaluations:
         losses = [f"{loss:.3f}" for loss in evaluation.loss_by_position]
-        grid.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *losses)
+        right = [f"{dict(evaluation.metrics)['answer_accuracy']:.2f}"] if asked else []
+        grid.add_row(evaluation.moment, str(evaluation.step), f"{evaluation.loss:.4f}", *right, *losses)
     screen.print(grid)
     recovered = found.recovered
     if recovered is None:
@@ -117,5 +123,15 @@ def _print(found: Conversion, schedule: Schedule, output: Any, as_json: bool) ->
     else:
         share = f"training recovered {recovered:.0%} of it" if recovered > 0 else "training did not recover it"
     screen.print(f"The switch cost {found.gap:+.4f} nats; {share}. Column <N: tokens up to position N.")
-    how = "with trust_remote_code=True" if found.family == "hf-remote" else f"as a stock {found.family}"
+    how = f"as a stock {found.family}"
+    if found.family == "hf-remote":
+        how = "with trust_remote_code=True: it brings its modeling file (hf-remote)"
+        how += "" if family else ", because no stock family holds this schedule with these weights"
     screen.print(f"{found.model}: loads in transformers {how}", soft_wrap=True)
+
+
+def conversion_values(found: Conversion, schedule: Schedule) -> dict[str, Any]:
+    """Return a conversion as plain data."""
+    values = {name: getattr(found, name) for name in ("cost", "gap", "recovered", "family")}
+    evaluations = [dataclasses.asdict(evaluation) for evaluation in found.evaluations]
+    return {"schedule": str(schedule), **values, "model": str(found.model), "evaluations": evaluations}

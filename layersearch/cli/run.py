@@ -20,6 +20,7 @@ from layersearch.cli.flags import (
 from layersearch.errors import ConfigError, LayersearchError
 
 if TYPE_CHECKING:
+    from layersearch.config.recipe import Recipe
     from layersearch.study.estimate import Estimate
 
 
@@ -37,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=seed, default=0, help="seed of the search; confirmation uses the seeds after it (default: 0)")
     add_key(parser, "--trials", "search.trials", "N", "distinct schedules trained")
     add_key(parser, "--workers", "search.workers", "N", "trials side by side")
+    text = "then convert the winner in OUT/healed by the conversion recipe heal; with --model"
+    add("--heal", action="store_true", help=text)
     add_shared(parser, "--data", "--set", "--pool", "--ray-address", "--dry-run", "--json")
 
 
@@ -68,11 +71,13 @@ def run(options: argparse.Namespace) -> None:
     budget = options.budget if options.budget is not None else space.budget
     if budget is None:
         raise ConfigError(f"--budget is missing and search space {space.name!r} names none: give one, such as 0.27")
+    if options.heal:
+        _check_heal(recipe)
     pool = pool_of(options)
     if options.dry_run and recipe.selection is not None:
         from layersearch.cli.selection_summary import print_plan
 
-        print_plan(recipe, space, budget, options.json)
+        print_plan(recipe, space, budget, options.json, heal=options.heal)
         return
     if options.dry_run:
         from layersearch.study.estimate import estimate
@@ -93,7 +98,46 @@ def run(options: argparse.Namespace) -> None:
         result = search(
             recipe, space, budget, out, seed=options.seed, pool=pool, listener=display.trials, on_stage=display.stage
         )
-    print_run(result, out, options.json)
+    if not options.heal:
+        print_run(result, out, options.json)
+        return
+    if not options.json:
+        print_run(result, out, False)
+    from layersearch.cli.convert import conversion_values, own_output, print_conversion
+    from layersearch.convert.config import load_convert_recipe
+    from layersearch.convert.heal import load_winner, model_of
+    from layersearch.convert.run import convert
+
+    winner = load_winner(out)
+    healer = load_convert_recipe(winner.recipe, winner.overrides)
+    with own_output() as output:
+        with ProgressDisplay("steps") as display:
+            healed = convert(
+                healer,
+                model_of(winner, out),
+                winner.schedule,
+                out / "healed",
+                seed=options.seed,
+                listener=display.steps,
+            )
+        if not options.json:
+            print("", file=output)
+            print_conversion(healed, winner.schedule, output, False)
+    if options.json:
+        print_run(result, out, True, {"healed": conversion_values(healed, winner.schedule)})
+
+
+def _check_heal(recipe: Recipe) -> None:
+    """Refuse, before the run starts, a healing that cannot follow it."""
+    from layersearch.convert.config import load_convert_recipe
+    from layersearch.convert.heal import RECIPE, recipe_overrides
+
+    if recipe.selection is None:
+        raise ConfigError(
+            f"--heal follows a selection, and recipe {recipe.name} has no section selection: name a --model and leave "
+            "out --recipe, or give layersearch convert --run when the run has ended"
+        )
+    load_convert_recipe(RECIPE, recipe_overrides(recipe))
 
 
 def _print_estimate(found: Estimate) -> None:

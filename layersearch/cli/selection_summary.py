@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from layersearch.study.run_folder import read_config
 from layersearch.study.saved_run import load_records
 
 
-def print_selection(result: Result, run: Path, as_json: bool) -> None:
-    """Print the result of a run folder, as JSON or on one screen."""
+def print_selection(result: Result, run: Path, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """Print the result of a run folder, as JSON, with ``more``, or on one screen."""
     rows = measure_rows(load_records(run))
     levels = _levels(run)
     if as_json:
@@ -27,7 +27,8 @@ def print_selection(result: Result, run: Path, as_json: bool) -> None:
             {"schedule": str(row.schedule), "cost": row.cost, "text_loss": row.text.mean, "by_task": row.by_task}
             for row in rows
         ]
-        print(json.dumps(result.to_dict() | {"held_out": held, "retrieval_levels": levels}, indent=1))
+        found = result.to_dict() | {"held_out": held, "retrieval_levels": levels} | dict(more or {})
+        print(json.dumps(found, indent=1))
         return
     screen, config = console(), read_config(run)
     training = config["recipe"]["training"]
@@ -58,9 +59,10 @@ def print_selection(result: Result, run: Path, as_json: bool) -> None:
         screen.print("\n" + "\n".join(textwrap.wrap(said, screen.width)), soft_wrap=True)
 
 
-def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool) -> None:
-    """Print the plan of a selection: its work, its memory, its placements."""
+def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool, *, heal: bool = False) -> None:
+    """Print the plan of a selection, and of the healing after it: its work, its memory, its placements."""
     from layersearch.cli.tables import size
+    from layersearch.convert.heal import plan_heal
     from layersearch.schedule.bound_space import BoundSpace
     from layersearch.study.selection_plan import check_memory, plan_of
 
@@ -68,8 +70,10 @@ def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool) -> No
     bound.check_budget(budget)
     plan, config = plan_of(recipe, bound, budget), recipe.selection
     assert config is not None
+    healing = plan_heal(recipe, plan) if heal else None
     if as_json:
-        print(json.dumps(plain(plan) | {"memory_bytes": plan.memory.total}, indent=1))
+        more = {"heal": plain(healing)} if healing else {}
+        print(json.dumps(plain(plan) | {"memory_bytes": plan.memory.total} | more, indent=1))
         return
     kept, units = plan.memory, f"{config.selection_units} texts and {config.selection_units} retrieval examples"
     rows = {
@@ -84,6 +88,13 @@ def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool) -> No
         "memory": f"at most {size(kept.total)}: weights {size(kept.weights)} ({plan.precision}), "
         f"activations {size(kept.kept)} (every {kept.stride} layers), logits {size(kept.logits)}, rest libraries",
     }
+    if healing is not None:
+        rows["healing"] = f"{healing.steps} steps of {healing.tokens:,} tokens, distillation weight {healing.distil:g}"
+        rows["healing's work"] = f"about {healing.flops:.3g} FLOPs"
+        rows["healing's memory"] = (
+            f"{size(healing.model_bytes)} for weights, gradients, optimizer state and the original; activations and "
+            "logits come on top"
+        )
     screen = console()
     grid = table("", "", left=2, show_header=False)
     for row in rows.items():

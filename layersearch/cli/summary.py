@@ -25,12 +25,12 @@ from layersearch.study.run_folder import read_config
 LINES = 40
 
 
-def print_run(result: Result, run: Path, as_json: bool) -> None:
-    """Print the result of a run folder, as JSON or on one screen."""
+def print_run(result: Result, run: Path, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
+    """Print the result of a run folder, as JSON or on one screen; ``more`` is JSON of a selection's healing."""
     if result.unit == "document":
         from layersearch.cli.selection_summary import print_selection
 
-        print_selection(result, run, as_json)
+        print_selection(result, run, as_json, more)
         return
     if as_json:
         print(json.dumps(result.to_dict(), indent=1))

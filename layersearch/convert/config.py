@@ -10,6 +10,7 @@ from pydantic import Field
 
 from layersearch.config.loader import build, find_file, override, read_yaml
 from layersearch.config.recipe import DataConfig, TrainingConfig
+from layersearch.config.selection import TaskName
 from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule
 
@@ -71,6 +72,10 @@ class ConvertRecipe:
     """Rank of low-rank updates (LoRA, 2106.09685). They are trained instead of the weights and merged at the end."""
     evaluations: Annotated[int, Field(ge=0)] = 4
     """Evaluations during training, evenly spaced; the two before it and the last one are not counted."""
+    retrieval_tasks: tuple[TaskName, ...] = ()
+    """Retrieval tasks of the evaluations; ``layersearch convert --run`` takes those that the run used. Empty: none."""
+    retrieval_examples: Annotated[int, Field(ge=1)] = 4
+    """Sequences that ask for one answer of every retrieval task. A selection measures others."""
     checkpoint_steps: Annotated[int, Field(ge=1)] = 50
     """Optimizer steps between checkpoints."""
 
@@ -80,8 +85,6 @@ class ConvertRecipe:
             raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
         if training.optimizer != "adamw":
             raise ConfigError("training.optimizer must be adamw: muon trains from scratch")
-        if training.ranks != 1:
-            raise ConfigError(f"training.ranks {training.ranks}: a conversion runs in one process; give 1")
         last = self.stages[-1] if self.stages else None
         if last is not None and (last.seq_len, last.window) != (training.seq_len, 1.0):
             raise ConfigError(

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from layersearch.config.loader import build
-from layersearch.errors import RunFolderError
+from layersearch.convert.config import ConvertRecipe
+from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import first_difference, open_folder, write_text
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
@@ -54,17 +55,21 @@ class ConvertFolder:
 
     Args:
         path: the folder; made if it does not exist.
-        request: plain data that defines the conversion.
+        request: plain data that defines the conversion; None: the folder is held by the process that started this one.
 
     Raises:
         RunFolderError: if the folder holds something else or another conversion, or another process has it.
     """
 
-    def __init__(self, path: Path, request: Mapping[str, Any]) -> None:
-        assert set(request) == {*_REQUEST, "model_fingerprint"}
+    def __init__(self, path: Path, request: Mapping[str, Any] | None) -> None:
         self.path, self.model = path, path / "model"
         self.checkpoint = path / "checkpoint.pt"  # weights, optimizer state and step of an unfinished conversion
-        self._lock: IO[str] | None = open_folder(
+        self.shards = path / "checkpoint"  # at ZeRO 1 and above, with checkpoint.pt to name the newest
+        self._lock: IO[str] | None = None
+        if request is None:
+            return
+        assert set(request) == {*_REQUEST, "model_fingerprint"}
+        self._lock = open_folder(
             path, "convert.json", {"format": FORMAT, **request}, lambda wanted: _check_same(wanted, path)
         )
         for name in ("evaluations.jsonl", "steps.jsonl"):
@@ -113,6 +118,14 @@ class ConvertFolder:
             self._lock = None
 
 
+def _with_defaults(recipe: Any) -> Any:
+    """Return a recipe with defaults for the keys that an older layersearch did not have."""
+    try:
+        return json.loads(json.dumps(dataclasses.asdict(build(ConvertRecipe, recipe, "recipe"))))
+    except LayersearchError:
+        return recipe  # the comparison then names the difference
+
+
 def _check_same(wanted: Mapping[str, Any], path: Path) -> None:
     config = path / "convert.json"
     try:
@@ -125,7 +138,8 @@ def _check_same(wanted: Mapping[str, Any], path: Path) -> None:
             f"{path}: a conversion of format {form!r}, this version reads {FORMAT}; name another --out"
         )
     for key in _REQUEST:
-        found = first_difference(held.get(key), wanted[key], key)
+        before = _with_defaults(held.get(key)) if key == "recipe" else held.get(key)
+        found = first_difference(before, wanted[key], key)
         if found:
             raise RunFolderError(
                 f"--out {path}: holds a conversion with another {found}; run the same command to resume it, or name "

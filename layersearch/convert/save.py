@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from layersearch.data.gguf_file import is_gguf, save_tokenizer
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import write_files
@@ -68,7 +70,14 @@ def target_family(model: Any, schedule: Schedule, family: str | None = None) -> 
 
 
 def save_model(
-    routed: HFDecoder, family: str, out: Path, *, evidence: Mapping[str, Any], tokenizer: Path | None = None
+    routed: HFDecoder,
+    family: str,
+    out: Path,
+    *,
+    evidence: Mapping[str, Any],
+    tokenizer: Path | None = None,
+    weights: dict[str, Tensor] | None = None,
+    logits: Tensor | None = None,
 ) -> None:
     """Write a folder that transformers loads, and check that it gives the model's own logits.
 
@@ -77,7 +86,9 @@ def save_model(
         family: as `target_family` returns it.
         out: the folder; files that a killed process left there are replaced.
         evidence: plain data, kept in ``schedule.yaml``.
-        tokenizer: a ``tokenizer.json`` to copy, with the settings beside it.
+        tokenizer: a ``tokenizer.json`` to copy, with the settings beside it, or a GGUF file that holds one.
+        weights: the model's weights by name, where it holds only a shard of them.
+        logits: its `probe_logits`, where it cannot run alone.
 
     Raises:
         ExportError: if the folder does not load to the same logits.
@@ -88,17 +99,25 @@ def save_model(
     if family == REMOTE:
         from layersearch.export.hf import save_remote
 
-        save_remote(model, schedule, out=out, evidence=evidence)
+        save_remote(model, schedule, out=out, evidence=evidence, weights=weights)
     else:
         stock = _empty_model(model, schedule, family)
         stock.generation_config = model.generation_config
         with quiet():
-            stock.save_pretrained(out, state_dict=model.state_dict())
+            stock.save_pretrained(out, state_dict=weights or model.state_dict())
         write_files(out, {}, schedule, evidence)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
-        if tokenizer is not None and tokenizer.with_name(name).is_file():
-            shutil.copy(tokenizer.with_name(name), out / name)
-    _check_logits(routed, out)
+    if tokenizer is not None:
+        _save_tokenizer(tokenizer, out)
+    _check_logits(probe_logits(routed) if logits is None else logits, routed, out)
+
+
+def _save_tokenizer(file: Path, out: Path) -> None:
+    if is_gguf(str(file)):
+        save_tokenizer("data.tokenizer", file, out)
+        return
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if file.with_name(name).is_file():
+            shutil.copy(file.with_name(name), out / name)
 
 
 def _empty_model(model: Any, schedule: Schedule, family: str) -> Any:
@@ -122,18 +141,27 @@ def _misfit(stock: Any, model: Any) -> str | None:
     return next((name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)), None)
 
 
-def _check_logits(routed: HFDecoder, out: Path) -> None:
-    """Load the saved model and compare its logits, past every window that the probe's length allows."""
+def _probe_tokens(routed: HFDecoder) -> Tensor:
+    vocab = routed.model.get_input_embeddings().num_embeddings
+    tokens = torch.randint(vocab, (1, PROBE_TOKENS * 2), generator=torch.Generator().manual_seed(0))
+    device = next(routed.parameters()).device
+    return tokens[:, : getattr(routed.model.config, "max_position_embeddings", tokens.shape[1])].to(device)
+
+
+def probe_logits(routed: HFDecoder) -> Tensor:
+    """Return the logits that a saved model must give: past every window that the probe's length allows."""
+    with quiet(), torch.no_grad():
+        return routed.logits(_probe_tokens(routed))
+
+
+def _check_logits(wanted: Tensor, routed: HFDecoder, out: Path) -> None:
+    """Load the saved model and compare its logits."""
     from transformers import AutoModelForCausalLM
 
-    device = next(routed.parameters()).device
-    vocab = routed.model.get_input_embeddings().num_embeddings
-    tokens = torch.randint(vocab, (1, PROBE_TOKENS * 2), generator=torch.Generator().manual_seed(0)).to(device)
-    tokens = tokens[:, : getattr(routed.model.config, "max_position_embeddings", tokens.shape[1])]
     with quiet(), torch.no_grad():
         # The remote code is our own file, written a moment ago.
         loaded: Any = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32, trust_remote_code=True)
-        found, wanted = loaded.to(device)(input_ids=tokens, use_cache=False).logits, routed.logits(tokens)
+        found = loaded.to(wanted.device)(input_ids=_probe_tokens(routed), use_cache=False).logits
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     if not difference <= AGREEMENT:
         raise ExportError(

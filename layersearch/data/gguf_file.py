@@ -91,3 +91,11 @@ def _read_tokenizer(what: str, size: int, mtime_ns: int) -> tuple[Tokenizer, str
         if not hasattr(tokenizer, "backend_tokenizer"):
             raise DataError(f"{what} holds no tokenizer that can be read; name a tokenizer.json instead")
         return tokenizer.backend_tokenizer, tokenizer.eos_token
+
+
+def save_tokenizer(key: str, path: Path, out: Path) -> None:
+    """Write the tokenizer in a GGUF file to a folder, as transformers does; errors as of `read_tokenizer`."""
+    from transformers import AutoTokenizer
+
+    with opened(f"{key} {path}") as source:
+        AutoTokenizer.from_pretrained(**source).save_pretrained(out)

@@ -166,13 +166,18 @@ def encode_each(tokenizer: Tokenizer, texts: Iterable[str]) -> Iterator[list[int
         yield from (encoding.ids for encoding in encodings)
 
 
+def tokenizer_file(name: str) -> Path:
+    """Return the local ``tokenizer.json`` or GGUF file of ``data.tokenizer``, from the hub if it is there."""
+    return tokenizer_path(name) or hub.tokenizer_file(name)
+
+
 def open_tokenizer(name: str) -> tuple[Tokenizer, int]:
     """Return the tokenizer that ``data.tokenizer`` names and the id of its end-of-document token.
 
     Raises:
         DataError: there is none, or it has no such token.
     """
-    file = tokenizer_path(name) or hub.tokenizer_file(name)
+    file = tokenizer_file(name)
     tokenizer = load_tokenizer(file)
     tokenizer.no_truncation()  # saved settings for a model's own input; they would cut or fill any text
     tokenizer.no_padding()

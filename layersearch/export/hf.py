@@ -189,9 +189,16 @@ def stock_config(model: ModelConfig, vocab_size: int, seq_len: int) -> PreTraine
 
 
 def save_remote(
-    model: PreTrainedModel, schedule: Schedule, *, out: Path, evidence: Mapping[str, Any] | None = None
+    model: PreTrainedModel,
+    schedule: Schedule,
+    *,
+    out: Path,
+    evidence: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Any] | None = None,
 ) -> list[Path]:
     """Write a stock model's weights with a schedule, as a folder that loads with ``trust_remote_code=True``.
+
+    ``weights`` are the model's, by name, where it holds only a shard of them.
 
     Raises:
         ExportError: as `remote_config`, or if the folder holds weights or other files of the same names.
@@ -206,5 +213,5 @@ def save_remote(
     with torch.device("meta"):
         shell = LayersearchForCausalLM(remote_config(schedule, model.config))
     shell.generation_config = model.generation_config
-    shell.save_pretrained(out, state_dict=model.state_dict())
+    shell.save_pretrained(out, state_dict=dict(weights) if weights else model.state_dict())
     return [*paths, *sorted(out.glob("*.safetensors*"))]

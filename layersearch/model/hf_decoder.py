@@ -165,6 +165,22 @@ class HFDecoder(nn.Module):
             module.layersearch_span = span  # type: ignore[assignment]
         self.schedule = schedule
 
+    def take_weights_of(self, model: Any) -> None:
+        """Run another model of the same configuration from now on, such as one whose weights are sharded.
+
+        This decoder was made of a model without weights, so nothing is compared.
+        """
+        names = {id(module): name for name, module in self.model.named_modules()}
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                module.attention_dropout = 0.0
+        model.set_attn_implementation(ATTENTION_NAME)
+        self.attention = [model.get_submodule(names[id(module)]) for module in self.attention]
+        self.model = model
+        self.set_schedule(self.schedule)
+
     def distil_from(self, teacher: HFDecoder, weight: float) -> None:
         """Train on (1 - weight) cross-entropy + weight KL(teacher || this) from now on; the teacher is frozen."""
         teacher.requires_grad_(False).eval()

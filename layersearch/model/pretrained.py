@@ -82,14 +82,20 @@ def load_pretrained(
     Raises:
         LayersearchError: it cannot be loaded whole, its attention cannot be replaced, or it has too few positions.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     config = load_config(name, trust_remote_code=trust_remote_code)
     _extend_positions(config, rope, tokens, name)
     _check_shards(name)
     if check and not _is_remote(config):
         skeleton(f"{FLAG} {name}", config)  # refuses before the weights are read
+    model = _load_model(name, config, trust_remote_code, dtype)
+    return _scheduled(wrap(f"{FLAG} {name}", model, check=check), name)
+
+
+def _load_model(name: str, config: Any, trust_remote_code: bool, dtype: str) -> Any:
+    """Return transformers' model with its weights, or refuse weights that do not fit."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
     with _source(name, trust_remote_code) as source, _some_accelerator():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -107,19 +113,56 @@ def load_pretrained(
                 f"{FLAG} {name}: {len(found)} {kind.replace('_', ' ')} in its weights, {found[0]} first; "
                 "give a complete checkpoint of this very config.json"
             )
-    return _scheduled(wrap(f"{FLAG} {name}", model, check=check), name)
+    return model
 
 
-def load_skeleton(name: str, *, tokens: int = 0) -> HFDecoder:
+def load_sharded(
+    name: str,
+    deepspeed: dict[str, Any],
+    *,
+    trust_remote_code: bool = False,
+    rope: dict[str, Any] | None = None,
+    tokens: int = 0,
+) -> HFDecoder:
+    """Load a model of which each rank keeps a shard of every weight (ZeRO-3). All ranks call this after joining.
+
+    Rank 0 reads one layer's weights after another; no rank holds the whole model. A GGUF file is the exception: its
+    reader returns all weights at once, so each rank holds them whole until DeepSpeed shards them.
+
+    Args:
+        name: as in `load_pretrained`, as are the others and the errors.
+        deepspeed: DeepSpeed's configuration, of ZeRO stage 3.
+    """
+    if is_gguf(name):
+        return load_pretrained(name, trust_remote_code=trust_remote_code, rope=rope, tokens=tokens)
+    from transformers.integrations.deepspeed import HfDeepSpeedConfig, unset_hf_deepspeed_config
+
+    decoder = load_skeleton(name, trust_remote_code=trust_remote_code, rope=rope, tokens=tokens)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    _extend_positions(config, rope, tokens, name)
+    kept = HfDeepSpeedConfig(deepspeed)  # transformers shards what it loads while this object lives
+    try:
+        decoder.take_weights_of(_load_model(name, config, trust_remote_code, "float32"))
+    finally:
+        unset_hf_deepspeed_config()
+        del kept
+    return decoder
+
+
+def load_skeleton(
+    name: str, *, trust_remote_code: bool = False, rope: dict[str, Any] | None = None, tokens: int = 0
+) -> HFDecoder:
     """Return a model without its weights, on torch's meta device: seconds and little memory for any size.
 
     A model that cannot run there is loaded whole, then moved there. Arguments and errors are as in `load_pretrained`.
     """
-    config = load_config(name)
-    _extend_positions(config, None, tokens, name)
+    config = load_config(name, trust_remote_code=trust_remote_code)
+    _extend_positions(config, rope, tokens, name)
     _check_shards(name)
-    found = skeleton(f"{FLAG} {name}", config)
-    return load_pretrained(name, tokens=tokens).to("meta") if found is None else _scheduled(found, name)
+    found = None if _is_remote(config) else skeleton(f"{FLAG} {name}", config)
+    if found is not None:
+        return _scheduled(found, name)
+    return load_pretrained(name, trust_remote_code=trust_remote_code, rope=rope, tokens=tokens).to("meta")
 
 
 def _scheduled(decoder: HFDecoder, name: str) -> HFDecoder:

@@ -177,7 +177,7 @@ def make_example(
     if room < 0:
         raise ConfigError(
             f"training.seq_len {seq_len} is too short for the retrieval tasks ({', '.join(tasks)}), which need "
-            f"{seq_len - room} tokens; raise it, or name fewer in selection.tasks"
+            f"{seq_len - room} tokens; raise it, or name fewer in selection.tasks (run) or retrieval_tasks (convert)"
         )
     filler: list[int] = []
     while len(filler) < room:

@@ -1,5 +1,6 @@
 """The training engine: one model under DeepSpeed, with one rank or several, on CPU or GPU."""
 
+import contextlib
 import importlib
 import importlib.util
 import logging
@@ -7,7 +8,9 @@ import os
 import shutil
 import socket
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, Store, TCPStore
 
 from layersearch.config.recipe import TrainingConfig
+from layersearch.errors import RunFolderError, one_line
 from layersearch.training.deepspeed_config import check_with_deepspeed
 from layersearch.training.optimizer import make_optimizer
 
@@ -157,6 +161,23 @@ class Engine:
         names = ("exp_avg", "exp_avg_sq", "momentum_buffer")
         return sum(values[name].nbytes for values in state.values() for name in names if name in values)
 
+    def weight_bytes(self) -> int:
+        """Return the bytes of the weights on this rank: its shards under ZeRO-3, else all."""
+        return sum(getattr(value, "ds_tensor", value).nbytes for value in self.module.parameters())
+
+    def save_shards(self, folder: Path, tag: str) -> None:
+        """Write what every rank needs to resume, at any ZeRO stage, below ``folder/tag``. Every rank must call this."""
+        self._engine.save_checkpoint(str(folder), tag=tag)
+
+    def load_shards(self, folder: Path, tag: str) -> None:
+        """Load what `save_shards` of as many ranks wrote; raise RunFolderError if that fails."""
+        try:
+            self._engine.load_checkpoint(str(folder), tag=tag)
+        except Exception as error:  # DeepSpeed's, torch's and pickle's kinds
+            raise RunFolderError(
+                f"{folder / tag}: no checkpoint ({one_line(error)}); remove the folder's checkpoint.pt to train again"
+            ) from None
+
     def state(self) -> dict[str, Any]:
         """Return the state to resume from at ZeRO 0: trained weights, moments and learning rate."""
         weights = {name: value.detach() for name, value in self.module.named_parameters() if value.requires_grad}
@@ -178,3 +199,34 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
+
+
+@contextlib.contextmanager
+def gathering(model: torch.nn.Module, config: dict[str, Any]) -> Iterator[None]:
+    """Shard a model's weights at ZeRO-3, if they are whole, and gather each layer's while the model runs, untrained.
+
+    Every rank must enter this. ``config`` is that of `deepspeed_config`, of ZeRO stage 3.
+    """
+    keys = ("train_batch_size", "train_micro_batch_size_per_gpu", "zero_optimization", "torch_autocast")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        engine, *_ = _deepspeed().initialize(
+            model=model, config={key: config[key] for key in keys if key in config}, dist_init_required=False
+        )
+    try:
+        yield
+    finally:
+        engine.destroy()
+
+
+def whole_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a copy on the CPU of a sharded model's weights, all on rank 0, none elsewhere. Every rank calls this."""
+    import deepspeed
+
+    first = torch.distributed.get_rank() == 0
+    found: dict[str, Tensor] = {}
+    for name, value in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([value]):
+            if first:
+                found[name] = value.detach().cpu().clone()
+    return found

@@ -13,9 +13,11 @@ from layersearch.config.recipe import TrainingConfig
 def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over all trainable parameters of a model."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    vectors = {"params": [p for _, p in named if p.dim() < 2], "weight_decay": 0.0}
+    # A parameter that ZeRO-3 sharded already is flat; DeepSpeed keeps its shape.
+    dims = {name: len(getattr(p, "ds_shape", p.shape)) for name, p in named}
+    vectors = {"params": [p for name, p in named if dims[name] < 2], "weight_decay": 0.0}
     if training.optimizer == "adamw":
-        matrices = {"params": [p for _, p in named if p.dim() >= 2], "weight_decay": training.weight_decay}
+        matrices = {"params": [p for name, p in named if dims[name] >= 2], "weight_decay": training.weight_decay}
         return torch.optim.AdamW([matrices, vectors], lr=training.learning_rate, betas=training.betas, fused=True)
     inner = [p for name, p in named if p.dim() >= 2 and name.startswith("layers.")]
     outer = [p for name, p in named if p.dim() >= 2 and not name.startswith("layers.")]

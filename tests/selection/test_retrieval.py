@@ -189,7 +189,10 @@ def test_example_answers_of_single_digit_tokens_leave_out_the_blank() -> None:
 
 
 def test_example_text_too_short_for_the_facts_is_refused_with_the_length_it_needs(tokenizer: Tokenizer) -> None:
-    with pytest.raises(ConfigError, match=r"training\.seq_len 60 is too short .* selection\.tasks$") as error:
+    with pytest.raises(
+        ConfigError,
+        match=r"training\.seq_len 60 is too short .* selection\.tasks \(run\) or retrieval_tasks \(convert\)$",
+    ) as error:
         made(tokenizer, seq_len=60)
     assert "\n" not in str(error.value)
     need = re.search(r"need (\d+) tokens", str(error.value))

@@ -17,7 +17,14 @@ more than the arithmetic. Peak memory is unchanged."""
 
 
 class WorkerProcess:
-    """One rank's process on this machine. `layersearch.training.workers.worker` documents the messages."""
+    """One rank's process on this machine. Its module documents the messages.
+
+    Args:
+        module: what the process runs.
+    """
+
+    def __init__(self, module: str = "layersearch.training.workers.worker") -> None:
+        self.module = module
 
     pid = 0
     _process: subprocess.Popen[str] | None = None
@@ -45,7 +52,7 @@ class WorkerProcess:
                 found["rendezvous"] = f"tcp://{host}:{listening.getsockname()[1]}"
                 passed = [listening.fileno()]
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "layersearch.training.workers.worker"],
+                [sys.executable, "-P", "-m", self.module],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stack.enter_context(log.open("a", encoding="utf-8")) if log.parent.is_dir() else None,

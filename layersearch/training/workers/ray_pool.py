@@ -223,6 +223,7 @@ class _RayRank(WorkerProcess):
     """A worker process behind an actor, seen from the search."""
 
     def __init__(self, actor: Any) -> None:
+        super().__init__()
         self._actor = actor
 
     def home(self) -> dict[str, Any]:

@@ -10,27 +10,20 @@ or ``{"op": "stop"}``. From every rank: ``{"event": "opened"}`` once its data ar
 ``{"event": "checkpoint", "step": s, "loss": x}`` and ``{"event": "record", "record": "..."}``.
 """
 
-import json
-import os
-import queue
 import socket
 import sys
-import threading
 import traceback
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
+
+from layersearch.training.workers.channel import Channel
 
 
 def main() -> int:
     """Serve until standard input ends."""
-    # Libraries print to file descriptor 1: reserve the real one for the messages.
-    channel = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    inbox: queue.Queue[dict[str, Any]] = queue.Queue()
-    threading.Thread(target=_listen, args=(inbox,), daemon=True).start()
-    start = inbox.get()
+    channel = Channel()
+    start = channel.receive()
 
     # DeepSpeed calls collectives by deprecated names: torch would warn at every trial of several ranks.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
@@ -54,24 +47,24 @@ def main() -> int:
                 f"{socket.gethostname()}: its data differ from those here (data.source {recipe.data.source}): "
                 "give every machine the same files, the same Python and the same layersearch"
             )
-        _send(channel, event="opened")
+        channel.send(event="opened")
         join(group, start["rendezvous"], start["listening"])
     except LayersearchError as error:
-        _send(channel, event="refused", message=str(error))
+        channel.send(event="refused", message=str(error))
         return 2
-    _send(channel, event="ready")
+    channel.send(event="ready")
 
     def keep_going(step: int, loss: float) -> bool:
         if group.rank == 0:
-            _send(channel, event="checkpoint", step=step, loss=loss)
-        return bool(inbox.get()["op"] == "go")
+            channel.send(event="checkpoint", step=step, loss=loss)
+        return bool(channel.receive()["op"] == "go")
 
     while True:
-        trial = build(Trial, inbox.get()["trial"], "trial")
+        trial = build(Trial, channel.receive()["trial"], "trial")
         try:
             record = run_trial(trial, recipe, source, group, keep_going)
         except LayersearchError as error:
-            _send(channel, event="refused", message=str(error))
+            channel.send(event="refused", message=str(error))
             return 2
         except Exception as error:
             # Only this trial fails: its record gives the reason, the log the traceback.
@@ -81,18 +74,7 @@ def main() -> int:
             reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
             record = replace(blank_record(trial, recipe), error=reason)
         if group.rank == 0:
-            _send(channel, event="record", record=record.to_json())
-
-
-def _listen(inbox: queue.Queue[dict[str, Any]]) -> None:
-    for line in sys.stdin:
-        inbox.put(json.loads(line))
-    os._exit(0)
-
-
-def _send(channel: TextIO, **message: Any) -> None:
-    channel.write(json.dumps(message) + "\n")
-    channel.flush()
+            channel.send(event="record", record=record.to_json())
 
 
 if __name__ == "__main__":

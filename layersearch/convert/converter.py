@@ -1,0 +1,339 @@
+"""One rank of a conversion: evaluate, switch the schedule, train, evaluate again, save."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from layersearch.config.loader import find_file
+from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
+from layersearch.convert.retrieval import Retrieval
+from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
+from layersearch.convert.save import probe_logits, save_model
+from layersearch.convert.trainable import adapt, merge
+from layersearch.data import open_source
+from layersearch.data.source import Source
+from layersearch.data.tokenizer import tokenizer_file
+from layersearch.errors import ConfigError, LayersearchError, RunFolderError, one_line
+from layersearch.files import write_text
+from layersearch.model.hf_decoder import HFDecoder
+from layersearch.model.pretrained import load_pretrained, load_sharded
+from layersearch.schedule import Schedule
+from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
+from layersearch.training.engine import Engine, RankGroup, gathering, learning_rate_factor, whole_weights
+from layersearch.training.evaluate import named_metrics, sum_over_ranks, validate
+from layersearch.training.memory import peak_memory
+from layersearch.training.trial import train_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """The progress of a conversion."""
+
+    step: int
+    """Optimizer steps done."""
+    steps: int
+    """Optimizer steps in all."""
+    loss: float
+    """Loss of the step on its training batch, or of the evaluation; nats."""
+    evaluation: Evaluation | None = None
+    """The evaluation that is reported; None for a training step."""
+
+
+Listener = Callable[[Step], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A conversion that was checked, as every rank does it."""
+
+    model: str
+    schedule: str
+    recipe: ConvertRecipe
+    seed: int
+    family: str
+    """As `layersearch.convert.save.target_family` returns it."""
+    trust_remote_code: bool
+    cache: Path | None
+    out: Path
+
+    @property
+    def deepspeed(self) -> Path:
+        """The DeepSpeed JSON."""
+        return find_file(self.recipe.training.deepspeed, "trials/deepspeed", ".json")
+
+    @property
+    def rope(self) -> dict[str, Any] | None:
+        """RoPE scaling, as `load_pretrained` takes it."""
+        return None if self.recipe.rope is None else dataclasses.asdict(self.recipe.rope)
+
+
+def open_retrieval(recipe: ConvertRecipe) -> Retrieval | None:
+    """Return the recipe's retrieval examples; None: it has no tasks."""
+    if not recipe.retrieval_tasks:
+        return None
+    if recipe.data.tokenizer is None:
+        raise ConfigError(f"retrieval_tasks need text, and data.source is {recipe.data.source}; leave them out")
+    return Retrieval(
+        recipe.data.tokenizer,
+        recipe.retrieval_tasks,
+        seq_len=recipe.training.seq_len,
+        count=recipe.retrieval_examples,
+    )
+
+
+def convert_here(
+    job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, routed: HFDecoder | None = None
+) -> None:
+    """Do the rest of a conversion, as one rank. Every rank calls this after `layersearch.training.engine.join`.
+
+    Args:
+        job: the conversion.
+        folder: its folder; rank 0 alone writes there, but for the shards of a checkpoint.
+        group: this rank.
+        listener: called after each step and evaluation.
+        routed: the model, if it is loaded.
+    """
+    _Converter(job, folder, group, listener).run(routed)
+
+
+class _Converter:
+    def __init__(self, job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener) -> None:
+        self.job, self.recipe, self.folder, self.group, self.listener = job, job.recipe, folder, group, listener
+        self.schedule = Schedule.parse(job.schedule)
+        self.stages: list[Stage] = resolve_stages(self.recipe, self.schedule)
+        self.sources: list[Source] = [
+            open_source(self.recipe.data, stage.training.seq_len, job.cache) for stage in self.stages
+        ]
+        self.retrieval = open_retrieval(self.recipe)
+        self.zero = zero_stage(job.deepspeed)
+        self.steps, parts = self.recipe.training.steps, self.recipe.evaluations + 1
+        self.eval_steps = {round(self.steps * part / parts) for part in range(1, parts)}
+        self.first = group.rank == 0
+        self.began = time.perf_counter()
+
+    def load(self, rope: dict[str, Any] | None) -> HFDecoder:
+        """Return the model on this rank's device: sharded under ZeRO-3 on several ranks."""
+        job, tokens = self.job, self.recipe.training.seq_len
+        if self.zero == 3 and self.group.size > 1:
+            return load_sharded(
+                job.model, self.config(), trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens
+            )
+        # The process that started this one compared the logits, or this one did at its first load.
+        routed = load_pretrained(
+            job.model, trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens, check=False
+        )
+        return routed.to(self.group.device)
+
+    def config(self) -> dict[str, Any]:
+        """Return the DeepSpeed configuration of the last stage."""
+        return deepspeed_config(self.recipe.training, self.job.deepspeed)
+
+    def running(self, routed: HFDecoder) -> contextlib.AbstractContextManager[None]:
+        """Return what an untrained model needs around it to run: under ZeRO-3 its weights are gathered by layers."""
+        return gathering(routed, self.config()) if self.zero == 3 else contextlib.nullcontext()
+
+    def run(self, routed: HFDecoder | None) -> None:
+        """Do the rest of the conversion; ``routed`` is the model with the recipe's RoPE, if it is loaded."""
+        done = {found.moment for found in self.folder.evaluations()}
+        if "converted" in done and self.folder.model.is_dir():
+            return
+        routed = self.load(self.job.rope) if routed is None else routed.to(self.group.device)
+        if "original" not in done:
+            # The original is evaluated at the new length without RoPE scaling.
+            original = routed if self.job.rope is None else self.load({"rope_type": "default"})
+            with self.running(original):
+                self.evaluate(original, "original", 0)
+            del original
+        with contextlib.ExitStack() as stack:
+            if self.recipe.distil:
+                teacher = self.load(self.job.rope) if self.zero == 3 else copy.deepcopy(routed)
+                stack.enter_context(self.running(teacher))
+                routed.distil_from(teacher, self.recipe.distil)
+            routed.set_schedule(self.schedule)
+            if "switched" not in done:
+                with self.running(routed):
+                    self.evaluate(routed, "switched", 0)
+            adapt(routed, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
+            self._train(routed)
+        merge(routed)
+        routed.set_schedule(self.schedule)
+        with self.running(routed):
+            self.evaluate(routed, "converted", self.steps)
+            logits = probe_logits(routed)
+        weights = whole_weights(routed.model) if self.zero == 3 else None
+        if self.first:
+            self._save(routed, logits, weights)
+
+    def _save(self, routed: HFDecoder, logits: Tensor, weights: dict[str, Tensor] | None) -> None:
+        losses = {found.moment: found.loss for found in self.folder.evaluations() if found.moment != "training"}
+        part, named = self.folder.path / "model.part", self.recipe.data.tokenizer
+        try:
+            save_model(
+                routed,
+                self.job.family,
+                part,
+                evidence={"validation_loss": losses},
+                tokenizer=None if named is None else tokenizer_file(named),
+                weights=weights,
+                logits=logits,
+            )
+        except SafetensorError as error:
+            raise OSError(None, f"no room for the weights: {one_line(error)}") from None
+        shutil.rmtree(self.folder.model, ignore_errors=True)
+        part.rename(self.folder.model)
+        self.folder.checkpoint.unlink(missing_ok=True)
+        shutil.rmtree(self.folder.shards, ignore_errors=True)
+
+    def _train(self, routed: HFDecoder) -> None:
+        checkpoint = self._load_checkpoint()
+        step = 0 if checkpoint is None else int(checkpoint["step"])
+        if self.first:
+            self.folder.rewind(step)
+        for number, stage in enumerate(self.stages):
+            end = stage.first + stage.training.steps
+            # A stage that had just ended only gives its weights back.
+            if step < end or (checkpoint is not None and step == end):
+                routed.set_schedule(stage.schedule)
+                self._train_stage(routed, number, checkpoint)
+                checkpoint, step = None, end
+
+    def _train_stage(self, routed: HFDecoder, number: int, checkpoint: dict[str, Any] | None) -> None:
+        stage, source = self.stages[number], self.sources[number]
+        training = stage.training
+        engine = Engine(routed, training, deepspeed_config(training, self.job.deepspeed), self.group)
+        first = 0
+        try:
+            if checkpoint is not None:
+                first = int(checkpoint["step"]) - stage.first
+                if "shards" in checkpoint:
+                    engine.load_shards(self.folder.shards, checkpoint["shards"])
+                else:
+                    engine.load_state(checkpoint["engine"])
+            mark = time.perf_counter()
+            # Each stage has its own seed, so it reads other texts.
+            for inner, own in train_steps(engine, source, seed=self.job.seed + (number << 32), first=first):
+                step, loss = stage.first + inner, self._mean(own)
+                seconds = time.perf_counter() - mark
+                if not math.isfinite(loss):
+                    raise ConfigError(
+                        f"the loss is not finite at step {step}: lower training.learning_rate, and name another --out"
+                    )
+                if self.first:
+                    rate = training.learning_rate * learning_rate_factor(inner - 1, training)
+                    self.folder.add_step(
+                        step=step, loss=loss, learning_rate=rate, seq_len=training.seq_len, seconds=seconds
+                    )
+                if step in self.eval_steps and step < self.steps:
+                    routed.set_schedule(self.schedule)
+                    self.evaluate(routed, "training", step)
+                    routed.set_schedule(stage.schedule)
+                if step % self.recipe.checkpoint_steps == 0 or inner == training.steps:
+                    self._save_checkpoint(step, engine)
+                self.listener(Step(step=step, steps=self.steps, loss=loss))
+                mark = time.perf_counter()
+            self._note_memory(engine)
+        finally:
+            engine.close()
+
+    def _mean(self, loss: Tensor) -> float:
+        """Return the mean of a loss over ranks."""
+        return float(loss) if self.group.size == 1 else float(self._by_rank(float(loss)).mean())
+
+    def _by_rank(self, value: float) -> Tensor:
+        """Return a value of every rank, rank 0 first."""
+        values = torch.zeros(self.group.size, dtype=torch.float64)
+        values[self.group.rank] = value
+        return sum_over_ranks(values, self.group)
+
+    def _note_memory(self, engine: Engine) -> None:
+        """Write the bytes of each rank to ``memory.json``."""
+        facts = {
+            "weights": engine.weight_bytes(),
+            "optimizer_state": engine.optimizer_state_bytes(),
+            "peak": peak_memory(self.group.device),
+        }
+        found = {name: [int(value) for value in self._by_rank(count)] for name, count in facts.items()}
+        if self.first:
+            write_text(self.folder.path / "memory.json", json.dumps(found) + "\n")
+
+    def evaluate(self, routed: HFDecoder, moment: Moment, step: int) -> None:
+        """Evaluate at the full length; log and report it."""
+        source, training = self.sources[-1], self.recipe.training
+        batch = source.validation(training.val_sequences)
+
+        @torch.no_grad()
+        def token_losses(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+            with torch.autocast(tokens.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
+                losses, predicted = routed(tokens, targets, reduce=False)
+            return losses, predicted
+
+        found = validate(token_losses, batch, training.batch_size, self.group)
+        if not math.isfinite(found.loss):
+            raise LayersearchError(
+                f"the validation loss is not finite ({moment}): check the model's weights, or set training.precision"
+            )
+        metrics = named_metrics(source, batch, found)
+        if self.retrieval is not None:
+            metrics |= self.retrieval.measure(token_losses, training.batch_size, self.group)
+        evaluation = Evaluation(
+            moment=moment,
+            step=step,
+            schedule=str(routed.schedule),
+            seq_len=source.seq_len,
+            loss=found.loss,
+            loss_by_position=found.by_position,
+            position_edges=found.edges,
+            metrics=tuple(sorted(metrics.items())),
+            seconds=time.perf_counter() - self.began,
+        )
+        if self.first:
+            self.folder.add_evaluation(evaluation)
+        self.listener(Step(step=step, steps=self.steps, loss=found.loss, evaluation=evaluation))
+
+    def _save_checkpoint(self, step: int, engine: Engine) -> None:
+        """Write the state: of rank 0 at ZeRO 0, where all are alike; else each rank's shards, which a file names."""
+        state: dict[str, Any] = {"step": step}
+        try:
+            if self.zero:
+                state["shards"] = f"step-{step}"
+                engine.save_shards(self.folder.shards, state["shards"])
+                torch.distributed.barrier()
+            elif self.first:
+                state["engine"] = engine.state()
+            if not self.first:
+                return
+            part = self.folder.checkpoint.with_suffix(".part")
+            torch.save(state, part)
+        except RuntimeError as error:  # torch's error for a failed write
+            raise OSError(None, f"no room for the checkpoint: {one_line(error)}") from None
+        with part.open("rb") as file:
+            os.fsync(file.fileno())
+        part.replace(self.folder.checkpoint)
+        for old in self.folder.shards.glob("step-*"):
+            if old.name != state.get("shards"):
+                shutil.rmtree(old)
+
+    def _load_checkpoint(self) -> dict[str, Any] | None:
+        path = self.folder.checkpoint
+        if not path.is_file():
+            return None
+        try:
+            found: dict[str, Any] = torch.load(path, map_location=self.group.device, weights_only=True)
+        except Exception as error:  # torch's own kinds, and pickle's refusals
+            raise RunFolderError(f"{path}: no checkpoint ({type(error).__name__}); remove it to train again") from None
+        return found

@@ -1,0 +1,88 @@
+"""A conversion on several ranks: their processes, seen from the one that started them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import queue
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from layersearch.convert.converter import Job
+from layersearch.errors import LayersearchError
+from layersearch.training.workers.process import WorkerProcess
+
+_EXIT_TIMEOUT = 5.0  # seconds for a process to end after its pipe did
+
+Messages = queue.Queue[tuple[int, dict[str, Any] | None]]
+
+
+def run_ranks(job: Job, logs: Path, on_message: Callable[[dict[str, Any]], None]) -> None:
+    """Run `layersearch.convert.worker` once per rank and wait for the end.
+
+    Args:
+        job: what every rank does.
+        logs: folder for their standard error.
+        on_message: called with the messages of rank 0.
+
+    Raises:
+        LayersearchError: a rank refused, or died.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    training, ranks, inbox = job.recipe.training, list[WorkerProcess](), Messages()
+    with tempfile.TemporaryDirectory(prefix="layersearch-", ignore_cleanup_errors=True) as meeting:
+        try:
+            for number in range(training.ranks):
+                rank = WorkerProcess("layersearch.convert.worker")
+                settings = {
+                    "job": _plain(job),
+                    "rank": number,
+                    "threads": training.threads,
+                    "device": f"cuda:{number}" if training.gpus else "cpu",
+                    "rendezvous": str(Path(meeting, "store")),
+                }
+                rank.start(settings, logs / f"rank-{number}.log")
+                ranks.append(rank)
+                threading.Thread(target=_pump, args=(number, rank, inbox), daemon=True).start()
+            while True:
+                number, message = inbox.get()
+                if message is None:
+                    raise _death(ranks, inbox, logs)
+                if message["event"] == "refused":
+                    raise LayersearchError(message["message"])
+                if message["event"] == "done":
+                    return
+                on_message(message)
+        finally:
+            for rank in ranks:
+                rank.kill()
+
+
+def _plain(job: Job) -> dict[str, Any]:
+    values = dataclasses.asdict(job)
+    return values | {"out": str(job.out), "cache": None if job.cache is None else str(job.cache)}
+
+
+def _pump(number: int, rank: WorkerProcess, inbox: Messages) -> None:
+    with contextlib.suppress(ValueError):  # killed, its pipe is closed
+        while True:
+            message = rank.receive()
+            inbox.put((number, message))
+            if message is None:
+                return
+
+
+def _death(ranks: list[WorkerProcess], inbox: Messages, logs: Path) -> LayersearchError:
+    """Return the error of ranks of which one died: a refusal that ended it, or their exit codes."""
+    codes = [rank.exit_status(0.0 if number else _EXIT_TIMEOUT) for number, rank in enumerate(ranks)]
+    while not inbox.empty():
+        _, message = inbox.get()
+        if message is not None and message["event"] == "refused":
+            return LayersearchError(message["message"])
+    return LayersearchError(
+        f"a rank of the conversion died (exit codes [{', '.join(codes)}]): out of memory? see {logs}; the same command "
+        "resumes at the last checkpoint"
+    )
