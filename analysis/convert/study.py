@@ -37,7 +37,8 @@ from layersearch.model.decoder import Decoder
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule, Span, presets
 from layersearch.schedule.cost import budget_ratio
-from layersearch.study.layer_selection import kl_to_original, remove_one, restore_greedy
+from layersearch.selection.rankings import remove_one, restore_greedy
+from layersearch.study.layer_selection import kl_to_original
 from layersearch.training.deepspeed_config import deepspeed_config
 from layersearch.training.engine import Engine, RankGroup, join
 from layersearch.training.evaluate import named_metrics, validate

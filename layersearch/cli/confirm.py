@@ -30,7 +30,15 @@ def run(options: argparse.Namespace) -> None:
     schedules = [schedule_argument(text) for text in options.schedules]
     with ProgressDisplay("trials") as display:
         result = search(
-            recipe, space, budget, options.run, seed=first, pool=pool, listener=display.trials, confirm=schedules
+            recipe,
+            space,
+            budget,
+            options.run,
+            seed=first,
+            pool=pool,
+            listener=display.trials,
+            on_stage=display.stage,
+            confirm=schedules,
         )
     if options.json:
         print(json.dumps(result.to_dict(), indent=1))

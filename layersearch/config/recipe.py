@@ -82,7 +82,7 @@ class DataConfig(Strict):
     max_tokens: PositiveInt = 20_000_000
     """Largest number of tokens that are read."""
     tokenizer: str | None = None
-    """A ``tokenizer.json``, a folder that holds one, or a hub id. None: train a byte-level BPE on the text."""
+    """A ``tokenizer.json``, a folder that holds one, a GGUF file or a hub id. None: train a BPE on the text."""
     vocab_size: AtLeast2 = 1024
     """Vocabulary size of the BPE, or of the generated task."""
     pairs: PositiveInt = 8

@@ -19,11 +19,11 @@ TASK_NAMES: tuple[TaskName, ...] = ("pass_key", "needle_among_distractors", "sev
 class SelectionConfig(Strict):
     """The selection. A unit is one sequence of text and one retrieval example. See `layersearch.selection`."""
 
-    calibration_units: PositiveInt = 6
+    calibration_units: PositiveInt = 4
     """Units that the gates descend on, in turn."""
-    selection_units: AtLeast2 = 6
+    selection_units: AtLeast2 = 4
     """Units on which schedules are compared in the search."""
-    confirm_units: AtLeast2 = 16
+    confirm_units: AtLeast2 = 14
     """Units that decide. No document of theirs is used before."""
     retrieval_weight: Annotated[float, Field(ge=0, le=0.99)] = 0.2
     """Weight w of retrieval in a schedule's loss, (1 - w) * text + w * answers."""
@@ -31,18 +31,23 @@ class SelectionConfig(Strict):
     """Retrieval tasks. A task that the model itself fails with full attention is dropped, and named."""
     min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the answers' digits that the model must predict with full attention for a task to count."""
-    gate_steps: NonNegativeInt = 12
+    gate_steps: NonNegativeInt = 8
     """Gradient steps of the gates over all choices of all layers; 0: no gates."""
     gate_rate: PositiveFloat = 0.5
     """Change of a gate's log weight by a gradient of root-mean-square size."""
-    candidates: NonNegativeInt = 48
+    candidates: NonNegativeInt = 36
     """Schedules that the local search measures."""
-    finalists: PositiveInt = 3
+    finalists: PositiveInt = 2
     """Schedules within the budget that are confirmed beside the baselines."""
-    frontier: NonNegativeInt = 5
+    frontier: NonNegativeInt = 4
     """Schedules at other costs that are confirmed, so that the frontier covers them."""
     precision: Literal["auto", "bf16", "float32"] = "auto"
     """Type of the frozen weights. ``auto``: bf16 on a device that multiplies it in hardware, else float32."""
+
+    @property
+    def used_tasks(self) -> tuple[TaskName, ...]:
+        """The tasks, none if retrieval has no weight."""
+        return self.tasks if self.retrieval_weight else ()
 
     def __post_init__(self) -> None:
         if self.retrieval_weight and not self.tasks:

@@ -179,6 +179,8 @@ def open_tokenizer(name: str) -> tuple[Tokenizer, int]:
     """
     file = tokenizer_file(name)
     tokenizer = load_tokenizer(file)
+    tokenizer.no_truncation()  # saved settings for a model's own input; they would cut or fill any text
+    tokenizer.no_padding()
     return tokenizer, eos_token_id(tokenizer, file)
 
 

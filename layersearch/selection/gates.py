@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from layersearch.model.hf_decoder import ATTENTION_NAME, span_attention
 from layersearch.schedule import Schedule, Span
 from layersearch.selection.layerwise import Layerwise
-from layersearch.selection.measure import Scorer
+from layersearch.selection.measure import Scorer, finite
 
 GATES_NAME = "layersearch_gates"
 """The name of `gated_attention` in transformers."""
@@ -120,7 +120,9 @@ def gate_gradients(
     with gated(model, choices, gates):
         value = loss()
         value.backward()  # type: ignore[no-untyped-call]
-    return float(value.detach()), [gate.grad.numpy().astype(np.float64) for gate in gates if gate.grad is not None]
+    return finite(float(value.detach())), [
+        gate.grad.numpy().astype(np.float64) for gate in gates if gate.grad is not None
+    ]
 
 
 def descend(

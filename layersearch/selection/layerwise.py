@@ -100,7 +100,11 @@ class Layerwise:
         return Trace(schedule, kept if keep else {}, last)
 
     def hidden(self, tokens: Tensor) -> Tensor:
-        """Return the last hidden states (T, d) under the present schedule, with a graph for gradients."""
+        """Return the last hidden states (T, d) under the present schedule, with a graph for gradients.
+
+        It counts as three passes: forward, forward again in the backward pass, and the gradient of the activations.
+        """
+        self.tokens_spent += 3 * len(tokens)
         return self._body(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
 
     @contextmanager

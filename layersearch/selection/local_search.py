@@ -26,8 +26,10 @@ STOP_T = 1.0
 """A candidate stops if its mean difference to the incumbent is above this many standard errors."""
 MIN_FIT = 6
 """Measured schedules before the surrogate is fitted; until then the gates' scores alone propose."""
-PARENTS, MAX_NEIGHBORS = 3, 1500
-"""Schedules whose neighbors are candidates, and most neighbors of each."""
+DECIMALS = 9
+"""Decimals of a loss that count, so that it comes back exactly from the running means of a record."""
+PARENTS, N_BEST, N_RANDOM = 3, 200, 100
+"""Schedules whose neighbors are candidates; neighbors of each, the best by the prior and random ones."""
 EXPLORATION = 0.5
 """Predicted standard deviations below the predicted mean by which candidates are ranked."""
 
@@ -103,7 +105,7 @@ class LocalSearch:
                 losses.append(known[number])
             else:
                 found.append(self._scorer.measure(schedule, number))
-                losses.append(found[-1].quality(self._scorer.weight))
+                losses.append(round(found[-1].quality(self._scorer.weight), DECIMALS))
             if incumbent is not None and _is_worse(losses, incumbent.losses) and number + 1 < units:
                 break
         complete = len(losses) == units
@@ -141,19 +143,34 @@ class LocalSearch:
         mean, std = surrogate.predict(asked, calibrated=False)
         return mean + slope * prior - EXPLORATION * std
 
-    def _neighbors(self, schedule: Schedule, rng: Random) -> list[Schedule]:
-        """Return schedules within the budget that differ in one or two layers, at most `MAX_NEIGHBORS` of them."""
-        singles = list(self._space.neighbors(schedule))
-        found = [one for one in singles if self._space.cost(one) <= self._budget]
-        rng.shuffle(singles)
-        for one in singles:
-            if len(found) >= MAX_NEIGHBORS:
-                break
-            other = self._space.neighbor(one, rng)
-            for _ in range(8):
-                if self._space.cost(other) <= self._budget and other != schedule:
-                    found.append(other)
-                other = self._space.neighbor(one, rng)
+    def _neighbors(self, parent: Schedule, rng: Random) -> list[Schedule]:
+        """Return schedules within the budget that differ in one or two layers: the best by the prior, and random ones.
+
+        The prior is taken as a sum over layers, so that a pair of changes needs no schedule of its own.
+        """
+        singles = list(self._space.neighbors(parent))
+        at = np.array([next(i for i, (a, b) in enumerate(zip(s, parent, strict=True)) if a != b) for s in singles])
+        base, cost = self._prior(parent), self._space.cost(parent)
+        gain = np.array([self._prior(s) - base for s in singles])
+        more = np.array([self._space.cost(s) - cost for s in singles])
+        first, second = np.triu_indices(len(singles))
+        some = (first == second) | (at[first] != at[second])
+        first, second = first[some], second[some]
+        twice = first != second
+        # A slip of rounding is caught by the exact cost below.
+        fits = cost + more[first] + more[second] * twice <= self._budget + 1e-9
+        first, second, twice = first[fits], second[fits], twice[fits]
+        order = np.argsort(gain[first] + gain[second] * twice, kind="stable").tolist()
+        chosen = order[:N_BEST]
+        rest = order[N_BEST:]
+        chosen += rng.sample(rest, min(N_RANDOM, len(rest)))
+        found = []
+        for move in chosen:
+            spans = list(singles[first[move]])
+            spans[at[second[move]]] = singles[second[move]][at[second[move]]]
+            schedule = Schedule(tuple(spans))
+            if self._space.cost(schedule) <= self._budget:
+                found.append(schedule)
         return found
 
 

@@ -10,6 +10,7 @@ with the retrieval weight w; lower is better.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -17,6 +18,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from layersearch.errors import LayersearchError
 from layersearch.schedule import Schedule
 from layersearch.selection.layerwise import Layerwise, Trace
 from layersearch.selection.retrieval import Example
@@ -56,6 +58,15 @@ def position_edges(seq_len: int) -> tuple[int, ...]:
     """Return the right edges of the bins of `Measurement.by_position`, in tokens."""
     parts = torch.arange(1, seq_len + 1).tensor_split(BINS)
     return tuple(int(part[-1]) for part in parts if len(part))
+
+
+def finite(loss: float) -> float:
+    """Return the loss, or raise LayersearchError if the model gives none."""
+    if not math.isfinite(loss):
+        raise LayersearchError(
+            f"--model: its loss on a text is {loss}; its weights are damaged, or selection.precision must be float32"
+        )
+    return loss
 
 
 class Scorer:
@@ -101,7 +112,7 @@ class Scorer:
                     answers.append(float(found.mean()))
                     accuracy[answer.task] = float(right.float().mean())
         return Measurement(
-            text_loss=float(losses.mean()),
+            text_loss=finite(float(losses.mean())),
             answer_loss=fmean(answers) if answers else float("nan"),
             accuracy=accuracy,
             by_position=tuple(float(part.mean()) for part in losses.tensor_split(BINS) if len(part)),

@@ -17,13 +17,16 @@ Each method ranks layers under one sparse span, and the first l of its ranking k
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from layersearch.model.hf_decoder import ATTENTION_NAME, span_attention
 from layersearch.schedule import Schedule, Span, presets
 from layersearch.schedule.presets import FULL
 from layersearch.selection.gates import gate_gradients
@@ -31,6 +34,8 @@ from layersearch.selection.measure import Scorer
 
 Score = Callable[[Schedule], float]
 """Returns how bad a schedule is, nats; lower is better."""
+WATCHING_NAME = "layersearch_watching"
+"""The name in transformers of the attention that `lazy_ratio` watches."""
 LAST_QUERIES = 64
 """Queries whose attention `lazy_ratio` looks at."""
 
@@ -114,3 +119,33 @@ def block_influence(scorer: Scorer) -> Ranking:
         for hook in hooks:
             hook.remove()
     return _ranked("block_influence", needs)
+
+
+def lazy_ratio(scorer: Scorer, span: Span) -> Ranking:
+    """Rank layers by the attention mass of the last `LAST_QUERIES` queries outside a span, most first.
+
+    The mass is a mean over heads and the units' texts, under full attention.
+    """
+    from transformers import AttentionInterface
+
+    model, needs = scorer.model, [0.0] * scorer.model.n_layers
+
+    def watching(module: Any, query: Tensor, key: Tensor, value: Tensor, *given: Any, **named: Any) -> Any:
+        tokens, heads = query.shape[2], query.shape[1]
+        last = torch.arange(max(0, tokens - LAST_QUERIES), tokens)[:, None]
+        keys = key.repeat_interleave(heads // key.shape[1], dim=1).float()
+        scores = query[:, :, last[:, 0]].float() @ keys.transpose(2, 3) / math.sqrt(query.shape[3])
+        later = torch.arange(tokens) > last
+        mass = scores.masked_fill(later, -torch.inf).softmax(-1)
+        outside = ~span.visible(last, torch.arange(tokens), torch.arange(heads)[:, None, None])
+        needs[module.layer_idx] += float((mass * outside).sum(-1).mean())
+        return span_attention(module, query, key, value, *given, **named)
+
+    AttentionInterface.register(WATCHING_NAME, watching)
+    model.decoder.model.set_attn_implementation(WATCHING_NAME)
+    try:
+        for unit in scorer.units:
+            model.run(unit.text[:-1], presets.all_full(model.n_layers))
+    finally:
+        model.decoder.model.set_attn_implementation(ATTENTION_NAME)
+    return _ranked("lazy_ratio", needs)

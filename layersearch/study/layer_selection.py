@@ -1,20 +1,12 @@
-"""KL-guided layer selection: ranks the layers of a pre-trained model that need full attention, without training.
+"""Two baselines of a search that trains a pre-trained model, chosen without training by KL divergence.
 
 The score of a schedule is KL(original || switched) of the next-token distributions, in nats per token, on training
-data.
-
-- `restore_greedy` starts all-sparse and restores full attention layer by layer, each time in the layer with the lowest
-  KL. The paper (2512.20569) restores each layer once, distils and ranks. Here nothing is trained, and a layer is scored
-  together with those already restored.
-- `remove_one` makes one layer of the original sparse at a time and keeps the layers with the highest KL. It is the
-  paper's sensitivity baseline, with KL instead of MSE and perplexity.
+data. `restore_greedy` and `remove_one` of `layersearch.selection.rankings` rank the layers by it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,50 +17,10 @@ from layersearch.errors import RunFolderError
 from layersearch.files import write_text
 from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
-from layersearch.schedule import Schedule, Span
+from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.presets import place
-
-Score = Callable[[Schedule], float]
-"""Returns a schedule's KL from the original, nats per token; lower is better."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ranking:
-    """Layers ranked by their need of full attention."""
-
-    name: str
-    """``restore_greedy`` or ``remove_one``."""
-    layers: tuple[int, ...]
-    """Most needed first."""
-    scores: tuple[float, ...]
-    """Score of the schedule that gave each layer its rank, nats per token."""
-
-    def schedule(self, n_full: int, n_layers: int, span: Span) -> Schedule:
-        """Return the schedule with the first ``n_full`` layers full."""
-        return place(n_layers, self.layers[:n_full], span)
-
-
-def restore_greedy(n_layers: int, span: Span, score: Score, most: int | None = None) -> Ranking:
-    """Rank the ``most`` most needed layers (None: all) greedily by the score after full attention is restored in them.
-
-    The score is called about ``n_layers * most`` times. Layers that are not full have ``span``.
-    """
-    kept: list[int] = []
-    scores: list[float] = []
-    for _ in range(n_layers if most is None else min(most, n_layers)):
-        tried = {layer: score(place(n_layers, [*kept, layer], span)) for layer in range(n_layers) if layer not in kept}
-        best = min(tried, key=lambda layer: (tried[layer], layer))
-        kept.append(best)
-        scores.append(tried[best])
-    return Ranking(name="restore_greedy", layers=tuple(kept), scores=tuple(scores))
-
-
-def remove_one(n_layers: int, span: Span, score: Score) -> Ranking:
-    """Rank layers by the score after each alone is made sparse, the highest first."""
-    tried = {layer: score(place(n_layers, set(range(n_layers)) - {layer}, span)) for layer in range(n_layers)}
-    order = sorted(tried, key=lambda layer: (-tried[layer], layer))
-    return Ranking(name="remove_one", layers=tuple(order), scores=tuple(tried[layer] for layer in order))
+from layersearch.selection.rankings import Ranking, Score, remove_one, restore_greedy
 
 
 def kl_to_original(routed: HFDecoder, tokens: torch.Tensor) -> Score:

@@ -25,12 +25,12 @@ import torch
 from layersearch.config.recipe import Recipe
 from layersearch.config.selection import SelectionConfig
 from layersearch.data.sequences import document_sequences
-from layersearch.data.tokenizer import open_tokenizer
+from layersearch.data.tokenizer import open_tokenizer, vocab_size
 from layersearch.errors import ConfigError, RunFolderError
 from layersearch.files import unwritable, write_text
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.fvcore_flops import check_flops
-from layersearch.model.pretrained import load_pretrained
+from layersearch.model.pretrained import check_vocabulary, load_pretrained
 from layersearch.results.analyze import analyze
 from layersearch.results.held_out import measure_rows
 from layersearch.results.plots.selection import plot_selection
@@ -39,7 +39,7 @@ from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.selection.gates import descend, round_to_schedules
 from layersearch.selection.layerwise import Layerwise
-from layersearch.selection.local_search import LocalSearch, Measured
+from layersearch.selection.local_search import DECIMALS, LocalSearch, Measured
 from layersearch.selection.measure import Measurement, Scorer, Unit, by_task, position_edges
 from layersearch.selection.retrieval import make_example
 from layersearch.selection.templates import named_placements
@@ -57,6 +57,28 @@ Listener = Callable[[Stage], None]
 Array = np.ndarray
 
 
+def make_units(recipe: Recipe, rows: int, seed: int, cache: Path | None) -> dict[str, list[Unit]]:
+    """Return the units of each of `PARTS`, which share no document; see `layersearch.search` for errors.
+
+    ``rows`` are the model's embeddings, which the tokens must fit.
+    """
+    config, data, seq_len = recipe.selection, recipe.data, recipe.training.seq_len
+    assert config is not None
+    assert data.tokenizer is not None
+    tokenizer, _ = open_tokenizer(data.tokenizer)
+    check_vocabulary(rows, vocab_size(tokenizer), data.tokenizer)
+    counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
+    texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=seed, cache=cache)
+    number, units = 0, dict[str, list[Unit]]()
+    for part in PARTS:
+        units[part] = []
+        for text in texts[part]:
+            example = make_example(tokenizer, config.used_tasks, seq_len=seq_len + 1, number=number, seed=seed)
+            units[part].append(Unit(torch.from_numpy(text), example))
+            number += 1
+    return units
+
+
 class ModelSelection:
     """One selection in a run folder.
 
@@ -65,8 +87,7 @@ class ModelSelection:
         space: the space, bound to the model.
         budget: largest cost, as a share of all-full's.
         folder: the run folder, held by this process.
-        seed: of the units and of the local search.
-        cache: folder of prepared data; None: the default one.
+        seed: of the local search.
         listener: called with the progress.
         plan: as `plan_of` returns it.
     """
@@ -78,7 +99,6 @@ class ModelSelection:
         budget: float,
         folder: RunFolder,
         seed: int,
-        cache: Path | None,
         listener: Listener,
         plan: SelectionPlan,
     ) -> None:
@@ -88,19 +108,22 @@ class ModelSelection:
         self._config: SelectionConfig = recipe.selection
         self._folder, self._seed, self._listener = folder, seed, listener
         self._records = folder.records()
-        self._tasks: tuple[str, ...] = self._config.tasks
-        self._cache, self._plan = cache, plan
+        self._tasks: tuple[str, ...] = self._config.used_tasks
+        self._plan = plan
         self._began, self._first = time.monotonic(), 0
 
-    def run(self) -> list[TrialRecord]:
-        """Do what is left; return every record."""
-        self._say("loading", 0, 1, f"reading text and {Path(str(self._recipe.pretrained)).name}")
-        units = self._units()
+    def run(self, units: Mapping[str, Sequence[Unit]], confirm: Sequence[Schedule] | None = None) -> list[TrialRecord]:
+        """Do what is left, or only confirm these schedules; return every record. ``units`` are of `make_units`."""
+        self._say("loading", 0, 1, f"reading {Path(str(self._recipe.pretrained)).name}")
         model = self._load()
         self._tasks = self._usable_tasks(model, units["calibration"])
-        scores = self._gates(model, units["calibration"])
-        search = self._search(model, units["selection"], scores)
-        self._confirm(model, units["confirmation"], self._to_confirm(search, scores))
+        if confirm is None:
+            scores = self._gates(model, units["calibration"])
+            search = self._search(model, units["selection"], scores)
+            roles = self._to_confirm(search, scores)
+        else:
+            roles = dict.fromkeys(confirm, PROPOSED)
+        self._confirm(model, units["confirmation"], roles)
         return self._records
 
     def _say(self, phase: str, done: int, planned: int, note: str) -> None:
@@ -113,53 +136,34 @@ class ModelSelection:
         """Start a phase's clock; ``done`` units of its work were done before."""
         self._began, self._first = time.monotonic(), done
 
-    def _units(self) -> dict[str, list[Unit]]:
-        config, data, seq_len = self._config, self._recipe.data, self._recipe.training.seq_len
-        assert data.tokenizer is not None
-        counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
-        texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=self._seed, cache=self._cache)
-        tokenizer, _ = open_tokenizer(data.tokenizer)
-        number, units = 0, dict[str, list[Unit]]()
-        for part in PARTS:
-            units[part] = []
-            for text in texts[part]:
-                example = make_example(tokenizer, config.tasks, seq_len=seq_len + 1, number=number, seed=self._seed)
-                units[part].append(Unit(torch.from_numpy(text), example))
-                number += 1
-        return units
-
     def _load(self) -> Layerwise:
         dtype = self._plan.precision
-        decoder = load_pretrained(
-            str(self._recipe.pretrained), check=False, tokens=self._recipe.training.seq_len, dtype=dtype
-        )
+        decoder = load_pretrained(str(self._recipe.pretrained), tokens=self._recipe.training.seq_len, dtype=dtype)
         self.dtype, self._softcap = dtype, decoder.softcap
         return Layerwise(decoder, stride=self._plan.memory.stride)
 
     def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
         """Return the tasks that the model does with full attention; ``retrieval.json`` keeps the levels."""
         file = self._folder.path / "retrieval.json"
-        if not self._config.retrieval_weight:
+        if not self._tasks:
             return ()
         if not file.exists():
             self._say("loading", 0, 1, "retrieval tasks: the original's level and chance")
             full = presets.all_full(model.n_layers)
-            level = by_task(Scorer(model, units, self._config.tasks, 0.5).measure_all(full))
-            guessed = by_task(Scorer(model, self._without_facts(len(units)), self._config.tasks, 0.5).measure_all(full))
+            level = by_task(Scorer(model, units, self._tasks, 0.5).measure_all(full))
+            guessed = by_task(Scorer(model, self._without_facts(len(units)), self._tasks, 0.5).measure_all(full))
             levels = {task: {"full": level[task], "chance": guessed[task]} for task in level}
             write_text(file, json.dumps(levels, indent=1) + "\n")
         try:
             held = json.loads(file.read_text(encoding="utf-8"))
-            return tuple(task for task in self._config.tasks if held[task]["full"] >= self._config.min_accuracy)
+            return tuple(task for task in self._tasks if held[task]["full"] >= self._config.min_accuracy)
         except (ValueError, TypeError, KeyError):
             raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
 
     def _without_facts(self, count: int) -> list[Unit]:
         seq_len, tokenizer = self._recipe.training.seq_len, open_tokenizer(str(self._recipe.data.tokenizer))[0]
         made = [
-            make_example(
-                tokenizer, self._config.tasks, seq_len=seq_len + 1, number=n, seed=self._seed, with_facts=False
-            )
+            make_example(tokenizer, self._tasks, seq_len=seq_len + 1, number=n, seed=self._seed, with_facts=False)
             for n in range(count)
         ]
         return [Unit(example.tokens, example) for example in made]
@@ -170,23 +174,23 @@ class ModelSelection:
     def _gates(self, model: Layerwise, units: Sequence[Unit]) -> list[Array]:
         """Return the gates' scores by layer and choice; ``gates.json`` holds each step."""
         file, steps = self._folder.path / "gates.json", self._config.gate_steps
-        held: dict[str, list[list[list[float]]] | list[float]] = {"scores": [], "losses": []}
+        losses: list[float] = []
+        scores = [np.zeros(len(options)) for options in self._space.options]
         if file.exists():
             try:
                 held = json.loads(file.read_text(encoding="utf-8"))
+                losses = [float(loss) for loss in held["losses"]]
                 scores = [np.array(layer, dtype=np.float64) for layer in held["scores"]]
-                assert [len(s) for s in scores] == [len(o) for o in self._space.options]
-            except (ValueError, TypeError, KeyError, AssertionError):
+                if [s.shape for s in scores] != [(len(options),) for options in self._space.options]:
+                    raise ValueError
+            except (ValueError, TypeError, KeyError):
                 raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
-        else:
-            scores = [np.zeros(len(options)) for options in self._space.options]
-        done = len(held["losses"])
+        done = len(losses)
         self._enter(done)
 
         def on_step(step: int, loss: float, now: Sequence[Array]) -> None:
-            held["losses"].append(loss)  # type: ignore[arg-type]
-            held["scores"] = [layer.tolist() for layer in now]
-            write_text(file, json.dumps(held) + "\n")
+            losses.append(loss)
+            write_text(file, json.dumps({"scores": [layer.tolist() for layer in now], "losses": losses}) + "\n")
             self._say("gates", step, steps, f"relaxed loss {loss:.3f}")
 
         self._say("gates", done, steps, f"all {sum(map(len, self._space.options))} choices of {model.n_layers} layers")
@@ -224,7 +228,8 @@ class ModelSelection:
         self._say("search", 0, planned, "measuring schedules on real losses")
         path = round_to_schedules(space.options, scores, self._costs())
         inside = [schedule for schedule in path if space.cost(schedule) <= self._budget]
-        first = [*inside[-1:-6:-2], *named_placements(space, self._budget).values()]
+        # Without gates nothing is known yet: begin at the named placements.
+        first = inside[-1:-8:-2] if config.gate_steps else [*named_placements(space, self._budget).values()]
         search.run(first[: max(1, config.candidates)], max(0, config.candidates - len(set(first))))
         return search
 
@@ -250,7 +255,7 @@ class ModelSelection:
         return roles
 
     def _confirm(self, model: Layerwise, units: Sequence[Unit], roles: Mapping[Schedule, str]) -> None:
-        done = {(r.schedule, r.seed) for r in self._records if r.phase == "confirm"}
+        done = {(r.schedule, r.seed) for r in self._records if r.phase == "confirm" and r.schedule in roles}
         planned, count = len(roles) * len(units), len(done)
         self._enter(count)
         self._say("confirm", count, planned, f"{len(roles)} schedules on {len(units)} held-out documents")
@@ -315,7 +320,7 @@ class ModelSelection:
 def _losses(record: TrialRecord) -> list[float]:
     """Return the loss on each unit from the running means."""
     sums = [0.0, *(number * mean for number, mean in record.curve)]
-    return [after - before for before, after in itertools.pairwise(sums)]
+    return [round(after - before, DECIMALS) for before, after in itertools.pairwise(sums)]
 
 
 def _metrics(found: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
@@ -329,9 +334,16 @@ def _metrics(found: Sequence[Measurement]) -> tuple[tuple[str, float], ...]:
 
 
 def select(
-    recipe: Recipe, space: BoundSpace, budget: float, out: Path, seed: int, cache: Path | None, listener: Listener
+    recipe: Recipe,
+    space: BoundSpace,
+    budget: float,
+    out: Path,
+    seed: int,
+    cache: Path | None,
+    listener: Listener,
+    confirm: Sequence[Schedule] | None = None,
 ) -> Result:
-    """Select a schedule in a run folder, or resume; see `layersearch.search` for arguments and errors."""
+    """Select a schedule in a run folder, resume, or only confirm schedules; see `layersearch.search`."""
     assert recipe.pretrained is not None
     if any(len(group) > 1 for group in space.groups) or space.space.one_sparse:
         raise ConfigError(
@@ -341,13 +353,14 @@ def select(
     space.check_budget(budget)
     plan = plan_of(recipe, space, budget)
     check_memory(recipe, plan)
-    listener(Stage(phase="loading", done=0, planned=1, note=f"{recipe.pretrained}: hashing its weights"))
+    listener(Stage(phase="loading", done=0, planned=1, note=f"reading text, then hashing {recipe.pretrained}"))
+    units = make_units(recipe, plan.vocab_size, seed, cache)
     data = {"source": recipe.data.source, "tokenizer": recipe.data.tokenizer, "vocab_size": recipe.data.vocab_size}
     folder = RunFolder(out, request_of(recipe, space, budget=budget, seed=seed, data=data))
     try:
         folder.write_flops(lambda: check_flops(recipe, space, recipe.data.vocab_size))
         folder.drop_torn_line()
-        records = ModelSelection(recipe, space, budget, folder, seed, cache, listener, plan).run()
+        records = ModelSelection(recipe, space, budget, folder, seed, listener, plan).run(units, confirm)
         result = analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
         write_result(out, result)
         plot_selection(result, measure_rows(records), out / "selection")

@@ -35,8 +35,8 @@ def load_records(run: Path) -> list[TrialRecord]:
 def load_result(run: Path) -> Result:
     """Analyze the records of a run folder, finished or not. See `load_records` for errors."""
     recipe, space, budget = load_request(run)
-    records, bound = load_records(run), BoundSpace.of(space, recipe)
-    leave_one_out = leave_one_out_losses(records, bound)
+    records = load_records(run)
     if recipe.selection is not None:
         return analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
+    leave_one_out = leave_one_out_losses(records, BoundSpace.of(space, recipe))
     return analyze(records, budget, tolerance=recipe.search.tolerance, leave_one_out=leave_one_out)

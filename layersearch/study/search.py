@@ -62,11 +62,11 @@ def search(
         >>> result = layersearch.search(recipe, space, 0.6, "runs/smoke")  # doctest: +SKIP
     """
     bound = BoundSpace.of(space, recipe)
-    if recipe.selection is not None:
-        return select(recipe, bound, budget, Path(out), seed, cache, on_stage)
-    plan = make_plan(recipe, bound, budget, seed)
     for schedule in confirm or ():
         bound.check(schedule)
+    if recipe.selection is not None:
+        return select(recipe, bound, budget, Path(out), seed, cache, on_stage, confirm)
+    plan = make_plan(recipe, bound, budget, seed)
     rows = None if recipe.pretrained is None else load_config(recipe.pretrained).vocab_size
     source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache)
     out = Path(out)

@@ -21,7 +21,7 @@ def default_space(seq_len: int) -> Space:
 
     The windows are 1/16 and 1/8 of the text, at least 16 tokens. ``analysis/smollm2`` shows why.
     """
-    sizes = [max(16, seq_len // share) for share in (16, 8)]
+    sizes = list(dict.fromkeys(max(16, seq_len // share) for share in (16, 8)))  # one for a short text
     choices = ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))
     return Space(name="model", choices=choices, baseline_span=f"window:{sizes[0]}+sink:4")
 

@@ -40,6 +40,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 _EXPERTS = {**_GQA, "num_experts_per_tok": 2}
 FURTHER: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma2": ("Gemma2Config", {**_GQA, "head_dim": 8, "attn_logit_softcapping": 2.0, "sliding_window": 64}),
+    "gemma3_text": ("Gemma3TextConfig", {**_GQA, "head_dim": 16, "sliding_window": 64}),
     "gpt_oss": ("GptOssConfig", {**_EXPERTS, "head_dim": 8, "num_local_experts": 4, "sliding_window": 64}),
     "mixtral": ("MixtralConfig", {**_EXPERTS, "num_local_experts": 4}),
     "qwen2_moe": (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,11 @@ import torch
 
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
+from layersearch.model.pretrained import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
+from layersearch.training.record import Trial
+from layersearch.training.workers.pool import LocalPool
 from tests.helpers.hf_models import save
 from tests.helpers.runs import run
 
@@ -63,3 +67,16 @@ def test_run_pretrained_search_starts_from_the_model_weights(tmp_path: Path) -> 
     names = {name for entry in result["entries"] for joined in entry["names"] for name in joined.split(" = ")}
     assert set(chosen) <= names
     assert {found["schedule"] for found in chosen.values()} <= {record["schedule"] for record in records}
+
+
+def test_trial_softcapped_model_records_the_kernels_that_ran(tmp_path: Path) -> None:
+    folder = save("gemma2", tmp_path / "model", vocab_size=64)
+    recipe = load_recipe("pretrained", ["training.seq_len=48", "training.steps=1", "training.warmup_steps=0"])
+    recipe = recipe_for(replace(recipe, data=load_recipe("smoke").data), str(folder))
+    pool = LocalPool(recipe, 1, tmp_path)
+    try:
+        record = pool.submit(Trial(schedule=Schedule.parse("full window:4 full"), seed=0)).result()
+    finally:
+        pool.close()
+    assert record.state == "complete", record.error
+    assert record.kernels == ("chunked-span",) * 3  # torch's flash kernel, which else runs full layers, caps no logits

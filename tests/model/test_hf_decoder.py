@@ -50,8 +50,9 @@ def test_hf_decoder_all_full_equals_the_stock_model(family: str) -> None:
     with torch.no_grad():
         stock = model(input_ids=tokens, use_cache=False).logits
         routed = HFDecoder(model)
-        original = "window:64 full window:64" if family in ("gemma2", "gpt_oss") else f"full*{LAYERS}"
-        assert routed.original == Schedule.parse(original)
+        originals = {"gemma2": "window:64 full window:64", "gpt_oss": "window:64 full window:64"}
+        originals["gemma3_text"] = "window:64*3"
+        assert routed.original == Schedule.parse(originals.get(family, f"full*{LAYERS}"))
         assert (routed.logits(tokens) - stock).abs().max() < ROUNDED.get(family, 1e-9) * stock.abs().max()
 
 

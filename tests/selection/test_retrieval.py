@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
+from pathlib import Path
 
 import pytest
 from tokenizers import Tokenizer, processors
@@ -158,6 +159,19 @@ def test_example_begins_with_the_token_that_the_tokenizer_puts_before_a_text(tok
     assert (example.tokens == bos).sum() == 1
     assert len(example.tokens) == 700
     assert answers(begins, example) == answers(tokenizer, made(tokenizer))
+
+
+def test_example_of_a_tokenizer_saved_with_padding_and_truncation_is_the_same(
+    tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    from layersearch.data.tokenizer import open_tokenizer
+
+    padded = Tokenizer.from_str(tokenizer.to_str())
+    padded.enable_padding(length=64)
+    padded.enable_truncation(8)
+    padded.save(str(tmp_path / "tokenizer.json"))
+    opened, _ = open_tokenizer(str(tmp_path))
+    assert made(opened).tokens.tolist() == made(tokenizer).tokens.tolist()
 
 
 def test_example_answers_of_single_digit_tokens_leave_out_the_blank() -> None:

@@ -10,7 +10,8 @@ from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.presets import place
 from layersearch.schedule.space import Space
-from layersearch.study.layer_selection import kl_to_original, remove_one, restore_greedy, select_layers
+from layersearch.selection.rankings import remove_one, restore_greedy
+from layersearch.study.layer_selection import kl_to_original, select_layers
 from tests.helpers.hf_models import VOCAB, make
 
 torch.set_num_threads(1)

@@ -72,11 +72,11 @@ def _draw(axes: "Axes", rows: Sequence[MeasureRow], value: Value, winner: Schedu
         if row.schedule == winner:
             look = {"ms": 12, "mfc": "none", "mec": VERMILION, "mew": 1.8, "zorder": 5}
             axes.plot([row.cost], [found.mean], "o", ls="none", label="winner", **look)
-    top = 1.12 * max(shown, default=1.0)
-    axes.set_ylim(min(0.0, *(found.mean for _, found in points)) - 0.03 * top, top)
+    top = 1.12 * max(shown, default=0.0) or 1.0
+    axes.set_ylim(min([0.0, *(found.mean for _, found in points)]) - 0.03 * top, top)
     above = ", ".join(f"{row.label} +{found.mean:.2f}" for row, found in points if found.mean > highest)
     if above:
-        where = {"xy": (0.98, 0.62), "xycoords": "axes fraction", "ha": "right", "va": "top"}
+        where: dict[str, Any] = {"xy": (0.98, 0.62), "xycoords": "axes fraction", "ha": "right", "va": "top"}
         axes.annotate(above.replace(", ", "\n") + "\n(above the axis)", **where, fontsize=8, color=GRAY)
 
 
