@@ -21,7 +21,7 @@ class SelectionConfig(Strict):
 
     calibration_units: PositiveInt = 4
     """Units that the gates descend on, in turn."""
-    selection_units: AtLeast2 = 4
+    selection_units: AtLeast2 = 6
     """Units on which schedules are compared in the search."""
     confirm_units: AtLeast2 = 12
     """Units that decide. No document of theirs is used before."""
@@ -31,11 +31,11 @@ class SelectionConfig(Strict):
     """Retrieval tasks. A task that the model itself fails with full attention is dropped, and named."""
     min_accuracy: Annotated[float, Field(ge=0, le=1)] = 0.5
     """Share of the answers' digits that the model must predict with full attention for a task to count."""
-    gate_steps: NonNegativeInt = 8
+    gate_steps: NonNegativeInt = 12
     """Gradient steps of the gates over all choices of all layers; 0: no gates."""
     gate_rate: PositiveFloat = 0.5
     """Change of a gate's log weight by a gradient of root-mean-square size."""
-    candidates: NonNegativeInt = 36
+    candidates: NonNegativeInt = 40
     """Schedules that the local search measures."""
     finalists: PositiveInt = 2
     """Schedules within the budget that are confirmed beside the baselines."""
