@@ -23,7 +23,7 @@ class SelectionConfig(Strict):
     """Units that the gates descend on, in turn."""
     selection_units: AtLeast2 = 4
     """Units on which schedules are compared in the search."""
-    confirm_units: AtLeast2 = 14
+    confirm_units: AtLeast2 = 12
     """Units that decide. No document of theirs is used before."""
     retrieval_weight: Annotated[float, Field(ge=0, le=0.99)] = 0.2
     """Weight w of retrieval in a schedule's loss, (1 - w) * text + w * answers."""
