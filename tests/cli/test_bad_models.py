@@ -197,10 +197,13 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
         lambda at: convert("llama", "--set", "stages=[{seq_len: 8, learning_rate: 0.1, share: 1}]"),
         ("the last stage must have training.seq_len",),
     ),
-    "two ranks": (lambda at: convert("llama", "--set", "training.ranks=2"), ("a conversion runs in one process",)),
-    "a ZeRO stage": (
-        lambda at: convert("llama", *RECALL, "--set", "training.deepspeed=zero2"),
-        ("training.deepspeed zero2", "ZeRO 0"),
+    "ranks that do not divide the batch": (
+        lambda at: convert("llama", "--set", "training.ranks=3"),
+        ("training: ranks 3 must divide batch_size 8",),
+    ),
+    "LoRA on shards": (
+        lambda at: convert("llama", *RECALL, "--lora", "2", "--set", "training.deepspeed=zero3"),
+        ("lora is merged into whole weights", "training.deepspeed=zero2"),
     ),
     "a recipe's unknown key": (lambda at: convert("llama", "--set", "distill=1"), ("did you mean 'distil'",)),
     "a recipe that does not ship": (lambda at: convert("llama", "--recipe", "plan"), ("did you mean 'plain'",)),
