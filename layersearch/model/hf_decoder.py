@@ -141,6 +141,10 @@ class HFDecoder(nn.Module):
         """The schedule of the stock model."""
         _check_layer_types(model.config, self.original)
         if stock is not None:
+            if not bool(torch.isfinite(stock).all()):
+                raise LayersearchError(
+                    f"{type(model).__name__}: its logits are nan or infinite, so its weights are damaged; restore them"
+                )
             difference = float((stock - logits).abs().max() / stock.abs().max())
             if not difference <= LOGIT_TOLERANCE.get(stock.dtype, 1e-3):
                 raise LayersearchError(

@@ -355,7 +355,7 @@ def test_selection_of_a_model_whose_loss_is_no_number_is_refused_in_one_line(
     state["model.layers.2.self_attn.o_proj.weight"][0, 0] = float("nan")
     save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
     assert main(request(broken, tmp_path / "run", selection__retrieval_weight=weight)) == 2
-    check_line(capsys.readouterr().err.splitlines(keepends=True)[-1], ("its loss on a text is nan", "damaged"))
+    check_line(capsys.readouterr().err.splitlines(keepends=True)[-1], ("its logits are nan", "damaged"))
     assert lines(tmp_path / "run") == []
 
 
