@@ -43,7 +43,8 @@ class ProgressDisplay(Progress):
         now = monotonic()
         if self.disable and (phase != self._phase or now - self._last_line >= QUIET_SECONDS):
             self._phase, self._last_line = phase, now
-            print(f"{phase}: {done}/{planned} {self._unit}; {note}", file=sys.stderr, flush=True)
+            count = f" {done}/{planned} {self._unit};" if self._unit else ""
+            print(f"{phase}:{count} {note}".rstrip(" :"), file=sys.stderr, flush=True)
 
     def trials(self, progress: Trials) -> None:
         """Show a search's progress; the ``listener`` of `layersearch.search`."""

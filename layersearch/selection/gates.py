@@ -1,12 +1,12 @@
 """Gates over all choices of every layer at once: the relaxed problem that a selection starts from.
 
 Layer i attends by a mixture of its choices, out_i = sum_c w[i, c] * attention(span_c), with w[i] on the simplex and the
-model's weights frozen. The mixture is moved by entropic mirror descent on the loss,
+model's weights frozen. The mixture moves by dual averaging with entropy (Nesterov, "Primal-dual subgradient methods for
+convex problems", Math. Program. 120, 2009): with g the sum of the gradients so far, each centered and scaled,
 
-    w[i, c]  <-  w[i, c] * exp(-rate * (gradient[i, c] / scale + multiplier * cost[c])),  normalized by layer,
+    w[i, c]  =  exp(-rate * g[i, c] - multiplier * cost[c]),  normalized by layer,
 
-where the multiplier is the smallest one, at least 0, at which the expected cost sum(w * cost) keeps to the budget
-(Beck and Teboulle, "Mirror descent and nonlinear projected subgradient methods", Oper. Res. Lett. 31, 2003). DASH
+where the multiplier is the smallest one, at least 0, at which the expected cost sum(w * cost) keeps to the budget. DASH
 (2605.20936) and FlashMorph (2606.30562) move gates between full and linear attention; here a layer has any number of
 spans and the budget is of exact attention FLOPs.
 """

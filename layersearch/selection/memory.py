@@ -59,7 +59,7 @@ def memory_bound(
     number = 4 if wide else 2
     weights = number * parameters
     state = number * seq_len * model.d_model
-    sequences = 2 * max(config.selection_units, 1) if config.retrieval_weight else config.selection_units
+    sequences = 2 * config.selection_units if config.retrieval_weight else config.selection_units
     limit = max(LEAST_KEPT, weights)
     stride = next(
         s

@@ -12,12 +12,15 @@ pairs schedules by document. A killed run resumes: after each gate step, schedul
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,16 +54,18 @@ from layersearch.training.memory import peak_memory
 from layersearch.training.record import Trial, TrialRecord, blank_record
 
 PARTS = ("calibration", "selection", "confirmation")
-
+_LOG = logging.getLogger(__name__)
 
 Listener = Callable[[Stage], None]
 Array = np.ndarray
 
 
-def make_units(recipe: Recipe, rows: int, seed: int, cache: Path | None) -> dict[str, list[Unit]]:
-    """Return the units of each of `PARTS`, which share no document; see `layersearch.search` for errors.
+def make_units(
+    recipe: Recipe, rows: int, seed: int, cache: Path | None
+) -> tuple[dict[str, list[Unit]], dict[str, Any]]:
+    """Return the units of each of `PARTS`, which share no document, and the facts that a run folder records.
 
-    ``rows`` are the model's embeddings, which the tokens must fit.
+    ``rows`` are the model's embeddings, which the tokens must fit. See `layersearch.search` for errors.
     """
     config, data, seq_len = recipe.selection, recipe.data, recipe.training.seq_len
     assert config is not None
@@ -69,6 +74,7 @@ def make_units(recipe: Recipe, rows: int, seed: int, cache: Path | None) -> dict
     check_vocabulary(rows, vocab_size(tokenizer), data.tokenizer)
     counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
     texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=seed, cache=cache)
+    _LOG.info("data: %s", texts.reading)
     number, units = 0, dict[str, list[Unit]]()
     for part in PARTS:
         units[part] = []
@@ -76,7 +82,12 @@ def make_units(recipe: Recipe, rows: int, seed: int, cache: Path | None) -> dict
             example = make_example(tokenizer, config.used_tasks, seq_len=seq_len + 1, number=number, seed=seed)
             units[part].append(Unit(torch.from_numpy(text), example))
             number += 1
-    return units
+    content = hashlib.sha256()
+    for unit in itertools.chain.from_iterable(units.values()):
+        for tokens in (unit.text, unit.example.tokens):
+            content.update(tokens.numpy().tobytes())
+    facts = {"source": data.source, "tokenizer": data.tokenizer, "vocab_size": rows, "seq_len": seq_len}
+    return units, facts | {"fingerprint": content.hexdigest()[:20], "read": dataclasses.asdict(texts.reading)}
 
 
 class ModelSelection:
@@ -354,11 +365,10 @@ def select(
     plan = plan_of(recipe, space, budget)
     check_memory(recipe, plan)
     listener(Stage(phase="loading", done=0, planned=1, note=f"reading text, then hashing {recipe.pretrained}"))
-    units = make_units(recipe, plan.vocab_size, seed, cache)
-    data = {"source": recipe.data.source, "tokenizer": recipe.data.tokenizer, "vocab_size": recipe.data.vocab_size}
+    units, data = make_units(recipe, plan.vocab_size, seed, cache)
     folder = RunFolder(out, request_of(recipe, space, budget=budget, seed=seed, data=data))
     try:
-        folder.write_flops(lambda: check_flops(recipe, space, recipe.data.vocab_size))
+        folder.write_flops(lambda: check_flops(recipe, space, plan.vocab_size))
         folder.drop_torn_line()
         records = ModelSelection(recipe, space, budget, folder, seed, listener, plan).run(units, confirm)
         result = analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
@@ -368,5 +378,5 @@ def select(
         raise unwritable(out, error) from None
     finally:
         folder.release()
-    listener(Stage(phase="done", done=1, planned=1, note=""))
+    listener(Stage(phase="done", done=1, planned=1, note=f"results in {out}"))
     return result

@@ -19,7 +19,7 @@ from layersearch.selection.templates import named_placements
 def default_space(seq_len: int) -> Space:
     """Return the space of a selection that names none: full, and two windows with and without 4 sinks.
 
-    The windows are 1/16 and 1/8 of the text, at least 16 tokens. ``analysis/smollm2`` shows why.
+    The windows are 1/16 and 1/8 of the text, at least 16 tokens. These shares are a choice; no study compared others.
     """
     sizes = list(dict.fromkeys(max(16, seq_len // share) for share in (16, 8)))  # one for a short text
     choices = ("full", *(f"window:{size}{sink}" for size in sizes for sink in ("", "+sink:4")))

@@ -164,7 +164,7 @@ def test_selection_parts_share_no_document(model: Path, tmp_path: Path, cache_di
     tokenizer, _ = open_tokenizer(str(model))
     found: dict[str, set[str]] = {}
     examples = set()
-    for part, units in make_units(recipe, 512, 0, cache_dir).items():
+    for part, units in make_units(recipe, 512, 0, cache_dir)[0].items():
         texts = [set(re.findall(r"<(\d\d)>", tokenizer.decode(unit.text.tolist()))) for unit in units]
         assert all(texts)
         assert len(set.union(*texts)) == sum(map(len, texts))  # none in two units of one part either
@@ -357,6 +357,26 @@ def test_selection_of_a_model_whose_loss_is_no_number_is_refused_in_one_line(
     assert main(request(broken, tmp_path / "run", selection__retrieval_weight=weight)) == 2
     check_line(capsys.readouterr().err.splitlines(keepends=True)[-1], ("its logits are nan", "damaged"))
     assert lines(tmp_path / "run") == []
+
+
+def test_selection_resumed_on_changed_text_is_refused(
+    model: Path, copied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    assert config["data"]["vocab_size"] == 512
+    config["data"]["fingerprint"] = "0" * 20  # as of another text
+    (copied / "config.json").write_text(json.dumps(config))
+    before = lines(copied)
+    assert main(request(model, copied)) == 2
+    check_line(capsys.readouterr().err.splitlines(keepends=True)[-1], ("data.fingerprint",))
+    assert lines(copied) == before
+
+
+def test_make_units_facts_change_with_the_text(model: Path, cache_dir: Path) -> None:
+    keys = ["training.seq_len=640", "selection.confirm_units=2"]
+    recipe = recipe_for(load_recipe("pretrained", keys), str(model))
+    marks = [make_units(recipe, 512, seed, cache_dir)[1]["fingerprint"] for seed in (0, 0, 1)]
+    assert marks[0] == marks[1] != marks[2]
 
 
 def test_selection_dry_run_states_the_plan_and_writes_nothing(
