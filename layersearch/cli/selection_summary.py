@@ -9,7 +9,7 @@ from typing import Any
 from layersearch.cli.tables import console, table
 from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
-from layersearch.results.held_out import MeasureRow, compact, measure_rows
+from layersearch.results.held_out import MeasureRow, compact, measure_rows, ranking_agreements
 from layersearch.results.result import Result
 from layersearch.results.stats import Interval
 from layersearch.schedule.files import plain
@@ -20,14 +20,19 @@ from layersearch.study.saved_run import load_records
 
 def print_selection(result: Result, run: Path, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
     """Print the result of a run folder, as JSON, with ``more``, or on one screen."""
-    rows = measure_rows(load_records(run))
-    levels = _levels(run)
+    records = load_records(run)
+    rows, agreements, levels = measure_rows(records), ranking_agreements(records), _levels(run)
     if as_json:
         held = [
             {"schedule": str(row.schedule), "cost": row.cost, "text_loss": row.text.mean, "by_task": row.by_task}
             for row in rows
         ]
-        found = result.to_dict() | {"held_out": held, "retrieval_levels": levels} | dict(more or {})
+        ranked = [
+            {"first": a.first, "second": a.second, "spearman": a.correlation.spearman, "differs": a.differs}
+            for a in agreements
+        ]
+        found = result.to_dict() | {"held_out": held, "retrieval_levels": levels, "ranking_agreements": ranked}
+        found |= dict(more or {})
         print(json.dumps(found, indent=1))
         return
     screen, config = console(), read_config(run)
@@ -50,6 +55,10 @@ def print_selection(result: Result, run: Path, as_json: bool, more: Mapping[str,
         documents = rows[0].text.n
         screen.print(f"\nOn {documents} held-out documents (mean ± 95%; + is worse than all_full)", style="bold")
         screen.print(_table(rows, result, screen.width))
+    for agreement in agreements:
+        style = "bold" if agreement.differs else ""
+        said = f"{agreement}." + (" Look at both before you choose." if agreement.differs else "")
+        screen.print("\n".join(textwrap.wrap(said, screen.width)), style=style, soft_wrap=True)
     if levels:
         said = ", ".join(f"{task} {level['full']:.2f} (chance {level['chance']:.2f})" for task, level in levels.items())
         used = set(rows[0].by_task) if rows else set(levels)

@@ -35,7 +35,7 @@ class SelectionConfig(Strict):
     """Gradient steps of the gates over all choices of all layers; 0: no gates."""
     gate_rate: PositiveFloat = 0.5
     """Change of a gate's log weight by a gradient of root-mean-square size."""
-    candidates: NonNegativeInt = 40
+    candidates: NonNegativeInt = 32
     """Schedules that the local search measures."""
     finalists: PositiveInt = 2
     """Schedules within the budget that are confirmed beside the baselines."""

@@ -85,6 +85,62 @@ def measure_rows(records: Sequence[TrialRecord]) -> list[MeasureRow]:
     return sorted(rows, key=lambda row: (row.cost, row.schedule))
 
 
+AGREES = 0.7
+"""Spearman's correlation below which two rankings are said to differ: less than half of the ranks' variance is shared."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingAgreement:
+    """How alike two measures rank the confirmed schedules, all_full left out."""
+
+    first: str
+    second: str
+    correlation: stats.RankCorrelation
+
+    @property
+    def differs(self) -> bool:
+        """Whether Spearman's correlation is below `AGREES`."""
+        return self.correlation.spearman < AGREES
+
+    def __str__(self) -> str:
+        c = self.correlation
+        said = f"{self.first} and {self.second} rank these {c.n} schedules "
+        said += "DIFFERENTLY" if self.differs else "alike"
+        return f"{said} (Spearman {c.spearman:.2f}, {c.spearman_low:.2f} to {c.spearman_high:.2f})"
+
+
+def ranking_agreements(records: Sequence[TrialRecord]) -> list[RankingAgreement]:
+    """Return whether text and retrieval, and near and far positions of the text, rank the schedules alike.
+
+    A choice for one of two measures that differ may be a bad choice for the other. See `measure_rows` for arguments.
+    """
+    measures: dict[Schedule, list[dict[str, float]]] = {}
+    for record in records:
+        if record.phase == "confirm" and record.state == "complete" and record.schedule.n_full < len(record.schedule):
+            metrics, bins = dict(record.metrics), record.loss_by_position
+            half = len(bins) // 2
+            found = {"text loss": metrics["text_loss"]}
+            if "answer_loss" in metrics:
+                found["answers"] = metrics["answer_loss"]
+            if half:
+                found["near"], found["far"] = sum(bins[:half]), sum(bins[-half:])
+            measures.setdefault(record.schedule, []).append(found)
+    out = []
+    for keys, names in (
+        (("text loss", "answers"), ("Text loss", "loss of the answers")),
+        (("near", "far"), ("The text's first half", "its second half")),
+    ):
+        means = [
+            [sum(one[key] for one in found) / len(found) for key in keys]
+            for found in measures.values()
+            if all(key in found[0] for key in keys)
+        ]
+        correlation = stats.rank_correlation([m[0] for m in means], [m[1] for m in means]) if means else None
+        if correlation is not None:
+            out.append(RankingAgreement(first=names[0], second=names[1], correlation=correlation))
+    return out
+
+
 def compact(schedule: Schedule) -> str:
     """Return a schedule in few words: its full layers, and how many layers have each other span."""
     full = [layer for layer, span in enumerate(schedule) if span.is_full]

@@ -270,14 +270,14 @@ class ModelSelection:
         planned, count = len(roles) * len(units), len(done)
         self._enter(count)
         self._say("confirm", count, planned, f"{len(roles)} schedules on {len(units)} held-out documents")
-        # The cheapest first: the others differ from it in few layers and run only those above.
-        order = sorted(roles, key=self._space.cost)
+        # In the order of spans each schedule shares the most lower layers with the one before, and runs only those above.
+        order = sorted(roles)
         for number, unit in enumerate(units):
             scorer = self._scorer(model, [unit])
-            left = [schedule for schedule in order if (schedule, number) not in done]
-            if left:
-                scorer.start_from(order[0])
-            for schedule in left:
+            for schedule in order:
+                if (schedule, number) in done:
+                    continue
+                scorer.start_from(schedule)
                 found = scorer.measure(schedule, 0)
                 loss = found.quality(scorer.weight)
                 self._append(schedule, number, "confirm", [loss], [found], 1, roles[schedule])
