@@ -86,7 +86,7 @@ def measure_rows(records: Sequence[TrialRecord]) -> list[MeasureRow]:
 
 
 AGREES = 0.7
-"""Spearman's correlation below which two rankings are said to differ: less than half of the ranks' variance is shared."""
+"""Spearman's correlation below which two rankings are said to differ: they share less than half of their variance."""
 
 
 @dataclass(frozen=True, kw_only=True)

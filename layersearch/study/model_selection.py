@@ -270,7 +270,7 @@ class ModelSelection:
         planned, count = len(roles) * len(units), len(done)
         self._enter(count)
         self._say("confirm", count, planned, f"{len(roles)} schedules on {len(units)} held-out documents")
-        # In the order of spans each schedule shares the most lower layers with the one before, and runs only those above.
+        # In this order each schedule shares the most lower layers with the one before; only those above run again.
         order = sorted(roles)
         for number, unit in enumerate(units):
             scorer = self._scorer(model, [unit])

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from layersearch.results import stats
-from layersearch.results.held_out import MeasureRow, measure_rows
+from layersearch.results.held_out import MeasureRow, measure_rows, ranking_agreements
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.training.record import TrialRecord
@@ -100,3 +102,35 @@ def test_measure_rows_without_retrieval_have_no_accuracy() -> None:
         assert row.accuracy_to_full is None
         assert row.by_task == {}
         assert row.text.n == 3
+
+
+RANKED = [
+    Schedule.parse(text) for text in ("window:4*2", "window:8*2", "full window:4", "window:4 full", "window:16*2")
+]
+
+
+def ranked_records(answers: tuple[float, ...], far: tuple[float, ...]) -> list[TrialRecord]:
+    """Return one document of five schedules with rising text loss, and these losses of answers and of far positions."""
+    found = [record(FULL, 0, 1.0, 1.0, loss_by_position=(1.0, 1.0), position_edges=(16, 32))]
+    for at, schedule in enumerate(RANKED):
+        metrics = {"text_loss": 2.0 + at, "answer_loss": answers[at], "answer_accuracy": 0.5, "accuracy_pass_key": 0.5}
+        more = {"loss_by_position": (2.0 + at, far[at]), "position_edges": (16, 32)}
+        changes = {"metrics": tuple(sorted(metrics.items()))} | more
+        found.append(dataclasses.replace(record(schedule, 0, 2.0 + at, 0.5), **changes))
+    return found
+
+
+def test_ranking_agreements_say_whether_two_measures_rank_alike() -> None:
+    alike, differ = (1.0, 2.0, 3.0, 4.0, 5.0), (5.0, 2.0, 3.0, 1.0, 4.0)
+    text, position = ranking_agreements(ranked_records(alike, differ))
+    assert text.correlation.spearman == pytest.approx(1.0)
+    assert not text.differs
+    assert "alike" in str(text)
+    assert position.correlation.spearman == pytest.approx(-0.3)
+    assert position.differs
+    assert "DIFFERENTLY" in str(position)
+    assert text.correlation.n == 5  # all_full is left out: it would make any two measures agree
+
+
+def test_ranking_agreements_of_few_schedules_are_none() -> None:
+    assert ranking_agreements(records()) == []
