@@ -38,15 +38,13 @@ class Condition:
 ONE, ALL = (0.27,), (0.15, 0.27, 0.4)
 CONDITIONS: dict[Condition, tuple[float, ...]] = {
     Condition("code", 1024): ALL,
-    Condition("code", 1024, draw=1): ALL,
-    Condition("prose", 1024): ALL,
-    Condition("code", 2048): ALL,
+    Condition("prose", 1024): ONE,
+    Condition("code", 1024, draw=1): ONE,
     Condition("code", 1024, weight=0.0): ONE,
     Condition("code", 1024, weight=0.9): ONE,
+    Condition("code", 2048): ONE,
     Condition("code", 4096): ONE,
     Condition("prose", 2048): ONE,
-    Condition("prose", 4096): ONE,
-    Condition("code", 4096, draw=1): ONE,
 }
 
 

@@ -7,16 +7,14 @@ from collections.abc import Sequence
 
 from bench import BUDGET, Bench, Held, append, costs_of, full_layers, lines, measure_all, within
 
-CONFIRM, GATE_STEPS, DRAWS = 12, 8, 1
+CONFIRM, GATE_STEPS, DRAWS = 8, 8, 1
 SPACES = {
     "32+sink": ("window:32+sink:4",),
     "64+sink": ("window:64+sink:4",),
     "128+sink": ("window:128+sink:4",),
     "64": ("window:64",),
-    "64, 128": ("window:64", "window:128"),
     "64+sink, 128+sink": ("window:64+sink:4", "window:128+sink:4"),
     "64, 128, each with and without sinks": ("window:64", "window:64+sink:4", "window:128", "window:128+sink:4"),
-    "32+sink, 64+sink, 128+sink, 256+sink": tuple(f"window:{size}+sink:4" for size in (32, 64, 128, 256)),
 }
 """The spans beside full attention."""
 
