@@ -13,7 +13,7 @@ from typing import Any
 
 from bench import WEIGHT, Bench, Held, append, costs_of, full_layers, lines, measured, within
 
-STEPS, UNITS, GATE_STEPS = 12, 8, 6
+STEPS, UNITS, GATE_STEPS = 8, 6, 6
 SINK, PLAIN = "window:64+sink:4", "window:68"
 """Two spans of almost equal cost: 68 keys each, but for the first tokens."""
 

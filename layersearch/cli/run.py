@@ -33,7 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH|ID",
         help="choose for a pre-trained model, without training: Hugging Face folder, hub id or GGUF file",
     )
-    add("--space", help="search space: YAML file or name in search_spaces/ (default: the recipe's)")
+    text = "search space: YAML file or name in search_spaces/ (default: the recipe's); with --model also stock: full "
+    text += "attention and one window, as engines load it"
+    add("--space", help=text)
     add("--out", type=Path, help="run folder (default: runs/RECIPE-SPACE-BUDGET-sSEED)")
     add("--seed", type=seed, default=0, help="seed of the search; confirmation uses the seeds after it (default: 0)")
     add_key(parser, "--trials", "search.trials", "N", "distinct schedules trained")
@@ -58,10 +60,10 @@ def run(options: argparse.Namespace) -> None:
     elif recipe.selection is not None:
         raise ConfigError(f"recipe {recipe.name} selects layers of a pre-trained model: name one with --model")
     try:
-        if recipe.selection is not None and not (options.space or recipe.space):
-            from layersearch.study.selection_plan import default_space
+        if recipe.selection is not None and (options.space == "stock" or not (options.space or recipe.space)):
+            from layersearch.study.selection_plan import default_space, stock_space
 
-            space = default_space(recipe.training.seq_len)
+            space = (stock_space if options.space else default_space)(recipe.training.seq_len)
         else:
             space = load_space(options.space or recipe.default_space)
     except LayersearchError as error:

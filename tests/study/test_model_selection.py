@@ -18,13 +18,14 @@ import pytest
 from layersearch.cli.main import main
 from layersearch.config.recipe import DataConfig, load_recipe
 from layersearch.data.tokenizer import open_tokenizer
+from layersearch.export.families import FAMILIES
 from layersearch.model.pretrained import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.study.model_selection import PARTS, make_units
 from layersearch.study.saved_run import load_request
-from layersearch.study.selection_plan import default_space
+from layersearch.study.selection_plan import default_space, stock_space
 from tests.helpers.refusals import check_line, contents
 from tests.helpers.runs import lines, wait_until
 from tests.helpers.selections import save_model
@@ -129,14 +130,14 @@ def test_selection_writes_its_files_and_exact_records(finished: Path) -> None:
     assert all(seeds == [0, 1, 2] for seeds in by_schedule.values())
     assert f"full*{LAYERS}" in by_schedule
     named = {name for r in confirmed for name in r["role"].split(" = ")}
-    assert {"all_full", "bottom(1)", "one window", "all window:40", "all window:80+sink:4"} <= named
+    assert {"all_full", "bottom(1)", "one window", "all window:40+sink:4", "all window:80+sink:4"} <= named
 
 
 def test_selection_counts_its_attention_with_fvcore(finished: Path) -> None:
     counted = json.loads((finished / "flops.json").read_text())
     assert counted["seq_len"] == TOKENS
     assert counted["counted_by"].startswith("fvcore")
-    for name, text in (("all_full", f"full*{LAYERS}"), ("sparsest", f"window:40*{LAYERS}")):
+    for name, text in (("all_full", f"full*{LAYERS}"), ("sparsest", f"window:40+sink:4*{LAYERS}")):
         flops = attention_flops(Schedule.parse(text), seq_len=TOKENS, n_heads=4, head_dim=8)
         assert counted["forward_pass"][name] == {"schedule": text, "attention_flops": flops}
 
@@ -151,7 +152,7 @@ def test_selection_winner_lies_within_the_budget_and_is_confirmed(finished: Path
     assert winner["schedule"] in (finished / "winner.yaml").read_text()
     gates = json.loads((finished / "gates.json").read_text())
     assert len(gates["losses"]) == 3
-    assert [len(layer) for layer in gates["scores"]] == [5] * LAYERS
+    assert [len(layer) for layer in gates["scores"]] == [3] * LAYERS
 
 
 def test_selection_parts_share_no_document(model: Path, tmp_path: Path, cache_dir: Path) -> None:
@@ -240,11 +241,9 @@ def test_selection_run_is_shown_drawn_exported_and_solved(
     (copied / "selection.png").unlink()
     assert main(["plot", str(copied)]) == 0
     assert (copied / "selection.png").stat().st_size > 10_000
-    for target in ("hf", "hf-remote"):
-        assert main(["export", str(copied), "--to", target, "--out", str(tmp_path / target)]) == 0
-        config = json.loads((tmp_path / target / "config.json").read_text())
-        assert config["num_hidden_layers"] == LAYERS
-        assert (tmp_path / target / "schedule.yaml").exists()
+    assert main(["export", str(copied), "--to", "hf-remote", "--out", str(tmp_path / "remote")]) == 0
+    assert json.loads((tmp_path / "remote/config.json").read_text())["num_hidden_layers"] == LAYERS
+    assert (tmp_path / "remote/schedule.yaml").exists()
     capsys.readouterr()
     assert main(["solve", str(copied), "--budget", "0.3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["attention_flops"] > 0
@@ -254,7 +253,7 @@ def test_selection_confirm_measures_another_schedule_on_the_held_out_documents(
     copied: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = records(copied)
-    new = "window:80 full window:40 window:80+sink:4 window:40"
+    new = "window:80+sink:4 full window:40+sink:4*3"
     assert new not in {record["schedule"] for record in before}
     assert main(["confirm", str(copied), new]) == 0
     assert new in capsys.readouterr().out
@@ -396,6 +395,8 @@ def test_selection_default_space_fits_the_length(finished: Path) -> None:
     recipe, space, budget = load_request(finished)
     assert (space, budget) == (default_space(TOKENS), BUDGET)
     assert [str(span) for span in BoundSpace.of(space, recipe).options[0]] == [
-        "full", "window:40", "window:40+sink:4", "window:80", "window:80+sink:4",
+        "full", "window:40+sink:4", "window:80+sink:4",
     ]  # fmt: skip
-    assert default_space(100).choices == ("full", "window:16", "window:16+sink:4")
+    assert default_space(100).choices == ("full", "window:16+sink:4")
+    assert stock_space(TOKENS).choices == ("full", "window:40")
+    assert FAMILIES["ministral"].capabilities.problem(Schedule.parse("full window:40*4")) is None
