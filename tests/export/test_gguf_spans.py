@@ -125,7 +125,13 @@ def test_gguf_matrix_flops_are_those_of_the_same_model_in_transformers(tmp_path:
 
 
 def test_gguf_matrix_flops_count_a_token_s_experts_only_and_a_tied_head(tmp_path: Path) -> None:
-    shapes = {"token_embd.weight": (11, 8), "blk.0.attn_q.weight": (8, 8), "blk.0.ffn_gate_inp.weight": (5, 8),
-              "blk.0.ffn_up_exps.weight": (5, 20, 8), "blk.0.ffn_up_exps.bias": (5, 20), "rope_freqs.weight": (4,)}  # fmt: skip
+    shapes = {
+        "token_embd.weight": (11, 8),
+        "blk.0.attn_q.weight": (8, 8),
+        "blk.0.ffn_gate_inp.weight": (5, 8),
+        "blk.0.ffn_up_exps.weight": (5, 20, 8),
+        "blk.0.ffn_up_exps.bias": (5, 20),
+        "rope_freqs.weight": (4,),
+    }
     path = gguf_file(tmp_path, "qwen3moe", tensors=shapes, expert_used_count=2)
     assert read_model_file(path).token_flops() == {"projections": 64, "mlp": 40 + 2 * 160, "head": 88}
