@@ -213,10 +213,13 @@ def check_no_layer_windows(config: Mapping[str, Any], where: str) -> None:
         for key in (*_SIZES, *_BY_LAYER):
             value = part.get(key)
             if isinstance(value, list | Mapping) and value:
+                from layersearch.export.remote.modeling_layersearch import BASES
+
                 family = config.get("model_type", "of no name")
+                several = "; layersearch convert --model --family hf-remote saves several" if family in BASES else ""
                 raise ExportError(
                     f"{where}: {key} gives each layer its own window, which stock family {family!r} does not run; "
-                    "drop it and use one size"
+                    f"drop it and use one size{several}"
                 )
 
 

@@ -236,7 +236,7 @@ def test_write_user_config_one_window_in_all_layers_keeps_a_class_that_ignores_l
     model_type: str, tmp_path: Path
 ) -> None:
     folder = bare(tmp_path / "given", model_type=model_type, num_key_value_heads=2, vocab_size=61, pad_token_id=0)
-    sizes = {"moe_intermediate_size": 8, "num_experts": 2, "num_local_experts": 2, "head_dim": 16}
+    sizes = {"moe_intermediate_size": 8, "num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
     values = json.loads((folder / "config.json").read_text()) | sizes | {"layer_types": ["full_attention"] * 3}
     for text in ("window:5*3", "full*3"):
         (folder / "config.json").write_text(json.dumps(values))
