@@ -55,9 +55,7 @@ def limits(model_type: str) -> str | None:
         )
     family = next(iter(held.values()))
     if isinstance(family, UniformFamily):
-        return (
-            f"layersearch convert saves a model of type {model_type} only with one window in all layers, or with none"
-        )
+        return f"layersearch convert saves a model of type {model_type} only with one window in all layers or none"
     change = getattr(family, "position_change", None)
     most = f", and only where no layer's positions change ({change})" if change else ""
     return f"layersearch convert saves a model of type {model_type} only with full layers and one window size{most}"
