@@ -41,7 +41,7 @@ def text_part(values: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any],
     if not isinstance(text, Mapping) or own in BY_TYPE:
         return own, values, False
     inner = text.get("model_type")
-    if inner is None and own in CONFIG_MAPPING:  # transformers knows it from the whole
+    if inner is None and own is not None and own in CONFIG_MAPPING:  # transformers knows it from the whole
         inner = getattr(CONFIG_MAPPING[own].sub_configs.get("text_config"), "model_type", None)
     return inner, text, True
 

@@ -41,8 +41,8 @@ def stored_dtype(name: str, config: Any) -> torch.dtype:
     if counts:
         return _TYPES[counts.most_common(1)[0][0]]
     named = getattr(config, "dtype", None)
-    kind = getattr(torch, named, None) if isinstance(named, str) else named
-    return kind if kind in _TYPES.values() else torch.float32
+    text = str(named).removeprefix("torch.")
+    return next((kind for kind in _TYPES.values() if str(kind) == f"torch.{text}"), torch.float32)
 
 
 def _header(file: Path) -> dict[str, Any]:
