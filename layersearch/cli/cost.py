@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> None:
     full_flops = attention_flops(all_full(len(schedule)), **size_of)
     ratio = budget_ratio(schedule, seq_len=seq_len, n_heads=heads)
     cache_bytes = kv_cache_bytes(schedule, **cache)
-    parts = {name: count * seq_len for name, count in model.token_flops().items()} if _whole(options, model) else {}
+    parts = {name: count * seq_len for name, count in _token_flops(options, model).items()}
     if options.json:
         rows = [dataclasses.asdict(layer) | {"span": str(layer.span)} for layer in layers]
         named = {} if model is None else {"model": str(model.path), "model_type": model.kind}
@@ -118,7 +118,10 @@ def _model_file(options: argparse.Namespace) -> ModelFile | None:
     return read_model_file(name)
 
 
-def _whole(options: argparse.Namespace, model: ModelFile | None) -> bool:
-    if options.model_flops and model is None:
+def _token_flops(options: argparse.Namespace, model: ModelFile | None) -> dict[str, int]:
+    """Return a token's other matrix products by part; nothing where they were not asked for."""
+    if not options.model_flops:
+        return {}
+    if model is None:
         raise ConfigError("--model-flops needs a model's sizes; give its config.json, its folder or a GGUF file")
-    return bool(options.model_flops)
+    return model.token_flops()

@@ -1,7 +1,7 @@
 """GGUF files (llama.cpp's format): the schedule that llama.cpp runs, the sizes, and the FLOPs of the matrices.
 
-Only keys and shapes are read. Sources: ``load_arch_hparams`` of each architecture and ``set_swa_pattern``, in the source
-of November 2026. A key that an architecture does not read has no effect, whatever it says.
+Only keys and shapes are read. Sources: ``load_arch_hparams`` of each architecture and ``set_swa_pattern``, in
+the source of November 2026. A key that an architecture does not read has no effect, whatever it says.
 """
 
 from __future__ import annotations
