@@ -79,8 +79,9 @@ def run(options: argparse.Namespace) -> None:
             stock=stock,
         )
     else:
+        other = "give --config, " if options.to == "hf" else ""
         raise ExportError(
-            "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
+            f"--recipe is missing: a schedule alone has no model size; name a recipe, {other}or export a run"
         )
     print(*paths, sep="\n")
     if note is not None:
