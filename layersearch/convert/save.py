@@ -88,7 +88,8 @@ def target_family(model: Any, schedule: Schedule, family: str | None = None) -> 
             return stock.name
         if REMOTE not in choices:
             raise ExportError(
-                f"a {config.model_type} cannot be saved: family {stock.name} {obstacle}; give another one"
+                f"--schedule cannot be saved: a {config.model_type} fits family {stock.name} alone, which {obstacle}; "
+                "give another schedule"
             )
         if family is not None:
             raise ExportError(f"--family {family} {obstacle}; give --family {REMOTE}, or another schedule")

@@ -132,7 +132,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "no attention": (not_routable, ("--model mamba: ", "attention")),
     "two windows in a family with one": (
         two_windows,
-        ("--schedule cannot be saved", "gemma2 holds full layers and one"),
+        ("--schedule cannot be saved", "gemma2 alone, which holds full layers and one"),
     ),
     "windows per layer": (
         lambda at: changed(at, sliding_window=[4, 8, 4]),
