@@ -89,12 +89,12 @@ def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path:
         (
             "gemma2",
             "window:5 full window:6",
-            "family gemma2 holds full layers and one window, not window:5 full window:6",
+            "family gemma2 alone, which holds full layers and one window, not window:5 full window:6",
         ),
         ("gpt_oss", "full window:5 full", None),
         ("mixtral", "window:5*3", None),
         ("mixtral", "full*3", None),
-        ("mixtral", "window:5 full window:5", "family mixtral holds one window in all layers, or none"),
+        ("mixtral", "window:5 full window:5", "family mixtral alone, which holds one window in all layers, or none"),
         ("qwen3_moe", "window:5*3", None),
         ("gemma3_text", "window:5*3", None),  # as it was: only the size changes
         ("gemma3_text", "window:5 full window:5", "changes the positions of layers 1 with"),
