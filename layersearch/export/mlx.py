@@ -1,7 +1,7 @@
 """Export to MLX-LM: a folder whose ``config.json`` has the keys that its models read.
 
-Read from, and executed in, MLX-LM 0.32.2 on a CPU. It reads a base of RoPE at the top level, where transformers writes it
-inside ``rope_parameters``: without it MLX-LM takes 10,000 silently. A window counts the token itself.
+Read from, and executed in, MLX-LM 0.32.2 on a CPU. It reads the base of RoPE at the top level; transformers writes it
+inside ``rope_parameters``. Without it MLX-LM takes 10,000 silently. A window counts the token itself.
 """
 
 from __future__ import annotations

@@ -56,7 +56,9 @@ def read_source(name: str) -> SourceModel:
         return SourceModel(name=name, values=values, tensors=lambda: load_tensors(name), tokenizer=path, gguf=path)
     folder = Path(name) if os.path.isdir(name) else _cached(name)
     held = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or not os.path.isdir(name)
-    return SourceModel(name=name, values=values, tensors=(lambda: load_tensors(name)) if held else None, tokenizer=folder)
+    return SourceModel(
+        name=name, values=values, tensors=(lambda: load_tensors(name)) if held else None, tokenizer=folder
+    )
 
 
 def config_values(config: PreTrainedConfig) -> dict[str, Any]:
