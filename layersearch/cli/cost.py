@@ -1,22 +1,34 @@
-"""Count a schedule's attention FLOPs and KV cache, exactly and without a model."""
+"""Count attention FLOPs and KV cache exactly, of a schedule or of a model file, without its weights."""
+
+from __future__ import annotations
 
 import argparse
 import dataclasses
 import itertools
 import json
+import os
+from typing import TYPE_CHECKING
 
 from layersearch.cli.flags import add_shared, positive
 from layersearch.errors import ConfigError
 
+if TYPE_CHECKING:
+    from layersearch.export.model_file import ModelFile
+
+_SIZES = {"heads": 32, "head_dim": 128}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("schedule", help="for example 'full*4 block:1024*20', or a YAML or JSON file")
-    add("--seq-len", type=positive, required=True, help="tokens in a sequence")
-    add("--heads", type=positive, default=32, help="query heads (default: %(default)s)")
-    add("--kv-heads", type=positive, help="key-value heads (default: as --heads)")
-    add("--head-dim", type=positive, default=128, help="width of a head (default: %(default)s)")
+    text = "for example 'full*4 block:1024*20', a YAML or JSON file, or a model: config.json, its folder, a GGUF file"
+    add("schedule", metavar="SCHEDULE|CONFIG|DIR|GGUF", help=text)
+    add("--seq-len", type=positive, help="tokens in a sequence (default: the longest that the model file allows)")
+    add("--heads", type=positive, help="query heads (default: the model file's, else 32)")
+    add("--kv-heads", type=positive, help="key-value heads (default: the model file's, else as --heads)")
+    add("--head-dim", type=positive, help="width of a head (default: the model file's, else 128)")
     add("--bytes", type=positive, default=2, help="bytes of a cached value (default: %(default)s)")
+    text = "of a model file: count its other matrix products too (projections, MLPs, experts, output layer)"
+    add("--model-flops", action="store_true", help=text)
     add_shared(parser, "--json")
 
 
@@ -24,30 +36,58 @@ def run(options: argparse.Namespace) -> None:
     """Count a schedule's cost in closed form; print the total, then runs of equal layers."""
     from layersearch.schedule.cost import attention_flops, budget_ratio, kv_cache_bytes, layer_costs
     from layersearch.schedule.files import schedule_argument
+    from layersearch.schedule.presets import all_full
 
-    kv_heads = options.kv_heads or options.heads
-    if options.heads % kv_heads:
-        raise ConfigError(f"--kv-heads {kv_heads} must divide --heads {options.heads}")
-    schedule = schedule_argument(options.schedule)
-    schedule.check(seq_len=options.seq_len, n_heads=options.heads)
-    size_of = {"seq_len": options.seq_len, "n_heads": options.heads, "head_dim": options.head_dim}
+    model = _model_file(options)
+    if model is None:
+        schedule = schedule_argument(options.schedule)
+        seq_len, heads = options.seq_len, options.heads or _SIZES["heads"]
+        kv_heads, head_dim = options.kv_heads or heads, options.head_dim or _SIZES["head_dim"]
+        if seq_len is None:
+            raise ConfigError("--seq-len is missing: a schedule names no length; see layersearch cost --help")
+        if heads % kv_heads:
+            raise ConfigError(f"--kv-heads {kv_heads} must divide --heads {heads}")
+        schedule.check(seq_len=seq_len, n_heads=heads)
+    else:
+        schedule, seq_len = model.schedule, options.seq_len or model.positions
+        heads, kv_heads, head_dim = model.n_heads, model.n_kv_heads, model.head_dim
+        if seq_len is None:
+            raise ConfigError(f"--seq-len is missing, and {model.path} names no longest sequence; give the tokens")
+    size_of = {"seq_len": seq_len, "n_heads": heads, "head_dim": head_dim}
     cache = {**size_of, "n_kv_heads": kv_heads, "bytes_per_value": options.bytes}
     layers = layer_costs(schedule, **cache)
     flops = attention_flops(schedule, **size_of)
-    ratio = budget_ratio(schedule, seq_len=options.seq_len, n_heads=options.heads)
+    full_flops = attention_flops(all_full(len(schedule)), **size_of)
+    ratio = budget_ratio(schedule, seq_len=seq_len, n_heads=heads)
     cache_bytes = kv_cache_bytes(schedule, **cache)
+    parts = {name: count * seq_len for name, count in _token_flops(options, model).items()}
     if options.json:
         rows = [dataclasses.asdict(layer) | {"span": str(layer.span)} for layer in layers]
-        report = {"schedule": str(schedule), **cache, "ratio": ratio, "attention_flops": flops}
+        named = {} if model is None else {"model": str(model.path), "model_type": model.kind}
+        report = {**named, "schedule": str(schedule), **cache, "ratio": ratio, "attention_flops": flops}
+        if parts:
+            report["model_flops"] = {"attention": flops, **parts, "total": flops + sum(parts.values())}
         print(json.dumps(report | {"kv_cache_bytes": cache_bytes, "layers": rows}, indent=1))
         return
     from layersearch.cli.tables import console, size, table
 
     screen = console()
+    if model is not None:
+        sizes = f"{heads} query heads and {kv_heads} key-value heads of {head_dim}"
+        screen.print(f"model            {model.kind}, {len(schedule)} layers, {sizes}", soft_wrap=True)
     screen.print(f"schedule         {schedule}", soft_wrap=True)
-    screen.print(f"attention cost   {ratio:.3f} of all-full at {options.seq_len:,} tokens (l = {schedule.n_full})")
+    screen.print(f"attention cost   {ratio:.3f} of all-full at {seq_len:,} tokens (l = {schedule.n_full})")
     screen.print(f"attention FLOPs  {flops:,} a sequence, forward (one multiply-add = one FLOP)")
+    if parts:
+        total, whole = (count + sum(parts.values()) for count in (flops, full_flops))
+        screen.print(f"model FLOPs      {total:,} a sequence, forward: {total / whole:.3f} of all-full")
     screen.print(f"KV cache         {size(cache_bytes)} ({cache_bytes:,} bytes)\n")
+    if parts:
+        shares = table("part of the model", "FLOPs a sequence", "share", left=1)
+        for name, count in {"attention (QK^T and AV)": flops, **parts}.items():
+            shares.add_row(name, f"{count:,}", f"{count / total:.1%}")
+        screen.print(shares)
+        screen.print()
     grid = table("layers", "span", "share", "of a full layer", "FLOPs a layer", "KV cache a layer", left=2)
     for span, run_of in itertools.groupby(layers, key=lambda layer: layer.span):
         group = list(run_of)
@@ -61,3 +101,27 @@ def run(options: argparse.Namespace) -> None:
             size(group[0].cache_bytes),
         )
     screen.print(grid)
+
+
+def _model_file(options: argparse.Namespace) -> ModelFile | None:
+    """Return the model file that is counted; None: a schedule is."""
+    name: str = options.schedule
+    if not (name.lower().endswith((".json", ".gguf")) or os.path.isdir(name)):
+        return None  # a schedule's own text imports nothing more
+    from layersearch.export.model_file import is_model_file, read_model_file
+
+    if not is_model_file(name):
+        return None
+    for flag in ("heads", "kv_heads", "head_dim"):
+        if getattr(options, flag) is not None:
+            raise ConfigError(f"--{flag.replace('_', '-')} is the model file's to say; leave it out")
+    return read_model_file(name)
+
+
+def _token_flops(options: argparse.Namespace, model: ModelFile | None) -> dict[str, int]:
+    """Return a token's other matrix products by part; nothing where they were not asked for."""
+    if not options.model_flops:
+        return {}
+    if model is None:
+        raise ConfigError("--model-flops needs a model's sizes; give its config.json, its folder or a GGUF file")
+    return model.token_flops()

@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> None:
 
         print(f"reading the configuration of {options.model}", file=sys.stderr, flush=True)
         recipe = recipe_for(recipe, options.model)
+        _say_limits(options.model, options.heal)
     elif recipe.selection is not None:
         raise ConfigError(f"recipe {recipe.name} selects layers of a pre-trained model: name one with --model")
     try:
@@ -125,6 +126,19 @@ def run(options: argparse.Namespace) -> None:
             print_conversion(healed, winner.schedule, output, False)
     if options.json:
         print_run(result, out, True, {"healed": conversion_values(healed, winner.schedule)})
+
+
+def _say_limits(model: str, heal: bool) -> None:
+    """Say before the search which schedules no conversion can save; refuse a healing that could save none."""
+    from layersearch.convert.save import formats, limits
+    from layersearch.model.pretrained import load_config
+
+    kind = load_config(model).model_type
+    text = limits(kind)
+    if text is not None and heal and not formats(kind):
+        raise ConfigError(f"--heal: {text}; leave it out")
+    if text is not None:
+        print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _check_heal(recipe: Recipe) -> None:

@@ -23,7 +23,7 @@ from layersearch.config.loader import find_file
 from layersearch.convert.config import ConvertRecipe, Stage, resolve_stages
 from layersearch.convert.retrieval import Retrieval
 from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
-from layersearch.convert.save import probe_logits, save_model
+from layersearch.convert.save import probe_logits, round_weights, save_model
 from layersearch.convert.trainable import adapt, merge
 from layersearch.data import open_source
 from layersearch.data.source import Source
@@ -31,7 +31,8 @@ from layersearch.data.tokenizer import tokenizer_file
 from layersearch.errors import ConfigError, LayersearchError, RunFolderError, one_line
 from layersearch.files import write_text
 from layersearch.model.hf_decoder import HFDecoder
-from layersearch.model.pretrained import load_pretrained, load_sharded
+from layersearch.model.pretrained import load_config, load_pretrained, load_sharded
+from layersearch.model.stored_dtype import stored_dtype
 from layersearch.schedule import Schedule
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, gathering, learning_rate_factor, whole_weights
@@ -121,6 +122,8 @@ class _Converter:
         ]
         self.retrieval = open_retrieval(self.recipe)
         self.zero = zero_stage(job.deepspeed)
+        config = load_config(job.model, trust_remote_code=job.trust_remote_code)
+        self.dtype = stored_dtype(job.model, config)  # trained in float32, saved as it was
         self.steps, parts = self.recipe.training.steps, self.recipe.evaluations + 1
         self.eval_steps = {round(self.steps * part / parts) for part in range(1, parts)}
         self.first = group.rank == 0
@@ -171,6 +174,8 @@ class _Converter:
             adapt(routed, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
             self._train(routed)
         merge(routed)
+        if self.dtype != torch.float32:
+            round_weights(routed.model, self.dtype)
         routed.set_schedule(self.schedule)
         with self.running(routed):
             self.evaluate(routed, "converted", self.steps)
@@ -191,6 +196,7 @@ class _Converter:
                 tokenizer=None if named is None else tokenizer_file(named),
                 weights=weights,
                 logits=logits,
+                dtype=self.dtype,
             )
         except SafetensorError as error:
             raise OSError(None, f"no room for the weights: {one_line(error)}") from None

@@ -90,11 +90,16 @@ def _prepare(config: DataConfig) -> Prepared:
     if config.tokenizer is not None:  # first, because a wrong tokenizer costs less time than reading the text
         tokenizer, eos = open_tokenizer(config.tokenizer)
     reading = Reading()
-    train, validation, split = _split(list(read_documents(config, reading)))
+    documents_read = list(read_documents(config, reading))
+    train, validation, split = _split(documents_read)
     where = {"stdlib": "data.source stdlib", "hub": f"data.dataset {config.dataset}"}.get(
         config.source, f"data.files {', '.join(config.files)}"
     )
-    require(train and validation, f"{where}: the text is too short to split; give more of it")
+    short = "the text is too short to split; give more of it"
+    if len(documents_read) > 1 and len(set(documents_read)) == 1:
+        short = f"all {len(documents_read)} documents are equal; give others"
+    require(train and validation, f"{where}: {short}")
+    del documents_read
     tokenizer = tokenizer or train_bpe(train, config.vocab_size)  # its end-of-document token has the id 0
     size = vocab_size(tokenizer)
     # Validation first: it is the smaller side, and max_tokens must not starve it.

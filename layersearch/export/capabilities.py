@@ -2,7 +2,8 @@
 
 The **nearest** schedule has the same full layers. Every other layer becomes a plain window or block, as the target has
 it: without sinks, dilation and LaS. Its size gives the exact attention FLOPs closest to the original's; of two equally
-close sizes the smaller is taken. A target with one size for all layers gets the size that is closest in their sum.
+close sizes the smaller is taken. A target with one size for all layers gets the size that is closest in their sum. A
+target with one span for all layers gets that size in its full layers too.
 """
 
 import bisect
@@ -32,6 +33,8 @@ class Capabilities:
     """Kind of every layer that is not full."""
     size_per_layer: bool = False
     """Whether sparse layers may differ in size."""
+    uniform: bool = False
+    """Whether all layers have the same span."""
 
     def problem(self, schedule: Schedule) -> str | None:
         """Return the first unsupported span, with its layer and the reason; None if the schedule is supported."""
@@ -46,6 +49,8 @@ class Capabilities:
             for lack, found in lacks.items():
                 if found:
                     return f"layer {layer}: {span}: {self.name} supports no {lack}"
+            if self.uniform and span != schedule[0]:
+                return f"layer {layer}: {span}, but layer 0 has {schedule[0]}: {self.name} has one span for all layers"
             if span.is_full or self.size_per_layer:
                 continue
             first = first or (layer, span)
@@ -78,7 +83,7 @@ def nearest(schedule: Schedule, target: Capabilities, *, seq_len: int, n_heads: 
     """Return the nearest schedule that a target supports, as the module's docstring defines it."""
     if target.problem(schedule) is None:
         return schedule
-    sparse = [layer for layer, span in enumerate(schedule) if not span.is_full]
+    sparse = [layer for layer, span in enumerate(schedule) if target.uniform or not span.is_full]
     spans = [Span(kind="full")] * len(schedule)
     for group in [[layer] for layer in sparse] if target.size_per_layer else [sparse]:
         size = _closest_size(target.sparse, [schedule[layer] for layer in group], seq_len, n_heads)

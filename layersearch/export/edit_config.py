@@ -7,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from layersearch.errors import ExportError, did_you_mean
+from layersearch.errors import ExportError, did_you_mean, located
 from layersearch.export.families import (
     FAMILIES,
-    IGNORE_LAYER_TYPES,
     WITH_SINKS,
     Family,
     check_no_layer_windows,
@@ -19,12 +18,15 @@ from layersearch.export.families import (
 )
 from layersearch.export.files import read_json, write_files
 from layersearch.export.hf import schedule_fields
+from layersearch.export.layer_spans import BY_TYPE, layer_positions, readable, text_part
+from layersearch.export.uniform import UNIFORM, UniformFamily
 from layersearch.schedule import Schedule
 
-_BY_TYPE = {family.model_type: family for family in FAMILIES.values()}
 _UNUSED = {"pretraining_tp"}  # fields that no class of transformers reads any more
 _NOT_CONVERTED = {"model_type", "architectures", "transformers_version", "layer_types", "sliding_window"}
 """Fields that a conversion to another class does not copy: the schedule or the new class defines them."""
+_SEEN_ON_TEXT = ("gemma3", "llama4", "llava_onevision")
+"""Models of several parts that obey a schedule on texts without images, as seen by experiment."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,9 @@ class UserConfig:
     """Whether the decoder's configuration is under ``text_config``."""
     family: Family
     note: str | None = None
-    """Says that the configuration was converted from another class; None: it was not."""
+    """Says what else is to be known, such as a conversion from another class; None: nothing."""
+    plain: "UserConfig | None" = None
+    """Without that conversion, for a schedule with one span in all layers; None: its class holds no such schedule."""
 
     @property
     def decoder(self) -> dict[str, Any]:
@@ -66,28 +70,36 @@ def parse_user_config(values: dict[str, Any], file: Path, family: str | None = N
             its own window.
     """
     where = f"--config {file}"
-    if values.get("auto_map"):
-        raise ExportError(f"{where}: auto_map names code of its own, which no stock family runs; drop that key")
     check_no_layer_windows(values, where)
-    model_type, text, note = values.get("model_type"), values.get("text_config"), None
-    nested = model_type not in _BY_TYPE and isinstance(text, dict) and text.get("model_type") in _BY_TYPE
-    decoder = text if nested and isinstance(text, dict) else values
+    with located(where):
+        model_type, decoder, nested = text_part(values)
+    note, plain = None, None
     if not nested and (other := converted_family(str(model_type), family)):
         found = FAMILIES[other]
-        values = decoder = _convert(values, found, where)
+        if model_type in UNIFORM and family != other:
+            plain = UserConfig(file=file, values=values, nested=False, family=UNIFORM[model_type])
+        values = _convert(values, found, where)
         note = f"{model_type} ignores layer_types: written as {other}, which loads the same weights"
         if found.inert_weights:
             extra = ", ".join(f"{name} of {value:g}" for name, value in found.inert_weights.items())
             note = f"written as {other}: the same weights, and {extra} in each layer, which change nothing"
-    elif decoder.get("model_type") in _BY_TYPE:
-        found = _BY_TYPE[decoder["model_type"]]
+    elif model_type in BY_TYPE:
+        found = BY_TYPE[model_type]
+    elif model_type in UNIFORM:
+        found = UNIFORM[model_type]
     else:
-        raise ExportError(f"{where}: {_no_family(model_type)}")
-    if family is not None and family != found.name:
+        raise ExportError(f"{where}: {_no_family(model_type, bool(values.get('auto_map')))}")
+    if values.get("auto_map"):
+        raise ExportError(f"{where}: auto_map names code of its own, which no stock family runs; drop that key")
+    if family not in (None, found.name, plain and plain.family.name):
         raise ExportError(f"--family {family} but {file} is of family {found.name} (its model_type); drop --family")
     if decoder.get("use_bidirectional_attention"):
         raise ExportError(f"{where}: use_bidirectional_attention makes it no causal decoder; set it to false")
-    return UserConfig(file=file, values=values, nested=nested, family=found, note=note)
+    if nested and values.get("model_type") not in _SEEN_ON_TEXT:
+        note = (
+            f"only the text part was changed and is proven: what {values.get('model_type')}'s images see is not known"
+        )
+    return UserConfig(file=file, values=values, nested=nested, family=found, note=note, plain=plain)
 
 
 def _convert(values: Mapping[str, Any], family: Family, where: str) -> dict[str, Any]:
@@ -113,15 +125,19 @@ def _convert(values: Mapping[str, Any], family: Family, where: str) -> dict[str,
     return new
 
 
-def _no_family(model_type: Any) -> str:
+def _no_family(model_type: str | None, own_code: bool) -> str:
+    from transformers import CONFIG_MAPPING
+
     if model_type is None:
-        return f"the key 'model_type' is missing; add it, one of {', '.join(_BY_TYPE)}"
-    if model_type in IGNORE_LAYER_TYPES:
-        return (
-            f"transformers' {model_type!r} ignores layer_types, and no export supports a schedule for its weights; "
-            f"give a model of {', '.join(_BY_TYPE)}, llama or mistral"
-        )
-    return f"model_type {model_type!r} is of no family that supports schedules{did_you_mean(str(model_type), _BY_TYPE)}"
+        return f"the key 'model_type' is missing; add it, one of {', '.join(BY_TYPE)}"
+    problem = f"model_type {model_type!r} is of no family that supports schedules"
+    if model_type not in CONFIG_MAPPING and not own_code:
+        return problem + did_you_mean(model_type, BY_TYPE)
+    from layersearch.export.remote.modeling_layersearch import BASES
+
+    if model_type in BASES:
+        return f"{problem}; layersearch convert --model saves it with code of its own"
+    return f"{problem}, nor does layersearch convert save one for its weights; known: {', '.join(BY_TYPE)}"
 
 
 def write_user_config(
@@ -136,8 +152,11 @@ def write_user_config(
         ExportError: if the family does not support the schedule, the number of layers differs, transformers refuses
             the result, or the folder holds other files of the same names.
     """
+    if config.plain is not None and len(set(schedule)) == 1:
+        config = config.plain
     family, where = config.family, str(config.file)
-    before = make_config(family.model_type, config.decoder, where)
+    given = readable(family.model_type, config.decoder)
+    before = make_config(family.model_type, given, where)
     if before.num_hidden_layers != len(schedule):
         raise ExportError(
             f"the schedule has {len(schedule)} layers, {config.file} {before.num_hidden_layers}; "
@@ -148,14 +167,13 @@ def write_user_config(
     family.capabilities.check(schedule, **sizes)
     decoder = config.decoder | _changes(schedule, config, sizes["seq_len"])
     after = family.build(decoder, where)
-    types = "layer_types" if "layer_types" in family.layer_fields else "attention_layers"
-    pairs = zip(getattr(before, types), getattr(after, types), strict=True)
+    pairs = zip(layer_positions(family, before), layer_positions(family, after), strict=True)
     changed = [str(layer) for layer, (old, new) in enumerate(pairs) if old != new]
     notes = [config.note] if config.note else []
-    if changed and family.position_change is not None:
+    if changed:
         notes.append(
-            f"in family {family.name} {family.position_change}: layers {', '.join(changed)} changed type, and their "
-            "positions with it; trained weights need further training"
+            f"in family {family.name} {family.position_change}: the positions of layers {', '.join(changed)} change; "
+            "trained weights need further training"
         )
     values = config.values | {"text_config": decoder} if config.nested else decoder
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -167,9 +185,10 @@ def _changes(schedule: Schedule, config: UserConfig, seq_len: int) -> dict[str, 
     family, decoder = config.family, config.decoder
     wanted = schedule_fields(schedule, family, seq_len)
     main, main_size = next(iter(family.layer_fields)), next(iter(family.size_fields))
-    keys = {name for name in family.layer_fields if name == main or name in decoder}
+    one = isinstance(family, UniformFamily)
+    keys = {name for name in family.layer_fields if (name == main and not one) or name in decoder}
     if any(not span.is_full for span in schedule):
         keys |= {name for name in family.size_fields if name == main_size or name in decoder} | set(family.sparse_flags)
-    elif family.size_required and main_size in decoder and decoder[main_size] is None:
-        keys.add(main_size)
+    elif one or (family.size_required and main_size in decoder and decoder[main_size] is None):
+        keys.add(main_size)  # the window of a uniform family holds in every layer unless it is None
     return {name: value for name, value in wanted.items() if name in keys}

@@ -234,7 +234,7 @@ def find_family(name: str | None) -> Family:
         raise ExportError(f"--to hf needs --family: one of {', '.join(FAMILIES)}")
     if name in IGNORE_LAYER_TYPES:
         other = IGNORE_LAYER_TYPES[name]
-        remedy = f"--family {other}, which loads its weights" if other else "--to hf-remote"
+        remedy = f"--family {other}, which loads its weights" if other else "--family ministral"
         raise ExportError(f"--family {name}: transformers' {name} ignores layer_types; give {remedy}")
     if name not in FAMILIES:
         raise ExportError(f"--family {name!r} is not known{did_you_mean(name, FAMILIES)}")
@@ -248,10 +248,13 @@ def check_no_layer_windows(config: Mapping[str, Any], where: str) -> None:
         for key in (*_SIZES, *_BY_LAYER):
             value = part.get(key)
             if isinstance(value, list | Mapping) and value:
+                from layersearch.export.remote.modeling_layersearch import BASES
+
                 family = config.get("model_type", "of no name")
+                several = "; layersearch convert --model --family hf-remote saves several" if family in BASES else ""
                 raise ExportError(
                     f"{where}: {key} gives each layer its own window, which stock family {family!r} does not run; "
-                    "drop it and use one size, or export with --to hf-remote"
+                    f"drop it and use one size{several}"
                 )
 
 
@@ -259,7 +262,10 @@ def make_config(model_type: str, values: Mapping[str, Any], where: str) -> PreTr
     """Return transformers' configuration object of a model type that it knows, or refuse as transformers does."""
     from transformers import CONFIG_MAPPING
 
+    from layersearch.data.quiet import quiet
+
     try:
-        return CONFIG_MAPPING[model_type].from_dict(dict(values))
+        with quiet():
+            return CONFIG_MAPPING[model_type].from_dict(dict(values))
     except Exception as error:  # its checks raise many kinds
         raise ExportError(f"{where}: transformers refuses it ({one_line(error)}); correct it") from None

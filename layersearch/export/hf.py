@@ -186,5 +186,7 @@ def save_remote(
     with torch.device("meta"):
         shell = LayersearchForCausalLM(remote_config(schedule, model.config))
     shell.generation_config = model.generation_config
-    shell.save_pretrained(out, state_dict=dict(weights) if weights else model.state_dict())
+    held = dict(weights) if weights else model.state_dict()
+    shell.to(next(value.dtype for value in held.values() if value.is_floating_point()))  # its configuration names it
+    shell.save_pretrained(out, state_dict=held)
     return [*paths, *sorted(out.glob("*.safetensors*"))]

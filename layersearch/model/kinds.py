@@ -49,9 +49,11 @@ def check_kind(what: str, config: Any, *, remote: bool = False) -> None:
     if kind is None and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not remote:
         kind = "no causal language model that transformers knows"
     if kind is not None:
+        parts = getattr(config, "sub_configs", {})
+        give = "save its text model alone and give that, or give" if "text_config" in parts else "give"
         raise LayersearchError(
-            f"{what}: {config.model_type} is {kind}; give a decoder of plain attention, for example a Llama, Qwen, "
-            "Mistral, Mixtral, Gemma, GPT-2, GPT-NeoX, gpt-oss, SmolLM or OLMo"
+            f"{what}: {config.model_type} is {kind}; {give} a decoder of plain attention, for example a Llama, "
+            "Qwen, Mistral, Mixtral, Gemma, GPT-2, GPT-NeoX, gpt-oss, SmolLM or OLMo"
         )
 
 

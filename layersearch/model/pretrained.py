@@ -356,8 +356,8 @@ def _refusal(name: str, error: Exception, trust_remote_code: bool) -> Layersearc
     folder, text = Path(name), one_line(error)
     if "trust_remote_code" in str(error) and not trust_remote_code:
         problem = (
-            "brings its own modeling code, which is not run unasked: read it, then give "
-            "layersearch convert --trust-remote-code"
+            "brings its own modeling code, which run never runs, and convert only when asked: read it, then give "
+            "layersearch convert --trust-remote-code with a --schedule"
         )
     elif not folder.is_dir():
         if not hub.reachable():

@@ -23,6 +23,13 @@ def _read(path: Path) -> dict[str, Any]:
     return config
 
 
+def _is_auto(given: Any) -> bool:
+    """Return whether a value leaves everything to the recipe, as files for transformers do; a type is only a name."""
+    if isinstance(given, dict):
+        return "auto" in str(given) and all(_is_auto(value) for name, value in given.items() if name != "type")
+    return given == "auto"
+
+
 def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and add the recipe's settings.
 
@@ -38,11 +45,17 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     }
     if training.precision == "bf16":
         owned["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-    # A DeepSpeed file may omit the recipe's keys, or give "auto" or the same value.
+    # A DeepSpeed file may omit the recipe's keys, or give "auto" (inside them too) or the same value.
+    theirs = []
     for key in (*owned, "torch_autocast", "bf16", "fp16", "optimizer", "scheduler"):
         given = config.pop(key, "auto")
-        if given != "auto" and given != owned.get(key):
-            raise ConfigError(f'{path}: {key} belongs to the recipe (training.*); remove it or write "auto"')
+        if not _is_auto(given) and given != owned.get(key):
+            theirs.append(key)
+    if theirs:
+        belong = "belongs" if len(theirs) == 1 else "belong"
+        raise ConfigError(
+            f'{path}: {", ".join(theirs)} {belong} to the recipe (training.*); remove what is set or write "auto"'
+        )
     if config.get("zero_optimization", {}).get("stage", 0):
         require(
             training.optimizer != "muon",

@@ -60,13 +60,13 @@ def not_routable(at: Path) -> list[str]:
     return convert("mamba", *RECALL)
 
 
-def softcapped(at: Path) -> list[str]:
+def two_windows(at: Path) -> list[str]:
     from transformers import AutoModelForCausalLM, Gemma2Config
 
     size = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = Gemma2Config(vocab_size=VOCAB, num_key_value_heads=1, head_dim=8, **size)
     AutoModelForCausalLM.from_config(config).save_pretrained(at / "gemma2")
-    return convert("gemma2", *RECALL, schedule="full*2")
+    return convert("gemma2", *RECALL, schedule="window:4 window:8")
 
 
 def changed(at: Path, **values: object) -> list[str]:
@@ -130,7 +130,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     "weights that lack a tensor": (left_out_weights, ("1 missing keys", "layers.1.self_attn.q_proj.weight")),
     "another architecture": (other_architecture, ("--model t5", "t5 is an encoder-decoder", "give a decoder")),
     "no attention": (not_routable, ("--model mamba: ", "attention")),
-    "softcapping": (softcapped, ("hf-remote does not support 'gemma2'", "known: llama")),
+    "two windows in a family with one": (
+        two_windows,
+        ("--schedule cannot be saved", "gemma2 holds full layers and one"),
+    ),
     "windows per layer": (
         lambda at: changed(at, sliding_window=[4, 8, 4]),
         ("sliding_window holds a window per layer",),
@@ -177,7 +180,7 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     ),
     "a family of other weights": (
         lambda at: convert("llama", *RECALL, "--family", "qwen3"),
-        ("--family 'qwen3'", "weights of a llama are saved as hf-remote or ministral"),
+        ("--family 'qwen3'", "weights of a llama are saved as ministral or hf-remote"),
     ),
     "neither schedule nor run": (lambda at: ["convert", "--model", "llama", "--out", "new"], ("--schedule", "--run")),
     "a run that is none": (

@@ -7,13 +7,16 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from layersearch.convert.save import REMOTE, save_model, target_family
+from layersearch.convert.save import REMOTE, limits, round_weights, save_model, target_family
 from layersearch.errors import UserError
 from layersearch.export.verify import verify
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_pretrained
+from layersearch.model.stored_dtype import stored_dtype
 from layersearch.schedule import Schedule
 from tests.helpers.hf_models import FAMILIES, LAYERS, make
 
@@ -77,3 +80,77 @@ def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path:
     assert target_family(routed.model, WINDOWS) == REMOTE
     save_model(routed, REMOTE, tmp_path / "remote", evidence={})
     assert verify(tmp_path / "remote", trust_remote_code=True).proven
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule", "words"),
+    [
+        ("gemma2", "window:5 full window:5", None),
+        (
+            "gemma2",
+            "window:5 full window:6",
+            "family gemma2 holds full layers and one window, not window:5 full window:6",
+        ),
+        ("gpt_oss", "full window:5 full", None),
+        ("mixtral", "window:5*3", None),
+        ("mixtral", "full*3", None),
+        ("mixtral", "window:5 full window:5", "family mixtral holds one window in all layers, or none"),
+        ("qwen3_moe", "window:5*3", None),
+        ("gemma3_text", "window:5*3", None),  # as it was: only the size changes
+        ("gemma3_text", "window:5 full window:5", "changes the positions of layers 1 with"),
+        ("olmoe", "window:5*3", "cannot save another schedule for a model of type olmoe"),
+        ("qwen2_moe", "full*3", "cannot save another schedule for a model of type qwen2_moe"),
+    ],
+)
+def test_target_family_without_a_modeling_file_saves_what_its_own_class_holds(
+    family: str, schedule: str, words: str | None, tmp_path: Path
+) -> None:
+    routed = HFDecoder(make(family))
+    routed.set_schedule(Schedule.parse(schedule))
+    if words is not None:
+        with pytest.raises(UserError, match=words):
+            target_family(routed.model, routed.schedule)
+        assert limits(family) is not None
+        return
+    target = target_family(routed.model, routed.schedule)
+    save_model(routed, target, tmp_path / "out", evidence={})
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == family
+    proof = verify(tmp_path / "out")
+    assert proof.proven, proof.problem
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_limits_are_none_where_a_modeling_file_holds_every_schedule(family: str) -> None:
+    assert limits(family) is None
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("schedule", ["window:5 full window:5", "block:5 full window:4/2"])
+def test_save_model_keeps_the_type_of_the_weights(dtype: torch.dtype, schedule: str, tmp_path: Path) -> None:
+    model = make("llama").to(dtype)
+    model.save_pretrained(tmp_path / "given")
+    routed = load_pretrained(str(tmp_path / "given"))
+    assert stored_dtype(str(tmp_path / "given"), routed.model.config) == dtype
+    with torch.no_grad():
+        for parameter in routed.model.parameters():  # as training does
+            parameter += 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+    round_weights(routed.model, dtype)
+    routed.set_schedule(Schedule.parse(schedule))
+    save_model(routed, target_family(routed.model, routed.schedule), tmp_path / "out", evidence={}, dtype=dtype)
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", trust_remote_code=True)
+    assert again.dtype == dtype
+    saved = again.state_dict()
+    for name, tensor in routed.model.state_dict().items():
+        assert torch.equal(saved[name].float(), tensor.float()), name
+
+
+def test_stored_dtype_is_that_of_most_weights_and_of_the_configuration_without_files(tmp_path: Path) -> None:
+    tensors = {"a": torch.zeros(9, dtype=torch.bfloat16), "b": torch.zeros(2), "c": torch.zeros(99, dtype=torch.int64)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    config = transformers.LlamaConfig(dtype="float16")
+    assert stored_dtype(str(tmp_path), config) == torch.bfloat16
+    (tmp_path / "model.safetensors").unlink()
+    assert stored_dtype(str(tmp_path), config) == torch.float16
+    assert stored_dtype("no/such.gguf", config) == torch.float32

@@ -214,6 +214,10 @@ CASES: dict[str, tuple[Callable[[Path], dict[str, Any]], str]] = {
         lambda at: {"source": "text", "files": (wrong(at, "e.txt", "x"),)},
         r"^data\.files \S+e\.txt: the text is too short to split; give more of it$",
     ),
+    "equal documents": (
+        lambda at: {"source": "json", "files": (wrong(at, "same.jsonl", GOOD * 60),)},
+        r"^data\.files \S+same\.jsonl: all 60 documents are equal; give others$",
+    ),
     "not UTF-8": (
         lambda at: {
             "source": "text",

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -14,9 +18,11 @@ from layersearch.cli.main import main
 from layersearch.errors import ExportError, LayersearchError
 from layersearch.export.edit_config import read_user_config, write_user_config
 from layersearch.export.families import FAMILIES
+from layersearch.export.model_file import read_model_file
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule
 
+WORDS = ("full_attention", "sliding_attention")
 # fmt: off
 SIZES: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 4,
                          "intermediate_size": 48, "vocab_size": 61, "max_position_embeddings": 40, "pad_token_id": 0}
@@ -171,22 +177,126 @@ def test_read_user_config_text_part_of_a_multimodal_config_is_found_and_proven(
     assert proof.architecture == FAMILIES[family].architecture
 
 
-@pytest.mark.parametrize("family", ["gemma3", "cohere2", "exaone4", "qwen3"])
-def test_write_user_config_layers_whose_positions_change_with_type_are_named(family: str, tmp_path: Path) -> None:
-    given_config(family, tmp_path / "given", layer_types=["full_attention"] * 4)
-    config = read_user_config(tmp_path / "given", family)
-    _, note = write_user_config(asked(family), config, out=tmp_path / "out")
-    if family == "qwen3":
+def rotated_by(folder: Path) -> list[list[float] | None]:
+    """Return the angles that each layer's queries and keys are rotated by, as transformers runs the model."""
+    config = transformers.AutoConfig.from_pretrained(folder)
+    module: Any = importlib.import_module(transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)].__module__)
+    model: Any = transformers.AutoModelForCausalLM.from_config(config)
+    found: list[list[float] | None] = [None] * config.num_hidden_layers
+    now, rotate = 0, module.apply_rotary_pos_emb
+
+    def note_layer(number: int) -> Callable[..., None]:
+        def hook(*given: Any) -> None:
+            nonlocal now
+            now = number
+
+        return hook
+
+    def noted(q: Any, k: Any, cos: Any, sin: Any, *more: Any, **named: Any) -> Any:
+        found[now] = cos.flatten().tolist()
+        return rotate(q, k, cos, sin, *more, **named)
+
+    for number, layer in enumerate(model.model.layers):
+        layer.register_forward_pre_hook(note_layer(number))
+    with mock.patch.object(module, "apply_rotary_pos_emb", noted), torch.no_grad():
+        model(input_ids=torch.arange(9)[None], use_cache=False)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("family", "fields"),
+    [
+        ("gemma3", {}),
+        ("gemma3", {"rope_parameters": {word: {"rope_type": "default", "rope_theta": 1e4} for word in WORDS}}),
+        ("olmo3", {}),
+        ("cohere2", {}),
+        ("exaone4", {"sliding_window": None}),
+        ("exaone4", {"sliding_window": 9}),
+        ("qwen3", {}),
+        ("smollm3", {}),
+        ("llama4", {}),
+    ],
+)
+def test_write_user_config_names_the_layers_whose_positions_change_and_no_other(
+    family: str, fields: dict[str, Any], tmp_path: Path
+) -> None:
+    given_config(family, tmp_path / "given", layer_types=["full_attention"] * 4, **fields)
+    _, note = write_user_config(asked(family), read_user_config(tmp_path / "given"), out=tmp_path / "out")
+    if family == "llama4":  # rotates by complex numbers, in the layers that no_rope_layers names
         assert note is None
-    else:
-        assert note is not None
-        assert "layers 0, 2, 3 changed type, and their positions with it" in note
+        return
+    before, after = rotated_by(tmp_path / "given"), rotated_by(tmp_path / "out")
+    changed = [str(layer) for layer in range(4) if before[layer] != after[layer]]
+    named = re.search(r"the positions of layers ([\d, ]+) change;", note or "")
+    assert (named[1].split(", ") if named else []) == changed
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "mixtral", "phi3", "starcoder2", "qwen3_moe"])
+def test_write_user_config_one_window_in_all_layers_keeps_a_class_that_ignores_layer_types(
+    model_type: str, tmp_path: Path
+) -> None:
+    folder = bare(tmp_path / "given", model_type=model_type, num_key_value_heads=2, vocab_size=61, pad_token_id=0)
+    sizes = {"moe_intermediate_size": 8, "num_experts": 2, "num_local_experts": 2, "num_experts_per_tok": 1}
+    values = json.loads((folder / "config.json").read_text()) | sizes | {"layer_types": ["full_attention"] * 3}
+    for text in ("window:5*3", "full*3"):
+        (folder / "config.json").write_text(json.dumps(values))
+        out = tmp_path / text.partition("*")[0].replace(":", "")
+        after = json.loads(write(folder, Schedule.parse(text), out))
+        changed = {key for key in after if after.get(key) != values.get(key)}
+        assert changed <= {"sliding_window", "use_sliding_window", "layer_types"}
+        proof = verify(out)
+        assert proof.proven, proof.problem
+        values = after  # the window is taken out again
+    assert str(read_model_file(str(tmp_path / "full")).schedule) == "full*3"
+
+
+@pytest.mark.parametrize(
+    ("fields", "schedule"),
+    [
+        ({"sliding_window": 8, "sliding_window_pattern": "LLLG"}, "window:5 full*2"),
+        ({"sliding_window": None}, "window:5*2 full"),
+        ({"sliding_window": None, "sliding_window_pattern": None}, "full*3"),
+    ],
+)
+def test_write_user_config_exaone4_without_layer_types_is_given_them(
+    fields: dict[str, Any], schedule: str, tmp_path: Path
+) -> None:
+    sizes = {"num_key_value_heads": 2, "vocab_size": 61, "max_position_embeddings": 40}
+    folder = bare(tmp_path / "given", model_type="exaone4", **sizes, **fields)
+    write(folder, Schedule.parse(schedule), tmp_path / "out")
+    proof = verify(tmp_path / "out")
+    assert proof.proven, proof.problem
+
+
+def test_read_user_config_text_part_without_a_type_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
+    given_config("gemma3", tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    del text["model_type"]
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text}))
+    assert read_user_config(tmp_path).family.name == "gemma3"
+    after = json.loads(write(tmp_path, asked("gemma3"), tmp_path / "out"))
+    assert "model_type" not in after["text_config"]
+    proof = verify(tmp_path / "out")
+    assert proof.proven, proof.problem
+
+
+def test_write_user_config_whole_whose_images_were_not_looked_at_says_so(tmp_path: Path) -> None:
+    given_config("qwen2", tmp_path)
+    text = json.loads((tmp_path / "config.json").read_text())
+    for kind, said in (("llava", True), ("llava_onevision", False)):
+        (tmp_path / "config.json").write_text(json.dumps({"model_type": kind, "text_config": text}))
+        _, note = write_user_config(asked("qwen2"), read_user_config(tmp_path), out=tmp_path / kind)
+        assert ("what llava's images see is not known" in (note or "")) == said
 
 
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"model_type": "phi3"}, "ignores layer_types, and no export supports a schedule for its weights"),
+        ({"model_type": "phi3"}, "layer 1: full, but layer 0 has window:5: family phi3 has one span for all layers"),
+        ({"model_type": "gpt2"}, "supports schedules; layersearch convert --model saves it with code of its own"),
+        ({"model_type": "stablelm"}, "nor does layersearch convert save one for its weights; known: ministral"),
+        ({"model_type": "internlm2", "auto_map": {"AutoConfig": "mine.Config"}}, "'internlm2' is of no family"),
+        ({"model_type": "paligemma"}, "in a paligemma the prompt sees later tokens"),
         ({"model_type": "qwen4"}, "model_type 'qwen4' is of no family .* did you mean 'qwen"),
         ({"model_type": None}, "the key 'model_type' is missing"),
         ({"per_layer_config": {"0": {"sliding_window": 4}}}, "per_layer_config gives each layer its own window"),
@@ -231,7 +341,7 @@ def test_export_command_own_config_is_written_and_position_changes_are_printed(
     assert main([*line, "--out", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
     assert "config.json" in shown
-    assert "note: in family cohere2 full layers have no RoPE: layers 0, 3 changed type" in shown
+    assert "note: in family cohere2 full layers have no RoPE: the positions of layers 0, 3 change;" in shown
     assert main(["verify-export", str(tmp_path / "out")]) == 0
     for extra, words in (
         (["--recipe", "smoke"], "drop --recipe"),

@@ -73,9 +73,27 @@ def test_deepspeed_config_auto_or_the_same_value_is_accepted(tmp_path: Path) -> 
     assert "optimizer" not in config
 
 
+def test_deepspeed_config_auto_inside_a_key_is_accepted(tmp_path: Path) -> None:
+    """As the file that transformers' own documentation shows."""
+    given = {
+        "bf16": {"enabled": "auto"},
+        "fp16": {"enabled": "auto", "loss_scale": "auto"},
+        "optimizer": {"type": "AdamW", "params": {"lr": "auto", "betas": "auto"}},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": "auto"}},
+        "zero_optimization": {"stage": 2},
+    }
+    config = deepspeed_config(TRAINING, file(tmp_path, given))
+    assert not {"bf16", "fp16", "optimizer", "scheduler"} & config.keys()
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
+        (
+            {"bf16": {"enabled": "auto"}, "fp16": {"enabled": True}, "scheduler": {"type": "WarmupLR"}},
+            "fp16, scheduler belong to the recipe",
+        ),
+        ({"optimizer": {"type": "AdamW", "params": {"lr": "auto", "eps": 1e-8}}}, "optimizer belongs to the recipe"),
         ("{", "not a DeepSpeed JSON"),
         ("[]", "holds a mapping"),
         ({"train_batch_size": 5}, "train_batch_size belongs to the recipe"),

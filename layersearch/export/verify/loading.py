@@ -10,9 +10,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from layersearch.errors import ExportError, one_line
+from layersearch.errors import ExportError, located, one_line
 from layersearch.export.families import check_no_layer_windows
 from layersearch.export.files import read_json
+from layersearch.export.layer_spans import text_part
 from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import read_schedule
@@ -56,6 +57,8 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
     remote = bool(config.get("auto_map"))
     if not remote:
         check_no_layer_windows(config, str(file))
+        with located(str(file)):
+            text_part(config)  # refuses a whole that sees later tokens, which its text part would not show
     elif not trust_remote_code:
         raise ExportError(
             f"{file}: auto_map names code in the folder, which does not run without consent; read it, then give "

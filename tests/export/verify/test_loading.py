@@ -82,6 +82,7 @@ CASES: dict[str, tuple[Breaks, list[str]]] = {
     "a bad layer type": (edit(layer_types=["slid", "full_attention"]), ["transformers refuses it", "layer_types"]),
     "windows by layer": (edit(sliding_window=[5, 6]), ["sliding_window gives each layer its own window"]),
     "per_layer_config": (edit(per_layer_config={"1": {"sliding_window": 6}}), ["per_layer_config", "hf-remote"]),
+    "a prompt that sees later tokens": (edit(model_type="paligemma"), ["in a paligemma the prompt sees later tokens"]),
     "code of its own": (
         edit(auto_map={"AutoConfig": "evil.Config", "AutoModelForCausalLM": "evil.Model"}),
         ["auto_map", "--trust-remote-code"],
