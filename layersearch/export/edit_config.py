@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import ExportError, did_you_mean, located
-from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES, Family, check_no_layer_windows, make_config
+from layersearch.export.families import (
+    FAMILIES,
+    WITH_SINKS,
+    Family,
+    check_no_layer_windows,
+    converted_family,
+    make_config,
+)
 from layersearch.export.files import read_json, write_files
 from layersearch.export.hf import schedule_fields
 from layersearch.export.layer_spans import BY_TYPE, layer_positions, readable, text_part
@@ -43,10 +50,15 @@ class UserConfig:
         return part
 
 
-def read_user_config(path: Path, family: str | None = None) -> UserConfig:
-    """Read a user's ``config.json``, given as the file or its folder; the rest is `parse_user_config`."""
+def read_user_config(path: Path, family: str | None = None, *, weights: bool = False) -> UserConfig:
+    """Read a user's ``config.json``, given as the file or its folder; the rest is `parse_user_config`.
+
+    ``weights`` says that the model's weights are written too, so that a Llama may become a family with more of them.
+    """
     file = path / "config.json" if path.is_dir() else path
     values = read_json(file, f"--config {file}", "give a config.json or the folder that holds it")
+    if weights and family is None and values.get("model_type") in ("llama", "mistral"):
+        family = WITH_SINKS
     return parse_user_config(values, file, family)
 
 
@@ -62,12 +74,15 @@ def parse_user_config(values: dict[str, Any], file: Path, family: str | None = N
     with located(where):
         model_type, decoder, nested = text_part(values)
     note, plain = None, None
-    if not nested and (other := IGNORE_LAYER_TYPES.get(str(model_type))):
+    if not nested and (other := converted_family(str(model_type), family)):
         found = FAMILIES[other]
         if model_type in UNIFORM and family != other:
             plain = UserConfig(file=file, values=values, nested=False, family=UNIFORM[model_type])
         values = _convert(values, found, where)
         note = f"{model_type} ignores layer_types: written as {other}, which loads the same weights"
+        if found.inert_weights:
+            extra = ", ".join(f"{name} of {value:g}" for name, value in found.inert_weights.items())
+            note = f"written as {other}: the same weights, and {extra} in each layer, which change nothing"
     elif model_type in BY_TYPE:
         found = BY_TYPE[model_type]
     elif model_type in UNIFORM:
@@ -93,13 +108,18 @@ def _convert(values: Mapping[str, Any], family: Family, where: str) -> dict[str,
     new = {**values, "model_type": family.model_type, "architectures": [family.architecture]}
     after = make_config(family.model_type, new, where)
     defaults, known = ({entry.name: entry.default for entry in dataclasses.fields(one)} for one in (before, after))
-    for name in sorted(defaults.keys() - known.keys() - _UNUSED):
+    for name in sorted(defaults.keys() - known.keys() - _UNUSED - {*family.undeclared}):
         if getattr(before, name) != defaults[name]:
             raise ExportError(
                 f"{where}: {name} is {getattr(before, name)}, and {family.model_type} has no {name}: the weights would "
                 "not load; layersearch convert --model saves such a model with code of its own"
             )
-    for name in sorted(known.keys() - _NOT_CONVERTED):
+    # Granite's multipliers, at the values of a Llama: all are 1 by default but that of the attention logits.
+    head_dim = getattr(before, "head_dim", None) or before.hidden_size // before.num_attention_heads
+    new |= {name: head_dim**-0.5 for name, source in family.copies.items() if source == "attention_scale"}
+    if "head_dim" in family.undeclared:
+        new["head_dim"] = head_dim
+    for name in sorted((known.keys() & defaults.keys()) - _NOT_CONVERTED):
         if getattr(before, name) != getattr(after, name):
             new[name] = getattr(before, name)
     return new
