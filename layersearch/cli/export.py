@@ -203,8 +203,9 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
 def _served(asked: _Asked, target: str) -> str | None:
     """Return the family that a serving engine gets where none is named: that of the run's own model, if any."""
     from layersearch.export.engines import SERVING_FAMILIES
-    from layersearch.model.pretrained import load_config
 
     if asked.model is None or target not in SERVING_FAMILIES:
         return None
+    from layersearch.model.pretrained import load_config  # torch, which no other export of a schedule needs
+
     return str(load_config(asked.model).model_type).removesuffix("_text")

@@ -52,9 +52,9 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
         if not _is_auto(given) and given != owned.get(key):
             theirs.append(key)
     if theirs:
-        belong = "belongs" if len(theirs) == 1 else "belong"
+        belong, them = ("belongs", "it") if len(theirs) == 1 else ("belong", "them")
         raise ConfigError(
-            f'{path}: {", ".join(theirs)} {belong} to the recipe (training.*); remove what is set or write "auto"'
+            f'{path}: {", ".join(theirs)} {belong} to the recipe (training.*); remove {them} or write "auto"'
         )
     if config.get("zero_optimization", {}).get("stage", 0):
         require(

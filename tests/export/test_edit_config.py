@@ -346,7 +346,7 @@ def test_export_command_own_config_is_written_and_position_changes_are_printed(
     for extra, words in (
         (["--recipe", "smoke"], "drop --recipe"),
         (["--family", "qwen3"], "is of family cohere2"),
-        (["--to", "yaml"], "--config is for --to hf"),
+        (["--to", "yaml"], "--model is for --to hf"),
         (["--out", str(tmp_path / "given")], "exists and differs"),
     ):
         assert main([*line, "--out", str(tmp_path / "other"), *extra]) == 2
