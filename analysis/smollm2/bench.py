@@ -144,7 +144,8 @@ class Held:
     def __init__(self, records: Iterable[dict[str, Any]]) -> None:
         self.by: dict[str, dict[int, dict[str, float]]] = {}
         for record in records:
-            self.by.setdefault(record["schedule"], {})[record["unit"]] = record
+            loss = (1 - WEIGHT) * record["text"] + WEIGHT * record["answers"]
+            self.by.setdefault(record["schedule"], {})[record["unit"]] = {**record, "loss": loss}
         self.units = sorted(set.intersection(*(set(by) for by in self.by.values()))) if self.by else []
 
     def mean(self, schedules: str | Sequence[str], key: str) -> float:

@@ -131,7 +131,7 @@ def table() -> list[str]:
     rows = []
     for method, records in by.items():
         chosen = [r["schedule"] for r in records]
-        text, accuracy = held.minus(chosen, full, "text"), held.minus(chosen, full, "accuracy")
+        loss, text = held.minus(chosen, full, "loss"), held.minus(chosen, full, "text")
         losses = [held.mean(one, "text") - held.mean(full, "text") for one in chosen]
         spread = f"{min(losses):+.3f} to {max(losses):+.3f}" if len(losses) > 1 else ""
         layers = " / ".join(dict.fromkeys(map(full_layers, chosen)))
@@ -140,18 +140,19 @@ def table() -> list[str]:
         cost = f"{np.mean([r['cost'] for r in records]):.3f}"
         versus = ""
         if ours is not None and not method.startswith("ours"):
-            less = held.minus(ours, chosen, "text")
+            less = held.minus(ours, chosen, "loss")
             versus = f"{less.mean:+.3f} ± {less.half_width:.3f}"
-        row = f"| {method} | {cost} | {tokens} | {seconds} | {text.mean:+.3f} ± {text.half_width:.3f} | {spread} "
-        row += f"| {versus} | {held.mean(chosen, 'accuracy'):.2f} ({accuracy.mean:+.2f} ± {accuracy.half_width:.2f}) "
-        rows.append((text.mean, row + f"| {layers} |"))
+        row = f"| {method} | {cost} | {tokens} | {seconds} | {loss.mean:+.3f} ± {loss.half_width:.3f} | {versus} "
+        row += f"| {text.mean:+.3f} ± {text.half_width:.3f} | {spread} | {held.mean(chosen, 'accuracy'):.2f} "
+        rows.append((loss.mean, row + f"| {layers} |"))
     return [
-        f"{len(held.units)} held-out documents. Text loss and digits right minus all-full's, paired by document.",
+        f"{len(held.units)} held-out documents. Losses minus all-full's, paired by document. *Loss* is what methods lower:",
+        f"{1 - WEIGHT:g} of the text's and {WEIGHT:g} of the answers'. *Ours less it* is of that loss.",
         "A method's figures are means over its calibration draws; intervals are over documents, for these draws.",
         f"All-full: text {held.mean(full, 'text'):.3f} nats, {held.mean(full, 'accuracy'):.2f} of the digits right.",
         "",
-        "| method | cost | tokens | seconds | text loss, nats | of draws | ours less it | digits right "
+        "| method | cost | tokens | seconds | loss, nats | ours less it | text, nats | text, by draw | digits right "
         "| full layers, by draw |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|",
         *(row for _, row in sorted(rows)),
     ]

@@ -125,10 +125,6 @@ def table() -> list[str]:
     from layersearch.results.stats import rank_correlation
 
     before, after = rows("before"), rows("after")
-    for held in (before, after):
-        for by in held.by.values():
-            for found in by.values():
-                found["loss"] = (1 - WEIGHT) * found["text"] + WEIGHT * found["answers"]
     names = [name for name in after.by if name != "all-full"]
     texts = {r["name"]: r["schedule"] for r in lines("heal")}
     made = []
