@@ -146,7 +146,7 @@ def table() -> list[str]:
         row += f"| {text.mean:+.3f} ± {text.half_width:.3f} | {spread} | {held.mean(chosen, 'accuracy'):.2f} "
         rows.append((loss.mean, row + f"| {layers} |"))
     return [
-        f"{len(held.units)} held-out documents. Losses minus all-full's, paired by document. *Loss* is what methods lower:",
+        f"{len(held.units)} held-out documents. Losses minus all-full's, paired. *Loss* is what methods lower:",
         f"{1 - WEIGHT:g} of the text's and {WEIGHT:g} of the answers'. *Ours less it* is of that loss.",
         "A method's figures are means over its calibration draws; intervals are over documents, for these draws.",
         f"All-full: text {held.mean(full, 'text'):.3f} nats, {held.mean(full, 'accuracy'):.2f} of the digits right.",
