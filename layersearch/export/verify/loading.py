@@ -61,10 +61,10 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
             f"{file}: auto_map names code in the folder, which does not run without consent; read it, then give "
             "--trust-remote-code"
         )
-    return Folder(path=path, config=config, schedule=schedule, weights=_weights(path), remote=remote)
+    return Folder(path=path, config=config, schedule=schedule, weights=weight_files(path), remote=remote)
 
 
-def _weights(path: Path) -> tuple[Path, ...]:
+def weight_files(path: Path) -> tuple[Path, ...]:
     """Return the weight files, after a check that each is complete."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     names = [single.name] if single.is_file() else []
