@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,19 +10,36 @@ from typing import TYPE_CHECKING, Any
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
-from layersearch.export.families import FAMILIES, find_family
+from layersearch.export.families import FAMILIES, default_family, find_family
 from layersearch.export.files import write_files
-from layersearch.export.hf import FLEX, config_text, flex_module, remote_files, save_remote, save_weights, stock_config
+from layersearch.export.folder import export_model
+from layersearch.export.hf import FLEX, config_text, flex_module, remote_files, save_remote, stock_config
+from layersearch.export.mlx import check_mlx, mlx_config
+from layersearch.export.source import SourceModel, decoder_source, read_source
+from layersearch.export.weights import save_weights
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-__all__ = ["FAMILIES", "TARGETS", "check_target", "export", "save_remote", "save_weights"]
+__all__ = [
+    "FAMILIES",
+    "TARGETS",
+    "SourceModel",
+    "check_target",
+    "decoder_source",
+    "export",
+    "export_model",
+    "read_source",
+    "save_remote",
+    "save_weights",
+]
 
 TARGETS: dict[str, str] = {
     "hf": "config.json for Hugging Face transformers, and schedule.yaml",
     "hf-remote": "a folder for transformers that runs any schedule, with its own modeling file",
+    "mlx": "a folder for MLX-LM: config.json, and a model's weights and tokenizer",
+    "gguf": "model.gguf for llama.cpp: a model's weights and tokenizer with the schedule",
     "flex": "a Python module with FlexAttention's mask_mod and score_mod per layer; needs only torch",
     **{name: f"{engine.file} for {engine.name}" for name, engine in ENGINES.items()},
     "yaml": "schedule.yaml: the schedule with its evidence",
@@ -48,7 +66,7 @@ def export(
     evidence: Mapping[str, Any] | None = None,
     stock: PreTrainedConfig | None = None,
 ) -> list[Path]:
-    """Write a schedule for other software.
+    """Write a schedule for other software, for a model of a recipe's size. `export_model` writes one that has weights.
 
     Args:
         schedule: one span per layer of ``model``.
@@ -57,7 +75,8 @@ def export(
         vocab_size: number of tokens in the vocabulary.
         seq_len: longest sequence in tokens.
         out: the folder; created if it is missing.
-        family: for ``hf`` a key of `FAMILIES`; for ``vllm`` and ``sglang`` the family of the served model.
+        family: for ``hf`` and ``mlx`` a key of `FAMILIES`; for ``vllm`` and ``sglang`` the family of the served model.
+            None: for ``hf`` the decoder's own, `default_family`; for ``mlx`` a Llama.
         evidence: what supports the schedule, as plain data; it is written beside the schedule.
         stock: for ``hf-remote``: configuration of a stock model; None: the one of ``model``.
 
@@ -75,13 +94,22 @@ def export(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
     schedule.check(seq_len=seq_len, n_heads=model.n_heads)
-    if family is not None and target != "hf" and target not in SERVING_FAMILIES:
+    if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")
     texts: dict[str, str] = {}
     if target == "hf":
-        texts["config.json"] = config_text(schedule, find_family(family), model, vocab_size, seq_len)
+        chosen = find_family(family or default_family(model.qk_norm))
+        texts["config.json"] = config_text(schedule, chosen, model, vocab_size, seq_len)
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
+    elif target == "mlx":
+        values = stock_config(model, vocab_size, seq_len).to_dict()
+        if family is not None and family not in ("llama", "mistral"):
+            values = json.loads(config_text(schedule, find_family(family), model, vocab_size, seq_len))
+        check_mlx(schedule, values["model_type"], seq_len=seq_len, n_heads=model.n_heads)
+        texts["config.json"] = json.dumps(mlx_config(schedule, values), indent=2) + "\n"
+    elif target == "gguf":
+        raise ExportError("--to gguf writes weights, which a recipe has not; give --model, or export a run on a model")
     elif target == "flex":
         texts[FLEX] = flex_module(schedule, model.n_heads)
     elif target in ENGINES:

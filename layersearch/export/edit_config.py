@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import ExportError, did_you_mean
-from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES, Family, check_no_layer_windows, make_config
+from layersearch.export.families import (
+    FAMILIES,
+    IGNORE_LAYER_TYPES,
+    Family,
+    check_no_layer_windows,
+    converted_family,
+    make_config,
+)
 from layersearch.export.files import read_json, write_files
 from layersearch.export.hf import schedule_fields
 from layersearch.schedule import Schedule
@@ -59,10 +66,13 @@ def parse_user_config(values: dict[str, Any], file: Path, family: str | None = N
     model_type, text, note = values.get("model_type"), values.get("text_config"), None
     nested = model_type not in _BY_TYPE and isinstance(text, dict) and text.get("model_type") in _BY_TYPE
     decoder = text if nested and isinstance(text, dict) else values
-    if not nested and (other := IGNORE_LAYER_TYPES.get(str(model_type))):
+    if not nested and (other := converted_family(str(model_type), family)):
         found = FAMILIES[other]
         values = decoder = _convert(values, found, where)
         note = f"{model_type} ignores layer_types: written as {other}, which loads the same weights"
+        if found.inert_weights:
+            extra = ", ".join(f"{name} of {value:g}" for name, value in found.inert_weights.items())
+            note = f"written as {other}: the same weights, and {extra} in each layer, which change nothing"
     elif decoder.get("model_type") in _BY_TYPE:
         found = _BY_TYPE[decoder["model_type"]]
     else:
@@ -80,13 +90,18 @@ def _convert(values: Mapping[str, Any], family: Family, where: str) -> dict[str,
     new = {**values, "model_type": family.model_type, "architectures": [family.architecture]}
     after = make_config(family.model_type, new, where)
     defaults, known = ({entry.name: entry.default for entry in dataclasses.fields(one)} for one in (before, after))
-    for name in sorted(defaults.keys() - known.keys() - _UNUSED):
+    for name in sorted(defaults.keys() - known.keys() - _UNUSED - {*family.undeclared}):
         if getattr(before, name) != defaults[name]:
             raise ExportError(
                 f"{where}: {name} is {getattr(before, name)}, and {family.model_type} has no {name}: the weights would "
                 "not load; layersearch convert --model saves such a model with code of its own"
             )
-    for name in sorted(known.keys() - _NOT_CONVERTED):
+    # Granite's multipliers, at the values of a Llama: all are 1 by default but that of the attention logits.
+    head_dim = getattr(before, "head_dim", None) or before.hidden_size // before.num_attention_heads
+    new |= {name: head_dim**-0.5 for name, source in family.copies.items() if source == "attention_scale"}
+    if "head_dim" in family.undeclared:
+        new["head_dim"] = head_dim
+    for name in sorted((known.keys() & defaults.keys()) - _NOT_CONVERTED):
         if getattr(before, name) != getattr(after, name):
             new[name] = getattr(before, name)
     return new

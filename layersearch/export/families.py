@@ -54,6 +54,10 @@ class Family:
     """Whether the weights of `layersearch.model.decoder.Decoder` load and give the same logits."""
     qk_norm: bool = False
     """Whether these weights normalize queries and keys."""
+    inert_weights: Mapping[str, float] = field(default_factory=dict)
+    """Weights of each layer that the decoder lacks, one per query head, with the value at which they change nothing."""
+    undeclared: tuple[str, ...] = ()
+    """Fields that its model reads although its configuration class does not declare them."""
 
     @property
     def name(self) -> str:
@@ -145,7 +149,15 @@ _FAMILIES = (
         constants={"num_local_experts": 1, "num_experts_per_tok": 1},
     ),
     Family(model_type="exaone4", position_change="full layers have no RoPE where sliding_window is set"),
-    Family(model_type="granite_swa", size_required=True, copies={"attention_multiplier": "attention_scale"}),
+    Family(
+        model_type="granite_swa",
+        size_required=True,
+        copies={"attention_multiplier": "attention_scale"},
+        decoder_weights=True,
+        # One learned sink per head joins the softmax's denominator; exp(-10,000) adds nothing to it, in bfloat16 too.
+        inert_weights={"self_attn.sinks": -1e4},
+        undeclared=("head_dim",),
+    ),
     Family(
         model_type="llama4_text",
         layer_types={"full": "full_attention", "block": "chunked_attention"},
@@ -188,6 +200,27 @@ IGNORE_LAYER_TYPES: dict[str, str] = {
     "qwen3_moe": "",
 }
 """Model types that accept ``layer_types`` but ignore it, with the family that loads their weights."""
+
+LLAMA_SHAPED = ("llama", "mistral", "ministral")
+"""Model types whose weights have Llama's names; `WITH_SINKS` holds them too, with its sinks made inert."""
+WITH_SINKS = "granite_swa"
+"""The family that carries a Llama's weights and a schedule into transformers, vLLM and llama.cpp alike."""
+
+
+def default_family(qk_norm: bool) -> str:
+    """Return the family for ``--to hf`` where none is named, by whether the model normalizes queries and keys."""
+    return "qwen3" if qk_norm else WITH_SINKS
+
+
+def converted_family(model_type: str, family: str | None) -> str | None:
+    """Return the family that a configuration of this type is rewritten as; None: it keeps its type.
+
+    ``family`` is the user's choice, if any.
+    """
+    if family == WITH_SINKS and model_type in LLAMA_SHAPED:
+        return family
+    return IGNORE_LAYER_TYPES.get(model_type)
+
 
 _SIZES = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
 _BY_LAYER = ("per_layer_config", "sliding_windows", "layer_windows", "window_sizes", "sliding_window_sizes")

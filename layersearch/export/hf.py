@@ -18,10 +18,10 @@ from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export.families import FAMILIES, Family
 from layersearch.export.files import write_files
+from layersearch.export.weights import save_weights as save_weights  # also for those that import it from here
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import PreTrainedConfig, PreTrainedModel
 
 
@@ -43,8 +43,9 @@ def config_text(schedule: Schedule, family: Family, model: ModelConfig, vocab_si
     fields |= {name: fields[source] for name, source in family.copies.items()}
     fields |= {name: [value] * model.n_layers for name, value in family.per_layer.items()}
     fields |= {**family.constants, **schedule_fields(schedule, family, seq_len), "architectures": [family.architecture]}
+    undeclared = {name: fields[name] for name in family.undeclared if model.head_dim * model.n_heads != model.d_model}
     where = f"family {family.name} at this size"
-    return family.build(known_fields(family.config_class, fields), where).to_json_string()
+    return family.build(known_fields(family.config_class, fields) | undeclared, where).to_json_string()
 
 
 def known_fields(config_class: type, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,37 +87,6 @@ def schedule_fields(schedule: Schedule, family: Family, seq_len: int) -> dict[st
         value = unused if size is None else size
         fields[name] = None if value is None else value * factor
     return fields | dict(family.sparse_flags if size is not None else {})
-
-
-def save_weights(state: Mapping[str, Tensor], family: str, *, model: ModelConfig, out: Path) -> Path:
-    """Write a trained `Decoder`'s state dict as ``model.safetensors`` beside the family's ``config.json``.
-
-    Raises:
-        ExportError: if the family has other weights than this decoder, or the file exists or cannot be written.
-    """
-    fitting = [name for name, other in FAMILIES.items() if other.decoder_weights and other.qk_norm == model.qk_norm]
-    if family not in fitting:
-        weights = f"weights with qk_norm={model.qk_norm}"
-        weights = weights if FAMILIES[family].decoder_weights else "the decoder's weights"
-        raise ExportError(f"{weights} do not load into family {family}; give --family {fitting[0]}")
-    path = out / "model.safetensors"
-    if path.exists():
-        raise ExportError(f"{path} exists; give --out another folder or remove it")
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
-    tensors = {
-        name if name.startswith("lm_head.") else f"model.{name}": tensor.detach().cpu().contiguous()
-        for name, tensor in state.items()
-        # Tied weights are one tensor under two names; only the embedding is saved.
-        if not (model.tie_embeddings and name == "lm_head.weight")
-    }
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, path, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:
-        raise ExportError(f"{path} cannot be written ({error}); give --out a folder that can") from None
-    return path
 
 
 MODELING, FLEX = "modeling_layersearch.py", "flex_layersearch.py"

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from layersearch.config.recipe import DataConfig, ModelConfig, Recipe
 from layersearch.data import hub
@@ -24,6 +24,9 @@ from layersearch.errors import ConfigError, DataError, LayersearchError, one_lin
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.kinds import check_kind, skeleton, wrap
 from layersearch.schedule import Schedule
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 FLAG = "--model"
 _TEXT_SOURCES = ("stdlib", "files", "text", "json", "parquet", "hub", "mix")
@@ -101,7 +104,7 @@ def _load_model(name: str, config: Any, trust_remote_code: bool, dtype: str) -> 
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
             config=config,
-            dtype=getattr(torch, dtype),
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
             attn_implementation="eager",
             output_loading_info=True,
         )
@@ -115,6 +118,19 @@ def _load_model(name: str, config: Any, trust_remote_code: bool, dtype: str) -> 
                 "give a complete checkpoint of this very config.json"
             )
     return model
+
+
+def load_tensors(name: str) -> dict[str, Tensor]:
+    """Return a model's weights by their names in transformers, each once, in the type that they are stored in.
+
+    Those of a GGUF file are float32. Arguments and errors are as in `load_pretrained`.
+    """
+    config = load_config(name)
+    _check_shards(name)
+    state = _load_model(name, config, False, "auto").state_dict()
+    if getattr(config, "tie_word_embeddings", False):
+        state.pop("lm_head.weight", None)
+    return {key: tensor.contiguous() for key, tensor in state.items()}
 
 
 def load_sharded(
