@@ -102,7 +102,7 @@ _MAX_SIZES = {
 }
 """Largest values of fields that do not hold the schedule."""
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-_QUERIES_AND_KEYS = ("q_proj", "k_proj", "qkv", "query", "key")
+QUERIES_AND_KEYS = ("q_proj", "k_proj", "qkv", "query", "key")
 
 
 def read_config(folder: Folder) -> Any:
@@ -267,5 +267,5 @@ def _randomize(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
-            gain = 0.2 if any(part in name for part in _QUERIES_AND_KEYS) else 1.0
+            gain = 0.2 if any(part in name for part in QUERIES_AND_KEYS) else 1.0
             parameter.normal_(0.0, gain * parameter.shape[-1] ** -0.5, generator=generator)

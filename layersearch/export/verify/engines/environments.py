@@ -34,15 +34,15 @@ class Environment:
 
 
 _VLLM = (
-    'torch==2.13.0 setuptools==78.1.1 transformers>=5.16.1,<5.20 numba==0.65.0 intel-openmp==2024.2.1 regex cachetools '
-    'psutil sentencepiece requests>=2.33 tqdm blake3 py-cpuinfo huggingface_hub>=1.31 protobuf>=5.29.6 '
-    'fastapi[standard]<0.137,>=0.133 starlette>=1.0.1 aiohttp>=3.14.3 openai>=2.25 pydantic>=2.12 '
-    'prometheus_client>=0.18 pillow prometheus-fastapi-instrumentator>=8 tiktoken lm-format-enforcer==0.11.3 '
-    'llguidance<1.8,>=1.7 outlines_core==0.2.14 lark==1.2.2 filelock partial-json-parser jsonschema pyzmq msgspec '
-    'einops compressed-tensors==0.17.0 depyf==0.20.0 cloudpickle watchfiles python-json-logger ninja pybase64 cbor2 '
-    'ijson setproctitle six uvloop oss-harmony>=0.0.11 anthropic>=0.71 mcp<3,>=2 mistral_common[image]>=1.11.6 '
-    'opencv-python-headless>=4.13 opentelemetry-sdk>=1.27 opentelemetry-api>=1.27 opentelemetry-exporter-otlp>=1.27 '
-    'opentelemetry-semantic-conventions-ai>=0.4.1 model-hosting-container-standards<1,>=0.1.14 apache-tvm-ffi'
+    "torch==2.13.0 setuptools==78.1.1 transformers>=5.16.1,<5.20 numba==0.65.0 intel-openmp==2024.2.1 regex cachetools "
+    "psutil sentencepiece requests>=2.33 tqdm blake3 py-cpuinfo huggingface_hub>=1.31 protobuf>=5.29.6 "
+    "fastapi[standard]<0.137,>=0.133 starlette>=1.0.1 aiohttp>=3.14.3 openai>=2.25 pydantic>=2.12 "
+    "prometheus_client>=0.18 pillow prometheus-fastapi-instrumentator>=8 tiktoken lm-format-enforcer==0.11.3 "
+    "llguidance<1.8,>=1.7 outlines_core==0.2.14 lark==1.2.2 filelock partial-json-parser jsonschema pyzmq msgspec "
+    "einops compressed-tensors==0.17.0 depyf==0.20.0 cloudpickle watchfiles python-json-logger ninja pybase64 cbor2 "
+    "ijson setproctitle six uvloop oss-harmony>=0.0.11 anthropic>=0.71 mcp<3,>=2 mistral_common[image]>=1.11.6 "
+    "opencv-python-headless>=4.13 opentelemetry-sdk>=1.27 opentelemetry-api>=1.27 opentelemetry-exporter-otlp>=1.27 "
+    "opentelemetry-semantic-conventions-ai>=0.4.1 model-hosting-container-standards<1,>=0.1.14 apache-tvm-ffi"
 )
 
 ENVIRONMENTS: dict[str, Environment] = {
@@ -104,16 +104,26 @@ def run_engine(engine: str, python: Path, request: Mapping[str, Any], *, seconds
         line = [str(python), str(DRIVERS / "run.py"), ENVIRONMENTS[engine].driver, str(asked), str(out)]
         try:
             done = subprocess.run(
-                line, capture_output=True, text=True, errors="replace", env=threads | clean, timeout=seconds, check=False
+                line,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                env=threads | clean,
+                timeout=seconds,
+                check=False,
             )
         except subprocess.TimeoutExpired:
             raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; close what else runs, or shorten") from None
         if not out.exists():
             last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise ExportError(f"{engine} ended without a result ({one_line(ValueError(last))}); see its own requirements")
+            raise ExportError(
+                f"{engine} ended without a result ({one_line(ValueError(last))}); see its own requirements"
+            )
         result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     if "error" in result:
-        raise ExportError(f"{engine} does not run this model ({one_line(ValueError(result['error']))}); export it again")
+        raise ExportError(
+            f"{engine} does not run this model ({one_line(ValueError(result['error']))}); export it again"
+        )
     return result
 
 

@@ -9,6 +9,7 @@ import yaml
 
 from layersearch.errors import ExportError
 from layersearch.export.files import read_json
+from layersearch.export.verify.engines.gguf_files import gguf_of
 from layersearch.export.verify.engines.small_models import (
     OWN_WEIGHT_BYTES,
     EngineModel,
@@ -26,17 +27,15 @@ _SIZE_FIELDS = ("sliding_window", "attention_chunk_size", "window_size")
 class Source:
     """An exported folder, ready to be made into a model of an engine."""
 
-    make: Callable[[Path, int], EngineModel]
-    """Takes an empty folder's path, and how many tokens the model must take."""
+    make: Callable[[Path, int, bool], EngineModel]
+    """Takes a path for the model, how many tokens it must take, and whether its own weights are wanted."""
     sizes: tuple[int, ...]
     """Windows that its configuration names, in tokens, used or not."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """The driver's."""
 
 
-def engine_model(
-    folder: Path, engine: str, schedule: Schedule | None, model: Path | None
-) -> tuple[Schedule, Source]:
+def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Path | None) -> tuple[Schedule, Source]:
     """Return the expected schedule and the source of the engine's model.
 
     Raises:
@@ -48,7 +47,13 @@ def engine_model(
             raise ExportError(f"layer {layer}: {span}: --engine compares plain windows and blocks; leave --engine out")
     overrides = folder / "vllm.yaml"
     if engine == "llama.cpp":
-        raise NotImplementedError
+        file = gguf_of(folder)
+        if (layers := file.key("block_count")) != len(asked):
+            raise ExportError(
+                f"{file.path}: the schedule has {len(asked)} layers, the file {layers}; give this model's schedule"
+            )
+        size = file.key("attention.sliding_window")
+        return asked, Source(make=file.make, sizes=(size,) if isinstance(size, int) else ())
     if overrides.is_file():
         if engine != "vllm":
             raise ExportError(f"{overrides} is for --engine vllm, not for {engine}")
@@ -94,10 +99,10 @@ def _folder(path: Path, asked: Schedule, options: Mapping[str, Any]) -> Source:
         )
     files = weight_files(file.parent)
 
-    def make(out: Path, positions: int) -> EngineModel:
+    def make(out: Path, positions: int, own: bool) -> EngineModel:
         size = sum(one.stat().st_size for one in files)
         longest = decoder.get("max_position_embeddings", positions)
-        if files and size <= OWN_WEIGHT_BYTES and decoder is values and longest >= positions:
+        if own and files and size <= OWN_WEIGHT_BYTES and decoder is values and longest >= positions:
             return own_folder(file.parent, decoder, files, str(file))
         return random_folder(decoder, positions, out, str(file))
 

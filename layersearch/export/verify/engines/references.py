@@ -5,7 +5,7 @@ layer's type switches its positions as well, the model is built with the types o
 """
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -56,9 +56,18 @@ def candidates(asked: Schedule, unused: int) -> Iterator[tuple[str, Schedule]]:
 class Reference:
     """A model of given weights that runs any schedule of plain spans."""
 
-    def __init__(self, values: Mapping[str, Any], state: Mapping[str, Tensor], where: str) -> None:
-        """Take a decoder's ``config.json`` and its state dict; ``where`` begins an error's text."""
-        self._values, self._state, self._where = values, state, where
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        state: Mapping[str, Tensor],
+        where: str,
+        prepare: Callable[[Any], None] | None = None,
+    ) -> None:
+        """Take a decoder's ``config.json`` and its state dict; ``where`` begins an error's text.
+
+        ``prepare`` is applied to each model that is built.
+        """
+        self._values, self._state, self._where, self._prepare = values, state, where, prepare
         self._family = _BY_TYPE.get(values["model_type"])
         self._model: Any = None
 
@@ -88,6 +97,8 @@ class Reference:
         if family is not None and family.capabilities.problem(schedule) is None:
             values |= schedule_fields(schedule, family, values.get("max_position_embeddings", 1024))
         self._model = load_state(values, self._state, self._where)
+        if self._prepare is not None:
+            self._prepare(self._model)
         return self._model
 
 
@@ -100,7 +111,8 @@ def load_state(values: Mapping[str, Any], state: Mapping[str, Tensor] | None, wh
     try:
         with quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            model = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)](config).float().eval()
+            factory: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+            model = factory(config).float().eval()
             if state is not None:
                 missing = model.load_state_dict(dict(state), strict=False)
                 if missing.unexpected_keys or set(missing.missing_keys) - {"lm_head.weight"}:

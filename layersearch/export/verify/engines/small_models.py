@@ -4,7 +4,7 @@ The narrow copy has every key of ``config.json`` that does not say a width, so a
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from layersearch.errors import ExportError
 from layersearch.export.families import make_config
 from layersearch.export.verify.engines.references import load_state
+from layersearch.export.verify.loading import QUERIES_AND_KEYS
 
 OWN_WEIGHT_BYTES = 640 * 2**20
 """Weights up to this size are run; a narrow copy stands for larger ones."""
@@ -44,6 +45,8 @@ class EngineModel:
     weights: str
     """``random``, or ``the folder's own``."""
     vocab_size: int
+    prepare: Callable[[Any], None] | None = None
+    """Applied to the reference's model after its weights; None: nothing is."""
 
 
 def narrow(values: Mapping[str, Any], positions: int, where: str) -> dict[str, Any]:
@@ -54,7 +57,11 @@ def narrow(values: Mapping[str, Any], positions: int, where: str) -> dict[str, A
     small = {key: value for key, value in values.items() if key not in _DROPPED}
     names = {"num_attention_heads": _HEADS, "num_heads": _HEADS}
     names["num_key_value_heads"] = _HEADS if kv_heads == heads else max(1, _HEADS // 2)
-    names |= {"head_dim": _HEAD_DIM, "max_position_embeddings": max(positions, config.max_position_embeddings), **_WIDTHS}
+    names |= {
+        "head_dim": _HEAD_DIM,
+        "max_position_embeddings": max(positions, config.max_position_embeddings),
+        **_WIDTHS,
+    }
     small |= {name: value for name, value in names.items() if name in values or hasattr(config, name)}
     small |= {name: min(getattr(config, name), most) for name, most in _MAX_COUNTS.items() if hasattr(config, name)}
     for name in _SPECIAL:
@@ -76,12 +83,13 @@ def _any_width(rope: Mapping[str, Any]) -> dict[str, Any]:
 
 @torch.no_grad()
 def randomize(model: nn.Module) -> None:
-    """Draw every weight, so that attention is uneven: one key at a window's edge then changes the logits."""
+    """Draw every weight: one key at a window's edge must change the logits, so queries and keys have gain 1.5."""
     generator = torch.Generator().manual_seed(7)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             fan = parameter.shape[-2] if "experts" in name else parameter.shape[-1]
-            parameter.normal_(0.0, fan**-0.5, generator=generator)
+            gain = 1.5 if any(part in name for part in QUERIES_AND_KEYS) else 1.0
+            parameter.normal_(0.0, gain * fan**-0.5, generator=generator)
         elif "norm" in name:
             parameter.add_(torch.empty_like(parameter).normal_(0.0, 0.1, generator=generator))
         else:

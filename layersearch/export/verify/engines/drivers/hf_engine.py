@@ -18,8 +18,9 @@ class Model:
 
     def __init__(self, path: str, longest: int, options: dict[str, Any]) -> None:
         torch.set_num_threads(options.get("threads", 1))
-        transformers.logging.set_verbosity_error()
-        transformers.logging.disable_progress_bar()
+        logging: Any = transformers.logging
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
         os.environ["HF_HUB_OFFLINE"] = "1"
         factory: Any = transformers.AutoModelForCausalLM
         self._model = factory.from_pretrained(path, dtype=torch.float32).eval()
@@ -48,7 +49,8 @@ class Model:
     @torch.no_grad()
     def bench(self, ids: list[int], new: int) -> dict[str, Any]:
         """Return seconds of prefill and decoding, and the bytes of keys and values that the cache holds."""
-        cache, marks = None, [time.perf_counter()]
+        cache: Any = None
+        marks = [time.perf_counter()]
         for first in range(0, len(ids), 512):
             chunk = torch.tensor([ids[first : first + 512]])
             out = self._model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -59,4 +61,9 @@ class Model:
             out = self._model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
         marks.append(time.perf_counter())
         held = sum(part.untyped_storage().nbytes() for layer in cache.layers for part in (layer.keys, layer.values))
-        return {"prefill_s": marks[1] - marks[0], "decode_s": marks[2] - marks[1], "kv_bytes": held, "kv_value_bytes": 4}
+        return {
+            "prefill_s": marks[1] - marks[0],
+            "decode_s": marks[2] - marks[1],
+            "kv_bytes": held,
+            "kv_value_bytes": 4,
+        }

@@ -23,7 +23,10 @@ class _ModelParams(c.Structure):
         *[(name, c.c_void_p) for name in ("devices", "tensor_buft_overrides")],
         *[(name, c.c_int32) for name in ("n_gpu_layers", "split_mode", "load_mode", "lazy_mode", "main_gpu")],
         *[(name, c.c_void_p) for name in ("tensor_split", "progress", "progress_data", "kv_overrides")],
-        *[(name, c.c_bool) for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "no_alloc", "mtp")],
+        *[
+            (name, c.c_bool)
+            for name in ("vocab_only", "check_tensors", "use_extra_bufts", "no_host", "no_alloc", "mtp")
+        ],
     ]
 
 
@@ -41,7 +44,10 @@ class _ContextParams(c.Structure):
         *[(name, c.c_int32) for name in ("type_k", "type_v")],
         ("moe_cache_size", c.c_size_t),
         *[(name, c.c_void_p) for name in ("abort", "abort_data")],
-        *[(name, c.c_bool) for name in ("embeddings", "offload_kqv", "no_perf", "op_offload", "swa_full", "kv_unified")],
+        *[
+            (name, c.c_bool)
+            for name in ("embeddings", "offload_kqv", "no_perf", "op_offload", "swa_full", "kv_unified")
+        ],
         ("samplers", c.c_void_p),
         ("n_samplers", c.c_size_t),
         ("ctx_other", c.c_void_p),
@@ -89,11 +95,11 @@ for _name, (_result, _arguments) in _SIGNATURES.items():
 _LOG: list[str] = []
 
 
-@c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)
-def _keep(level: int, text: bytes, data: Any) -> None:
+def _log(level: int, text: bytes, data: Any) -> None:
     _LOG.append(text.decode(errors="replace"))
 
 
+_keep = c.CFUNCTYPE(None, c.c_int, c.c_char_p, c.c_void_p)(_log)  # a name of its own: the library does not keep it
 _LIBRARY.llama_log_set(_keep, None)
 _LIBRARY.llama_backend_init()
 
@@ -116,7 +122,7 @@ class Model:
     """One loaded file. ``options``: ``threads``, ``half`` for a half-precision cache, ``swa_full``, ``window``."""
 
     def __init__(self, path: str, longest: int, options: dict[str, Any]) -> None:
-        self._options, self._context = options, None
+        self._options, self._context, self._at = options, None, 0
         params = _LIBRARY.llama_model_default_params()
         params.n_gpu_layers = 0
         if options.get("window"):
@@ -129,8 +135,8 @@ class Model:
             raise RuntimeError(f"the file does not load: {_errors()}")
         self._vocab = _LIBRARY.llama_vocab_n_tokens(_LIBRARY.llama_model_get_vocab(self._model))
 
-    def _open(self, longest: int) -> None:
-        """Make a context, and with it a cache, of so many tokens."""
+    def _open(self, longest: int, *, exact: bool = False) -> None:
+        """Make a context, and with it a cache, of so many tokens; ``exact`` computes attention in single precision."""
         if self._context:
             _LIBRARY.llama_free(self._context)
         params = _LIBRARY.llama_context_default_params()
@@ -139,6 +145,8 @@ class Model:
         params.n_ctx, params.n_batch, params.n_ubatch = longest, BATCH, self._options.get("ubatch", BATCH)
         params.n_threads = params.n_threads_batch = threads
         params.swa_full = self._options.get("swa_full", False)
+        if exact:
+            params.flash_attn_type = 0  # the default, flash attention, rounds to half precision
         if not self._options.get("half"):
             params.type_k = params.type_v = _F32
         _LOG.clear()
@@ -172,7 +180,7 @@ class Model:
 
     def logprobs(self, ids: list[int]) -> list[float]:
         """Return the log-probability of each token but the first."""
-        self._open(len(ids) + 8)
+        self._open(len(ids) + 8, exact=True)
         found = self._feed(ids, every=True)
         return found[np.arange(len(ids) - 1), ids[1:]].tolist()
 

@@ -24,7 +24,7 @@ def version() -> str:
 
 
 class Model:
-    """One served folder. ``options``: ``overrides`` of config.json, ``impl``, and ``chunk`` tokens of a prefill step."""
+    """One served folder. ``options``: ``overrides`` of config.json, ``impl``, ``chunk`` tokens a prefill step."""
 
     def __init__(self, path: str, longest: int, options: dict[str, Any]) -> None:
         self._chunk = options.get("chunk", 512)
