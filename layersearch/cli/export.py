@@ -1,112 +1,213 @@
-"""Write a schedule as a configuration that other software loads."""
+"""Write a schedule, alone or with a model, in the form that other software loads."""
 
 from __future__ import annotations
 
 import argparse
 import os
+import shlex
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.errors import ExportError, LayersearchError
 
 if TYPE_CHECKING:
-    from layersearch.export.edit_config import UserConfig
+    from layersearch.config.recipe import Recipe
+    from layersearch.schedule import Schedule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("schedule", metavar="RUN|SCHEDULE", help="run folder, winner.yaml, or schedule such as 'full window:32*3'")
+    text = "run folder, converted model, winner.yaml, or schedule such as 'full window:32*3'"
+    add("schedule", metavar="RUN|SCHEDULE", help=text)
     add(
         "--to",
         required=True,
         metavar="TARGET",
-        help="hf, hf-remote, flex, megatron, vllm, sglang, tensorrt-llm, litgpt, torchtitan, flash-attn, yaml or json",
+        help="hf, hf-remote, mlx, gguf, flex, megatron, vllm, sglang, tensorrt-llm, litgpt, torchtitan, flash-attn, yaml "
+        "or json",
     )
-    add("--family", help="hf, vllm, sglang: the model family, for example ministral or llama")
+    add("--family", help="hf, mlx, vllm, sglang: the model family, for example granite_swa or llama")
     add("--recipe", help="take the model's size from this recipe (default: the run's)")
-    add("--config", type=Path, metavar="FILE", help="hf: a config.json of yours; a copy with the schedule is written")
+    text = (
+        "hf, hf-remote, mlx, gguf: a model of yours; its folder, GGUF file or hub id brings its weights and tokenizer, "
+        "its config.json alone does not (default: the run's model)"
+    )
+    add("--model", "--config", metavar="PATH|ID", dest="model", help=text)
     add("--out", type=Path, required=True, help="the folder to write")
+
+
+@dataclass(kw_only=True)
+class _Asked:
+    """What the first argument names."""
+
+    schedule: Schedule
+    evidence: dict[str, Any] = field(default_factory=dict)
+    recipe: Recipe | None = None
+    vocab_size: int | None = None
+    model: str | None = None
+    """The pre-trained model that the schedule is of."""
 
 
 def run(options: argparse.Namespace) -> None:
     """Write the files and print their paths."""
-    from layersearch.config.loader import build
-    from layersearch.config.recipe import Recipe, load_recipe
-    from layersearch.data import open_source
+    from layersearch.config.recipe import load_recipe
     from layersearch.export import check_target
-    from layersearch.export import export as write
-    from layersearch.export.edit_config import parse_user_config, write_user_config
-    from layersearch.results.sentences import winner_evidence
-    from layersearch.schedule.files import schedule_argument
-    from layersearch.study.run_folder import read_config
-    from layersearch.study.saved_run import load_result
+    from layersearch.export.capabilities import UnsupportedSchedule
 
-    evidence: dict[str, Any] = {}
-    vocab_size: int | None = None
     recipe = load_recipe(options.recipe) if options.recipe else None
-    user, stock, note = _user_config(options), None, None
+    if options.model is not None and recipe is not None:
+        raise ExportError("--model has the model's size already; drop --recipe")
     check_target(options.to)
-    if os.path.isdir(options.schedule):  # not Path.is_dir, which raises where a schedule is longer than a file's name
-        folder = Path(options.schedule)
-        config, result = read_config(folder), load_result(folder)
-        if result.winner is None:
-            raise ExportError(f"{folder}: no winner yet ({result.verdict}); run the same command again to continue")
-        schedule, vocab_size, evidence = result.winner.schedule, config["data"]["vocab_size"], winner_evidence(result)
-        if recipe is None:
-            recipe = build(Recipe, config["recipe"], f"{folder / 'config.json'}: recipe")
-            if recipe.pretrained is not None and user is None and options.to in ("hf", "hf-remote", "litgpt"):
-                stock = _searched_model(folder, recipe.pretrained, options.to)
-                if options.to == "hf":
-                    file = Path(recipe.pretrained) / "config.json"
-                    user = parse_user_config(stock.to_dict(), file, options.family)
-    else:
-        try:
-            schedule = schedule_argument(options.schedule)
-        except LayersearchError as error:
-            raise ExportError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
-    if user is not None:
-        paths, note = write_user_config(schedule, user, out=options.out, evidence=evidence)
-    elif recipe is not None:
-        paths = write(
-            schedule,
-            options.to,
-            model=recipe.model,
-            vocab_size=vocab_size or open_source(recipe.data, recipe.training.seq_len).vocab_size,
-            seq_len=recipe.training.seq_len,
-            out=options.out,
-            family=options.family,
-            evidence=evidence,
-            stock=stock,
-        )
-    else:
-        raise ExportError(
-            "--recipe is missing: a schedule alone has no model size; name a recipe, give --config, or export a run"
-        )
+    asked = _read(options, recipe)
+    try:
+        paths, note = _write(options, asked)
+    except UnsupportedSchedule as error:
+        model = options.model or asked.model
+        size = ["--model", model] if model else ["--recipe", options.recipe] if options.recipe else None
+        if size is None:
+            raise
+        family = ["--family", options.family] if options.family else []
+        words = ["layersearch", "export", str(error.nearest), "--to", options.to, *family, *size, "--out", options.out]
+        raise ExportError(f"{error}; export it with: {shlex.join(map(str, words))}") from None
     print(*paths, sep="\n")
-    if note is not None:
+    if note:
         print(f"note: {note}")
 
 
-def _user_config(options: argparse.Namespace) -> UserConfig | None:
-    if options.config is None:
-        return None
-    if options.to != "hf":
-        raise ExportError(f"--config is for --to hf, not for --to {options.to}; drop it")
-    if options.recipe is not None:
-        raise ExportError("--config has the model's size already; drop --recipe")
-    from layersearch.export.edit_config import read_user_config
+def _read(options: argparse.Namespace, recipe: Recipe | None) -> _Asked:
+    """Return what the first argument names; ``recipe`` is the one that the user named."""
+    from layersearch.schedule.files import schedule_argument
 
-    return read_user_config(options.config, options.family)
+    # os.path.isdir, not Path.is_dir, which raises where a schedule is longer than a file's name
+    if not os.path.isdir(options.schedule):
+        try:
+            return _Asked(schedule=schedule_argument(options.schedule), recipe=recipe)
+        except LayersearchError as error:
+            raise ExportError(f"no run folder {options.schedule!r}, and no schedule: {error}") from None
+    folder = Path(options.schedule)
+    for model in (folder, folder / "model"):
+        if (model / "schedule.yaml").is_file() and not (model / "trials.jsonl").exists():
+            return _converted(model, recipe)
+    from layersearch.config.loader import build
+    from layersearch.config.recipe import Recipe
+    from layersearch.results.sentences import winner_evidence
+    from layersearch.study.run_folder import read_config
+    from layersearch.study.saved_run import load_result
+
+    config, result = read_config(folder), load_result(folder)
+    if result.winner is None:
+        raise ExportError(f"{folder}: no winner yet ({result.verdict}); run the same command again to continue")
+    own = build(Recipe, config["recipe"], f"{folder / 'config.json'}: recipe")
+    return _Asked(
+        schedule=result.winner.schedule,
+        evidence=winner_evidence(result),
+        recipe=recipe or own,
+        vocab_size=config["data"]["vocab_size"],
+        model=own.pretrained if recipe is None else None,
+    )
 
 
-def _searched_model(run: Path, name: str, target: str) -> Any:
-    """Return transformers' configuration of a run's pre-trained model; the recipe has only its size."""
+def _converted(model: Path, recipe: Recipe | None) -> _Asked:
+    """Return the schedule and the evidence of a converted model's folder."""
+    from layersearch.config.loader import read_yaml
+    from layersearch.schedule.files import read_schedule
+
+    file = model / "schedule.yaml"
+    held = read_yaml(file)
+    evidence = held.get("evidence") if isinstance(held, dict) else None
+    return _Asked(
+        schedule=read_schedule(file),
+        evidence=evidence or {},
+        recipe=recipe,
+        model=str(model) if recipe is None and (model / "config.json").is_file() else None,
+    )
+
+
+def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str | None]:
+    """Write the files; return their paths and a note."""
+    from layersearch.data import open_source
+    from layersearch.export import export
+    from layersearch.export.families import WITH_SINKS, default_family
+    from layersearch.export.folder import TARGETS
+
+    recipe, name, family = asked.recipe, options.model or asked.model, options.family
+    if options.model is not None and options.to not in TARGETS:
+        raise ExportError(f"--model is for --to {', '.join(TARGETS)}, not for --to {options.to}; drop it")
+    if name is not None and options.to in TARGETS:
+        return _write_model(options, asked, name)
+    if asked.model is not None and options.to == "litgpt":
+        raise ExportError(
+            f"--to litgpt writes a recipe's model, but {options.schedule} is of {asked.model}; {_other(asked)}"
+        )
+    if recipe is None:
+        raise ExportError(
+            "--recipe is missing: a schedule alone has no model size; name a recipe, give --model, or export a run"
+        )
+    note = None
+    if options.to == "hf" and family is None:
+        family = default_family(recipe.model.qk_norm)
+        note = f"family {family}"
+        if family == WITH_SINKS:
+            note += ", which transformers, vLLM and llama.cpp run; --family ministral has SDPA in transformers"
+    paths = export(
+        asked.schedule,
+        options.to,
+        model=recipe.model,
+        vocab_size=asked.vocab_size or open_source(recipe.data, recipe.training.seq_len).vocab_size,
+        seq_len=recipe.training.seq_len,
+        out=options.out,
+        family=family or _served(asked, options.to),
+        evidence=asked.evidence,
+    )
+    return paths, note
+
+
+def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple[list[Path], str | None]:
+    """Write a model with its weights, or a ``config.json`` of the user's."""
+    from layersearch.data.gguf_file import is_gguf
+    from layersearch.export import export_model, read_source
+    from layersearch.export.edit_config import read_user_config, write_user_config
+
+    path = Path(name)
+    is_file, user = os.path.isfile(name) and not is_gguf(name), None
+    if options.model is not None and options.to == "hf" and (is_file or os.path.isdir(name)):
+        # The user's own file is edited, so that its other keys keep their values.
+        held = path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin")))
+        user = read_user_config(path, options.family, weights=held)
+        if not held or user.nested:
+            return write_user_config(asked.schedule, user, out=options.out, evidence=asked.evidence)
+    try:
+        source = read_source(str(path.parent) if is_file else name)
+    except LayersearchError as error:
+        if options.model is not None or asked.model == options.schedule:
+            raise
+        raise ExportError(
+            f"{options.schedule} is of {name}, whose configuration is needed ({error}); {_other(asked)}"
+        ) from None
+    return export_model(
+        asked.schedule,
+        options.to,
+        source,
+        out=options.out,
+        family=options.family,
+        evidence=asked.evidence,
+        seq_len=asked.recipe.training.seq_len if asked.recipe is not None else None,
+        user=user,
+    )
+
+
+def _other(asked: _Asked) -> str:
+    return (
+        f"give --model with the model where it lies now, or layersearch convert --schedule '{asked.schedule}' --model"
+    )
+
+
+def _served(asked: _Asked, target: str) -> str | None:
+    """Return the family that a serving engine gets where none is named: that of the run's own model, if any."""
+    from layersearch.export.engines import SERVING_FAMILIES
     from layersearch.model.pretrained import load_config
 
-    other = f"give --to hf --config with a copy of its config.json, or layersearch convert --run {run} --model {name}"
-    if target == "litgpt":
-        raise ExportError(f"--to litgpt writes a recipe's model, but {run} searched on {name}; {other}")
-    try:
-        return load_config(name)
-    except LayersearchError as error:
-        raise ExportError(f"{run} searched on {name}, whose configuration is needed ({error}); {other}") from None
+    if asked.model is None or target not in SERVING_FAMILIES:
+        return None
+    return str(load_config(asked.model).model_type).removesuffix("_text")

@@ -14,6 +14,14 @@ from layersearch.schedule import Schedule, Span, SpanKind
 from layersearch.schedule.cost import attention_flops, span_pairs
 
 
+class UnsupportedSchedule(ExportError):
+    """A target does not support a schedule; ``nearest`` is the nearest one that it supports."""
+
+    def __init__(self, message: str, nearest: Schedule) -> None:
+        super().__init__(message)
+        self.nearest = nearest
+
+
 @dataclass(frozen=True, kw_only=True)
 class Capabilities:
     """Which spans a target supports: full ones, and plain windows or blocks."""
@@ -52,16 +60,17 @@ class Capabilities:
         """Refuse a schedule that the target does not support; FLOPs are compared at ``seq_len`` tokens.
 
         Raises:
-            ExportError: names the layer, the reason, the nearest schedule and the ratio of their FLOPs.
+            UnsupportedSchedule: names the layer, the reason, the nearest schedule and the ratio of their FLOPs.
         """
         problem = self.problem(schedule)
         if problem is None:
             return
         other = nearest(schedule, self, seq_len=seq_len, n_heads=n_heads)
         flops = [attention_flops(each, seq_len=seq_len, n_heads=n_heads, head_dim=1) for each in (other, schedule)]
-        raise ExportError(
+        raise UnsupportedSchedule(
             f"{problem}; the nearest supported schedule is '{other}', with {flops[0] / flops[1]:.4f} times the "
-            "attention FLOPs"
+            "attention FLOPs",
+            other,
         )
 
 

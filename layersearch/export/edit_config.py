@@ -11,6 +11,7 @@ from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import (
     FAMILIES,
     IGNORE_LAYER_TYPES,
+    WITH_SINKS,
     Family,
     check_no_layer_windows,
     converted_family,
@@ -45,10 +46,15 @@ class UserConfig:
         return part
 
 
-def read_user_config(path: Path, family: str | None = None) -> UserConfig:
-    """Read a user's ``config.json``, given as the file or its folder; the rest is `parse_user_config`."""
+def read_user_config(path: Path, family: str | None = None, *, weights: bool = False) -> UserConfig:
+    """Read a user's ``config.json``, given as the file or its folder; the rest is `parse_user_config`.
+
+    ``weights`` says that the model's weights are written too, so that a Llama may become a family with more of them.
+    """
     file = path / "config.json" if path.is_dir() else path
     values = read_json(file, f"--config {file}", "give a config.json or the folder that holds it")
+    if weights and family is None and values.get("model_type") in ("llama", "mistral"):
+        family = WITH_SINKS
     return parse_user_config(values, file, family)
 
 

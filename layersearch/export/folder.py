@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from layersearch.errors import ExportError
 from layersearch.export import gguf_model, mlx
 from layersearch.export.edit_config import UserConfig, parse_user_config, write_user_config
-from layersearch.export.families import IGNORE_LAYER_TYPES, LLAMA_SHAPED, WITH_SINKS, Family, make_config
+from layersearch.export.families import LLAMA_SHAPED, WITH_SINKS, Family, make_config
 from layersearch.export.files import write_files
 from layersearch.export.hf import remote_files
 from layersearch.export.source import SourceModel
@@ -83,8 +83,8 @@ def _write_hf(asked: _Request, part: Path) -> list[str]:
     user = asked.user
     if user is None:
         named = asked.family
-        if named is None and asked.source.tensors is not None and asked.kind in IGNORE_LAYER_TYPES:
-            named = WITH_SINKS if asked.kind in LLAMA_SHAPED else None
+        if named is None and asked.source.tensors is not None and asked.kind in ("llama", "mistral"):
+            named = WITH_SINKS
         user = parse_user_config(asked.source.values, Path(asked.source.name), named)
     user.family.capabilities.check(asked.schedule, **asked.sizes)
     _, note = write_user_config(asked.schedule, user, out=part, evidence=asked.evidence)

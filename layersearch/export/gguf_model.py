@@ -16,7 +16,7 @@ from layersearch.errors import ExportError
 from layersearch.export.capabilities import Capabilities
 from layersearch.export.families import FAMILIES, LLAMA_SHAPED, WITH_SINKS, make_config
 from layersearch.export.gguf_tokenizer import add_tokenizer
-from layersearch.export.source import SourceModel
+from layersearch.export.source import SourceModel, check_yarn
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -84,7 +84,8 @@ def check_gguf(schedule: Schedule, model_type: str, *, seq_len: int, n_heads: in
     CAPABILITIES.check(schedule, seq_len=seq_len, n_heads=n_heads)
     if model_type not in ARCHITECTURES:
         raise ExportError(
-            f"{RELEASE} runs a {model_type} with no schedule of ours; give a model of type {', '.join(ARCHITECTURES)}"
+            f"{RELEASE} passes over windows in a {model_type}, or has none; give a model of type "
+            f"{', '.join(ARCHITECTURES)}"
         )
     if all(span.is_full for span in schedule) and ARCHITECTURES[model_type].full is None:
         raise ExportError(f"{RELEASE} runs a {model_type} with windows only; give one layer a window")
@@ -181,7 +182,7 @@ def gguf_sizes(source: Path) -> tuple[str, int, int]:
     types = {"llama": "llama", **{one.name: kind for kind, one in ARCHITECTURES.items() if one is not _LLAMA}}
     if name not in types or reader.get_field(f"{name}.expert_count") is not None:
         raise ExportError(
-            f"--model {source}: {RELEASE} runs its architecture {name!r} with no schedule of ours; give one of "
+            f"--model {source}: {RELEASE} passes over windows in its architecture {name!r}; give one of "
             f"{', '.join(types)}"
         )
     tokens = int(_number(reader, f"{name}.context_length", source))
@@ -249,6 +250,7 @@ def _add_rope(writer: Any, config: Any, head_dim: int) -> None:
     if config.model_type == "gemma3_text":
         writer.add_rope_freq_base_swa(float(rope["sliding_attention"]["rope_theta"]))
     kind = full.get("rope_type", "default")
+    check_yarn(full, RELEASE)
     if kind == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(float(full["factor"]))
@@ -259,6 +261,8 @@ def _add_rope(writer: Any, config: Any, head_dim: int) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType.YARN)
         writer.add_rope_scaling_factor(float(full["factor"]))
         writer.add_rope_scaling_orig_ctx_len(int(positions))
+        writer.add_rope_scaling_yarn_beta_fast(float(full.get("beta_fast") or 32))
+        writer.add_rope_scaling_yarn_beta_slow(float(full.get("beta_slow") or 1))
     elif kind != "default":
         raise ExportError(f"rope_type {kind!r} is not written to GGUF; give default, linear, llama3 or yarn")
 

@@ -1,7 +1,7 @@
 """Export to MLX-LM: a folder whose ``config.json`` has the keys that its models read.
 
-Read from, and executed in, MLX-LM 0.32.2 on a CPU. It reads a base of RoPE at the top level, where transformers writes it
-inside ``rope_parameters``: without it MLX-LM takes 10,000 silently. A window counts the token itself.
+Read from, and executed in, MLX-LM 0.32.2 on a CPU. It reads the base of RoPE at the top level; transformers writes it
+inside ``rope_parameters``. Without it MLX-LM takes 10,000 silently. A window counts the token itself.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any
 from layersearch.errors import ExportError
 from layersearch.export.capabilities import Capabilities
 from layersearch.export.families import LLAMA_SHAPED
+from layersearch.export.source import check_yarn
 from layersearch.schedule import Schedule
 
 RELEASE = "MLX-LM 0.32.2"
@@ -68,6 +69,7 @@ def mlx_config(schedule: Schedule, values: Mapping[str, Any]) -> dict[str, Any]:
         new |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"]}
     rope = values.get("rope_parameters") or {}
     full, sliding = rope.get("full_attention", rope), rope.get("sliding_attention", rope)
+    check_yarn(full, RELEASE)
     theta = full.get("rope_theta", values.get("rope_theta"))
     if theta is not None:
         new["rope_theta"] = float(theta)
@@ -75,6 +77,7 @@ def mlx_config(schedule: Schedule, values: Mapping[str, Any]) -> dict[str, Any]:
     new["rope_scaling"] = {key: value for key, value in full.items() if key != "rope_theta"} if scaled else None
     if model_type == "exaone4":
         new["sliding_window_pattern"] = "".join("G" if span.is_full else "L" for span in schedule)
+        new["head_dim"] = values.get("head_dim") or values["hidden_size"] // values["num_attention_heads"]
     elif model_type == "gemma3_text":
         new |= {"sliding_window_pattern": _period(schedule), "rope_local_base_freq": float(sliding["rope_theta"])}
     elif model_type == "ministral3":

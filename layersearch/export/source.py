@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from layersearch.errors import ExportError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +48,30 @@ def read_source(name: str) -> SourceModel:
     """
     from layersearch.model.pretrained import load_config, load_tensors
 
-    config = load_config(name)
-    values = config.to_dict()
+    values = config_values(load_config(name))
     if is_gguf(name):
         path = Path(name)
         # transformers notes here how the file was quantized; the weights that it returns are plain floats.
-        values = {key: value for key, value in values.items() if key not in ("quantization_config", "_name_or_path")}
-        values["dtype"] = "float32"
+        values = {key: value for key, value in values.items() if key != "quantization_config"} | {"dtype": "float32"}
         return SourceModel(name=name, values=values, tensors=lambda: load_tensors(name), tokenizer=path, gguf=path)
     folder = Path(name) if os.path.isdir(name) else _cached(name)
     held = any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) or not os.path.isdir(name)
-    return SourceModel(name=name, values=values, tensors=(lambda: load_tensors(name)) if held else None, tokenizer=folder)
+    return SourceModel(
+        name=name, values=values, tensors=(lambda: load_tensors(name)) if held else None, tokenizer=folder
+    )
+
+
+def config_values(config: PreTrainedConfig) -> dict[str, Any]:
+    """Return the content of a ``config.json`` with every field that the model's own class has, defaults too.
+
+    Other engines have other defaults. Fields of every transformers model are left out where they are at their defaults.
+    """
+    from transformers import PreTrainedConfig
+
+    general, own = PreTrainedConfig().to_dict(), ("tie_word_embeddings", "transformers_version")
+    values = config.to_dict()
+    values.pop("_name_or_path", None)
+    return {key: value for key, value in values.items() if key in own or key not in general or value != general[key]}
 
 
 def decoder_source(state: dict[str, Tensor], model: ModelConfig, *, vocab_size: int, seq_len: int) -> SourceModel:
@@ -71,8 +86,28 @@ def decoder_source(state: dict[str, Tensor], model: ModelConfig, *, vocab_size: 
     from layersearch.export.hf import stock_config
     from layersearch.export.weights import decoder_tensors
 
-    values = stock_config(model, vocab_size, seq_len).to_dict()
+    values = config_values(stock_config(model, vocab_size, seq_len))
     return SourceModel(name="the decoder", values=values, tensors=lambda: decoder_tensors(state, model))
+
+
+def check_yarn(rope: Mapping[str, Any], engine: str) -> None:
+    """Refuse parameters of YaRN that transformers reads and other engines compute from the factor alone.
+
+    Raises:
+        ExportError: names the parameter.
+    """
+    if rope.get("rope_type") != "yarn":
+        return
+    usual = 0.1 * math.log(rope["factor"]) + 1.0
+    factor = rope.get("attention_factor")
+    other = next((key for key in ("mscale", "mscale_all_dim") if rope.get(key) is not None), None)
+    if factor is not None and not math.isclose(factor, usual, rel_tol=1e-4):
+        problem = f"attention_factor is {factor:g}, and {engine} takes {usual:g} for this factor"
+    elif other is not None or rope.get("truncate") is False:
+        problem = f"{other or 'truncate'} is set, which {engine} was not seen to read"
+    else:
+        return
+    raise ExportError(f"rope_parameters: {problem}; the logits would differ")
 
 
 def _cached(name: str) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import filecmp
 import os
 import shutil
@@ -114,7 +115,7 @@ def new_files(out: Path) -> Iterator[Path]:
     """
     from safetensors import SafetensorError
 
-    part = out
+    part, made = out, [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
         out.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".part-", dir=out) as name:
@@ -127,8 +128,14 @@ def new_files(out: Path) -> Iterator[Path]:
                     raise ExportError(f"{target} exists and differs; give --out another folder or remove it")
             for file in files:
                 os.replace(file, out / file.name)
+        made = []
     except ExportError as error:
-        raise ExportError(str(error).replace(str(part), str(out))) from None
+        error.args = (str(error).replace(str(part), str(out)),)
+        raise
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or one_line(error)
         raise ExportError(f"{out} cannot be written ({reason}); give --out a folder that can") from None
+    finally:
+        for folder in made:  # a refusal leaves nothing behind
+            with contextlib.suppress(OSError):
+                folder.rmdir()
