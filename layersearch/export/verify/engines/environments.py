@@ -90,7 +90,7 @@ def find_python(engine: str, given: Path | None = None) -> Path:
     return path.absolute()
 
 
-def run_engine(engine: str, python: Path, request: Mapping[str, Any], *, seconds: float = 600) -> dict[str, Any]:
+def run_engine(engine: str, python: Path, request: Mapping[str, Any], *, seconds: float = 1800) -> dict[str, Any]:
     """Run an engine on a request of ``drivers/run.py`` in a process of its own, and return the result.
 
     Raises:

@@ -1,11 +1,11 @@
 """transformers: the folder as ``AutoModelForCausalLM`` loads it, with its own masks and its own cache."""
 
 import os
-import time
 from typing import Any
 
 import torch
 import transformers
+from engine_clock import now, seconds
 
 
 def version() -> str:
@@ -50,20 +50,19 @@ class Model:
     def bench(self, ids: list[int], new: int) -> dict[str, Any]:
         """Return seconds of prefill and decoding, and the bytes of keys and values that the cache holds."""
         cache: Any = None
-        marks = [time.perf_counter()]
+        marks = [now()]
         for first in range(0, len(ids), 512):
             chunk = torch.tensor([ids[first : first + 512]])
             out = self._model(chunk, past_key_values=cache, use_cache=True, logits_to_keep=1)
             cache = out.past_key_values
-        marks.append(time.perf_counter())
+        marks.append(now())
         for _ in range(new):
             token = out.logits[:, -1:].argmax(-1)
             out = self._model(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
-        marks.append(time.perf_counter())
+        marks.append(now())
         held = sum(part.untyped_storage().nbytes() for layer in cache.layers for part in (layer.keys, layer.values))
         return {
-            "prefill_s": marks[1] - marks[0],
-            "decode_s": marks[2] - marks[1],
+            **seconds(*marks),
             "kv_bytes": held,
             "kv_value_bytes": 4,
         }

@@ -6,13 +6,13 @@ build 11549. The library's default values are checked first, so that another lay
 
 import ctypes as c
 import re
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xllamacpp
+from engine_clock import now, seconds
 
 BATCH = 512
 _F32 = 0  # GGML_TYPE_F32
@@ -200,17 +200,16 @@ class Model:
         """Return seconds of prefill and decoding, and the bytes of keys and values that the cache holds."""
         self._open(len(ids) + new + 8)
         log = "".join(_LOG)
-        marks = [time.perf_counter()]
+        marks = [now()]
         best = self._feed(ids, every=False)[-1]
-        marks.append(time.perf_counter())
+        marks.append(now())
         for _ in range(new):
             best = self._feed([int(best.argmax())], every=False)[-1]
-        marks.append(time.perf_counter())
+        marks.append(now())
         held = sum(float(mib) for mib in re.findall(r"KV buffer size =\s*([\d.]+) MiB", log))
         cells = [int(count) for count in re.findall(r"(\d+) cells", log)]
         return {
-            "prefill_s": marks[1] - marks[0],
-            "decode_s": marks[2] - marks[1],
+            **seconds(*marks),
             "kv_bytes": round(held * 2**20),
             "kv_value_bytes": 2 if self._options.get("half") else 4,
             "cells": cells,

@@ -1,12 +1,12 @@
 """MLX-LM: the folder as ``mlx_lm.utils.load_model`` loads it, with the cache of ``make_prompt_cache``."""
 
-import time
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
+from engine_clock import now, seconds
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import load_model
 
@@ -36,11 +36,13 @@ class Model:
         return found[np.arange(len(ids) - 1), ids[1:]].tolist()
 
     def _prefill(self, ids: list[int]) -> tuple[Any, Any]:
+        """Return the last token's logits and the cache, filled in chunks as ``mlx_lm.generate`` does."""
         cache = make_prompt_cache(self._model)
-        logits = None
-        for first in range(0, len(ids), _CHUNK):
-            logits = self._model(mx.array([ids[first : first + _CHUNK]]), cache=cache)[:, -1:]
-            mx.eval(logits, [layer.state for layer in cache])
+        for first in range(0, len(ids) - 1, _CHUNK):
+            self._model(mx.array([ids[first : min(first + _CHUNK, len(ids) - 1)]]), cache=cache)
+            mx.eval([layer.state for layer in cache])
+        logits = self._model(mx.array([ids[-1:]]), cache=cache)
+        mx.eval(logits)
         return logits, cache
 
     def generate(self, ids: list[int], new: int) -> tuple[list[int], list[float]]:
@@ -57,18 +59,17 @@ class Model:
 
     def bench(self, ids: list[int], new: int) -> dict[str, Any]:
         """Return seconds of prefill and decoding, and the bytes of keys and values that the cache holds."""
-        marks = [time.perf_counter()]
+        marks = [now()]
         logits, cache = self._prefill(ids)
-        marks.append(time.perf_counter())
+        marks.append(now())
         for _ in range(new):
             logits = self._model(mx.argmax(logits[:, -1:], axis=-1), cache=cache)
             mx.eval(logits)
-        marks.append(time.perf_counter())
+        marks.append(now())
         held = sum(layer.nbytes for layer in cache)
         value = cache[0].state[0].dtype.size
         return {
-            "prefill_s": marks[1] - marks[0],
-            "decode_s": marks[2] - marks[1],
+            **seconds(*marks),
             "kv_bytes": held,
             "kv_value_bytes": value,
         }

@@ -1,8 +1,6 @@
 """vLLM on a CPU: the folder as ``vllm.LLM`` serves it, with the overrides of an exported ``vllm.yaml``."""
 
-import json
 import os
-import time
 from typing import Any
 
 os.environ.update(
@@ -16,6 +14,7 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 import torch
 import vllm
+from engine_clock import now, seconds
 
 
 def version() -> str:
@@ -65,20 +64,19 @@ class Model:
         total = sum(tensor.size for tensor in config.kv_cache_tensors)
         free = pool.get_num_free_blocks()
         sampling = vllm.SamplingParams(max_tokens=new + 1, temperature=0, detokenize=False, ignore_eos=True)
-        start = time.perf_counter()
-        engine.add_request(f"bench-{start}", {"prompt_token_ids": ids}, sampling)
+        start = now()
+        engine.add_request(f"bench-{start[0]}", {"prompt_token_ids": ids}, sampling)
         made, first, held = 0, start, 0
         while engine.has_unfinished_requests():
             held = max(free - pool.get_num_free_blocks(), 0) or held
             for out in engine.step():
                 made = len(out.outputs[0].token_ids)
                 if made == 1:
-                    first = time.perf_counter()
-        end = time.perf_counter()
+                    first = now()
+        end = now()
         return {
-            "prefill_s": first - start,
-            "decode_s": end - first,
+            **seconds(start, first, end),
             "kv_bytes": held * total // config.num_blocks,
             "kv_value_bytes": 4,
-            "groups": json.loads(json.dumps([len(group.layer_names) for group in config.kv_cache_groups])),
+            "groups": [len(group.layer_names) for group in config.kv_cache_groups],
         }
