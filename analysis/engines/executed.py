@@ -81,6 +81,7 @@ def source(family: str, out: Path) -> Path:
         num_key_value_heads=2,
         head_dim=32,
         query_pre_attn_scalar=32,
+        attention_multiplier=32**-0.5,
         vocab_size=256,
         max_position_embeddings=512,
         bos_token_id=None,

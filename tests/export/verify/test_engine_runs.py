@@ -85,7 +85,7 @@ def test_bench_engine_llama_cpp_holds_less_than_all_full(tmp_path: Path, capsys:
     assert (ours["variant"], full["variant"]) == ("schedule", "all-full")
     # Two of four layers keep window + one batch of 512 cells, rounded up to 256, in half precision.
     cell = 2 * 2 * 32 * 2
-    assert full["kv_bytes"] % (4 * cell) == 0
-    assert ours["kv_bytes"] == full["kv_bytes"] // 2 + 2 * 768 * cell
-    assert full["kv_bytes"] >= full["cost_bytes"] == 4 * 1502 * cell
+    rounding = 0.01 * 2**20  # llama.cpp logs MiB with two digits
+    assert ours["kv_bytes"] == pytest.approx(full["kv_bytes"] / 2 + 2 * 768 * cell, abs=2 * rounding)
+    assert full["kv_bytes"] + rounding >= full["cost_bytes"] == 4 * 1502 * cell
     assert ours["cost_bytes"] == (2 * 1502 + 2 * 16) * cell
