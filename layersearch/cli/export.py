@@ -24,8 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         required=True,
         metavar="TARGET",
-        help="hf, hf-remote, mlx, gguf, flex, megatron, vllm, sglang, tensorrt-llm, litgpt, torchtitan, flash-attn, yaml "
-        "or json",
+        help="hf, hf-remote, mlx, gguf, vllm, sglang, tensorrt-llm, megatron, litgpt, torchtitan, flash-attn, flex, "
+        "yaml or json",
     )
     add("--family", help="hf, mlx, vllm, sglang: the model family, for example granite_swa or llama")
     add("--recipe", help="take the model's size from this recipe (default: the run's)")
@@ -138,7 +138,7 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
         return _write_model(options, asked, name)
     if asked.model is not None and options.to == "litgpt":
         raise ExportError(
-            f"--to litgpt writes a recipe's model, but {options.schedule} is of {asked.model}; {_other(asked)}"
+            f"--to litgpt writes a recipe's model, but {options.schedule} is of {asked.model}; give --to hf"
         )
     if recipe is None:
         raise ExportError(
@@ -166,7 +166,7 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
 def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple[list[Path], str | None]:
     """Write a model with its weights, or a ``config.json`` of the user's."""
     from layersearch.data.gguf_file import is_gguf
-    from layersearch.export import export_model, read_source
+    from layersearch.export import SourceModel, export_model, read_source
     from layersearch.export.edit_config import read_user_config, write_user_config
 
     path = Path(name)
@@ -178,12 +178,15 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
         if not held or user.nested:
             return write_user_config(asked.schedule, user, out=options.out, evidence=asked.evidence)
     try:
-        source = read_source(str(path.parent) if is_file else name)
+        if options.to == "gguf" and is_gguf(name):  # its weights stay as they are stored: transformers is not asked
+            source = SourceModel(name=name, values={}, gguf=path)
+        else:
+            source = read_source(str(path.parent) if is_file else name)
     except LayersearchError as error:
         if options.model is not None or asked.model == options.schedule:
             raise
         raise ExportError(
-            f"{options.schedule} is of {name}, whose configuration is needed ({error}); {_other(asked)}"
+            f"{options.schedule} is of {name}, which is needed ({error}); give --model with the path where it lies now"
         ) from None
     return export_model(
         asked.schedule,
@@ -194,12 +197,6 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
         evidence=asked.evidence,
         seq_len=asked.recipe.training.seq_len if asked.recipe is not None else None,
         user=user,
-    )
-
-
-def _other(asked: _Asked) -> str:
-    return (
-        f"give --model with the model where it lies now, or layersearch convert --schedule '{asked.schedule}' --model"
     )
 
 

@@ -1,7 +1,8 @@
 """How training and serving engines define a window, read from one release of each.
 
 Every fact stands beside the file it was read from. ``W`` is the size of a `Span`: keys, the token itself included.
-Nothing here was run on a GPU; `analysis/engines` says which engines' own code read the exported files.
+``executed`` says what ran: a CPU build of the engine, on models with these files. The others were read, not run, and
+nothing ran on a GPU. `analysis/engines` says which engines' own code read the exported files.
 """
 
 import dataclasses
@@ -33,6 +34,13 @@ class Engine:
     """Whether layers may differ in window size."""
     min_window: int = 1
     """Smallest window in keys; a smaller one is read as none."""
+    executed: str | None = None
+    """The build that ran models with these files; None: the engine was read, not run."""
+
+    @property
+    def evidence(self) -> str:
+        """How far the file is known to hold."""
+        return f"executed in {self.executed}" if self.executed else "read, not run"
 
     @property
     def name(self) -> str:
@@ -69,6 +77,8 @@ ENGINES: dict[str, Engine] = {
         convention="sliding_window counts the token itself: W",
         file="vllm.yaml",
         usage="vllm serve MODEL --config vllm.yaml",
+        executed="vLLM 0.32.0 on a CPU, for llama, mistral, ministral, smollm3, olmo3, gemma2, gemma3, exaone4, "
+        "granite_swa and cohere2",
     ),
     "sglang": Engine(
         title="SGLang",
@@ -88,12 +98,14 @@ ENGINES: dict[str, Engine] = {
         sources=(
             "docs/source/legacy/advanced/gpt-attention.md (Sliding Window Attention, Cyclic KV Cache)",
             "the reference of the LLM API's KvCacheConfig (max_attention_window, a list that repeats over the layers)",
+            "tensorrt_llm/_torch/pyexecutor/config_utils.py (get_layer_attention_window: layer_types, one size)",
         ),
         convention="max_attention_window is the number of last tokens that are kept and seen, the token itself "
         "counted: W; a full layer has the longest text",
         file="tensorrt_llm.yaml",
         usage="trtllm-serve ENGINE --backend tensorrt --extra_llm_api_options tensorrt_llm.yaml   # the PyTorch "
-        "backend computes the windows of the model's own code, whatever this list says",
+        "backend reads layer_types and sliding_window in the model's own config.json, which --to hf writes; it refuses "
+        "windows of several sizes",
         size_per_layer=True,
     ),
     "litgpt": Engine(
@@ -150,6 +162,8 @@ class ServingFamily:
     """Hard-coded span kinds, repeated over the layers; None: it reads ``layer_types``."""
     unsupported: str | None = None
     """Why no schedule with windows works, and the remedy; None: such schedules work."""
+    starts: bool = True
+    """Whether it starts; if not, ``unsupported`` holds for all-full schedules too."""
 
 
 _EVEN = ("window", "full")
@@ -161,6 +175,11 @@ _VLLM_QWEN = ServingFamily(
     unsupported="runs {family} all-full whatever layer_types says: use export --to hf --family {family} and serve that "
     "folder with vllm serve DIR --model-impl transformers, or give --family llama",
 )
+_VLLM_NONE = ServingFamily(
+    source="vllm/model_executor/models/registry.py",
+    unsupported="does not start a {family} of a recipe's size; give --family llama or granite_swa",
+    starts=False,
+)
 _SGLANG_FULL = ServingFamily(
     source="python/sglang/srt/models",
     unsupported="runs {family} all-full whatever layer_types says: give --family gemma3, olmo3, granite_swa or gpt_oss",
@@ -169,6 +188,7 @@ _SGLANG_FULL = ServingFamily(
 SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
     "vllm": {
         "llama": ServingFamily(source="vllm/model_executor/models/llama.py"),
+        "mistral": ServingFamily(source="vllm/model_executor/models/mistral.py (as llama.py)"),
         "ministral": _BY_TRANSFORMERS,
         "smollm3": dataclasses.replace(_BY_TRANSFORMERS, fields={"use_sliding_window": True}),
         "olmo3": _BY_TRANSFORMERS,
@@ -181,6 +201,7 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
             source="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", fixed_pattern=_EVEN
         ),
         **dict.fromkeys(("qwen2", "qwen3"), _VLLM_QWEN),
+        **dict.fromkeys(("llama4", "gpt_neo", "modernbert-decoder"), _VLLM_NONE),
     },
     "sglang": {
         "gemma3": ServingFamily(source="python/sglang/srt/models/gemma3_causal.py"),
@@ -212,7 +233,7 @@ def serving_family(target: str, family: str | None, schedule: Schedule) -> Servi
     if family not in known:
         raise ExportError(f"--family {family!r}: how {target} serves it was not read{did_you_mean(family, able)}")
     serving = known[family]
-    if all(span.is_full for span in schedule):
+    if serving.starts and all(span.is_full for span in schedule):
         return serving
     if serving.unsupported is not None:
         raise ExportError(f"{name} {serving.unsupported.format(family=family)}")
@@ -255,7 +276,8 @@ def engine_text(
     else:
         pairs = [(-1, -1) if span.size is None else (span.size - 1, 0) for span in schedule]
         body = f"WINDOW_SIZES = {pairs}\n"
-    head = (schedule, f"for {engine.name}, read from {'; '.join(sources)}", engine.convention, engine.usage)
+    read = f"for {engine.name}, read from {'; '.join(sources)}"
+    head = (schedule, read, engine.evidence, engine.convention, engine.usage)
     return "".join(f"# {line}\n" for line in head) + body
 
 

@@ -38,8 +38,9 @@ class Family:
     """Fields without which the family ignores the size."""
     size_required: bool = False
     """Whether the model needs a size even if no layer uses it."""
-    rope: Literal["one", "by_type", "none"] = "one"
-    """``rope_parameters``: one for all layers, one per layer type, or no RoPE."""
+    rope: Literal["one", "by_type", "yarn", "none"] = "one"
+    """``rope_parameters``: one for all layers, one per layer type, YaRN by a factor of 1 (which scales nothing, but
+    vLLM asks for a factor), or no RoPE."""
     position_change: str | None = None
     """Further effect of a layer type; None: only its mask."""
     gqa: bool = True
@@ -145,6 +146,7 @@ _FAMILIES = (
     Family(
         model_type="gpt_oss",
         size_required=True,
+        rope="yarn",
         # One expert for every token equals the dense layer of a recipe.
         constants={"num_local_experts": 1, "num_experts_per_tok": 1},
     ),

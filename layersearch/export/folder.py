@@ -58,7 +58,13 @@ def export_model(
         kind, tokens, heads = str(source.values.get("model_type")), *_sizes(source.values)
     else:
         kind, tokens, heads = gguf_model.gguf_sizes(source.gguf)
+    layers = _decoder(source.values).get("num_hidden_layers")
+    if layers is not None and layers != len(schedule):
+        raise ExportError(
+            f"the schedule has {len(schedule)} layers, {source.name} {layers}; give a schedule of the model's own depth"
+        )
     sizes = {"seq_len": seq_len or tokens, "n_heads": heads}
+    schedule.check(**sizes)
     write = {"hf": _write_hf, "hf-remote": _write_remote, "mlx": _write_mlx, "gguf": _write_gguf}[target]
     request = _Request(schedule, source, kind, sizes, family, evidence or {}, user)
     with new_files(out) as part:
@@ -135,8 +141,13 @@ def _add_weights(asked: _Request, part: Path, family: Family | None = None) -> l
     return notes
 
 
+def _decoder(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the decoder's part of a configuration, which a model of text and images nests."""
+    part = values.get("text_config")
+    return part if isinstance(part, Mapping) and "num_hidden_layers" not in values else values
+
+
 def _sizes(values: Mapping[str, Any]) -> tuple[int, int]:
     """Return a configuration's longest text in tokens and its number of query heads."""
-    part = values.get("text_config") if "max_position_embeddings" not in values else values
-    part = part if isinstance(part, Mapping) else values
+    part = _decoder(values)
     return int(part["max_position_embeddings"]), int(part["num_attention_heads"])

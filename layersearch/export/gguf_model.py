@@ -1,8 +1,8 @@
 """Export to llama.cpp: a GGUF file with the schedule in its metadata and the model's weights.
 
-Read from, and executed in, llama.cpp b11549 on a CPU. Its ``llama`` passes over windows silently. Its ``granite_swa`` is a
-Llama with one learned sink per head, and obeys a list of windowed layers: so a Llama with windows is written as that,
-with sinks that change nothing. A window counts the token itself, and all layers share one size.
+Read from, and executed in, llama.cpp b11549 on a CPU. Its ``llama`` passes over windows silently. Its ``granite_swa``
+obeys a list of windowed layers, and is a Llama with one learned sink per head. So a Llama with windows is written as
+that, with sinks that change nothing. A window counts the token itself, and all layers share one size.
 """
 
 from __future__ import annotations

@@ -40,6 +40,9 @@ def config_text(schedule: Schedule, family: Family, model: ModelConfig, vocab_si
         fields["rope_parameters"] = rope
     elif family.rope == "by_type":
         fields["rope_parameters"] = {word: dict(rope) for word in family.layer_types.values()}
+    elif family.rope == "yarn":
+        unscaled = {"rope_type": "yarn", "factor": 1.0, "original_max_position_embeddings": seq_len}
+        fields["rope_parameters"] = rope | unscaled | {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
     fields |= {name: fields[source] for name, source in family.copies.items()}
     fields |= {name: [value] * model.n_layers for name, value in family.per_layer.items()}
     fields |= {**family.constants, **schedule_fields(schedule, family, seq_len), "architectures": [family.architecture]}

@@ -126,7 +126,10 @@ def new_files(out: Path) -> Iterator[Path]:
                 target = out / file.name
                 if target.exists() and not (target.is_file() and filecmp.cmp(file, target, shallow=False)):
                     raise ExportError(f"{target} exists and differs; give --out another folder or remove it")
+            mask = os.umask(0)
+            os.umask(mask)
             for file in files:
+                file.chmod(0o666 & ~mask)  # safetensors lets the owner alone read its files
                 os.replace(file, out / file.name)
         made = []
     except ExportError as error:

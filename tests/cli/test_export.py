@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 import statistics
 from pathlib import Path
@@ -13,7 +14,9 @@ import yaml
 
 from layersearch.cli.main import main
 from layersearch.export import TARGETS
+from layersearch.export.files import write_files
 from layersearch.schedule import Schedule
+from tests.helpers import hf_models
 
 FAMILY = {"hf": "ministral", "vllm": "llama", "sglang": "gemma3"}
 
@@ -27,7 +30,11 @@ def close(a: object, b: object) -> bool:
     return a == b or (isinstance(a, float) and a == pytest.approx(b, rel=1e-9))
 
 
-@pytest.mark.parametrize("target", TARGETS)
+HELD = [target for target in TARGETS if target not in ("mlx", "gguf")]
+"""Targets that hold the winner: MLX-LM wants a full layer, and a GGUF file weights."""
+
+
+@pytest.mark.parametrize("target", HELD)
 def test_export_run_winner_is_written_with_its_evidence(
     target: str, saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -98,8 +105,7 @@ def test_export_of_a_run_on_a_model_to_litgpt_is_refused(
 ) -> None:
     assert main(["export", str(pretrained_run), "--to", "litgpt", "--out", str(tmp_path / "new")]) == 2
     said = capsys.readouterr().err
-    assert "--to hf --config" in said
-    assert f"convert --run {pretrained_run} --model {tmp_path / 'llama'}" in said
+    assert f"{pretrained_run} is of {tmp_path / 'llama'}; give --to hf" in said
     assert not (tmp_path / "new").exists()
 
 
@@ -108,5 +114,51 @@ def test_export_of_a_run_on_a_model_that_is_gone_is_refused(
 ) -> None:
     shutil.rmtree(tmp_path / "llama")
     assert main(["export", str(pretrained_run), "--to", "hf", "--out", str(tmp_path / "new")]) == 2
-    assert "whose configuration is needed" in capsys.readouterr().err
+    assert "give --model with the path where it lies now" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["hf", "mlx", "gguf"])
+def test_export_of_a_run_whose_model_has_weights_brings_them(
+    target: str, pretrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = transformers.AutoConfig.from_pretrained(tmp_path / "llama")
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "llama")
+    schedule = f"full window:8*{config.num_hidden_layers - 1}"
+    winner = Schedule.parse(yaml.safe_load((pretrained_run / "winner.yaml").read_text())["schedule"])
+    assert not winner.full_layers
+    arguments = ["--to", target, "--out", str(tmp_path / "new")]
+    if target == "mlx":  # which needs a full layer
+        assert main(["export", schedule, "--model", str(tmp_path / "llama"), *arguments]) == 0
+    else:
+        assert main(["export", str(pretrained_run), *arguments]) == 0
+    names = {path.name for path in (tmp_path / "new").iterdir()}
+    assert ("model.gguf" if target == "gguf" else "model.safetensors") in names
+    assert "schedule.yaml" in names
+    if target == "hf":
+        assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == "granite_swa"
+        assert main(["verify-export", str(tmp_path / "new")]) == 0
+
+
+def test_export_of_a_run_on_a_model_refused_offers_a_command_that_works(
+    pretrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = transformers.AutoConfig.from_pretrained(tmp_path / "llama")
+    text = " ".join(["full+las:0.1", *["window:5"] * (model.num_hidden_layers - 1)])
+    out = str(tmp_path / "new")
+    assert main(["export", text, "--to", "mlx", "--model", str(tmp_path / "llama"), "--out", out]) == 2
+    said = capsys.readouterr().err
+    command = shlex.split(said[said.index("export it with: ") + len("export it with: ") :])
+    assert command[0] == "layersearch"
+    assert main(command[1:]) == 0
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_export_of_a_converted_model_takes_its_schedule_and_evidence(tmp_path: Path) -> None:
+    folder = hf_models.save("llama", tmp_path / "healed" / "model")
+    write_files(folder, {}, Schedule.parse("full window:5 window:5"), {"loss": 2.5})
+    assert main(["export", str(tmp_path / "healed"), "--to", "mlx", "--out", str(tmp_path / "new")]) == 0
+    said = yaml.safe_load((tmp_path / "new" / "schedule.yaml").read_text())
+    assert (said["schedule"], said["evidence"]) == ("full window:5*2", {"loss": 2.5})
+    assert (tmp_path / "new" / "model.safetensors").is_file()

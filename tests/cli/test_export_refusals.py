@@ -13,7 +13,33 @@ from tests.helpers.refusals import Line, Refuses, begun, write
     ("arguments", "words"),
     [
         pytest.param(["full*2", "--to", "hff"], ("--to 'hff'", "did you mean 'hf'"), id="unknown target"),
-        pytest.param(["full*2", "--to", "hf"], ("--to hf needs --family", "ministral, qwen2, qwen3"), id="no family"),
+        pytest.param(["full*2", "--to", "gguf"], ("--to gguf writes weights", "give --model"), id="gguf of a recipe"),
+        pytest.param(
+            ["window:8*2", "--to", "mlx"], ("without a full layer", "make one"), id="mlx without a full layer"
+        ),
+        pytest.param(
+            ["full window:8", "--to", "mlx", "--family", "qwen3"],
+            ("runs a qwen3 with layers of its own", "give a model of type llama"),
+            id="mlx of qwen3",
+        ),
+        pytest.param(
+            ["full window:8", "--to", "vllm", "--family", "gpt_neo"],
+            ("does not start a gpt_neo", "--family llama"),
+            id="vllm of gpt_neo",
+        ),
+        pytest.param(
+            ["full block:8", "--to", "hf"],
+            (
+                "nearest supported schedule is 'full window:5'",
+                "layersearch export 'full window:5' --to hf --recipe smoke",
+            ),
+            id="blocks for hf, with the command",
+        ),
+        pytest.param(
+            ["full*2", "--to", "hf", "--model", "mine"],
+            ("--model has the model's size already", "drop --recipe"),
+            id="both",
+        ),
         pytest.param(
             ["full*2", "--to", "hf", "--family", "ministrel"],
             ("--family", "did you mean 'ministral'"),
@@ -94,6 +120,21 @@ def test_export_unsupported_request_is_refused_in_one_line(
     [
         pytest.param(["export", "full*2", "--out", "new"], ("--to", "export --help"), id="no target"),
         pytest.param(["export", "full*2", "--to", "hf"], ("--out", "export --help"), id="nowhere"),
+        pytest.param(
+            ["export", "full*2", "--to", "vllm", "--model", "mine", "--out", "new"],
+            ("--model is for --to hf, hf-remote, mlx, gguf", "drop it"),
+            id="model for a file of flags",
+        ),
+        pytest.param(
+            ["export", "full*2", "--to", "gguf", "--model", "no/model", "--out", "new"],
+            ("--model no/model",),
+            id="no such model",
+        ),
+        pytest.param(
+            ["export", "full*2", "--to", "gguf", "--model", "no.gguf", "--out", "new"],
+            ("--model no.gguf cannot be read", "give the path of a GGUF file"),
+            id="no such file",
+        ),
         pytest.param(
             ["export", "full*2", "--to", "yaml", "--out", "new"],
             ("--recipe is missing", "name a recipe"),

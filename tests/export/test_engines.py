@@ -126,6 +126,7 @@ EXPANSIONS: dict[tuple[str, str | None], Callable[[Path, int], Masks]] = {
     ("tensorrt-llm", None): tensorrt,
     # flash_attn.py: (sliding_window - 1, 0); commandr.py adds 1 before.
     ("vllm", "llama"): serving("hf-overrides", lambda w: (w - 1, 0)),
+    ("vllm", "mistral"): serving("hf-overrides", lambda w: (w - 1, 0)),
     ("vllm", "ministral"): serving("hf-overrides", lambda w: (w - 1, 0)),
     ("vllm", "cohere2"): serving("hf-overrides", lambda w: (w + 1 - 1, 0)),
     # gemma3_causal.py subtracts 1; flashattention_backend.py hands that on as it is, and -1, its word for none, for 0.
@@ -135,7 +136,7 @@ EXPANSIONS: dict[tuple[str, str | None], Callable[[Path, int], Masks]] = {
 
 def test_engines_all_are_expanded_by_a_test() -> None:
     assert {target for target, _ in EXPANSIONS} == set(ENGINES) == set(TARGETS) - {
-        "hf", "hf-remote", "flex", "yaml", "json"
+        "hf", "hf-remote", "mlx", "gguf", "flex", "yaml", "json"
     }  # fmt: skip
 
 
@@ -165,7 +166,7 @@ def test_engine_file_names_release_sources_and_use(target: str, family: str | No
     head = "".join(
         line for line in write(MIXED, target, tmp_path / "new", family).read_text().splitlines() if line[:1] == "#"
     )
-    for said in (str(MIXED), engine.release, *engine.sources, engine.convention, engine.usage):
+    for said in (str(MIXED), engine.release, *engine.sources, engine.evidence, engine.convention, engine.usage):
         assert said in head
     if family is not None:
         assert SERVING_FAMILIES[target][family].source in head
@@ -210,11 +211,13 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
         ),
         ("litgpt", None, "full window:4+sink:2", ("LitGPT 0.5.13 supports no sinks", "nearest")),
         ("torchtitan", None, "full window:4+las:0.1", ("torchtitan 0.3.0 supports no LaS", "nearest")),
-        ("vllm", None, "full window:4", ("--to vllm needs --family", "llama, ministral")),
+        ("vllm", None, "full window:4", ("--to vllm needs --family", "llama, mistral, ministral")),
         ("vllm", "lama", "full window:4", ("--family 'lama'", "did you mean 'llama'")),
         ("vllm", "qwen3", "full window:4", ("vLLM 0.33.0 runs qwen3 all-full", "--model-impl transformers", "llama")),
         ("vllm", "qwen2", "full window:4", ("vLLM 0.33.0 runs qwen2 all-full", "--to hf --family qwen2")),
         ("vllm", "gpt_oss", "full window:4", ("hard-coded as 'window full'", "llama")),
+        ("vllm", "llama4", "full window:4", ("vLLM 0.33.0 does not start a llama4", "--family llama")),
+        ("vllm", "modernbert-decoder", "full*2", ("does not start a modernbert-decoder",)),
         ("sglang", "llama", "full window:4", ("SGLang 0.5.23 runs llama all-full", "gemma3, olmo3")),
         ("sglang", "qwen3", "full window:4", ("SGLang 0.5.23 runs qwen3 all-full", "gemma3, olmo3")),
         ("sglang", "cohere2", "full window:4", ("gives cohere2 no window", "gemma3, olmo3")),

@@ -123,7 +123,6 @@ def test_export_family_without_grouped_queries_refuses_them(family: str, tmp_pat
     ("target", "given", "words"),
     [
         ("hg", {"family": "qwen3"}, "did you mean 'hf'"),
-        ("hf", {}, "needs --family"),
         ("hf", {"family": "gwen3"}, "did you mean 'qwen3'"),
         ("yaml", {"family": "qwen3"}, "--family 'qwen3' has no meaning"),
         ("yaml", {"model": size(Schedule.parse("full*2"))}, "the schedule has 5 layers, the model 2"),
@@ -136,6 +135,34 @@ def test_export_wrong_request_is_refused(target: str, given: dict[str, Any], wor
         export(MIXED, target, **request)
     assert words in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("qk_norm", "family"), [(False, "granite_swa"), (True, "qwen3")])
+def test_export_to_hf_without_a_family_takes_the_one_of_the_decoder(qk_norm: bool, family: str, tmp_path: Path) -> None:
+    config = size(MIXED, qk_norm=qk_norm)
+    export(MIXED, "hf", model=config, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["model_type"] == family
+    save_weights(Decoder(config, VOCAB, MIXED).state_dict(), family, model=config, out=tmp_path)
+
+
+def test_save_weights_granite_swa_with_wide_heads_gives_the_decoders_logits(tmp_path: Path) -> None:
+    config = size(MIXED, "granite_swa", head_width=16)
+    decoder = strong_decoder(config, MIXED)
+    written(MIXED, "granite_swa", tmp_path, head_width=16)
+    save_weights(decoder.state_dict(), "granite_swa", model=config, out=tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    tokens = torch.randint(VOCAB, (1, TOKENS))
+    with torch.no_grad():
+        assert torch.allclose(decoder.logits(tokens), model(tokens).logits, rtol=1e-4, atol=1e-4)
+
+
+def test_write_config_of_gpt_oss_names_a_factor_that_scales_nothing(tmp_path: Path) -> None:
+    config = AutoConfig.from_pretrained(written(MIXED, "gpt_oss", tmp_path, rope_theta=500.0)[0].parent)
+    assert (config.rope_parameters["rope_type"], config.rope_parameters["factor"]) == ("yarn", 1.0)
+    rotary = AutoModelForCausalLM.from_config(config).model.rotary_emb
+    plain = 500.0 ** (-torch.arange(0, config.head_dim, 2) / config.head_dim)
+    assert torch.allclose(rotary.inv_freq, plain)
+    assert rotary.attention_scaling == 1.0
 
 
 @pytest.mark.parametrize("target", ["yaml", "json", "hf"])

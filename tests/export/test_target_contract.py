@@ -8,10 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError
-from layersearch.export import TARGETS, export
+from layersearch.export import TARGETS, decoder_source, export, export_model
+from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 
 SUPPORTED = Schedule.parse("window:5 full window:5 full")
@@ -22,6 +24,11 @@ UNLIMITED = {"hf-remote", "flex", "yaml", "json"}
 
 def write(schedule: Schedule, target: str, out: Path) -> list[Path]:
     model = ModelConfig(n_layers=len(schedule), d_model=32, n_heads=4, n_kv_heads=4, d_ff=48)
+    if target == "gguf":  # it writes weights
+        torch.manual_seed(0)
+        state = Decoder(model, 61, schedule).state_dict()
+        held = decoder_source(state, model, vocab_size=61, seq_len=23)
+        return export_model(schedule, target, held, out=out)[0]
     return export(schedule, target, model=model, vocab_size=61, seq_len=23, out=out, family=FAMILY.get(target))
 
 
