@@ -4,8 +4,8 @@
     python analysis/engines/executed.py mlx llama.cpp   # some engines only; the others' entries stay
     python analysis/engines/executed.py vllm --family olmo3
 
-`layersearch verify-export --engine` makes each entry of executed.json. An entry is written as soon as it is known. Exit
-code 1: an engine ran another schedule than its entry's, or did not run it at all.
+`layersearch verify-export --engine` makes each entry of executed.json. Exit code 1: an engine
+ran another schedule than its entry's, or did not run it at all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from layersearch.config.recipe import ModelConfig
 from layersearch.errors import LayersearchError
 from layersearch.export import FAMILIES, export, export_model, read_source
 from layersearch.export.engines import SERVING_FAMILIES
-from layersearch.export.verify.engines import ENVIRONMENTS, verify_in_engine
+from layersearch.export.verify.engines import ENVIRONMENTS, EngineProof, Experiment
+from layersearch.export.verify.engines.environments import find_python, run_engine
+from layersearch.export.verify.engines.loading import engine_model
 from layersearch.schedule import Schedule
 
 RECORD = Path(__file__).with_name("executed.json")
@@ -98,8 +100,8 @@ def source(family: str, out: Path) -> Path:
     return out
 
 
-def run(job: Job, folder: Path) -> dict[str, Any]:
-    """Export, run and return the entry."""
+def prepare(job: Job, folder: Path) -> Experiment:
+    """Export a model, and return its experiment."""
     out, size = folder / "exported", SIZE
     served = None
     if job.target == "vllm":
@@ -117,7 +119,12 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
         export_model(job.schedule, "hf", read_source(str(source("llama", folder / "m"))), out=out, family=job.family)
     else:
         export_model(job.schedule, job.target, read_source(str(source(job.family, folder / "m"))), out=out)
-    proof = verify_in_engine(out, job.engine, model=served)
+    asked, found = engine_model(out, job.engine, None, served)
+    return Experiment(job.engine, asked, found, str(out), folder / "model")
+
+
+def entry_of(proof: EngineProof) -> dict[str, Any]:
+    """Return what is recorded of a proof."""
     return {
         "version": proof.version,
         "schedule": proof.schedule,
@@ -135,29 +142,47 @@ def run(job: Job, folder: Path) -> dict[str, Any]:
     }
 
 
+def run(todo: list[Job], folder: Path) -> dict[Job, dict[str, Any]]:
+    """Export the jobs of one engine, run them in one process of it, and return their entries."""
+    experiments: dict[Job, Experiment] = {}
+    entries: dict[Job, dict[str, Any]] = {}
+    for number, job in enumerate(todo):
+        try:
+            experiments[job] = prepare(job, folder / str(number))
+        except LayersearchError as error:
+            entries[job] = {"schedule": str(job.schedule), "verdict": str(error)}
+    engine = todo[0].engine
+    requests = [experiment.request for experiment in experiments.values()]
+    for (job, experiment), result in zip(
+        experiments.items(), run_engine(engine, find_python(engine), requests, seconds=7200), strict=True
+    ):
+        try:
+            entries[job] = entry_of(experiment.judge(result))
+        except LayersearchError as error:
+            entries[job] = {"schedule": str(job.schedule), "verdict": str(error)}
+    return entries
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("engines", nargs="*", default=[], help=f"of {', '.join(ENVIRONMENTS)} (default: all)")
-    parser.add_argument("--family", help="this family only")
+    parser.add_argument("engines", nargs="*", default=list(ENVIRONMENTS), help="(default: %(default)s)")
+    parser.add_argument("--family", nargs="+", help="these families only")
     options = parser.parse_args()
-    found = {tuple(entry[key] for key in Job._fields): entry for entry in json.loads(RECORD.read_text())}
-    known = {tuple(job) for job in jobs()}
-    found = {key: entry for key, entry in found.items() if key in known}
+    found = {Job(*(entry[key] for key in Job._fields)): entry for entry in json.loads(RECORD.read_text())}
     wrong = 0
-    for job in jobs():
-        if (options.engines and job.engine not in options.engines) or options.family not in (None, job.family):
+    for engine in options.engines:
+        todo = [job for job in jobs() if job.engine == engine and (not options.family or job.family in options.family)]
+        if not todo:
             continue
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                entry = run(job, Path(folder))
-            except LayersearchError as error:
-                entry = {"schedule": str(job.schedule), "verdict": str(error).replace(folder, "DIR")}
-        wrong += entry["verdict"] != "proven"
-        date = datetime.date.today().isoformat()
-        found[tuple(job)] = {**job._asdict(), "date": date, **entry}
-        ordered = [found[tuple(one)] for one in jobs() if tuple(one) in found]
+            entries = run(todo, Path(folder))
+        for job, entry in entries.items():
+            entry["verdict"] = entry["verdict"].replace(folder, "DIR")
+            wrong += entry["verdict"] != "proven"
+            found[job] = {**job._asdict(), "date": datetime.date.today().isoformat(), **entry}
+            print(f"{job.engine} --to {job.target} {job.family}: {entry['verdict']}", flush=True)
+        ordered = [found[job] for job in jobs() if job in found]
         RECORD.write_text(json.dumps(ordered, indent=1) + "\n")
-        print(f"{job.engine} --to {job.target} {job.family}: {entry['verdict']}", flush=True)
     sys.exit(1 if wrong else 0)
 
 

@@ -14,7 +14,7 @@ from layersearch.errors import ExportError
 from layersearch.export import export_model, read_source
 from layersearch.export.verify.engines import EngineProof, Match
 from layersearch.export.verify.engines import gguf_files as gguf
-from layersearch.export.verify.engines.environments import DRIVERS, ENVIRONMENTS, find_python, run_engine
+from layersearch.export.verify.engines.environments import DRIVERS, ENVIRONMENTS, checked, find_python, run_engine
 from layersearch.export.verify.engines.references import Reference, candidates, load_state
 from layersearch.export.verify.engines.small_models import narrow, randomize
 from layersearch.schedule import Schedule
@@ -206,8 +206,9 @@ def test_run_engine_that_dies_is_one_line(tmp_path: Path) -> None:
     dying = tmp_path / "python"
     dying.write_text("#!/bin/sh\necho GGML_ASSERT failed >&2\nexit 134\n")
     dying.chmod(0o755)
-    with pytest.raises(ExportError, match=r"llama.cpp ended without a result \(GGML_ASSERT failed\)"):
-        run_engine("llama.cpp", dying, {"model": "x", "text": [1]})
+    (result,) = run_engine("llama.cpp", dying, [{"model": "x", "text": [1]}])
+    with pytest.raises(ExportError, match=r"llama.cpp does not run this model \(it ended .*: GGML_ASSERT failed\)"):
+        checked("llama.cpp", result)
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,14 @@ from typing import Any
 
 import torch
 
-from layersearch.export.verify.engines.environments import ENVIRONMENTS, find_python, run_engine
+from layersearch.export.verify.engines.environments import ENVIRONMENTS, checked, find_python, run_engine
 from layersearch.export.verify.engines.loading import Source, engine_model
 from layersearch.export.verify.engines.references import Reference, candidates
 from layersearch.export.verify.engines.small_models import EngineModel
 from layersearch.export.verify.mask_probe import text_length
 from layersearch.schedule import Schedule
 
-__all__ = ["ENVIRONMENTS", "EngineProof", "verify_in_engine"]
+__all__ = ["ENVIRONMENTS", "EngineProof", "Experiment", "verify_in_engine"]
 
 MARGIN = 4
 """The schedule that ran must be so many times nearer than the next."""
@@ -129,52 +129,69 @@ def verify_in_engine(
     """
     executable = find_python(engine, python)
     asked, source = engine_model(folder, engine, schedule, model)
-    proof = _prove(engine, executable, asked, source, str(folder), seed, own=True)
-    if proof.weights != "random" and not proof.told_apart:
-        proof = _prove(engine, executable, asked, source, str(folder), seed, own=False)
+    for own in (True, False):
+        with tempfile.TemporaryDirectory() as scratch:
+            experiment = Experiment(engine, asked, source, str(folder), Path(scratch, "model"), seed=seed, own=own)
+            proof = experiment.judge(run_engine(engine, executable, [experiment.request])[0])
+        if proof.told_apart or proof.weights == "random":
+            break
     return proof
 
 
-def _prove(engine: str, python: Path, asked: Schedule, source: Source, where: str, seed: int, own: bool) -> EngineProof:
-    """Run the experiment with the folder's own weights, if it has small ones and ``own``, or with random ones."""
-    tokens = max(MIN_TOKENS, text_length(asked, source.sizes, None))
-    prompts = _prompts(asked, tokens)
-    with tempfile.TemporaryDirectory() as scratch:
-        made = source.make(Path(scratch, "model"), tokens + NEW, own)
-        text = _text(made, tokens, seed)
-        request = {
-            "model": str(made.path.absolute()),
-            "text": text,
+class Experiment:
+    """One model for one engine: the request, and what its result proves."""
+
+    def __init__(
+        self, engine: str, asked: Schedule, source: Source, where: str, out: Path, *, seed: int = 0, own: bool = True
+    ) -> None:
+        """Write the model to ``out``: with its ``own`` weights if it has small ones, else with random ones."""
+        self._engine, self._asked, self._where = engine, asked, where
+        self._tokens = max(MIN_TOKENS, text_length(asked, source.sizes, None))
+        self._unused = min([*source.sizes, self._tokens // 2])
+        self._made = source.make(out, self._tokens + NEW, own)
+        self._text = _text(self._made, self._tokens, seed)
+        self.request = {
+            "model": str(self._made.path.absolute()),
+            "text": self._text,
             "logprobs": True,
-            "generate": [[prompt, NEW] for prompt in prompts],
+            "generate": [[prompt, NEW] for prompt in _prompts(asked, self._tokens)],
             "options": source.options,
         }
-        result = run_engine(engine, python, request)
-    reference = Reference(made.values, made.state, where, made.prepare)
-    found = torch.tensor(result["logprobs"])
-    index = torch.tensor(text[1:])[:, None]
-    matches: list[Match] = []
-    for name, other in candidates(asked, unused=min([*source.sizes, tokens // 2])):
-        row = reference.logprobs(text, other)[:-1].gather(1, index)[:, 0]
-        error = float((row - found).abs().nan_to_num(torch.inf).max())
-        matches.append(Match(name=name, schedule=str(other), error=error))
-    nearest, next_nearest = sorted(matches, key=lambda match: match.error)[:2]
-    equal, cache_error = _compare_generated(reference, asked, text, result["generated"])
-    return EngineProof(
-        engine=engine,
-        version=result["version"],
-        architecture=str(made.values["model_type"]),
-        schedule=str(asked),
-        tokens=tokens,
-        weights=made.weights,
-        asked=matches[0],
-        nearest=nearest,
-        next_nearest=next_nearest,
-        tried=len(matches),
-        generated=NEW * len(prompts),
-        equal=equal,
-        cache_error=cache_error,
-    )
+        """What `run_engine` takes."""
+
+    def judge(self, result: dict[str, Any]) -> EngineProof:
+        """Compare the engine's result with every candidate.
+
+        Raises:
+            ExportError: if the result is an error.
+        """
+        checked(self._engine, result)
+        made, text = self._made, self._text
+        reference = Reference(made.values, made.state, self._where, made.prepare)
+        found = torch.tensor(result["logprobs"])
+        index = torch.tensor(text[1:])[:, None]
+        matches: list[Match] = []
+        for name, other in candidates(self._asked, self._unused):
+            row = reference.logprobs(text, other)[:-1].gather(1, index)[:, 0]
+            error = float((row - found).abs().nan_to_num(torch.inf).max())
+            matches.append(Match(name=name, schedule=str(other), error=error))
+        nearest, next_nearest = sorted(matches, key=lambda match: match.error)[:2]
+        equal, cache_error = _compare_generated(reference, self._asked, text, result["generated"])
+        return EngineProof(
+            engine=self._engine,
+            version=result["version"],
+            architecture=str(made.values["model_type"]),
+            schedule=str(self._asked),
+            tokens=self._tokens,
+            weights=made.weights,
+            asked=matches[0],
+            nearest=nearest,
+            next_nearest=next_nearest,
+            tried=len(matches),
+            generated=sum(len(one["tokens"]) for one in result["generated"]),
+            equal=equal,
+            cache_error=cache_error,
+        )
 
 
 def _text(made: EngineModel, tokens: int, seed: int) -> list[int]:

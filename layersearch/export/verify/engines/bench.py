@@ -16,7 +16,7 @@ from layersearch.export.families import FAMILIES
 from layersearch.export.files import read_json
 from layersearch.export.hf import schedule_fields
 from layersearch.export.mlx import mlx_config
-from layersearch.export.verify.engines.environments import find_python, run_engine
+from layersearch.export.verify.engines.environments import checked, find_python, run_engine
 from layersearch.export.verify.engines.gguf_files import gguf_of
 from layersearch.export.verify.engines.loading import engine_model
 from layersearch.export.verify.loading import weight_files
@@ -108,7 +108,7 @@ def bench(
                     "bench": [[length, new] for length in tokens],
                     "options": {"room": new + 16, **variant.options},
                 }
-                result = run_engine(engine, executable, request)
+                result = checked(engine, run_engine(engine, executable, [request])[0])
                 found += [_timing(engine, result["version"], name, made, dict(one)) for one in result["bench"]]
     return found
 

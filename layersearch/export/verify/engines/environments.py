@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,18 +90,22 @@ def find_python(engine: str, given: Path | None = None) -> Path:
     return path.absolute()
 
 
-def run_engine(engine: str, python: Path, request: Mapping[str, Any], *, seconds: float = 1800) -> dict[str, Any]:
-    """Run an engine on a request of ``drivers/run.py`` in a process of its own, and return the result.
+def run_engine(
+    engine: str, python: Path, requests: Sequence[Mapping[str, Any]], *, seconds: float = 1800
+) -> list[dict[str, Any]]:
+    """Run an engine on requests of ``drivers/run.py``, and return their results.
+
+    The engine is loaded once, in a process of its own. A result may be an ``error``: `checked` raises it.
 
     Raises:
-        ExportError: if the engine refuses the model, ends without a result, or needs more than so many seconds.
+        ExportError: if the engine needs more than so many seconds, or does not load at all.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     with tempfile.TemporaryDirectory() as folder:
-        asked, out = Path(folder, "request.json"), Path(folder, "result.json")
-        asked.write_text(json.dumps({"options": {}, **request}), encoding="utf-8")
-        line = [str(python), str(DRIVERS / "run.py"), ENVIRONMENTS[engine].driver, str(asked), str(out)]
+        asked = Path(folder, "requests.json")
+        asked.write_text(json.dumps([{"options": {}, **request} for request in requests]), encoding="utf-8")
+        line = [str(python), str(DRIVERS / "run.py"), ENVIRONMENTS[engine].driver, str(asked), folder]
         try:
             done = subprocess.run(
                 line,
@@ -113,13 +117,17 @@ def run_engine(engine: str, python: Path, request: Mapping[str, Any], *, seconds
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; close what else runs, or shorten") from None
-        if not out.exists():
-            last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
-            raise ExportError(
-                f"{engine} ended without a result ({one_line(ValueError(last))}); see its own requirements"
-            )
-        result: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
+            raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; stop other work, and try again") from None
+        last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        results = []
+        for file in (Path(folder, f"{index}.json") for index in range(len(requests))):
+            died = {"error": f"it ended without a result: {last}"}
+            results.append(json.loads(file.read_text(encoding="utf-8")) if file.exists() else died)
+    return results
+
+
+def checked(engine: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Return a result, or raise its error as an `ExportError`."""
     if "error" in result:
         raise ExportError(
             f"{engine} does not run this model ({one_line(ValueError(result['error']))}); export it again"
