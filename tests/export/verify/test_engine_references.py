@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,13 @@ def test_gguf_of_another_architecture_is_refused(tmp_path: Path) -> None:
         gguf.gguf_of(tmp_path)
     (tmp_path / "a.gguf").write_bytes(b"GG")
     with pytest.raises(ExportError, match="no GGUF file"):
+        gguf.gguf_of(tmp_path)
+
+
+def test_gguf_file_without_the_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.gguf").touch()
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ExportError, match=r"pip install \"layersearch\[gguf\]\""):
         gguf.gguf_of(tmp_path)
 
 

@@ -67,10 +67,12 @@ class GgufFile:
         """Open a file.
 
         Raises:
-            ExportError: if it is no GGUF file, or its architecture is not known here.
+            ExportError: if it is no GGUF file, its architecture is not known here, or the package gguf is missing.
         """
-        import gguf
-
+        try:
+            import gguf
+        except ImportError:
+            raise ExportError(f'{path} needs the package gguf: pip install "layersearch[gguf]"') from None
         try:
             self._reader: Any = gguf.GGUFReader(path)
         except (OSError, ValueError, IndexError) as error:
