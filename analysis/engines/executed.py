@@ -168,7 +168,6 @@ def main() -> None:
     parser.add_argument("engines", nargs="*", default=list(ENVIRONMENTS), help="(default: %(default)s)")
     parser.add_argument("--family", nargs="+", help="these families only")
     options = parser.parse_args()
-    found = {Job(*(entry[key] for key in Job._fields)): entry for entry in json.loads(RECORD.read_text())}
     wrong = 0
     for engine in options.engines:
         todo = [job for job in jobs() if job.engine == engine and (not options.family or job.family in options.family)]
@@ -176,6 +175,7 @@ def main() -> None:
             continue
         with tempfile.TemporaryDirectory() as folder:
             entries = run(todo, Path(folder))
+        found = {Job(*(entry[key] for key in Job._fields)): entry for entry in json.loads(RECORD.read_text())}
         for job, entry in entries.items():
             entry["verdict"] = entry["verdict"].replace(folder, "DIR")
             wrong += entry["verdict"] != "proven"

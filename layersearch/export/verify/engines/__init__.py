@@ -155,7 +155,7 @@ class Experiment:
             "text": self._text,
             "logprobs": True,
             "generate": [[prompt, NEW] for prompt in _prompts(asked, self._tokens)],
-            "options": source.options,
+            "options": {"room": NEW, **source.options},
         }
         """What `run_engine` takes."""
 

@@ -106,5 +106,6 @@ def _folder(path: Path, asked: Schedule, options: Mapping[str, Any]) -> Source:
             return own_folder(file.parent, decoder, files, str(file))
         return random_folder(decoder, positions, out, str(file))
 
-    sizes = tuple(size for name in _SIZE_FIELDS if isinstance(size := decoder.get(name), int))
+    given = decoder | options.get("overrides", {})
+    sizes = tuple(size for name in _SIZE_FIELDS if isinstance(size := given.get(name), int))
     return Source(make=make, sizes=sizes, options=options)

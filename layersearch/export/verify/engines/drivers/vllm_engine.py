@@ -23,7 +23,7 @@ def version() -> str:
 
 
 class Model:
-    """One served folder. ``options``: ``overrides`` of config.json, ``impl``, ``chunk`` tokens a prefill step."""
+    """One served folder. ``options``: ``overrides`` of config.json, ``impl``, ``room`` for new tokens, ``chunk``."""
 
     def __init__(self, path: str, longest: int, options: dict[str, Any]) -> None:
         self._chunk = options.get("chunk", 512)
@@ -31,7 +31,7 @@ class Model:
             model=path,
             skip_tokenizer_init=True,
             dtype="float32",
-            max_model_len=longest + options.get("room", 64),
+            max_model_len=longest + options["room"],
             enforce_eager=True,
             hf_overrides=options.get("overrides", {}),
             model_impl=options.get("impl") or "auto",
