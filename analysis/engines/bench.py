@@ -99,7 +99,7 @@ def main() -> None:
                 if key in {(one["engine"], one["length"], one["repeat"]) for one in entries()}:
                     continue
                 folder = exported(options.model, options.work, engine)
-                passes = bench(folder, engine, tokens=[length - NEW], new=NEW, repeats=1)
+                passes = bench(folder, engine, tokens=[length - NEW - 1], new=NEW, repeats=1)
                 date = datetime.date.today().isoformat()
                 lines = [{"length": length, "repeat": repeat, "date": date, **one.to_dict()} for one in passes]
                 with RECORD.open("a", encoding="utf-8") as file:

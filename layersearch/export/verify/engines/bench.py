@@ -97,7 +97,7 @@ def bench(
     executable = find_python(engine, python)
     found = []
     with tempfile.TemporaryDirectory() as scratch:
-        made = _model(folder, engine, schedule, model, Path(scratch), max(tokens) + new)
+        made = _model(folder, engine, schedule, model, Path(scratch), max(tokens) + new + 1)
         generator = torch.Generator().manual_seed(0)
         text = torch.randint(made.vocab_size, (max(tokens),), generator=generator).tolist()
         for _ in range(repeats):
@@ -106,7 +106,7 @@ def bench(
                     "model": str(variant.path.absolute()),
                     "text": text,
                     "bench": [[length, new] for length in tokens],
-                    "options": {"room": new + 16, **variant.options},
+                    "options": {"room": new + 1, **variant.options},
                 }
                 result = checked(engine, run_engine(engine, executable, [request])[0])
                 found += [_timing(engine, result["version"], name, made, dict(one)) for one in result["bench"]]
