@@ -13,8 +13,12 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.presets import all_full
 
 LOGITS_TOLERANCE = 1e-4  # largest difference over the logits' norm, in float32
-_SCALES = ("embedding_multiplier", "attention_multiplier", "residual_multiplier", "logits_scaling", "logit_scale")
-"""Fields of families that use weights of the same names in another way."""
+_SCALES = dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale"), 1.0)
+"""Fields of families that use weights of the same names in another way, with the value at which they do not."""
+_LOGITS = "attention_multiplier"
+"""Another such field: it multiplies the attention logits."""
+_INERT = -1e3
+"""A sink up to this value changes nothing: attention logits are far above it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +45,9 @@ def compare_logits(model: Any, schedule: Schedule, tokens: int) -> LogitsProof |
         return size
     # Not named_parameters, which lists tied weights once.
     state = {name.removeprefix("model."): tensor for name, tensor in model.state_dict().items()}
+    sinks = {name for name in state if name.endswith(".self_attn.sinks")}
+    if all(float(state[name].max()) <= _INERT for name in sinks):
+        state = {name: tensor for name, tensor in state.items() if name not in sinks}
     decoders = [Decoder(size, text.vocab_size, each).eval() for each in (schedule, all_full(len(schedule)))]
     shapes = {name: value.shape for name, value in decoders[0].state_dict().items()}
     if shapes != {name: value.shape for name, value in state.items()}:
@@ -65,10 +72,11 @@ def _size(text: Any, model: Any) -> ModelConfig | str:
         return "not every layer applies RoPE to all dimensions"
     if getattr(text, "hidden_act", None) != "silu":
         return "its feed-forward layers are no SwiGLU"
-    if any(hasattr(text, name) for name in _SCALES):
-        return "it scales its hidden states or logits"
     heads = text.num_attention_heads
-    if (getattr(text, "head_dim", None) or text.hidden_size // heads) * heads != text.hidden_size:
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    if any(getattr(text, name, plain) != plain for name, plain in (*_SCALES.items(), (_LOGITS, head_dim**-0.5))):
+        return "it scales its hidden states or logits"
+    if head_dim * heads != text.hidden_size:
         return "its heads together are not as wide as the hidden states"
     if getattr(text, "rms_norm_eps", None) != 1e-6:
         return f"rms_norm_eps is {getattr(text, 'rms_norm_eps', None)}, the decoder's 1e-06"

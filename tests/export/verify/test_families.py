@@ -73,7 +73,8 @@ def test_verify_every_family_obeys_its_schedule(family: str, shape: str, tmp_pat
     assert [layer.pairs for layer in proof.layers] == [proof.tokens**2] * len(asked)
     assert all(layer.by_head for layer in proof.layers)
     assert proof.texts.longest == proof.tokens >= 32
-    assert (proof.logits is not None) == (family in DECODERS), proof.logits_reason
+    comparable = family in DECODERS and not FAMILIES[family].inert_weights  # random sinks do something
+    assert (proof.logits is not None) == comparable, proof.logits_reason
 
 
 @pytest.mark.parametrize("family", FAMILIES)
