@@ -114,6 +114,8 @@ class GgufFile:
             "max_position_embeddings": self.key("context_length"),
             "rms_norm_eps": self.key("attention.layer_norm_rms_epsilon"),
             "tie_word_embeddings": "output.weight" not in names,
+            "attention_bias": "blk.0.attn_q.bias" in names,
+            "mlp_bias": "blk.0.ffn_up.bias" in names,
             **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
         }
         rope = self._rope()
@@ -140,7 +142,15 @@ class GgufFile:
         factor = self.key("rope.scaling.factor", 1.0)
         if scaling == "linear":
             return base | {"rope_type": "linear", "factor": factor}
-        raise ExportError(f"{self.path}: no reference for rope.scaling.type {scaling!r}; known: none, linear")
+        if scaling == "yarn":
+            return base | {
+                "rope_type": "yarn",
+                "factor": factor,
+                "original_max_position_embeddings": self.key("rope.scaling.original_context_length"),
+                "beta_fast": self.key("rope.scaling.yarn_beta_fast", 32.0),
+                "beta_slow": self.key("rope.scaling.yarn_beta_slow", 1.0),
+            }
+        raise ExportError(f"{self.path}: no reference for rope.scaling.type {scaling!r}; known: none, linear, yarn")
 
     def rope_factors(self) -> Tensor | None:
         """Return by how much each rotation is slower than ``rope_theta`` says, (D/2,); None: by nothing."""
