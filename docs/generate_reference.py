@@ -11,6 +11,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import json
 import textwrap
 import types
 import typing
@@ -226,6 +227,49 @@ def records_page() -> str:
     )
 
 
+RECORD = DOCS.parent / "analysis" / "engines" / "executed.json"
+TITLES = {"hf": "transformers", "mlx": "MLX-LM", "llama.cpp": "llama.cpp", "vllm": "vLLM"}
+
+
+def executed() -> list[dict[str, Any]]:
+    """Return the exports that ran in engines and were proven there, as `analysis/engines/executed.py` recorded them."""
+    return [entry for entry in json.loads(RECORD.read_text(encoding="utf-8")) if entry["verdict"] == "proven"]
+
+
+def executed_in(target: str) -> str:
+    """Return the engines in which a target's exports ran, with releases, dates and families; empty: none did."""
+    parts = []
+    for engine, title in TITLES.items():
+        mine = [entry for entry in executed() if (entry["target"], entry["engine"]) == (target, engine)]
+        if mine:
+            release = mine[0]["version"].split()[1]
+            count = f"{len(mine)} families" if len(mine) > 1 else mine[0]["family"]
+            parts.append(f"{title} {release}, {count}, {max(entry['date'] for entry in mine)}")
+    return "; ".join(parts)
+
+
+def guide() -> str:
+    """Return the export guide, whose last column of targets comes from the record."""
+    lines = (DOCS / "how-to" / "export.md").read_text(encoding="utf-8").splitlines(keepends=True)
+    for index, line in enumerate(lines):
+        target = line.split("`")[1] if line.startswith("| `") else ""
+        if line.count("|") == 5 and target in TARGETS and (text := executed_in(target)):
+            lines[index] = f"{line.rsplit('|', 2)[0]}| {text} |\n"
+    return "".join(lines)
+
+
+def executed_table() -> str:
+    """Return every export that ran in an engine."""
+    text = "| `--to` | family | engine | schedule that ran | off by | next nearest | tokens with the cache | date |\n"
+    text += "|---|---|---|---|---|---|---|---|\n"
+    for one in executed():
+        release = f"{TITLES[one['engine']]} {one['version'].split()[1]}"
+        cells = (f"`{one['target']}`", f"`{one['family']}`", release, f"`{one['ran']}`", f"{one['error']:.0e}")
+        rest = (f"{one['next']}, {one['next_error']:.1g}", f"{one['equal']} of {one['generated']}", one["date"])
+        text += f"| {' | '.join((*cells, *rest))} |\n"
+    return text
+
+
 def names_page() -> str:
     """Return the names that flags and keys take: targets, engines, families, tasks, presets."""
     text = (
@@ -237,6 +281,8 @@ def names_page() -> str:
         f"| `{name}` | {plain(engine.name)} | `{engine.file}` | {plain(engine.convention)} |\n"
         for name, engine in ENGINES.items()
     )
+    text += "\n## Executed in engines\n\n`layersearch verify-export --engine` ran these on a CPU. Differences are the "
+    text += "largest of a log-probability, in nats.\n\n" + executed_table()
     text += "\n## Families (`--to hf --family`)\n\n| name | class in transformers |\n|---|---|\n"
     text += "".join(f"| `{name}` | `{family.architecture}` |\n" for name, family in FAMILIES.items())
     text += "\n## Generated tasks (`data.source`)\n\n| name | task |\n|---|---|\n"
@@ -278,3 +324,4 @@ if __name__ == "__main__":
     for path, text in pages().items():
         (DOCS / path).parent.mkdir(parents=True, exist_ok=True)
         (DOCS / path).write_text(text, encoding="utf-8")
+    (DOCS / "how-to" / "export.md").write_text(guide(), encoding="utf-8")

@@ -49,6 +49,8 @@ def test_package_imports_only_what_it_declares() -> None:
     """What another dependency happens to bring is not there under another release of it."""
     imported = set()
     for path in (ROOT / "layersearch").rglob("*.py"):
+        if path.parent.name == "drivers":  # each runs in the environment of its engine
+            continue
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 imported |= {alias.name.partition(".")[0] for alias in node.names}

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from layersearch.cli import (
+    bench_engine,
     confirm,
     convert,
     cost,
@@ -28,7 +29,21 @@ from layersearch.cli import (
 from layersearch.errors import EXIT_USER_ERROR, LayersearchError, did_you_mean
 from layersearch.version import __version__
 
-COMMANDS = (run, show, solve, confirm, optimal_l, plot, export, convert, verify_export, cost, schedule, presets)
+COMMANDS = (
+    run,
+    show,
+    solve,
+    confirm,
+    optimal_l,
+    plot,
+    export,
+    convert,
+    verify_export,
+    bench_engine,
+    cost,
+    schedule,
+    presets,
+)
 
 
 class _Parser(argparse.ArgumentParser):

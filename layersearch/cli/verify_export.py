@@ -8,29 +8,42 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from layersearch.cli.flags import add_shared
-from layersearch.errors import EXIT_NOT_PROVEN
+from layersearch.errors import EXIT_NOT_PROVEN, ExportError
 
 if TYPE_CHECKING:
     from layersearch.export.verify import Proof
+    from layersearch.export.verify.engines import EngineProof
+    from layersearch.schedule import Schedule
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="holds config.json and schedule.yaml")
     add("--schedule", help="the expected schedule (default: its schedule.yaml)")
+    add(
+        "--engine", metavar="NAME", help="run it in hf, vllm, mlx or llama.cpp, and tell which schedule the engine runs"
+    )
+    add("--engine-python", type=Path, metavar="PATH", help="the Python of the engine's environment")
+    add("--model", type=Path, metavar="DIR", help="with vllm.yaml: the served model, or its config.json")
     add("--attention", metavar="NAME", help="an attention implementation of transformers, such as eager or sdpa")
     add("--trust-remote-code", action="store_true", help="run the code in DIR; read it first")
     add_shared(parser, "--json")
 
 
 def run(options: argparse.Namespace) -> int:
-    """Verify the folder; return 0, or 1 if it does not do what its schedule says."""
+    """Verify the folder; return 0, or 1 if another schedule runs."""
     from layersearch.export.verify import verify
     from layersearch.schedule.files import schedule_argument
 
+    expected = None if options.schedule is None else schedule_argument(options.schedule)
+    if options.engine is not None:
+        return _run_engine(options, expected)
+    for flag, value in (("--engine-python", options.engine_python), ("--model", options.model)):
+        if value is not None:
+            raise ExportError(f"{flag} {value} needs --engine; add it, or drop {flag}")
     proof = verify(
         options.folder,
-        schedule=None if options.schedule is None else schedule_argument(options.schedule),
+        schedule=expected,
         trust_remote_code=options.trust_remote_code,
         attention=options.attention,
     )
@@ -39,6 +52,41 @@ def run(options: argparse.Namespace) -> int:
     else:
         _print_proof(proof)
     return 0 if proof.proven else EXIT_NOT_PROVEN
+
+
+def _run_engine(options: argparse.Namespace, expected: Schedule | None) -> int:
+    from layersearch.export.verify.engines import verify_in_engine
+
+    for flag, value in (("--attention", options.attention), ("--trust-remote-code", options.trust_remote_code)):
+        if value:
+            raise ExportError(f"{flag} has no meaning with --engine; drop it")
+    proof = verify_in_engine(
+        options.folder, options.engine, schedule=expected, python=options.engine_python, model=options.model
+    )
+    if options.json:
+        print(json.dumps(proof.to_dict(), indent=1))
+    else:
+        _print_engine_proof(proof)
+    return 0 if proof.proven else EXIT_NOT_PROVEN
+
+
+def _print_engine_proof(proof: EngineProof) -> None:
+    from layersearch.cli.tables import console
+
+    near, following = proof.nearest, proof.next_nearest
+    verdict = f"PROVEN: {proof.engine} ran the schedule" if proof.proven else f"NOT PROVEN: {proof.problem}"
+    lines = (
+        f"engine     {proof.version}",
+        f"model      {proof.architecture}, {proof.weights} weights, {proof.tokens:,} tokens",
+        f"schedule   {proof.schedule}",
+        f"nearest    {near.name}: '{near.schedule}', {near.error:.1e} nats off",
+        f"next       {following.name}: {following.error:.1e} nats off, of {proof.tried} schedules compared",
+        f"cache      {proof.equal} of {proof.generated} tokens past every window are the same without a cache, "
+        f"{proof.cache_error:.1e} nats off",
+        f"\n{verdict}",
+    )
+    for line in lines:
+        console().print(line, soft_wrap=True)
 
 
 def _print_proof(proof: Proof) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import runpy
 from pathlib import Path
 
@@ -18,6 +19,27 @@ REFERENCE = runpy.run_path(str(ROOT / "docs" / "generate_reference.py"))
 def test_reference_page_committed_equals_generated(page: str) -> None:
     committed = (ROOT / "docs" / page).read_text(encoding="utf-8")
     assert committed == REFERENCE["pages"]()[page], f"docs/{page} is out of date: run make docs-reference"
+
+
+def test_export_guide_executed_column_is_the_record() -> None:
+    committed = (ROOT / "docs" / "how-to" / "export.md").read_text(encoding="utf-8")
+    assert committed == REFERENCE["guide"](), "docs/how-to/export.md is out of date: run make docs-reference"
+    for target in ("hf", "mlx", "gguf", "vllm"):
+        assert REFERENCE["executed_in"](target), f"no engine ran --to {target}: run make test-engines"
+        assert f" {REFERENCE['executed_in'](target)} |" in committed
+
+
+def test_executed_record_every_entry_is_a_job_that_ran_its_schedule() -> None:
+    script = runpy.run_path(str(ROOT / "analysis" / "engines" / "executed.py"))
+    record = json.loads((ROOT / "analysis" / "engines" / "executed.json").read_text(encoding="utf-8"))
+    schedules = {tuple(job): str(job.schedule) for job in script["jobs"]()}
+    assert {job[:2] for job in schedules} == {(entry["engine"], entry["target"]) for entry in record}
+    for entry in record:
+        asked = schedules[entry["engine"], entry["target"], entry["family"]]
+        assert entry["verdict"] == "proven", entry
+        assert (entry["schedule"], entry["ran"]) == (asked, asked)
+        assert entry["equal"] == entry["generated"] > 0
+        assert 4 * entry["error"] <= entry["next_error"]
 
 
 def test_reference_folder_holds_generated_pages_only() -> None:

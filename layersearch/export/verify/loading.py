@@ -64,10 +64,10 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
             f"{file}: auto_map names code in the folder, which does not run without consent; read it, then give "
             "--trust-remote-code"
         )
-    return Folder(path=path, config=config, schedule=schedule, weights=_weights(path), remote=remote)
+    return Folder(path=path, config=config, schedule=schedule, weights=weight_files(path), remote=remote)
 
 
-def _weights(path: Path) -> tuple[Path, ...]:
+def weight_files(path: Path) -> tuple[Path, ...]:
     """Return the weight files, after a check that each is complete."""
     index, single = path / "model.safetensors.index.json", path / "model.safetensors"
     names = [single.name] if single.is_file() else []
@@ -105,7 +105,7 @@ _MAX_SIZES = {
 }
 """Largest values of fields that do not hold the schedule."""
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-_QUERIES_AND_KEYS = ("q_proj", "k_proj", "qkv", "query", "key")
+QUERIES_AND_KEYS = ("q_proj", "k_proj", "qkv", "query", "key")
 
 
 def read_config(folder: Folder) -> Any:
@@ -270,5 +270,5 @@ def _randomize(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
-            gain = 0.2 if any(part in name for part in _QUERIES_AND_KEYS) else 1.0
+            gain = 0.2 if any(part in name for part in QUERIES_AND_KEYS) else 1.0
             parameter.normal_(0.0, gain * parameter.shape[-1] ** -0.5, generator=generator)
