@@ -29,6 +29,13 @@ MODELS = {
 UNTIED = ("Llama 3.1 8B",)
 MEASURED = Path(__file__).with_name("memory.json")
 """Measured peaks: name -> keys of the recipe heal, ``whole_logits`` and ``peak`` in bytes."""
+HEALING = """**Estimate, not measured.**
+
+GiB of one rank on a GPU. Recipe `heal`: 1,024 tokens and one sequence a rank, half
+of the loss from the original, AdamW, bf16 autocast. `copies` are weights in bf16; under ZeRO-3 they are those that are
+gathered. `buffers` are DeepSpeed's. Its keys `stage3_max_live_parameters` and `reduce_bucket_size` lower both. The peak
+counts gradients, or activations, copies and logits, whichever are more.
+"""
 PARTS = ("weights", "original", "gradients", "optimizer", "activations", "copies", "logits", "buffers")
 
 
@@ -58,10 +65,7 @@ def main() -> None:
 
 def _print_healing(models: dict[str, HFDecoder]) -> None:
     print("\n# Memory of a healing\n")
-    print("Recipe `heal`: 1,024 tokens and one sequence a rank, half of the loss from the original, AdamW, bf16 autocast.")
-    print("GiB of one rank on a GPU. Estimate, not measured. The peak holds the larger of gradients and the rest of a step.")
-    print("`copies` are weights in bf16; under ZeRO-3 they are those that are gathered, and DeepSpeed's own keys")
-    print("`stage3_max_live_parameters` and `reduce_bucket_size` lower copies and buffers.\n")
+    print(HEALING)
     print(f"| model | GPUs | ZeRO | {' | '.join(PARTS)} | peak |\n|{'---|' * (len(PARTS) + 4)}")
     for name, model in models.items():
         recipe = load_convert_recipe("heal")
@@ -77,9 +81,10 @@ def _print_healing(models: dict[str, HFDecoder]) -> None:
                 )
                 print(f"| {name} | {gpus} | {stage} | {_cells(found)} | {found.training / 2**30:.1f} |")
     print("\n# Estimated and measured\n")
-    print("SmolLM2-135M on one rank of a CPU, GiB. Measured: the peak of the process's resident memory. `whole logits`: the")
-    print("code before losses were made in pieces, and its estimate.\n")
-    print(f"| healing | {' | '.join(PARTS)} | estimate | measured | measured / estimate |\n|{'---|' * (len(PARTS) + 4)}")
+    print("SmolLM2-135M on one rank of a CPU, GiB. Measured: the peak of the process's resident memory.")
+    print("`whole logits`: by the code before losses were made in pieces, and its estimate.\n")
+    head = f"| healing | {' | '.join(PARTS)} | estimate | measured | measured / estimate |"
+    print(f"{head}\n|{'---|' * (len(PARTS) + 4)}")
     for label, one in json.loads(MEASURED.read_text()).items():
         found = _cpu_estimate(models["SmolLM2-135M"], load_convert_recipe("heal", one["keys"]), one["whole_logits"])
         cells = f"{found.total / 2**30:.2f} | {one['peak'] / 2**30:.2f} | {one['peak'] / found.total:.2f}"

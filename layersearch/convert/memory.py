@@ -206,11 +206,13 @@ def check_free_memory(found: MemoryEstimate, model: str) -> None:
         free, needed, where = psutil.virtual_memory().available, found.ranks * found.total, "are free"
     if needed <= free:
         return
-    gib = 2**30
+    weights, activations, needed_gib, free_gib = (
+        value / 2**30 for value in (found.ranks * found.weights, found.ranks * found.activations, needed, free)
+    )
     raise ConfigError(
-        f"--model {model}: the conversion needs {needed / gib:.1f} GiB, of which {found.ranks * found.weights / gib:.1f} "
-        f"are weights and {found.ranks * found.activations / gib:.1f} activations; {free / gib:.1f} GiB {where}. "
-        "Lower training.seq_len or training.batch_size, set lora or only_attention, or give a smaller model"
+        f"--model {model}: the conversion needs {needed_gib:.1f} GiB (weights {weights:.1f}, activations "
+        f"{activations:.1f}), and {free_gib:.1f} GiB {where}; lower training.seq_len or training.batch_size, set lora "
+        "or only_attention, or give a smaller model"
     )
 
 

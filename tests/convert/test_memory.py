@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -13,7 +11,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig
 
 from layersearch.convert.config import ConvertRecipe, load_convert_recipe
-from layersearch.convert.memory import MemoryEstimate, check_free_memory, estimate_memory, step_bytes
+from layersearch.convert.memory import check_free_memory, estimate_memory, step_bytes
 from layersearch.convert.trainable import adapt
 from layersearch.errors import ConfigError
 from layersearch.model.hf_decoder import HFDecoder
@@ -112,8 +110,11 @@ def test_estimate_peak_is_that_of_a_real_step(keys: str) -> None:
             optimizer.step()
             optimizer.zero_grad()
     peak = live.peak + sum(value.nbytes for value in weights)
-    expected = found.weights + found.original + found.optimizer + max(
-        found.activations + found.copies + found.logits, found.gradients
+    expected = (
+        found.weights
+        + found.original
+        + found.optimizer
+        + max(found.activations + found.copies + found.logits, found.gradients)
     )
     assert expected == pytest.approx(peak, rel=0.2)
 
@@ -129,9 +130,7 @@ def test_estimate_zero_stages_shard_one_part_after_another() -> None:
     recipe = recipe_of("training.ranks=2", "distil=0.5", "training.precision=float32")
     counted = step_bytes(bare("wide"), recipe, Schedule.parse(SCHEDULE))
     whole = 4 * counted.parameters
-    parts = {
-        stage: estimate_memory(counted, recipe, {"zero_optimization": {"stage": stage}}) for stage in (0, 1, 2, 3)
-    }
+    parts = {stage: estimate_memory(counted, recipe, {"zero_optimization": {"stage": stage}}) for stage in (0, 1, 2, 3)}
     found = {stage: (one.weights, one.original, one.gradients, one.optimizer) for stage, one in parts.items()}
     assert found == {
         0: (whole, whole, whole, 2 * whole),

@@ -11,8 +11,8 @@ from torch import Tensor
 from layersearch.data.source import IGNORE
 from layersearch.model import head_loss
 from layersearch.model.hf_decoder import HFDecoder
+from layersearch.training.memory import LiveBytes
 from tests.helpers.hf_models import FAMILIES, FURTHER, VOCAB, make
-from tests.helpers.live_memory import LiveMemory
 
 TOKENS = 24
 
@@ -92,7 +92,7 @@ def test_hf_decoder_losses_in_pieces_never_hold_whole_logits(distil: float, monk
         if distil:
             routed.distil_from(HFDecoder(make("llama", **changes)), distil)
         given = torch.randint(vocab, (1, tokens))
-        with LiveMemory() as memory:
+        with LiveBytes([*routed.parameters(), given]) as memory:
             routed(given, given).backward()
         peaks.append(memory.peak)
     assert peaks[1] - peaks[0] < 4 * 256 * vocab / 2
