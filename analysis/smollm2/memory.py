@@ -73,7 +73,7 @@ def _print_healing(models: dict[str, HFDecoder]) -> None:
         assert counted.parameters == MODELS[name][0]
         for gpus in (1, 8):
             given = dataclasses.replace(recipe.training, ranks=gpus, batch_size=gpus, gpus=1)
-            for stage in (0, 2, 3) if gpus > 1 else (0,):
+            for stage in (0, 2, 3):
                 found = estimate_memory(
                     counted,
                     dataclasses.replace(recipe, training=given),

@@ -57,7 +57,7 @@ class MemoryEstimate:
     buffers: int
     """DeepSpeed's buffers."""
     whole: int
-    """Two copies of the whole weights: where the model is loaded, and where the saved one is compared."""
+    """The saved weights, loaded to compare logits; under ZeRO-3 the gathered ones too."""
     ranks: int
     on_gpu: bool
 
@@ -75,7 +75,7 @@ class MemoryEstimate:
     @property
     def total(self) -> int:
         """Peak of one rank."""
-        return max(self.training, LIBRARIES + self.original + self.whole)
+        return max(self.training, LIBRARIES + self.weights + self.original + self.whole)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -164,7 +164,7 @@ def estimate_memory(counted: StepBytes, recipe: ConvertRecipe, deepspeed: dict[s
         copies=copies,
         logits=counted.logits,
         buffers=buffers,
-        whole=8 * counted.parameters,
+        whole=(8 if stage == 3 else 4) * counted.parameters,
         ranks=ranks,
         on_gpu=on_gpu,
     )
@@ -203,7 +203,10 @@ def check_free_memory(found: MemoryEstimate, model: str) -> None:
     else:
         import psutil
 
-        free, needed, where = psutil.virtual_memory().available, found.ranks * found.total, "are free"
+        # Rank 0 alone saves the model, and the others still hold theirs.
+        saving = found.ranks * (LIBRARIES + found.weights + found.original) + found.whole
+        free, needed = psutil.virtual_memory().available, max(found.ranks * found.training, saving)
+        where = "are free"
     if needed <= free:
         return
     weights, activations, needed_gib, free_gib = (
