@@ -13,7 +13,7 @@ from typing import Any
 from layersearch.config.recipe import ModelConfig
 from layersearch.config.selection import SelectionConfig
 from layersearch.convert.config import ConvertRecipe, load_convert_recipe
-from layersearch.convert.memory import MemoryEstimate, estimate_memory, step_bytes
+from layersearch.convert.memory import MemoryEstimate, StepBytes, estimate_memory, step_bytes
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.kinds import skeleton
 from layersearch.schedule import presets
@@ -69,13 +69,13 @@ def _print_healing(models: dict[str, HFDecoder]) -> None:
     print(f"| model | GPUs | ZeRO | {' | '.join(PARTS)} | peak |\n|{'---|' * (len(PARTS) + 4)}")
     for name, model in models.items():
         recipe = load_convert_recipe("heal")
-        counted = step_bytes(model, recipe, presets.all_full(len(model.attention)))
-        assert counted.parameters == MODELS[name][0]
+        pieces, whole = (_count(model, recipe, whole_logits=whole_logits) for whole_logits in (False, True))
+        assert pieces.parameters == MODELS[name][0]
         for gpus in (1, 8):
             given = dataclasses.replace(recipe.training, ranks=gpus, batch_size=gpus, gpus=1)
             for stage in (0, 2, 3):
                 found = estimate_memory(
-                    counted,
+                    whole if stage == 3 else pieces,
                     dataclasses.replace(recipe, training=given),
                     {"zero_optimization": {"stage": stage}},
                 )
@@ -86,7 +86,9 @@ def _print_healing(models: dict[str, HFDecoder]) -> None:
     head = f"| healing | {' | '.join(PARTS)} | estimate | measured | measured / estimate |"
     print(f"{head}\n|{'---|' * (len(PARTS) + 4)}")
     for label, one in json.loads(MEASURED.read_text()).items():
-        found = _cpu_estimate(models["SmolLM2-135M"], load_convert_recipe("heal", one["keys"]), one["whole_logits"])
+        recipe = load_convert_recipe("heal", one["keys"])
+        counted = _count(models["SmolLM2-135M"], recipe, whole_logits=one["whole_logits"])
+        found = estimate_memory(counted, recipe, {})
         cells = f"{found.total / 2**30:.2f} | {one['peak'] / 2**30:.2f} | {one['peak'] / found.total:.2f}"
         print(f"| {label} | {_cells(found)} | {cells} |")
 
@@ -95,14 +97,14 @@ def _cells(found: MemoryEstimate) -> str:
     return " | ".join(f"{getattr(found, part) / 2**30:.2f}" for part in PARTS)
 
 
-def _cpu_estimate(model: HFDecoder, recipe: ConvertRecipe, whole_logits: bool) -> MemoryEstimate:
+def _count(model: HFDecoder, recipe: ConvertRecipe, *, whole_logits: bool) -> StepBytes:
+    """Count a step with logits by pieces, or with whole ones, as ZeRO-3 makes them."""
     usual = model.in_pieces
     model.in_pieces = not whole_logits
     try:
-        counted = step_bytes(model, recipe, presets.all_full(len(model.attention)))
+        return step_bytes(model, recipe, presets.all_full(len(model.attention)))
     finally:
         model.in_pieces = usual
-    return estimate_memory(counted, recipe, {})
 
 
 def _skeleton(name: str) -> HFDecoder:

@@ -29,7 +29,7 @@ from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_skeleton
 from layersearch.schedule import Schedule
 from layersearch.selection.memory import LIBRARIES
-from layersearch.training.deepspeed_config import deepspeed_config
+from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.memory import LiveBytes
 
 BUCKET = 500_000_000
@@ -53,7 +53,7 @@ class MemoryEstimate:
     copies: int
     """Weights cast to bf16, kept for the backward pass; under ZeRO-3 those that are gathered."""
     logits: int
-    """Logits of one piece of the text, with their softmax and gradient, and the head's gradient."""
+    """Logits with their softmax, and the head's gradient: of one piece of the text; under ZeRO-3 of all of it."""
     buffers: int
     """DeepSpeed's buffers."""
     whole: int
@@ -184,6 +184,7 @@ def plan_memory(
     skeleton = load_skeleton(model, trust_remote_code=trust_remote_code, rope=rope, tokens=recipe.training.seq_len)
     path = find_file(recipe.training.deepspeed, "trials/deepspeed", ".json")
     deepspeed = deepspeed_config(recipe.training, path)
+    skeleton.in_pieces &= zero_stage(path) != 3  # as the conversion does
     try:
         return estimate_memory(step_bytes(skeleton, recipe, schedule), recipe, deepspeed)
     except (DataDependentOutputException, DynamicOutputShapeException):

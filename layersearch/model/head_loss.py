@@ -50,7 +50,7 @@ def run_watched(model: Any, run: Callable[[], Tensor]) -> tuple[Tensor, bool]:
 @contextmanager
 def head_returns(head: nn.Linear, forward: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """Let the output layer return something else than logits. Its hooks run as ever; ZeRO-3 gathers weights there."""
-    head.forward = forward  # type: ignore[method-assign]
+    head.forward = forward  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
@@ -69,7 +69,9 @@ def mean_loss(head: nn.Linear, hidden: Tensor, loss: PieceLoss, weights: Tensor)
         loss: of one piece.
         weights: (N,), without a gradient.
     """
-    result: Tensor = _MeanLoss.apply(hidden, head.weight, head.bias, loss, weights)
+    result: Tensor = _MeanLoss.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, loss, weights
+    )
     return result
 
 
@@ -82,7 +84,9 @@ class _MeanLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
         wanted: list[bool] = list(ctx.needs_input_grad[:3])
         # Cast once for all pieces.
-        own = [value if value is None else value.detach().to(dtype) for value in (weight, bias)]
+        own_weight = weight.detach().to(dtype)
+        own_bias = None if bias is None else bias.detach().to(dtype)
+        own = (own_weight, own_bias)
         for value, needs in zip(own, wanted[1:], strict=True):
             if value is not None:
                 value.requires_grad_(needs)
@@ -96,7 +100,7 @@ class _MeanLoss(torch.autograd.Function):
         for at in pieces(len(hidden), len(weight)):
             with torch.enable_grad():
                 states = hidden[at].detach().requires_grad_(wanted[0])
-                logits = F.linear(states.to(dtype), *own)
+                logits = F.linear(states.to(dtype), own_weight, own_bias)
                 part = (loss(logits.float(), at) * weights[at]).sum()
             total += part.detach()
             if not any(wanted):

@@ -66,7 +66,7 @@ def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int
     return count
 
 
-class LiveBytes(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow the storages that operators make within this context, on fake tensors too.
 
     Args:
@@ -74,7 +74,7 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = 0
         """Bytes that live now."""
         self.peak = 0
