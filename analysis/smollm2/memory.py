@@ -34,7 +34,7 @@ HEALING = """**Estimate, not measured.**
 GiB of one rank on a GPU. Recipe `heal`: 1,024 tokens and one sequence a rank, half
 of the loss from the original, AdamW, bf16 autocast. `copies` are weights in bf16; under ZeRO-3 they are those that are
 gathered. `buffers` are DeepSpeed's. Its keys `stage3_max_live_parameters` and `reduce_bucket_size` lower both. The peak
-counts gradients, or activations, copies and logits, whichever are more.
+counts gradients, or activations, copies and logits, whichever are more; under ZeRO-3 all of them.
 """
 PARTS = ("weights", "original", "gradients", "optimizer", "activations", "copies", "logits", "buffers")
 

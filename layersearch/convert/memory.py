@@ -9,7 +9,8 @@ Shapes: P parameters of which S are trained, R ranks, T tokens, d hidden width, 
 - buffers: what DeepSpeed allocates for its reductions, and the weights that ZeRO-3 gathers.
 
 A step's peak is at the end of the forward pass, where activations are whole, or at the end of the backward pass, where
-gradients are. In between both change about linearly. Saving loads the saved weights to compare logits.
+gradients are. In between both change about linearly. ZeRO-3 keeps a buffer for all gradients.
+Saving loads the saved weights to compare logits.
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ class MemoryEstimate:
     """DeepSpeed's buffers."""
     whole: int
     """The saved weights, loaded to compare logits; under ZeRO-3 the gathered ones too."""
+    zero_stage: int
     ranks: int
     on_gpu: bool
 
@@ -70,6 +72,8 @@ class MemoryEstimate:
         """Peak of a training step, with `LIBRARIES`."""
         forward = self.activations + self.copies + self.logits
         kept = self.weights + self.original + self.optimizer + self.buffers
+        if self.zero_stage == 3:  # DeepSpeed keeps one buffer for all gradients
+            return LIBRARIES + kept + forward + self.gradients
         return LIBRARIES + kept + max(forward, self.gradients)
 
     @property
@@ -165,6 +169,7 @@ def estimate_memory(counted: StepBytes, recipe: ConvertRecipe, deepspeed: dict[s
         logits=counted.logits,
         buffers=buffers,
         whole=(8 if stage == 3 else 4) * counted.parameters,
+        zero_stage=stage,
         ranks=ranks,
         on_gpu=on_gpu,
     )

@@ -17,6 +17,7 @@ from layersearch.errors import ConfigError
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.kinds import skeleton
 from layersearch.schedule import Schedule
+from layersearch.selection.memory import LIBRARIES
 from layersearch.training.memory import LiveBytes
 from layersearch.training.optimizer import make_optimizer
 
@@ -140,6 +141,8 @@ def test_estimate_zero_stages_shard_one_part_after_another() -> None:
     }
     # The weights of both models are gathered whole, for this one is small.
     assert parts[3].copies == 2 * whole
+    names = ("weights", "original", "gradients", "optimizer", "activations", "copies", "logits", "buffers")
+    assert parts[3].training == LIBRARIES + sum(getattr(parts[3], name) for name in names)
 
 
 def test_check_free_memory_names_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
