@@ -16,6 +16,7 @@ from layersearch.cli.flags import add_key, add_shared, data_overrides, seed
 from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
+    from layersearch.convert.config import ConvertRecipe
     from layersearch.convert.run import Conversion
     from layersearch.schedule import Schedule
 
@@ -38,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--family", help="save as this family, or hf-remote (default: a stock family that can hold the schedule)")
     add("--seed", type=seed, default=0, help="seed of the data order (default: %(default)s)")
     add("--trust-remote-code", action="store_true", help="run the modeling code in the model's folder")
+    add("--dry-run", action="store_true", help="print the memory by part, and whether it is free; train nothing")
     add_shared(parser, "--data", "--set", "--json")
 
 
@@ -47,6 +49,9 @@ def run(options: argparse.Namespace) -> None:
 
     name, model, schedule, own = _what(options)
     recipe = load_convert_recipe(name, [*own, *data_overrides(options.data), *options.overrides])
+    if options.dry_run:
+        _print_memory(recipe, model, schedule, options)
+        return
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.convert.run import convert
 
@@ -63,6 +68,22 @@ def run(options: argparse.Namespace) -> None:
                 listener=display.steps,
             )
         print_conversion(found, schedule, output, options.json, family=options.family)
+
+
+def _print_memory(recipe: ConvertRecipe, model: str, schedule: Schedule, options: argparse.Namespace) -> None:
+    from layersearch.cli.tables import console, memory_text
+    from layersearch.convert.memory import check_free_memory, plan_memory
+
+    found = plan_memory(recipe, model, schedule, trust_remote_code=options.trust_remote_code)
+    if options.json:
+        print(json.dumps({"memory": None if found is None else found.to_dict()}, indent=1))
+        return
+    training = recipe.training
+    screen = console()
+    screen.print(f"{training.steps} steps of {training.batch_size} x {training.seq_len:,} tokens, recipe {recipe.name}")
+    screen.print(f"memory of a rank: {memory_text(found)}")
+    if found is not None:
+        check_free_memory(found, model)
 
 
 def _what(options: argparse.Namespace) -> tuple[str, str, Schedule, Sequence[str]]:

@@ -70,8 +70,9 @@ def print_selection(result: Result, run: Path, as_json: bool, more: Mapping[str,
 
 def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool, *, heal: bool = False) -> None:
     """Print the plan of a selection, and of the healing after it: its work, its memory, its placements."""
-    from layersearch.cli.tables import size
+    from layersearch.cli.tables import memory_text, size
     from layersearch.convert.heal import plan_heal
+    from layersearch.convert.memory import check_free_memory
     from layersearch.schedule.bound_space import BoundSpace
     from layersearch.study.selection_plan import check_memory, plan_of
 
@@ -81,7 +82,10 @@ def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool, *, he
     assert config is not None
     healing = plan_heal(recipe, plan) if heal else None
     if as_json:
-        more = {"heal": plain(healing)} if healing else {}
+        more = {}
+        if healing is not None:
+            memory = None if healing.memory is None else healing.memory.to_dict()
+            more = {"heal": plain(healing) | {"memory": memory}}
         print(json.dumps(plain(plan) | {"memory_bytes": plan.memory.total} | more, indent=1))
         return
     kept, units = plan.memory, f"{config.selection_units} texts and {config.selection_units} retrieval examples"
@@ -100,10 +104,7 @@ def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool, *, he
     if healing is not None:
         rows["healing"] = f"{healing.steps} steps of {healing.tokens:,} tokens, distillation weight {healing.distil:g}"
         rows["healing's work"] = f"about {healing.flops:.3g} FLOPs"
-        rows["healing's memory"] = (
-            f"{size(healing.model_bytes)} for weights, gradients, optimizer state and the original; activations and "
-            "logits come on top"
-        )
+        rows["healing's memory"] = memory_text(healing.memory)
     screen = console()
     grid = table("", "", left=2, show_header=False)
     for row in rows.items():
@@ -113,6 +114,8 @@ def print_plan(recipe: Recipe, space: Space, budget: float, as_json: bool, *, he
         placements.add_row(name, f"{bound.cost(schedule):.3f}", compact(schedule))
     screen.print(grid, "", placements, sep="\n")
     check_memory(recipe, plan)
+    if healing is not None and healing.memory is not None:
+        check_free_memory(healing.memory, str(recipe.pretrained))
 
 
 def _winner_sentence(row: MeasureRow, by: dict[Any, MeasureRow], result: Result) -> str:

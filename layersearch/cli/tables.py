@@ -1,9 +1,14 @@
 """Consoles and tables of the commands."""
 
-from typing import IO, Any
+from __future__ import annotations
+
+from typing import IO, TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from layersearch.convert.memory import MemoryEstimate
 
 WIDTH = 100  # columns where there is no terminal to ask
 
@@ -36,3 +41,14 @@ def size(count: float) -> str:
             break
         count /= 1024
     return f"{count:,.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+
+
+def memory_text(found: MemoryEstimate | None) -> str:
+    """Return the memory of a conversion's rank in words, by part."""
+    if found is None:
+        return "not estimated: the model's code branches on values"
+    names = ("weights", "original", "gradients", "optimizer", "activations", "copies", "logits", "buffers")
+    labels = {"optimizer": "optimizer state", "copies": "bf16 copies of weights"}
+    parts = ((labels.get(name, name), getattr(found, name)) for name in names)
+    said = f"about {size(found.total)}: " + ", ".join(f"{label} {size(part)}" for label, part in parts if part)
+    return said + ", rest libraries" + (f"; {found.ranks} ranks take as much each" if found.ranks > 1 else "")

@@ -133,14 +133,21 @@ class _Converter:
         """Return the model on this rank's device: sharded under ZeRO-3 on several ranks."""
         job, tokens = self.job, self.recipe.training.seq_len
         if self.zero == 3 and self.group.size > 1:
-            return load_sharded(
-                job.model, self.config(), trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens
+            return self._plain(
+                load_sharded(
+                    job.model, self.config(), trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens
+                )
             )
         # The process that started this one compared the logits, or this one did at its first load.
         routed = load_pretrained(
             job.model, trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens, check=False
         )
-        return routed.to(self.group.device)
+        return self._plain(routed.to(self.group.device))
+
+    def _plain(self, routed: HFDecoder) -> HFDecoder:
+        """Return the decoder, with whole logits under ZeRO-3, whose gathers were not tested with pieces of them."""
+        routed.in_pieces &= self.zero != 3
+        return routed
 
     def config(self) -> dict[str, Any]:
         """Return the DeepSpeed configuration of the last stage."""
@@ -155,7 +162,7 @@ class _Converter:
         done = {found.moment for found in self.folder.evaluations()}
         if "converted" in done and self.folder.model.is_dir():
             return
-        routed = self.load(self.job.rope) if routed is None else routed.to(self.group.device)
+        routed = self.load(self.job.rope) if routed is None else self._plain(routed.to(self.group.device))
         if "original" not in done:
             # The original is evaluated at the new length without RoPE scaling.
             original = routed if self.job.rope is None else self.load({"rope_type": "default"})

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from layersearch.config.recipe import Recipe
 from layersearch.convert.config import load_convert_recipe
+from layersearch.convert.memory import MemoryEstimate, plan_memory
 from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results.held_out import measure_rows
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, presets
 from layersearch.study.saved_run import load_records, load_request, load_result
 from layersearch.study.selection_plan import SelectionPlan
 
@@ -82,9 +83,8 @@ class HealPlan:
     """Weight of distillation."""
     flops: float
     """About; one multiply-add = one FLOP."""
-    model_bytes: int
-    """Weights, gradients and AdamW's moments in float32, and the original's weights to distill from. Activations and
-    logits come on top."""
+    memory: MemoryEstimate | None
+    """With full attention, whose activations take no less; None: not known."""
 
 
 def plan_heal(recipe: Recipe, plan: SelectionPlan) -> HealPlan:
@@ -104,5 +104,5 @@ def plan_heal(recipe: Recipe, plan: SelectionPlan) -> HealPlan:
         tokens=own.training.batch_size * own.training.seq_len,
         distil=own.distil,
         flops=passes * plan.flops / plan.passes,
-        model_bytes=plan.parameters * (20 if own.distil else 16),
+        memory=plan_memory(own, str(recipe.pretrained), presets.all_full(recipe.model.n_layers)),
     )

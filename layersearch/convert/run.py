@@ -17,6 +17,7 @@ import torch.distributed
 from layersearch.config.loader import build, find_file
 from layersearch.convert.config import ConvertRecipe, resolve_stages
 from layersearch.convert.converter import Job, Listener, Step, convert_here, open_retrieval
+from layersearch.convert.memory import check_free_memory, plan_memory
 from layersearch.convert.ranks import run_ranks
 from layersearch.convert.run_folder import ConvertFolder, Evaluation, Moment
 from layersearch.convert.save import target_family
@@ -97,6 +98,10 @@ def convert(
     # Transformers imports DeepSpeed, which then looks for its accelerator.
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if group.device == "cpu" else "cuda")
     alone = recipe.training.ranks == 1
+    if not (Path(out) / "model").is_dir():
+        memory = plan_memory(recipe, model, schedule, trust_remote_code=trust_remote_code)
+        if memory is not None:
+            check_free_memory(memory, model)
     routed = (load_pretrained if alone else load_skeleton)(
         model,
         trust_remote_code=trust_remote_code,

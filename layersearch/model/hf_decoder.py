@@ -7,9 +7,11 @@ transformers passes every attention layer's queries, keys and values to a regist
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layersearch.data.quiet import quiet as quiet  # also for those that import it from here
@@ -17,6 +19,7 @@ from layersearch.data.source import IGNORE
 from layersearch.errors import ConfigError, LayersearchError
 from layersearch.model.attention.dispatch import attend
 from layersearch.model.decoder import mean_over_scored, token_losses
+from layersearch.model.head_loss import head_returns, losses_and_hits, mean_loss, run_watched
 from layersearch.schedule import Schedule, Span
 
 ATTENTION_NAME = "layersearch"
@@ -129,7 +132,7 @@ class HFDecoder(nn.Module):
         model.eval()
         with torch.no_grad(), quiet():
             stock = model(input_ids=tokens, use_cache=False).logits if check else None
-            calls, logits = _probe(model, tokens)
+            calls, logits, self.in_pieces = _probe(model, tokens)
         model.train(training)
         self.model = model
         self.attention = [call.module for call in calls]
@@ -151,6 +154,7 @@ class HFDecoder(nn.Module):
                     f"{type(model).__name__}: with this package's attention its logits differ from the stock model's "
                     f"by {difference:.2g} of their size, so its own attention does more; give another architecture"
                 )
+        # `in_pieces` says that losses are made without whole logits: nothing changes them after the output layer.
         self.teacher: tuple[HFDecoder, float] | None = None
         """The model to distill from, and its weight. A tuple, so that its weights are not this module's."""
         self.set_schedule(self.original)
@@ -197,18 +201,60 @@ class HFDecoder(nn.Module):
     def forward(self, tokens: Tensor, targets: Tensor, reduce: bool = True) -> Tensor | tuple[Tensor, Tensor]:
         """Return the cross-entropy of the targets in nats; arguments and result as in `Decoder.forward`.
 
-        With a teacher the reduced loss is the weighted sum of `distil_from`. Losses by token do not include it.
+        With a teacher the reduced loss is the weighted sum of `distil_from`. Losses by token do not include it, and
+        have no gradient.
         """
+        if not self.in_pieces:
+            return self._whole_forward(tokens, targets, reduce)
+        head, shape, wanted = self.model.get_output_embeddings(), targets.shape, targets.flatten()
+        if not reduce:
+            made = head.forward
+            with head_returns(head, lambda hidden: losses_and_hits(head, made, hidden.flatten(0, 1), wanted)):
+                found = self.logits(tokens)
+            return found[:, 0].view(shape), found[:, 1].view(shape).bool()
+        target_logits, weight = self._target_logits(tokens)
+
+        def loss(logits: Tensor, at: slice) -> Tensor:
+            losses = F.cross_entropy(logits, wanted[at], ignore_index=IGNORE, reduction="none")
+            if target_logits is None:
+                return losses
+            return (1.0 - weight) * losses + weight * token_kl(target_logits(at), logits)
+
+        scored = targets != IGNORE
+        shares = (scored / (scored.sum(dim=1, keepdim=True) * len(scored))).flatten()
+        with head_returns(head, lambda hidden: mean_loss(head, hidden.flatten(0, 1), loss, shares)):
+            return self.logits(tokens)
+
+    @torch.no_grad()
+    def _target_logits(self, tokens: Tensor) -> tuple[Callable[[slice], Tensor] | None, float]:
+        """Return what makes the teacher's logits of some positions, (n, V), and its weight; None: no teacher."""
+        if self.teacher is None:
+            return None, 0.0
+        teacher, weight = self.teacher
+        if not teacher.in_pieces:
+            whole = teacher.logits(tokens).flatten(0, 1)
+            return lambda at: whole[at].float(), weight
+        head = teacher.model.get_output_embeddings()
+        with head_returns(head, lambda hidden: hidden):
+            hidden = teacher.logits(tokens).flatten(0, 1)
+
+        @torch.no_grad()
+        def some(at: slice) -> Tensor:
+            return head(hidden[at]).float()
+
+        return some, weight
+
+    def _whole_forward(self, tokens: Tensor, targets: Tensor, reduce: bool) -> Tensor | tuple[Tensor, Tensor]:
+        """Do the same with the logits of all positions at once, for a family that changes them after its head."""
         logits = self.logits(tokens).float()
         losses = token_losses(logits, targets)
         if not reduce:
             return losses, logits.argmax(-1) == targets
-        if self.teacher is not None:
-            teacher, weight = self.teacher
-            with torch.no_grad():
-                target_logits = teacher.logits(tokens).float()
+        target_logits, weight = self._target_logits(tokens)
+        if target_logits is not None:
+            kl = token_kl(target_logits(slice(None)), logits.flatten(0, 1)).view_as(losses)
             # Where a target is not scored, its cross-entropy is 0 already.
-            losses = (1.0 - weight) * losses + weight * token_kl(target_logits, logits) * (targets != IGNORE)
+            losses = (1.0 - weight) * losses + weight * kl * (targets != IGNORE)
         return mean_over_scored(losses, targets)
 
 
@@ -218,8 +264,12 @@ def token_kl(target_logits: Tensor, logits: Tensor) -> Tensor:  # (..., V), (...
     return (target.exp() * (target - model)).sum(-1)
 
 
-def _probe(model: Any, tokens: Tensor) -> tuple[list[AttentionCall], Tensor]:
-    """Replace the model's attention and run it once; return the layers' calls, bottom first, and the logits."""
+def _probe(model: Any, tokens: Tensor) -> tuple[list[AttentionCall], Tensor, bool]:
+    """Replace the model's attention and run it once.
+
+    Returns:
+        The layers' calls, bottom first, the logits, and what `makes_logits` returns.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION_NAME, span_attention)
@@ -232,7 +282,7 @@ def _probe(model: Any, tokens: Tensor) -> tuple[list[AttentionCall], Tensor]:
         raise LayersearchError(f"{kind} does not use transformers' attention interface; give another architecture")
     _PROBED.clear()
     try:
-        logits = model(input_ids=tokens, use_cache=False).logits
+        logits, unchanged = run_watched(model, lambda: model(input_ids=tokens, use_cache=False).logits)
         calls = sorted(_PROBED, key=lambda call: getattr(call.module, "layer_idx", -1))
     finally:
         _PROBED.clear()
@@ -246,7 +296,7 @@ def _probe(model: Any, tokens: Tensor) -> tuple[list[AttentionCall], Tensor]:
         raise LayersearchError(
             f"{kind}: its layers differ in number or width of heads or in softcapping; give one whose layers are alike"
         )
-    return calls, logits
+    return calls, logits, unchanged
 
 
 def _check_layer_types(config: Any, original: Schedule) -> None:

@@ -3,9 +3,13 @@
 import contextlib
 import ctypes
 import sys
+import weakref
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.model.decoder import Decoder
@@ -60,6 +64,50 @@ def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int
         count = sum(size for address, size in kept.items() if address not in weights)
     del loss
     return count
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Follow the storages that operators make within this context, on fake tensors too.
+
+    Args:
+        given: tensors that are not counted.
+    """
+
+    def __init__(self, given: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = 0
+        """Bytes that live now."""
+        self.peak = 0
+        """Most bytes that lived at once."""
+        self.copies = 0
+        """The part of ``alive`` that are given tensors in another type."""
+        self._given = {tensor.untyped_storage()._cdata for tensor in given}
+        self._seen = set(self._given)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        cast = func is torch.ops.aten._to_copy.default and args[0].untyped_storage()._cdata in self._given
+        for tensor in out if isinstance(out, tuple | list) else (out,):
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage(), cast)
+        return out
+
+    def _note(self, storage: torch.UntypedStorage, cast: bool) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._seen:
+            return
+        self._seen.add(key)
+        self._change(size, cast)
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._free, key, size, cast)
+
+    def _free(self, key: int, size: int, cast: bool) -> None:
+        self._seen.discard(key)
+        self._change(-size, cast)
+
+    def _change(self, size: int, cast: bool) -> None:
+        self.alive += size
+        self.copies += size if cast else 0
 
 
 def reset_peak_memory(device: str) -> None:

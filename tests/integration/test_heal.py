@@ -123,4 +123,16 @@ def test_run_heal_ends_with_a_healed_model_and_resumes(folder: Path) -> None:
 def test_run_heal_dry_run_states_the_healing(folder: Path) -> None:
     plan = json.loads(layersearch(*search(folder, "--heal", "--dry-run", "--json"), at=folder).stdout)
     assert (plan["heal"]["steps"], plan["heal"]["tokens"]) == (40, TOKENS)
-    assert plan["heal"]["model_bytes"] == 20 * plan["parameters"]
+    memory = plan["heal"]["memory"]
+    assert memory["weights"] == memory["original"] == memory["gradients"] == 4 * plan["parameters"]
+    assert memory["total"] > 20 * plan["parameters"]
+
+
+def test_convert_dry_run_prints_the_memory_and_trains_nothing(folder: Path) -> None:
+    words = ("convert", "--run", "run", "--out", "planned", "--dry-run")
+    memory = json.loads(layersearch(*words, "--json", at=folder).stdout)["memory"]
+    assert memory["activations"] > 0 < memory["logits"]
+    said = layersearch(*words, at=folder).stdout
+    assert "40 steps of 1 x 160 tokens, recipe heal" in said
+    assert "activations" in said
+    assert not (folder / "planned").exists()
