@@ -204,7 +204,7 @@ class HFDecoder(nn.Module):
         With a teacher the reduced loss is the weighted sum of `distil_from`. Losses by token do not include it, and
         have no gradient.
         """
-        if not self.in_pieces:
+        if not self.in_pieces or targets.is_meta:  # fvcore traces a model without storage, and counts all logits
             return self._whole_forward(tokens, targets, reduce)
         head, shape, wanted = self.model.get_output_embeddings(), targets.shape, targets.flatten()
         if not reduce:
