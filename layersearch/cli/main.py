@@ -11,11 +11,24 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from layersearch.cli import confirm, convert, cost, export, optimal_l, plot, presets, run, show, solve, verify_export
+from layersearch.cli import (
+    confirm,
+    convert,
+    cost,
+    export,
+    optimal_l,
+    plot,
+    presets,
+    report,
+    run,
+    show,
+    solve,
+    verify_export,
+)
 from layersearch.errors import EXIT_USER_ERROR, LayersearchError, did_you_mean
 from layersearch.version import __version__
 
-COMMANDS = (run, show, solve, confirm, optimal_l, plot, export, convert, verify_export, cost, presets)
+COMMANDS = (run, show, solve, confirm, optimal_l, plot, report, export, convert, verify_export, cost, presets)
 
 
 class _Parser(argparse.ArgumentParser):
