@@ -36,26 +36,24 @@ def _watch(runs: list[Path], out: Path, every: int) -> None:
     from layersearch.report.page import write_report
 
     idle, seen = 0, None
-    while idle < 2:
+    while True:
         idle = 0 if any(goes_on(path) for path in runs) else idle + 1
+        if idle == 2:
+            return
         now = _stamps(runs)
         if now != seen:
             try:
-                write_report(runs, out, watched=True)
-                print(f"report: {out}", file=sys.stderr, flush=True)
+                print(f"report: {write_report(runs, out, watched=True)}", file=sys.stderr, flush=True)
             except LayersearchError as error:
-                if seen is None or not idle:  # a folder that is just being written may look damaged
-                    print(f"report: {error}", file=sys.stderr, flush=True)
-                    if seen is None:
-                        raise
+                if seen is None:
+                    raise
+                print(f"report: {error}", file=sys.stderr, flush=True)  # tried again after the next trial
             seen = now
-        if idle < 2:
-            time.sleep(1 if idle else every)
+        time.sleep(1 if idle else every)
 
 
 def _stamps(runs: list[Path]) -> list[tuple[str, int]]:
-    """Return what changes when a trial or a step ends: the records' sizes and times."""
-    files = [
-        file for path in runs for name in ("trials.jsonl", "gates.json", "answer.json") for file in path.rglob(name)
-    ]
+    """Return the files that grow when a trial or a step ends, with their times."""
+    names = ("trials.jsonl", "gates.json", "answer.json")
+    files = [file for path in runs for name in names for file in path.rglob(name)]
     return sorted((str(file), file.stat().st_mtime_ns) for file in files)

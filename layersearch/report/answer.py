@@ -97,9 +97,9 @@ def corrected_to_full(run: OpenedRun, entry: Entry) -> Interval | None:
 
 
 def signed(found: Interval) -> str:
-    """Return a difference with its sign and half width."""
+    """Return a difference with its sign and half width, which no line break parts."""
     places = decimals(found.half_width)
-    half = "" if found.half_width is None else f" ± {found.half_width:.{places}f}"
+    half = "" if found.half_width is None else f"\u00a0±\u00a0{found.half_width:.{places}f}"
     return f"{found.mean:+.{places}f}{half}"
 
 
@@ -123,13 +123,10 @@ def _answer_lines(run: OpenedRun) -> list[str]:
     """Return the lines of ``answer.md`` on this setting: those below its heading if there are several."""
     assert run.answer is not None
     lines = str(run.answer["text"]).splitlines()
-    several = [at for at, line in enumerate(lines) if line.startswith("## ")]
-    if several:
-        tokens, layers = run.recipe.training.seq_len, run.space.n_layers
-        wanted = (f"{tokens} tokens", f"{layers} layers")
-        own = [at for at in several if all(word in lines[at].replace(",", "") for word in wanted)]
-        start = own[0] if own else several[0]
-        lines = lines[start : next((at for at in several if at > start), len(lines))]
+    heading = f"## {run.recipe.training.seq_len} tokens, {run.space.n_layers} layers"
+    if heading in lines:
+        lines = lines[lines.index(heading) + 1 :]
+        lines = lines[: next((at for at, line in enumerate(lines) if line.startswith("## ")), None)]
     return [line for line in lines if line.startswith("- ")]
 
 
@@ -165,7 +162,9 @@ def tiles(run: OpenedRun) -> list[dict[str, str]]:
     elif entry is not None and entry.mean is not None:
         difference = corrected_to_full(run, entry)
         if difference is not None and difference.n > 1:
-            made.append(_tile("Loss", signed(difference), "nats against all-full, paired by seed"))
+            corrected = run.result.winner is not None and run.result.winner.to_all_full is not None
+            note = "nats against all-full, paired by seed" + ("; corrected for the choice" if corrected else "")
+            made.append(_tile("Loss", signed(difference), note))
         else:
             made.append(_tile("Loss", str(entry.mean), f"nats, on {entry.mean.n} fresh seeds"))
     elif entry is not None and entry.loss is not None:
@@ -232,9 +231,12 @@ def not_said(run: OpenedRun) -> list[str]:
     lines += [
         "Attention FLOPs and KV cache bytes are counted exactly. No latency was measured: kernels may be slower than "
         "their share of the FLOPs.",
-        "Schedules that were neither trained nor measured may be better. The search saw a small part of "
-        f"{run.space.size:.3g} schedules.",
     ]
+    unseen = run.space.size - len(result.entries)
+    if unseen > 0:
+        lines.append(
+            f"{len(result.entries)} of {run.space.size:.3g} schedules of the space were tried. Another may be better."
+        )
     return lines
 
 

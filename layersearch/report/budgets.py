@@ -11,13 +11,14 @@ from layersearch.errors import LayersearchError
 from layersearch.report.folder import OpenedRun
 from layersearch.report.layers import gate_scores
 from layersearch.report.schedules import ScheduleTable
-from layersearch.results.result import Entry
+from layersearch.results.analyze import analyze
+from layersearch.results.result import Winner
 from layersearch.selection.rounding import round_to_schedules
 from layersearch.surrogate.constraint import cost_limit
 from layersearch.surrogate.gp import Surrogate
 from layersearch.surrogate.solve import Candidate, solve
 
-GRID = 16
+GRID = 12
 """Budgets of a search, between its cheapest schedule and its most expensive one."""
 MOST_ROWS = 240
 
@@ -27,32 +28,38 @@ def budget_table(
 ) -> dict[str, Any] | None:
     """Return rows by ascending budget; None where there is nothing to choose from.
 
-    A row counts until the next one begins. Its measured schedule has the lowest mean loss of the confirmed ones that
-    the budget admits. Its proposal comes from the gates of a selection, or from the surrogate of a search.
+    A row counts until the next one begins. Its measured schedule is the winner of the confirmed ones that the budget
+    admits. Its proposal comes from the gates of a selection, or from the surrogate of a search.
     """
-    measured = sorted((entry for entry in run.result.entries if _is_measured(entry)), key=lambda entry: entry.cost)
+    winners = _winners(run)
     proposals, note = _proposals(run, table, fitted)
-    edges = sorted({entry.cost for entry in measured} | proposals.keys())
-    if len(edges) < 2 or len(edges) > MOST_ROWS:
-        step = max(1, math.ceil(len(edges) / MOST_ROWS))
-        edges = sorted({*edges[::step], *edges[-1:]})
+    edges = sorted(winners.keys() | proposals.keys())
+    if len(edges) > MOST_ROWS:
+        edges = sorted({*edges[:: math.ceil(len(edges) / MOST_ROWS)], edges[-1]})
     rows = []
     for edge in edges:
-        within = [entry for entry in measured if entry.cost <= edge]
-        best = min(within, key=lambda entry: (entry.mean.mean if entry.mean else math.inf, entry.cost), default=None)
+        won = max((budget for budget in winners if budget <= edge), default=None)
         at = max((budget for budget in proposals if budget <= edge), default=None)
         rows.append(
             {
                 "budget": edge,
-                "measured": None if best is None else table.add(best.schedule),
+                "measured": None if won is None else table.add(winners[won].schedule),
+                "alike": 0 if won is None else winners[won].not_separated,
                 "proposal": None if at is None else proposals[at],
             }
         )
     return {"rows": rows, "note": note} if len(rows) > 1 else None
 
 
-def _is_measured(entry: Entry) -> bool:
-    return entry.mean is not None and entry.mean.low is not None
+def _winners(run: OpenedRun) -> dict[float, Winner]:
+    """Return the winner at each cost of a confirmed schedule, by the rule that names the run's own winner."""
+    confirmed = [record for record in run.records if record.phase == "confirm"]
+    found = {}
+    for edge in sorted({record.cost for record in confirmed}):
+        winner = analyze(confirmed, edge, tolerance=run.recipe.search.tolerance, unit=run.result.unit).winner
+        if winner is not None and len(winner.seeds) > 1:
+            found[edge] = winner
+    return found
 
 
 def _proposals(

@@ -107,7 +107,7 @@ def _from_surrogate(run: OpenedRun, surrogate: Surrogate) -> dict[str, Any] | No
         "errors": errors,
         "axis": "predicted nats lost without full attention here",
         "note": "Predicted by the surrogate: the loss with this layer sparse minus the loss with it full. The other "
-        "layers are those of the winner. Bars are the prediction's 95% interval.",
+        "layers are those of the schedule above. Bars are the prediction's 95% interval.",
     }
 
 

@@ -150,7 +150,8 @@
     return made;
   };
   const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
-  const bars = (found) => ({ type: "data", array: found.map((v) => (v.high === null ? 0 : v.high - v.mean)), thickness: 1.2, width: 3 });
+  const bars = (found, color) => ({ type: "data", array: found.map((v) => (v.high === null ? 0 : v.high - v.mean)), thickness: 1.2, width: 3,
+    color: color && css(color) });
   const name = (run, p) => (p.names.length ? p.names.join(", ") : run.schedules[p.schedule].compact);
   function hover(run, p) {
     const s = run.schedules[p.schedule];
@@ -189,7 +190,7 @@
       for (const [label, test, color, symbol, size] of groups) {
         const some = drawn.filter((p) => test(run, p));
         if (some.length)
-          traces.push({ x: some.map(x), y: some.map((p) => value(p).mean), error_y: bars(some.map(value)), mode: "markers", name: label,
+          traces.push({ x: some.map(x), y: some.map((p) => value(p).mean), error_y: bars(some.map(value), color === "base" ? "faint" : color), mode: "markers", name: label,
             text: some.map((p) => hover(run, p)), hovertemplate: "%{text}<extra></extra>", customdata: some.map((p) => p.schedule),
             marker: { color: css(color), symbol, size, line: { width: symbol.includes("open") ? 1.5 : 0.7, color: symbol.includes("open") ? css(color) : css("back") } } });
       }
@@ -224,11 +225,12 @@
         yaxis: { title: { text: "loss minus own all-full's, nats", standoff: 8 } } } };
     },
     needs(at) {
-      const run = runs[at], needs = run.needs, full = run.winner === null ? [] : run.schedules[run.winner].layers.map((s) => run.spans[s].kind === "full");
-      const part = (keep, label, color, pattern) => ({ type: "bar", name: label, x: needs.values.map((v, layer) => layer).filter((l) => keep(l)), y: needs.values.filter((v, l) => keep(l)),
+      const run = runs[at], needs = run.needs, best = run.finished ? "the winner" : "the best so far";
+      const full = run.winner === null ? [] : run.schedules[run.winner].layers.map((s) => run.spans[s].kind === "full");
+      const part = (keep, label, color, pattern) => ({ type: "bar", name: label, width: 0.8, x: needs.values.map((v, layer) => layer).filter((l) => keep(l)), y: needs.values.filter((v, l) => keep(l)),
         error_y: needs.errors ? { type: "data", array: needs.errors.filter((v, l) => keep(l)), thickness: 1.1, width: 2, color: css("soft") } : undefined,
-        marker: { color: css(color), pattern: { shape: pattern, fgcolor: css("back"), size: 5, solidity: 0.25 } }, hovertemplate: "layer %{x}: %{y:.3g}<extra></extra>" });
-      return { traces: [part((l) => full[l], "full in the winner", "full", ""), part((l) => !full[l], "sparse in the winner", "near", "/")], shown: true,
+        marker: { color: css(color), pattern: { shape: pattern, fillmode: "overlay", fgcolor: css("back"), size: 6, solidity: 0.25 } }, hovertemplate: "layer %{x}: %{y:.3g}<extra></extra>" });
+      return { traces: [part((l) => full[l], `full in ${best}`, "full", ""), part((l) => !full[l], `sparse in ${best}`, "near", "/")], shown: true,
         layout: { barmode: "overlay", xaxis: { title: { text: "layer, bottom first", standoff: 8 }, dtick: run.n_layers > 16 ? undefined : 1 }, yaxis: { title: { text: needs.axis, standoff: 8, font: { size: 11 } } } } };
     },
     baselines(at) {
@@ -237,9 +239,9 @@
       const cut = rows.length - kept.length;
       return { traces: [{ x: kept.map((r) => r.difference.mean), y: kept.map(label), mode: "markers", error_x: bars(kept.map((r) => r.difference)),
         text: kept.map((r) => `${esc(short(r.name, 60))}<br>cost ${percent(run.schedules[r.schedule].cost)}<br>${ci(r.difference, true)} nats`), hovertemplate: "%{text}<extra></extra>",
-        customdata: kept.map((r) => r.schedule), marker: { symbol: "square", size: 8, color: css("base") } }], shown: kept.length > 0,
+        customdata: kept.map((r) => r.schedule), marker: { symbol: "square", size: 8, color: css("base") } }], shown: kept.length > 0, further: cut,
         layout: { shapes: [{ type: "line", x0: 0, x1: 0, yref: "paper", y0: 0, y1: 1, line: { color: css("win"), width: 1.5 } }],
-          xaxis: { rangemode: "tozero", title: { text: "nats above the winner" + (cut ? ` (${cut} further out, see the table)` : ""), standoff: 8 } }, yaxis: { automargin: true, type: "category" }, margin: { l: 10, r: 14, t: 10, b: 46 } } };
+          xaxis: { rangemode: "tozero", title: { text: "nats above the winner", standoff: 8 } }, yaxis: { type: "category", zeroline: false }, margin: { l: 10, r: 14, t: 10, b: 46 } } };
     },
     positions(at) {
       const { edges, lines } = runs[at].positions, looks = [["win", "solid", "circle"], ["ink", "dash", "diamond"], ["base", "dot", "square"]];
@@ -250,11 +252,12 @@
     },
     retrieval(at) {
       const { tasks, chance, rows } = runs[at].retrieval, looks = [["win", ""], ["ink", "/"], ["base", "."]];
-      const traces = rows.map((row, i) => ({ type: "bar", name: esc(short(row.label, 30)), x: tasks.map(esc), y: row.values, marker: { color: css(looks[i][0]), pattern: { shape: looks[i][1], fgcolor: css("back"), size: 5, solidity: 0.3 } },
+      const labels = tasks.map((task) => esc(task).replace(/ (?=\S+$)/, "<br>"));
+      const traces = rows.map((row, i) => ({ type: "bar", name: esc(short(row.label, 30)), x: labels, y: row.values, marker: { color: css(looks[i][0]), pattern: { shape: looks[i][1], fillmode: "overlay", fgcolor: css("back"), size: 6, solidity: 0.3 } },
         hovertemplate: "%{x}: %{y:.2f}<extra>" + esc(short(row.label, 30)) + "</extra>" }));
       if (chance.length)
-        traces.push({ x: tasks.map(esc), y: chance, mode: "markers", name: "chance (no facts in the text)", marker: { symbol: "line-ew", size: 34, line: { width: 2, color: css("soft") } }, hovertemplate: "chance %{y:.2f}<extra></extra>" });
-      return { traces, shown: true, layout: { barmode: "group", bargap: 0.3, yaxis: { range: [0, 1.02], title: { text: "share right", standoff: 8 } }, xaxis: { tickangle: 0, tickfont: { size: 11 } } } };
+        traces.push({ x: labels, y: chance, mode: "markers", name: "chance (no facts in the text)", marker: { symbol: "line-ew", size: 48, line: { width: 2.5, color: css("soft") } }, hovertemplate: "chance %{y:.2f}<extra></extra>" });
+      return { traces, shown: true, layout: { barmode: "group", bargap: tasks.length > 1 ? 0.3 : 0.7, yaxis: { range: [0, 1.02], title: { text: "share right", standoff: 8 } }, xaxis: { tickangle: 0, tickfont: { size: 11 } } } };
     },
     per_l(at) {
       const rows = runs[at].per_l, search = rows.filter((r) => r.best !== null), sure = rows.filter((r) => r.confirmed);
@@ -267,14 +270,14 @@
     },
     noise(at) {
       const run = runs[at], rows = [...run.noise.rows].reverse(), most = clip(rows.map((r) => r.mean.mean)), kept = rows.filter((r) => r.mean.mean <= most);
-      const label = (r) => esc(short(r.label || run.schedules[r.schedule].compact, 30)) + " ".repeat(0), ys = kept.map((r, i) => i);
+      const label = (r) => esc(short(r.label || run.schedules[r.schedule].compact, 30)), ys = kept.map((r, i) => i);
       const dots = kept.flatMap((r, i) => r.values.map((v) => [v, i])), cut = rows.length - kept.length;
       return { traces: [
         { x: dots.map((d) => d[0]), y: dots.map((d) => d[1]), mode: "markers", name: `one ${run.unit}`, marker: { symbol: "circle-open", size: 6, color: css("base") }, hovertemplate: "%{x:+.4f} nats<extra></extra>" },
         { x: kept.map((r) => r.mean.mean), y: ys, error_x: bars(kept.map((r) => r.mean)), mode: "markers", name: "mean ± 95%", marker: { symbol: "diamond", size: 8, color: css("full") },
-          text: kept.map((r) => `${label(r)}<br>${ci(r.mean, true)} nats`), hovertemplate: "%{text}<extra></extra>", customdata: kept.map((r) => r.schedule) }], shown: kept.length > 0,
-        layout: { yaxis: { tickvals: ys, ticktext: kept.map(label), range: [-0.7, kept.length - 0.3], showgrid: false }, margin: { l: 10, r: 14, t: 10, b: 46 },
-          xaxis: { title: { text: "nats above all-full" + (cut ? ` (${cut} further out, see the table)` : ""), standoff: 8 } } } };
+          text: kept.map((r) => `${label(r)}<br>${ci(r.mean, true)} nats`), hovertemplate: "%{text}<extra></extra>", customdata: kept.map((r) => r.schedule) }], shown: kept.length > 0, further: cut,
+        layout: { yaxis: { tickvals: ys, ticktext: kept.map(label), range: [-0.7, kept.length - 0.3], showgrid: false, zeroline: false }, margin: { l: 10, r: 14, t: 10, b: 46 },
+          xaxis: { title: { text: "nats above all-full", standoff: 8 } } } };
     },
   };
   let Plotly = null;
@@ -286,6 +289,9 @@
       return;
     }
     if (!Plotly) return;
+    const note = one(".further", box.parentElement) || node("p", null, null, { class: "small further" });
+    note.textContent = made.further ? `${made.further} more lie further to the right; the table has them.` : "";
+    box.after(note);
     Plotly.react(box, made.traces, layout(made.layout), config);
     if (box.dataset.bound) return;
     box.dataset.bound = "1";
@@ -333,7 +339,7 @@
       input.setAttribute("aria-valuetext", percent(row.budget));
       solved.replaceChildren();
       const measured = run.points.find((p) => p.schedule === row.measured);
-      card("Best measured", row.measured, measured ? [`Loss ${ci(measured.loss)} nats` + (measured.to_full ? `, ${ci(measured.to_full, true)} to all-full.` : "."),
+      card("Winner among the measured", row.measured, measured ? [row.alike > 1 ? `The cheapest of ${row.alike} that are not told apart from the best.` : "", `Loss ${ci(measured.loss)} nats` + (measured.to_full ? `, ${ci(measured.to_full, true)} to all-full.` : "."),
         measured.digits ? `Text loss ${ci(measured.text_to_full, true)} to all-full, digits right ${ci(measured.digits)}.` : ""] : []);
       const offer = row.proposal, point = offer && run.points.find((p) => p.schedule === offer.schedule && p.loss);
       if (offer && offer.schedule !== row.measured)

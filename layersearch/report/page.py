@@ -40,7 +40,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str, *, watched: bool =
     Args:
         runs: run folders of ``run`` or ``optimal-l``; two or more stand side by side.
         out: the file. It is written beside and renamed, so a failure keeps the old page.
-        watched: the page loads itself again every `REFRESH` seconds.
+        watched: the page loads itself again every `REFRESH` seconds, and nothing is predicted for it.
 
     Raises:
         LayersearchError: if a folder is no run or damaged, the file cannot be written, or the extra is missing.
@@ -69,7 +69,7 @@ def page_text(paths: Sequence[Path], *, watched: bool = False) -> str:
     """Return the page of run folders; see `write_report` for errors."""
     import jinja2
 
-    page = page_data([open_run(path) for path in expand(paths)])
+    page = page_data([open_run(path) for path in expand(paths)], quick=watched)
     for run in page["runs"]:
         for schedule in run["schedules"]:
             schedule["kv_text"] = size(schedule["kv"])

@@ -29,11 +29,14 @@ _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u20
 """Control characters, marks that reorder or hide text, and lone surrogates."""
 
 
-def page_data(runs: Sequence[OpenedRun]) -> dict[str, Any]:
-    """Return what a page of runs shows, as plain data with visible text and finite numbers."""
+def page_data(runs: Sequence[OpenedRun], *, quick: bool = False) -> dict[str, Any]:
+    """Return what a page of runs shows, as plain data with visible text and finite numbers.
+
+    ``quick`` leaves out what a surrogate predicts, which takes seconds.
+    """
     found = {
         "version": __version__,
-        "runs": [run_data(run) for run in runs],
+        "runs": [run_data(run, quick=quick) for run in runs],
         "differences": facts.differences(runs) if len(runs) > 1 else [],
     }
     cleaned: dict[str, Any] = clean(found)
@@ -53,10 +56,10 @@ def clean(value: Any) -> Any:
     return value
 
 
-def run_data(run: OpenedRun) -> dict[str, Any]:
-    """Return what the page shows of one run."""
+def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
+    """Return what the page shows of one run; see `page_data`."""
     flag, _ = facts.recipe_flag(run)
-    table, fitted = ScheduleTable(run, flag), _fit(run)
+    table, fitted = ScheduleTable(run, flag), None if quick else _fit(run)
     schedule = answer.chosen(run)
     model = run.recipe.model
     return {
