@@ -44,6 +44,9 @@ def headline(run: OpenedRun) -> str:
     schedule = chosen(run)
     if schedule is None:
         return run.result.verdict
+    if run.answer is not None:
+        first = next(iter(sureness(run)), "")
+        return first.partition(". ")[0].rstrip(".") + "." if first else _kept(schedule) + "."
     entry = next((entry for entry in run.result.entries if entry.schedule == schedule), None)
     kept = _kept(schedule)
     if run.result.winner is None and run.answer is None:
@@ -74,7 +77,7 @@ def _loses(run: OpenedRun, entry: Entry) -> str | None:
             said = f"{row.accuracy.mean:.0%} of the hidden digits right (all-full: {full.accuracy.mean:.0%}), {said}"
         return f"with {said}" if row.accuracy is not None else said
     difference = corrected_to_full(run, entry)
-    if difference is not None:
+    if difference is not None and entry.n_full < run.space.n_layers:
         return f"and {signed(difference)} nats of loss against all-full"
     return None if entry.loss is None else f"with a loss of {entry.loss:.4g} nats"
 
@@ -105,7 +108,7 @@ def signed(found: Interval) -> str:
 
 def sureness(run: OpenedRun) -> list[str]:
     """Return what is known about the answer's reliability, in sentences."""
-    if run.answer is not None:
+    if run.answer is not None:  # the page of the study says it all
         return [line.removeprefix("- ").replace("`", "") for line in _answer_lines(run)]
     verdict = run.result.verdict
     for entry in sorted(run.result.entries, key=lambda entry: -len(str(entry.schedule))):
@@ -148,9 +151,10 @@ def tiles(run: OpenedRun) -> list[dict[str, str]]:
     if schedule is None:
         return []
     full = presets.all_full(run.space.n_layers)
+    cost_note = "of all-full" if run.budget >= 1 else f"of all-full; budget {run.budget:.4g}"
     made = [
         _tile("Full layers", f"{schedule.n_full} of {len(schedule)}", "l, the layers that see every earlier token"),
-        _tile("Attention cost", f"{run.space.cost(schedule):.1%}", f"of all-full; budget {run.budget:.4g}"),
+        _tile("Attention cost", f"{run.space.cost(schedule):.1%}", cost_note),
     ]
     row, reference = next((row for row in run.held_out if row.schedule == schedule), None), full_row(run)
     entry = next((entry for entry in run.result.entries if entry.schedule == schedule), None)

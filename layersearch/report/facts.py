@@ -166,10 +166,12 @@ def versions(run: OpenedRun) -> list[list[str]]:
 
 def differences(runs: Sequence[OpenedRun]) -> list[dict[str, Any]]:
     """Return the keys in which runs differ, with every run's value as text."""
-    held = [
-        flatten({key: run.config.get(key) for key in ("recipe", "space", "budget", "seed", "data", "versions")})
-        for run in runs
-    ]
+    held = []
+    for run in runs:
+        # Recipe and space with their defaults: an older folder may lack keys.
+        whole = {"recipe": run.recipe.to_dict(), "space": dataclasses.asdict(run.space.space)}
+        whole |= {key: run.config.get(key) for key in ("budget", "seed", "data", "versions")}
+        held.append(flatten(_plain(whole)))
     keys = dict.fromkeys(key for one in held for key in one)
     rows = []
     for key in keys:

@@ -188,25 +188,29 @@
         traces.push({ x: front.map(x), y: front.map((p) => value(p).mean), mode: "lines", name: "frontier", hoverinfo: "skip",
           line: { shape: "hv", color: css("full"), width: 1.4, dash: "dot" } });
       for (const [label, test, color, symbol, size] of groups) {
-        const some = drawn.filter((p) => test(run, p));
+        const some = drawn.filter((p) => p.schedule !== run.winner && test(run, p));
         if (some.length)
           traces.push({ x: some.map(x), y: some.map((p) => value(p).mean), error_y: bars(some.map(value), color === "base" ? "faint" : color), mode: "markers", name: label,
             text: some.map((p) => hover(run, p)), hovertemplate: "%{text}<extra></extra>", customdata: some.map((p) => p.schedule),
             marker: { color: css(color), symbol, size, line: { width: symbol.includes("open") ? 1.5 : 0.7, color: symbol.includes("open") ? css(color) : css("back") } } });
       }
       const won = drawn.find((p) => p.schedule === run.winner);
-      if (won)
-        traces.push({ x: [x(won)], y: [value(won).mean], mode: "markers", name: run.finished ? "winner" : "best so far", text: [hover(run, won)],
-          hovertemplate: "%{text}<extra></extra>", customdata: [won.schedule],
-          marker: { symbol: "circle-open", size: 17, color: css("win"), line: { width: 2.5, color: css("win") } } });
+      if (won) {
+        // Of points that lie on each other the smallest is hovered: the winner's dot, not its ring.
+        const at = { x: [x(won)], y: [value(won).mean] }, label = run.finished ? "winner" : "best so far";
+        traces.push({ ...at, mode: "markers", name: label, hoverinfo: "skip", legendgroup: "won",
+          marker: { symbol: "circle-open", size: 18, color: css("win"), line: { width: 2.5, color: css("win") } } });
+        traces.push({ ...at, error_y: bars([value(won)], "win"), mode: "markers", name: label, text: [hover(run, won)], hovertemplate: "%{text}<extra></extra>",
+          customdata: [won.schedule], showlegend: false, legendgroup: "won", marker: { symbol: "circle", size: 7, color: css("win") } });
+      }
       one(`.clipped[data-run="${at}"]`).textContent = cut.length
         ? "Above the figure: " + cut.map((p) => `${name(run, p)} (${ci(value(p), axis.y !== "loss")})`).join("; ") + "." : "";
       const ends = drawn.flatMap((p) => [value(p).high ?? value(p).mean, 2 * value(p).mean - (value(p).high ?? value(p).mean)]);
       const xs = drawn.map(x);
-      const lines = axis.x === "cost" ? [{ type: "line", xref: "x", yref: "paper", x0: axis.mark, x1: axis.mark, y0: 0, y1: 1,
+      const lines = axis.x === "cost" && axis.mark < 1 ? [{ type: "line", xref: "x", yref: "paper", x0: axis.mark, x1: axis.mark, y0: 0, y1: 1,
         line: { color: css("soft"), width: 1.2, dash: "dash" } }] : [];
-      const notes = lines.length ? [{ x: axis.mark, y: 1, yref: "paper", text: `budget ${percent(axis.mark)}`, showarrow: false, xanchor: "left", yanchor: "top",
-        xshift: 4, font: { size: 11, color: css("soft") } }] : [];
+      const notes = lines.length ? [{ x: axis.mark, y: 1, yref: "paper", text: `budget ${percent(axis.mark)}`, showarrow: false, yanchor: "top",
+        xanchor: axis.mark > 0.8 * Math.max(...xs) ? "right" : "left", xshift: axis.mark > 0.8 * Math.max(...xs) ? -4 : 4, font: { size: 11, color: css("soft") } }] : [];
       return { traces, shown: drawn.length > 0, layout: { shapes: lines, annotations: notes, hovermode: "closest",
         xaxis: { title: { text: sizes[axis.x][1], standoff: 10 }, tickformat: axis.x === "cost" ? ".0%" : "~s", range: range(Math.min(...xs), Math.max(...xs)) },
         yaxis: { title: { text: title, standoff: 8 }, range: axis.y === "digits" ? [-0.03, 1.05] : range(Math.min(...ends), Math.max(...ends)) } } };
@@ -219,7 +223,7 @@
         const [color, symbol] = looks[at % looks.length];
         return { x: kept.map((p) => run.schedules[p.schedule].cost), y: kept.map((p) => value(p).mean), error_y: bars(kept.map(value)), mode: "markers",
           name: esc(run.name), text: kept.map((p) => `${esc(run.name)}<br>${hover(run, p)}`), hovertemplate: "%{text}<extra></extra>",
-          marker: { color: css(color), symbol, size: kept.map((p) => (p.schedule === run.winner ? 15 : 8)), line: { width: 0.7, color: css("back") } } };
+          marker: { color: css(color), symbol, size: kept.map((p) => (p.schedule === run.winner ? 15 : 8)), opacity: 1, line: { width: 0.7, color: css("back") } } };
       });
       return { traces, shown: traces.some((t) => t.x.length), layout: { xaxis: { title: { text: "attention FLOPs, share of all-full (large marker: winner)", standoff: 10 }, tickformat: ".0%" },
         yaxis: { title: { text: "loss minus own all-full's, nats", standoff: 8 } } } };

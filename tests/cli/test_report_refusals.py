@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
-
 from tests.helpers.refusals import Line, Refuses, begun, edited, write
+
+pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
 
 
 @pytest.mark.parametrize(

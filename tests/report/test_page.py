@@ -7,16 +7,17 @@ import importlib.util
 import json
 import re
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
-
-pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
 
 from layersearch.cli.main import main
 from layersearch.errors import LayersearchError
 from layersearch.report.page import page_text, script_json, write_report
 from tests.helpers.hostile import TEXTS, hostile_run
+
+pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
 
 ROOT = Path(__file__).resolve().parents[2]
 SELECTION = ROOT / "analysis" / "smollm2" / "run"
@@ -60,12 +61,11 @@ def test_page_is_the_same_when_written_again(page: str) -> None:
     assert page_text([SELECTION]) == page
 
 
-def test_hostile_run_adds_no_element_and_no_handler(saved_run: Path, tmp_path: Path) -> None:
+def test_hostile_run_adds_no_element_and_no_handler(page: str, saved_run: Path, tmp_path: Path) -> None:
     text = page_text([hostile_run(saved_run, tmp_path)])
-    honest = page_text([saved_run])
     scripts = [attributes.get("type") for tag, attributes in _Elements(text).found if tag == "script"]
     assert scripts == ["application/json", "text/plain", None]
-    kinds = {tag for tag, _ in _Elements(honest).found}
+    kinds = {tag for tag, _ in _Elements(page).found}
     assert {tag for tag, _ in _Elements(text).found} <= kinds
     assert not [a for _, a in _Elements(text).found if any(name.startswith("on") for name in a)]
     assert not [a for _, a in _Elements(text).found if "javascript:" in (a.get("href") or "")]
@@ -79,51 +79,59 @@ def test_script_json_holds_any_text_and_no_mark_up(text: str) -> None:
     assert re.search("[<>&\u2028\u2029]", made) is None
 
 
-def test_page_of_two_runs_shows_what_differs(saved_run: Path) -> None:
-    text = page_text([saved_run, SELECTION])
-    assert "2 runs side by side" in text
-    assert "<code>recipe.training.seq_len</code></th><td>48</td><td>1024</td>" in text
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory, saved_run: Path) -> Path:
+    """Return a run before its first trial: its page takes no time."""
+    folder = tmp_path_factory.mktemp("begun")
+    shutil.copy(saved_run / "config.json", folder)
+    return folder
 
 
-def test_old_page_is_kept_when_the_disk_is_full(saved_run: Path, tmp_path: Path) -> None:
+def test_old_page_is_kept_when_the_disk_is_full(begun: Path, tmp_path: Path) -> None:
     out = tmp_path / "report.html"
     out.write_text("old")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
     try:
         with pytest.raises(LayersearchError, match=r"cannot be written .* old page is kept"):
-            write_report([saved_run], out)
+            write_report([begun], out)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("report.html", "old")]
 
 
 def test_report_command_writes_into_the_run_and_prints_the_path(
-    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "a" / "page.html"
-    assert main(["report", str(saved_run), "--out", str(out)]) == 0
+    assert main(["report", str(begun), "--out", str(out)]) == 0
     assert capsys.readouterr() == (f"{out}\n", "")
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
 def test_watch_of_a_run_that_does_not_go_on_writes_once_and_ends(
-    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "page.html"
-    assert main(["report", str(saved_run), "--out", str(out), "--watch"]) == 0
+    assert main(["report", str(begun), "--out", str(out), "--watch"]) == 0
     assert capsys.readouterr() == (f"{out}\n", f"report: {out}\n")
     assert 'http-equiv="refresh"' not in out.read_text(encoding="utf-8")
 
 
-def test_watched_page_loads_itself_again(saved_run: Path) -> None:
-    assert '<meta http-equiv="refresh" content="15">' in page_text([saved_run], watched=True)
+def test_watched_page_loads_itself_again(begun: Path) -> None:
+    assert '<meta http-equiv="refresh" content="15">' in page_text([begun], watched=True)
 
 
 def test_missing_extra_is_one_line_with_the_remedy(
-    saved_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    begun: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "plotly" else found(name))
-    assert main(["report", str(saved_run)]) == 2
+    assert main(["report", str(begun)]) == 2
     assert capsys.readouterr() == ("", "layersearch: a report needs plotly: pip install 'layersearch[report]'\n")
+
+
+def test_page_of_two_runs_shows_what_differs(begun: Path) -> None:
+    text = page_text([begun, SELECTION])
+    assert "2 runs side by side" in text
+    assert "<code>recipe.training.seq_len</code></th><td>48</td><td>1024</td>" in text

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -175,18 +175,8 @@ def test_damaged_file_is_refused_by_its_name(file: str, text: str, tmp_path: Pat
 
 
 def test_goes_on_tells_a_held_folder_from_a_free_one(tmp_path: Path) -> None:
-    import fcntl
-
     assert not goes_on(tmp_path)
     with (tmp_path / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert goes_on(tmp_path)
     assert not goes_on(tmp_path)
-
-
-def test_payload_imports_no_torch() -> None:
-    import subprocess
-
-    code = "import sys, layersearch.report.payload; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
