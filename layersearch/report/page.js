@@ -136,11 +136,13 @@
     const held = run.points.some((p) => p.text_to_full), few = run.points.filter((p) => p.to_full).length > 1;
     return { x: "cost", y: held ? "text_to_full" : few && run.frontier_of === "confirm" ? "to_full" : "loss", mark: run.budget };
   });
-  const layout = (more, height) => {
+  const layout = (box, more) => {
+    const printing = document.documentElement.classList.contains("printing");
+    const fixed = printing ? { width: box.clientWidth, height: box.clientHeight, autosize: false } : { autosize: true };
     const axis = { gridcolor: css("line"), zerolinecolor: css("soft"), zerolinewidth: 1, linecolor: css("line"), automargin: true,
       title: { standoff: 10 } };
-    const base = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", height,
-      font: { color: css("ink"), size: 12, family: getComputedStyle(document.body).fontFamily },
+    const base = { paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", ...fixed,
+      font: { color: css("ink"), size: printing ? 9 : 12, family: getComputedStyle(document.body).fontFamily },
       margin: { l: 56, r: 14, t: 10, b: 46 }, hovermode: "closest", hoverdistance: 30,
       hoverlabel: { align: "left", bgcolor: css("card"), bordercolor: css("soft"), font: { color: css("ink"), size: 12 } },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11.5 } } };
@@ -296,7 +298,7 @@
     const note = one(".further", box.parentElement) || node("p", null, null, { class: "small further" });
     note.textContent = made.further ? `${made.further} more lie further to the right; the table has them.` : "";
     box.after(note);
-    Plotly.react(box, made.traces, layout(made.layout), config);
+    Plotly.react(box, made.traces, layout(box, made.layout), config);
     if (box.dataset.bound) return;
     box.dataset.bound = "1";
     box.on("plotly_click", (event) => {
@@ -390,15 +392,12 @@
     fail(error.message);
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-  const opened = [];
-  addEventListener("beforeprint", () => {
+  // Paper is laid out after this event, so the class brings its width, palette and heights now.
+  const print = (on) => {
+    document.documentElement.classList.toggle("printing", on);
     redraw();
-    all("details").filter((d) => !d.open).forEach((d) => { d.open = true; opened.push(d); });
-    if (Plotly) boxes.filter((box) => box.dataset.bound).forEach((box) => Plotly.Plots.resize(box));
-  });
-  addEventListener("afterprint", () => {
-    opened.splice(0).forEach((d) => { d.open = false; });
-    redraw();
-  });
+  };
+  addEventListener("beforeprint", () => print(true));
+  addEventListener("afterprint", () => print(false));
   document.documentElement.dataset.ready = "1";
 })();

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import html.parser
 import importlib.util
 import json
@@ -14,13 +15,14 @@ import pytest
 
 from layersearch.cli.main import main
 from layersearch.errors import LayersearchError
-from layersearch.report.page import page_text, script_json, write_report
+from layersearch.report.page import page_text, report_beside, script_json, write_report
 from tests.helpers.hostile import TEXTS, hostile_run
 
 pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
 
 ROOT = Path(__file__).resolve().parents[2]
 SELECTION = ROOT / "analysis" / "smollm2" / "run"
+KILLED = ROOT / "tests" / "data_runs" / "killed"
 
 
 class _Elements(html.parser.HTMLParser):
@@ -118,6 +120,33 @@ def test_watch_of_a_run_that_does_not_go_on_writes_once_and_ends(
     assert 'http-equiv="refresh"' not in out.read_text(encoding="utf-8")
 
 
+def test_watch_renews_the_page_after_each_trial_until_the_run_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, out = tmp_path / "run", tmp_path / "page.html"
+    run.mkdir()
+    shutil.copy(KILLED / "config.json", run)
+    lock = (run / "run.lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    pages, waits = list[str](), list[float]()
+
+    def sleep(seconds: float) -> None:
+        pages.append(out.read_text(encoding="utf-8"))
+        waits.append(seconds)
+        if len(waits) == 1:
+            shutil.copy(KILLED / "trials.jsonl", run)
+        if len(waits) == 3:
+            lock.close()
+
+    monkeypatch.setattr("layersearch.cli.report.time.sleep", sleep)
+    assert main(["report", str(run), "--out", str(out), "--watch", "--every", "7"]) == 0
+    assert waits == [7, 7, 7, 1]
+    assert capsys.readouterr() == (f"{out}\n", f"report: {out}\n" * 2)
+    assert ["No trial has finished yet." in page for page in pages] == [True, False, False, False]
+    assert all('http-equiv="refresh"' in page for page in pages)
+    assert 'http-equiv="refresh"' not in out.read_text(encoding="utf-8")
+
+
 def test_watched_page_loads_itself_again(begun: Path) -> None:
     assert '<meta http-equiv="refresh" content="15">' in page_text([begun], watched=True)
 
@@ -135,3 +164,10 @@ def test_page_of_two_runs_shows_what_differs(begun: Path) -> None:
     text = page_text([begun, SELECTION])
     assert "2 runs side by side" in text
     assert "<code>recipe.training.seq_len</code></th><td>48</td><td>1024</td>" in text
+
+
+def test_run_without_the_extra_says_so_in_one_line(begun: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    said = report_beside(begun)
+    assert said == "No report.html: a report needs jinja2 and plotly: pip install 'layersearch[report]'"
+    assert not (begun / "report.html").exists()
