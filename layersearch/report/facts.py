@@ -169,8 +169,8 @@ def differences(runs: Sequence[OpenedRun]) -> list[dict[str, Any]]:
     held = []
     for run in runs:
         # Recipe and space with their defaults: an older folder may lack keys.
-        whole = {"recipe": run.recipe.to_dict(), "space": dataclasses.asdict(run.space.space)}
-        whole |= {key: run.config.get(key) for key in ("budget", "seed", "data", "versions")}
+        whole: dict[str, Any] = {"recipe": run.recipe.to_dict(), "space": dataclasses.asdict(run.space.space)}
+        whole.update((key, run.config.get(key)) for key in ("budget", "seed", "data", "versions"))
         held.append(flatten(_plain(whole)))
     keys = dict.fromkeys(key for one in held for key in one)
     rows = []

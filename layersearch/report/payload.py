@@ -134,9 +134,9 @@ def _point(run: OpenedRun, entry: Entry, table: ScheduleTable) -> dict[str, Any]
         "loss": _interval(entry.mean),
         "search_loss": entry.search_loss,
         "to_full": _interval(answer.to_full(run, entry)),
-        "text": _interval(row and row.text),
-        "text_to_full": _interval(row and row.text_to_full),
-        "digits": _interval(row and row.accuracy),
+        "text": _interval(None if row is None else row.text),
+        "text_to_full": _interval(None if row is None else row.text_to_full),
+        "digits": _interval(None if row is None else row.accuracy),
         "metrics": dict(entry.metrics),
     }
 
