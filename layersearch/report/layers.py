@@ -58,9 +58,10 @@ def _from_gates(run: OpenedRun) -> dict[str, Any] | None:
             values[group[0]] = min(sparse) - full[0]
     return {
         "values": values,
-        "axis": "log weight of full over the best sparse span",
-        "note": "From the gates, on calibration texts. A positive value means that full attention lowers the loss more "
-        "than any sparse span; its higher cost is not subtracted. The values order the layers. They are no nats.",
+        "axis": "log weight, full over sparse",
+        "note": "From the gates, on calibration texts: the log weight of full over that of the best sparse span. A "
+        "positive value means that full attention lowers the loss more than any sparse span. Its higher cost is not "
+        "subtracted. The values order the layers; they are no nats.",
     }
 
 

@@ -145,13 +145,14 @@
       font: { color: css("ink"), size: printing ? 9 : 12, family: getComputedStyle(document.body).fontFamily },
       margin: { l: 56, r: 14, t: 10, b: 46 }, hovermode: "closest", hoverdistance: 30,
       hoverlabel: { align: "left", bgcolor: css("card"), bordercolor: css("soft"), font: { color: css("ink"), size: 12 } },
+      modebar: { bgcolor: "rgba(0,0,0,0)", color: css("soft"), activecolor: css("ink") },
       legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { size: 11.5 } } };
     const made = { ...base, ...more };
     made.xaxis = { ...axis, ...more.xaxis };
     made.yaxis = { ...axis, ...more.yaxis };
     return made;
   };
-  const config = { displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"] };
+  const config = { displaylogo: false, responsive: true, modeBarButtons: [["toImage", "zoom2d", "pan2d", "resetScale2d"]] };
   const bars = (found, color) => ({ type: "data", array: found.map((v) => (v.high === null ? 0 : v.high - v.mean)), thickness: 1.2, width: 3,
     color: color && css(color) });
   const name = (run, p) => (p.names.length ? p.names.join(", ") : run.schedules[p.schedule].compact);
