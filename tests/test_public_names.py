@@ -24,7 +24,7 @@ from layersearch.training.deepspeed_config import deepspeed_config
 
 ROOT = Path(layersearch.__file__).parent.parent
 COMMANDS = {"run", "show", "solve", "confirm", "plot", "export", "verify-export"}
-COMMANDS |= {"cost", "presets", "convert", "optimal-l"}
+COMMANDS |= {"cost", "presets", "convert", "optimal-l", "report"}
 
 
 def names(folder: str, suffix: str) -> list[str]:

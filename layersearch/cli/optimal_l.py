@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,10 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps(answer.to_dict(), indent=1))
     else:
+        from layersearch.report.page import report_beside
+
         print(f"{answer.text}\nFigures, answer.json and the trials: {out}")
+        print(report_beside(out), file=sys.stderr)
 
 
 def _asked(options: argparse.Namespace) -> OptimalLConfig:

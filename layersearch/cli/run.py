@@ -103,6 +103,7 @@ def run(options: argparse.Namespace) -> None:
         )
     if not options.heal:
         print_run(result, out, options.json)
+        _report(out, options.json)
         return
     if not options.json:
         print_run(result, out, False)
@@ -128,6 +129,16 @@ def run(options: argparse.Namespace) -> None:
             print_conversion(healed, winner.schedule, output, False)
     if options.json:
         print_run(result, out, True, {"healed": conversion_values(healed, winner.schedule)})
+    _report(out, options.json)
+
+
+def _report(out: Path, as_json: bool) -> None:
+    """Write the page of the run, and say where it is unless JSON is printed."""
+    from layersearch.report.page import report_beside
+
+    said = report_beside(out)
+    if not as_json:
+        print(said, file=sys.stderr)
 
 
 def _say_limits(model: str, heal: bool) -> None:

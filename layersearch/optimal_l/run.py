@@ -15,7 +15,7 @@ from layersearch.study.plan import Listener, no_listener
 from layersearch.training.record import read
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 
-_WRITTEN = ("answer.md", "answer.json", "l_star.png", "l_star.svg")
+_WRITTEN = ("answer.md", "answer.json", "l_star.png", "l_star.svg", "report.html")
 
 
 def optimal_l(

@@ -14,27 +14,23 @@ spans and the budget is of exact attention FLOPs.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from layersearch.model.hf_decoder import ATTENTION_NAME, span_attention
-from layersearch.schedule import Schedule, Span
 from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.measure import Scorer, finite
+from layersearch.selection.rounding import Array, Choices, round_to_schedules
 
 GATES_NAME = "layersearch_gates"
 """The name of `gated_attention` in transformers."""
-Array = NDArray[np.float64]
-Choices = Sequence[Sequence[Span]]
-"""The spans that each layer may have, by layer."""
+__all__ = ["Array", "Choices", "descend", "gate_gradients", "gated", "keep_to_budget", "round_to_schedules"]
 
 
 def gated_attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *rest: Any, **named: Any) -> Any:
@@ -162,24 +158,3 @@ def descend(
         logs = [log - rate * g / scale for log, g in zip(logs, centered, strict=True)]
         on_step(step + 1, loss, [-log for log in logs])
     return [-log for log in logs]
-
-
-def round_to_schedules(choices: Choices, scores: Sequence[Array], costs: Sequence[Array]) -> list[Schedule]:
-    """Return the schedules of lowest summed score at every price of cost, cheapest first.
-
-    Args:
-        choices: by layer.
-        scores: by layer and choice; lower is better, for example the logarithm of a mixture with its sign changed.
-        costs: by layer and choice, as `keep_to_budget` takes them.
-    """
-    prices = {0.0}
-    for score, cost in zip(scores, costs, strict=True):
-        for a in range(len(cost)):
-            prices |= {(score[a] - score[b]) / (cost[b] - cost[a]) for b in range(len(cost)) if cost[b] > cost[a]}
-    found: dict[Schedule, float] = {}
-    edges = sorted(price for price in prices if price >= 0)
-    for price in [*edges, *((a + b) / 2 for a, b in itertools.pairwise(edges)), edges[-1] + 1]:
-        at = [int(np.argmin(score + price * cost)) for score, cost in zip(scores, costs, strict=True)]
-        schedule = Schedule(tuple(spans[i] for spans, i in zip(choices, at, strict=True)))
-        found[schedule] = float(sum(cost[i] for cost, i in zip(costs, at, strict=True)))
-    return sorted(found, key=lambda schedule: (found[schedule], schedule))

@@ -36,6 +36,11 @@ def fit_surrogate(trials: Sequence[TrialRecord], space: BoundSpace, *, pairwise:
     return Surrogate(space, pairwise=pairwise).fit(schedules, losses, seeds, shares)
 
 
+def fit_pair(trials: Sequence[TrialRecord], space: BoundSpace) -> tuple[Surrogate, Surrogate]:
+    """Return the two surrogates of `solve`: one of single layers and pairs, one of interactions of any order."""
+    return fit_surrogate(trials, space, pairwise=True), fit_surrogate(trials, space, pairwise=False)
+
+
 def leave_one_out_losses(records: Iterable[TrialRecord], space: BoundSpace) -> list[tuple[float, float]]:
     """Return (predicted, real) last loss of each schedule of the search, nats; empty with too few complete trials.
 

@@ -17,8 +17,8 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import plain
 from layersearch.surrogate.constraint import Constraint, Kind
-from layersearch.surrogate.fit import fit_surrogate, training_trials
-from layersearch.surrogate.gp import MIN_SCHEDULES
+from layersearch.surrogate.fit import fit_pair, training_trials
+from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 from layersearch.surrogate.local_search import shortlist
 from layersearch.training.record import TrialRecord
 
@@ -99,6 +99,7 @@ def solve(
     *,
     tolerance: float = 0.0,
     confidence: float = stats.CONFIDENCE,
+    fitted: tuple[Surrogate, Surrogate] | None = None,
 ) -> Solution:
     """Return the best schedule of a space within a constraint, given a run's records.
 
@@ -108,6 +109,7 @@ def solve(
         constraint: see `layersearch.surrogate.constraint`.
         tolerance: loss above the lowest confirmed one, in nats, that a cheaper schedule may have (``cheaper``).
         confidence: of every interval.
+        fitted: `fit_pair` of the records' trials; None: fit here. Several constraints share one fit.
 
     Raises:
         RunFolderError: if too few distinct schedules are complete.
@@ -124,7 +126,8 @@ def solve(
         )
     within = [schedule for schedule in trained if constraint.admits(schedule)]
     n_full = sorted({schedule.n_full for schedule in trained})
-    offered = shortlist(fit_surrogate(trials, space, pairwise=True), space, constraint, within, n_full)
+    pairwise, surrogate = fitted or fit_pair(trials, space)
+    offered = shortlist(pairwise, space, constraint, within, n_full)
     if not within and not offered:
         raise ConfigError(
             f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
@@ -133,7 +136,6 @@ def solve(
     losses = [(record, record.loss) for record in complete if record.loss is not None]
     fresh = [[loss for r, loss in losses if r.schedule == schedule and r.phase == "confirm"] for schedule in trained]
     lowest = min(loss for _, loss in losses)
-    surrogate = fit_surrogate(trials, space, pairwise=False)
     found = analyze([record for record in complete if record.schedule in within], 1.0, confidence, tolerance)
     entries = {entry.schedule: entry for entry in found.entries}
     shared = len(found.winner.seeds) if found.winner else 0

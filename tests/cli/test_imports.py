@@ -45,6 +45,11 @@ def test_plot_imports_no_torch(saved_run: Path, tmp_path: Path) -> None:
     assert imported("plot", str(saved_run), "--out", str(tmp_path)) & HEAVY == set()
 
 
+def test_report_imports_no_torch(saved_run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plotly", reason="needs the extra report")
+    assert imported("report", str(saved_run), "--out", str(tmp_path / "page.html")) & HEAVY == set()
+
+
 def test_solve_imports_no_torch(saved_run: Path) -> None:
     assert imported("solve", str(saved_run), "--budget", "0.6") & HEAVY == set()
 

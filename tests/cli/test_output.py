@@ -90,6 +90,12 @@ def test_show_json_equals_the_frontier_file(smoke_run: Path, capsys: pytest.Capt
 
 
 @pytest.mark.integration
+def test_run_leaves_its_page_beside_its_figures(smoke_run: Path) -> None:
+    pytest.importorskip("plotly", reason="needs the extra report")
+    assert (smoke_run / "report.html").read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
+
+
+@pytest.mark.integration
 def test_plot_prints_the_files_it_wrote(smoke_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     paths = printed(capsys, "plot", str(smoke_run), "--out", str(tmp_path / "a" / "b")).splitlines()
     assert sorted(map(str, (tmp_path / "a" / "b").iterdir())) == sorted(paths)

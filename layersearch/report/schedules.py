@@ -1,0 +1,84 @@
+"""The schedules of a page, each once: their spans, exact costs and commands. Other parts refer to them by number."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from layersearch.report.folder import OpenedRun
+from layersearch.results.held_out import compact
+from layersearch.schedule import Schedule, Span
+from layersearch.schedule.cost import cache_tokens, kv_cache_bytes
+
+
+class ScheduleTable:
+    """Numbers schedules in order of first use; ``rows`` is plain data.
+
+    Args:
+        run: gives the model's size, the length of the texts and the commands.
+        recipe_flag: the recipe of the run for a command line: a shipped name or a file.
+    """
+
+    def __init__(self, run: OpenedRun, recipe_flag: str) -> None:
+        self._run, self._recipe_flag = run, recipe_flag
+        self._numbers: dict[Schedule, int] = {}
+        self._spans: dict[Span, int] = {}
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, schedule: Schedule) -> int:
+        """Return the number of a schedule."""
+        if schedule not in self._numbers:
+            self._numbers[schedule] = len(self.rows)
+            self.rows.append(self._row(schedule))
+        return self._numbers[schedule]
+
+    def _row(self, schedule: Schedule) -> dict[str, Any]:
+        run = self._run
+        return {
+            "text": str(schedule),
+            "compact": compact(schedule),
+            "layers": [self._spans.setdefault(span, len(self._spans)) for span in schedule],
+            "n_full": schedule.n_full,
+            "cost": run.space.cost(schedule),
+            "kv": cache_bytes(run, schedule),
+            "export": self._export(schedule),
+        }
+
+    def _export(self, schedule: Schedule) -> str:
+        run = self._run
+        if run.result.winner is not None and schedule == run.result.winner.schedule and run.kind != "optimal-l":
+            return shlex.join(["layersearch", "export", str(run.path), "--to", "yaml", "--out", "exported"])
+        if run.recipe.pretrained is not None:
+            line = ["layersearch", "convert", "--model", run.recipe.pretrained, "--schedule", str(schedule)]
+            return shlex.join([*line, "--out", "converted"])
+        line = ["layersearch", "export", str(schedule), "--recipe", self._recipe_flag]
+        return shlex.join([*line, "--to", "yaml", "--out", "exported"])
+
+    @property
+    def spans(self) -> list[dict[str, Any]]:
+        """The spans that occur, in the order of their numbers."""
+        seq_len = self._run.recipe.training.seq_len
+        return [
+            {
+                "text": str(span),
+                "kind": span.kind,
+                "size": span.size,
+                "dilation": span.dilation,
+                "sink": span.sink,
+                "cache": cache_tokens(span, seq_len),
+                "share": _share(self._run, span),
+            }
+            for span in self._spans
+        ]
+
+
+def _share(run: OpenedRun, span: Span) -> float:
+    """Return a layer's attention FLOPs as a share of a full layer's."""
+    return run.space.cost(Schedule((span,) * run.space.n_layers))
+
+
+def cache_bytes(run: OpenedRun, schedule: Schedule) -> int:
+    """Return the bytes of keys and values for one sequence of the run's length, 2 bytes a value."""
+    model = run.recipe.model
+    sizes = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
+    return kv_cache_bytes(schedule, seq_len=run.recipe.training.seq_len, **sizes)

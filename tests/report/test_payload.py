@@ -1,0 +1,182 @@
+"""A run folder becomes plain data, whatever its state."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from layersearch.errors import LayersearchError
+from layersearch.report import facts
+from layersearch.report.folder import expand, goes_on, open_run
+from layersearch.report.payload import clean, page_data
+from layersearch.results.held_out import measure_rows
+from layersearch.schedule import Schedule
+from layersearch.schedule.cost import kv_cache_bytes
+from layersearch.study.saved_run import load_records, load_result
+from tests.helpers.hostile import ANSI
+
+ROOT = Path(__file__).resolve().parents[2]
+SELECTION = ROOT / "analysis" / "smollm2" / "run"
+KILLED = ROOT / "tests" / "data_runs" / "killed"
+
+
+@pytest.fixture(scope="module")
+def selection() -> dict[str, Any]:
+    """Return the data of a real selection."""
+    return page_data([open_run(SELECTION)])["runs"][0]
+
+
+@pytest.fixture(scope="module")
+def search(saved_run: Path) -> dict[str, Any]:
+    """Return the data of a finished search."""
+    return page_data([open_run(saved_run)])["runs"][0]
+
+
+def test_headline_of_a_selection_names_layers_cost_and_losses(selection: dict[str, Any]) -> None:
+    rows = {row.schedule: row for row in measure_rows(load_records(SELECTION))}
+    winner = load_result(SELECTION).winner
+    assert winner is not None
+    row = rows[winner.schedule]
+    assert "4 of 30 layers: 7, 18, 20 and 23" in selection["headline"]
+    assert f"{row.cost:.1%} of the attention FLOPs" in selection["headline"]
+    assert row.accuracy is not None
+    assert f"{row.accuracy.mean:.0%} of the hidden digits right (all-full: 86%)" in selection["headline"]
+    assert f"{row.text_to_full.mean:+.3f}" in selection["headline"]
+
+
+def test_points_equal_the_analysis_of_the_run(search: dict[str, Any], saved_run: Path) -> None:
+    result, run = load_result(saved_run), open_run(saved_run)
+    assert [search["schedules"][p["schedule"]]["text"] for p in search["points"]] == [
+        str(e.schedule) for e in result.entries
+    ]
+    for point, entry in zip(search["points"], result.entries, strict=True):
+        one, model = search["schedules"][point["schedule"]], run.recipe.model
+        assert one["cost"] == pytest.approx(entry.cost, rel=1e-7)
+        sizes = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
+        assert one["kv"] == kv_cache_bytes(entry.schedule, seq_len=run.recipe.training.seq_len, **sizes)
+        mean = None if entry.mean is None else entry.mean.mean
+        assert (point["loss"] or {}).get("mean") == (None if mean is None else pytest.approx(mean, rel=1e-7))
+    winner = result.winner
+    assert winner is not None
+    assert search["schedules"][search["winner"]]["text"] == str(winner.schedule)
+
+
+def test_spans_of_a_schedule_give_back_its_text(selection: dict[str, Any]) -> None:
+    for one in selection["schedules"]:
+        spans = [selection["spans"][number]["text"] for number in one["layers"]]
+        assert str(Schedule.parse(" ".join(spans))) == one["text"]
+
+
+@pytest.mark.parametrize("name", ["selection", "search"])
+def test_budget_table_keeps_to_each_budget_and_never_gets_worse(name: str, request: pytest.FixtureRequest) -> None:
+    run = request.getfixturevalue(name)
+    rows = run["budgets"]["rows"]
+    assert [row["budget"] for row in rows] == sorted({row["budget"] for row in rows})
+    assert len(rows) > 3
+    means = {p["schedule"]: p["loss"]["mean"] for p in run["points"] if p["loss"]}
+    for row in rows:
+        for number in filter(lambda n: n is not None, (row["measured"], (row["proposal"] or {}).get("schedule"))):
+            assert run["schedules"][number]["cost"] <= row["budget"] * (1 + 1e-7)
+        assert row["measured"] is None or row["measured"] in means
+    assert any(row["proposal"] for row in rows)
+
+
+def test_budget_table_at_the_budget_of_the_run_has_its_winner(selection: dict[str, Any]) -> None:
+    row = [row for row in selection["budgets"]["rows"] if row["budget"] <= selection["budget"]][-1]
+    assert row["measured"] == selection["winner"]
+    assert row["alike"] == 2
+
+
+def test_needs_of_a_selection_are_the_gates_scores_of_full_over_the_best_sparse_span(selection: dict[str, Any]) -> None:
+    scores = json.loads((SELECTION / "gates.json").read_text())["scores"]
+    wanted = [min(sparse) - full for full, *sparse in scores]
+    assert selection["needs"]["values"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_needs_of_a_search_are_one_number_a_layer_with_its_error(search: dict[str, Any]) -> None:
+    assert len(search["needs"]["values"]) == search["n_layers"] == len(search["needs"]["errors"])
+
+
+def test_killed_run_says_that_it_is_not_finished() -> None:
+    run = page_data([open_run(KILLED)])["runs"][0]
+    assert not run["finished"]
+    assert run["headline"].startswith("No winner yet.")
+    assert "8 records so far (8 complete)." in run["progress"]
+    assert "The run is not finished. Its answer may change." in run["not_said"]
+
+
+def test_run_before_its_first_trial_has_a_page(tmp_path: Path) -> None:
+    shutil.copy(KILLED / "config.json", tmp_path)
+    run = page_data([open_run(tmp_path)])["runs"][0]
+    assert run["headline"] == "Nothing to conclude: no trial has completed."
+    assert (run["points"], run["winner"], run["budgets"], run["progress"]) == (
+        [],
+        None,
+        None,
+        "No trial has finished yet.",
+    )
+
+
+def test_quick_page_predicts_nothing(saved_run: Path) -> None:
+    run = page_data([open_run(saved_run)], quick=True)["runs"][0]
+    assert run["needs"] is None
+    assert all(row["proposal"] is None for row in run["budgets"]["rows"])
+
+
+def test_command_of_a_shipped_recipe_makes_the_same_request() -> None:
+    run = open_run(SELECTION)
+    model = "SmolLM2-135M-Instruct.Q4_1.gguf"
+    assert facts.command(run) == f"layersearch run --recipe pretrained --model {model} --budget 0.27 --seed 0"
+    assert "--set" in facts.command(open_run(KILLED))  # an older recipe: what differs from the shipped one is set
+
+
+def test_differences_name_the_keys_in_which_two_runs_differ(saved_run: Path) -> None:
+    rows = facts.differences([open_run(saved_run), open_run(SELECTION)])
+    values = {row["key"]: row["values"] for row in rows}
+    assert values["budget"] == ["0.6", "0.27"]
+    assert values["recipe.training.seq_len"] == ["48", "1024"]
+    assert "seed" not in values
+    assert facts.differences([open_run(saved_run), open_run(saved_run)]) == []
+
+
+def test_clean_makes_control_characters_visible_and_numbers_finite() -> None:
+    assert clean(ANSI) == "\\x1b[31mred\\x1b[0m\\x07\\x202eback\\x2028"
+    assert clean({"a": [math.nan, math.inf, 1.23456789012]}) == {"a": [None, None, 1.2345679]}
+
+
+def test_study_of_several_settings_stands_for_its_folders(tmp_path: Path) -> None:
+    for name in ("length-64-depth-2", "length-128-depth-2"):
+        shutil.copytree(KILLED, tmp_path / name)
+    assert [path.name for path in expand([tmp_path])] == ["length-64-depth-2", "length-128-depth-2"]
+    assert expand([KILLED]) == [KILLED]
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("gates.json", '{"scores": [[1]]}'),
+        ("gates.json", "{"),
+        ("retrieval.json", '{"pass_key": 3}'),
+        ("trials.jsonl", "no record\n"),
+        ("config.json", "[]"),
+    ],
+)
+def test_damaged_file_is_refused_by_its_name(file: str, text: str, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(SELECTION, tmp_path / "run"))
+    (run / file).write_text(text)
+    with pytest.raises(LayersearchError, match=file):
+        page_data([open_run(run)])
+
+
+def test_goes_on_tells_a_held_folder_from_a_free_one(tmp_path: Path) -> None:
+    assert not goes_on(tmp_path)
+    with (tmp_path / "run.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert goes_on(tmp_path)
+    assert not goes_on(tmp_path)
