@@ -6,7 +6,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 
-from bench import WEIGHT, Bench, Held, append, costs_of, full_layers, lines, measure_all, within
+from bench import BUDGET, WEIGHT, Bench, Held, append, costs_of, full_layers, lines, measure_all, within
 
 GATE_STEPS, CROSS = 6, 8
 COUNTS = {"calibration": 8, "confirmation": 12, "healing": 40}
@@ -35,21 +35,21 @@ class Condition:
         return f"{self.text}, {self.seq_len:,}{goal}{', other documents' if self.draw else ''}"
 
 
-ONE, ALL = (0.27,), (0.15, 0.27, 0.4)
-CONDITIONS: dict[Condition, tuple[float, ...]] = {
-    Condition("code", 1024): ALL,
-    Condition("prose", 1024): ONE,
-    Condition("code", 1024, draw=1): ONE,
-    Condition("code", 1024, weight=0.0): ONE,
-    Condition("code", 1024, weight=0.9): ONE,
-    Condition("code", 2048): ONE,
-    Condition("code", 4096): ONE,
-    Condition("prose", 2048): ONE,
-}
+CONDITIONS = (
+    Condition("code", 1024),
+    Condition("prose", 1024),
+    Condition("code", 1024, draw=1),
+    Condition("code", 1024, weight=0.0),
+    Condition("code", 1024, weight=0.9),
+    Condition("code", 2048),
+    Condition("code", 4096),
+    Condition("prose", 2048),
+)
+"""In the order of their worth: the study may be stopped after any."""
 
 
-def run(model: str, prose: Sequence[str]) -> None:
-    """Choose under every condition and budget; then measure every choice at 1,024 tokens of code and of prose."""
+def run(model: str, prose: Sequence[str], most: int | None = None) -> None:
+    """Choose under the first conditions; then measure every choice at 1,024 tokens of code and of prose."""
     from layersearch.schedule import Schedule, presets
     from layersearch.selection.gates import descend
 
@@ -63,25 +63,22 @@ def run(model: str, prose: Sequence[str]) -> None:
             benches[text, seq_len] = Bench(model, seq_len, files, counts, shared=shared)
         return benches[text, seq_len]
 
-    done = {(r["condition"], r["budget"]) for r in lines("layers")}
-    for condition, budgets in CONDITIONS.items():
-        if condition.text == "prose" and not prose:
+    done = {r["condition"] for r in lines("layers")}
+    for condition in CONDITIONS[:most]:
+        if condition.name in done or (condition.text == "prose" and not prose):
             continue
-        for budget in budgets:
-            if (condition.name, budget) in done:
-                continue
-            bench = bench_of(condition.text, condition.seq_len)
-            space, began = bench.space("full", condition.sparse), time.perf_counter()
-            count = 4 if condition.seq_len == 1024 else 2
-            scorer = bench.scorer("calibration", count * condition.draw, count, condition.weight)
-            scores = descend(scorer, space.options, costs_of(space), budget, steps=GATE_STEPS, rate=0.5)
-            schedule = within(space, scores, budget)
-            full = next(at for at, span in enumerate(space.options[0]) if span.is_full)
-            needs = [float(layer[1 - full] - layer[full]) for layer in scores]
-            found = {"schedule": str(schedule), "needs": needs, "seconds": round(time.perf_counter() - began, 1)}
-            append("layers", {"condition": condition.name, "budget": budget, **found})
-    # Every choice of one budget, at one length and with one span, so that the layers alone differ.
-    chosen = [r for r in lines("layers") if r["budget"] == 0.27]
+        bench = bench_of(condition.text, condition.seq_len)
+        space, began = bench.space("full", condition.sparse), time.perf_counter()
+        count = 4 if condition.seq_len == 1024 else 2
+        scorer = bench.scorer("calibration", count * condition.draw, count, condition.weight)
+        scores = descend(scorer, space.options, costs_of(space), BUDGET, steps=GATE_STEPS, rate=0.5)
+        schedule = within(space, scores, BUDGET)
+        full = next(at for at, span in enumerate(space.options[0]) if span.is_full)
+        needs = [float(layer[1 - full] - layer[full]) for layer in scores]
+        found = {"schedule": str(schedule), "needs": needs, "seconds": round(time.perf_counter() - began, 1)}
+        append("layers", {"condition": condition.name, "budget": BUDGET, **found})
+    # Every choice at one length and with one span, so that the layers alone differ.
+    chosen = lines("layers")
     short = "window:32+sink:4"
     for text in ("code", "prose") if prose else ("code",):
         bench = bench_of(text, 1024)
@@ -100,22 +97,19 @@ def table() -> list[str]:
     from layersearch.schedule import Schedule, presets
 
     records = lines("layers")
-    base = {r["budget"]: r for r in records if r["condition"] == "code, 1,024"}
+    same = next(r for r in records if r["condition"] == "code, 1,024")
     rows = []
     for record in records:
-        same = base[record["budget"]]
         rank = float(spearmanr(record["needs"], same["needs"]).statistic)
         ours, other = (set(full_layers(r["schedule"]).split()) - {"none"} for r in (record, same))
         shared = "" if record is same else f"{len(ours & other)} of {min(len(ours), len(other))} | {rank:.2f}"
-        rows.append(
-            f"| {record['condition']} | {record['budget']} | {full_layers(record['schedule'])} | {shared or ' | '} |"
-        )
+        rows.append(f"| {record['condition']} | {full_layers(record['schedule'])} | {shared or ' | '} |")
     out = [
         "Each choice is by gates over full attention and `window:T/32+sink:4`, 6 steps. Shared layers and Spearman's",
-        "rank correlation of all 30 needs are against `code, 1,024` at the same budget.",
+        "rank correlation of all 30 needs are against `code, 1,024`. The budget is 0.27.",
         "",
-        "| text, tokens | budget | full layers | shared | Spearman |",
-        "|---|---|---|---|---|",
+        "| text, tokens | full layers | shared | Spearman |",
+        "|---|---|---|---|",
         *rows,
     ]
     short = "window:32+sink:4"
@@ -126,9 +120,8 @@ def table() -> list[str]:
         full = next(one for one in held.by if one.startswith("full*30"))
         named: dict[str, list[str]] = {}
         for record in records:
-            if record["budget"] == 0.27:
-                at = [i for i, span in enumerate(Schedule.parse(record["schedule"])) if span.is_full]
-                named.setdefault(str(presets.place(30, at, short)), []).append(record["condition"])
+            at = [i for i, span in enumerate(Schedule.parse(record["schedule"])) if span.is_full]
+            named.setdefault(str(presets.place(30, at, short)), []).append(record["condition"])
         named.setdefault(str(presets.interleaved(30, 6, short)), []).append("interleaved")
         named.setdefault(str(presets.top(30, 6, short)), []).append("top")
         own = next(one for one, names in named.items() if f"{text}, 1,024" in names)
@@ -148,7 +141,7 @@ def table() -> list[str]:
             )
         out += [
             "",
-            f"### The choices of budget 0.27, measured on {text} at 1,024 tokens",
+            f"### The choices, measured on {text} at 1,024 tokens",
             "",
             f"{len(held.units)} held-out documents, text loss minus all-full's, paired. Other layers: `{short}`.",
             "",

@@ -44,13 +44,15 @@ def main() -> None:
     parser.add_argument("study", choices=(*STUDIES, "report"))
     parser.add_argument("model", nargs="?", help="the GGUF file")
     parser.add_argument("--prose", nargs="+", default=(), help="files or folders of English prose")
+    parser.add_argument("--most", type=int, help="layers: only so many conditions, the first of its list")
     options = parser.parse_args()
     if options.study == "report":
         (HERE / "tables.md").write_text(report())
         return
     if options.model is None:
         parser.error("MODEL is missing: give the GGUF file")
-    STUDIES[options.study][0].run(options.model, options.prose)
+    more = {"most": options.most} if options.study == "layers" else {}
+    STUDIES[options.study][0].run(options.model, options.prose, **more)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,9 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
 
     device = next(model.parameters()).device
     tokens = torch.zeros((1, seq_len), dtype=torch.long, device=device)
+    if getattr(model, "in_pieces", False):
+        # fvcore cannot look into a loss that is made in pieces; it counts whole logits.
+        model.in_pieces = False  # type: ignore[assignment]
     analysis = FlopCountAnalysis(model, (tokens, tokens))
     analysis.set_op_handle(OPERATOR, _attend_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)

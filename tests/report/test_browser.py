@@ -78,9 +78,9 @@ def test_hover_over_the_winner_shows_its_numbers(selection: Opened) -> None:
     selection.page.locator('[data-plot="frontier"] .scatterlayer .trace path.point').last.hover(force=True)
     text = selection.page.locator('[data-plot="frontier"] .hoverlayer .hovertext').text_content()
     for words in (
-        "full 7 18 20 23; 64+sink:4 x16",
-        "cost 27.0%, l = 4, KV cache 4.61 MiB",
-        "+0.157 ± 0.035",
+        "full 7 17 18 23; 64+sink:4 x20",
+        "cost 26.7%, l = 4, KV cache 4.58 MiB",
+        "+0.151 ± 0.038",
         "digits right",
     ):
         assert words in text
@@ -92,8 +92,8 @@ def test_click_on_a_point_shows_its_layers_and_copies_it(selection: Opened) -> N
     page.wait_for_function("document.getElementById('toast').textContent.startsWith('Copied the schedule')")
     assert page.locator(".picture-title").text_content() == "The winner"
     page.locator("button.pick").first.press("Enter")
-    assert page.locator(".picture-title").text_content() == "Shown: 64 x30"
-    assert page.locator(".chosen pre").first.text_content() == "window:64*30"
+    assert page.locator(".picture-title").text_content() == "Shown: 64+sink:4 x30"
+    assert page.locator(".chosen pre").first.text_content() == "window:64+sink:4*30"
     assert page.locator(".chosen pre").last.text_content().startswith("layersearch convert --model ")
     page.get_by_role("button", name="Back to the winner").press("Enter")
     assert page.locator(".picture-title").text_content() == "The winner"
@@ -102,11 +102,11 @@ def test_click_on_a_point_shows_its_layers_and_copies_it(selection: Opened) -> N
 
 def test_slider_answers_for_another_budget_by_keyboard(selection: Opened) -> None:
     page, slider = selection.page, selection.page.get_by_role("slider")
-    assert page.locator(".slider output").text_content() == "27.0%"
-    assert "full 7 18 20 23; 64+sink:4 x16" in page.locator(".solved").text_content()
+    assert page.locator(".slider output").text_content() == "26.7%"
+    assert "full 7 17 18 23; 64+sink:4 x20" in page.locator(".solved").text_content()
     slider.press("Home")
-    assert page.locator(".slider output").text_content() == slider.get_attribute("aria-valuetext") == "12.1%"
-    assert "64 x30" in page.locator(".solved").text_content()
+    assert page.locator(".slider output").text_content() == slider.get_attribute("aria-valuetext") == "12.8%"
+    assert "64+sink:4 x30" in page.locator(".solved").text_content()
     slider.press("ArrowRight")
     assert "Its loss was not measured." in page.locator(".solved").text_content()
     slider.press("End")
@@ -126,15 +126,14 @@ def test_axes_of_the_frontier_are_chosen(selection: Opened) -> None:
 
 
 def test_dark_mode_changes_the_page_and_its_figures(selection: Opened) -> None:
-    page, colors = selection.page, []
-    for scheme in ("light", "dark"):
+    page = selection.page
+    for scheme, paper, ink in (
+        ("light", "rgb(255, 255, 255)", "rgb(27, 31, 36)"),
+        ("dark", "rgb(18, 22, 27)", "rgb(230, 233, 237)"),
+    ):
         page.emulate_media(color_scheme=scheme)
-        page.wait_for_timeout(50)
-        background = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        ink = page.evaluate("getComputedStyle(document.querySelector('.plot .xtitle')).fill")
-        colors.append((background, ink))
-    assert colors[0] == ("rgb(255, 255, 255)", "rgb(27, 31, 36)")
-    assert colors[1] == ("rgb(18, 22, 27)", "rgb(230, 233, 237)")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == paper
+        page.wait_for_function(f"getComputedStyle(document.querySelector('.plot .xtitle')).fill === '{ink}'")
     page.emulate_media(color_scheme="light")
 
 

@@ -43,7 +43,7 @@ def test_headline_of_a_selection_names_layers_cost_and_losses(selection: dict[st
     winner = load_result(SELECTION).winner
     assert winner is not None
     row = rows[winner.schedule]
-    assert "4 of 30 layers: 7, 18, 20 and 23" in selection["headline"]
+    assert "4 of 30 layers: 7, 17, 18 and 23" in selection["headline"]
     assert f"{row.cost:.1%} of the attention FLOPs" in selection["headline"]
     assert row.accuracy is not None
     assert f"{row.accuracy.mean:.0%} of the hidden digits right (all-full: 86%)" in selection["headline"]

@@ -41,8 +41,8 @@ SIZES = {
     "selection.calibration_units": 2,
     "selection.precision": "float32",
 }
-FILES = {"config.json", "flops.json", "frontier.json", "gates.json", "retrieval.json", "run.lock", "selection.png",
-         "selection.svg", "trials.jsonl", "winner.yaml"}  # fmt: skip
+FILES = {"config.json", "flops.json", "frontier.json", "gates.json", "report.html", "retrieval.json", "run.lock",
+         "selection.png", "selection.svg", "trials.jsonl", "winner.yaml"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
