@@ -215,7 +215,10 @@ def test_run_finished_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> N
     shutil.copytree(smoke_run, out)
     before = digests(out)
     assert json.loads(run(out)) == json.loads((smoke_run / "frontier.json").read_text())
-    assert digests(out) == before
+    after = digests(out)
+    for found in (before, after):
+        found.pop("report.html", None)  # the page names the run folder, and this one is a copy
+    assert after == before
 
 
 def test_run_killed_worker_fails_its_trial_and_the_search_goes_on(tmp_path: Path, smoke_run: Path) -> None:
