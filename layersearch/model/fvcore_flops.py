@@ -8,6 +8,8 @@ import functools
 import importlib.metadata
 import warnings
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -71,13 +73,10 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
 
     device = next(model.parameters()).device
     tokens = torch.zeros((1, seq_len), dtype=torch.long, device=device)
-    if getattr(model, "in_pieces", False):
-        # fvcore cannot look into a loss that is made in pieces; it counts whole logits.
-        model.in_pieces = False  # type: ignore[assignment]
     analysis = FlopCountAnalysis(model, (tokens, tokens))
     analysis.set_op_handle(OPERATOR, _attend_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _whole_logits(model):
         # Tracing freezes Python numbers taken from shapes, as a count for one shape needs.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -86,6 +85,20 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
     if unknown:
         raise UnknownAttentionError(f"FLOPs of {', '.join(unknown)} are not known; attend through layersearch.attend")
     return {name: int(count) for name, count in counts.items()}
+
+
+@contextmanager
+def _whole_logits(model: Any) -> Iterator[None]:
+    """Let a model make all logits at once: fvcore cannot look into a loss that is made in pieces."""
+    in_pieces = getattr(model, "in_pieces", None)
+    if in_pieces is None:
+        yield
+        return
+    model.in_pieces = False
+    try:
+        yield
+    finally:
+        model.in_pieces = in_pieces
 
 
 def check_flops(recipe: Recipe, space: BoundSpace, vocab_size: int) -> dict[str, Any]:

@@ -132,7 +132,9 @@ class HFDecoder(nn.Module):
         model.eval()
         with torch.no_grad(), quiet():
             stock = model(input_ids=tokens, use_cache=False).logits if check else None
-            calls, logits, self.in_pieces = _probe(model, tokens)
+            calls, logits, in_pieces = _probe(model, tokens)
+        self.in_pieces = in_pieces
+        """Whether losses are made without whole logits, as nothing changes logits after the output layer."""
         model.train(training)
         self.model = model
         self.attention = [call.module for call in calls]
@@ -154,7 +156,6 @@ class HFDecoder(nn.Module):
                     f"{type(model).__name__}: with this package's attention its logits differ from the stock model's "
                     f"by {difference:.2g} of their size, so its own attention does more; give another architecture"
                 )
-        # `in_pieces` says that losses are made without whole logits: nothing changes them after the output layer.
         self.teacher: tuple[HFDecoder, float] | None = None
         """The model to distill from, and its weight. A tuple, so that its weights are not this module's."""
         self.set_schedule(self.original)
@@ -204,7 +205,7 @@ class HFDecoder(nn.Module):
         With a teacher the reduced loss is the weighted sum of `distil_from`. Losses by token do not include it, and
         have no gradient.
         """
-        if not self.in_pieces or targets.is_meta:  # fvcore traces a model without storage, and counts all logits
+        if not self.in_pieces:
             return self._whole_forward(tokens, targets, reduce)
         head, shape, wanted = self.model.get_output_embeddings(), targets.shape, targets.flatten()
         if not reduce:
