@@ -98,7 +98,7 @@ def open_retrieval(recipe: ConvertRecipe) -> Retrieval | None:
 
 
 def convert_here(
-    job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, routed: HFDecoder | None = None
+    job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, decoder: HFDecoder | None = None
 ) -> None:
     """Do the rest of a conversion, as one rank. Every rank calls this after `layersearch.training.engine.join`.
 
@@ -107,9 +107,9 @@ def convert_here(
         folder: its folder; rank 0 alone writes there, but for the shards of a checkpoint.
         group: this rank.
         listener: called after each step and evaluation.
-        routed: the model, if it is loaded.
+        decoder: the model, if it is loaded.
     """
-    _Converter(job, folder, group, listener).run(routed)
+    _Converter(job, folder, group, listener).run(decoder)
 
 
 class _Converter:
@@ -139,64 +139,64 @@ class _Converter:
                 )
             )
         # The process that started this one compared the logits, or this one did at its first load.
-        routed = load_pretrained(
+        decoder = load_pretrained(
             job.model, trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens, check=False
         )
-        return self._plain(routed.to(self.group.device))
+        return self._plain(decoder.to(self.group.device))
 
-    def _plain(self, routed: HFDecoder) -> HFDecoder:
+    def _plain(self, decoder: HFDecoder) -> HFDecoder:
         """Return the decoder, with whole logits under ZeRO-3, whose gathers were not tested with pieces of them."""
-        routed.in_pieces &= self.zero != 3
-        return routed
+        decoder.in_pieces &= self.zero != 3
+        return decoder
 
     def config(self) -> dict[str, Any]:
         """Return the DeepSpeed configuration of the last stage."""
         return deepspeed_config(self.recipe.training, self.job.deepspeed)
 
-    def running(self, routed: HFDecoder) -> contextlib.AbstractContextManager[None]:
+    def running(self, decoder: HFDecoder) -> contextlib.AbstractContextManager[None]:
         """Return what an untrained model needs around it to run: under ZeRO-3 its weights are gathered by layers."""
-        return gathering(routed, self.config()) if self.zero == 3 else contextlib.nullcontext()
+        return gathering(decoder, self.config()) if self.zero == 3 else contextlib.nullcontext()
 
-    def run(self, routed: HFDecoder | None) -> None:
-        """Do the rest of the conversion; ``routed`` is the model with the recipe's RoPE, if it is loaded."""
+    def run(self, decoder: HFDecoder | None) -> None:
+        """Do the rest of the conversion; ``decoder`` is the model with the recipe's RoPE, if it is loaded."""
         done = {found.moment for found in self.folder.evaluations()}
         if "converted" in done and self.folder.model.is_dir():
             return
-        routed = self.load(self.job.rope) if routed is None else self._plain(routed.to(self.group.device))
+        decoder = self.load(self.job.rope) if decoder is None else self._plain(decoder.to(self.group.device))
         if "original" not in done:
             # The original is evaluated at the new length without RoPE scaling.
-            original = routed if self.job.rope is None else self.load({"rope_type": "default"})
+            original = decoder if self.job.rope is None else self.load({"rope_type": "default"})
             with self.running(original):
                 self.evaluate(original, "original", 0)
             del original
         with contextlib.ExitStack() as stack:
             if self.recipe.distil:
-                teacher = self.load(self.job.rope) if self.zero == 3 else copy.deepcopy(routed)
+                teacher = self.load(self.job.rope) if self.zero == 3 else copy.deepcopy(decoder)
                 stack.enter_context(self.running(teacher))
-                routed.distil_from(teacher, self.recipe.distil)
-            routed.set_schedule(self.schedule)
+                decoder.distil_from(teacher, self.recipe.distil)
+            decoder.set_schedule(self.schedule)
             if "switched" not in done:
-                with self.running(routed):
-                    self.evaluate(routed, "switched", 0)
-            adapt(routed, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
-            self._train(routed)
-        merge(routed)
+                with self.running(decoder):
+                    self.evaluate(decoder, "switched", 0)
+            adapt(decoder, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
+            self._train(decoder)
+        merge(decoder)
         if self.dtype != torch.float32:
-            round_weights(routed.model, self.dtype)
-        routed.set_schedule(self.schedule)
-        with self.running(routed):
-            self.evaluate(routed, "converted", self.steps)
-            logits = probe_logits(routed)
-        weights = whole_weights(routed.model) if self.zero == 3 else None
+            round_weights(decoder.model, self.dtype)
+        decoder.set_schedule(self.schedule)
+        with self.running(decoder):
+            self.evaluate(decoder, "converted", self.steps)
+            logits = probe_logits(decoder)
+        weights = whole_weights(decoder.model) if self.zero == 3 else None
         if self.first:
-            self._save(routed, logits, weights)
+            self._save(decoder, logits, weights)
 
-    def _save(self, routed: HFDecoder, logits: Tensor, weights: dict[str, Tensor] | None) -> None:
+    def _save(self, decoder: HFDecoder, logits: Tensor, weights: dict[str, Tensor] | None) -> None:
         losses = {found.moment: found.loss for found in self.folder.evaluations() if found.moment != "training"}
         part, named = self.folder.path / "model.part", self.recipe.data.tokenizer
         try:
             save_model(
-                routed,
+                decoder,
                 self.job.family,
                 part,
                 evidence={"validation_loss": losses},
@@ -212,7 +212,7 @@ class _Converter:
         self.folder.checkpoint.unlink(missing_ok=True)
         shutil.rmtree(self.folder.shards, ignore_errors=True)
 
-    def _train(self, routed: HFDecoder) -> None:
+    def _train(self, decoder: HFDecoder) -> None:
         checkpoint = self._load_checkpoint()
         step = 0 if checkpoint is None else int(checkpoint["step"])
         if self.first:
@@ -221,14 +221,14 @@ class _Converter:
             end = stage.first + stage.training.steps
             # A stage that had just ended only gives its weights back.
             if step < end or (checkpoint is not None and step == end):
-                routed.set_schedule(stage.schedule)
-                self._train_stage(routed, number, checkpoint)
+                decoder.set_schedule(stage.schedule)
+                self._train_stage(decoder, number, checkpoint)
                 checkpoint, step = None, end
 
-    def _train_stage(self, routed: HFDecoder, number: int, checkpoint: dict[str, Any] | None) -> None:
+    def _train_stage(self, decoder: HFDecoder, number: int, checkpoint: dict[str, Any] | None) -> None:
         stage, source = self.stages[number], self.sources[number]
         training = stage.training
-        engine = Engine(routed, training, deepspeed_config(training, self.job.deepspeed), self.group)
+        engine = Engine(decoder, training, deepspeed_config(training, self.job.deepspeed), self.group)
         first = 0
         try:
             if checkpoint is not None:
@@ -252,9 +252,9 @@ class _Converter:
                         step=step, loss=loss, learning_rate=rate, seq_len=training.seq_len, seconds=seconds
                     )
                 if step in self.eval_steps and step < self.steps:
-                    routed.set_schedule(self.schedule)
-                    self.evaluate(routed, "training", step)
-                    routed.set_schedule(stage.schedule)
+                    decoder.set_schedule(self.schedule)
+                    self.evaluate(decoder, "training", step)
+                    decoder.set_schedule(stage.schedule)
                 if step % self.recipe.checkpoint_steps == 0 or inner == training.steps:
                     self._save_checkpoint(step, engine)
                 self.listener(Step(step=step, steps=self.steps, loss=loss))
@@ -284,7 +284,7 @@ class _Converter:
         if self.first:
             write_text(self.folder.path / "memory.json", json.dumps(found) + "\n")
 
-    def evaluate(self, routed: HFDecoder, moment: Moment, step: int) -> None:
+    def evaluate(self, decoder: HFDecoder, moment: Moment, step: int) -> None:
         """Evaluate at the full length; log and report it."""
         source, training = self.sources[-1], self.recipe.training
         batch = source.validation(training.val_sequences)
@@ -292,7 +292,7 @@ class _Converter:
         @torch.no_grad()
         def token_losses(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
-                losses, predicted = routed(tokens, targets, reduce=False)
+                losses, predicted = decoder(tokens, targets, reduce=False)
             return losses, predicted
 
         found = validate(token_losses, batch, training.batch_size, self.group)
@@ -306,7 +306,7 @@ class _Converter:
         evaluation = Evaluation(
             moment=moment,
             step=step,
-            schedule=str(routed.schedule),
+            schedule=str(decoder.schedule),
             seq_len=source.seq_len,
             loss=found.loss,
             loss_by_position=found.by_position,

@@ -102,18 +102,18 @@ def convert(
         memory = plan_memory(recipe, model, schedule, trust_remote_code=trust_remote_code)
         if memory is not None:
             check_free_memory(memory, model)
-    routed = (load_pretrained if alone else load_skeleton)(
+    decoder = (load_pretrained if alone else load_skeleton)(
         model,
         trust_remote_code=trust_remote_code,
         tokens=recipe.training.seq_len,
         rope=None if recipe.rope is None else dataclasses.asdict(recipe.rope),
     )
-    if len(schedule) != len(routed.attention):
-        routed.set_schedule(schedule)  # refuses
-    family = target_family(routed.model, schedule, family)
-    schedule.check(seq_len=recipe.training.seq_len, n_heads=routed.n_heads)
+    if len(schedule) != len(decoder.attention):
+        decoder.set_schedule(schedule)  # refuses
+    family = target_family(decoder.model, schedule, family)
+    schedule.check(seq_len=recipe.training.seq_len, n_heads=decoder.n_heads)
     sources = [
-        open_data(recipe.data, stage.training, deepspeed, rows=routed.num_embeddings, cache=cache) for stage in stages
+        open_data(recipe.data, stage.training, deepspeed, rows=decoder.num_embeddings, cache=cache) for stage in stages
     ]
     open_retrieval(recipe)  # refuses
     request = {
@@ -135,14 +135,14 @@ def convert(
         cache=cache,
         out=out,
     )
-    n_heads = routed.n_heads
+    n_heads = decoder.n_heads
     folder = ConvertFolder(out, request)
     try:
         if alone:
             with _process_group(group):
-                convert_here(job, folder, group, listener, routed)
+                convert_here(job, folder, group, listener, decoder)
         elif not _is_done(folder):
-            del routed
+            del decoder
             run_ranks(job, out / "logs", lambda message: listener(build(Step, message["step"], "step")))
     except OSError as error:
         raise unwritable(out, error) from None

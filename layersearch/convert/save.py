@@ -128,7 +128,7 @@ def round_weights(model: Any, dtype: torch.dtype) -> None:
 
 
 def save_model(
-    routed: HFDecoder,
+    decoder: HFDecoder,
     family: str,
     out: Path,
     *,
@@ -141,7 +141,7 @@ def save_model(
     """Write a folder that transformers loads, and check that it gives the model's own logits.
 
     Args:
-        routed: the trained model.
+        decoder: the trained model.
         family: as `target_family` returns it.
         out: the folder; files that a killed process left there are replaced.
         evidence: plain data, kept in ``schedule.yaml``.
@@ -155,7 +155,7 @@ def save_model(
         OSError: if the folder cannot be written.
     """
     shutil.rmtree(out, ignore_errors=True)
-    model, schedule = routed.model, routed.schedule
+    model, schedule = decoder.model, decoder.schedule
     held = {
         name: value.to(dtype) if value.is_floating_point() else value
         for name, value in (weights or model.state_dict()).items()
@@ -174,7 +174,7 @@ def save_model(
         _save_tokenizer(tokenizer, out)
     # Only transformers' own eager attention has softcapping and learned sinks; our modeling file names its own.
     attention = {} if family == REMOTE else {"attn_implementation": "eager"}
-    _check_logits(probe_logits(routed) if logits is None else logits, routed, out, attention)
+    _check_logits(probe_logits(decoder) if logits is None else logits, decoder, out, attention)
 
 
 def _save_tokenizer(file: Path, out: Path) -> None:
@@ -212,20 +212,20 @@ def _misfit(stock: Any, model: Any) -> str | None:
     return next((name for name in sorted(theirs.keys() | ours.keys()) if theirs.get(name) != ours.get(name)), None)
 
 
-def _probe_tokens(routed: HFDecoder) -> Tensor:
-    vocab = routed.model.get_input_embeddings().num_embeddings
+def _probe_tokens(decoder: HFDecoder) -> Tensor:
+    vocab = decoder.model.get_input_embeddings().num_embeddings
     tokens = torch.randint(vocab, (1, PROBE_TOKENS * 2), generator=torch.Generator().manual_seed(0))
-    device = next(routed.parameters()).device
-    return tokens[:, : getattr(routed.model.config, "max_position_embeddings", tokens.shape[1])].to(device)
+    device = next(decoder.parameters()).device
+    return tokens[:, : getattr(decoder.model.config, "max_position_embeddings", tokens.shape[1])].to(device)
 
 
-def probe_logits(routed: HFDecoder) -> Tensor:
+def probe_logits(decoder: HFDecoder) -> Tensor:
     """Return the logits that a saved model must give: past every window that the probe's length allows."""
     with quiet(), torch.no_grad():
-        return routed.logits(_probe_tokens(routed))
+        return decoder.logits(_probe_tokens(decoder))
 
 
-def _check_logits(wanted: Tensor, routed: HFDecoder, out: Path, attention: Mapping[str, str]) -> None:
+def _check_logits(wanted: Tensor, decoder: HFDecoder, out: Path, attention: Mapping[str, str]) -> None:
     """Load the saved model and compare its logits."""
     from transformers import AutoModelForCausalLM
 
@@ -234,7 +234,7 @@ def _check_logits(wanted: Tensor, routed: HFDecoder, out: Path, attention: Mappi
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             out, dtype=torch.float32, trust_remote_code=True, **attention
         )
-        found = loaded.to(wanted.device)(input_ids=_probe_tokens(routed), use_cache=False).logits
+        found = loaded.to(wanted.device)(input_ids=_probe_tokens(decoder), use_cache=False).logits
     difference = float((found - wanted).abs().max() / wanted.abs().max())
     if not difference <= AGREEMENT:
         raise ExportError(

@@ -11,22 +11,22 @@ from layersearch.errors import LayersearchError
 from layersearch.model.hf_decoder import HFDecoder
 
 
-def adapt(routed: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
+def adapt(decoder: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
     """Freeze the other parameters, and insert low-rank updates if a rank is given.
 
     Args:
-        routed: changed in place.
+        decoder: changed in place.
         only_attention: train, or update, the attention layers only.
         lora: rank of the updates on linear layers (the output layer keeps its weights); None: train the weights.
 
     Raises:
         LayersearchError: if `peft` is missing.
     """
-    wanted = {id(module) for module in routed.attention}
-    attention = tuple(f"{name}." for name, module in routed.model.named_modules() if id(module) in wanted)
+    wanted = {id(module) for module in decoder.attention}
+    attention = tuple(f"{name}." for name, module in decoder.model.named_modules() if id(module) in wanted)
     if lora is None:
         if only_attention:
-            for name, parameter in routed.model.named_parameters():
+            for name, parameter in decoder.model.named_parameters():
                 parameter.requires_grad = name.startswith(attention)
         return
     try:
@@ -35,10 +35,10 @@ def adapt(routed: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
         raise LayersearchError('--lora needs peft; install it: pip install "layersearch[convert]"') from None
     from transformers.pytorch_utils import Conv1D
 
-    output = routed.model.get_output_embeddings()
+    output = decoder.model.get_output_embeddings()
     linear = {
         name: module
-        for name, module in routed.model.named_modules()
+        for name, module in decoder.model.named_modules()
         if isinstance(module, nn.Linear | Conv1D)
         and module is not output
         and (not only_attention or name.startswith(attention))
@@ -53,11 +53,11 @@ def adapt(routed: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notices on fan_in_fan_out, which is set above
-        routed.model = get_peft_model(routed.model, config)
+        decoder.model = get_peft_model(decoder.model, config)
 
 
-def merge(routed: HFDecoder) -> None:
+def merge(decoder: HFDecoder) -> None:
     """Merge low-rank updates into the weights."""
-    model: Any = routed.model
+    model: Any = decoder.model
     if hasattr(model, "merge_and_unload"):
-        routed.model = model.merge_and_unload()
+        decoder.model = model.merge_and_unload()

@@ -23,7 +23,7 @@ from layersearch.schedule.presets import place
 from layersearch.selection.rankings import Ranking, Score, remove_one, restore_greedy
 
 
-def kl_to_original(routed: HFDecoder, tokens: torch.Tensor) -> Score:
+def kl_to_original(decoder: HFDecoder, tokens: torch.Tensor) -> Score:
     """Return the score on a pre-trained model: the mean KL(original || switched) over tokens (B, T) of training data.
 
     The model has its original schedule again after each call.
@@ -31,13 +31,13 @@ def kl_to_original(routed: HFDecoder, tokens: torch.Tensor) -> Score:
 
     @torch.no_grad()
     def logits(schedule: Schedule) -> torch.Tensor:
-        routed.set_schedule(schedule)
+        decoder.set_schedule(schedule)
         try:
-            return routed.logits(tokens).float()
+            return decoder.logits(tokens).float()
         finally:
-            routed.set_schedule(routed.original)
+            decoder.set_schedule(decoder.original)
 
-    target = logits(routed.original)
+    target = logits(decoder.original)
 
     def score(schedule: Schedule) -> float:
         return float(token_kl(target, logits(schedule)).mean())
@@ -85,9 +85,9 @@ def selected_baselines(
             return {name: Schedule.parse(chosen["schedule"]) for name, chosen in held.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             raise RunFolderError(f"{file}: damaged; restore it, or start anew with another --out") from None
-    routed = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
+    decoder = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
     tokens = source.train(seed=seed, step=recipe.training.steps, batch_size=SEQUENCES).tokens
-    found = select_layers(space, budget, kl_to_original(routed, torch.from_numpy(tokens)))
+    found = select_layers(space, budget, kl_to_original(decoder, torch.from_numpy(tokens)))
     facts = {
         name: {"schedule": str(schedule), "layers": ranking.layers, "kl": ranking.scores}
         for name, (schedule, ranking) in found.items()

@@ -122,10 +122,10 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
         return Decoder(recipe.model, source.vocab_size, schedule, compiled)
     from layersearch.model.pretrained import check_vocabulary, load_pretrained
 
-    routed = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
-    check_vocabulary(routed.num_embeddings, source.vocab_size, recipe.data.tokenizer)
-    routed.set_schedule(schedule)
-    return routed
+    decoder = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
+    check_vocabulary(decoder.num_embeddings, source.vocab_size, recipe.data.tokenizer)
+    decoder.set_schedule(schedule)
+    return decoder
 
 
 def train_steps(

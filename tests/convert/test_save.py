@@ -28,16 +28,16 @@ STOCK = {"llama": "ministral", "mistral": "ministral", "ministral": "ministral",
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp_path: Path) -> None:
-    routed = HFDecoder(make(family))
-    routed.set_schedule(WINDOWS)
-    target = target_family(routed.model, WINDOWS)
+    decoder = HFDecoder(make(family))
+    decoder.set_schedule(WINDOWS)
+    target = target_family(decoder.model, WINDOWS)
     assert target == STOCK.get(family, REMOTE)
-    save_model(routed, target, tmp_path / "out", evidence={"loss": 1.0})
+    save_model(decoder, target, tmp_path / "out", evidence={"loss": 1.0})
     remote = target == REMOTE
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", trust_remote_code=remote)
     tokens = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        wanted = routed.logits(tokens)
+        wanted = decoder.logits(tokens)
         assert (loaded(input_ids=tokens).logits - wanted).abs().max() < 1e-4 * wanted.abs().max()
     if not remote:
         assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == target
@@ -47,16 +47,16 @@ def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
 def test_save_model_converted_twice_is_saved_again(family: str, tmp_path: Path) -> None:
     """Its own modelling file is not run for that; what it sees is the original that losses are compared with."""
-    routed = HFDecoder(make(family))
+    decoder = HFDecoder(make(family))
     schedule = Schedule.parse("block:5 full window:4/2")
-    routed.set_schedule(schedule)
-    save_model(routed, REMOTE, tmp_path / "out", evidence={})
+    decoder.set_schedule(schedule)
+    save_model(decoder, REMOTE, tmp_path / "out", evidence={})
     (tmp_path / "out" / "modeling_layersearch.py").write_text("raise SystemExit('it was run')\n")
     again = load_pretrained(str(tmp_path / "out"))
     assert again.schedule == again.original == schedule
     tokens = torch.randint(61, (2, 40), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.allclose(again.logits(tokens), routed.logits(tokens), atol=1e-5)
+        assert torch.allclose(again.logits(tokens), decoder.logits(tokens), atol=1e-5)
     assert target_family(again.model, WINDOWS) == STOCK.get(family, REMOTE)
 
 
@@ -71,14 +71,14 @@ def test_save_model_schedule_without_stock_family_brings_a_modeling_file(text: s
 
 def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path: Path) -> None:
     """A Llama with biases has weights that no Ministral loads; said before anything is trained."""
-    routed = HFDecoder(make("llama", attention_bias=True))
-    routed.set_schedule(WINDOWS)
+    decoder = HFDecoder(make("llama", attention_bias=True))
+    decoder.set_schedule(WINDOWS)
     with pytest.raises(
         UserError, match=r"--family ministral cannot load the weights \(.*bias\); give --family hf-remote"
     ):
-        target_family(routed.model, WINDOWS, "ministral")
-    assert target_family(routed.model, WINDOWS) == REMOTE
-    save_model(routed, REMOTE, tmp_path / "remote", evidence={})
+        target_family(decoder.model, WINDOWS, "ministral")
+    assert target_family(decoder.model, WINDOWS) == REMOTE
+    save_model(decoder, REMOTE, tmp_path / "remote", evidence={})
     assert verify(tmp_path / "remote", trust_remote_code=True).proven
 
 
@@ -105,15 +105,15 @@ def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path:
 def test_target_family_without_a_modeling_file_saves_what_its_own_class_holds(
     family: str, schedule: str, words: str | None, tmp_path: Path
 ) -> None:
-    routed = HFDecoder(make(family))
-    routed.set_schedule(Schedule.parse(schedule))
+    decoder = HFDecoder(make(family))
+    decoder.set_schedule(Schedule.parse(schedule))
     if words is not None:
         with pytest.raises(UserError, match=words):
-            target_family(routed.model, routed.schedule)
+            target_family(decoder.model, decoder.schedule)
         assert limits(family) is not None
         return
-    target = target_family(routed.model, routed.schedule)
-    save_model(routed, target, tmp_path / "out", evidence={})
+    target = target_family(decoder.model, decoder.schedule)
+    save_model(decoder, target, tmp_path / "out", evidence={})
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == family
     proof = verify(tmp_path / "out")
     assert proof.proven, proof.problem
@@ -129,20 +129,20 @@ def test_limits_are_none_where_a_modeling_file_holds_every_schedule(family: str)
 def test_save_model_keeps_the_type_of_the_weights(dtype: torch.dtype, schedule: str, tmp_path: Path) -> None:
     model = make("llama").to(dtype)
     model.save_pretrained(tmp_path / "given")
-    routed = load_pretrained(str(tmp_path / "given"))
-    assert stored_dtype(str(tmp_path / "given"), routed.model.config) == dtype
+    decoder = load_pretrained(str(tmp_path / "given"))
+    assert stored_dtype(str(tmp_path / "given"), decoder.model.config) == dtype
     with torch.no_grad():
-        for parameter in routed.model.parameters():  # as training does
+        for parameter in decoder.model.parameters():  # as training does
             parameter += 1e-3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
-    round_weights(routed.model, dtype)
-    routed.set_schedule(Schedule.parse(schedule))
-    save_model(routed, target_family(routed.model, routed.schedule), tmp_path / "out", evidence={}, dtype=dtype)
+    round_weights(decoder.model, dtype)
+    decoder.set_schedule(Schedule.parse(schedule))
+    save_model(decoder, target_family(decoder.model, decoder.schedule), tmp_path / "out", evidence={}, dtype=dtype)
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto", trust_remote_code=True)
     assert again.dtype == dtype
     saved = again.state_dict()
-    for name, tensor in routed.model.state_dict().items():
+    for name, tensor in decoder.model.state_dict().items():
         assert torch.equal(saved[name].float(), tensor.float()), name
 
 

@@ -29,16 +29,16 @@ def both(monkeypatch: pytest.MonkeyPatch, family: str, *, distil: float, **chang
     monkeypatch.setattr(head_loss, "PIECE_NUMBERS", 5 * VOCAB)
     found = []
     for in_pieces in (True, False):
-        routed = HFDecoder(make(family, **changes))
-        routed.in_pieces &= in_pieces
+        decoder = HFDecoder(make(family, **changes))
+        decoder.in_pieces &= in_pieces
         if distil:
             teacher = HFDecoder(make(family, seed=1, **changes))
             teacher.in_pieces &= in_pieces
-            routed.distil_from(teacher, distil)
-        loss = routed(*texts())
+            decoder.distil_from(teacher, distil)
+        loss = decoder(*texts())
         loss.backward()
-        losses, right = routed(*texts(), reduce=False)
-        gradients = {name: value.grad for name, value in routed.named_parameters() if value.grad is not None}
+        losses, right = decoder(*texts(), reduce=False)
+        gradients = {name: value.grad for name, value in decoder.named_parameters() if value.grad is not None}
         found.append({"loss": loss.detach(), "losses": losses.detach(), "right": right.double(), **gradients})
     return found
 
@@ -74,11 +74,11 @@ def test_hf_decoder_changed_logits_are_made_whole() -> None:
 
 
 def test_hf_decoder_frozen_head_gets_no_gradient() -> None:
-    routed = HFDecoder(make("llama", tie_word_embeddings=False))
-    routed.model.get_output_embeddings().requires_grad_(False)
-    routed(*texts()).backward()
-    assert routed.model.get_output_embeddings().weight.grad is None
-    assert all(value.grad is not None for value in routed.parameters() if value.requires_grad)
+    decoder = HFDecoder(make("llama", tie_word_embeddings=False))
+    decoder.model.get_output_embeddings().requires_grad_(False)
+    decoder(*texts()).backward()
+    assert decoder.model.get_output_embeddings().weight.grad is None
+    assert all(value.grad is not None for value in decoder.parameters() if value.requires_grad)
 
 
 @pytest.mark.parametrize("distil", [0.0, 0.5])
@@ -88,11 +88,11 @@ def test_hf_decoder_losses_in_pieces_never_hold_whole_logits(distil: float, monk
     monkeypatch.setattr(head_loss, "PIECE_NUMBERS", 64 * vocab)
     for tokens in (256, 512):
         changes = {"vocab_size": vocab, "max_position_embeddings": 512, "num_hidden_layers": 1}
-        routed = HFDecoder(make("llama", **changes))
+        decoder = HFDecoder(make("llama", **changes))
         if distil:
-            routed.distil_from(HFDecoder(make("llama", **changes)), distil)
+            decoder.distil_from(HFDecoder(make("llama", **changes)), distil)
         given = torch.randint(vocab, (1, tokens))
-        with LiveBytes([*routed.parameters(), given]) as memory:
-            routed(given, given).backward()
+        with LiveBytes([*decoder.parameters(), given]) as memory:
+            decoder(given, given).backward()
         peaks.append(memory.peak)
     assert peaks[1] - peaks[0] < 4 * 256 * vocab / 2

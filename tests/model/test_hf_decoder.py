@@ -49,11 +49,11 @@ def test_hf_decoder_all_full_equals_the_stock_model(family: str) -> None:
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
         stock = model(input_ids=tokens, use_cache=False).logits
-        routed = HFDecoder(model)
+        decoder = HFDecoder(model)
         originals = {"gemma2": "window:64 full window:64", "gpt_oss": "window:64 full window:64"}
         originals["gemma3_text"] = "window:64*3"
-        assert routed.original == Schedule.parse(originals.get(family, f"full*{LAYERS}"))
-        assert (routed.logits(tokens) - stock).abs().max() < ROUNDED.get(family, 1e-9) * stock.abs().max()
+        assert decoder.original == Schedule.parse(originals.get(family, f"full*{LAYERS}"))
+        assert (decoder.logits(tokens) - stock).abs().max() < ROUNDED.get(family, 1e-9) * stock.abs().max()
 
 
 @pytest.mark.parametrize("schedule", SPARSE, ids=str)
@@ -66,13 +66,13 @@ def test_hf_decoder_sparse_schedule_equals_a_dense_mask(family: str, schedule: S
     wanted = dense(model, tokens, schedule)
     loss = torch.nn.functional.cross_entropy(wanted.flatten(0, 1), targets.flatten(), ignore_index=IGNORE)
     loss.backward()
-    routed = HFDecoder(other)
-    routed.set_schedule(schedule)
+    decoder = HFDecoder(other)
+    decoder.set_schedule(schedule)
     with torch.no_grad():
-        assert (routed.logits(tokens) - wanted).abs().max() < ROUNDED.get(family, 1e-9) * wanted.abs().max()
-        assert (routed.logits(tokens) - model(input_ids=tokens).logits).abs().max() > 1e-3 * wanted.abs().max()
+        assert (decoder.logits(tokens) - wanted).abs().max() < ROUNDED.get(family, 1e-9) * wanted.abs().max()
+        assert (decoder.logits(tokens) - model(input_ids=tokens).logits).abs().max() > 1e-3 * wanted.abs().max()
     # The package takes the loss in float32, as in training.
-    routed(tokens, targets).backward()
+    decoder(tokens, targets).backward()
     ours = dict(other.named_parameters())
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
@@ -97,9 +97,9 @@ def test_hf_decoder_windows_of_the_stock_model_equal_the_original(
     tokens = torch.randint(VOCAB, (2, TOKENS))
     with torch.no_grad():
         stock = model(input_ids=tokens, use_cache=False).logits
-        routed = HFDecoder(model)
-        assert str(routed.original) == original
-        assert (routed.logits(tokens) - stock).abs().max() < 1e-9 * stock.abs().max()
+        decoder = HFDecoder(model)
+        assert str(decoder.original) == original
+        assert (decoder.logits(tokens) - stock).abs().max() < 1e-9 * stock.abs().max()
 
 
 def test_hf_decoder_distillation_weighs_cross_entropy_and_kl() -> None:
@@ -146,6 +146,6 @@ def test_hf_decoder_unsupported_model_is_refused_by_name(name: str, values: dict
 
 
 def test_hf_decoder_schedule_of_another_length_is_refused() -> None:
-    routed = HFDecoder(make("llama"))
+    decoder = HFDecoder(make("llama"))
     with pytest.raises(UserError, match="a schedule of 2 layers for a model of 3"):
-        routed.set_schedule(Schedule.parse("full*2"))
+        decoder.set_schedule(Schedule.parse("full*2"))

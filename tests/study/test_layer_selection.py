@@ -47,12 +47,12 @@ def test_restore_greedy_sees_that_two_layers_do_the_same_work() -> None:
 
 
 def test_kl_to_original_is_zero_for_all_full_and_falls_with_restored_layers() -> None:
-    routed = HFDecoder(make("llama"))
-    score = kl_to_original(routed, torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(0)))
-    assert score(routed.original) == pytest.approx(0.0, abs=1e-6)
+    decoder = HFDecoder(make("llama"))
+    score = kl_to_original(decoder, torch.randint(VOCAB, (4, 24), generator=torch.Generator().manual_seed(0)))
+    assert score(decoder.original) == pytest.approx(0.0, abs=1e-6)
     sparse, one = score(place(3, (), WINDOW)), score(place(3, (0, 1), WINDOW))
     assert sparse > one > 1e-3
-    assert routed.schedule == routed.original
+    assert decoder.schedule == decoder.original
 
 
 def test_selected_budget_sets_how_many_layers() -> None:
