@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -13,9 +12,6 @@ from bench import BUDGET, WEIGHT, Bench, Held, append, costs_of, full_layers, li
 DRAWS, UNITS, CONFIRM = 3, 2, 8
 GATE_STEPS, CANDIDATES = 8, 12
 SPARSE = "window:64+sink:4"
-OURS = "ours (gates, local search)"
-GREEDY = False
-"""Whether greedy takes part, on one unit and one draw: it takes as long as all others of a draw together."""
 
 
 def methods(
@@ -54,7 +50,6 @@ def methods(
 
         return [first(rank(n, span, score(weight))) for weight in (WEIGHT, 0.0, 1.0)]
 
-    @functools.cache
     def gates() -> list[Any]:
         return descend(scorer(), space.options, costs_of(space), BUDGET, steps=GATE_STEPS, rate=0.5)
 
@@ -73,10 +68,10 @@ def methods(
     yield ("lazy ratio",), lambda: [first(rankings.lazy_ratio(scorer(), span))]
     yield ("gate gradient",), lambda: [first(rankings.gate_gradient(scorer(), span))]
     yield ("gates",), lambda: [within(space, gates(), BUDGET)]
-    yield (OURS,), lambda: [ours()]  # its tokens and seconds in tables include those of the gates, which it begins with
+    yield ("ours (gates, local search)",), lambda: [ours()]
     yield named("restore one"), lambda: one_by_one(rankings.restore_one, sparse)
     yield named("remove one"), lambda: one_by_one(rankings.remove_one, full)
-    if draw == 0 and GREEDY:
+    if draw == 0:  # it takes as long as all others of a draw together
         yield (
             ("greedy, one unit",),
             lambda: [first(rankings.restore_greedy(n, span, scorer(1, start=sparse).quality, n_full))],
@@ -109,11 +104,6 @@ def run(model: str, prose: Sequence[str]) -> None:
                     "tokens": round(bench.model.tokens_spent - spent),
                     "seconds": round(time.perf_counter() - began, 1),
                 }
-                if name == OURS:
-                    for begun in lines("choices"):
-                        if (begun["method"], begun["draw"]) == ("gates", draw):
-                            found["tokens"] += begun["tokens"]
-                            found["seconds"] = round(found["seconds"] + begun["seconds"], 1)
                 append("choices", {"method": name, "draw": draw, "named": False, **found})
     ends = [str(presets.all_sparse(space.n_layers, SPARSE)), str(presets.all_full(space.n_layers))]
     measure_all(bench, "contest", [*ends, *(r["schedule"] for r in lines("choices"))], CONFIRM)
