@@ -171,3 +171,12 @@ def test_run_without_the_extra_says_so_in_one_line(begun: Path, monkeypatch: pyt
     said = report_beside(begun)
     assert said == "No report.html: a report needs jinja2 and plotly: pip install 'layersearch[report]'"
     assert not (begun / "report.html").exists()
+
+
+def test_page_of_a_healed_run_has_the_healing(page: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(SELECTION, run)
+    (run / "healed").mkdir()
+    shutil.copy(SELECTION.parent / "records/heal-40-steps.jsonl", run / "healed/evaluations.jsonl")
+    assert "After healing" in page_text([run])
+    assert "After healing" not in page

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from layersearch.errors import LayersearchError
+from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.report import facts
 from layersearch.report.folder import expand, goes_on, open_run
 from layersearch.report.payload import clean, page_data
@@ -180,3 +180,18 @@ def test_goes_on_tells_a_held_folder_from_a_free_one(tmp_path: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert goes_on(tmp_path)
     assert not goes_on(tmp_path)
+
+
+def test_page_shows_the_healing_in_the_run_folder(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(SELECTION, run)
+    (run / "healed").mkdir()
+    shutil.copy(SELECTION.parent / "records/heal-40-steps.jsonl", run / "healed/evaluations.jsonl")
+    healed = page_data([open_run(run)])["runs"][0]["healed"]
+    assert [(one["moment"], one["step"]) for one in healed] == [
+        ("original", 0), ("switched", 0), ("training", 20), ("converted", 40),
+    ]  # fmt: skip
+    assert healed[-1]["loss"] == pytest.approx(1.984, abs=1e-3)
+    (run / "healed/evaluations.jsonl").write_text("{}\n")
+    with pytest.raises(RunFolderError, match=r"evaluations\.jsonl: damaged"):
+        page_data([open_run(run)])
