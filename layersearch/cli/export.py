@@ -129,12 +129,12 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
     from layersearch.data import open_source
     from layersearch.export import export
     from layersearch.export.families import WITH_SINKS, default_family
-    from layersearch.export.folder import TARGETS
+    from layersearch.export.folder import MODEL_TARGETS
 
     recipe, name, family = asked.recipe, options.model or asked.model, options.family
-    if options.model is not None and options.to not in TARGETS:
-        raise ExportError(f"--model is for --to {', '.join(TARGETS)}, not for --to {options.to}; drop it")
-    if name is not None and options.to in TARGETS:
+    if options.model is not None and options.to not in MODEL_TARGETS:
+        raise ExportError(f"--model is for --to {', '.join(MODEL_TARGETS)}, not for --to {options.to}; drop it")
+    if name is not None and options.to in MODEL_TARGETS:
         return _write_model(options, asked, name)
     if asked.model is not None and options.to == "litgpt":
         raise ExportError(

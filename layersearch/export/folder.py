@@ -18,7 +18,7 @@ from layersearch.export.source import SourceModel
 from layersearch.export.weights import copy_tokenizer, inert_tensors, new_files, save_tensors
 from layersearch.schedule import Schedule
 
-TARGETS = ("hf", "hf-remote", "mlx", "gguf")
+MODEL_TARGETS = ("hf", "hf-remote", "mlx", "gguf")
 """Targets that take a model's own configuration, weights and tokenizer."""
 
 
@@ -33,11 +33,11 @@ def export_model(
     seq_len: int | None = None,
     user: UserConfig | None = None,
 ) -> tuple[list[Path], str | None]:
-    """Write a model with a schedule, for one of `TARGETS`; sizes, RoPE, norms, vocabulary and dtype stay its own.
+    """Write a model with a schedule, for one of `MODEL_TARGETS`; sizes, RoPE, norms, vocabulary and dtype stay its own.
 
     Args:
         schedule: one span per layer of the model.
-        target: one of `TARGETS`.
+        target: one of `MODEL_TARGETS`.
         source: the model.
         out: the folder; created if it is missing.
         family: for ``hf``: the family to write; None: the model's own, or for a Llama the one that loads its weights.
