@@ -15,6 +15,8 @@ RECORDS = HERE / "records"
 BUDGET, WEIGHT = 0.27, 0.2
 COUNTS = {"calibration": 8, "confirmation": 12, "healing": 40}
 """Units of each part. No document is in two parts."""
+HEALING_ROWS, PER_DOCUMENT = 360, 8
+"""Sequences of a long healing: about as many as Python's standard library holds apart from the other parts."""
 
 
 def lines(name: str) -> list[dict[str, Any]]:
@@ -40,6 +42,7 @@ class Bench:
         files: text; none: the source files of Python's standard library.
         counts: units of each part.
         shared: whose model is used; None: load it.
+        device: where the model runs, ``cpu`` or ``cuda:N``.
     """
 
     def __init__(
@@ -50,6 +53,7 @@ class Bench:
         counts: dict[str, int] | None = None,
         *,
         shared: Bench | None = None,
+        device: str = "cpu",
     ) -> None:
         from layersearch.config.recipe import DataConfig
         from layersearch.data.sequences import document_sequences
@@ -58,15 +62,27 @@ class Bench:
         from layersearch.selection.layerwise import Layerwise
         from layersearch.study.selection_plan import weights_type
 
-        self.seq_len = seq_len
+        self.seq_len, self.source = seq_len, model
         self.tokenizer, _ = open_tokenizer(model)
-        data = DataConfig(source="files" if files else "stdlib", files=tuple(files), tokenizer=model)
-        self.texts = document_sequences(data, model, seq_len, counts or COUNTS)
+        self.data = DataConfig(source="files" if files else "stdlib", files=tuple(files), tokenizer=model)
+        self.texts = document_sequences(self.data, model, seq_len, counts or COUNTS)
         if shared is None:
-            decoder = load_pretrained(model, check=False, tokens=8192, dtype=weights_type("auto"))
-            self.model = Layerwise(decoder)
+            decoder = load_pretrained(model, check=False, tokens=8192, dtype=weights_type("auto", device))
+            self.model = Layerwise(decoder.to(device))
         else:
             self.model = shared.model
+
+    def healing(self) -> Any:
+        """Return (`HEALING_ROWS`, seq_len + 1) token ids to train on, of no document of another part.
+
+        Documents are used to `PER_DOCUMENT` sequences, where the units take one of each.
+        """
+        from layersearch.data.sequences import document_sequences
+
+        size = self.seq_len + 1
+        counts = {"calibration": 1, "confirmation": 1, "healing": HEALING_ROWS // PER_DOCUMENT}
+        found = document_sequences(self.data, self.source, PER_DOCUMENT * size - 1, counts)["healing"]
+        return found.reshape(-1, size)
 
     def space(self, *choices: str) -> Any:
         """Return the space of these choices, bound to the model."""
@@ -130,6 +146,13 @@ def measure_all(bench: Bench, name: str, wanted: Iterable[str], units: int, **ex
         for schedule in left:
             scorer.start_from(schedule)  # in sorted order each runs only the layers above those it shares with the last
             append(name, {**extra, "schedule": str(schedule), "unit": number, **measured(scorer.measure(schedule, 0))})
+
+
+def device_name(device: str) -> str:
+    """Return a device's name for records."""
+    import torch
+
+    return device if device == "cpu" else torch.cuda.get_device_name(device)
 
 
 def measured(found: Any) -> dict[str, float]:

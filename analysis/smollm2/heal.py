@@ -3,6 +3,10 @@
 Twelve schedules of two budgets. Each is healed from the original weights by the loss, the learning rate and the
 optimizer of `trials/convert/heal.yaml`, on the same sequences, in the same order. Before and after are measured on the
 same held-out units. Training sequences share no document with them.
+
+By default a step has one sequence, as much as two cores allow for twelve schedules. A GPU heals for longer:
+``--device cuda:0 --steps 150 --rows 8``, whose records are `heal-long`;
+``--shard 0/3`` takes each third schedule.
 """
 
 from __future__ import annotations
@@ -11,7 +15,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from bench import WEIGHT, Bench, Held, append, costs_of, full_layers, lines, measured, within
+from bench import WEIGHT, Bench, Held, append, costs_of, device_name, full_layers, lines, measured, within
 
 STEPS, UNITS, GATE_STEPS = 8, 6, 6
 SINK, PLAIN = "window:64+sink:4", "window:68"
@@ -52,8 +56,19 @@ def schedules(bench: Bench) -> dict[str, tuple[float, str]]:
     return found
 
 
-def run(model: str, prose: Sequence[str]) -> None:
-    """Heal what is left, and measure each schedule before and after."""
+def run(
+    model: str, prose: Sequence[str], device: str = "cpu", steps: int = STEPS, rows: int = 1, shard: str = "0/1"
+) -> None:
+    """Heal what is left, and measure each schedule before and after.
+
+    Args:
+        model: the GGUF file.
+        prose: not used.
+        device: where it runs.
+        steps: optimizer steps.
+        rows: sequences of a step.
+        shard: ``K/N``: every N-th schedule from the K-th on, in records of its own.
+    """
     import torch
 
     from layersearch.convert.config import load_convert_recipe
@@ -64,12 +79,17 @@ def run(model: str, prose: Sequence[str]) -> None:
     from layersearch.selection.retrieval import TASKS
     from layersearch.training.engine import learning_rate_factor, make_optimizer
 
-    bench = Bench(model)
-    wanted = schedules(bench)
-    training = load_convert_recipe("heal", [f"training.steps={STEPS}"]).training
+    bench = Bench(model, device=device)
+    first, every = map(int, shard.split("/"))
+    wanted = dict(list(schedules(bench).items())[first::every])
+    training = load_convert_recipe("heal", [f"training.steps={steps}"]).training
+    name_of = "heal" if (steps, rows) == (STEPS, 1) else "heal-long"
+    if every > 1:
+        name_of += f"-{first}"
+    texts = bench.texts["healing"] if name_of == "heal" else bench.healing()
     weight = load_convert_recipe("heal").distil
     units = bench.units("confirmation", 0, UNITS)
-    done = {(r["name"], r["moment"], r["unit"]) for r in lines("heal")}
+    done = {(r["name"], r["moment"], r["unit"]) for r in lines(name_of)}
     student = copied = None
     full = str(presets.all_full(bench.model.n_layers))
 
@@ -78,55 +98,61 @@ def run(model: str, prose: Sequence[str]) -> None:
             if (name, moment, number) not in done:
                 found = Scorer(layerwise, [unit], list(TASKS), WEIGHT).measure(Schedule.parse(text), 0)
                 made = {"name": name, "moment": moment, "schedule": text, "unit": number, **measured(found)}
-                append("heal", made)
+                append(name_of, made)
 
-    measure("all-full", "before", full, bench.model)
+    if first == 0:
+        measure("all-full", "before", full, bench.model)
     for name, (_, text) in wanted.items():
         measure(name, "before", text, bench.model)
         if all((name, "after", number) in done for number in range(UNITS)):
             continue
         if student is None or copied is None:
-            student = load_pretrained(model, check=False)
+            student = load_pretrained(model, check=False).to(device)
             original = {key: value.clone() for key, value in student.state_dict().items()}
-            copied = load_pretrained(model, check=False, dtype=bench.model.decoder.model.dtype.__str__()[6:])
+            copied = load_pretrained(model, check=False, dtype=str(bench.model.decoder.model.dtype)[6:]).to(device)
         student.load_state_dict(original)
         student.requires_grad_(True).train()
         student.distil_from(bench.model.decoder, weight)
         bench.model.decoder.set_schedule(Schedule.parse(full))
         student.set_schedule(Schedule.parse(text))
         optimizer, began = make_optimizer(student, training), time.perf_counter()
-        for step in range(STEPS):
+        for step in range(steps):
             for group in optimizer.param_groups:
                 group["lr"] = training.learning_rate * learning_rate_factor(step, training)
-            row = torch.from_numpy(bench.texts["healing"][step])[None]
-            with torch.autocast("cpu", torch.bfloat16):
-                loss: Any = student(row[:, :-1], row[:, 1:])
+            # Fewer sequences than the steps need are taken again from the beginning.
+            picked = [at % len(texts) for at in range(step * rows, (step + 1) * rows)]
+            batch = torch.from_numpy(texts[picked]).to(device)
+            with torch.autocast(batch.device.type, torch.bfloat16):
+                loss: Any = student(batch[:, :-1], batch[:, 1:])
             loss.backward()
             torch.nn.utils.clip_grad_norm_(student.parameters(), training.grad_clip)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         seconds = round(time.perf_counter() - began, 1)
-        append("heal-seconds", {"name": name, "steps": STEPS, "seconds": seconds, "loss": float(loss.detach())})
+        spent = {"steps": steps, "rows": rows, "seconds": seconds, "device": str(device_name(device))}
+        append(f"{name_of}-seconds", {"name": name, **spent, "loss": float(loss.detach())})
         copied.load_state_dict({k: v.to(copied.state_dict()[k].dtype) for k, v in student.state_dict().items()})
         measure(name, "after", text, Layerwise(copied))
 
 
-def rows(moment: str) -> Held:
+def measurements(moment: str, study: str) -> Held:
     """Return the measurements of a moment, by name."""
     return Held(
         {**r, "schedule": r["name"]}
-        for r in lines("heal")
+        for r in lines(study)
         if r["moment"] in (moment, "before") and (r["moment"] == moment or r["name"] == "all-full")
     )
 
 
-def table() -> list[str]:
+def table(study: str = "heal") -> list[str]:
     """Return what healing changes as lines of Markdown, from the records alone."""
     from layersearch.results.stats import rank_correlation
 
-    before, after = rows("before"), rows("after")
+    before, after = measurements("before", study), measurements("after", study)
+    spent = lines(f"{study}-seconds")[0]
+    tokens = spent.get("rows", 1) * 1024
     names = [name for name in after.by if name != "all-full"]
-    texts = {r["name"]: r["schedule"] for r in lines("heal")}
+    texts = {r["name"]: r["schedule"] for r in lines(study)}
     made = []
     for name in names:
         cells = [name, full_layers(texts[name])]
@@ -135,7 +161,7 @@ def table() -> list[str]:
             cells += [f"{found.mean:+.3f} ± {found.half_width:.3f}", f"{held.mean(name, 'accuracy'):.2f}"]
         made.append((after.mean(name, "text"), "| " + " | ".join(cells) + " |"))
     out = [
-        f"{STEPS} steps of 1,024 tokens each, {len(after.units)} held-out documents; text loss minus the original's,",
+        f"{spent['steps']} steps of {tokens:,} tokens each, {len(after.units)} held-out documents; text loss minus the original's,",
         f"paired. The original: {after.mean('all-full', 'text'):.3f} nats, "
         f"{after.mean('all-full', 'accuracy'):.2f} of the digits right.",
         "",

@@ -27,6 +27,7 @@ STUDIES: dict[str, tuple[ModuleType, str, str]] = {
     "heal": (heal, "heal", "Before and after healing"),
 }
 """Each study's module, its last file of records, and its title."""
+LONG_HEALING = "Before and after a longer healing"
 
 
 def report() -> str:
@@ -35,6 +36,8 @@ def report() -> str:
     for module, name, title in STUDIES.values():
         if (RECORDS / f"{name}.jsonl").exists():
             out += [f"## {title}", "", *module.table(), ""]
+    if (RECORDS / "heal-long.jsonl").exists():
+        out += [f"## {LONG_HEALING}", "", *heal.table("heal-long"), ""]
     return "\n".join(out)
 
 
@@ -45,14 +48,18 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="the GGUF file")
     parser.add_argument("--prose", nargs="+", default=(), help="files or folders of English prose")
     parser.add_argument("--most", type=int, help="layers: only so many conditions, the first of its list")
+    parser.add_argument("--device", default="cpu", help="layers and heal: cpu or cuda:N")
+    parser.add_argument("--steps", type=int, default=heal.STEPS, help="heal: optimizer steps")
+    parser.add_argument("--rows", type=int, default=1, help="heal: sequences of a step")
+    parser.add_argument("--shard", default="0/1", help="heal: K/N, every N-th schedule from the K-th on")
     options = parser.parse_args()
     if options.study == "report":
         (HERE / "tables.md").write_text(report())
         return
     if options.model is None:
         parser.error("MODEL is missing: give the GGUF file")
-    more = {"most": options.most} if options.study == "layers" else {}
-    STUDIES[options.study][0].run(options.model, options.prose, **more)
+    more = {"layers": ("device", "most"), "heal": ("device", "steps", "rows", "shard")}.get(options.study, ())
+    STUDIES[options.study][0].run(options.model, options.prose, **{key: getattr(options, key) for key in more})
 
 
 if __name__ == "__main__":

@@ -142,7 +142,7 @@ class Decoder(nn.Module):
         super().__init__()
         if len(schedule) != config.n_layers:
             raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
-        self.config, self.compiled, self.softcap = config, compiled, 0.0
+        self.config, self.compiled, self.softcap, self.sinks = config, compiled, 0.0, False
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
         self.norm = RMSNorm(config.d_model)

@@ -39,7 +39,7 @@ LOGIT_TOLERANCE = {torch.bfloat16: 0.1}
 
 
 class AttentionCall(NamedTuple):
-    """One attention layer in the probe: its numbers of query and key-value heads, the stock layer's span and cap."""
+    """One attention layer in the probe: its numbers of query and key-value heads, the stock layer's span, cap and sinks."""
 
     module: nn.Module
     heads: int
@@ -47,6 +47,7 @@ class AttentionCall(NamedTuple):
     head_dim: int
     span: Span
     softcap: float
+    sinks: bool
 
 
 _PROBED: list[AttentionCall] = []
@@ -94,7 +95,8 @@ def span_attention(
         if window is not None and not isinstance(window, int):
             raise LayersearchError(f"{name} has the window {window!r}: a stock family has one window, a whole number")
         span = Span(kind="full") if window is None else Span(kind="window", size=window)
-        _PROBED.append(AttentionCall(module, query.shape[1], key.shape[1], width, span, softcap or 0.0))
+        heads, sinks = (query.shape[1], key.shape[1]), s_aux is not None
+        _PROBED.append(AttentionCall(module, *heads, width, span, softcap or 0.0, sinks))
     factor = 1.0 if scaling is None else scaling * math.sqrt(width)  # `attend` divides by the root itself
     if not math.isclose(factor, 1.0, rel_tol=1e-9):
         query = query * factor
@@ -142,6 +144,8 @@ class HFDecoder(nn.Module):
         self.n_heads, self.n_kv_heads, self.head_dim = calls[0].heads, calls[0].kv_heads, calls[0].head_dim
         self.softcap = calls[0].softcap
         """What every layer caps its attention logits at, as `attend` takes it; 0: nothing."""
+        self.sinks = calls[0].sinks
+        """Whether heads have learned sinks, the ``s_aux`` of `attend`."""
         self.original = Schedule(tuple(call.span for call in calls))
         """The schedule of the stock model."""
         _check_layer_types(model.config, self.original)

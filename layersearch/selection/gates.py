@@ -112,12 +112,12 @@ def gate_gradients(
         weights: by layer, on the simplex.
         loss: runs the model under the mixtures and returns a scalar with its graph.
     """
-    gates = [torch.tensor(w, dtype=torch.float32, requires_grad=True) for w in weights]
+    gates = [torch.tensor(w, dtype=torch.float32, device=model.device, requires_grad=True) for w in weights]
     with gated(model, choices, gates):
         value = loss()
         value.backward()  # type: ignore[no-untyped-call]
     return finite(float(value.detach())), [
-        gate.grad.numpy().astype(np.float64) for gate in gates if gate.grad is not None
+        gate.grad.cpu().numpy().astype(np.float64) for gate in gates if gate.grad is not None
     ]
 
 

@@ -47,7 +47,8 @@ class Layerwise:
     """A decoder that can be run from any layer on.
 
     Args:
-        decoder: the model; its weights are frozen here.
+        decoder: the model, on the device where it runs; its weights are frozen here. Tokens and targets may be on
+            another device.
         stride: every stride-th layer's input is kept in a trace.
 
     Raises:
@@ -61,6 +62,7 @@ class Layerwise:
         self._body, self._head = model.get_decoder(), model.get_output_embeddings()
         self.blocks = _blocks(self._body, decoder.attention)
         text = getattr(model.config, "text_config", model.config)
+        self.device = next(decoder.parameters()).device
         self._softcap = getattr(text, "final_logit_softcapping", None)
         self._scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
         self.tokens_spent = 0.0
@@ -95,7 +97,7 @@ class Layerwise:
                 stack.enter_context(_skipped(self.blocks[:first], start.inputs[first][None]))
             if keep:
                 stack.enter_context(self._recorded(range(first, self.n_layers), kept))
-            last = self._body(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
+            last = self._body(input_ids=tokens[None].to(self.device), use_cache=False).last_hidden_state[0]
         self.tokens_spent += len(tokens) * (self.n_layers - first) / self.n_layers
         return Trace(schedule, kept if keep else {}, last)
 
@@ -105,7 +107,7 @@ class Layerwise:
         It counts as three passes: forward, forward again in the backward pass, and the gradient of the activations.
         """
         self.tokens_spent += 3 * len(tokens)
-        return self._body(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
+        return self._body(input_ids=tokens[None].to(self.device), use_cache=False).last_hidden_state[0]
 
     @contextmanager
     def _recorded(self, layers: Sequence[int], kept: dict[int, Tensor]) -> Iterator[None]:
@@ -130,6 +132,7 @@ class Layerwise:
     def losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the cross-entropy of targets in nats and whether each was predicted, (n, d), (n,) -> (n,), (n,)."""
         losses, right = [], []
+        targets = targets.to(self.device)
         for states, wanted in zip(torch.split(hidden, PIECE), torch.split(targets, PIECE), strict=True):
             logits = self.logits(states)
             losses.append(F.cross_entropy(logits, wanted, reduction="none"))
@@ -142,7 +145,7 @@ class Layerwise:
         def summed(states: Tensor, wanted: Tensor) -> Tensor:
             return F.cross_entropy(self.logits(states), wanted, reduction="sum")
 
-        pieces = zip(torch.split(hidden, PIECE), torch.split(targets, PIECE), strict=True)
+        pieces = zip(torch.split(hidden, PIECE), torch.split(targets.to(self.device), PIECE), strict=True)
         sums: list[Tensor] = [checkpoint(summed, *piece, use_reentrant=False) for piece in pieces]
         return torch.stack(sums).sum() / len(targets)
 

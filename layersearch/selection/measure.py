@@ -129,7 +129,7 @@ class Scorer:
     def loss_with_graph(self, number: int) -> Tensor:
         """Return the quality on one unit under the present schedule or gates, with a graph for gradients."""
         unit, weight = self.units[number], self.weight
-        total = torch.zeros(())
+        total = torch.zeros((), device=self.model.device)
         if weight < 1:
             hidden = self.model.hidden(unit.text[:-1])
             total = total + (1 - weight) * self.model.mean_loss(hidden, unit.text[1:])

@@ -132,12 +132,12 @@ def lazy_ratio(scorer: Scorer, span: Span) -> Ranking:
 
     def watching(module: Any, query: Tensor, key: Tensor, value: Tensor, *given: Any, **named: Any) -> Any:
         tokens, heads = query.shape[2], query.shape[1]
-        last = torch.arange(max(0, tokens - LAST_QUERIES), tokens)[:, None]
+        last = torch.arange(max(0, tokens - LAST_QUERIES), tokens, device=query.device)[:, None]
         keys = key.repeat_interleave(heads // key.shape[1], dim=1).float()
         scores = query[:, :, last[:, 0]].float() @ keys.transpose(2, 3) / math.sqrt(query.shape[3])
-        later = torch.arange(tokens) > last
-        mass = scores.masked_fill(later, -torch.inf).softmax(-1)
-        outside = ~span.visible(last, torch.arange(tokens), torch.arange(heads)[:, None, None])
+        every, h = torch.arange(tokens, device=query.device), torch.arange(heads, device=query.device)
+        mass = scores.masked_fill(every > last, -torch.inf).softmax(-1)
+        outside = ~span.visible(last, every, h[:, None, None])
         needs[module.layer_idx] += float((mass * outside).sum(-1).mean())
         return span_attention(module, query, key, value, *given, **named)
 

@@ -50,7 +50,7 @@ from layersearch.study.plan import Stage
 from layersearch.study.prepare import request_of
 from layersearch.study.run_folder import RunFolder, write_result
 from layersearch.study.selection_plan import SelectionPlan, check_memory, plan_of, uniform_schedules
-from layersearch.training.memory import peak_memory
+from layersearch.training.memory import peak_memory, reset_peak_memory
 from layersearch.training.record import Trial, TrialRecord, blank_record
 
 PARTS = ("calibration", "selection", "confirmation")
@@ -150,8 +150,16 @@ class ModelSelection:
     def _load(self) -> Layerwise:
         dtype = self._plan.precision
         decoder = load_pretrained(str(self._recipe.pretrained), tokens=self._recipe.training.seq_len, dtype=dtype)
-        self.dtype, self._softcap = dtype, decoder.softcap
-        return Layerwise(decoder, stride=self._plan.memory.stride)
+        self.dtype = dtype
+        self._heads: dict[str, Any] = {
+            "dtype": getattr(torch, dtype),
+            "head_dim": decoder.head_dim,
+            "softcap": decoder.softcap,
+            "sinks": decoder.sinks,
+        }
+        if self._plan.device != "cpu":
+            reset_peak_memory(self._plan.device)
+        return Layerwise(decoder.to(self._plan.device), stride=self._plan.memory.stride)
 
     def _usable_tasks(self, model: Layerwise, units: Sequence[Unit]) -> tuple[str, ...]:
         """Return the tasks that the model does with full attention; ``retrieval.json`` keeps the levels."""
@@ -309,6 +317,7 @@ class ModelSelection:
         trial = Trial(schedule=schedule, seed=seed, phase=phase, role=role)  # type: ignore[arg-type]
         seq_len = self._recipe.training.seq_len
         curve = tuple((n, fmean(losses[:n])) for n in range(1, len(losses) + 1))
+        device = self._plan.device
         record = dataclasses.replace(
             blank_record(trial, self._recipe),
             state="complete" if len(losses) == units else "stopped",
@@ -319,9 +328,9 @@ class ModelSelection:
             loss_by_position=tuple(map(fmean, zip(*(one.by_position for one in found), strict=True))),
             position_edges=position_edges(seq_len),
             metrics=_metrics(found),
-            peak_memory_bytes=peak_memory("cpu"),
-            kernels=tuple(kernel_for(span, "cpu", softcap=self._softcap) for span in schedule),
-            device="cpu",
+            peak_memory_bytes=peak_memory(device),
+            kernels=tuple(kernel_for(span, device, **self._heads) for span in schedule),
+            device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
             precision=f"{self.dtype} weights",
         )
         self._folder.append(record)

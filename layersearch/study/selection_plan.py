@@ -48,6 +48,8 @@ class SelectionPlan:
     parameters: int
     vocab_size: int
     precision: Literal["bfloat16", "float32"]
+    device: str
+    """``cpu`` or ``cuda:0``."""
     memory: MemoryBound
     placements: tuple[tuple[str, Schedule], ...]
     """Named placements that are confirmed beside the chosen schedules."""
@@ -63,7 +65,8 @@ def plan_of(recipe: Recipe, space: BoundSpace, budget: float) -> SelectionPlan:
     assert config is not None
     skeleton = load_skeleton(str(recipe.pretrained), tokens=recipe.training.seq_len)
     parameters, vocab_size = sum(p.numel() for p in skeleton.parameters()), skeleton.num_embeddings
-    precision, seq_len = weights_type(config.precision), recipe.training.seq_len
+    device, seq_len = "cuda:0" if recipe.training.gpus else "cpu", recipe.training.seq_len
+    precision = weights_type(config.precision, device)
     memory = memory_bound(
         recipe.model,
         config,
@@ -81,6 +84,7 @@ def plan_of(recipe: Recipe, space: BoundSpace, budget: float) -> SelectionPlan:
         parameters=parameters,
         vocab_size=vocab_size,
         precision=precision,
+        device=device,
         memory=memory,
         placements=tuple(named.items()),
         passes=passes,
@@ -89,10 +93,15 @@ def plan_of(recipe: Recipe, space: BoundSpace, budget: float) -> SelectionPlan:
 
 
 def check_memory(recipe: Recipe, plan: SelectionPlan) -> None:
-    """Raise ConfigError if the bound is above the memory that is free."""
+    """Raise ConfigError if the device is missing, or has less memory free than the bound."""
     import psutil
 
-    free = psutil.virtual_memory().available
+    if plan.device == "cpu":
+        free = psutil.virtual_memory().available
+    elif torch.cuda.is_available():
+        free = torch.cuda.mem_get_info(plan.device)[0]
+    else:
+        raise ConfigError("training.gpus is 1 and this machine has no GPU: set training.gpus=0 to run on the CPU")
     if plan.memory.total > free:
         raise ConfigError(
             f"--model {recipe.pretrained}: a selection needs {plan.memory.total / 2**30:.1f} GiB (weights "
@@ -101,10 +110,12 @@ def check_memory(recipe: Recipe, plan: SelectionPlan) -> None:
         )
 
 
-def weights_type(precision: str) -> Literal["bfloat16", "float32"]:
-    """Return the type of frozen weights, ``float32`` or ``bfloat16``; ``auto`` asks the processor."""
+def weights_type(precision: str, device: str = "cpu") -> Literal["bfloat16", "float32"]:
+    """Return the type of frozen weights, ``float32`` or ``bfloat16``; ``auto`` asks the processor or the GPU."""
     if precision == "auto":
-        precision = "bf16" if torch.ops.mkldnn._is_mkldnn_bf16_supported() else "float32"
+        on_cpu = device == "cpu"
+        fast = torch.ops.mkldnn._is_mkldnn_bf16_supported() if on_cpu else torch.cuda.is_bf16_supported()
+        precision = "bf16" if fast else "float32"
     return "bfloat16" if precision == "bf16" else "float32"
 
 

@@ -1,6 +1,7 @@
 """The training engine: one model under DeepSpeed, with one rank or several, on CPU or GPU."""
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import logging
@@ -199,6 +200,10 @@ class Engine:
     def close(self) -> None:
         """Release DeepSpeed's hooks and buffers."""
         self._engine.destroy()
+        if self.group.device != "cpu":
+            # The engine and its optimizer refer to each other. Until they are collected the next model has less memory.
+            del self._engine
+            gc.collect()
         for parameter in self.module.parameters():
             # DeepSpeed marks weights to be gathered in bf16 under autocast; left there, it would round what is saved.
             if hasattr(parameter, "comm_dtype"):

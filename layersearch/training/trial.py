@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -91,6 +92,8 @@ def run_trial(
         engine.close()
     assert measured is not None
     failed = state == "failed"
+    dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
+    heads: Any = {"head_dim": recipe.model.head_dim, "softcap": model.softcap, "sinks": model.sinks}
     return replace(
         blank_record(trial, recipe),
         state=state,
@@ -104,7 +107,7 @@ def run_trial(
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
-        kernels=tuple(kernel_for(span, group.device, softcap=model.softcap) for span in schedule),
+        kernels=tuple(kernel_for(span, device, dtype=dtype, **heads) for span in schedule),
         device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
         precision=training.precision,
         compiled=model.compiled,

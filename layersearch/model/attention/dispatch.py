@@ -3,14 +3,18 @@
 from typing import Literal, get_args
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layersearch.errors import LayersearchError, did_you_mean
 from layersearch.model.attention.operator import chunked_attention, runs_flash
 from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Span
 
-Kernel = Literal["reference", "chunked", "flex"]
+Kernel = Literal["reference", "chunked", "flash", "flex"]
+_FLASH_WIDTH = 256
+"""The widest heads of torch's flash kernel on CUDA."""
 
 
 def attend(
@@ -30,8 +34,9 @@ def attend(
         k: keys, (B, G, T, D), G dividing H.
         v: values, (B, G, T, D).
         span: the keys that each query sees.
-        kernel: ``reference`` (every pair in memory), ``chunked`` (work and memory grow with the span) or ``flex``
-            (FlexAttention; without a backward pass on CPU). None means flex on CUDA, else chunked.
+        kernel: ``reference`` (every pair in memory), ``chunked`` (work and memory grow with the span), ``flex``
+            (FlexAttention; without a backward pass on CPU) or ``flash`` (torch's own on CUDA, for full attention in
+            bf16 or float16). None means flash on CUDA where it serves, else flex there, and chunked on CPU.
         softcap: scaled logits z become softcap tanh(z / softcap), as in Gemma 2; 0: they stay.
         s_aux: a learned logit per head, (H,), of one more key that every query sees and whose value is 0, as in
             gpt-oss; None: no such key.
@@ -65,12 +70,18 @@ def attend(
     if kernel is None:
         # A traced graph must show the operator that names the span, and FlexAttention cannot be traced.
         kernel = "flex" if q.device.type == "cuda" and not tracing else "chunked"
+        if kernel == "flex" and _serves_flash(span, q.device, common, q.shape[3], bool(softcap) or s_aux is not None):
+            kernel = "flash"
     if kernel == "chunked":
         return chunked_attention(q, k, v, span, softcap, s_aux)
     if kernel == "flex":
         from layersearch.model.attention.flex import flex_span_attention
 
         return flex_span_attention(q, k, v, span, softcap, s_aux)
+    if kernel == "flash":
+        # Without a kernel of these torch would hold every pair in memory; here it raises an error instead.
+        with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
+            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
     if kernel == "reference":
         return reference_attention(q, k, v, span, softcap, s_aux)
     raise LayersearchError(f"attention kernel {kernel!r} is not known{did_you_mean(str(kernel), get_args(Kernel))}")
@@ -87,13 +98,36 @@ def _check(q: Tensor, k: Tensor, v: Tensor, span: Span) -> None:
         raise LayersearchError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
 
 
-def kernel_for(span: Span, device: torch.device | str, *, softcap: float = 0.0) -> str:
+def _serves_flash(span: Span, device: torch.device, dtype: torch.dtype, width: int, more: bool) -> bool:
+    """Return whether torch's flash kernel on CUDA attends over a span; ``more``: there is a softcap or a sink."""
+    plain = span.is_full and span.decay == 0 and span.pool == 1 and not more
+    fits = dtype in (torch.bfloat16, torch.float16) and width <= _FLASH_WIDTH and width % 8 == 0
+    return plain and fits and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def kernel_for(
+    span: Span,
+    device: torch.device | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    head_dim: int = 64,
+    softcap: float = 0.0,
+    sinks: bool = False,
+) -> str:
     """Return the name of the kernel that `attend` runs on a device, for records.
 
-    It is ``flex``, ``chunked-flash`` (torch's CPU flash kernel over every earlier token, which has no ``softcap``) or
-    ``chunked-span``.
+    It is ``flash`` or ``flex`` on CUDA. On CPU it is ``chunked-flash`` (torch's CPU flash kernel over every earlier
+    token, which has no ``softcap``) or ``chunked-span``.
+
+    Args:
+        span: the span.
+        device: where it runs.
+        dtype: of the matrix products: autocast's where that is on.
+        head_dim: width of a head.
+        softcap: as of `attend`.
+        sinks: whether heads have learned sinks, the ``s_aux`` of `attend`.
     """
     where = torch.device(device)
     if where.type == "cuda":
-        return "flex"
+        return "flash" if _serves_flash(span, where, dtype, head_dim, bool(softcap) or sinks) else "flex"
     return "chunked-flash" if runs_flash(span, where, softcap) else "chunked-span"
