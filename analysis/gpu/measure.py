@@ -69,6 +69,15 @@ def attention(setting: Setting) -> Any:
     return attention(_recipe(setting), setting.device, sparse=_sparse(setting), repeats=repeats)
 
 
+def kernel_times(setting: Setting) -> Any:
+    """Time one layer's attention by span and batch size: the whole call, and its kernels alone."""
+    from speed import kernel_times
+
+    sizes = (1, 2) if setting.toy else (4, 16)
+    spans = ("full", "window:256", "window:512", "window:1024")
+    return kernel_times(_recipe(setting), setting.device, sizes, spans, 2 if setting.toy else 10)
+
+
 def training(setting: Setting) -> Any:
     """Time training steps; measure memory beside its estimate."""
     from speed import training_steps
@@ -80,8 +89,9 @@ def training(setting: Setting) -> Any:
 def search(setting: Setting) -> Any:
     """Run a short search by the command line, with two workers on the one device."""
     recipe = "smoke" if setting.toy else "gpu-125m"
-    given = ["--recipe", recipe, "--budget", "0.6" if setting.toy else "0.4", "--trials", "8", "--workers", "2"]
-    short = ["training.steps=8", "training.val_sequences=8"]
+    given = ["--recipe", recipe, "--budget", "0.6" if setting.toy else "0.4", "--workers", "2"]
+    given += ["--trials", "4" if setting.toy else "8"]
+    short = ["training.steps=4", "training.warmup_steps=1", "training.val_sequences=8"]
     if not setting.toy:
         short = ["training.steps=60", "training.warmup_steps=6", "training.val_sequences=32"]
     short += [f"training.gpus={setting.gpus}", "search.rungs=[0.5]", "search.finalists=1", "search.confirm_seeds=2"]
@@ -120,6 +130,7 @@ _SMALL_HEALING = ("training.steps=2", "training.warmup_steps=0", "evaluations=0"
 PARTS: dict[str, Callable[[Setting], Any]] = {
     "kernels": kernels,
     "attention": attention,
+    "kernel_times": kernel_times,
     "training": training,
     "search": search,
     "selection": selection,

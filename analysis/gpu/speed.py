@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import statistics
 import tempfile
@@ -87,6 +88,46 @@ def attention(recipe: Any, device: str, *, sparse: str = SPARSE, repeats: int = 
     found["milliseconds"] = {str(span): value for span, value in by_span.items()}
     found |= {"torch": milliseconds(whole, device, repeats), "kernels": kernels, "schedules": rows}
     return found
+
+
+def kernel_times(recipe: Any, device: str, batch_sizes: Sequence[int], spans: Sequence[str], repeats: int) -> list[Any]:
+    """Return forward and backward of one attention layer: the whole call, and its kernels on the device alone, ms.
+
+    What the call takes beyond its kernels is the time in which the device waits for Python.
+    """
+    from layersearch.model.attention.dispatch import attend
+    from layersearch.schedule import Span
+
+    model, tokens, rows = recipe.model, recipe.training.seq_len, []
+    dtype = torch.bfloat16 if device != "cpu" else torch.float32
+    kernels = [("full", "flash"), *((text, "flex") for text in spans)] if device != "cpu" else [("full", "chunked")]
+    for batch in batch_sizes:
+        torch.manual_seed(0)
+        made = [torch.randn(batch, tokens, model.n_heads, model.head_dim, device=device, dtype=dtype) for _ in range(4)]
+        leaves, grad = [x.transpose(1, 2).requires_grad_() for x in made[:3]], made[3].transpose(1, 2)
+        for text, kernel in kernels:
+            call = functools.partial(_pass, attend, leaves, grad, Span.parse(text), kernel)
+            whole, on_device = milliseconds(call, device, repeats), _on_device(call, device, repeats)
+            rows.append({"batch_size": batch, "span": text, "kernel": kernel, "call": whole, "kernels": on_device})
+    return rows
+
+
+def _pass(attend: Any, leaves: Sequence[Tensor], grad: Tensor, span: Any, kernel: str) -> Any:
+    return torch.autograd.grad(attend(*leaves, span, kernel=kernel), leaves, grad)
+
+
+def _on_device(call: Callable[[], Any], device: str, repeats: int) -> float:
+    """Return the sum of a call's kernels, ms, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    kind = ProfilerActivity.CPU if device == "cpu" else ProfilerActivity.CUDA
+    with profile(activities=[kind]) as found:
+        for _ in range(repeats):
+            call()
+        if device != "cpu":
+            torch.cuda.synchronize()
+    name = "self_cpu_time_total" if device == "cpu" else "self_device_time_total"
+    return sum(float(getattr(event, name)) for event in found.key_averages()) / repeats / 1e3
 
 
 def training_steps(recipe: Any, device: str, *, sparse: str = SPARSE, repeats: int = REPEATS) -> list[dict[str, Any]]:

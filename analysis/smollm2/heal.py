@@ -5,8 +5,8 @@ optimizer of `trials/convert/heal.yaml`, on the same sequences, in the same orde
 same held-out units. Training sequences share no document with them.
 
 By default a step has one sequence, as much as two cores allow for twelve schedules. A GPU heals for longer:
-``--device cuda:0 --steps 150 --rows 8``, whose records are `heal-long`;
-``--shard 0/3`` takes each third schedule.
+``--device cuda:0 --steps 150 --rows 8``. Its records are `heal-long`. ``--shard 0/3`` takes each third schedule, with
+records `heal-long-0` to be joined.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def table(study: str = "heal") -> list[str]:
             cells += [f"{found.mean:+.3f} ± {found.half_width:.3f}", f"{held.mean(name, 'accuracy'):.2f}"]
         made.append((after.mean(name, "text"), "| " + " | ".join(cells) + " |"))
     out = [
-        f"{spent['steps']} steps of {tokens:,} tokens each, {len(after.units)} held-out documents; text loss minus the original's,",
-        f"paired. The original: {after.mean('all-full', 'text'):.3f} nats, "
+        f"{spent['steps']} steps of {tokens:,} tokens each, {len(after.units)} held-out documents; text loss minus",
+        f"the original's, paired. The original: {after.mean('all-full', 'text'):.3f} nats, "
         f"{after.mean('all-full', 'accuracy'):.2f} of the digits right.",
         "",
         "| schedule @ budget | full layers | before: text, nats | digits | after: text, nats | digits |",

@@ -59,7 +59,9 @@ def conditions() -> Iterator[Condition]:
             yield Condition(text, seq_len, weight=0.9)
 
 
-def run(model: str, prose: Sequence[str], device: str = "cpu", most: int | None = None) -> None:
+def run(
+    model: str, prose: Sequence[str], device: str = "cpu", most: int | None = None, lengths: int | None = None
+) -> None:
     """Choose under the first conditions; then measure the choices of one budget on every text and length.
 
     Args:
@@ -67,6 +69,7 @@ def run(model: str, prose: Sequence[str], device: str = "cpu", most: int | None 
         prose: files or folders of English prose; none: code alone.
         device: where the model runs.
         most: conditions; None: all.
+        lengths: measure the choices at so many lengths only, the shortest first.
     """
     from layersearch.selection.gates import descend
 
@@ -96,7 +99,7 @@ def run(model: str, prose: Sequence[str], device: str = "cpu", most: int | None 
         facts = {**dataclasses.asdict(condition), "seconds": seconds, "device": device_name(device)}
         append("layers", {"condition": condition.name, "schedule": str(schedule), "needs": needs, **facts})
     chosen = [r for r in lines("layers") if r["budget"] == BUDGET]
-    for seq_len, text in itertools.product(LENGTHS, texts):
+    for seq_len, text in itertools.product(LENGTHS[:lengths], texts):
         if any(r["seq_len"] == seq_len for r in chosen):
             bench = bench_of(text, seq_len)
             wanted = [*_places(chosen, seq_len), *_ends(bench.model.n_layers, seq_len)]
@@ -140,7 +143,7 @@ def table() -> list[str]:
     out = [
         f"Each choice is by gates over full attention and `window:T/32+sink:4`, {GATE_STEPS} steps on {UNITS} units.",
         "*Shared* layers and Spearman's rank correlation of all 30 needs are against `code, 1,024`. The budget is",
-        f"{BUDGET} where none is named. Device: {', '.join(sorted({r['device'] for r in records}))}.",
+        f"{BUDGET} where none is named. The choices were made on: {', '.join(sorted({r['device'] for r in records}))}.",
         "",
         "| text, tokens | full layers | shared | Spearman |",
         "|---|---|---|---|",
@@ -203,6 +206,8 @@ def _regrets(held_out: Sequence[dict[str, Any]], records: Sequence[dict[str, Any
             cells.append("0" if same else f"{less.mean:+.3f} ± {less.half_width:.3f}")
         rows.append(f"| {own} | " + " | ".join(cells) + " |")
     present = [name for name in names if name in chosen]
+    if not rows:
+        return []
     return [
         "",
         "### What a choice loses elsewhere",

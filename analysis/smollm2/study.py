@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", help="the GGUF file")
     parser.add_argument("--prose", nargs="+", default=(), help="files or folders of English prose")
     parser.add_argument("--most", type=int, help="layers: only so many conditions, the first of its list")
+    parser.add_argument("--lengths", type=int, help="layers: measure the choices at so many lengths only")
     parser.add_argument("--device", default="cpu", help="layers and heal: cpu or cuda:N")
     parser.add_argument("--steps", type=int, default=heal.STEPS, help="heal: optimizer steps")
     parser.add_argument("--rows", type=int, default=1, help="heal: sequences of a step")
@@ -58,7 +59,9 @@ def main() -> None:
         return
     if options.model is None:
         parser.error("MODEL is missing: give the GGUF file")
-    more = {"layers": ("device", "most"), "heal": ("device", "steps", "rows", "shard")}.get(options.study, ())
+    more = {"layers": ("device", "most", "lengths"), "heal": ("device", "steps", "rows", "shard")}.get(
+        options.study, ()
+    )
     STUDIES[options.study][0].run(options.model, options.prose, **{key: getattr(options, key) for key in more})
 
 

@@ -39,7 +39,7 @@ LOGIT_TOLERANCE = {torch.bfloat16: 0.1}
 
 
 class AttentionCall(NamedTuple):
-    """One attention layer in the probe: its numbers of query and key-value heads, the stock layer's span, cap and sinks."""
+    """One attention layer in the probe: its numbers of heads, and the stock layer's span, softcap and learned sinks."""
 
     module: nn.Module
     heads: int
