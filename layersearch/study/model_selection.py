@@ -373,6 +373,8 @@ def select(
     space.check_budget(budget)
     plan = plan_of(recipe, space, budget)
     check_memory(recipe, plan)
+    if plan.device == "cpu" and torch.cuda.is_available():
+        _LOG.info("this machine has a GPU: --set training.gpus=1 runs the selection on it")
     listener(Stage(phase="loading", done=0, planned=1, note=f"reading text, then hashing {recipe.pretrained}"))
     units, data = make_units(recipe, plan.vocab_size, seed, cache)
     folder = RunFolder(out, request_of(recipe, space, budget=budget, seed=seed, data=data))
