@@ -5,11 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import RunFolderError
+from layersearch.errors import RunFolderError, one_line
 from layersearch.version import __version__
 
 FORMAT = 1
@@ -72,6 +73,39 @@ def write_text(path: Path, text: str) -> None:
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of plain data, 8 hexadecimal digits; ``content`` may not hold NaN.
+
+    It is that of the content, so other spaces, line ends or another order of the keys change nothing.
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return plain data as one line of JSON, with its checksum in the field ``crc32``."""
+    return json.dumps({**content, "crc32": checksum(content)}, allow_nan=False)
+
+
+def unseal(line: str) -> dict[str, Any]:
+    """Return the content of a line of JSON without its checksum. Lines of older versions have none.
+
+    Raises:
+        RunFolderError: if the line is no JSON object, or its content does not fit its checksum.
+    """
+    try:
+        content = json.loads(line)
+        held = content.pop("crc32", None) if isinstance(content, dict) else None
+        fits = held is None or held == checksum(content)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"no JSON ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise RunFolderError("no JSON object")
+    if not fits:
+        raise RunFolderError("changed since it was written: its content does not fit its crc32")
+    return content
 
 
 def unwritable(path: Path, error: OSError) -> RunFolderError:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import LayersearchError
+from layersearch.files import unseal
 from layersearch.report import answer, facts
 from layersearch.report.budgets import budget_table
 from layersearch.report.folder import OpenedRun, damaged, read_json
@@ -248,7 +248,7 @@ def _healed(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+        lines = [unseal(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
         return [
             {
                 "moment": str(line["moment"]),
