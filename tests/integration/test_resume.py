@@ -95,9 +95,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:
     found.close()
 
 
-def go_on(out: Path, pool: LocalPool) -> None:
+def go_on(out: Path, pool: LocalPool, *overrides: str) -> None:
     """Take up a smoke search as `layersearch.search` does, with workers that are there already."""
-    recipe, config = load_recipe("smoke"), read_config(out)
+    recipe, config = load_recipe("smoke", overrides), read_config(out)
     space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
@@ -153,6 +153,27 @@ def test_run_torn_write_anywhere_ends_as_unbroken(tmp_path: Path, smoke_run: Pat
         assert lines(out)[: len(kept)] == kept, name
         assert records(out) == records(smoke_run), name
         check_study(out)
+
+
+def test_run_records_lost_from_every_generation_are_trained_again(
+    tmp_path: Path, smoke_run: Path, pool: LocalPool
+) -> None:
+    """A baseline, a proposal of the first of two generations, one of the last, and a confirmation, all at once."""
+    more, whole, out = "search.trials=10", tmp_path / "whole", tmp_path / "run"
+    config = json.loads((smoke_run / "config.json").read_text())
+    config["recipe"]["search"]["trials"] = 10
+    whole.mkdir()
+    (whole / "config.json").write_text(json.dumps(config))
+    go_on(whole, pool, more)
+    labels = [trial.user_attrs[LABEL] for trial in study(whole) if LABEL in trial.user_attrs]
+    generation = {text: number for text, _, number in labels}
+    at = [(generation[r["schedule"]], r["phase"]) for r in map(json.loads, lines(whole))]
+    dropped = {at.index(one) for one in ((0, "search"), (1, "search"), (2, "search"), (0, "confirm"))}
+    shutil.copytree(whole, out)
+    (out / "trials.jsonl").write_text("".join(line for n, line in enumerate(lines(whole)) if n not in dropped))
+    go_on(out, pool, more)
+    assert records(out) == records(whole)
+    check_study(out)
 
 
 DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
