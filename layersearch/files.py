@@ -15,7 +15,9 @@ from layersearch.version import __version__
 
 FORMAT = 1
 """Version of the run folder's layout."""
-FREE = ("recipe.search.workers", "recipe.data.depth", "data.read")
+UNTRAINED = ("checkpoint_seconds", "hang_seconds", "hang_factor")
+"""Keys of a recipe's training that change no result."""
+FREE = ("recipe.search.workers", "recipe.data.depth", "data.read", *(f"recipe.training.{key}" for key in UNTRAINED))
 """Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 

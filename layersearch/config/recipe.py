@@ -157,6 +157,14 @@ class TrainingConfig(Strict):
     """GPUs of one rank: 0 (CPU) or 1."""
     deepspeed: str = "zero0"
     """A DeepSpeed JSON: a path, or the name of one in trials/deepspeed/."""
+    checkpoint_seconds: NonNegativeFloat = 60.0
+    """Least seconds between two checkpoints of a trial. A trial whose worker was lost goes on from the last one. There
+    are at most seven, and one at each rung. A conversion has ``checkpoint_steps`` instead."""
+    hang_seconds: PositiveFloat = 600.0
+    """Least seconds without progress after which a worker counts as hung: it is killed, and its trial is tried once
+    more. Before its first step a worker may take an hour."""
+    hang_factor: PositiveFloat = 30.0
+    """The same limit as a multiple of the slowest step so far; the larger limit holds."""
     start: str | None = None
     """Initial weights: a safetensors file that a trial of the same model wrote (see `Trial.save`). ``{seed}`` in its
     name stands for the trial's seed. The data continue where that trial ended. None: random weights."""

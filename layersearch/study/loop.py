@@ -180,7 +180,8 @@ class SearchLoop:
         with contextlib.closing(run_trials(self._pool, todo, keep_going)) as records:
             for record in records:
                 self._folder.append(record)
-                self._records.append(record)
+                # A trial that was lost with its worker and tried again has two records.
+                self._records = [*(r for r in self._records if r.key != record.key), record]
                 self._announce(phase, record)
         if phase != "confirm":
             made = {r.schedule: r for r in self._search_records()}

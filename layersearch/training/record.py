@@ -22,10 +22,12 @@ from layersearch.schedule.files import plain
 
 Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
+DIED, HUNG = "a worker process died", "a worker made no progress"
+"""How the error of a trial begins whose worker was lost."""
 _LARGEST = 3.4028235e38
 """Largest float32: losses are computed in it."""
 Nats = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +89,11 @@ class TrialRecord(Strict):
     def key(self) -> tuple[Schedule, int, Phase]:
         """Identifies a trial. Of two records with one key, the later counts."""
         return (self.schedule, self.seed, self.phase)
+
+    @property
+    def lost(self) -> bool:
+        """Whether it failed because its worker was lost, so that another attempt may succeed."""
+        return self.state == "failed" and (self.error or "").startswith((DIED, HUNG))
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
@@ -174,6 +181,8 @@ def check_record(record: TrialRecord, recipe: Recipe) -> None:
         raise RunFolderError(
             f"flops {record.flops} and cost {record.cost} for {schedule}, which has {made.flops} and {made.cost}"
         )
+    if record.seed < 0:
+        raise RunFolderError(f"the seed {record.seed} is negative")
     if recipe.selection is None and record.full_steps != made.full_steps:
         raise RunFolderError(f"full_steps {record.full_steps} in a run of {made.full_steps} steps a trial")
 

@@ -26,6 +26,8 @@ from layersearch.version import __version__
 
 _CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0  # Seconds; Ray itself would try for two minutes, then exit
 _STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials use none, Ray would take a third
+_ANSWER_TIMEOUT = 30.0  # Seconds that an actor's answer may take beyond the wait for its worker
+_SILENT = {"event": "silent"}
 _PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
 
@@ -218,6 +220,12 @@ class _Actor(WorkerProcess):
         node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return {"pid": os.getpid(), "node": node, "address": address, "version": __version__}
 
+    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+        try:
+            return super().receive(timeout)
+        except TimeoutError:
+            return _SILENT  # an exception of a Ray actor comes as another kind
+
 
 class _RayRank(WorkerProcess):
     """A worker process behind an actor, seen from the search."""
@@ -241,8 +249,11 @@ class _RayRank(WorkerProcess):
     def send(self, message: Mapping[str, Any]) -> bool:
         return bool(self._ask_or(False, "send", dict(message)))
 
-    def receive(self) -> dict[str, Any] | None:
-        message: dict[str, Any] | None = self._ask_or(None, "receive")
+    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+        wait = None if timeout is None else timeout + _ANSWER_TIMEOUT
+        message: dict[str, Any] | None = self._ask_or(None, "receive", timeout, wait=wait)
+        if message == _SILENT:
+            raise TimeoutError
         return message
 
     def exit_status(self, timeout: float) -> str:
@@ -254,18 +265,20 @@ class _RayRank(WorkerProcess):
 
         ray.kill(self._actor)
 
-    def _ask_or(self, if_dead: Any, method: str, *arguments: Any) -> Any:
+    def _ask_or(self, if_dead: Any, method: str, *arguments: Any, wait: float | None = None) -> Any:
         try:
-            return self._ask(method, *arguments)
+            return self._ask(method, *arguments, wait=wait)
         except EOFError:
             return if_dead
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the actor; raise EOFError if it died."""
+    def _ask(self, method: str, *arguments: Any, wait: float | None = None) -> Any:
+        """Call a method of the actor; raise EOFError if it died, TimeoutError if it is silent for ``wait`` seconds."""
         import ray
 
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments))
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=wait)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError from None
         except ray.exceptions.RayActorError as error:
             if not error.actor_init_failed:
                 raise EOFError from None

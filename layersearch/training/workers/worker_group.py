@@ -8,11 +8,37 @@ from typing import Any
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
-from layersearch.training.record import Trial, TrialRecord, blank_record
+from layersearch.training.record import DIED, HUNG, Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.channel import BEAT_SECONDS
 from layersearch.training.workers.process import WorkerProcess
 
 _EXIT_TIMEOUT = 5.0  # Seconds for a process to end after its pipe did
+_DEATH_TIMEOUT = 0.5  # Seconds for a rank to end after another one failed
+START_SECONDS = 3600.0  # Seconds up to the first step: text is prepared, a model is read and compiled
+
+
+class Patience:
+    """How long a worker may be silent: an hour at first, then what its recipe says.
+
+    ``floor`` is in seconds, ``factor`` a multiple of the slowest step so far.
+    """
+
+    def __init__(self, floor: float, factor: float) -> None:
+        self._floor, self._factor, self.slowest = floor, factor, 0.0
+        self.seconds = max(START_SECONDS, floor)
+
+    def beat(self, slowest: float) -> None:
+        """Take notice of progress."""
+        self.slowest = slowest
+        self.seconds = max(self._floor, self._factor * slowest) + BEAT_SECONDS
+
+    def reason(self, log: str) -> str:
+        """Return the error of a worker that was silent for longer."""
+        return (
+            f"{HUNG} for {self.seconds:.0f} s and was killed (its slowest step took {self.slowest:.2g} s; see "
+            f"training.hang_factor): see {log}"
+        )
 
 
 class WorkerGroup(ABC):
@@ -44,6 +70,7 @@ class WorkerGroup(ABC):
             "device": device,
             "cache": str(self.cache) if self.cache else None,
             "fingerprint": None,
+            "unfinished": str(self.logs / "unfinished"),
         }
 
     def log(self, rank: int) -> Path:
@@ -52,25 +79,46 @@ class WorkerGroup(ABC):
 
     def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
         """Train one trial. Raises LayersearchError if a worker refused the recipe; the group is killed then."""
+        training = self.recipe.training
+        patience = Patience(training.hang_seconds, training.hang_factor)
         try:
             if not self.ranks:
                 self.launch()
                 for rank in self.ranks:
-                    self._receive(rank)  # its data are open
-                self._receive(self.ranks[0])  # all have met
+                    self._receive(rank, patience)  # its data are open
+                self._receive(self.ranks[0], patience)  # all have met
             self._send(op="train", trial=plain(trial))
             while True:
-                message = self._receive(self.ranks[0])
+                message = self._receive(self.ranks[0], patience)
                 if message["event"] == "record":
-                    return TrialRecord.from_json(message["record"])
+                    return self._with_dead_rank(TrialRecord.from_json(message["record"]))
+                if message["event"] == "beat":
+                    patience.beat(message["slowest"])
+                    continue
                 go = keep_going is None or keep_going(message["step"], message["loss"])
                 self._send(op="go" if go else "stop")
         except EOFError:
             # The pipe ends a moment before the process does.
             codes = [rank.exit_status(0.0 if number else _EXIT_TIMEOUT) for number, rank in enumerate(self.ranks)]
             self.kill()
-            reason = f"a worker process died (exit codes [{', '.join(codes)}]): out of memory? see {self.log_place()}"
-            return replace(blank_record(trial, self.recipe), error=reason)
+            reason = f"{DIED} (exit codes [{', '.join(codes)}]): out of memory? see {self.log_place()}"
+        except TimeoutError:
+            self.kill()
+            reason = patience.reason(self.log_place())
+        return replace(blank_record(trial, self.recipe), error=reason)
+
+    def _with_dead_rank(self, record: TrialRecord) -> TrialRecord:
+        """Return a record that names the rank whose end made the first one fail, if one ended."""
+        if record.state != "failed" or len(self.ranks) == 1:
+            return record
+        codes = {number: rank.exit_status(_DEATH_TIMEOUT) for number, rank in enumerate(self.ranks) if number}
+        ended = {number: code for number, code in codes.items() if code != "alive"}
+        if not ended:
+            return record
+        # A rank that met an exception of its own ends with 1. Another attempt would end alike.
+        what = "a rank failed" if set(ended.values()) == {"1"} else DIED
+        said = ", ".join(f"rank {number}: exit code {code}" for number, code in ended.items())
+        return replace(record, error=f"{what} ({said}): out of memory? see {self.log_place()} ({record.error})"[:600])
 
     def log_place(self) -> str:
         """Return where to find the workers' standard error."""
@@ -87,8 +135,8 @@ class WorkerGroup(ABC):
         if not all([rank.send(message) for rank in self.ranks]):
             raise EOFError
 
-    def _receive(self, rank: WorkerProcess) -> dict[str, Any]:
-        message = rank.receive()
+    def _receive(self, rank: WorkerProcess, patience: Patience) -> dict[str, Any]:
+        message = rank.receive(patience.seconds)
         if message is None:
             raise EOFError
         if message["event"] == "refused":
