@@ -101,7 +101,13 @@ def open_retrieval(recipe: ConvertRecipe) -> Retrieval | None:
 
 
 def convert_here(
-    job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, decoder: HFDecoder | None = None
+    job: Job,
+    folder: ConvertFolder,
+    group: RankGroup,
+    listener: Listener,
+    decoder: HFDecoder | None = None,
+    *,
+    beat: Callable[[], None] = lambda: None,
 ) -> None:
     """Do the rest of a conversion, as one rank. Every rank calls this after `layersearch.training.engine.join`.
 
@@ -111,12 +117,16 @@ def convert_here(
         group: this rank.
         listener: called after each step and evaluation.
         decoder: the model, if it is loaded.
+        beat: called after each training step and each piece of an evaluation.
     """
-    _Converter(job, folder, group, listener).run(decoder)
+    _Converter(job, folder, group, listener, beat).run(decoder)
 
 
 class _Converter:
-    def __init__(self, job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener) -> None:
+    def __init__(
+        self, job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, beat: Callable[[], None]
+    ) -> None:
+        self.beat = beat
         self.job, self.recipe, self.folder, self.group, self.listener = job, job.recipe, folder, group, listener
         self.schedule = Schedule.parse(job.schedule)
         self.stages: list[Stage] = resolve_stages(self.recipe, self.schedule)
@@ -246,6 +256,7 @@ class _Converter:
             # Each stage has its own seed, so it reads other texts.
             for inner, own in train_steps(engine, source, seed=self.job.seed + (number << 32), first=first):
                 step, loss = stage.first + inner, self._mean(own)
+                self.beat()
                 seconds = time.perf_counter() - mark
                 if not math.isfinite(loss):
                     raise ConfigError(
@@ -298,6 +309,7 @@ class _Converter:
         def token_losses(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                 losses, predicted = decoder(tokens, targets, reduce=False)
+            self.beat()
             return losses, predicted
 
         found = validate(token_losses, batch, training.batch_size, self.group)

@@ -8,37 +8,13 @@ from typing import Any
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
-from layersearch.training.record import DIED, HUNG, Trial, TrialRecord, blank_record
+from layersearch.training.record import DIED, Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
-from layersearch.training.workers.channel import BEAT_SECONDS
+from layersearch.training.workers.patience import Patience
 from layersearch.training.workers.process import WorkerProcess
 
 _EXIT_TIMEOUT = 5.0  # Seconds for a process to end after its pipe did
 _DEATH_TIMEOUT = 0.5  # Seconds for a rank to end after another one failed
-START_SECONDS = 3600.0  # Seconds up to the first step: text is prepared, a model is read and compiled
-
-
-class Patience:
-    """How long a worker may be silent: an hour at first, then what its recipe says.
-
-    ``floor`` is in seconds, ``factor`` a multiple of the slowest step so far.
-    """
-
-    def __init__(self, floor: float, factor: float) -> None:
-        self._floor, self._factor, self.slowest = floor, factor, 0.0
-        self.seconds = max(START_SECONDS, floor)
-
-    def beat(self, slowest: float) -> None:
-        """Take notice of progress."""
-        self.slowest = slowest
-        self.seconds = max(self._floor, self._factor * slowest) + BEAT_SECONDS
-
-    def reason(self, log: str) -> str:
-        """Return the error of a worker that was silent for longer."""
-        return (
-            f"{HUNG} for {self.seconds:.0f} s and was killed (its slowest step took {self.slowest:.2g} s; see "
-            f"training.hang_factor): see {log}"
-        )
 
 
 class WorkerGroup(ABC):
@@ -79,8 +55,7 @@ class WorkerGroup(ABC):
 
     def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
         """Train one trial. Raises LayersearchError if a worker refused the recipe; the group is killed then."""
-        training = self.recipe.training
-        patience = Patience(training.hang_seconds, training.hang_factor)
+        patience = Patience(self.recipe.training)
         try:
             if not self.ranks:
                 self.launch()
