@@ -192,7 +192,7 @@ class _Converter:
             if "switched" not in done:
                 with self.running(decoder):
                     self.evaluate(decoder, "switched", 0)
-            adapt(decoder, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
+            adapt(decoder, only_attention=self.recipe.only_attention, lora=self.recipe.lora, seed=self.job.seed)
             self._train(decoder)
         merge(decoder)
         if self.dtype != torch.float32:

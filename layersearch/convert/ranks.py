@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import queue
-import tempfile
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from layersearch.convert.converter import Job
 from layersearch.errors import LayersearchError
+from layersearch.training.workers.meeting import meeting_folder
 from layersearch.training.workers.patience import Patience
 from layersearch.training.workers.process import WorkerProcess
 
@@ -48,7 +48,7 @@ def _run_once(job: Job, logs: Path, on_message: Callable[[dict[str, Any]], None]
     logs.mkdir(parents=True, exist_ok=True)
     training, ranks, inbox = job.recipe.training, list[WorkerProcess](), Messages()
     patience = Patience(training)
-    with tempfile.TemporaryDirectory(prefix="layersearch-", ignore_cleanup_errors=True) as meeting:
+    with meeting_folder() as meeting:
         try:
             for number in range(training.ranks):
                 rank = WorkerProcess("layersearch.convert.worker")

@@ -8,13 +8,13 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from layersearch.config.loader import Strict, build
 from layersearch.config.recipe import Recipe
-from layersearch.errors import LayersearchError, RunFolderError
+from layersearch.errors import LayersearchError, RunFolderError, visible
 from layersearch.files import seal, unseal
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
@@ -103,7 +103,7 @@ class TrialRecord(Strict):
     def from_json(cls, line: str) -> TrialRecord:
         """Read one line of `to_json`, or of a run folder; raise RunFolderError if it is no possible record."""
         try:
-            record = build(cls, unseal(line), "record")
+            record = build(cls, _visible(unseal(line)), "record")
         except LayersearchError as error:
             raise RunFolderError(f"not a trial record ({error}): {line[:60]!r}") from None
         if problem := record._contradiction():
@@ -124,6 +124,15 @@ class TrialRecord(Strict):
         if len(self.loss_by_position) != len(self.position_edges):
             return f"{len(self.loss_by_position)} losses by position for {len(self.position_edges)} edges"
         return None
+
+
+def _visible(value: Any) -> Any:
+    """Return plain data with control characters of its texts written out: a record is shown on terminals and pages."""
+    if isinstance(value, list):
+        return [_visible(held) for held in value]
+    if isinstance(value, dict):
+        return {key: _visible(held) for key, held in value.items()}
+    return visible(value) if isinstance(value, str) else value
 
 
 def append(path: Path, record: TrialRecord) -> None:

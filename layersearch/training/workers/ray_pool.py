@@ -5,14 +5,17 @@ and one actor per bundle. An actor holds a worker process, as on one machine. Tr
 messages, or run off the main thread, where the C library's allocator keeps less.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +106,47 @@ def _connect(address: str | None) -> bool:
     # Otherwise Ray hides the GPUs from ranks that need none, and warns that a later Ray will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if not cluster else {}
+    started: dict[str, Any] = {}
+    if not cluster:
+        started = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
+            with _own_sigterm(), contextlib.nullcontext() if cluster else _loopback():
+                ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
         raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
     return True
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which Ray replaces by one that ends with code 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let a cluster that is started here listen on 127.0.0.1 only, as Ray does on macOS and Windows.
+
+    Elsewhere Ray takes the address of a network interface and listens on all of them.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    held = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if held is not None:
+            os.environ[name] = held
 
 
 def _check_answers(address: str, where: str) -> None:
