@@ -11,10 +11,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import re
 from collections.abc import Iterable, Iterator
 
 EXIT_NOT_PROVEN = 1
 EXIT_USER_ERROR = 2
+_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+"""Control characters, marks that reorder or hide text, and lone surrogates."""
+
+
+def visible(text: str) -> str:
+    """Return text whose control characters are written out, such as ``\\x1b``: a terminal would obey them."""
+    return _UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", text)
 
 
 class LayersearchError(ValueError):
@@ -30,7 +38,7 @@ class LayersearchError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(" ".join(message.split()))
+        super().__init__(visible(" ".join(message.split())))
 
 
 class ConfigError(LayersearchError):

@@ -5,16 +5,19 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import RunFolderError
+from layersearch.errors import RunFolderError, one_line
 from layersearch.version import __version__
 
 FORMAT = 1
 """Version of the run folder's layout."""
-FREE = ("recipe.search.workers", "recipe.data.depth", "data.read")
+UNTRAINED = ("checkpoint_seconds", "hang_seconds", "hang_factor")
+"""Keys of a recipe's training that change no result."""
+FREE = ("recipe.search.workers", "recipe.data.depth", "data.read", *(f"recipe.training.{key}" for key in UNTRAINED))
 """Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 
@@ -62,16 +65,54 @@ def open_folder(
 
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all."""
     part = path.with_name(path.name + ".part")
     try:
-        with part.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with part.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
     except OSError:
         part.unlink(missing_ok=True)
         raise
+
+
+def checksum(content: Mapping[str, Any]) -> str:
+    """Return the CRC-32 of plain data, 8 hexadecimal digits; ``content`` may not hold NaN.
+
+    It is that of the content, so other spaces, line ends or another order of the keys change nothing.
+    """
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return f"{zlib.crc32(text.encode()):08x}"
+
+
+def seal(content: Mapping[str, Any]) -> str:
+    """Return plain data as one line of JSON, with its checksum in the field ``crc32``."""
+    return json.dumps({**content, "crc32": checksum(content)}, allow_nan=False)
+
+
+def unseal(line: str) -> dict[str, Any]:
+    """Return the content of a line of JSON without its checksum. Lines of older versions have none.
+
+    Raises:
+        RunFolderError: if the line is no JSON object, or its content does not fit its checksum.
+    """
+    try:
+        content = json.loads(line)
+        held = content.pop("crc32", None) if isinstance(content, dict) else None
+        fits = held is None or held == checksum(content)
+    except (ValueError, RecursionError) as error:
+        raise RunFolderError(f"no JSON ({one_line(error)})") from None
+    if not isinstance(content, dict):
+        raise RunFolderError("no JSON object")
+    if not fits:
+        raise RunFolderError("changed since it was written: its content does not fit its crc32")
+    return content
 
 
 def unwritable(path: Path, error: OSError) -> RunFolderError:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.files import UNTRAINED
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord
@@ -87,7 +88,8 @@ def trained_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
     whole = recipe.to_dict()
     # ``depth`` is a retired key of the data section; those digests were made with it.
-    return {"model": whole["model"], "data": whole["data"] | {"depth": 0.5}, "training": whole["training"]}
+    training = {key: value for key, value in whole["training"].items() if key not in UNTRAINED}
+    return {"model": whole["model"], "data": whole["data"] | {"depth": 0.5}, "training": training}
 
 
 @functools.cache

@@ -5,10 +5,13 @@ jsonargparse: importing that takes ten times as long (97 ms, argparse 9 ms).
 """
 
 import argparse
+import contextlib
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from layersearch.cli import (
@@ -27,7 +30,7 @@ from layersearch.cli import (
     solve,
     verify_export,
 )
-from layersearch.errors import EXIT_USER_ERROR, LayersearchError, did_you_mean
+from layersearch.errors import EXIT_USER_ERROR, LayersearchError, did_you_mean, visible
 from layersearch.version import __version__
 
 COMMANDS = (
@@ -69,7 +72,7 @@ class _Lines(logging.Handler):
     last = ""
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = self.format(record)
+        line = visible(self.format(record))
         if line != self.last:
             print(line, file=sys.stderr, flush=True)  # the present one: a progress display puts its own in its place
         self.last = line
@@ -85,9 +88,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     log.addHandler(_LINES)
     _LINES.last = ""
     try:
-        options = build_parser().parse_args(arguments)
-        code: int | None = options.command(options)
-        sys.stdout.flush()
+        with _ended_by_signals():
+            options = build_parser().parse_args(arguments)
+            code: int | None = options.command(options)
+            sys.stdout.flush()
     except LayersearchError as error:
         print(f"layersearch: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
@@ -97,16 +101,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # files that vanish, names that are too long, full disks
         where = f"{error.filename}: " if error.filename else ""
         reason = error.strerror or " ".join(str(error).split())
-        print(f"layersearch: {where}{reason}; fix the path or its permissions, or choose another", file=sys.stderr)
+        print(
+            visible(f"layersearch: {where}{reason}; fix the path or its permissions, or choose another"),
+            file=sys.stderr,
+        )
         try:
             sys.stdout.flush()
         except OSError:  # standard output itself is full; at exit the interpreter would write to it once more
             _discard_output()
         return EXIT_USER_ERROR
+    except MemoryError as error:
+        reason = " ".join(str(error).split()) or "it is full"
+        print(f"layersearch: not enough memory ({reason}); lower the sizes that you gave", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except _Ended as ended:
+        print("layersearch: terminated; run the same command again to go on", file=sys.stderr)
+        return 128 + ended.number
     except KeyboardInterrupt:
         print("layersearch: interrupted; run the same command again to go on", file=sys.stderr)
         return 130
     return code or 0
+
+
+class _Ended(BaseException):
+    """A signal asked this process to end."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into an exception, so that workers, servers and temporary files are cleaned up."""
+
+    def end(number: int, frame: object) -> None:
+        for one in signals:
+            signal.signal(one, signal.SIG_IGN)  # a second one must not break off the clean-up
+        raise _Ended(number)
+
+    signals = (signal.SIGTERM, signal.SIGHUP)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {one: signal.signal(one, end) for one in signals if signal.getsignal(one) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def _discard_output() -> None:

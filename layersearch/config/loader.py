@@ -52,6 +52,11 @@ _UniqueKeyLoader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
 )
 
+MOST_VALUES = 1_000_000
+"""Most values of a YAML file, its aliases written out: a small file can stand for more than fits in memory."""
+_NO_VALUE = (ValueError, RecursionError, AttributeError, KeyError, TypeError, OverflowError)
+"""What PyYAML raises where a tag does not fit its value."""
+
 
 def find_file(name: str, folder: str, suffix: str = ".yaml") -> Path:
     """Return the path of a file that the user named: an existing path, or a name that ships in ``folder``.
@@ -85,7 +90,7 @@ def read_yaml(path: Path) -> Any:
         ConfigError: if it is missing, not text, or not YAML; names the file and the line.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
+        return _plain_data(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; give a YAML file") from None
     except OSError as error:
@@ -94,8 +99,34 @@ def read_yaml(path: Path) -> Any:
         mark = getattr(error, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise ConfigError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)}); correct it") from None
-    except (ValueError, RecursionError) as error:  # an impossible date, a number of thousands of digits
+    except _NO_VALUE as error:  # an impossible date, a number of thousands of digits, a tag of another kind of value
         raise ConfigError(f"{path}: not valid YAML ({error}); correct it") from None
+
+
+def _plain_data(text: str) -> Any:
+    """Return the data of a YAML text; raise ValueError if its aliases stand for more than `MOST_VALUES` values."""
+    loader = _UniqueKeyLoader(text)
+    try:
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if _values(root, {}) > MOST_VALUES:
+            raise ValueError(f"its aliases stand for more than {MOST_VALUES} values; write out what is needed")
+        return loader.construct_document(root)
+    finally:
+        loader.dispose()
+
+
+def _values(node: yaml.Node, known: dict[int, int]) -> int:
+    """Count the values below a node, those behind an alias each time it is used."""
+    found = known.get(id(node))
+    if found is None:
+        known[id(node)] = 1  # an anchor inside itself; `build` refuses it
+        below = node.value if isinstance(node, yaml.SequenceNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            below = [part for pair in node.value for part in pair]
+        found = known[id(node)] = 1 + sum(_values(part, known) for part in below)
+    return found
 
 
 def build(cls: type[T], mapping: Any, where: str) -> T:
@@ -162,8 +193,8 @@ def override(mapping: Any, assignment: str) -> None:
     if not equals or not key:
         raise ConfigError(f"--set {assignment!r}: expected KEY=VALUE, for example training.steps=200")
     try:
-        value = yaml.load(text, Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        value = _plain_data(text)
+    except (yaml.YAMLError, *_NO_VALUE):
         raise ConfigError(f"--set {assignment!r}: the value is not valid YAML; quote it") from None
     if not isinstance(mapping, dict):
         return  # `build` reports it

@@ -14,6 +14,15 @@ from layersearch.config.selection import SelectionConfig
 from layersearch.errors import require
 
 AtLeast2 = Annotated[int, Field(ge=2)]
+# Larger sizes are a typing error, and would be found out only after minutes, when the memory is full.
+Layers = Annotated[int, Field(ge=1, le=10_000)]
+Width = Annotated[int, Field(ge=1, le=10_000_000)]
+Tokens = Annotated[int, Field(ge=2, le=100_000_000)]
+Vocabulary = Annotated[int, Field(ge=2, le=100_000_000)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Processes = Annotated[int, Field(ge=1, le=10_000)]
+MOST_TOKENS = 10_000_000_000
+"""Most tokens of a batch or of the validation set."""
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
@@ -22,15 +31,15 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class ModelConfig(Strict):
     """The proxy model: a Llama-shaped decoder (RMSNorm, RoPE, SwiGLU)."""
 
-    n_layers: PositiveInt
+    n_layers: Layers
     """Number of layers, L."""
-    d_model: PositiveInt
+    d_model: Width
     """Width of the residual stream."""
-    n_heads: PositiveInt
+    n_heads: Width
     """Number of query heads."""
-    n_kv_heads: PositiveInt
+    n_kv_heads: Width
     """Number of key and value heads; a divisor of n_heads."""
-    d_ff: PositiveInt
+    d_ff: Width
     """Inner width of the SwiGLU."""
     rope_theta: PositiveFloat = 10000.0
     """Base of the rotary frequencies."""
@@ -41,7 +50,7 @@ class ModelConfig(Strict):
     init: Literal["gpt2", "width"] = "gpt2"
     """Standard deviation of the initial weights. ``gpt2``: 0.02 at any width. ``width``: 1/sqrt(fan-in), and 1 for the
     embeddings; small models learn much sooner from it, with untied embeddings."""
-    head_width: PositiveInt | None = None
+    head_width: Width | None = None
     """Width of one head, as in Gemma and some Qwen3. None: d_model / n_heads."""
 
     def __post_init__(self) -> None:
@@ -83,7 +92,7 @@ class DataConfig(Strict):
     """Largest number of tokens that are read."""
     tokenizer: str | None = None
     """A ``tokenizer.json``, a folder that holds one, a GGUF file or a hub id. None: train a BPE on the text."""
-    vocab_size: AtLeast2 = 1024
+    vocab_size: Vocabulary = 1024
     """Vocabulary size of the BPE, or of the generated task."""
     pairs: PositiveInt = 8
     """recall, mix: key-value pairs in a sequence; hops: chains."""
@@ -120,11 +129,11 @@ class DataConfig(Strict):
 class TrainingConfig(Strict):
     """Training of one trial."""
 
-    seq_len: AtLeast2
+    seq_len: Tokens
     """Tokens in a sequence."""
-    batch_size: PositiveInt
+    batch_size: Count
     """Sequences in an optimizer step, over all ranks."""
-    steps: PositiveInt
+    steps: Count
     """Optimizer steps of a full trial."""
     learning_rate: PositiveFloat
     """Peak learning rate of AdamW."""
@@ -147,16 +156,24 @@ class TrainingConfig(Strict):
     """``bf16``: autocast of matrix products; weights and optimizer stay in float32."""
     compile: bool = True
     """Use torch.compile for the code between attention calls. Ignored under ZeRO-3 or without a C++ compiler."""
-    val_sequences: PositiveInt = 64
+    val_sequences: Count = 64
     """Sequences of the validation set."""
-    ranks: PositiveInt = 1
+    ranks: Processes = 1
     """DeepSpeed ranks of one trial; a divisor of batch_size."""
-    threads: PositiveInt = 1
+    threads: Processes = 1
     """CPU threads of one rank."""
     gpus: Annotated[int, Field(ge=0, le=1)] = 0
     """GPUs of one rank: 0 (CPU) or 1."""
     deepspeed: str = "zero0"
     """A DeepSpeed JSON: a path, or the name of one in trials/deepspeed/."""
+    checkpoint_seconds: NonNegativeFloat = 60.0
+    """Least seconds between two checkpoints of a trial. A trial whose worker was lost goes on from the last one. There
+    are at most seven, and one at each rung. A conversion has ``checkpoint_steps`` instead."""
+    hang_seconds: PositiveFloat = 600.0
+    """Least seconds without progress after which a worker counts as hung: it is killed, and its trial is tried once
+    more. Before its first step a worker may take an hour."""
+    hang_factor: PositiveFloat = 30.0
+    """The same limit as a multiple of the slowest step so far; the larger limit holds."""
     start: str | None = None
     """Initial weights: a safetensors file that a trial of the same model wrote (see `Trial.save`). ``{seed}`` in its
     name stands for the trial's seed. The data continue where that trial ended. None: random weights."""
@@ -166,6 +183,11 @@ class TrainingConfig(Strict):
         require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
         require(ranks > 0, "ranks must be greater than 0")
         require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
+        for key, rows in (("batch_size", batch), ("val_sequences", self.val_sequences)):
+            held = rows * self.seq_len
+            require(
+                held <= MOST_TOKENS, f"{key} {rows} of seq_len {self.seq_len} are over {MOST_TOKENS} tokens; lower one"
+            )
 
 
 Pruner = Literal["expected_gain", "successive_halving", "none"]
@@ -182,7 +204,7 @@ def default_pruner(sampler: str, rungs: Sequence[float]) -> Pruner:
 class SearchConfig(Strict):
     """The search: how many schedules are trained, and which of them go on."""
 
-    trials: PositiveInt = 24
+    trials: Count = 24
     """Distinct schedules trained, baselines included."""
     sampler: Literal["gain", "gp", "tpe", "nsga2", "random"] = "gain"
     """Sampler: ``gain`` is the project's own (`layersearch.surrogate.sampler`); the others are Optuna's."""
@@ -195,13 +217,13 @@ class SearchConfig(Strict):
     """Shares of the steps at which a trial is validated and may be stopped; rising."""
     reduction: AtLeast2 | None = None
     """Reduction factor of ``successive_halving``; no other pruner has one. None: 2."""
-    finalists: PositiveInt = 3
+    finalists: Count = 3
     """Number of schedules within the budget that are confirmed beside the baselines."""
-    confirm_seeds: AtLeast2 = 3
+    confirm_seeds: Annotated[int, Field(ge=2, le=100_000)] = 3
     """Number of fresh seeds for every finalist and baseline; the search's own seed is not among them."""
     tolerance: NonNegativeFloat = 0.0
     """Tolerance in nats: the winner is the cheapest schedule within it of the lowest loss."""
-    workers: PositiveInt = 2
+    workers: Processes = 2
     """Number of trials that are trained at the same time."""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from layersearch.config.loader import build, find_file, override, read_yaml
-from layersearch.config.recipe import DataConfig, TrainingConfig
+from layersearch.config.recipe import DataConfig, Tokens, TrainingConfig
 from layersearch.config.selection import TaskName
 from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule
@@ -23,7 +23,7 @@ class StageConfig:
 
     __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
 
-    seq_len: Annotated[int, Field(ge=2)]
+    seq_len: Tokens
     """Tokens in a sequence."""
     learning_rate: Annotated[float, Field(gt=0)]
     """Peak learning rate of the stage."""

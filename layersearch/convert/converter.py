@@ -6,8 +6,8 @@ import contextlib
 import copy
 import dataclasses
 import json
+import logging
 import math
-import os
 import shutil
 import time
 from collections.abc import Callable
@@ -34,11 +34,14 @@ from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_config, load_pretrained, load_sharded
 from layersearch.model.stored_dtype import stored_dtype
 from layersearch.schedule import Schedule
+from layersearch.training.checkpoint import check_archive, load_state, previous, save_state
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, gathering, learning_rate_factor, whole_weights
 from layersearch.training.evaluate import named_metrics, sum_over_ranks, validate
 from layersearch.training.memory import peak_memory
 from layersearch.training.trial import train_steps
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +101,13 @@ def open_retrieval(recipe: ConvertRecipe) -> Retrieval | None:
 
 
 def convert_here(
-    job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, decoder: HFDecoder | None = None
+    job: Job,
+    folder: ConvertFolder,
+    group: RankGroup,
+    listener: Listener,
+    decoder: HFDecoder | None = None,
+    *,
+    beat: Callable[[], None] = lambda: None,
 ) -> None:
     """Do the rest of a conversion, as one rank. Every rank calls this after `layersearch.training.engine.join`.
 
@@ -108,12 +117,16 @@ def convert_here(
         group: this rank.
         listener: called after each step and evaluation.
         decoder: the model, if it is loaded.
+        beat: called after each training step and each piece of an evaluation.
     """
-    _Converter(job, folder, group, listener).run(decoder)
+    _Converter(job, folder, group, listener, beat).run(decoder)
 
 
 class _Converter:
-    def __init__(self, job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener) -> None:
+    def __init__(
+        self, job: Job, folder: ConvertFolder, group: RankGroup, listener: Listener, beat: Callable[[], None]
+    ) -> None:
+        self.beat = beat
         self.job, self.recipe, self.folder, self.group, self.listener = job, job.recipe, folder, group, listener
         self.schedule = Schedule.parse(job.schedule)
         self.stages: list[Stage] = resolve_stages(self.recipe, self.schedule)
@@ -128,6 +141,7 @@ class _Converter:
         self.eval_steps = {round(self.steps * part / parts) for part in range(1, parts)}
         self.first = group.rank == 0
         self.began = time.perf_counter()
+        self._kept: str | None = None  # the shards of the last checkpoint
 
     def load(self, rope: dict[str, Any] | None) -> HFDecoder:
         """Return the model on this rank's device: sharded under ZeRO-3 on several ranks."""
@@ -178,7 +192,7 @@ class _Converter:
             if "switched" not in done:
                 with self.running(decoder):
                     self.evaluate(decoder, "switched", 0)
-            adapt(decoder, only_attention=self.recipe.only_attention, lora=self.recipe.lora)
+            adapt(decoder, only_attention=self.recipe.only_attention, lora=self.recipe.lora, seed=self.job.seed)
             self._train(decoder)
         merge(decoder)
         if self.dtype != torch.float32:
@@ -210,6 +224,7 @@ class _Converter:
         shutil.rmtree(self.folder.model, ignore_errors=True)
         part.rename(self.folder.model)
         self.folder.checkpoint.unlink(missing_ok=True)
+        previous(self.folder.checkpoint).unlink(missing_ok=True)
         shutil.rmtree(self.folder.shards, ignore_errors=True)
 
     def _train(self, decoder: HFDecoder) -> None:
@@ -241,6 +256,7 @@ class _Converter:
             # Each stage has its own seed, so it reads other texts.
             for inner, own in train_steps(engine, source, seed=self.job.seed + (number << 32), first=first):
                 step, loss = stage.first + inner, self._mean(own)
+                self.beat()
                 seconds = time.perf_counter() - mark
                 if not math.isfinite(loss):
                     raise ConfigError(
@@ -293,6 +309,7 @@ class _Converter:
         def token_losses(tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
             with torch.autocast(tokens.device.type, torch.bfloat16, enabled=training.precision == "bf16"):
                 losses, predicted = decoder(tokens, targets, reduce=False)
+            self.beat()
             return losses, predicted
 
         found = validate(token_losses, batch, training.batch_size, self.group)
@@ -328,25 +345,36 @@ class _Converter:
                 torch.distributed.barrier()
             elif self.first:
                 state["engine"] = engine.state()
-            if not self.first:
-                return
-            part = self.folder.checkpoint.with_suffix(".part")
-            torch.save(state, part)
         except RuntimeError as error:  # torch's error for a failed write
             raise OSError(None, f"no room for the checkpoint: {one_line(error)}") from None
-        with part.open("rb") as file:
-            os.fsync(file.fileno())
-        part.replace(self.folder.checkpoint)
+        if not self.first:
+            return
+        save_state(self.folder.checkpoint, state)
+        # The shards before are of the checkpoint before.
         for old in self.folder.shards.glob("step-*"):
-            if old.name != state.get("shards"):
+            if old.name not in (state.get("shards"), self._kept):
                 shutil.rmtree(old)
+        self._kept = state.get("shards")
 
     def _load_checkpoint(self) -> dict[str, Any] | None:
-        path = self.folder.checkpoint
-        if not path.is_file():
-            return None
-        try:
-            found: dict[str, Any] = torch.load(path, map_location=self.group.device, weights_only=True)
-        except Exception as error:  # torch's own kinds, and pickle's refusals
-            raise RunFolderError(f"{path}: no checkpoint ({type(error).__name__}); remove it to train again") from None
+        found, problem = load_state(self.folder.checkpoint, self.group.device, self._check_shards)
+        if found is not None:
+            self._kept = found.get("shards")
+            if problem and self.first and self.folder.checkpoint.exists():
+                aside = self.folder.checkpoint.with_name("checkpoint-damaged.pt")
+                self.folder.checkpoint.replace(aside)  # else the next checkpoint would take the good one's place
+                _LOG.warning(
+                    "%s: training goes on from the checkpoint before, of step %s; the damaged one is %s",
+                    problem,
+                    found["step"],
+                    aside.name,
+                )
         return found
+
+    def _check_shards(self, state: dict[str, Any]) -> None:
+        if "shards" in state:
+            files = sorted((self.folder.shards / state["shards"]).glob("*.pt"))
+            if not files:
+                raise RunFolderError(f"{self.folder.shards / state['shards']}: the checkpoint's shards are missing")
+            for file in files:
+                check_archive(file)

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal
 from layersearch.config.loader import build
 from layersearch.convert.config import ConvertRecipe
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import first_difference, open_folder, write_text
+from layersearch.files import first_difference, open_folder, seal, unseal, write_text
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
@@ -92,21 +92,28 @@ class ConvertFolder:
         self._append("steps", facts, force=False)
 
     def rewind(self, step: int) -> None:
-        """Drop all log lines after the step at which training resumes."""
+        """Drop all log lines after the step at which training resumes, and a converted model that was not saved."""
         for name in ("evaluations", "steps"):
-            kept = [line for line in self._lines(name) if line["step"] <= step]
-            write_text(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            kept = [line for line in self._lines(name) if line["step"] <= step and line.get("moment") != "converted"]
+            write_text(self.path / f"{name}.jsonl", "".join(seal(line) + "\n" for line in kept))
 
     def _lines(self, name: str) -> list[dict[str, Any]]:
-        path = self.path / f"{name}.jsonl"
-        try:
-            return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-        except ValueError:
-            raise RunFolderError(f"{path}: a line is damaged; restore it, or start again with another --out") from None
+        path, found = self.path / f"{name}.jsonl", list[dict[str, Any]]()
+        text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+        for number, line in enumerate(text.split("\n")[:-1], start=1):
+            try:
+                found.append(unseal(line))
+                if not isinstance(found[-1].get("step"), int):
+                    raise RunFolderError("no whole number in the key 'step'")
+            except RunFolderError as error:
+                raise RunFolderError(
+                    f"{path} line {number}: {error}; restore the line, or start again with another --out"
+                ) from None
+        return found
 
     def _append(self, name: str, facts: Mapping[str, Any], *, force: bool) -> None:
         with (self.path / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(facts) + "\n")
+            file.write(seal(facts) + "\n")
             file.flush()
             if force:
                 os.fsync(file.fileno())

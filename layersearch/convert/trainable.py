@@ -5,19 +5,21 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import torch
 from torch import nn
 
 from layersearch.errors import LayersearchError
 from layersearch.model.hf_decoder import HFDecoder
 
 
-def adapt(decoder: HFDecoder, *, only_attention: bool, lora: int | None) -> None:
+def adapt(decoder: HFDecoder, *, only_attention: bool, lora: int | None, seed: int = 0) -> None:
     """Freeze the other parameters, and insert low-rank updates if a rank is given.
 
     Args:
         decoder: changed in place.
         only_attention: train, or update, the attention layers only.
         lora: rank of the updates on linear layers (the output layer keeps its weights); None: train the weights.
+        seed: of the updates' initial weights.
 
     Raises:
         LayersearchError: if `peft` is missing.
@@ -53,7 +55,9 @@ def adapt(decoder: HFDecoder, *, only_attention: bool, lora: int | None) -> None
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # notices on fan_in_fan_out, which is set above
-        decoder.model = get_peft_model(decoder.model, config)
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)  # the updates are drawn here
+            decoder.model = get_peft_model(decoder.model, config)
 
 
 def merge(decoder: HFDecoder) -> None:

@@ -1,8 +1,8 @@
 """One rank of a conversion, in a process of its own.
 
-To it, one JSON message per line: its settings. From it: ``{"event": "step", "step": {...}}``, a
-`layersearch.convert.converter.Step`, and ``{"event": "done"}`` from rank 0;
-``{"event": "refused", "message": "..."}`` from any.
+To it, one JSON message per line: its settings. From it: ``{"event": "beat", "slowest": seconds}`` while rank 0 makes
+progress, ``{"event": "step", "step": {...}}``, a `layersearch.convert.converter.Step`, and ``{"event": "done"}`` from
+rank 0; ``{"event": "refused", "message": "..."}`` from any.
 """
 
 import dataclasses
@@ -27,6 +27,10 @@ def main() -> int:
     from layersearch.files import unwritable
     from layersearch.training.engine import RankGroup, join
 
+    def beat() -> None:
+        if group.rank == 0:
+            channel.beat()
+
     def listener(step: Step) -> None:
         if group.rank == 0:
             channel.send(event="step", step=dataclasses.asdict(step))
@@ -36,7 +40,7 @@ def main() -> int:
         group = RankGroup(rank=start["rank"], size=job.recipe.training.ranks, device=start["device"])
         join(group, start["rendezvous"])
         try:
-            convert_here(job, ConvertFolder(job.out, None), group, listener)
+            convert_here(job, ConvertFolder(job.out, None), group, listener, beat=beat)
         except OSError as error:
             raise unwritable(job.out, error) from None
     except LayersearchError as error:

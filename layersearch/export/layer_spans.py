@@ -34,6 +34,9 @@ def text_part(values: Mapping[str, Any]) -> tuple[str | None, Mapping[str, Any],
     from transformers import CONFIG_MAPPING
 
     own, text = values.get("model_type"), values.get("text_config")
+    for held in (own, text.get("model_type") if isinstance(text, Mapping) else None):
+        if not isinstance(held, str | None):
+            raise ExportError(f"model_type must be a word, not {held!r}; correct it")
     if own in SEES_LATER:
         raise ExportError(
             f"in a {own} the prompt sees later tokens, so no window holds there; give its text model alone"

@@ -255,17 +255,20 @@ class TrialRunner:
         if not todo:
             return
         pool = self._pool = self._pool or self._make_pool()
-        failed: list[TrialRecord] = []
+        failed: dict[object, TrialRecord] = {}
         with contextlib.closing(run_trials(pool, todo)) as records:
             for record in records:
                 self.folder.append(record)
-                self.records.append(record)
+                # A trial that was lost with its worker and tried again has two records.
+                self.records = [*(r for r in self.records if r.key != record.key), record]
                 self._new += 1
-                failed += [record] if record.state == "failed" else []
+                failed.pop(record.key, None)
+                failed |= {record.key: record} if record.state == "failed" else {}
                 self._announce(phase, record)
         if len(failed) == len(todo) and all(r.state == "failed" for r in self.records):
+            reason = next(iter(failed.values())).error
             raise LayersearchError(
-                f"every trial failed ({failed[0].error}): correct the recipe and start anew with another --out, or, if "
+                f"every trial failed ({reason}): correct the recipe and start anew with another --out, or, if "
                 "the machine was the cause, run the same command again"
             )
 

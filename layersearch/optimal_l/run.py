@@ -10,7 +10,7 @@ from layersearch.files import unwritable, write_text
 from layersearch.optimal_l import report
 from layersearch.optimal_l.answer import OptimalL, SettingAnswer, answer_setting, find_laws
 from layersearch.optimal_l.config import OptimalLConfig, Setting
-from layersearch.optimal_l.protocol import run_setting
+from layersearch.optimal_l.protocol import run_setting, trial_recipe
 from layersearch.study.plan import Listener, no_listener
 from layersearch.training.record import read
 from layersearch.training.workers.pool import LocalPool, PoolFactory
@@ -73,7 +73,7 @@ def answer_folder(setting: Setting, out: Path, cache: Path | None = None) -> Set
     Raises:
         RunFolderError: if its records are damaged, or too few for a result.
     """
-    records = list(read(out / "trials.jsonl"))
+    records = list(read(out / "trials.jsonl", trial_recipe(setting, out)))
     made = {r.key for r in records if r.state != "failed"}
     failed = len({r.key for r in records if r.state == "failed"} - made)
     complete = [r for r in records if r.state == "complete"]

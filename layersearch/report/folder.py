@@ -73,7 +73,7 @@ def open_run(path: Path) -> OpenedRun:
     recipe = build(Recipe, config["recipe"], f"{where}: recipe")
     space = BoundSpace.of(build(Space, config["space"], f"{where}: space"), recipe)
     trials = path / "trials.jsonl"
-    records = tuple(read(trials)) if trials.exists() else ()
+    records = tuple(read(trials, recipe)) if trials.exists() else ()
     unit: Literal["document", "seed"] = "document" if recipe.selection is not None else "seed"
     result = load_result(path) if records else analyze([], config["budget"], unit=unit)
     answer = _answer(path)

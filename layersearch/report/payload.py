@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from layersearch.errors import LayersearchError
+from layersearch.errors import LayersearchError, visible
+from layersearch.files import unseal
 from layersearch.report import answer, facts
 from layersearch.report.budgets import budget_table
 from layersearch.report.folder import OpenedRun, damaged, read_json
@@ -25,8 +24,6 @@ DIGITS = 8
 """Significant digits of the numbers of a page."""
 MOST_NOISE = 14
 """Schedules in the figure of signal and noise."""
-_UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
-"""Control characters, marks that reorder or hide text, and lone surrogates."""
 
 
 def page_data(runs: Sequence[OpenedRun], *, quick: bool = False) -> dict[str, Any]:
@@ -46,7 +43,7 @@ def page_data(runs: Sequence[OpenedRun], *, quick: bool = False) -> dict[str, An
 def clean(value: Any) -> Any:
     """Return plain data with control characters made visible; numbers are rounded, or None if not finite."""
     if isinstance(value, str):
-        return _UNSEEN.sub(lambda match: f"\\x{ord(match[0]):02x}", value)
+        return visible(value)
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -248,7 +245,7 @@ def _healed(file: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
+        lines = [unseal(line) for line in file.read_text(encoding="utf-8").split("\n")[:-1]]
         return [
             {
                 "moment": str(line["moment"]),

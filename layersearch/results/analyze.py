@@ -43,7 +43,8 @@ def analyze(
         >>> analyze([], budget=0.5).verdict
         'Nothing to conclude: no trial has completed.'
     """
-    records = list(records)
+    # In one order, whatever the order of the trials was: ties and resampling must not depend on it.
+    records = sorted(records, key=lambda record: record.key)
     grouped: dict[Schedule, list[TrialRecord]] = {}
     for record in records:
         grouped.setdefault(record.schedule, []).append(record)

@@ -5,6 +5,7 @@ A query at position i of a causal layer multiplies its vector with every key it 
 cost nothing. Softmax, decay and pooling are not counted: they are no matrix products.
 """
 
+import functools
 from dataclasses import dataclass
 
 from layersearch.schedule.schedule import FULL, Schedule, Span
@@ -63,6 +64,7 @@ def _sink_pairs(seq_len: int, sink: int) -> int:
     return sink * seq_len - _triangle(sink - 1)
 
 
+@functools.lru_cache(maxsize=4096)  # a run counts the same few spans for every layer of every record
 def span_pairs(span: Span, seq_len: int, n_heads: int) -> int:
     """Return the visible (query, key) pairs of one layer, summed over its query heads."""
     if span.kind == "full":

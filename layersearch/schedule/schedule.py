@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, overload
@@ -19,7 +20,8 @@ SpanKind = Literal["full", "window", "block"]
 KINDS: tuple[str, ...] = ("full", "window", "block")
 GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
 
-MOST_LAYERS = 100_000  # Most layers of one term; more is a typo, and a list that fills the memory
+MOST_LAYERS = 100_000  # Most layers of a schedule; more is a typo, and a list that fills the memory
+_LARGEST = 10**18  # As the text form reads: more tokens or heads are a typo, too long for a float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +58,14 @@ class Span:
         require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
         for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
             value = getattr(self, name)
-            whole = value is None or (isinstance(value, int) and not isinstance(value, bool))
+            absent = value is None and name in ("size", "dilated_heads")
+            whole = absent or (isinstance(value, int) and not isinstance(value, bool))
             require(whole, f"span {name} must be a whole number, not {value!r}")
+            require(absent or abs(value) < _LARGEST, f"span {name} must be below 10^18, not {reprlib.repr(value)}")
         number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
         require(number, f"span decay must be a number, not {self.decay!r}")
+        in_range = 0.0 <= self.decay < 1.0
+        require(in_range, f"the LaS decay must lie in [0, 1), not {reprlib.repr(self.decay)}")
         object.__setattr__(self, "decay", float(self.decay))
 
         size, heads = self.size, self.dilated_heads
@@ -73,7 +79,6 @@ class Span:
         require(self.dilation >= 1, f"dilation must be at least 1 token, not {self.dilation}")
         require(heads is None or heads >= 1, f"the number of dilated heads must be at least 1, not {heads}")
         require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
-        require(0.0 <= self.decay < 1.0, f"the LaS decay must lie in [0, 1), not {self.decay}")
         require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
         if self.size == 1:
@@ -281,7 +286,9 @@ class Schedule(Sequence[Span]):
             with located(f"schedule term {number} at character {match.start() + 1}"):
                 count = not star or (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS)
                 require(count, f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
-                spans += [Span.parse(term)] * (int(times) if star else 1)
+                more = int(times) if star else 1
+                require(len(spans) + more <= MOST_LAYERS, f"more than {MOST_LAYERS} layers; give fewer")
+                spans += [Span.parse(term)] * more
         require(spans, "an empty schedule: expected terms such as 'full*2 window:32*2'")
         return cls(tuple(spans))
 

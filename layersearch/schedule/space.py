@@ -5,12 +5,13 @@ Nothing here enumerates schedules: 6 choices for 48 layers are 6**48 of them.
 """
 
 import itertools
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from layersearch.config.loader import Strict, build, find_file, read_yaml
-from layersearch.errors import ConfigError, located, require
+from layersearch.errors import ConfigError, located, require, visible
 from layersearch.schedule.schedule import Span
 
 
@@ -46,6 +47,7 @@ class Space(Strict):
 
     def __post_init__(self) -> None:
         require(self.name, "name is empty; give the space a name")
+        object.__setattr__(self, "name", visible(self.name))
         object.__setattr__(self, "choices", _span_texts(self.choices, "choices"))
         restricted = {layer: _span_texts(texts, f"layers.{layer}") for layer, texts in self.layers.items()}
         for layer, texts in restricted.items():
@@ -93,7 +95,11 @@ def load_space(name: str) -> Space:
     if isinstance(mapping, dict) and isinstance(mapping.get("layers"), dict):
         layers = mapping["layers"].items()
         mapping["layers"] = {layer: _expand(choices, f"{path.name}: layers.{layer}") for layer, choices in layers}
-    return build(Space, mapping, path.name)
+    space = build(Space, mapping, path.name)
+    # A run folder is named after it.
+    good = re.fullmatch(r"[\w.-]+", space.name)
+    require(good, f"{path.name}: name must be letters, digits, '-', '_' or '.', not {space.name!r}")
+    return space
 
 
 def check_budget_range(budget: float) -> None:

@@ -44,6 +44,9 @@ class SearchLoop:
         self._records = [record for record in found if record.state != "failed"]
         made = {record.key for record in self._records}
         self._to_retry = {r.schedule for r in found if r.phase == "search" and r.key not in made}
+        # A record may be lost: another program cut the file, or the user deleted a damaged line.
+        kept = {r.schedule for r in found if r.phase == "search"}
+        self._to_retry |= {schedule for schedule in study.generations() if schedule not in kept}
         self._resumed = len(self._records)
         self._planned = plan.trials
         self._planned_steps = plan.full_trials() * plan.recipe.training.steps
@@ -94,7 +97,9 @@ class SearchLoop:
 
     def _race(self) -> None:
         entered = self._study.generations()
-        for generation in sorted({entered[held] for held in self._to_retry if entered.get(held, 0) > 0}):
+        # The newest generation may lack proposals; the loop below fills it up before it is trained.
+        newest = max([1, *entered.values()])
+        for generation in sorted({entered.get(held, 0) for held in self._to_retry} & set(range(1, newest))):
             self._train_generation(generation, entered)
         while True:
             entered = self._study.generations()
@@ -175,7 +180,8 @@ class SearchLoop:
         with contextlib.closing(run_trials(self._pool, todo, keep_going)) as records:
             for record in records:
                 self._folder.append(record)
-                self._records.append(record)
+                # A trial that was lost with its worker and tried again has two records.
+                self._records = [*(r for r in self._records if r.key != record.key), record]
                 self._announce(phase, record)
         if phase != "confirm":
             made = {r.schedule: r for r in self._search_records()}

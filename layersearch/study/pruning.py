@@ -71,8 +71,10 @@ class ExpectedGainPruner:
 
     def keep_going(self, schedule: Schedule, step: int, loss: float) -> bool:
         """Return whether a trial with this loss at this rung continues."""
-        curve = self._curves[schedule]
+        # A trial that goes on from its checkpoint, or begins again, passes its rungs again.
+        curve = [(share, before) for share, before in self._curves[schedule] if share < step / self._steps]
         curve.append((step / self._steps, loss))
+        self._curves[schedule] = curve
         return self._acquisition.keep_going(schedule, self._seed, curve, self._fresh)
 
 

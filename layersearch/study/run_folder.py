@@ -56,11 +56,14 @@ class RunFolder:
             _check_same(read_config(path), wanted, path, free)
             self.records()  # refuses a damaged file before anything changes
 
+        self._recipe = request["recipe"]
         self._lock: IO[str] | None = open_folder(path, "config.json", request, check)
 
     def records(self) -> list[TrialRecord]:
-        """Return the records so far."""
-        return list(read(self.trials)) if self.trials.exists() else []
+        """Return the records so far; raise RunFolderError if one is damaged or not of this run."""
+        if not self.trials.exists():
+            return []
+        return list(read(self.trials, build(Recipe, self._recipe, "recipe")))
 
     def write_flops(self, count: Callable[[], Mapping[str, Any]]) -> None:
         """Write ``flops.json`` unless it exists. See `model.fvcore_flops.check_flops`."""

@@ -26,7 +26,7 @@ def load_request(run: Path) -> tuple[Recipe, Space, float]:
 def load_records(run: Path) -> list[TrialRecord]:
     """Return the records of a run folder in order; raise RunFolderError if there is none or one is damaged."""
     trials = run / "trials.jsonl"
-    records = list(read(trials)) if trials.exists() else []
+    records = list(read(trials, load_request(run)[0])) if trials.exists() else []
     if not records:
         raise RunFolderError(f"{run}: no trial has finished yet; run the command that made it again to go on")
     return records

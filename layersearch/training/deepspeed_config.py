@@ -63,6 +63,8 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
             "them: use a file of ZeRO stage 0, or set training.optimizer=adamw",
         )
         config["zero_allow_untested_optimizer"] = True  # torch's AdamW; DeepSpeed's would compile C++
+        if config["zero_optimization"].get("offload_optimizer"):
+            config.setdefault("zero_force_ds_cpu_optimizer", False)  # the same, where the moments lie on the CPU
     return config | owned | {"steps_per_print": 2**31}
 
 

@@ -19,7 +19,7 @@ import psutil
 import torch
 import torch.distributed
 from torch import Tensor
-from torch._C._distributed_c10d import FileStore, Store, TCPStore
+from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
 
 from layersearch.config.recipe import TrainingConfig
 from layersearch.errors import RunFolderError, one_line
@@ -55,6 +55,8 @@ def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> Non
     if address.hostname and address.port:
         master = group.rank == 0
         store = TCPStore(address.hostname, address.port, group.size, is_master=master, master_listen_fd=listening)
+    elif group.size == 1:
+        store = HashStore()  # a file would stay behind after a kill
     else:
         store = FileStore(rendezvous, group.size)
     backend = "gloo" if on_cpu else "nccl"

@@ -35,11 +35,16 @@ def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> d
 
 
 def validate(
-    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], batch: Batch, rows_at_once: int, group: RankGroup
+    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    batch: Batch,
+    rows_at_once: int,
+    group: RankGroup,
+    beat: Callable[[], None] = lambda: None,
 ) -> ValidationResult:
     """Return the validation loss, whole and by position.
 
-    Each rank scores its share of ``rows_at_once`` sequences with ``token_losses``, see `Engine.token_losses`.
+    Each rank scores its share of ``rows_at_once`` sequences with ``token_losses``, see `Engine.token_losses`. ``beat``
+    is called after each share.
     """
     n_rows, tokens = batch.tokens.shape
     losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
@@ -53,6 +58,7 @@ def validate(
         found, predicted = token_losses(*to_device(chunk, group))
         if rows == own:
             losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
+        beat()
     losses, correct = sum_over_ranks(losses, group), sum_over_ranks(correct, group)
     scored = torch.from_numpy(batch.targets != IGNORE)
     edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]

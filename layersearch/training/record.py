@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from layersearch.config.loader import Strict, build
 from layersearch.config.recipe import Recipe
-from layersearch.errors import RunFolderError
+from layersearch.errors import LayersearchError, RunFolderError, visible
+from layersearch.files import seal, unseal
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.schedule.files import plain
 
 Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
+DIED, HUNG = "a worker process died", "a worker made no progress"
+"""How the error of a trial begins whose worker was lost."""
+_LARGEST = 3.4028235e38
+"""Largest float32: losses are computed in it."""
+Nats = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST)]
+Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +35,7 @@ class TrialRecord(Strict):
     """The record of one trial: its request, its cost, its results, and the kernels and device it used."""
 
     schedule: Schedule
-    seed: int
+    seed: Seed
     """Seed of the initial weights and of the data order, the same for all schedules (paired)."""
     phase: Phase
     """``search``: the search's seed; ``confirm``: a fresh seed, used for inference only."""
@@ -33,24 +43,24 @@ class TrialRecord(Strict):
     """``proposed``, or the baseline's name, for example ``all_full`` or ``bottom(1)``."""
     state: State
     """``complete``: trained to the last step; ``stopped``: pruned at a rung; ``failed``: no loss."""
-    flops: int
+    flops: NonNegativeInt
     """Attention FLOPs of one forward pass over one sequence, exact."""
-    cost: float
+    cost: Annotated[float, Field(ge=0, le=1)]
     """``flops`` as a share of the all-full schedule's."""
-    steps: int
+    steps: NonNegativeInt
     """Optimizer steps done."""
-    full_steps: int
+    full_steps: PositiveInt
     """Optimizer steps of a full trial."""
-    loss: float | None
+    loss: Nats | None
     """Validation loss at the last step done: mean over sequences of the mean per predicted token, nats; None if
     failed."""
-    curve: tuple[tuple[int, float], ...] = ()
+    curve: tuple[tuple[PositiveInt, Nats], ...] = ()
     """(step, validation loss) at every evaluation, including the last."""
-    loss_by_position: tuple[float, ...] = ()
+    loss_by_position: tuple[Nats, ...] = ()
     """Validation loss in equal bins of token position, ascending; empty bins are dropped."""
-    position_edges: tuple[int, ...] = ()
+    position_edges: tuple[PositiveInt, ...] = ()
     """Right edges of these bins, in tokens."""
-    metrics: tuple[tuple[str, float], ...] = ()
+    metrics: tuple[tuple[str, Nats], ...] = ()
     """Further named metrics, for example the accuracy on recalled tokens."""
     seconds: float = 0.0
     """Wall time of the trial: set-up, training and evaluation."""
@@ -80,23 +90,55 @@ class TrialRecord(Strict):
         """Identifies a trial. Of two records with one key, the later counts."""
         return (self.schedule, self.seed, self.phase)
 
+    @property
+    def lost(self) -> bool:
+        """Whether it failed because its worker was lost, so that another attempt may succeed."""
+        return self.state == "failed" and (self.error or "").startswith((DIED, HUNG))
+
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
         return json.dumps(plain(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:
-        """Read one line that `to_json` wrote; raise RunFolderError if it is not a record."""
+        """Read one line of `to_json`, or of a run folder; raise RunFolderError if it is no possible record."""
         try:
-            return build(cls, json.loads(line), "record")
-        except (ValueError, RecursionError) as error:
+            record = build(cls, _visible(unseal(line)), "record")
+        except LayersearchError as error:
             raise RunFolderError(f"not a trial record ({error}): {line[:60]!r}") from None
+        if problem := record._contradiction():
+            raise RunFolderError(f"not a possible trial record ({problem}): {line[:60]!r}")
+        return record
+
+    def _contradiction(self) -> str | None:
+        """Return which of its fields contradict each other; None: none do."""
+        if (self.loss is None) != (self.state == "failed"):
+            return f"a trial that is {self.state} with the loss {self.loss}"
+        if self.steps > self.full_steps or (self.state == "complete" and self.steps < self.full_steps):
+            return f"a trial that is {self.state} after {self.steps} of {self.full_steps} steps"
+        steps = [step for step, _ in self.curve]
+        if steps != sorted(set(steps)) or (
+            steps and self.loss is not None and self.curve[-1] != (self.steps, self.loss)
+        ):
+            return "a curve that does not rise in steps to the last loss"
+        if len(self.loss_by_position) != len(self.position_edges):
+            return f"{len(self.loss_by_position)} losses by position for {len(self.position_edges)} edges"
+        return None
+
+
+def _visible(value: Any) -> Any:
+    """Return plain data with control characters of its texts written out: a record is shown on terminals and pages."""
+    if isinstance(value, list):
+        return [_visible(held) for held in value]
+    if isinstance(value, dict):
+        return {key: _visible(held) for key, held in value.items()}
+    return visible(value) if isinstance(value, str) else value
 
 
 def append(path: Path, record: TrialRecord) -> None:
     """Append one record and sync it to disk, so a kill loses at most the running trial; raise OSError if it fails."""
     with path.open("a", encoding="utf-8") as file:
-        file.write(record.to_json() + "\n")
+        file.write(seal(plain(record)) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -114,18 +156,53 @@ def drop_torn_line(path: Path) -> bool:
     return True
 
 
-def read(path: Path) -> Iterator[TrialRecord]:
-    """Yield the records of a file in order, without a torn last line.
+def read(path: Path, recipe: Recipe | None = None) -> Iterator[TrialRecord]:
+    """Yield the records of a file in order, without a torn last line. ``recipe`` is the one of their run, if known.
 
     Raises:
-        RunFolderError: names the file and the line that is not a record.
+        RunFolderError: names the file and the line that is not a record, or not one of this run.
     """
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    measured: TrialRecord | None = None
     for number, line in enumerate(lines[:-1], start=1):
         try:
-            yield TrialRecord.from_json(line)
+            record = TrialRecord.from_json(line)
+            if recipe is not None:
+                check_record(record, recipe)
+            if record.loss is not None:
+                measured = measured or record
+                _check_alike(record, measured)
         except RunFolderError as error:
-            raise RunFolderError(f"{path} line {number}: {error}; restore the file or start a new run folder") from None
+            raise RunFolderError(
+                f"{path} line {number}: {error}; restore the line, or delete it: the same command then trains its "
+                "trial again"
+            ) from None
+        yield record
+
+
+def check_record(record: TrialRecord, recipe: Recipe) -> None:
+    """Raise RunFolderError if no trial of the recipe can have this record. Its cost is counted again."""
+    schedule, layers = record.schedule, recipe.model.n_layers
+    if len(schedule) != layers:
+        raise RunFolderError(f"a schedule of {len(schedule)} layers in a run of {layers} layers")
+    made = blank_record(Trial(schedule=schedule, seed=record.seed), recipe)
+    if record.flops != made.flops or not math.isclose(record.cost, made.cost, rel_tol=1e-9):
+        raise RunFolderError(
+            f"flops {record.flops} and cost {record.cost} for {schedule}, which has {made.flops} and {made.cost}"
+        )
+    if record.seed < 0:
+        raise RunFolderError(f"the seed {record.seed} is negative")
+    if recipe.selection is None and record.full_steps != made.full_steps:
+        raise RunFolderError(f"full_steps {record.full_steps} in a run of {made.full_steps} steps a trial")
+
+
+def _check_alike(record: TrialRecord, other: TrialRecord) -> None:
+    """Raise RunFolderError unless both trials were measured alike: the analysis takes means over them."""
+    if record.position_edges != other.position_edges:
+        raise RunFolderError("other position_edges than the records before")
+    names, before = ([name for name, _ in one.metrics] for one in (record, other))
+    if names != before:
+        raise RunFolderError(f"metrics {names} and not {before}, as in the records before")
 
 
 @dataclass(frozen=True, kw_only=True)

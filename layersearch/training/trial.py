@@ -23,12 +23,20 @@ from layersearch.training.engine import Engine, RankGroup, can_compile
 from layersearch.training.evaluate import ValidationResult, named_metrics, sum_over_ranks, to_device, validate
 from layersearch.training.memory import peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
+from layersearch.training.unfinished import Begun, Unfinished
 
 KeepGoing = Callable[[int, float], bool]  # called at each checkpoint with (step, loss); False stops the trial
 
 
 def run_trial(
-    trial: Trial, recipe: Recipe, source: Source, group: RankGroup | None = None, keep_going: KeepGoing | None = None
+    trial: Trial,
+    recipe: Recipe,
+    source: Source,
+    group: RankGroup | None = None,
+    keep_going: KeepGoing | None = None,
+    *,
+    beat: Callable[[], None] = lambda: None,
+    unfinished: Path | None = None,
 ) -> TrialRecord:
     """Train and validate one schedule. Every rank calls this with the same arguments.
 
@@ -36,7 +44,9 @@ def run_trial(
     any number of ranks.
 
     ``source`` is the opened data of the recipe. ``group`` has joined, see `layersearch.training.engine.join`.
-    ``keep_going`` decides at each checkpoint whether the trial continues; it returns the same on every rank.
+    ``keep_going`` decides at each checkpoint whether the trial continues; it returns the same on every rank. ``beat``
+    is called after each step and each piece of a validation. ``unfinished`` is a folder for the states of trials in
+    flight; one that was broken off goes on from its last state.
 
     Returns:
         The record: ``complete``, ``stopped``, or ``failed`` if the loss is not finite.
@@ -59,35 +69,56 @@ def run_trial(
     require(trial.save is None or zero_stage(path) < 3, shards)
     engine = Engine(model, training, deepspeed_config(training, path), group)
     validation = source.validation(training.val_sequences)
+    saved = None if unfinished is None else Unfinished(unfinished, trial, recipe, source.fingerprint, engine)
+    begun = Begun() if saved is None else saved.load()
 
-    curve: list[tuple[int, float]] = []
-    train_seconds = eval_seconds = 0.0
+    curve = list(begun.curve)
+    train_seconds, eval_seconds, first = begun.train_seconds, begun.eval_seconds, begun.step
     state: State = "complete"
     error: str | None = None
     measured: ValidationResult | None = None
     checkpoints = {step for step in trial.checkpoints if 0 < step < training.steps} | {training.steps}
-    step = 0
+    step = first
+    for passed in curve:  # the caller may not have seen them: its process may be another
+        if keep_going is not None:
+            keep_going(*passed)
     mark = time.perf_counter()
     try:
-        for step, _ in train_steps(engine, source, seed=trial.seed, before=before):
-            if step not in checkpoints:
-                continue
-            now = time.perf_counter()
-            train_seconds += now - mark
-            measured = validate(engine.token_losses, validation, training.batch_size, group)
-            mark = time.perf_counter()
-            eval_seconds += mark - now
-            if not math.isfinite(measured.loss):
-                state, error = "failed", f"the loss is not finite at step {step}: lower training.learning_rate"
-                break
-            curve.append((step, measured.loss))
-            if step < training.steps and keep_going is not None and not keep_going(step, measured.loss):
-                state = "stopped"
-                break
-            mark = time.perf_counter()
+        for step, _ in train_steps(engine, source, seed=trial.seed, first=first, before=before):
+            beat()
+            if step in checkpoints:
+                now = time.perf_counter()
+                train_seconds += now - mark
+                measured = validate(engine.token_losses, validation, training.batch_size, group, beat)
+                mark = time.perf_counter()
+                eval_seconds += mark - now
+                if not math.isfinite(measured.loss):
+                    state, error = "failed", f"the loss is not finite at step {step}: lower training.learning_rate"
+                    break
+                curve.append((step, measured.loss))
+                if step < training.steps and keep_going is not None and not keep_going(step, measured.loss):
+                    state = "stopped"
+                    break
+                mark = time.perf_counter()
+            if saved is not None and step < training.steps and saved.is_due(step):
+                now = time.perf_counter()
+                train_seconds += now - mark
+                so_far = begun.seconds + now - began
+                saved.save(
+                    Begun(
+                        step=step,
+                        curve=tuple(curve),
+                        seconds=so_far,
+                        train_seconds=train_seconds,
+                        eval_seconds=eval_seconds,
+                    )
+                )
+                mark = time.perf_counter()
         state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
         if trial.save is not None and state == "complete" and group.rank == 0:
             save_weights(engine.module, Path(trial.save), before + step)
+        if saved is not None:
+            saved.discard()
     finally:
         engine.close()
     assert measured is not None
@@ -103,7 +134,7 @@ def run_trial(
         loss_by_position=() if failed else measured.by_position,
         position_edges=() if failed else measured.edges,
         metrics=() if failed else tuple(sorted(named_metrics(source, validation, measured).items())),
-        seconds=time.perf_counter() - began,
+        seconds=begun.seconds + time.perf_counter() - began,
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),

@@ -16,7 +16,7 @@ pytest.importorskip("plotly", reason="needs the extra report: pip install 'layer
         pytest.param(lambda at, run: ["report", str(at)], ("no run folder", "give a folder that"), id="no run"),
         pytest.param(
             lambda at, run: ["report", str(begun(at, run, b"garbage\n"))],
-            ("trials.jsonl line 1", "restore the file"),
+            ("trials.jsonl line 1", "restore the line"),
             id="damaged",
         ),
         pytest.param(

@@ -125,31 +125,31 @@ def test_run_out_that_cannot_be_a_run_folder_is_refused_in_one_line(
         pytest.param(
             garble("trials.jsonl", 4),
             (),
-            ("trials.jsonl line 5", "restore the file or start"),
+            ("trials.jsonl line 5", "restore the line, or delete it"),
             id="garbage in the records",
         ),
         pytest.param(
             garble("trials.jsonl", -1),
             (),
-            ("trials.jsonl line 16", "restore the file or start"),
+            ("trials.jsonl line 16", "restore the line, or delete it"),
             id="garbage at the records' end",
         ),
         pytest.param(
             garble("trials.jsonl", 2, b'{"a": 1}\n'),
             (),
-            ("line 3", "'a'", "restore the file"),
+            ("line 3", "'a'", "restore the line"),
             id="record of another program",
         ),
         pytest.param(
             garble("trials.jsonl", 2, b"7\n"),
             (),
-            ("trials.jsonl line 3", "restore the file"),
+            ("trials.jsonl line 3", "restore the line"),
             id="record that is a number",
         ),
         pytest.param(
             edit("trials.jsonl", r'"loss": [\d.]+', '"loss": "low"'),
             (),
-            ("line 1", "loss", "restore the file"),
+            ("line 1", "loss", "restore the line"),
             id="loss in words",
         ),
         pytest.param(

@@ -34,7 +34,7 @@ from tests.helpers.refusals import Line, Refuses, begun, write
         ],
         pytest.param(
             lambda at, run: ["show", str(begun(at, run, b"garbage\n"))],
-            ("trials.jsonl line 1", "restore the file"),
+            ("trials.jsonl line 1", "restore the line"),
             id="show: damaged",
         ),
         pytest.param(

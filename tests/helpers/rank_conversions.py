@@ -36,12 +36,17 @@ def _recipe(name: str) -> Any:
     return load_convert_recipe("plain", [*settings, "training.weight_decay=0.1", *keys])
 
 
+KILLED: list[int] = []
+
+
 def _kill_second_rank(step: Any) -> None:
     import psutil
 
-    if step.step == 3:
+    if step.step >= 3:
         ranks = [one for one in psutil.Process().children() if "layersearch.convert.worker" in one.cmdline()]
-        ranks[1].kill()
+        if len(ranks) == 2 and ranks[1].pid not in KILLED:
+            KILLED.append(ranks[1].pid)
+            ranks[1].kill()
 
 
 def main(base: str, out: str, cache: str) -> None:
@@ -63,7 +68,7 @@ def main(base: str, out: str, cache: str) -> None:
     try:
         convert(_recipe("zero1"), base, schedule, Path(out) / "dead", cache=Path(cache), listener=_kill_second_rank)
     except LayersearchError as error:
-        found["dead"] = str(error)
+        found["dead"], found["kills"] = str(error), len(KILLED)
     (Path(out) / "results.json").write_text(json.dumps(found))
 
 

@@ -43,6 +43,14 @@ def records(out: Path) -> dict[tuple[str, int, str], tuple[str, float | None, st
     return found
 
 
+def latest(out: Path) -> dict[tuple[str, int, str], tuple[str, float | None, str]]:
+    """Return what the later record of each trial says."""
+    return {
+        (record["schedule"], record["seed"], record["phase"]): (record["state"], record["loss"], record["role"])
+        for record in map(json.loads, lines(out))
+    }
+
+
 def study(out: Path) -> list[optuna.trial.FrozenTrial]:
     """Return the trials as plain Optuna loads them."""
     storage = JournalStorage(JournalFileBackend(str(out / "study.journal")))
@@ -51,7 +59,7 @@ def study(out: Path) -> list[optuna.trial.FrozenTrial]:
 
 def check_study(out: Path) -> None:
     """The journal says of every trial what its record says, and no early loss is told as a full one."""
-    searched = {key[0]: value for key, value in records(out).items() if key[2] == "search"}
+    searched = {key[0]: value for key, value in latest(out).items() if key[2] == "search"}
     trials = study(out)
     assert {t.state for t in trials} <= {TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL}
     told = {}

@@ -99,7 +99,9 @@ def test_convert_ranks_stopped_ends_as_unbroken(name: str, out: Path) -> None:
 
 
 def test_convert_rank_that_dies_is_named_in_one_line(out: Path) -> None:
-    said = json.loads((out / "results.json").read_text())["dead"]
+    results = json.loads((out / "results.json").read_text())
+    said = results["dead"]
+    assert results["kills"] == 2  # it was tried once more
     assert "a rank of the conversion died (exit codes [" in said
     assert "-9" in said
     assert "resumes at the last checkpoint" in said

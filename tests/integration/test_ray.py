@@ -36,7 +36,7 @@ from tests.helpers.runs import PATIENCE, RUN, check_study, lines, records, run, 
 pytestmark = pytest.mark.integration
 
 TRIAL = Trial(schedule=Schedule.parse("full window:8"), seed=3, checkpoints=(4,))
-OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
+OF_THE_MOMENT = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "crc32")
 """What no two trainings share."""
 
 

@@ -28,7 +28,7 @@ from layersearch.study.run_folder import RunFolder, read_config
 from layersearch.training.record import Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import LocalPool, Pool
-from tests.helpers.runs import PATIENCE, check_study, lines, records, run, started, study, wait_until
+from tests.helpers.runs import PATIENCE, check_study, latest, lines, records, run, started, study, wait_until
 
 pytestmark = pytest.mark.integration
 
@@ -95,9 +95,9 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalPool]:
     found.close()
 
 
-def go_on(out: Path, pool: LocalPool) -> None:
+def go_on(out: Path, pool: LocalPool, *overrides: str) -> None:
     """Take up a smoke search as `layersearch.search` does, with workers that are there already."""
-    recipe, config = load_recipe("smoke"), read_config(out)
+    recipe, config = load_recipe("smoke", overrides), read_config(out)
     space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
@@ -153,6 +153,27 @@ def test_run_torn_write_anywhere_ends_as_unbroken(tmp_path: Path, smoke_run: Pat
         assert lines(out)[: len(kept)] == kept, name
         assert records(out) == records(smoke_run), name
         check_study(out)
+
+
+def test_run_records_lost_from_every_generation_are_trained_again(
+    tmp_path: Path, smoke_run: Path, pool: LocalPool
+) -> None:
+    """A baseline, a proposal of the first of two generations, one of the last, and a confirmation, all at once."""
+    more, whole, out = "search.trials=10", tmp_path / "whole", tmp_path / "run"
+    config = json.loads((smoke_run / "config.json").read_text())
+    config["recipe"]["search"]["trials"] = 10
+    whole.mkdir()
+    (whole / "config.json").write_text(json.dumps(config))
+    go_on(whole, pool, more)
+    labels = [trial.user_attrs[LABEL] for trial in study(whole) if LABEL in trial.user_attrs]
+    generation = {text: number for text, _, number in labels}
+    at = [(generation[r["schedule"]], r["phase"]) for r in map(json.loads, lines(whole))]
+    dropped = {at.index(one) for one in ((0, "search"), (1, "search"), (2, "search"), (0, "confirm"))}
+    shutil.copytree(whole, out)
+    (out / "trials.jsonl").write_text("".join(line for n, line in enumerate(lines(whole)) if n not in dropped))
+    go_on(out, pool, more)
+    assert records(out) == records(whole)
+    check_study(out)
 
 
 DAMAGES: dict[str, Callable[[list[bytes]], list[bytes]]] = {
@@ -221,7 +242,8 @@ def test_run_finished_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> N
     assert after == before
 
 
-def test_run_killed_worker_fails_its_trial_and_the_search_goes_on(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_worker_has_its_trial_tried_once_more(tmp_path: Path, smoke_run: Path) -> None:
+    """In the same run, so that its records and its result are those of an unbroken one."""
     out = tmp_path / "run"
     process = started(out)
     wait_until(lambda: len(lines(out)) >= 1, process)
@@ -231,31 +253,12 @@ def test_run_killed_worker_fails_its_trial_and_the_search_goes_on(tmp_path: Path
     assert len(failed) == 1
     assert failed[0]["loss"] is None
     assert "a worker process died (exit codes [-9]): out of memory?" in failed[0]["error"]
-    assert json.loads((out / "frontier.json").read_text())["failed"] == 1
-    assert json.loads((out / "frontier.json").read_text())["winner"] is not None
+    assert json.loads((out / "frontier.json").read_text())["failed"] == 0
+    assert latest(out) == records(smoke_run)
     check_study(out)
     before = lines(out)
-    found = json.loads(run(out))  # the same command again
-    assert found["failed"] == 0
-    after = lines(out)
-    assert after[: len(before)] == before
-    latest = latest_of(out)
-    assert {state for state, _, _ in latest.values()} <= {"complete", "stopped"}
-    assert len(after) == len(latest) + 1
-    unbroken = records(smoke_run)
-    whole = [key for key in latest.keys() & unbroken.keys() if latest[key][0] == unbroken[key][0] == "complete"]
-    assert len(whole) >= 4  # the baselines at the search's seed
-    assert [latest[key] for key in whole] == [unbroken[key] for key in whole]
     run(out)
-    assert lines(out) == after  # nothing is left to try
-
-
-def latest_of(out: Path) -> dict[tuple[str, int, str], tuple[str, float | None, str]]:
-    """Return what the later record of each trial says."""
-    return {
-        (record["schedule"], record["seed"], record["phase"]): (record["state"], record["loss"], record["role"])
-        for record in map(json.loads, lines(out))
-    }
+    assert lines(out) == before  # nothing is left to try
 
 
 class FailsOnce:
@@ -307,14 +310,14 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
     assert json.loads((out / "frontier.json").read_text())["failed"] == 2
     go(pool)
     assert lines(out)[: len(before)] == before
-    latest = latest_of(out)
+    found = latest(out)
     for trial in failing.failed:
-        assert latest[str(trial.schedule), trial.seed, trial.phase][0] in ("complete", "stopped")
+        assert found[str(trial.schedule), trial.seed, trial.phase][0] in ("complete", "stopped")
     assert json.loads((out / "frontier.json").read_text())["failed"] == 0
     # Plain Optuna sees the failure and the new attempt, with the loss of the record.
     text = str(proposed[0])
     told = [trial for trial in study(out) if trial.user_attrs.get(LABEL, [None])[0] == text]
-    state, loss, _ = latest[text, 0, "search"]
+    state, loss, _ = found[text, 0, "search"]
     finished = {"complete": TrialState.COMPLETE, "stopped": TrialState.PRUNED}
     assert [trial.state for trial in told] == [TrialState.FAIL, finished[state]]
     assert told[1].values is None or told[1].values[0] == loss

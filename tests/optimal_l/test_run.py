@@ -147,7 +147,7 @@ def test_optimal_l_placement_failing_every_third_seed_does_not_hide_a_steady_one
                 assert record.loss is not None
                 loss = record.loss - 0.01 if trial.seed < 2 or trial.seed % 3 else record.loss + 2.1
                 found = Future()
-                found.set_result(replace(record, loss=loss))
+                found.set_result(replace(record, loss=loss, curve=((record.steps, loss),)))
             return found
 
     def truth(full: frozenset[int]) -> float:
@@ -175,7 +175,8 @@ def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: 
             if trial.seed < 2 and not record.schedule.full_layers:
                 assert record.loss is not None
                 found = Future()
-                found.set_result(replace(record, loss=record.loss - 1.0))
+                loss = record.loss - 1.0
+                found.set_result(replace(record, loss=loss, curve=((record.steps, loss),)))
             return found
 
     def told(name: str, truth: Truth, noise: float) -> tuple[str, str]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -357,3 +358,12 @@ def test_analyse_record_order_does_not_change_the_result() -> None:
 def test_analyse_imports_no_torch() -> None:
     code = "import sys, layersearch.results.analyze; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_result_does_not_depend_on_the_order_of_the_records() -> None:
+    records = a_run()
+    first = analyze(records, 0.5, leave_one_out=[(1.0, 1.1), (1.2, 1.3), (1.4, 1.2), (1.5, 1.6)])
+    for seed in range(3):
+        mixed = random.Random(seed).sample(records, len(records))
+        again = analyze(mixed, 0.5, leave_one_out=[(1.0, 1.1), (1.2, 1.3), (1.4, 1.2), (1.5, 1.6)])
+        assert again.to_dict() == first.to_dict()

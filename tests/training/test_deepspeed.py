@@ -15,6 +15,7 @@ from layersearch.model.flops import num_parameters
 from layersearch.schedule import Schedule
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
+from layersearch.training.workers.run_trials import run_trials
 
 pytestmark = pytest.mark.integration
 
@@ -100,23 +101,29 @@ def test_local_pool_processes_are_kept_unless_zero3_leaks(stage: int, same: bool
             os.kill(pid, 0)
 
 
-def test_local_pool_dead_rank_fails_the_trial_alone(tmp_path: Path) -> None:
-    """The record says so, and the next trial has fresh processes."""
-    pool = LocalPool(small(ranks=2, deepspeed="zero1"), 1, tmp_path)
+def test_local_pool_trial_of_a_dead_rank_is_tried_once_more(tmp_path: Path) -> None:
+    """The record names the rank. The trial is tried once more, from its last state, with fresh processes."""
+    pool = LocalPool(small(ranks=2, deepspeed="zero1", checkpoint_seconds=0), 1, tmp_path)
+    killed: list[int] = []
 
     def kill_second_rank(step: int, loss: float) -> bool:
-        os.kill(pool.process_ids[1], signal.SIGKILL)
+        if not killed:
+            killed.append(pool.process_ids[1])
+            os.kill(pool.process_ids[1], signal.SIGKILL)
         return True
 
     try:
-        failed = pool.submit(TRIAL, kill_second_rank).result()
-        next_one = pool.submit(TRIAL).result()
+        failed, again = run_trials(pool, [TRIAL], lambda trial: kill_second_rank)
+        unbroken = pool.submit(TRIAL).result()
     finally:
         pool.close()
-    assert failed.state == "failed"
-    assert failed.error
-    assert failed.loss is None
-    assert next_one.state == "complete", next_one.error
+    assert (failed.state, failed.loss) == ("failed", None)
+    assert failed.error is not None
+    assert failed.error.startswith("a worker process died (rank 1: exit code -9)")
+    assert again.state == "complete", again.error
+    assert (again.curve, again.loss_by_position) == (unbroken.curve, unbroken.loss_by_position)
+    assert "goes on from step 3" in (tmp_path / "worker-0-rank-0.log").read_text()
+    assert not (tmp_path / "unfinished").exists()
 
 
 def test_trial_diverging_is_a_failed_record(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from layersearch.config.loader import find_file
-from layersearch.config.recipe import TrainingConfig
+from layersearch.config.recipe import TrainingConfig, load_recipe
 from layersearch.errors import UserError
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import learning_rate_factor
@@ -115,3 +115,12 @@ def test_deepspeed_config_conflicting_file_is_refused_by_name(content: Any, said
         deepspeed_config(TRAINING, path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_offload_keeps_the_recipes_optimizer(tmp_path: Path, stage: int) -> None:
+    """DeepSpeed would ask for its own, which a recipe cannot name."""
+    path = tmp_path / "offload.json"
+    path.write_text(f'{{"zero_optimization": {{"stage": {stage}, "offload_optimizer": {{"device": "cpu"}}}}}}')
+    training = load_recipe("smoke").training
+    assert deepspeed_config(training, path)["zero_force_ds_cpu_optimizer"] is False

@@ -1,5 +1,6 @@
 """Shared style of the figures: palette, markers, title, axes, and output files."""
 
+import io
 import itertools
 import textwrap
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
+from layersearch.files import write_bytes
 from layersearch.results.result import ALL_FULL, Entry
 from layersearch.schedule import Schedule
 
@@ -56,8 +58,10 @@ def write_figure(
             weight = "bold" if bold else "normal"
             figure.text(left, 1 - (0.1 + LINE * number) / height, line, va="top", fontsize=10.5, fontweight=weight)
         draw(figure, 1 - (LINE * len(lines) + 0.2) / height)
-        figure.savefig(paths[0], metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        for path, facts in zip(paths, ({"Software": None}, {"Date": None, "Creator": None}), strict=True):
+            content = io.BytesIO()
+            figure.savefig(content, format=path.suffix[1:], metadata=facts)
+            write_bytes(path, content.getvalue())
     return paths
 
 

@@ -1,20 +1,31 @@
 """A worker's side of its pipes: one JSON message per line on standard input and output."""
 
+import ctypes
 import json
+import math
 import os
 import queue
+import signal
 import sys
 import threading
+import time
 from typing import Any
+
+_PR_SET_PDEATHSIG = 1
+BEAT_SECONDS = 1.0  # Least time between two messages of progress
 
 
 class Channel:
     """The messages of a worker process. It exits at once when standard input ends: whoever started it is gone."""
 
     def __init__(self) -> None:
+        if sys.platform == "linux":
+            # The kernel also kills a worker that is stopped, and so cannot see the end of its standard input.
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # Libraries print to file descriptor 1: reserve the real one for the messages.
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
         os.dup2(2, 1)
+        self.begin()
         self._inbox: queue.Queue[dict[str, Any]] = queue.Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
@@ -26,6 +37,21 @@ class Channel:
         """Send one message."""
         self._out.write(json.dumps(message) + "\n")
         self._out.flush()
+
+    def beat(self) -> None:
+        """Say that there is progress, and the longest time between two calls; at most one message a second."""
+        now = time.monotonic()
+        if self._last is not None:
+            self._slowest = max(self._slowest, now - self._last)
+        self._last = now
+        if now - self._said >= BEAT_SECONDS:
+            self._said = now
+            self.send(event="beat", slowest=self._slowest)
+
+    def begin(self) -> None:
+        """Begin a trial. The time up to the end of its first step, which may compile, does not count as a step's."""
+        self._last: float | None = None
+        self._said, self._slowest = -math.inf, 0.0
 
     def _listen(self) -> None:
         for line in sys.stdin:

@@ -13,6 +13,7 @@ from layersearch.errors import require
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.meeting import meeting_folder
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
 
@@ -103,7 +104,7 @@ class _LocalWorkerGroup(WorkerGroup):
     def launch(self) -> None:
         self.logs.mkdir(parents=True, exist_ok=True)
         # A new folder: an old file would hold another group's ranks.
-        self._meeting = tempfile.TemporaryDirectory(prefix="layersearch-", ignore_cleanup_errors=True)
+        self._meeting = meeting_folder()
         rendezvous = str(Path(self._meeting.name, "store"))
         count = self.recipe.training.ranks
         for rank in range(count):

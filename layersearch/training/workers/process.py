@@ -3,9 +3,12 @@
 import contextlib
 import json
 import os
+import queue
 import socket
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -14,6 +17,8 @@ KEEP_FREED_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(1 << 30), "MALLOC_MMAP_THRESH
 """Environment that makes glibc keep freed memory; other C libraries ignore it. Otherwise tensors of megabytes are
 unmapped when freed and mapped again, page by page, at the next step. On virtual machines those page faults can cost
 more than the arithmetic. Peak memory is unchanged."""
+
+_SLICE = 1.0  # Seconds of one wait, so that a stop of this process itself is noticed
 
 
 class WorkerProcess:
@@ -30,6 +35,8 @@ class WorkerProcess:
     _process: subprocess.Popen[str] | None = None
     _stdin: IO[str]
     _stdout: IO[str]
+    _inbox: "queue.SimpleQueue[str]"
+    _reader: threading.Thread
 
     def start(
         self, settings: Mapping[str, Any], log: Path, host: str | None = None, folder: Path | None = None
@@ -65,6 +72,9 @@ class WorkerProcess:
             assert self._process.stdin is not None
             assert self._process.stdout is not None
             self.pid, self._stdin, self._stdout = self._process.pid, self._process.stdin, self._process.stdout
+            self._inbox = queue.SimpleQueue()
+            self._reader = threading.Thread(target=self._read, args=(self._stdout, self._inbox), daemon=True)
+            self._reader.start()
             self.send(found | {"listening": passed[0] if passed else None})
         return found
 
@@ -77,10 +87,33 @@ class WorkerProcess:
             return False
         return True
 
-    def receive(self) -> dict[str, Any] | None:
-        """Wait for the next message; None if the process has ended."""
-        line = self._stdout.readline()
-        return json.loads(line) if line.endswith("\n") else None  # a killed process may leave half a line
+    @staticmethod
+    def _read(stdout: IO[str], inbox: "queue.SimpleQueue[str]") -> None:
+        with contextlib.suppress(ValueError):  # killed, its pipe is closed
+            for line in stdout:
+                inbox.put(line)
+        inbox.put("")
+
+    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+        """Wait for the next message; None if the process has ended.
+
+        Raises:
+            TimeoutError: after so many seconds in which this process ran. Those in which it was stopped do not count.
+        """
+        waited = 0.0
+        while True:
+            began = time.monotonic()
+            try:
+                line = self._inbox.get(timeout=None if timeout is None else max(0.0, min(_SLICE, timeout - waited)))
+                break
+            except queue.Empty:
+                waited += min(time.monotonic() - began, 2 * _SLICE)
+                if timeout is not None and waited >= timeout:
+                    raise TimeoutError from None
+        if line.endswith("\n"):
+            return dict(json.loads(line))
+        self._inbox.put("")  # a killed process may leave half a line; whoever asks again learns the same
+        return None
 
     def exit_status(self, timeout: float) -> str:
         """Return the exit code, or ``alive`` if the process still runs after this many seconds."""
@@ -98,4 +131,5 @@ class WorkerProcess:
         self._process.wait()
         with contextlib.suppress(OSError):  # data it has not read
             self._stdin.close()
+        self._reader.join(timeout=1.0)  # its pipe has ended
         self._stdout.close()

@@ -5,14 +5,17 @@ and one actor per bundle. An actor holds a worker process, as on one machine. Tr
 messages, or run off the main thread, where the C library's allocator keeps less.
 """
 
+import contextlib
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +29,8 @@ from layersearch.version import __version__
 
 _CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0  # Seconds; Ray itself would try for two minutes, then exit
 _STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials use none, Ray would take a third
+_ANSWER_TIMEOUT = 30.0  # Seconds that an actor's answer may take beyond the wait for its worker
+_SILENT = {"event": "silent"}
 _PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
 
@@ -101,15 +106,47 @@ def _connect(address: str | None) -> bool:
     # Otherwise Ray hides the GPUs from ranks that need none, and warns that a later Ray will not.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    started: dict[str, Any] = {"include_dashboard": False, "object_store_memory": _STORE_BYTES} if not cluster else {}
+    started: dict[str, Any] = {}
+    if not cluster:
+        started = {"include_dashboard": False, "object_store_memory": _STORE_BYTES}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
+            with _own_sigterm(), contextlib.nullcontext() if cluster else _loopback():
+                ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
     except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
         raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
     return True
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM, which Ray replaces by one that ends with code 15."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """Let a cluster that is started here listen on 127.0.0.1 only, as Ray does on macOS and Windows.
+
+    Elsewhere Ray takes the address of a network interface and listens on all of them.
+    """
+    from ray._private import ray_constants
+
+    name, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    held = os.environ.get(name)
+    os.environ[name], ray_constants.ENABLE_RAY_CLUSTER = "0", False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(name)
+        if held is not None:
+            os.environ[name] = held
 
 
 def _check_answers(address: str, where: str) -> None:
@@ -218,6 +255,12 @@ class _Actor(WorkerProcess):
         node, address = ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
         return {"pid": os.getpid(), "node": node, "address": address, "version": __version__}
 
+    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+        try:
+            return super().receive(timeout)
+        except TimeoutError:
+            return _SILENT  # an exception of a Ray actor comes as another kind
+
 
 class _RayRank(WorkerProcess):
     """A worker process behind an actor, seen from the search."""
@@ -241,8 +284,11 @@ class _RayRank(WorkerProcess):
     def send(self, message: Mapping[str, Any]) -> bool:
         return bool(self._ask_or(False, "send", dict(message)))
 
-    def receive(self) -> dict[str, Any] | None:
-        message: dict[str, Any] | None = self._ask_or(None, "receive")
+    def receive(self, timeout: float | None = None) -> dict[str, Any] | None:
+        wait = None if timeout is None else timeout + _ANSWER_TIMEOUT
+        message: dict[str, Any] | None = self._ask_or(None, "receive", timeout, wait=wait)
+        if message == _SILENT:
+            raise TimeoutError
         return message
 
     def exit_status(self, timeout: float) -> str:
@@ -254,18 +300,20 @@ class _RayRank(WorkerProcess):
 
         ray.kill(self._actor)
 
-    def _ask_or(self, if_dead: Any, method: str, *arguments: Any) -> Any:
+    def _ask_or(self, if_dead: Any, method: str, *arguments: Any, wait: float | None = None) -> Any:
         try:
-            return self._ask(method, *arguments)
+            return self._ask(method, *arguments, wait=wait)
         except EOFError:
             return if_dead
 
-    def _ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method of the actor; raise EOFError if it died."""
+    def _ask(self, method: str, *arguments: Any, wait: float | None = None) -> Any:
+        """Call a method of the actor; raise EOFError if it died, TimeoutError if it is silent for ``wait`` seconds."""
         import ray
 
         try:
-            return ray.get(getattr(self._actor, method).remote(*arguments))
+            return ray.get(getattr(self._actor, method).remote(*arguments), timeout=wait)
+        except ray.exceptions.GetTimeoutError:
+            raise TimeoutError from None
         except ray.exceptions.RayActorError as error:
             if not error.actor_init_failed:
                 raise EOFError from None

@@ -1,7 +1,7 @@
 """Runs trials on a pool and yields each record as soon as its trial ends."""
 
 from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import as_completed
+from concurrent.futures import FIRST_COMPLETED, wait
 
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.trial import KeepGoing
@@ -13,12 +13,20 @@ def run_trials(
 ) -> Generator[TrialRecord]:
     """Yield records as trials end; if the caller stops, cancel the trials that have not begun.
 
-    Trials are submitted in their order. ``keep_going`` returns a trial's stopping rule; None: it runs to its end.
+    A trial whose worker was lost is tried once more: its failed record comes first, the other one later. Trials are
+    submitted in their order. ``keep_going`` returns a trial's stopping rule; None: it runs to its end.
     """
-    futures = [pool.submit(trial, keep_going(trial)) for trial in trials]
+    pending = {pool.submit(trial, keep_going(trial)): trial for trial in trials}
+    retried = set[Trial]()
     try:
-        for future in as_completed(futures):
-            yield future.result()
+        while pending:
+            done, _ = wait(pending, return_when=FIRST_COMPLETED)
+            for future in done:
+                trial, record = pending.pop(future), future.result()
+                if record.lost and trial not in retried:
+                    retried.add(trial)
+                    pending[pool.submit(trial, keep_going(trial))] = trial
+                yield record
     finally:
-        for future in futures:
+        for future in pending:
             future.cancel()

@@ -7,7 +7,8 @@ the search is gone, even by ``kill -9``.
 To the worker: its settings once, then ``{"op": "train", "trial": {...}}``, and after each checkpoint ``{"op": "go"}``
 or ``{"op": "stop"}``. From every rank: ``{"event": "opened"}`` once its data are open, or
 ``{"event": "refused", "message": "..."}``. From rank 0: ``{"event": "ready"}`` once all have met,
-``{"event": "checkpoint", "step": s, "loss": x}`` and ``{"event": "record", "record": "..."}``.
+``{"event": "beat", "slowest": seconds}`` while it makes progress, ``{"event": "checkpoint", "step": s, "loss": x}`` and
+``{"event": "record", "record": "..."}``.
 """
 
 import socket
@@ -54,6 +55,12 @@ def main() -> int:
         return 2
     channel.send(event="ready")
 
+    unfinished = Path(start["unfinished"]) if Path(start["unfinished"]).parent.is_dir() else None
+
+    def beat() -> None:
+        if group.rank == 0:
+            channel.beat()
+
     def keep_going(step: int, loss: float) -> bool:
         if group.rank == 0:
             channel.send(event="checkpoint", step=step, loss=loss)
@@ -61,8 +68,9 @@ def main() -> int:
 
     while True:
         trial = build(Trial, channel.receive()["trial"], "trial")
+        channel.begin()
         try:
-            record = run_trial(trial, recipe, source, group, keep_going)
+            record = run_trial(trial, recipe, source, group, keep_going, beat=beat, unfinished=unfinished)
         except LayersearchError as error:
             channel.send(event="refused", message=str(error))
             return 2

@@ -8,11 +8,13 @@ from typing import Any
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
-from layersearch.training.record import Trial, TrialRecord, blank_record
+from layersearch.training.record import DIED, Trial, TrialRecord, blank_record
 from layersearch.training.trial import KeepGoing
+from layersearch.training.workers.patience import Patience
 from layersearch.training.workers.process import WorkerProcess
 
 _EXIT_TIMEOUT = 5.0  # Seconds for a process to end after its pipe did
+_DEATH_TIMEOUT = 0.5  # Seconds for a rank to end after another one failed
 
 
 class WorkerGroup(ABC):
@@ -44,6 +46,7 @@ class WorkerGroup(ABC):
             "device": device,
             "cache": str(self.cache) if self.cache else None,
             "fingerprint": None,
+            "unfinished": str(self.logs / "unfinished"),
         }
 
     def log(self, rank: int) -> Path:
@@ -52,25 +55,45 @@ class WorkerGroup(ABC):
 
     def run(self, trial: Trial, keep_going: KeepGoing | None) -> TrialRecord:
         """Train one trial. Raises LayersearchError if a worker refused the recipe; the group is killed then."""
+        patience = Patience(self.recipe.training)
         try:
             if not self.ranks:
                 self.launch()
                 for rank in self.ranks:
-                    self._receive(rank)  # its data are open
-                self._receive(self.ranks[0])  # all have met
+                    self._receive(rank, patience)  # its data are open
+                self._receive(self.ranks[0], patience)  # all have met
             self._send(op="train", trial=plain(trial))
             while True:
-                message = self._receive(self.ranks[0])
+                message = self._receive(self.ranks[0], patience)
                 if message["event"] == "record":
-                    return TrialRecord.from_json(message["record"])
+                    return self._with_dead_rank(TrialRecord.from_json(message["record"]))
+                if message["event"] == "beat":
+                    patience.beat(message["slowest"])
+                    continue
                 go = keep_going is None or keep_going(message["step"], message["loss"])
                 self._send(op="go" if go else "stop")
         except EOFError:
             # The pipe ends a moment before the process does.
             codes = [rank.exit_status(0.0 if number else _EXIT_TIMEOUT) for number, rank in enumerate(self.ranks)]
             self.kill()
-            reason = f"a worker process died (exit codes [{', '.join(codes)}]): out of memory? see {self.log_place()}"
-            return replace(blank_record(trial, self.recipe), error=reason)
+            reason = f"{DIED} (exit codes [{', '.join(codes)}]): out of memory? see {self.log_place()}"
+        except TimeoutError:
+            self.kill()
+            reason = patience.reason(self.log_place())
+        return replace(blank_record(trial, self.recipe), error=reason)
+
+    def _with_dead_rank(self, record: TrialRecord) -> TrialRecord:
+        """Return a record that names the rank whose end made the first one fail, if one ended."""
+        if record.state != "failed" or len(self.ranks) == 1:
+            return record
+        codes = {number: rank.exit_status(_DEATH_TIMEOUT) for number, rank in enumerate(self.ranks) if number}
+        ended = {number: code for number, code in codes.items() if code != "alive"}
+        if not ended:
+            return record
+        # A rank that met an exception of its own ends with 1. Another attempt would end alike.
+        what = "a rank failed" if set(ended.values()) == {"1"} else DIED
+        said = ", ".join(f"rank {number}: exit code {code}" for number, code in ended.items())
+        return replace(record, error=f"{what} ({said}): out of memory? see {self.log_place()} ({record.error})"[:600])
 
     def log_place(self) -> str:
         """Return where to find the workers' standard error."""
@@ -87,8 +110,8 @@ class WorkerGroup(ABC):
         if not all([rank.send(message) for rank in self.ranks]):
             raise EOFError
 
-    def _receive(self, rank: WorkerProcess) -> dict[str, Any]:
-        message = rank.receive()
+    def _receive(self, rank: WorkerProcess, patience: Patience) -> dict[str, Any]:
+        message = rank.receive(patience.seconds)
         if message is None:
             raise EOFError
         if message["event"] == "refused":

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from layersearch.config.recipe import load_recipe
@@ -14,6 +15,8 @@ from layersearch.schedule.files import plain
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 from layersearch.training.workers.ray_pool import RayPool
+from layersearch.training.workers.run_trials import run_trials
+from tests.helpers.runs import PATIENCE
 
 pytestmark = pytest.mark.integration
 
@@ -87,6 +90,32 @@ def test_pool_failing_trial_is_recorded_and_the_next_one_runs(make: PoolFactory,
         pool.close()
     assert [(record.state, record.loss) for record in records] == [("failed", None)] * 2
     assert all("not finite" in (record.error or "") for record in records)
+
+
+def test_pool_worker_that_hangs_is_killed_and_its_trial_goes_on_from_its_last_state(
+    make: PoolFactory, expected: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    pool = make(load_recipe("smoke", ["training.hang_seconds=2", "training.checkpoint_seconds=0"]), 1, tmp_path, None)
+    stopped: list[psutil.Process] = []
+
+    def stop_worker(step: int, loss: float) -> bool:
+        if not stopped:
+            process = psutil.Process(pool.process_ids[0])  # on Ray, the actor that holds the worker
+            stopped.append(next(iter(process.children()), process))
+            stopped[0].suspend()
+        return True
+
+    try:
+        failed, again = run_trials(pool, TRIALS[:1], lambda trial: stop_worker)
+    finally:
+        pool.close()
+    assert (failed.state, failed.loss) == ("failed", None)
+    assert (failed.error or "").startswith("a worker made no progress for 3 s and was killed")
+    assert lasting(again) == expected[0]
+    assert "goes on from step 3" in (tmp_path / "worker-0-rank-0.log").read_text()
+    _, alive = psutil.wait_procs(stopped, timeout=PATIENCE)
+    assert alive == []
+    assert not (tmp_path / "unfinished").exists()
 
 
 def test_pool_unused_ends_quietly_and_writes_nothing(make: PoolFactory, tmp_path: Path) -> None:

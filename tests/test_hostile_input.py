@@ -1,0 +1,127 @@
+"""Files and values that were made, or damaged, to break a command: each is refused at once, in one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from layersearch.cli.main import main
+from layersearch.config.loader import read_yaml
+from layersearch.config.recipe import load_recipe
+from layersearch.errors import ConfigError, LayersearchError, visible
+from layersearch.export.edit_config import parse_user_config
+from layersearch.export.model_file import read_model_file
+from layersearch.files import seal
+from layersearch.schedule import Schedule
+from layersearch.schedule.files import read_schedule
+from layersearch.schedule.space import load_space
+from layersearch.training.record import read
+from layersearch.training.workers.meeting import meeting_folder
+
+LAUGHS = "a0: &a0 [x,x,x,x,x,x,x,x,x]\n" + "".join(
+    f"a{n}: &a{n} [{','.join([f'*a{n - 1}'] * 9)}]\n" for n in range(1, 9)
+)
+
+
+def one_line(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(arguments) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    return said
+
+
+@pytest.mark.parametrize(
+    "key", ["sink: null", "dilation: null", "pool: null", f"decay: {'9' * 400}", "size: 1" + "0" * 30]
+)
+def test_span_value_of_no_use_is_refused(tmp_path: Path, key: str) -> None:
+    size = "" if key.startswith("size") else "size: 8, "
+    (tmp_path / "s.yaml").write_text(f"- {{kind: window, {size}{key}}}\n")
+    with pytest.raises(ConfigError, match=f"layer 0: .*{key.partition(':')[0]}"):
+        read_schedule(tmp_path / "s.yaml")
+
+
+def test_schedule_of_more_layers_than_a_model_has_is_refused() -> None:
+    with pytest.raises(ConfigError, match="more than 100000 layers"):
+        Schedule.parse("full*100000 full*100000")
+
+
+@pytest.mark.parametrize("text", ["!!timestamp 'q'", "!!bool 'x'", "!!int 'x'", "!!set q", LAUGHS])
+def test_yaml_of_a_wrong_tag_or_of_endless_aliases_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "f.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"f\.yaml.*not valid YAML"):
+        read_yaml(tmp_path / "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("assignment", "words"),
+    [
+        ("training.seq_len=1000000000000000", "training.seq_len"),
+        ("model.n_layers=1000000000", "model.n_layers"),
+        ("model.d_model=2000000000000", "model.d_model"),
+        ("training.steps=1000000000000000000", "training.steps"),
+        ("training.val_sequences=1000000000", "val_sequences 1000000000 of seq_len 48"),
+        ("search.workers=1000000", "search.workers"),
+    ],
+)
+def test_recipe_of_an_impossible_size_is_refused(assignment: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_recipe("smoke", [assignment])
+
+
+def test_space_whose_name_leaves_the_folder_of_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "s.yaml").write_text("name: x/../../../escaped\nchoices: [full, 'window:8']\n")
+    with pytest.raises(ConfigError, match=r"s\.yaml: name must be letters"):
+        load_space(str(tmp_path / "s.yaml"))
+
+
+@pytest.mark.parametrize("model_type", [["llama"], {"a": 1}, 5])
+def test_model_type_that_is_no_word_is_refused(tmp_path: Path, model_type: object) -> None:
+    values = {"model_type": model_type, "num_hidden_layers": 2}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(LayersearchError, match="model_type"):
+        parse_user_config(values, tmp_path / "config.json", None)
+    with pytest.raises(LayersearchError, match="model_type"):
+        read_model_file(str(tmp_path / "config.json"))
+
+
+def test_control_characters_are_written_out_in_errors_and_records(
+    capsys: pytest.CaptureFixture[str], saved_run: Path, tmp_path: Path
+) -> None:
+    said = one_line(capsys, "cost", "window:4+sin\x1b[31mk:4", "--seq-len", "48")
+    assert "\x1b" not in said
+    assert "\\x1b[31m" in said
+    line = json.loads((saved_run / "trials.jsonl").read_text().splitlines()[0])
+    (tmp_path / "t.jsonl").write_text(seal(line | {"role": "\x1b[31mEVIL\u202e"}) + "\n")
+    assert next(read(tmp_path / "t.jsonl")).role == "\\x1b[31mEVIL\\x202e"
+    assert visible("a\nb\tü") == "a\nb\tü"
+
+
+def test_meeting_folder_of_a_killed_process_is_removed_and_none_of_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for name in (f"layersearch-{ended.pid}-x", f"layersearch-{os.getpid()}-x", "layersearch-other", "else-1-x"):
+        (tmp_path / name).mkdir()
+    with meeting_folder() as folder:
+        assert Path(folder).stat().st_mode & 0o077 == 0
+        kept = {path.name for path in tmp_path.iterdir()} - {Path(folder).name}
+    assert kept == {f"layersearch-{os.getpid()}-x", "layersearch-other", "else-1-x"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_command_ended_by_a_signal_says_so_and_gives_its_code(
+    number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("layersearch.cli.presets.run", lambda options: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    assert main(["presets"]) == 128 + number
+    assert capsys.readouterr().err == "layersearch: terminated; run the same command again to go on\n"
+    assert signal.getsignal(number) == before
