@@ -44,7 +44,7 @@ def budget_table(
             {
                 "budget": edge,
                 "measured": None if won is None else table.add(winners[won].schedule),
-                "alike": 0 if won is None else winners[won].not_separated,
+                "alike": 0 if won is None else winners[won].non_inferior,
                 "proposal": None if at is None else proposals[at],
             }
         )

@@ -9,8 +9,9 @@ from scipy.stats import mstats
 from layersearch.config.recipe import load_recipe
 from layersearch.optimal_l.config import OptimalLConfig
 from layersearch.optimal_l.knee import best_within, find_knee, knee_index, sample_means
-from layersearch.optimal_l.noninferiority import clip_losses, failed_seeds, find_l_star, level, p_beyond, p_within
+from layersearch.optimal_l.noninferiority import find_l_star, level, p_beyond, p_within
 from layersearch.optimal_l.scaling_law import fit_laws
+from layersearch.results.failures import clip_losses, failed_seeds
 from layersearch.schedule import Schedule
 from layersearch.schedule.space import load_space
 
