@@ -81,7 +81,8 @@ def analyze(
     reference = max(((loss, 1.0) for entry, loss in searched if entry.names), default=None)
     within = [(loss, entry.cost, entry) for entry, loss in searched if entry.within_budget]
     best = min(within, key=lambda one: one[:2])[2] if within else None
-    prior = fit_prior(confirmed[schedule] for schedule in sorted(confirmed))
+    by_schedule = [confirmed[schedule] for schedule in sorted(confirmed)]  # the order of records must not matter
+    prior = fit_prior(by_schedule)
     winner = _winner(entries, confirmed, (common, shared), confidence, tolerance, prior, unit)
     claims = [] if winner is None else [winner.to_all_full, winner.to_best_baseline]
     choices = max((claim.comparisons for claim in claims if claim is not None), default=1)
@@ -96,7 +97,7 @@ def analyze(
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,
-        noise=measure_noise(confirmed.values(), len(shared), confidence, choices, prior),
+        noise=measure_noise(by_schedule, len(shared), confidence, choices, prior),
         signal=measure_signal(entries, common),
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
         trust=rank_fidelities(

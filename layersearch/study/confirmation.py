@@ -11,6 +11,8 @@ from layersearch.schedule import Schedule
 CANDIDATES = 2
 """Candidates within the budget in the second round: the one with the lowest loss, and the best baseline or, if the two
 are one, the second best."""
+DECIDING = CANDIDATES + 1
+"""The largest number of schedules in the second round."""
 
 
 def second_round(result: Result) -> tuple[Schedule, ...]:
