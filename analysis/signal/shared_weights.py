@@ -289,7 +289,7 @@ def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float 
     found = rank_correlation([cheap[word] for word in words], [full[word] for word in words])
     assert found is not None
     text = (
-        f"Spearman {found.spearman:.2f} [{found.spearman_low:.2f}, {found.spearman_high:.2f}], "
+        f"Spearman {found.spearman:.2f} [{found.bounds(found.spearman_low, found.spearman_high)}], "
         f"Kendall {found.kendall:.2f} [{found.kendall_low:.2f}, {found.kendall_high:.2f}]"
     )
     if tolerance is None:
@@ -297,7 +297,7 @@ def agreement(cheap: dict[str, float], full: dict[str, float], tolerance: float 
     # Schedules that solve the task alike are in no order: their differences are noise, in either measure.
     first, second = ([max(m[word], min(m.values()) + tolerance) for word in words] for m in (cheap, full))
     tied = rank_correlation(first, second)
-    ties = f"{tied.spearman:.2f} [{tied.spearman_low:.2f}, {tied.spearman_high:.2f}]" if tied else "none"
+    ties = f"{tied.spearman:.2f} [{tied.bounds(tied.spearman_low, tied.spearman_high)}]" if tied else "none"
     solved = [word for word in words if full[word] <= SOLVED]
     pairs = [cheap[a] < cheap[b] for a in solved for b in words if b not in solved]
     lowest = sorted(words, key=lambda word: cheap[word])[: len(solved)]

@@ -180,7 +180,7 @@ def table(study: str = "heal") -> list[str]:
             cells.append(
                 "too few"
                 if found is None
-                else f"{found.spearman:.2f} ({found.spearman_low:.2f} to {found.spearman_high:.2f}, n = {found.n})"
+                else f"{found.spearman:.2f} ({found.bounds(found.spearman_low, found.spearman_high)}, n = {found.n})"
             )
         out.append("| " + " | ".join(cells) + " |")
     out += [

@@ -176,7 +176,7 @@ def _print_estimate(found: Estimate) -> None:
         "baselines": f"{len(found.baselines)}, each trained to the last step",
         "proposals": f"at most {found.proposals}, within budget {found.budget:g}",
         "sampler, pruner": f"{found.sampler}, {found.pruner}",
-        "confirmation": f"{found.confirm_trials} full trials at fresh seeds",
+        "confirmation": f"at most {found.confirm_trials} full trials at fresh seeds",
         "total training": f"about {found.full_trials:.1f} full trials",
         "model": f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}",
         "one training step": f"{found.step_flops:.3g} FLOPs (all-full, forward and backward)",

@@ -46,7 +46,8 @@ def run(options: argparse.Namespace) -> None:
         limit = constraint.cache_limit(bound, constraint.parse_bytes(options.kv_cache), model, value_bytes)
     else:
         limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
-    found = solve(load_records(options.run), bound, limit, tolerance=recipe.search.tolerance)
+    search = recipe.search
+    found = solve(load_records(options.run), bound, limit, tolerance=search.tolerance, first_round=search.first_round)
     flops = attention_flops(
         found.answer.schedule, seq_len=bound.seq_len, n_heads=model.n_heads, head_dim=model.head_dim
     )

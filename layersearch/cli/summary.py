@@ -153,16 +153,11 @@ def _per_l(rows: Sequence[BestPerL]) -> Table:
 
 def _trust(found: Sequence[Fidelity]) -> Table:
     made = table("measure", "Spearman", "interval", "Kendall", "interval", "trials", "stopped", cut=True)
-
-    def interval(low: float, high: float) -> str:
-        # All resamples of a perfect order are perfect: that bounds nothing for the next trial.
-        return "no bound" if low == high else f"{low:.2f} to {high:.2f}"
-
     for fidelity in found:
         a = fidelity.agreement
         cells = ["too few", "", "", "", ""]
         if a is not None:
-            spearman = [f"{a.spearman:.2f}", interval(a.spearman_low, a.spearman_high)]
-            cells = [*spearman, f"{a.kendall:.2f}", interval(a.kendall_low, a.kendall_high), str(a.n)]
+            spearman = [f"{a.spearman:.2f}", a.bounds(a.spearman_low, a.spearman_high)]
+            cells = [*spearman, f"{a.kendall:.2f}", a.bounds(a.kendall_low, a.kendall_high), str(a.n)]
         made.add_row(f"{fidelity.name} → {fidelity.against}", *cells, str(fidelity.stopped or ""))
     return made

@@ -219,10 +219,16 @@ class SearchConfig(Strict):
     """Reduction factor of ``successive_halving``; no other pruner has one. None: 2."""
     finalists: Count = 3
     """Number of schedules within the budget that are confirmed beside the baselines."""
+    kept_trials: NonNegativeInt = 6
+    """Proposals that run to the end whatever their early loss, evenly spread over the search, at most a third of all.
+    Without them the rank correlation of early losses comes from survivors alone and reads too low."""
     confirm_seeds: Annotated[int, Field(ge=2, le=100_000)] = 3
     """Number of fresh seeds for every finalist and baseline; the search's own seed is not among them."""
+    second_round_seeds: NonNegativeInt = 0
+    """Further fresh seeds for all_full and the two candidates that decide, after all have ``confirm_seeds``. 0: one
+    round."""
     tolerance: NonNegativeFloat = 0.0
-    """Tolerance in nats: the winner is the cheapest schedule within it of the lowest loss."""
+    """Tolerance in nats: a cheaper schedule wins only if it is shown to lie within it of the lowest loss."""
     workers: Processes = 2
     """Number of trials that are trained at the same time."""
 
@@ -242,6 +248,11 @@ class SearchConfig(Strict):
         )
         rising = sorted(set(self.rungs))
         require(list(self.rungs) == rising, f"rungs must be rising, such as {rising}, not {list(self.rungs)}")
+
+    @property
+    def first_round(self) -> int:
+        """Number of fresh seeds of the first of two rounds of confirmation; 0: there is one round."""
+        return self.confirm_seeds if self.second_round_seeds else 0
 
 
 @dataclass(frozen=True, kw_only=True)

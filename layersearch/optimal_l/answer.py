@@ -6,10 +6,12 @@ from typing import Any
 
 from layersearch.optimal_l.config import OptimalLConfig, Setting
 from layersearch.optimal_l.knee import Choice, best_within, find_knee
-from layersearch.optimal_l.noninferiority import Losses, LStar, failed_seeds, find_l_star
+from layersearch.optimal_l.noninferiority import LStar, find_l_star
 from layersearch.optimal_l.placements import named_placements, placement
-from layersearch.optimal_l.protocol import l_star_of, losses_of, select
+from layersearch.optimal_l.protocol import Selection, l_star_of, losses_of, select
 from layersearch.optimal_l.scaling_law import Law, fit_laws
+from layersearch.results.failures import Losses, failed_seeds
+from layersearch.results.moderated import Prior, fit_prior
 from layersearch.results.stats import Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
@@ -28,8 +30,8 @@ class PlacementResult:
     schedule: Schedule
     loss: Interval
     to_best: Interval | None
-    """Paired difference to the best found of the same l, nats; None for the best itself. Bonferroni-corrected for the
-    number of named placements of that l."""
+    """Paired difference to the best found of the same l, nats; None for the best itself. Bonferroni-corrected for all
+    named placements of the page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +106,7 @@ class SettingAnswer:
     most_seeds_spent: int
     """Maximum number of fresh seeds per schedule."""
     failed_seeds: Mapping[Schedule, tuple[int, int]]
-    """(failed seeds, fresh seeds) of the reference and of the schedule that shows l*, where a seed failed to learn."""
+    """(failed seeds, fresh seeds) of the reference and of the schedule that shows l*."""
     seed_std: float | None
     """Standard deviation of one schedule's loss over fresh seeds, pooled over schedules, nats."""
     known_l: int | None
@@ -115,13 +117,18 @@ class SettingAnswer:
     """Total time of all trials."""
 
 
-def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: int | None, failed: int) -> SettingAnswer:
-    """Analyze the complete trials of a setting. ``known_l`` is the true l of a generated task."""
+def answer_setting(
+    setting: Setting, records: Sequence[TrialRecord], known_l: int | None, failed: int, settings: int = 1
+) -> SettingAnswer:
+    """Analyze the complete trials of a setting.
+
+    ``known_l`` is the true l of a generated task; ``settings`` is the number of settings on one page.
+    """
     config = setting.config
     searched, fresh = losses_of(records, "search"), losses_of(records, "confirm")
     chosen = select(setting, searched)
     all_full = placement(setting, range(setting.n_layers))
-    curve = tuple(_point(setting, l, best, searched, fresh) for l, best in chosen.best.items() if fresh.get(best))
+    curve = _curve(setting, chosen, searched, fresh, settings)
     shared = sorted(set.intersection(*(set(fresh[row.schedule]) for row in curve))) if curve else []
     ls, costs = [row.l for row in curve], [row.cost for row in curve]
     by_l = {row.l: [fresh[row.schedule][seed] for seed in shared] for row in curve}
@@ -149,9 +156,9 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
         fresh_seeds=len(shared),
         most_seeds_spent=max((len(found) for found in fresh.values()), default=0),
         failed_seeds={
-            schedule: (len(failures), len(fresh[schedule]))
+            schedule: (len(failed_seeds(fresh, schedule, config.delta)), len(fresh[schedule]))
             for schedule in dict.fromkeys((l_star.shown_by, l_star.reference))
-            if (failures := failed_seeds(fresh, schedule, config.delta))
+            if fresh.get(schedule)
         },
         seed_std=pooled_std([list(found.values()) for found in fresh.values()]),
         known_l=known_l,
@@ -161,18 +168,38 @@ def answer_setting(setting: Setting, records: Sequence[TrialRecord], known_l: in
     )
 
 
-def _point(setting: Setting, l: int, best: Schedule, searched: Losses, fresh: Losses) -> CurvePoint:
-    first = setting.config.seed
+def _curve(
+    setting: Setting, chosen: Selection, searched: Losses, fresh: Losses, settings: int
+) -> tuple[CurvePoint, ...]:
+    names: dict[int, dict[Schedule, list[str]]] = {}
+    for l, best in chosen.best.items():
+        if fresh.get(best):
+            names[l] = {best: [BEST]}
+            for name, schedule in named_placements(setting, l).items():
+                if fresh.get(schedule):
+                    names[l].setdefault(schedule, []).append(name)
+    # The page says which of all placements are worse, so its level is that of all of them together.
+    comparisons = settings * max(1, sum(len(here) - 1 for here in names.values()))
+    prior = fit_prior(fresh[schedule] for schedule in sorted(fresh))
+    return tuple(_point(setting, l, here, searched, fresh, comparisons, prior) for l, here in names.items())
+
+
+def _point(
+    setting: Setting,
+    l: int,
+    names: Mapping[Schedule, Sequence[str]],
+    searched: Losses,
+    fresh: Losses,
+    comparisons: int,
+    prior: Prior | None,
+) -> CurvePoint:
+    first, best = setting.config.seed, next(iter(names))
     tried = [found[first] for other, found in searched.items() if other.n_full == l and first in found]
-    names: dict[Schedule, list[str]] = {best: [BEST]}
-    for name, schedule in named_placements(setting, l).items():
-        if fresh.get(schedule):
-            names.setdefault(schedule, []).append(name)
     placements = []
     for schedule, own in names.items():
         difference = None
         if schedule != best and fresh[schedule].keys() & fresh[best].keys():
-            difference = paired_difference(fresh[schedule], fresh[best], comparisons=len(names) - 1)
+            difference = paired_difference(fresh[schedule], fresh[best], comparisons=comparisons, prior=prior)
         loss = mean_interval(fresh[schedule].values())
         placements.append(PlacementResult(name=" = ".join(own), schedule=schedule, loss=loss, to_best=difference))
     model = setting.recipe.model

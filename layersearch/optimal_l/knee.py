@@ -14,6 +14,8 @@ from layersearch.results.stats import CONFIDENCE
 
 Array = NDArray[np.float64]
 DRAWS = 4000
+_HELD = 0.5 + CONFIDENCE / 2
+"""Share of the samples that the likely l's hold. Where two l's tie, either may look better: two tails of 2.5%."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +25,7 @@ class Choice:
     l: int | None = None
     """None: there is no such l."""
     likely: tuple[int, ...] = ()
-    """The fewest l's that hold ``confidence`` of the samples, ascending; empty if nothing could be sampled."""
+    """The fewest l's that hold 97.5% of the samples, ascending; empty if nothing could be sampled."""
     confidence: float = CONFIDENCE
     why: str = ""
     """Why there is none; empty if there is one."""
@@ -71,7 +73,21 @@ def find_knee(ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Se
     means = table.mean(axis=0)
     if float(means[0] - means.min()) <= delta:
         return Choice(why=f"from l = {ls[0]} on the loss falls by no more than delta ({delta:g} nats)")
+    if not _bends(costs, table, knee_index(costs, means.tolist())):
+        return Choice(why="the curve is not shown to fall below the straight line between its ends")
     return _pick(ls, table, lambda row: knee_index(costs, [float(loss) for loss in row]))
+
+
+def _bends(costs: Sequence[float], table: Array, at: int) -> bool:
+    """Return whether the curve is shown to lie below its chord at the knee, which is one of several places to look."""
+    if at in (0, len(costs) - 1):
+        return False  # the argmax of a curve that lies above its chord is an end
+    if len(table) < 2:
+        return True
+    x = (np.asarray(costs) - costs[0]) / (costs[-1] - costs[0])
+    means = np.minimum.accumulate(sample_means(table, np.random.default_rng(0)), axis=1)
+    chord = means[:, 0] + x[at] * (means[:, -1] - means[:, 0])
+    return float(np.mean(means[:, at] >= chord)) <= (1 - CONFIDENCE) / 2 / (len(costs) - 2)
 
 
 def best_within(
@@ -96,6 +112,6 @@ def _pick(ls: Sequence[int], table: Array, index: Callable[[Array], int]) -> Cho
     likely: set[int] = set()
     for l, _ in drawn.most_common():
         likely.add(l)
-        if sum(drawn[at] for at in likely) >= CONFIDENCE * DRAWS:
+        if sum(drawn[at] for at in likely) >= _HELD * DRAWS:
             break
     return Choice(l=chosen, likely=tuple(sorted({*likely, chosen})))

@@ -12,16 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from layersearch.results.failures import Losses, clip_losses
 from layersearch.results.stats import CONFIDENCE, Interval, paired_difference
 from layersearch.schedule import Schedule
 
-_CUT = 4.0  # clip losses this many standard deviations above the schedule's lowest loss
-_FAILED = 8.0
-"""A loss this many standard deviations plus delta above the schedule's lowest loss counts as not learned."""
 _TRIMMED = 8  # the trimmed mean leaves out one difference in eight at each end
 SHARES = (0.8, 0.2)  # shares of alpha in the non-inferiority test: the best schedule of an l, and its runner-up
-
-Losses = Mapping[Schedule, Mapping[int, float]]  # validation loss in nats, by schedule and fresh seed
 
 
 def level(confidence: float = CONFIDENCE, share: float = 1.0) -> float:
@@ -40,33 +36,6 @@ def p_within(differences: Sequence[float], delta: float) -> float:
 def p_beyond(differences: Sequence[float], delta: float) -> float:
     """Return the one-sided p value of H0 "the mean difference is at most ``delta``". See `p_within`."""
     return _p_below_zero(delta - np.asarray(differences, dtype=np.float64))
-
-
-def clip_losses(losses: Losses, schedule: Schedule, stds_above: float = _CUT) -> dict[int, float]:
-    """Return a schedule's losses by seed, clipped at this many standard deviations above its lowest loss."""
-    from scipy.spatial.distance import pdist
-
-    own = losses.get(schedule, {})
-    # The seed effect is common to all schedules. It is estimated from lowest values, not medians: a failure only raises
-    # a loss. Where only two schedules got further seeds, half of the values there may be failures.
-    lowest = {text: min(found.values()) for text, found in losses.items() if found}
-    common = {seed: min(found[seed] - lowest[text] for text, found in losses.items() if seed in found) for seed in own}
-    residuals = [
-        [found[seed] - lowest[text] - common[seed] for seed in found if seed in common]
-        for text, found in losses.items()
-    ]
-    # The median distance of two normal values is 0.954 standard deviations.
-    stds = [float(np.median(pdist(np.array(values)[:, None]))) / 0.954 for values in residuals if len(values) > 1]
-    if not stds:
-        return dict(own)
-    highest = min(loss - common[seed] for seed, loss in own.items()) + stds_above * float(np.median(stds))
-    return {seed: min(loss, highest + common[seed]) for seed, loss in own.items()}
-
-
-def failed_seeds(losses: Losses, schedule: Schedule, delta: float) -> tuple[int, ...]:
-    """Return the seeds at which a schedule failed to learn: its loss is far above the noise by more than ``delta``."""
-    clipped = clip_losses(losses, schedule, _FAILED)
-    return tuple(seed for seed, loss in sorted(losses.get(schedule, {}).items()) if loss - clipped[seed] > delta)
 
 
 def _p_below_zero(values: np.ndarray) -> float:

@@ -17,8 +17,9 @@ from pathlib import Path
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.optimal_l.config import SEARCHED, Setting
-from layersearch.optimal_l.noninferiority import Losses, LStar, find_l_star
+from layersearch.optimal_l.noninferiority import LStar, find_l_star
 from layersearch.optimal_l.placements import count, first_round, named_placements, placement, proposals, role_of
+from layersearch.results.failures import Losses
 from layersearch.schedule import Schedule
 from layersearch.study.plan import Listener, Progress
 from layersearch.study.prepare import open_data, open_run_folder

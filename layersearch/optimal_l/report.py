@@ -6,6 +6,7 @@ from layersearch.optimal_l.answer import SettingAnswer
 from layersearch.optimal_l.knee import Choice
 from layersearch.optimal_l.noninferiority import LStar
 from layersearch.optimal_l.scaling_law import Law
+from layersearch.results.failures import failure_bound
 from layersearch.results.stats import Interval, decimals
 
 Laws = Mapping[str, Sequence[Law]]  # scaling laws of l* by what varies: `length` and `depth`
@@ -38,13 +39,20 @@ def l_star(found: LStar, reference: str) -> str:
 
 
 def failed_seeds(found: SettingAnswer) -> str:
-    """State at how many fresh seeds a schedule behind l* failed to learn."""
-    counts = [f"`{schedule}` at {failed} of {seeds}" for schedule, (failed, seeds) in found.failed_seeds.items()]
-    if not counts:
+    """State at how many fresh seeds a schedule behind l* failed to learn, and how likely an unseen failure still is."""
+    bound = max((failure_bound(*counts) for counts in found.failed_seeds.values()), default=None)
+    if bound is None:
         return ""
+    counts = [f"`{schedule}` at {f} of {n}" for schedule, (f, n) in found.failed_seeds.items() if f]
+    if not counts:
+        seeds = range_of(*(end(n for _, n in found.failed_seeds.values()) for end in (min, max)))
+        return (
+            f"l* holds for trainings that learn. The schedules behind it learned at all of their {seeds} fresh seeds; "
+            f"up to {bound:.0%} of seeds may still fail (95%)."
+        )
     return (
-        f"Failed to learn at some fresh seeds: {', '.join(counts)}. From eight seeds on, the test uses a trimmed mean "
-        "(12.5% at each end)."
+        f"Failed to learn at some fresh seeds: {', '.join(counts)}; up to {bound:.0%} of seeds may (95%). From eight "
+        "seeds on, the test uses a trimmed mean (12.5% at each end), so l* holds for trainings that learn."
     )
 
 
@@ -108,7 +116,10 @@ def placements(found: SettingAnswer) -> str:
     if worse:
         most = "; ".join(text for _, text in sorted(worse, reverse=True)[:5])
         more = f"; {len(worse) - 5} more" if len(worse) > 5 else ""
-        lines.append(f"Significantly worse than the best found of the same l (paired, nats): {most}{more}.")
+        lines.append(
+            "Significantly worse than the best found of the same l (paired, corrected for the page, nats): "
+            f"{most}{more}."
+        )
     if better:
         lines.append(f"Significantly better than the best on the selection seeds: {'; '.join(better)}.")
     if undecided:
@@ -170,7 +181,7 @@ def page(title: str, answers: Sequence[SettingAnswer], laws: Laws) -> str:
     lines += [
         f"Placements were selected on two seeds; every result uses other seeds ({seeds} fresh seeds). "
         f"Intervals are 95%. l counts full layers; the others are {answers[0].span}. The result holds for this model, "
-        "data and training length. With few seeds, a schedule that fails at one seed in ten may show no failure.",
+        "data and training length.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -52,7 +52,7 @@ def optimal_l(
         for setting in settings:
             here = out if len(settings) == 1 else out / setting.name
             run_setting(setting, here, cache=cache, pool=pool, listener=listener)
-            answers.append(answer_folder(setting, here, cache))
+            answers.append(answer_folder(setting, here, cache, len(settings)))
             if figures:
                 plots.draw_setting(answers[-1], here)
         laws = find_laws(config, answers)
@@ -67,8 +67,8 @@ def optimal_l(
     return found
 
 
-def answer_folder(setting: Setting, out: Path, cache: Path | None = None) -> SettingAnswer:
-    """Return the result of a setting's run folder as it is.
+def answer_folder(setting: Setting, out: Path, cache: Path | None = None, settings: int = 1) -> SettingAnswer:
+    """Return the result of a setting's run folder as it is; ``settings`` is the number of settings on its page.
 
     Raises:
         RunFolderError: if its records are damaged, or too few for a result.
@@ -83,7 +83,7 @@ def answer_folder(setting: Setting, out: Path, cache: Path | None = None) -> Set
             f"{out}: all-full failed at its seeds, so there is nothing to compare with; see trials.jsonl"
         )
     known = open_source(setting.recipe.data, setting.seq_len, cache).answer
-    return answer_setting(setting, complete, None if known is None else known.optimal_l, failed)
+    return answer_setting(setting, complete, None if known is None else known.optimal_l, failed, settings)
 
 
 def _check_folder(out: Path, settings: Sequence[Setting]) -> None:

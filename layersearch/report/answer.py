@@ -225,8 +225,8 @@ def not_said(run: OpenedRun) -> list[str]:
     winner = result.winner
     if winner is not None and winner.not_separated > 1:
         lines.append(
-            f"{winner.not_separated} of {winner.candidates} schedules within the budget are not told apart from the "
-            "best. The winner is the cheapest of them."
+            f"{winner.not_separated - 1} of the other schedules within the budget are not shown to be worse than the "
+            "one with the lowest loss. A test that cannot see is no proof that they are equal."
         )
     if winner is None and run.answer is None:
         lines.append(f"Nothing is confirmed on fresh {result.unit}s. The lowest of many losses is partly luck.")

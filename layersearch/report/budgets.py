@@ -44,7 +44,7 @@ def budget_table(
             {
                 "budget": edge,
                 "measured": None if won is None else table.add(winners[won].schedule),
-                "alike": 0 if won is None else winners[won].not_separated,
+                "alike": 0 if won is None else winners[won].non_inferior,
                 "proposal": None if at is None else proposals[at],
             }
         )
@@ -56,7 +56,10 @@ def _winners(run: OpenedRun) -> dict[float, Winner]:
     confirmed = [record for record in run.records if record.phase == "confirm"]
     found = {}
     for edge in sorted({record.cost for record in confirmed}):
-        winner = analyze(confirmed, edge, tolerance=run.recipe.search.tolerance, unit=run.result.unit).winner
+        search = run.recipe.search
+        winner = analyze(
+            confirmed, edge, tolerance=search.tolerance, unit=run.result.unit, first_round=search.first_round
+        ).winner
         if winner is not None and len(winner.seeds) > 1:
             found[edge] = winner
     return found
@@ -93,7 +96,15 @@ def _grid(run: OpenedRun) -> list[float]:
 def _solve(run: OpenedRun, budget: float, fitted: tuple[Surrogate, Surrogate]) -> Candidate | None:
     try:
         limit = cost_limit(run.space, budget)
-        return solve(run.records, run.space, limit, tolerance=run.recipe.search.tolerance, fitted=fitted).answer
+        search = run.recipe.search
+        return solve(
+            run.records,
+            run.space,
+            limit,
+            tolerance=search.tolerance,
+            fitted=fitted,
+            first_round=search.first_round,
+        ).answer
     except LayersearchError:  # no schedule with a trained number of full layers is that cheap
         return None
 

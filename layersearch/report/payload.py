@@ -235,7 +235,7 @@ def _trust(run: OpenedRun) -> list[list[str]]:
     rows = []
     for found in run.result.trust:
         a = found.agreement
-        said = "too few trials" if a is None else f"{a.spearman:.2f} ({a.spearman_low:.2f} to {a.spearman_high:.2f})"
+        said = "too few trials" if a is None else a.spearman_text
         rows.append([f"{found.name} → {found.against}", said, "" if a is None else str(a.n), str(found.stopped or "")])
     return rows
 

@@ -6,16 +6,20 @@ measure how good they are. `docs/methods/winner.md` says how the winner is chose
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 
 from layersearch.results import pareto, stats
+from layersearch.results.failures import failed_seeds, failure_bound
+from layersearch.results.moderated import Prior, fit_prior
 from layersearch.results.noise import measure_noise, measure_signal, rank_fidelities
 from layersearch.results.result import ALL_FULL, PROPOSED, BestPerL, Comparison, Entry, Result, Unit, Winner, not_none
 from layersearch.results.sentences import comparison_text, verdict_text
 from layersearch.schedule import Schedule
 from layersearch.training.record import State, TrialRecord
 
+FAILURE_NATS = 0.1
+"""A loss above the schedule's lowest by this much more than eight standard deviations counts as not learned."""
 _STATES: tuple[State, ...] = ("failed", "stopped", "complete")  # from the least to the furthest
 
 
@@ -26,6 +30,7 @@ def analyze(
     tolerance: float = 0.0,
     leave_one_out: Sequence[tuple[float, float]] = (),
     unit: Unit = "seed",
+    first_round: int = 0,
 ) -> Result:
     """Analyze a run's records, finished or not.
 
@@ -33,10 +38,12 @@ def analyze(
         records: in the order they were written; the last of several records of one schedule, phase and seed counts.
         budget: largest cost allowed, as a ratio to all-full.
         confidence: of every interval.
-        tolerance: loss above the lowest, in nats, that a cheaper schedule may have.
+        tolerance: loss above the lowest, in nats, within which a cheaper schedule must be shown to lie to win.
         leave_one_out: (predicted, real) losses of the surrogate, nats, see
             `layersearch.surrogate.fit.leave_one_out_losses`. Empty: its rank correlation is not reported.
         unit: what a record's ``seed`` counts: seeds of a training, or held-out documents.
+        first_round: number of fresh seeds of all candidates, where a second round gave further seeds to the undecided
+            ones (`layersearch.study.confirmation`); 0: one round.
 
     Example:
         >>> from layersearch import analyze
@@ -54,18 +61,32 @@ def analyze(
         }
         for schedule, group in grouped.items()
     }
-    shared = _shared_seeds(confirmed.values())
-    entries = [_entry(group, confirmed[schedule], shared, budget, confidence) for schedule, group in grouped.items()]
+    common, shared = _rounds(confirmed.values(), first_round)
+    # Failures to learn are one of training seeds; a held-out document is no training.
+    unlearned = {s: failed_seeds(confirmed, s, FAILURE_NATS) if unit == "seed" else () for s in confirmed}
+    entries = [
+        _entry(group, confirmed[schedule], shared, unlearned[schedule], budget, confidence)
+        for schedule, group in grouped.items()
+    ]
     entries.sort(key=lambda entry: (entry.cost, entry.schedule))
     searched = [(entry, entry.search_loss) for entry in entries if entry.search_loss is not None]
-    means = [(entry, entry.mean.mean) for entry in entries if entry.mean is not None and entry.mean.n >= len(shared)]
+    # Over the seeds that all share: a seed's effect is common to all schedules, so means over other seeds differ by it.
+    means = [
+        (entry, fmean(confirmed[entry.schedule][seed] for seed in common))
+        for entry in entries
+        if common and confirmed[entry.schedule].keys() >= set(common)
+    ]
     search_frontier = _frontier(searched)
     frontier = _frontier(means) if len(means) > 1 else search_frontier
     entries = [dataclasses.replace(entry, on_frontier=entry.schedule in frontier) for entry in entries]
     reference = max(((loss, 1.0) for entry, loss in searched if entry.names), default=None)
     within = [(loss, entry.cost, entry) for entry, loss in searched if entry.within_budget]
     best = min(within, key=lambda one: one[:2])[2] if within else None
-    winner = _winner(entries, confirmed, shared, confidence, tolerance)
+    by_schedule = [confirmed[schedule] for schedule in sorted(confirmed)]  # the order of records must not matter
+    prior = fit_prior(by_schedule)
+    winner = _winner(entries, confirmed, (common, shared), confidence, tolerance, prior, unit)
+    claims = [] if winner is None else [winner.to_all_full, winner.to_best_baseline]
+    choices = max((claim.comparisons for claim in claims if claim is not None), default=1)
     return Result(
         budget=budget,
         confidence=confidence,
@@ -77,8 +98,8 @@ def analyze(
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,
-        noise=measure_noise(confirmed.values(), len(shared), confidence),
-        signal=measure_signal(entries, shared),
+        noise=measure_noise(by_schedule, len(shared), confidence, choices, prior),
+        signal=measure_signal(entries, common),
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
         trust=rank_fidelities(
             records, [(loss, entry.mean.mean) for entry, loss in searched if entry.mean], confidence, leave_one_out
@@ -94,6 +115,16 @@ def _frontier(points: Sequence[tuple[Entry, float]]) -> tuple[Schedule, ...]:
     return tuple(points[index][0].schedule for index in kept)
 
 
+def _rounds(losses: Collection[Mapping[int, float]], first_round: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the seeds that all candidates share, and those that decide: the second round's too, if there was one."""
+    first = set(sorted({seed for by_seed in losses for seed in by_seed})[:first_round])
+    if not first:
+        return (_shared_seeds(losses),) * 2
+    common = _shared_seeds([{seed: by_seed[seed] for seed in first & by_seed.keys()} for by_seed in losses])
+    further = [by_seed for by_seed in losses if by_seed.keys() - first]
+    return common, _shared_seeds(further) if len(further) > 1 else common
+
+
 def _shared_seeds(losses: Iterable[Mapping[int, float]]) -> tuple[int, ...]:
     """Return the seeds over which candidates are compared: in a partial run, the set that uses most trials."""
     sets = Counter(frozenset(by_seed) for by_seed in losses if by_seed)
@@ -106,6 +137,7 @@ def _entry(
     group: Sequence[TrialRecord],
     confirmed: Mapping[int, float],
     shared: Sequence[int],
+    unlearned: tuple[int, ...],
     budget: float,
     confidence: float,
 ) -> Entry:
@@ -135,6 +167,7 @@ def _entry(
         last_loss=None if trial is None else trial.loss,
         confirm=tuple(sorted(confirmed.items())),
         failed_seeds=tuple(sorted(failed - confirmed.keys())),
+        unlearned_seeds=unlearned,
         mean=stats.mean_interval((confirmed[seed] for seed in used), confidence) if used else None,
         metrics=tuple((name, fmean(found[name] for found in metrics)) for name in (metrics[0] if metrics else ())),
         loss_by_position=tuple(fmean(losses) for losses in positions),
@@ -147,10 +180,13 @@ def _entry(
 def _winner(
     entries: Sequence[Entry],
     confirmed: Mapping[Schedule, Mapping[int, float]],
-    shared: Sequence[int],
+    rounds: tuple[Sequence[int], Sequence[int]],
     confidence: float,
     tolerance: float,
+    prior: Prior | None,
+    unit: Unit,
 ) -> Winner | None:
+    common, shared = rounds
     whole = {
         entry.schedule: {seed: confirmed[entry.schedule][seed] for seed in shared}
         for entry in entries
@@ -159,46 +195,68 @@ def _winner(
     candidates = [entry for entry in entries if entry.within_budget and entry.schedule in whole]
     if not candidates:
         return None
+    # The first round chose among all of them, so all count as choices.
+    tried = [e for e in entries if e in candidates or (e.within_budget and confirmed[e.schedule].keys() >= set(common))]
 
     def mean(entry: Entry) -> float:
         return not_none(entry.mean).mean
 
     leader = min(candidates, key=lambda entry: (mean(entry), entry.flops))
     to_leader = {
-        entry.schedule: stats.paired_difference(whole[entry.schedule], whole[leader.schedule], confidence)
+        entry.schedule: stats.paired_difference(
+            whole[entry.schedule], whole[leader.schedule], confidence, prior=None if entry is leader else prior
+        )
         for entry in candidates
     }
-    lows = {schedule: difference.low for schedule, difference in to_leader.items()}
-    # A single seed has no interval (low is None): only the leader can win.
-    near = [e for e in candidates if e is leader or ((low := lows[e.schedule]) is not None and low <= tolerance)]
-    pick = min(near, key=lambda entry: (entry.flops, mean(entry)))
+    # A single seed has no interval (the ends are None): only the leader can win.
+    near = [
+        e for e in candidates if e is leader or ((low := to_leader[e.schedule].low) is not None and low <= tolerance)
+    ]
+    # A schedule that failed to learn at a seed replaces no leader, whatever its mean.
+    as_good = [
+        entry
+        for entry in candidates
+        if entry is leader
+        or ((high := to_leader[entry.schedule].high) is not None and high <= tolerance and not entry.unlearned_seeds)
+    ]
+    pick = min(as_good, key=lambda entry: (entry.flops, mean(entry)))
 
     def compare(reference: Entry | None) -> Comparison | None:
         if reference is None or reference is pick:
             return None
-        picks = sum(entry is not reference for entry in candidates)
+        picks = sum(entry is not reference for entry in tried)
         a, b = whole[pick.schedule], whole[reference.schedule]
-        difference, corrected = (stats.paired_difference(a, b, confidence, comparisons=n) for n in (1, picks))
+        difference, corrected = (
+            stats.paired_difference(a, b, confidence, comparisons=n, prior=prior) for n in (1, picks)
+        )
+        std = difference.std if prior is None or difference.std is None else prior.std(difference.std, difference.n)
+        needed = None
+        if std and difference.mean and not corrected.excludes_zero:
+            degrees = 0.0 if prior is None else prior.degrees
+            needed = stats.seeds_needed(std, difference.mean, corrected.confidence, prior_degrees=degrees)
         return Comparison(
             reference=reference.label,
             schedule=reference.schedule,
             difference=difference,
             corrected=corrected,
             comparisons=picks,
-            seeds_needed=stats.seeds_needed(difference.std, difference.mean, confidence)
-            if difference.std and difference.mean and not difference.excludes_zero
-            else None,
+            seeds_needed=needed,
             verdict=comparison_text(difference, corrected, picks),
         )
 
     full = next((entry for entry in entries if ALL_FULL in entry.names and entry.schedule in whole), None)
     baselines = [entry for entry in candidates if entry.names]
+    failed = len(set(pick.unlearned_seeds) & set(shared))
     return Winner(
         schedule=pick.schedule,
         leader=leader.schedule,
         to_leader=None if pick is leader else to_leader[pick.schedule],
-        candidates=len(candidates),
+        candidates=len(tried),
         not_separated=len(near),
+        non_inferior=len(as_good),
+        set_aside=len(tried) - len(candidates),
+        failed_seeds=failed,
+        failure_bound=failure_bound(failed, len(shared)) if unit == "seed" else None,
         tolerance=tolerance,
         seeds=tuple(shared),
         to_all_full=compare(full),

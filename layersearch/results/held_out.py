@@ -99,14 +99,26 @@ class RankingAgreement:
 
     @property
     def differs(self) -> bool:
-        """Whether Spearman's correlation is below `AGREES`."""
-        return self.correlation.spearman < AGREES
+        """Whether Spearman's correlation is shown to be below `AGREES`."""
+        high = self.correlation.spearman_high
+        return high is not None and high < AGREES
+
+    @property
+    def agrees(self) -> bool:
+        """Whether Spearman's correlation is shown to reach `AGREES`."""
+        low = self.correlation.spearman_low
+        return low is not None and low >= AGREES
 
     def __str__(self) -> str:
         c = self.correlation
-        said = f"{self.first} and {self.second} rank these {c.n} schedules "
-        said += "DIFFERENTLY" if self.differs else "alike"
-        return f"{said} (Spearman {c.spearman:.2f}, {c.spearman_low:.2f} to {c.spearman_high:.2f})"
+        said = f"{self.first} and {self.second} rank these {c.n} schedules " if self.differs or self.agrees else ""
+        if self.differs:
+            said += "DIFFERENTLY"
+        elif self.agrees:
+            said += "alike"
+        else:
+            said = f"It is not shown whether {self.first.lower()} and {self.second} rank these {c.n} schedules alike"
+        return f"{said} (Spearman {c.spearman_text})"
 
 
 def ranking_agreements(records: Sequence[TrialRecord]) -> list[RankingAgreement]:

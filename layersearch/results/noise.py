@@ -1,11 +1,10 @@
 """Signal and noise: the spread of schedules, the spread from the seed alone, and rank correlations.
 
-The range of n losses grows with n even if only the seed differs. So each spread comes with the one from noise alone.
-The noise of one schedule is the paired-difference standard deviation over the square root of two, since seed effects
-common to all schedules cancel. See `docs/methods/winner.md`.
+The range of n losses grows with n even if only the seed differs. So each spread comes with the one from noise alone,
+by each schedule's own noise, without the seed effects common to all schedules. See `docs/methods/winner.md`.
 """
 
-import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,7 +14,8 @@ import numpy as np
 from scipy import special
 
 from layersearch.results import stats
-from layersearch.results.result import Entry, Fidelity, Noise, Signal, Spread, not_none
+from layersearch.results.moderated import Prior
+from layersearch.results.result import PROPOSED, Entry, Fidelity, Noise, Signal, Spread, not_none
 from layersearch.training.record import TrialRecord
 
 ROUND_SIZES = tuple(float(f"{digit}e{power}") for power in range(2, -9, -1) for digit in (5, 2, 1))
@@ -25,17 +25,39 @@ SURROGATE = "surrogate, unseen"
 """Leave-one-out predictions of the surrogate, the model behind the sampler `gain` and ``solve``."""
 
 
-@functools.lru_cache(maxsize=64)
-def noise_range(n: int) -> float:
-    """Return the mean range of n draws from a normal distribution, in standard deviations.
+def noise_range(stds: Sequence[float]) -> float:
+    """Return the mean range of independent normal draws around one mean, of these standard deviations, in their unit.
 
-    It is the integral of 1 - P(x)^n - (1 - P(x))^n over all x, with the normal distribution function P (Tippett, "On
-    the extreme individuals and the range of samples taken from a normal population", Biometrika 17, 1925).
+    It is the integral of 1 - prod P(x / std) - prod (1 - P(x / std)) over all x, with the normal distribution function
+    P (Tippett, "On the extreme individuals and the range of samples taken from a normal population", Biometrika 17,
+    1925, for equal ones).
     """
-    from scipy import integrate
+    widest = max(stds)
+    if widest == 0:
+        return 0.0
+    x = np.linspace(-9, 9, 4001)
+    # A schedule without noise is a step at 0; a tiny one keeps the quotient finite.
+    below = np.array([special.ndtr(x * widest / max(std, 1e-9 * widest)) for std in stds])
+    outside = 1 - below.prod(axis=0) - (1 - below).prod(axis=0)
+    return float(widest * outside.sum() * (x[1] - x[0]))
 
-    half, _ = integrate.quad(lambda x: 1 - special.ndtr(x) ** n - special.ndtr(-x) ** n, 0, math.inf)
-    return 2 * float(half)
+
+def own_stds(losses: Sequence[Sequence[float]]) -> list[float]:
+    """Return the noise of each schedule over seeds, nats; seed effects common to all cancel.
+
+    A paired variance is the sum of two schedules' own. With three schedules or more the own ones follow from all pairs
+    (Grubbs, "On estimating precision of measuring instruments", J. Am. Stat. Assoc. 43, 1948). Negative estimates
+    count as 0, and all are then scaled to the unbiased sum.
+    """
+    values = np.asarray(losses, dtype=np.float64)
+    number = len(values)
+    pairs = np.array([[np.var(a - b, ddof=1) for b in values] for a in values])
+    total = pairs.sum() / 2 / (number - 1)
+    if number == 2:
+        return [math.sqrt(total / 2)] * 2
+    own = np.maximum((pairs.sum(axis=1) - total) / (number - 2), 0.0)
+    found: list[float] = np.sqrt(own * (total / own.sum() if own.sum() else 0.0)).tolist()
+    return found
 
 
 def measure_signal(entries: Sequence[Entry], seeds: Sequence[int]) -> Signal:
@@ -48,21 +70,20 @@ def measure_signal(entries: Sequence[Entry], seeds: Sequence[int]) -> Signal:
     means = {schedule: fmean(group) for schedule, group in losses.items()}
     measured = [entry for entry in entries if entry.schedule in losses]
     seed_std = stats.pooled_std(losses.values())
-    paired = stats.paired_std(dict(enumerate(group)) for group in losses.values())
-    noise = None if paired is None else paired / math.sqrt(2 * len(seeds))
-    degrees = (len(losses) - 1) * (len(seeds) - 1)
 
     def spread(members: Sequence[Entry]) -> Spread | None:
         if len(members) < 2:
             return None
         schedules = sorted((entry.schedule for entry in members), key=lambda schedule: (means[schedule], schedule))
         nats = means[schedules[-1]] - means[schedules[0]]
+        held = [losses[schedule] for schedule in schedules]
+        repeated = len(seeds) > 1
         return Spread(
             schedules=tuple(schedules),
             nats=nats,
             seed_stds=nats / seed_std if seed_std else None,
-            noise_nats=None if noise is None else noise_range(len(schedules)) * noise,
-            noise_chance=range_chance(nats / noise, len(schedules), degrees) if noise else None,
+            noise_nats=noise_range(own_stds(held)) / math.sqrt(len(seeds)) if repeated else None,
+            noise_chance=_smallest_p(held) if repeated else None,
         )
 
     alike: dict[tuple[int, int], list[Entry]] = {}
@@ -81,47 +102,55 @@ def measure_signal(entries: Sequence[Entry], seeds: Sequence[int]) -> Signal:
     )
 
 
+def _smallest_p(losses: Sequence[Sequence[float]]) -> float:
+    """Return the smallest p value of the paired t tests of all pairs, corrected for their number (Bonferroni).
+
+    Not the studentized range, which needs equally noisy schedules: with the spreads of a real run it falls below 1% in
+    16% of runs of equal schedules.
+    """
+    found = [stats.paired_p(a, b) for a, b in itertools.combinations(losses, 2)]
+    return min(1.0, len(found) * min(found))
+
+
 def _roles(entry: Entry) -> set[str]:
     """Return a schedule's names one by one: a baseline with several names has them joined."""
     return {part for name in entry.names for part in name.split(" = ")}
 
 
-def range_chance(ratio: float, n: int, degrees: int) -> float:
-    """Return how often the range of n normal draws (2 to about 30), over a std estimated apart, is above a ratio.
-
-    ``degrees`` are those of freedom of the estimate. It is scipy's ``studentized_range.sf``, to 1e-6; importing
-    ``scipy.stats`` takes longer than all else that ``show`` does.
-    """
-    nodes, weights = np.polynomial.legendre.leggauss(128)
-    # Over the estimate s, whose degrees * s^2 is chi-square distributed, up to tails of 1e-14.
-    half = degrees / 2
-    low, high = (math.sqrt(tail(half, 1e-14) / half) for tail in (special.gammaincinv, special.gammainccinv))
-    s = low + (high - low) * (nodes + 1) / 2
-    log_density = math.log(2) + half * math.log(half) - math.lgamma(half) + (degrees - 1) * np.log(s) - half * s**2
-    # Over the highest draw z: the n - 1 others lie within ratio * s below it.
-    z = 8.5 * nodes
-    others = special.ndtr(z) - special.ndtr(z - ratio * s[:, None])
-    normal = 8.5 * weights * np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi)
-    below = (high - low) / 2 * (weights * np.exp(log_density)) @ (n * others ** (n - 1) @ normal)
-    return min(1.0, max(0.0, 1 - float(below)))
-
-
-def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confidence: float) -> Noise:
+def measure_noise(
+    confirmed: Iterable[Mapping[int, float]],
+    seeds: int,
+    confidence: float,
+    comparisons: int = 1,
+    prior: Prior | None = None,
+) -> Noise:
     """Return the noise of the confirmed losses.
 
-    Each mapping holds one schedule's losses by fresh seed. The candidates share ``seeds`` of them.
+    Args:
+        confirmed: one schedule's losses by fresh seed each, nats.
+        seeds: number of fresh seeds that the candidates share.
+        confidence: of the verdict.
+        comparisons: number of choices that the verdict's claims are corrected for.
+        prior: of the paired variances, see `layersearch.results.moderated`.
     """
     repeated = [losses for losses in confirmed if len(losses) > 1]
     own = [not_none(stats.mean_interval(losses.values()).std) for losses in repeated]
     paired = stats.paired_std(repeated)
-    floor, detectable, seeds_for = None, None, []
+    floor, floor_range, detectable, seeds_for = None, None, None, []
     if paired is not None and seeds > 1:
-        floor = stats.half_width(paired, seeds, confidence)
-        detectable = stats.detectable_difference(paired, seeds, confidence)
+        floor = stats.half_width(paired, seeds, confidence, prior)
+        halves = [
+            not_none(stats.paired_difference(a, b, confidence, prior=prior).half_width)
+            for a, b in itertools.combinations(repeated, 2)
+            if len(a.keys() & b.keys()) > 1
+        ]
+        floor_range = min(halves), max(halves)
+        each, degrees = stats.corrected_confidence(confidence, comparisons), prior.degrees if prior else 0.0
+        detectable = stats.detectable_difference(paired, seeds, each, prior_degrees=degrees)
         if detectable:
             smaller = [size for size in ROUND_SIZES if size < detectable][:N_SMALLER]
             seeds_for = [(detectable, seeds)]
-            seeds_for += [(size, stats.seeds_needed(paired, size, confidence)) for size in smaller]
+            seeds_for += [(size, stats.seeds_needed(paired, size, each, prior_degrees=degrees)) for size in smaller]
     return Noise(
         schedules=len(repeated),
         seeds=seeds,
@@ -129,8 +158,10 @@ def measure_noise(confirmed: Iterable[Mapping[int, float]], seeds: int, confiden
         seed_std_range=(min(own), max(own)) if own else None,
         paired_std=paired,
         floor=floor,
+        floor_range=floor_range,
         resolvable=detectable,
         seeds_for=tuple(seeds_for),
+        comparisons=comparisons,
     )
 
 
@@ -146,7 +177,9 @@ def rank_fidelities(
     (leave-one-out prediction of the surrogate, last loss) of every complete schedule; all in nats.
     """
     complete = {r.schedule: r for r in records if r.phase == "search" and r.state == "complete"}
-    curves = [(dict(record.curve), not_none(record.loss)) for record in complete.values()]
+    # A rung decides among proposals. Baselines lie far off, and would make any early loss look like a good one.
+    baselines = {r.schedule for r in records if r.role != PROPOSED}
+    curves = [(dict(r.curve), not_none(r.loss)) for r in complete.values() if r.schedule not in baselines]
     rungs = Counter({r.schedule: r.steps for r in records if r.phase == "search" and r.state == "stopped"}.values())
     full_steps = max((record.full_steps for record in complete.values()), default=0)
     suffix = f" of {full_steps}" if full_steps else ""

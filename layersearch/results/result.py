@@ -41,7 +41,9 @@ class Entry:
     confirm: tuple[tuple[int, float], ...]
     """(seed, loss) on the fresh seeds, nats."""
     failed_seeds: tuple[int, ...]
-    """Fresh seeds on which it failed."""
+    """Fresh seeds on which its training failed."""
+    unlearned_seeds: tuple[int, ...]
+    """Fresh seeds at which it may have failed to learn: its loss there is far above its lowest."""
     mean: Interval | None
     """Mean confirmed loss: over the seeds that all candidates share if it has them, else over its own seeds."""
     metrics: tuple[tuple[str, float], ...]
@@ -78,7 +80,8 @@ class Comparison:
     comparisons: int
     """Number of schedules that could have been picked and compared."""
     seeds_needed: int | None
-    """Seeds that would show a difference of this size; None if it is shown or zero, or its spread is unknown."""
+    """Seeds at which the corrected test would detect a true difference of this size with a probability of 80%; None if
+    it is shown or zero, or its spread is unknown."""
     verdict: str
 
 
@@ -92,13 +95,21 @@ class Winner:
     to_leader: Interval | None
     """Winner minus leader, nats; None if they are the same."""
     candidates: int
-    """Number of schedules within the budget that were confirmed on the same seeds."""
+    """Number of schedules within the budget that were confirmed on the same seeds, in the first round if two."""
     not_separated: int
     """Number of candidates not significantly more than the tolerance above the leader, the leader included."""
+    non_inferior: int
+    """Number of candidates shown to lie within the tolerance of the leader, the leader included."""
+    set_aside: int
+    """Number of candidates that a first round of confirmation left out of the second."""
+    failed_seeds: int
+    """Number of fresh seeds at which the winner may have failed to learn: its loss there is far above its lowest."""
+    failure_bound: float | None
+    """Upper 95% bound on the share of seeds at which it fails to learn; None for held-out documents."""
     tolerance: float
-    """Loss above the lowest, in nats, that a cheaper schedule may have."""
+    """Loss above the lowest, in nats, within which a cheaper schedule must be shown to lie to win."""
     seeds: tuple[int, ...]
-    """Seeds that all candidates share."""
+    """Seeds that all candidates share, those that were set aside excepted."""
     to_all_full: Comparison | None
     to_best_baseline: Comparison | None
 
@@ -130,9 +141,10 @@ class Spread:
     seed_stds: float | None
     """The spread in standard deviations of one schedule's loss over seeds; None if that is unknown or zero."""
     noise_nats: float | None
-    """Mean spread from seed noise alone; None if the noise is unknown."""
+    """Mean spread from seed noise alone, by each schedule's own noise; None if that is unknown."""
     noise_chance: float | None
-    """Probability in [0, 1] that noise alone spreads them this far (studentized range, equal variances)."""
+    """Smallest p value of the paired t tests of all pairs, times their number (Bonferroni), at most 1. It holds for
+    schedules of unequal noise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,11 +182,17 @@ class Noise:
     paired_std: float | None
     """Standard deviation over seeds of the difference of two schedules, pooled over pairs."""
     floor: float | None
-    """Smaller differences of two schedules are not significant on that many seeds (one comparison)."""
+    """Smaller differences of two schedules of average noise are not significant on that many seeds (one comparison)."""
+    floor_range: tuple[float, float] | None
+    """The same for the quietest and for the noisiest pair of schedules."""
     resolvable: float | None
-    """Smallest true difference that this number of seeds detects with a probability of 80%."""
+    """Smallest true difference that the verdict's test detects on this number of seeds with a probability of 80%, for a
+    pair of average noise."""
     seeds_for: tuple[tuple[float, int], ...]
-    """(true difference in nats, seeds that detect it with a probability of 80%): ``resolvable``, then smaller ones."""
+    """(true difference in nats, seeds at which that test detects it with a probability of 80%): ``resolvable``, then
+    smaller ones."""
+    comparisons: int
+    """Number of choices that the verdict's test is corrected for (Bonferroni)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +204,8 @@ class Fidelity:
     stopped: int
     """Number of trials that the search stopped because of this measure."""
     agreement: RankCorrelation | None
-    """Correlation over trials that have both measures. Only survivors do, which lowers it. None for fewer than four."""
+    """Correlation over the trials that have both measures, None for fewer than four. An early step is compared over
+    proposals. Those that were stopped are missing, which lowers it unless some were kept (``search.kept_trials``)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,14 +26,20 @@ def noise_sentence(found: Noise) -> str:
         return "Noise: unknown, it takes two schedules confirmed on the same two fresh seeds."
     low, high = found.seed_std_range
     said = (
-        f"With {found.seeds} seeds, differences below {found.floor:.{decimals(found.floor)}f} nats are not "
-        f"significant. Seed std {found.seed_std:.2g} (per schedule {low:.2g} to {high:.2g}), "
+        f"With {found.seeds} seeds, two schedules of average noise differ significantly from "
+        f"{found.floor:.{decimals(found.floor)}f} nats on"
+    )
+    if found.floor_range is not None:
+        said += " (quietest pair {:.2g}, noisiest {:.2g})".format(*found.floor_range)
+    said += (
+        f". Seed std {found.seed_std:.2g} (per schedule {low:.2g} to {high:.2g}), "
         f"paired-difference std {found.paired_std:.2g}."
     )
     if not found.seeds_for:
         return said
     needed = ", ".join(f"{seeds} for {size:.2g} nats" for size, seeds in found.seeds_for)
-    return f"{said} Seeds needed for 80% power: {needed}."
+    test = f"the verdict's test, corrected for {found.comparisons} choices" if found.comparisons > 1 else "the test"
+    return f"{said} Seeds needed for 80% power of {test}: {needed}."
 
 
 def spread_text(found: Spread, places: int) -> str:
@@ -46,17 +52,22 @@ def spread_text(found: Spread, places: int) -> str:
     said += f" (noise alone {found.noise_nats:.{places}f}"
     # The verdict covers two schedules, by their paired difference.
     if found.noise_chance is not None and len(found.schedules) > 2:
-        said += ", P(noise alone) " + ("< 1%" if found.noise_chance < 0.01 else f"= {found.noise_chance:.0%}")
+        p = "< 0.01" if found.noise_chance < 0.01 else f"= {min(found.noise_chance, 1):.2f}"
+        said += f"; paired tests of all pairs, corrected: p {p}"
     return said + ")"
 
 
 def ranking_warning(found: Sequence[Fidelity]) -> str | None:
     """Name the cheap measures that are not shown to rank schedules as the full ones do."""
-    names = [f.name for f in found if f.agreement is not None and f.agreement.spearman_low < MIN_SPEARMAN]
+    names = [
+        f.name
+        for f in found
+        if f.agreement is not None and (f.agreement.spearman_low is None or f.agreement.spearman_low < MIN_SPEARMAN)
+    ]
     if not names:
         return None
     listed = "; ".join(name.replace("surrogate, unseen", "surrogate on unseen schedules") for name in names)
-    return f"These measures may not rank schedules reliably (lower Spearman bound below {MIN_SPEARMAN:g}): {listed}."
+    return f"Not shown to rank schedules (lower Spearman bound below {MIN_SPEARMAN:g}, or too few trials): {listed}."
 
 
 def signal_sentence(found: Signal) -> str:
@@ -157,7 +168,7 @@ def verdict_text(winner: Winner | None, best: Entry | None, entries: Sequence[En
             _against(winner.to_all_full, ALL_FULL, ALL_FULL in entry.names, ALL_FULL in names, unit),
             _against(winner.to_best_baseline, "the best baseline", bool(entry.names), bool(names), unit),
         )
-    )
+    ) + _failures(winner)
 
 
 def _reason(winner: Winner, name: str, leader: str, unit: str) -> str:
@@ -167,23 +178,37 @@ def _reason(winner: Winner, name: str, leader: str, unit: str) -> str:
         return f"{name} is the only schedule within the budget that is confirmed, on {seeds}."
     if len(winner.seeds) == 1:
         return f"{name} has the lowest loss of {number} candidates, on {seeds}: no interval can be given."
-    if winner.not_separated == number and winner.tolerance:
-        reason = (
-            f"None of the {number} candidates is shown on {seeds} to lie more than {winner.tolerance:g} "
-            f"nats above the lowest loss: {name} is taken, the cheapest"
+    where = f"on {seeds}"
+    if winner.set_aside:
+        where += f", {winner.set_aside} of them set aside after a first round"
+    if winner.to_leader is not None:
+        return (
+            f"{name} is the cheapest of the {winner.non_inferior} (of {number} candidates) shown to lie within "
+            f"{winner.tolerance:g} nats of the lowest loss {where} ({winner.to_leader} nats from {leader})."
         )
-    elif winner.not_separated == number:
-        reason = f"The {number} candidates do not differ significantly on {seeds}: {name}, the cheapest, wins"
-    elif winner.to_leader is None and winner.not_separated == 1:
-        return f"{name} has the lowest loss, significantly below the other {number - 1}, on {seeds}."
-    elif winner.to_leader is None:
-        reason = f"{name} has the lowest loss of {number} candidates on {seeds}, and none as good is cheaper"
-    else:
-        reason = (
-            f"{name} is the cheapest of {winner.not_separated} (of {number}) that {seeds} cannot tell "
-            f"from {f'{winner.tolerance:g} nats above ' if winner.tolerance else ''}the lowest loss"
-        )
-    return reason + ("." if winner.to_leader is None else f" ({winner.to_leader} nats from {leader}).")
+    others = number - winner.set_aside - 1
+    if winner.not_separated == 1:
+        if winner.set_aside:
+            return f"{name} has the lowest loss of {number} candidates {where}, significantly below the other {others}."
+        return f"{name} has the lowest loss, significantly below the other {others}, {where}."
+    unseen = winner.not_separated - 1
+    worse = f"more than {winner.tolerance:g} nats worse" if winner.tolerance else "worse"
+    said = f"{name} has the lowest loss of {number} candidates {where}. "
+    said += f"The test cannot tell whether {unseen} of the others {'is' if unseen == 1 else 'are'} {worse}"
+    if winner.tolerance and winner.non_inferior == 1:
+        said += f", and shows no other to lie within {winner.tolerance:g} nats of it"
+    return said + "."
+
+
+def _failures(winner: Winner) -> str:
+    """State how likely it still is that the winner fails to learn at a seed."""
+    if winner.failure_bound is None:
+        return ""
+    seeds = f"{len(winner.seeds)} fresh seed{'s' if len(winner.seeds) > 1 else ''}"
+    return (
+        f" The winner failed to learn at {winner.failed_seeds} of {seeds}; up to {winner.failure_bound:.0%} of seeds "
+        "may fail (95%)."
+    )
 
 
 def _against(found: Comparison | None, reference: str, is_itself: bool, trained: bool, unit: Unit) -> str:
@@ -194,5 +219,9 @@ def _against(found: Comparison | None, reference: str, is_itself: bool, trained:
             f"Against {reference}: unknown, {f'not confirmed on the same {unit}s' if trained else 'none was trained'}."
         )
     label = reference if reference == ALL_FULL else f"{reference} {found.reference}"
-    more = f"; about {found.seeds_needed} {unit}s could detect a difference of this size" if found.seeds_needed else ""
+    more = (
+        f"; if it is truly this large, it takes about {found.seeds_needed} {unit}s to show"
+        if found.seeds_needed
+        else ""
+    )
     return f"Against {label}: {found.verdict}{more}."

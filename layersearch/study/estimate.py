@@ -43,7 +43,7 @@ class Estimate:
     sampler: str
     pruner: str
     confirm_trials: int
-    """Full trials at fresh seeds."""
+    """Full trials at fresh seeds, at most."""
     full_trials: float
     """Expected training in units of full trials, with early stops."""
     vocab_size: int

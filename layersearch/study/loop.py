@@ -1,9 +1,11 @@
 """The search loop: baselines, then generations of proposals, then confirmation on fresh seeds.
 
 1. Baselines are trained to the end at the search's seed.
-2. Generations of proposals are trained. At each rung the recipe's pruner stops the worse trials.
-3. The best proposals within the budget and all baselines are trained at the same fresh seeds. Only these decide the
-   winner, because selection biases a schedule's loss at the search's seed.
+2. Generations of proposals are trained. At each rung the recipe's pruner stops the worse trials, but for a few that are
+   kept to show how early losses rank.
+3. The best proposals within the budget and all baselines are trained at the same fresh seeds, in two rounds if the
+   recipe asks for them (`layersearch.study.confirmation`). Only these decide the winner, because selection biases a
+   schedule's loss at the search's seed.
 
 A generation's proposals and stops depend only on earlier generations. So one seed gives the same records for any number
 and speed of workers, and a killed search resumes with the same records. A failed trial is trained again when the search
@@ -15,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from layersearch.errors import LayersearchError
 from layersearch.results.analyze import analyze
@@ -23,6 +25,7 @@ from layersearch.results.pareto import nondominated
 from layersearch.results.result import PROPOSED, Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.study.confirmation import DECIDING, second_round
 from layersearch.study.journal import Study
 from layersearch.study.plan import GENERATION, Listener, Plan, Progress
 from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner, TrialPruner
@@ -72,7 +75,8 @@ class SearchLoop:
     def confirm(self, schedules: Sequence[Schedule]) -> Result:
         """Train these schedules at the confirmation seeds; write and return the result."""
         names = {schedule: name for name, schedule in self._plan.baselines}
-        trials = self._confirm_trials({schedule: names.get(schedule, PROPOSED) for schedule in schedules})
+        seeds = (*self._plan.confirm_seeds, *self._plan.further_seeds)
+        trials = self._confirm_trials({schedule: names.get(schedule, PROPOSED) for schedule in schedules}, seeds)
         made = {record.key for record in self._records}
         new = sum(trial.key not in made for trial in trials)
         self._planned = len(self._records) + new
@@ -83,7 +87,13 @@ class SearchLoop:
     def _finish(self) -> Result:
         tolerance = self._plan.recipe.search.tolerance
         leave_one_out = leave_one_out_losses(self._records, self._space)
-        result = analyze(self._records, self._plan.budget, tolerance=tolerance, leave_one_out=leave_one_out)
+        result = analyze(
+            self._records,
+            self._plan.budget,
+            tolerance=tolerance,
+            leave_one_out=leave_one_out,
+            first_round=self._plan.recipe.search.first_round,
+        )
         self._write(result)
         self._announce("done", None)
         return result
@@ -128,7 +138,9 @@ class SearchLoop:
         members = [schedule for schedule, number in entered.items() if number == generation]
         earlier = [r for r in self._search_records() if entered.get(r.schedule, 0) < generation]
         trials = [self._search_trial(schedule, PROPOSED) for schedule in members]
-        self._train("search", trials, self._pruner(earlier, members))
+        first = (generation - 1) * GENERATION
+        kept = {schedule for number, schedule in enumerate(members, first) if self._plan.keeps(number)}
+        self._train("search", trials, self._pruner(earlier, members), kept)
 
     def _pruner(self, earlier: Sequence[TrialRecord], members: Sequence[Schedule]) -> TrialPruner | None:
         """Return the recipe's pruner for a generation; None: every trial runs to the end."""
@@ -149,14 +161,24 @@ class SearchLoop:
         front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
         ranked = sorted(within, key=lambda r: (r not in front, r.loss))
         roles |= {r.schedule: r.role for r in ranked[: self._plan.recipe.search.finalists]}
-        trials = self._confirm_trials(roles)
-        self._planned = len(self._search_records()) + len(trials)
+        trials = self._confirm_trials(roles, self._plan.confirm_seeds)
+        further = min(DECIDING, len(roles)) * len(self._plan.further_seeds)
+        self._planned = len(self._search_records()) + len(trials) + further
         self._train("confirm", trials, None)
+        if further:
+            self._train("confirm", self._second_round(roles), None)
 
-    def _confirm_trials(self, roles: Mapping[Schedule, str]) -> list[Trial]:
+    def _second_round(self, roles: Mapping[Schedule, str]) -> list[Trial]:
+        """Return the trials of the schedules that decide, by the first round alone: a resumed run chooses the same."""
+        plan = self._plan
+        first = [r for r in self._records if r.schedule in roles and r.seed in plan.confirm_seeds]
+        chosen = second_round(analyze(first, plan.budget, tolerance=plan.recipe.search.tolerance))
+        return self._confirm_trials({schedule: roles[schedule] for schedule in chosen}, plan.further_seeds)
+
+    def _confirm_trials(self, roles: Mapping[Schedule, str], seeds: Sequence[int]) -> list[Trial]:
         return [
             Trial(schedule=schedule, seed=seed, phase="confirm", role=role, checkpoints=self._plan.checkpoints)
-            for seed in self._plan.confirm_seeds
+            for seed in seeds
             for schedule, role in roles.items()
         ]
 
@@ -169,13 +191,17 @@ class SearchLoop:
     def _within_budget(self) -> list[TrialRecord]:
         return [r for r in self._search_records() if r.state == "complete" and r.cost <= self._plan.budget]
 
-    def _train(self, phase: str, trials: Sequence[Trial], rule: TrialPruner | None) -> None:
-        """Run the trials that have no record yet; tell the study in the order of ``trials``."""
+    def _train(
+        self, phase: str, trials: Sequence[Trial], rule: TrialPruner | None, kept: Collection[Schedule] = ()
+    ) -> None:
+        """Run the trials that have no record yet; the rule stops none that is kept. Tell the study in their order."""
         done = {record.key for record in self._records}
         todo = [trial for trial in trials if trial.key not in done]
 
         def keep_going(trial: Trial) -> KeepGoing | None:
-            return None if rule is None else functools.partial(rule.keep_going, trial.schedule)
+            return (
+                None if rule is None or trial.schedule in kept else functools.partial(rule.keep_going, trial.schedule)
+            )
 
         with contextlib.closing(run_trials(self._pool, todo, keep_going)) as records:
             for record in records:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from layersearch.config.recipe import Recipe
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.study.confirmation import DECIDING
 from layersearch.training.record import TrialRecord
 
 GENERATION = 4
@@ -34,14 +35,32 @@ class Plan:
 
     @property
     def confirm_trials(self) -> int:
-        """Number of full trials in the confirmation phase."""
-        finalists = min(self.recipe.search.finalists, self.proposals)
-        return (finalists + len(self.baselines)) * self.recipe.search.confirm_seeds
+        """Maximum number of full trials in the confirmation phase."""
+        search = self.recipe.search
+        schedules = min(search.finalists, self.proposals) + len(self.baselines)
+        return schedules * search.confirm_seeds + min(DECIDING, schedules) * search.second_round_seeds
 
     @property
     def confirm_seeds(self) -> tuple[int, ...]:
-        """Fresh seeds, without the search's."""
+        """Fresh seeds of all finalists and baselines, without the search's."""
         return tuple(self.seed + 1 + index for index in range(self.recipe.search.confirm_seeds))
+
+    @property
+    def further_seeds(self) -> tuple[int, ...]:
+        """Fresh seeds of the second round."""
+        first = self.seed + 1 + self.recipe.search.confirm_seeds
+        return tuple(first + index for index in range(self.recipe.search.second_round_seeds))
+
+    @property
+    def kept_trials(self) -> int:
+        """Number of proposals that no pruner stops."""
+        return min(self.recipe.search.kept_trials, self.proposals // 3)
+
+    def keeps(self, number: int) -> bool:
+        """Return whether the proposal of this number, from 0, is one that no pruner stops."""
+        return bool(self.proposals) and (
+            (number + 1) * self.kept_trials // self.proposals > number * self.kept_trials // self.proposals
+        )
 
     @property
     def trials(self) -> int:
@@ -56,7 +75,8 @@ class Plan:
         for rung in (*search.rungs, 1.0):
             share += alive * (rung - before)
             alive, before = alive / reduction, rung
-        return len(self.baselines) + self.proposals * share + self.confirm_trials
+        kept = self.kept_trials
+        return len(self.baselines) + kept + (self.proposals - kept) * share + self.confirm_trials
 
 
 def make_plan(

@@ -39,4 +39,7 @@ def load_result(run: Path) -> Result:
     if recipe.selection is not None:
         return analyze(records, budget, tolerance=recipe.search.tolerance, unit="document")
     leave_one_out = leave_one_out_losses(records, BoundSpace.of(space, recipe))
-    return analyze(records, budget, tolerance=recipe.search.tolerance, leave_one_out=leave_one_out)
+    search = recipe.search
+    return analyze(
+        records, budget, tolerance=search.tolerance, leave_one_out=leave_one_out, first_round=search.first_round
+    )

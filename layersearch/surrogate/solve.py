@@ -72,7 +72,7 @@ class Solution:
     limit: float  # Its limit: a ratio to all-full's attention FLOPs, bytes, or milliseconds
     answer: Candidate  # The proposal if it is shown below `measured` or nothing is confirmed, else `measured`
     measured: Candidate | None  # Lowest confirmed mean within the constraint; None if nothing within it is confirmed
-    cheaper: Candidate | None  # Cheapest confirmed schedule not shown to be worse than that; None if the same
+    cheaper: Candidate | None  # Cheapest confirmed schedule shown to lie within the tolerance of that; None if the same
     proposal: Candidate | None  # Lowest prediction of the others; None if all within the constraint are confirmed
     nearest: Candidate | None  # Trained schedule within the constraint nearest to the proposal; None without one
     changed: int | None  # Number of layers in which the two differ
@@ -100,6 +100,7 @@ def solve(
     tolerance: float = 0.0,
     confidence: float = stats.CONFIDENCE,
     fitted: tuple[Surrogate, Surrogate] | None = None,
+    first_round: int = 0,
 ) -> Solution:
     """Return the best schedule of a space within a constraint, given a run's records.
 
@@ -107,9 +108,11 @@ def solve(
         records: of one run, finished or not; a complete record replaces others of its schedule, phase and seed.
         space: the run's space.
         constraint: see `layersearch.surrogate.constraint`.
-        tolerance: loss above the lowest confirmed one, in nats, that a cheaper schedule may have (``cheaper``).
+        tolerance: loss above the lowest confirmed one, in nats, within which a cheaper schedule must be shown to lie
+            (``cheaper``).
         confidence: of every interval.
         fitted: `fit_pair` of the records' trials; None: fit here. Several constraints share one fit.
+        first_round: see `layersearch.results.analyze.analyze`.
 
     Raises:
         RunFolderError: if too few distinct schedules are complete.
@@ -136,7 +139,8 @@ def solve(
     losses = [(record, record.loss) for record in complete if record.loss is not None]
     fresh = [[loss for r, loss in losses if r.schedule == schedule and r.phase == "confirm"] for schedule in trained]
     lowest = min(loss for _, loss in losses)
-    found = analyze([record for record in complete if record.schedule in within], 1.0, confidence, tolerance)
+    admitted = [record for record in complete if record.schedule in within]
+    found = analyze(admitted, 1.0, confidence, tolerance, first_round=first_round)
     entries = {entry.schedule: entry for entry in found.entries}
     shared = len(found.winner.seeds) if found.winner else 0
     z = stats.normal_quantile(confidence)

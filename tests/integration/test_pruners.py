@@ -61,7 +61,9 @@ def test_search_config_without_pruner_takes_the_samplers(
 def test_search_with_any_sampler_stops_what_the_named_pruner_stops(
     sampler: str, pruner: str, tmp_path: Path, smoke_run: Path, pool: LocalPool
 ) -> None:
-    recipe = load_recipe("smoke", [f"search.sampler={sampler}", f"search.pruner={pruner}", "search.trials=9"])
+    recipe = load_recipe(
+        "smoke", [f"search.sampler={sampler}", f"search.pruner={pruner}", "search.trials=9", "search.kept_trials=0"]
+    )
     steps, config = recipe.training.steps, read_config(smoke_run)
     space = BoundSpace.of(load_space("smoke"), recipe)
     plan = make_plan(recipe, space, 0.6, 0)

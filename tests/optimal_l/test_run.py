@@ -99,6 +99,11 @@ def test_optimal_l_planted_l_star_is_found_and_seeds_are_spent_once(tmp_path: Pa
     assert bottom.to_best.low is not None
     assert bottom.to_best.low > 2.0
     assert "bottom at l = 1" in found.text
+    # All placements of the page share one level of 5%, and three clean seeds bound failures at 63%.
+    named = [p.to_best for row in answer.curve for p in row.placements if p.to_best is not None]
+    assert len(named) > len(answer.curve)
+    assert [gap.confidence for gap in named] == pytest.approx([1 - 0.05 / len(named)] * len(named))
+    assert "learned at all of their 3 fresh seeds; up to 63% of seeds may still fail (95%)." in found.text
     assert answer.effects.restore == pytest.approx((0.2, 2.48, 2.48, 2.48), abs=0.05)
     assert answer.effects.remove[0] == pytest.approx(-1.58, abs=0.05)
     assert answer.effects.interaction[1][2] == pytest.approx(-2.48, abs=0.05)
@@ -162,7 +167,8 @@ def test_optimal_l_placement_failing_every_third_seed_does_not_hide_a_steady_one
     # The reference is the one that fails, and the page says so.
     failed, spent = told[star.reference]
     assert failed == sum(seed % 3 == 0 for seed in range(2, 2 + spent))
-    assert f"Failed to learn at some fresh seeds: `{star.reference}` at {failed} of {spent}. From" in found.text
+    assert f"Failed to learn at some fresh seeds: `{star.reference}` at {failed} of {spent}; up to " in found.text
+    assert "l* holds for trainings that learn" in found.text
 
 
 def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: Path) -> None:

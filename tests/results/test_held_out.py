@@ -104,15 +104,13 @@ def test_measure_rows_without_retrieval_have_no_accuracy() -> None:
         assert row.text.n == 3
 
 
-RANKED = [
-    Schedule.parse(text) for text in ("window:4*2", "window:8*2", "full window:4", "window:4 full", "window:16*2")
-]
+RANKED = [Schedule.parse(f"window:{2 * size}*2") for size in range(1, 13)]
 
 
 def ranked_records(answers: tuple[float, ...], far: tuple[float, ...]) -> list[TrialRecord]:
-    """Return one document of five schedules with rising text loss, and these losses of answers and of far positions."""
+    """Return one document of schedules with rising text loss, and these losses of answers and of far positions."""
     found = [record(FULL, 0, 1.0, 1.0, loss_by_position=(1.0, 1.0), position_edges=(16, 32))]
-    for at, schedule in enumerate(RANKED):
+    for at, schedule in enumerate(RANKED[: len(answers)]):
         metrics = {"text_loss": 2.0 + at, "answer_loss": answers[at], "answer_accuracy": 0.5, "accuracy_pass_key": 0.5}
         more = {"loss_by_position": (2.0 + at, far[at]), "position_edges": (16, 32)}
         changes = {"metrics": tuple(sorted(metrics.items()))} | more
@@ -121,15 +119,25 @@ def ranked_records(answers: tuple[float, ...], far: tuple[float, ...]) -> list[T
 
 
 def test_ranking_agreements_say_whether_two_measures_rank_alike() -> None:
-    alike, differ = (1.0, 2.0, 3.0, 4.0, 5.0), (5.0, 2.0, 3.0, 1.0, 4.0)
+    alike = (2.0, 1.0, *map(float, range(3, 13)))
+    differ = (10.0, 11.0, 5.0, 6.0, 9.0, 1.0, 7.0, 4.0, 12.0, 3.0, 2.0, 8.0)
     text, position = ranking_agreements(ranked_records(alike, differ))
-    assert text.correlation.spearman == pytest.approx(1.0)
-    assert not text.differs
-    assert "alike" in str(text)
-    assert position.correlation.spearman == pytest.approx(-0.3)
-    assert position.differs
+    assert text.correlation.spearman > 0.99
+    assert (text.agrees, text.differs) == (True, False)
+    assert "rank these 12 schedules alike" in str(text)
+    assert (position.agrees, position.differs) == (False, True)
     assert "DIFFERENTLY" in str(position)
-    assert text.correlation.n == 5  # all_full is left out: it would make any two measures agree
+    assert text.correlation.n == 12  # all_full is left out: it would make any two measures agree
+
+
+def test_ranking_agreements_of_five_schedules_say_that_nothing_is_shown() -> None:
+    text, position = ranking_agreements(ranked_records((1.0, 2.0, 3.0, 4.0, 5.0), (5.0, 2.0, 3.0, 1.0, 4.0)))
+    assert str(text) == (
+        "It is not shown whether text loss and loss of the answers rank these 5 schedules alike (Spearman 1.00 (too "
+        "few trials))"
+    )
+    assert position.correlation.spearman == pytest.approx(-0.3)
+    assert (position.agrees, position.differs) == (False, False)
 
 
 def test_ranking_agreements_of_few_schedules_are_none() -> None:

@@ -49,7 +49,7 @@ def test_analyse_significant_lead_wins_and_claims_say_by_how_much() -> None:
     assert (full.reference, full.comparisons) == ("all_full", 3)
     assert (baseline.reference, baseline.comparisons) == ("bottom(1)", 2)
     assert full.difference.mean == pytest.approx(-0.1)
-    assert full.verdict == "better by 0.1000 ± 0.0044 nats"
+    assert full.verdict == "better by 0.1000 ± 0.0034 nats"
     # Between these two every seed differs by the same, up to rounding.
     assert baseline.verdict.startswith("better by 0.2")
     assert "lowest loss, significantly below the other 2" in result.verdict
@@ -57,7 +57,7 @@ def test_analyse_significant_lead_wins_and_claims_say_by_how_much() -> None:
     assert result.frontier_of == "confirm"
 
 
-def test_analyse_indistinguishable_candidates_take_the_cheapest() -> None:
+def test_analyse_indistinguishable_candidates_name_the_leader_and_say_that_the_test_cannot_see() -> None:
     records = [
         *confirmed(TOP, [2.40, 2.44, 2.42], cost=0.30),
         *confirmed(MIDDLE, [2.43, 2.41, 2.43], cost=0.25),
@@ -65,11 +65,39 @@ def test_analyse_indistinguishable_candidates_take_the_cheapest() -> None:
     ]
     result = analyze(records, 0.5)
     assert result.winner is not None
-    assert (result.winner.schedule, result.winner.leader) == (MIDDLE, TOP)
-    assert (result.winner.candidates, result.winner.not_separated) == (3, 2)
-    assert result.winner.to_leader is not None
-    assert result.winner.to_leader.mean == pytest.approx(0.01 / 3)
-    assert "the cheapest of 2 (of 3)" in result.verdict
+    assert (result.winner.schedule, result.winner.leader) == (TOP, TOP)
+    assert (result.winner.candidates, result.winner.not_separated, result.winner.non_inferior) == (3, 2, 1)
+    assert "lowest loss of 3 candidates on 3 fresh seeds. The test cannot tell whether 1 of the others is worse." in (
+        result.verdict
+    )
+    lenient = analyze(records, 0.5, tolerance=0.01)
+    assert lenient.winner is not None
+    assert lenient.winner.schedule == TOP
+    assert "more than 0.01 nats worse, and shows no other to lie within 0.01 nats of it." in lenient.verdict
+    wide = analyze(records, 0.5, tolerance=0.1)
+    assert wide.winner is not None
+    assert wide.winner.schedule == MIDDLE
+    assert wide.winner.to_leader is not None
+    assert wide.winner.to_leader.mean == pytest.approx(0.01 / 3)
+    assert "the cheapest of the 2 (of 3 candidates) shown to lie within 0.1 nats of the lowest loss" in wide.verdict
+
+
+def test_analyse_schedule_that_failed_to_learn_replaces_no_leader_and_the_bound_is_said() -> None:
+    records = [
+        *confirmed(TOP, [2.40, 2.41, 2.40, 2.41, 2.40], cost=0.30),
+        *confirmed(MIDDLE, [2.40, 2.40, 2.41, 2.41, 3.40], cost=0.10),
+        *confirmed(BOTTOM, [2.60, 2.60, 2.61, 2.61, 2.60], cost=0.20),
+    ]
+    result = analyze(records, 0.5, tolerance=3.0)
+    assert result.winner is not None
+    assert result.winner.schedule == BOTTOM
+    assert result.entry(MIDDLE).unlearned_seeds == (5,)
+    assert "The winner failed to learn at 0 of 5 fresh seeds; up to 45% of seeds may fail (95%)." in result.verdict
+    assert result.winner.failure_bound == pytest.approx(1 - 0.05 ** (1 / 5))
+    worse = [*confirmed(SPARSE, [5.0, 5.0, 5.01, 5.01, 5.0]), *confirmed(TOP, [6.0, 6.01, 6.0, 6.01, 6.0])]
+    failing = analyze([*confirmed(MIDDLE, [2.40, 2.40, 2.41, 2.41, 3.40]), *worse], 0.5)
+    assert "failed to learn at 1 of 5 fresh seeds; up to 66% of seeds" in failing.verdict
+    assert "failed to learn" not in analyze(records, 0.5, unit="document").verdict
 
 
 def test_analyse_within_tolerance_takes_the_cheapest() -> None:
@@ -82,10 +110,9 @@ def test_analyse_within_tolerance_takes_the_cheapest() -> None:
     assert (lenient.schedule, lenient.leader, lenient.not_separated) == (SPARSE, TOP, 2)
     assert barely is not None
     assert barely.schedule == TOP
-    assert "lie more than 0.05 nats above the lowest loss" in analyze(records, 0.5, tolerance=0.05).verdict
     worse = confirmed(BOTTOM, [2.9, 2.901, 2.902], cost=0.05)
     verdict = analyze([*records, *worse], 0.5, tolerance=0.05).verdict
-    assert "cannot tell from 0.05 nats above the lowest loss" in verdict
+    assert "window:32*4 is the cheapest of the 2 (of 3 candidates) shown to lie within 0.05 nats of the" in verdict
 
 
 def test_analyse_equal_cost_takes_the_lower_mean() -> None:
@@ -123,11 +150,12 @@ def test_verdict_nothing_separated_says_so() -> None:
     ]
     result = analyze(records, 0.5)
     assert result.winner is not None
-    assert result.winner.schedule == SPARSE
+    assert result.winner.schedule == TOP
     assert result.verdict.startswith(
-        "The 2 candidates do not differ significantly on 3 fresh seeds: all_sparse, the cheapest, wins"
+        "top(1) has the lowest loss of 2 candidates on 3 fresh seeds. The test cannot tell whether 1 of the others is "
+        "worse."
     )
-    assert "Against all_full: no significant difference (0.00 ± 0.43 nats)" in result.verdict
+    assert "Against all_full: no significant difference (-0.00 ± 0.4" in result.verdict
 
 
 def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:
@@ -319,7 +347,7 @@ def test_fidelity_surrogate_of_noise_is_not_called_a_ranking() -> None:
     assert found.agreement.spearman < 0.5
     said = ranking_warning([found])
     assert said is not None
-    assert said.startswith("These measures may not rank schedules reliably (lower Spearman bound below 0.5): ")
+    assert said.startswith("Not shown to rank schedules (lower Spearman bound below 0.5, or too few trials): ")
     assert said.endswith(": surrogate on unseen schedules.")
 
 
