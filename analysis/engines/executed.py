@@ -11,6 +11,7 @@ ran another schedule than its entry's, or did not run it at all.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import sys
@@ -37,6 +38,7 @@ SPECIAL = {
 }
 MLX = ("llama", "mistral", "ministral", "ministral3", "smollm3", "olmo3", "exaone4", "gemma3")
 GGUF = ("llama", "mistral", "ministral", "granite_swa", "olmo3", "gemma3")
+TIED = ("gemma2", "cohere2")  # vLLM starts them with no output embeddings of their own
 SIZE = ModelConfig(n_layers=6, d_model=128, n_heads=4, n_kv_heads=2, d_ff=256, tie_embeddings=False)
 
 
@@ -105,6 +107,7 @@ def prepare(job: Job, folder: Path) -> Experiment:
     out, size = folder / "exported", SIZE
     served = None
     if job.target == "vllm":
+        size = dataclasses.replace(size, tie_embeddings=job.family in TIED)
         export(job.schedule, "vllm", model=size, vocab_size=256, seq_len=512, out=out, family=job.family)
         served = folder / "served"
         full = Schedule.parse(f"full*{size.n_layers}")

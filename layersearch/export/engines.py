@@ -77,8 +77,8 @@ ENGINES: dict[str, Engine] = {
         convention="sliding_window counts the token itself: W",
         file="vllm.yaml",
         usage="vllm serve MODEL --config vllm.yaml",
-        executed="vLLM 0.32.0 on a CPU, for llama, mistral, ministral, smollm3, olmo3, gemma2, gemma3, exaone4, "
-        "granite_swa and cohere2",
+        executed="vLLM 0.32.0 on a CPU, for llama, mistral, ministral, smollm3, qwen2, qwen3, olmo3, gemma2, gemma3, "
+        "exaone4, granite_swa, cohere2 and gpt_oss",
     ),
     "sglang": Engine(
         title="SGLang",
@@ -170,11 +170,7 @@ _EVEN = ("window", "full")
 _BY_TRANSFORMERS = ServingFamily(
     source="vllm/model_executor/models/transformers/base.py (layer_types)", impl="transformers"
 )
-_VLLM_QWEN = ServingFamily(
-    source="vllm/model_executor/models/qwen2.py",
-    unsupported="runs {family} all-full whatever layer_types says: use export --to hf --family {family} and serve that "
-    "folder with vllm serve DIR --model-impl transformers, or give --family llama",
-)
+_WITH_FLAG = dataclasses.replace(_BY_TRANSFORMERS, fields={"use_sliding_window": True})
 _VLLM_NONE = ServingFamily(
     source="vllm/model_executor/models/registry.py",
     unsupported="does not start a {family} of a recipe's size; give --family llama or granite_swa",
@@ -190,7 +186,8 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
         "llama": ServingFamily(source="vllm/model_executor/models/llama.py"),
         "mistral": ServingFamily(source="vllm/model_executor/models/mistral.py (as llama.py)"),
         "ministral": _BY_TRANSFORMERS,
-        "smollm3": dataclasses.replace(_BY_TRANSFORMERS, fields={"use_sliding_window": True}),
+        "smollm3": _WITH_FLAG,
+        **dict.fromkeys(("qwen2", "qwen3"), _WITH_FLAG),  # its own code for them passes over layer_types
         "olmo3": _BY_TRANSFORMERS,
         "gemma2": ServingFamily(source="vllm/model_executor/models/gemma2.py"),
         "gemma3": ServingFamily(source="vllm/model_executor/models/gemma3.py"),
@@ -200,7 +197,6 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
         "gpt_oss": ServingFamily(
             source="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", fixed_pattern=_EVEN
         ),
-        **dict.fromkeys(("qwen2", "qwen3"), _VLLM_QWEN),
         **dict.fromkeys(("llama4", "gpt_neo", "modernbert-decoder"), _VLLM_NONE),
     },
     "sglang": {
