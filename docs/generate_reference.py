@@ -228,7 +228,7 @@ def records_page() -> str:
 
 
 RECORD = DOCS.parent / "analysis" / "engines" / "executed.json"
-TITLES = {"hf": "transformers", "mlx": "MLX-LM", "llama.cpp": "llama.cpp", "vllm": "vLLM"}
+TITLES = {"hf": "transformers", "mlx": "MLX-LM", "llama.cpp": "llama.cpp", "litgpt": "LitGPT", "vllm": "vLLM"}
 
 
 def executed() -> list[dict[str, Any]]:
