@@ -228,12 +228,13 @@ def records_page() -> str:
 
 
 RECORD = DOCS.parent / "analysis" / "engines" / "executed.json"
-TITLES = {"hf": "transformers", "mlx": "MLX-LM", "llama.cpp": "llama.cpp", "vllm": "vLLM"}
+REAL_MODEL = RECORD.with_name("smollm2.json")
+TITLES = {"hf": "transformers", "mlx": "MLX-LM", "llama.cpp": "llama.cpp", "litgpt": "LitGPT", "vllm": "vLLM"}
 
 
-def executed() -> list[dict[str, Any]]:
-    """Return the exports that ran in engines and were proven there, as `analysis/engines/executed.py` recorded them."""
-    return [entry for entry in json.loads(RECORD.read_text(encoding="utf-8")) if entry["verdict"] == "proven"]
+def executed(record: Path = RECORD) -> list[dict[str, Any]]:
+    """Return the exports that ran in engines and were proven there, as `analysis/engines` recorded them."""
+    return [entry for entry in json.loads(record.read_text(encoding="utf-8")) if entry["verdict"] == "proven"]
 
 
 def executed_in(target: str) -> str:
@@ -258,11 +259,11 @@ def guide() -> str:
     return "".join(lines)
 
 
-def executed_table() -> str:
-    """Return every export that ran in an engine."""
+def executed_table(entries: list[dict[str, Any]]) -> str:
+    """Return exports that ran in engines, one a row."""
     text = "| `--to` | family | engine | schedule that ran | off by | next nearest | tokens with the cache | date |\n"
     text += "|---|---|---|---|---|---|---|---|\n"
-    for one in executed():
+    for one in entries:
         release = f"{TITLES[one['engine']]} {one['version'].split()[1]}"
         cells = (f"`{one['target']}`", f"`{one['family']}`", release, f"`{one['ran']}`", f"{one['error']:.0e}")
         rest = (f"{one['next']}, {one['next_error']:.1g}", f"{one['equal']} of {one['generated']}", one["date"])
@@ -282,7 +283,9 @@ def names_page() -> str:
         for name, engine in ENGINES.items()
     )
     text += "\n## Executed in engines\n\n`layersearch verify-export --engine` ran these on a CPU. Differences are the "
-    text += "largest of a log-probability, in nats.\n\n" + executed_table()
+    text += "largest of a log-probability, in nats.\n\n" + executed_table(executed())
+    text += "\nSmolLM2-135M with its own weights; the schedule is the stock one nearest to the winner of "
+    text += "`analysis/smollm2/run`:\n\n" + executed_table(executed(REAL_MODEL))
     text += "\n## Families (`--to hf --family`)\n\n| name | class in transformers |\n|---|---|\n"
     text += "".join(f"| `{name}` | `{family.architecture}` |\n" for name, family in FAMILIES.items())
     text += "\n## Generated tasks (`data.source`)\n\n| name | task |\n|---|---|\n"

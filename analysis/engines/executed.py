@@ -11,6 +11,7 @@ ran another schedule than its entry's, or did not run it at all.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import datetime
 import json
 import sys
@@ -36,7 +37,9 @@ SPECIAL = {
     ("mlx", "gemma3"): "window:16*2 full window:16*2 full",  # periods only
 }
 MLX = ("llama", "mistral", "ministral", "ministral3", "smollm3", "olmo3", "exaone4", "gemma3")
+LITGPT = ("llama", "mistral", "ministral", "qwen2", "qwen3")
 GGUF = ("llama", "mistral", "ministral", "granite_swa", "olmo3", "gemma3")
+TIED = ("gemma2", "cohere2")  # vLLM starts them with no output embeddings of their own
 SIZE = ModelConfig(n_layers=6, d_model=128, n_heads=4, n_kv_heads=2, d_ff=256, tie_embeddings=False)
 
 
@@ -59,6 +62,7 @@ def jobs() -> Iterator[Job]:
         yield Job("hf", "hf", family)
     yield from (Job("mlx", "mlx", family) for family in MLX)
     yield from (Job("llama.cpp", "gguf", family) for family in GGUF)
+    yield from (Job("litgpt", "litgpt", family) for family in LITGPT)
     yield Job("vllm", "hf", "granite_swa")
     for family, serving in SERVING_FAMILIES["vllm"].items():
         if serving.unsupported is None:
@@ -105,6 +109,7 @@ def prepare(job: Job, folder: Path) -> Experiment:
     out, size = folder / "exported", SIZE
     served = None
     if job.target == "vllm":
+        size = dataclasses.replace(size, tie_embeddings=job.family in TIED)
         export(job.schedule, "vllm", model=size, vocab_size=256, seq_len=512, out=out, family=job.family)
         served = folder / "served"
         full = Schedule.parse(f"full*{size.n_layers}")

@@ -12,7 +12,7 @@ from layersearch.cli.flags import add_shared, positive
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="holds schedule.yaml and a model with weights")
-    add("--engine", required=True, metavar="NAME", help="hf, vllm, mlx or llama.cpp")
+    add("--engine", required=True, metavar="NAME", help="hf, vllm, mlx, llama.cpp or litgpt")
     add("--engine-python", type=Path, metavar="PATH", help="the Python of the engine's environment")
     add("--model", type=Path, metavar="DIR", help="with vllm.yaml: the served model")
     add("--schedule", help="the model's schedule (default: its schedule.yaml)")

@@ -30,8 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--family", help="hf, mlx, vllm, sglang: the model family, for example granite_swa or llama")
     add("--recipe", help="take the model's size from this recipe (default: the run's)")
     text = (
-        "hf, hf-remote, mlx, gguf: a model of yours; its folder, GGUF file or hub id brings its weights and tokenizer, "
-        "its config.json alone does not (default: the run's model)"
+        "hf, hf-remote, mlx, gguf, litgpt: a model of yours; its folder, GGUF file or hub id brings its weights and "
+        "tokenizer, its config.json alone does not (default: the run's model)"
     )
     add("--model", "--config", metavar="PATH|ID", dest="model", help=text)
     add("--out", type=Path, required=True, help="the folder to write")
@@ -136,10 +136,6 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
         raise ExportError(f"--model is for --to {', '.join(MODEL_TARGETS)}, not for --to {options.to}; drop it")
     if name is not None and options.to in MODEL_TARGETS:
         return _write_model(options, asked, name)
-    if asked.model is not None and options.to == "litgpt":
-        raise ExportError(
-            f"--to litgpt writes a recipe's model, but {options.schedule} is of {asked.model}; give --to hf"
-        )
     if recipe is None:
         raise ExportError(
             "--recipe is missing: a schedule alone has no model size; name a recipe, give --model, or export a run"

@@ -20,9 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="holds config.json and schedule.yaml")
     add("--schedule", help="the expected schedule (default: its schedule.yaml)")
-    add(
-        "--engine", metavar="NAME", help="run it in hf, vllm, mlx or llama.cpp, and tell which schedule the engine runs"
-    )
+    add("--engine", metavar="NAME", help="run it in hf, vllm, mlx, llama.cpp or litgpt, and say which schedule ran")
     add("--engine-python", type=Path, metavar="PATH", help="the Python of the engine's environment")
     add("--model", type=Path, metavar="DIR", help="with vllm.yaml: the served model, or its config.json")
     add("--attention", metavar="NAME", help="an attention implementation of transformers, such as eager or sdpa")

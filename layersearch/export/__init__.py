@@ -42,6 +42,7 @@ TARGETS: dict[str, str] = {
     "gguf": "model.gguf for llama.cpp: a model's weights and tokenizer with the schedule",
     "flex": "a Python module with FlexAttention's mask_mod and score_mod per layer; needs only torch",
     **{name: f"{engine.file} for {engine.name}" for name, engine in ENGINES.items()},
+    "litgpt": f"{ENGINES['litgpt'].file} for {ENGINES['litgpt'].name}, and a model's weights and tokenizer",
     "yaml": "schedule.yaml: the schedule with its evidence",
     "json": "schedule.json: the schedule with its evidence",
 }

@@ -6,7 +6,7 @@ nothing ran on a GPU. `analysis/engines` says which engines' own code read the e
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,6 +15,9 @@ import yaml
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.capabilities import Capabilities
+from layersearch.export.hf import size_fields
+from layersearch.export.litgpt import CONFIG as LITGPT_CONFIG
+from layersearch.export.litgpt import litgpt_config
 from layersearch.schedule import Schedule
 
 
@@ -77,8 +80,8 @@ ENGINES: dict[str, Engine] = {
         convention="sliding_window counts the token itself: W",
         file="vllm.yaml",
         usage="vllm serve MODEL --config vllm.yaml",
-        executed="vLLM 0.32.0 on a CPU, for llama, mistral, ministral, smollm3, olmo3, gemma2, gemma3, exaone4, "
-        "granite_swa and cohere2",
+        executed="vLLM 0.32.0 on a CPU, for llama, mistral, ministral, smollm3, qwen2, qwen3, olmo3, gemma2, gemma3, "
+        "exaone4, granite_swa, cohere2 and gpt_oss",
     ),
     "sglang": Engine(
         title="SGLang",
@@ -113,9 +116,10 @@ ENGINES: dict[str, Engine] = {
         release="0.5.13",
         sources=("litgpt/config.py (sliding_window_size, sliding_window_indices)", "litgpt/model.py"),
         convention="sliding_window_size counts the token itself: W; in sliding_window_indices 1 is a window, 0 is "
-        "full. With a KV cache, LitGPT refuses a prompt longer than W",
-        file="model_config.yaml",
-        usage="litgpt.Config.from_file('model_config.yaml')",
+        "full. With a KV cache, LitGPT refuses a prompt longer than W: give it the rest token by token",
+        file=LITGPT_CONFIG,
+        usage="litgpt generate DIR, where --model gave weights; without, litgpt.Config.from_file('model_config.yaml')",
+        executed="LitGPT 0.5.13 on a CPU",
     ),
     "torchtitan": Engine(
         title="torchtitan",
@@ -170,11 +174,7 @@ _EVEN = ("window", "full")
 _BY_TRANSFORMERS = ServingFamily(
     source="vllm/model_executor/models/transformers/base.py (layer_types)", impl="transformers"
 )
-_VLLM_QWEN = ServingFamily(
-    source="vllm/model_executor/models/qwen2.py",
-    unsupported="runs {family} all-full whatever layer_types says: use export --to hf --family {family} and serve that "
-    "folder with vllm serve DIR --model-impl transformers, or give --family llama",
-)
+_WITH_FLAG = dataclasses.replace(_BY_TRANSFORMERS, fields={"use_sliding_window": True})
 _VLLM_NONE = ServingFamily(
     source="vllm/model_executor/models/registry.py",
     unsupported="does not start a {family} of a recipe's size; give --family llama or granite_swa",
@@ -190,7 +190,8 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
         "llama": ServingFamily(source="vllm/model_executor/models/llama.py"),
         "mistral": ServingFamily(source="vllm/model_executor/models/mistral.py (as llama.py)"),
         "ministral": _BY_TRANSFORMERS,
-        "smollm3": dataclasses.replace(_BY_TRANSFORMERS, fields={"use_sliding_window": True}),
+        "smollm3": _WITH_FLAG,
+        **dict.fromkeys(("qwen2", "qwen3"), _WITH_FLAG),  # its own code for them passes over layer_types
         "olmo3": _BY_TRANSFORMERS,
         "gemma2": ServingFamily(source="vllm/model_executor/models/gemma2.py"),
         "gemma3": ServingFamily(source="vllm/model_executor/models/gemma3.py"),
@@ -200,7 +201,6 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
         "gpt_oss": ServingFamily(
             source="vllm/model_executor/models/gpt_oss.py (layer_idx % 2 == 0)", fixed_pattern=_EVEN
         ),
-        **dict.fromkeys(("qwen2", "qwen3"), _VLLM_QWEN),
         **dict.fromkeys(("llama4", "gpt_neo", "modernbert-decoder"), _VLLM_NONE),
     },
     "sglang": {
@@ -267,7 +267,8 @@ def engine_text(
     elif target == "megatron":
         body = _megatron(schedule)
     elif target == "litgpt":
-        body = _litgpt(schedule, model, vocab_size, seq_len)
+        kind = "qwen3" if model.qk_norm else "llama"
+        body = _yaml(litgpt_config(schedule, size_fields(model, vocab_size, seq_len) | {"model_type": kind}))
     elif target == "tensorrt-llm":
         sizes = [span.size or seq_len for span in schedule]
         body = _yaml({"kv_cache_config": {"max_attention_window": sizes, "enable_block_reuse": False}})
@@ -276,9 +277,19 @@ def engine_text(
     else:
         pairs = [(-1, -1) if span.size is None else (span.size - 1, 0) for span in schedule]
         body = f"WINDOW_SIZES = {pairs}\n"
+    return _head(schedule, target, sources) + body
+
+
+def _head(schedule: Schedule, target: str, sources: Sequence[str]) -> str:
+    engine = ENGINES[target]
     read = f"for {engine.name}, read from {'; '.join(sources)}"
-    head = (schedule, read, engine.evidence, engine.convention, engine.usage)
-    return "".join(f"# {line}\n" for line in head) + body
+    lines = (schedule, read, engine.evidence, engine.convention, engine.usage)
+    return "".join(f"# {line}\n" for line in lines)
+
+
+def litgpt_text(schedule: Schedule, values: Mapping[str, Any], name: str) -> str:
+    """Return the ``model_config.yaml`` of a model; arguments are those of `litgpt_config`."""
+    return _head(schedule, "litgpt", ENGINES["litgpt"].sources) + _yaml(litgpt_config(schedule, values, name))
 
 
 def _yaml(values: Mapping[str, Any]) -> str:
@@ -306,38 +317,6 @@ def _overrides(schedule: Schedule, target: str, serving: ServingFamily) -> str:
         changed |= {"sliding_window": size - serving.extra_keys, **serving.fields}
     values: dict[str, Any] = {"hf-overrides" if target == "vllm" else "json-model-override-args": changed}
     return _yaml(values | ({"model-impl": serving.impl} if serving.impl else {}))
-
-
-def _litgpt(schedule: Schedule, model: ModelConfig, vocab_size: int, seq_len: int) -> str:
-    if model.rope_theta != int(model.rope_theta):
-        raise ExportError(f"LitGPT's rope_base is an integer, not {model.rope_theta}; set model.rope_theta to one")
-    config: dict[str, Any] = {
-        "name": "layersearch",
-        "block_size": seq_len,
-        "n_layer": model.n_layers,
-        "n_embd": model.d_model,
-        "vocab_size": vocab_size,
-        "padded_vocab_size": vocab_size,
-        "norm_class_name": "RMSNorm",
-        "norm_eps": 1e-6,
-        "norm_qk": model.qk_norm,
-        "parallel_residual": False,
-        "n_head": model.n_heads,
-        "head_size": model.head_dim,
-        "n_query_groups": model.n_kv_heads,
-        "rope_base": int(model.rope_theta),
-        "rotary_percentage": 1.0,
-        "intermediate_size": model.d_ff,
-        "bias": False,
-        "mlp_class_name": "LLaMAMLP",
-    }
-    size = _window(schedule)
-    if size is not None:
-        config |= {
-            "sliding_window_size": size,
-            "sliding_window_indices": [0 if span.is_full else 1 for span in schedule],
-        }
-    return _yaml(config)
 
 
 TORCHTITAN = '''import dataclasses

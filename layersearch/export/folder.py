@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from layersearch.errors import ExportError
-from layersearch.export import gguf_model, mlx
+from layersearch.export import gguf_model, litgpt, mlx
 from layersearch.export.edit_config import UserConfig, parse_user_config, write_user_config
+from layersearch.export.engines import ENGINES, litgpt_text
 from layersearch.export.families import LLAMA_SHAPED, WITH_SINKS, Family, make_config
 from layersearch.export.files import write_files
 from layersearch.export.hf import remote_files
@@ -18,7 +19,10 @@ from layersearch.export.source import SourceModel
 from layersearch.export.weights import copy_tokenizer, inert_tensors, new_files, save_tensors
 from layersearch.schedule import Schedule
 
-MODEL_TARGETS = ("hf", "hf-remote", "mlx", "gguf")
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MODEL_TARGETS = ("hf", "hf-remote", "mlx", "gguf", "litgpt")
 """Targets that take a model's own configuration, weights and tokenizer."""
 
 
@@ -65,7 +69,13 @@ def export_model(
         )
     sizes = {"seq_len": seq_len or tokens, "n_heads": heads}
     schedule.check(**sizes)
-    write = {"hf": _write_hf, "hf-remote": _write_remote, "mlx": _write_mlx, "gguf": _write_gguf}[target]
+    write = {
+        "hf": _write_hf,
+        "hf-remote": _write_remote,
+        "mlx": _write_mlx,
+        "gguf": _write_gguf,
+        "litgpt": _write_litgpt,
+    }[target]
     request = _Request(schedule, source, kind, sizes, family, evidence or {}, user)
     with new_files(out) as part:
         notes = write(request, part)
@@ -124,8 +134,24 @@ def _write_gguf(asked: _Request, part: Path) -> list[str]:
     return [f"{gguf_model.FILE} holds no tokenizer (no_vocab): {missing}"] if missing else []
 
 
-def _add_weights(asked: _Request, part: Path, family: Family | None = None) -> list[str]:
-    """Write a model's weights, tokenizer and generation settings to a folder; return notes on what is missing."""
+def _write_litgpt(asked: _Request, part: Path) -> list[str]:
+    ENGINES["litgpt"].capabilities.check(asked.schedule, **asked.sizes)
+    name = Path(asked.source.name).stem or "layersearch"
+    text = litgpt_text(asked.schedule, asked.source.values, name)
+    write_files(part, {litgpt.CONFIG: text}, asked.schedule, asked.evidence)
+    return _add_weights(asked, part, save=lambda tensors: litgpt.save_litgpt(tensors, len(asked.schedule), part))
+
+
+def _add_weights(
+    asked: _Request,
+    part: Path,
+    family: Family | None = None,
+    save: Callable[[Mapping[str, Tensor]], None] | None = None,
+) -> list[str]:
+    """Write a model's weights, tokenizer and generation settings to a folder; return notes on what is missing.
+
+    ``save`` writes the weights; None: as transformers names them.
+    """
     source, notes = asked.source, []
     if source.tensors is None:
         notes.append(f"{source.name} has no weights, so none were written")
@@ -133,7 +159,10 @@ def _add_weights(asked: _Request, part: Path, family: Family | None = None) -> l
         tensors = source.tensors()
         if family is not None and asked.kind in LLAMA_SHAPED:
             tensors |= inert_tensors(family, len(asked.schedule), asked.sizes["n_heads"], tensors)
-        save_tensors(tensors, part)
+        if save is None:
+            save_tensors(tensors, part)
+        else:
+            save(tensors)
     if source.tokenizer is None or not copy_tokenizer(source.tokenizer, part):
         notes.append(f"{source.name} has no tokenizer, so none was written")
     if source.folder is not None and (settings := source.folder / "generation_config.json").is_file():

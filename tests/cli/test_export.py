@@ -100,13 +100,15 @@ def test_export_of_a_run_on_a_model_writes_the_models_own_configuration(
 
 
 @pytest.mark.slow
-def test_export_of_a_run_on_a_model_to_litgpt_is_refused(
-    pretrained_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_export_of_a_run_on_a_model_to_litgpt_writes_the_models_own_configuration(
+    pretrained_run: Path, tmp_path: Path
 ) -> None:
-    assert main(["export", str(pretrained_run), "--to", "litgpt", "--out", str(tmp_path / "new")]) == 2
-    said = capsys.readouterr().err
-    assert f"{pretrained_run} is of {tmp_path / 'llama'}; give --to hf" in said
-    assert not (tmp_path / "new").exists()
+    out = tmp_path / "new"
+    assert main(["export", str(pretrained_run), "--to", "litgpt", "--out", str(out)]) == 0
+    own = json.loads((tmp_path / "llama" / "config.json").read_text())
+    new = yaml.safe_load((out / "model_config.yaml").read_text())
+    assert (new["rope_base"], new["norm_eps"]) == (500_000, own["rms_norm_eps"])
+    assert (new["vocab_size"], new["block_size"]) == (99, 256)
 
 
 def test_export_of_a_run_on_a_model_that_is_gone_is_refused(

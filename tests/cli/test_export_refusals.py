@@ -49,9 +49,9 @@ from tests.helpers.refusals import Line, Refuses, begun, write
             ["full window:8", "--to", "vllm"], ("--to vllm needs --family", "llama"), id="vllm without a family"
         ),
         pytest.param(
-            ["full window:8", "--to", "vllm", "--family", "qwen3"],
-            ("all-full", "--model-impl transformers"),
-            id="vllm of qwen3",
+            ["full window:8", "--to", "vllm", "--family", "llama4"],
+            ("does not start", "--family llama"),
+            id="vllm of llama4",
         ),
         pytest.param(
             ["full window:8", "--to", "sglang", "--family", "llama"],

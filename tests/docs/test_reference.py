@@ -40,6 +40,10 @@ def test_executed_record_every_entry_is_a_job_that_ran_its_schedule() -> None:
         assert (entry["schedule"], entry["ran"]) == (asked, asked)
         assert entry["equal"] == entry["generated"] > 0
         assert 4 * entry["error"] <= entry["next_error"]
+    for entry in json.loads((ROOT / "analysis" / "engines" / "smollm2.json").read_text(encoding="utf-8")):
+        assert (entry["verdict"], entry["ran"]) == ("proven", entry["schedule"]), entry
+    limits = (ROOT / "docs" / "limits.md").read_text(encoding="utf-8")
+    assert f"yes, in {len(record)} exports" in limits
 
 
 def test_reference_folder_holds_generated_pages_only() -> None:

@@ -191,10 +191,11 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
     types = ["sliding_attention", "full_attention", *["sliding_attention"] * 2, "full_attention"]
     assert yaml.safe_load(body("vllm", "llama")) == {"hf-overrides": {"layer_types": types, "sliding_window": 5}}
     assert yaml.safe_load(body("vllm", "cohere2")) == {"hf-overrides": {"layer_types": types, "sliding_window": 4}}
-    assert yaml.safe_load(body("vllm", "smollm3")) == {
-        "hf-overrides": {"layer_types": types, "sliding_window": 5, "use_sliding_window": True},
-        "model-impl": "transformers",
-    }
+    for family in ("smollm3", "qwen2", "qwen3"):
+        assert yaml.safe_load(body("vllm", family)) == {
+            "hf-overrides": {"layer_types": types, "sliding_window": 5, "use_sliding_window": True},
+            "model-impl": "transformers",
+        }
     assert yaml.safe_load(body("tensorrt-llm"))["kv_cache_config"]["max_attention_window"] == [5, 23, 5, 5, 23]
 
 
@@ -213,8 +214,6 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
         ("torchtitan", None, "full window:4+las:0.1", ("torchtitan 0.3.0 supports no LaS", "nearest")),
         ("vllm", None, "full window:4", ("--to vllm needs --family", "llama, mistral, ministral")),
         ("vllm", "lama", "full window:4", ("--family 'lama'", "did you mean 'llama'")),
-        ("vllm", "qwen3", "full window:4", ("vLLM 0.33.0 runs qwen3 all-full", "--model-impl transformers", "llama")),
-        ("vllm", "qwen2", "full window:4", ("vLLM 0.33.0 runs qwen2 all-full", "--to hf --family qwen2")),
         ("vllm", "gpt_oss", "full window:4", ("hard-coded as 'window full'", "llama")),
         ("vllm", "llama4", "full window:4", ("vLLM 0.33.0 does not start a llama4", "--family llama")),
         ("vllm", "modernbert-decoder", "full*2", ("does not start a modernbert-decoder",)),
@@ -242,10 +241,10 @@ def test_engine_schedule_equal_to_the_hard_coded_pattern_is_written(target: str,
     assert next(iter(config.values()))["sliding_window"] == 4
 
 
-@pytest.mark.parametrize("family", ["qwen3", "llama"])
-def test_engine_all_full_schedule_is_written_for_all_full_families(family: str, tmp_path: Path) -> None:
-    config = yaml.safe_load(write(Schedule.parse("full*2"), "vllm", tmp_path, family).read_text())
-    assert config == {"hf-overrides": {"layer_types": ["full_attention"] * 2}}
+@pytest.mark.parametrize(("target", "family"), [("sglang", "qwen3"), ("vllm", "llama")])
+def test_engine_all_full_schedule_is_written_for_all_full_families(target: str, family: str, tmp_path: Path) -> None:
+    config = yaml.safe_load(write(Schedule.parse("full*2"), target, tmp_path, family).read_text())
+    assert list(config.values()) == [{"layer_types": ["full_attention"] * 2}]
 
 
 def test_torchtitan_other_back_end_or_depth_is_refused(tmp_path: Path) -> None:

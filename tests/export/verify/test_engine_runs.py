@@ -54,7 +54,7 @@ def test_verify_export_engine_hf_deaf_family_ran_all_full(tmp_path: Path, capsys
     assert report["nearest"]["error"] < 1e-4 < 0.1 < report["asked"]["error"]
 
 
-@pytest.mark.parametrize(("engine", "target"), [("mlx", "mlx"), ("llama.cpp", "gguf")])
+@pytest.mark.parametrize(("engine", "target"), [("mlx", "mlx"), ("llama.cpp", "gguf"), ("litgpt", "litgpt")])
 def test_verify_in_engine_exported_llama_is_proven_and_another_window_is_named(
     engine: str, target: str, tmp_path: Path
 ) -> None:

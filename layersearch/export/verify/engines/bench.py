@@ -15,9 +15,11 @@ from layersearch.errors import ExportError
 from layersearch.export.families import FAMILIES
 from layersearch.export.files import read_json
 from layersearch.export.hf import schedule_fields
+from layersearch.export.litgpt import CONFIG, WEIGHTS, litgpt_config
 from layersearch.export.mlx import mlx_config
 from layersearch.export.verify.engines.environments import checked, find_python, run_engine
 from layersearch.export.verify.engines.gguf_files import gguf_of
+from layersearch.export.verify.engines.litgpt_files import Checkpoint
 from layersearch.export.verify.engines.loading import engine_model
 from layersearch.export.verify.loading import weight_files
 from layersearch.schedule import Schedule
@@ -48,7 +50,7 @@ class Timing:
     cost_bytes: int
     """Bytes that `layersearch.schedule.cost.kv_cache_bytes` counts at the same length and width of a value."""
     details: Mapping[str, Any]
-    """What the engine says besides: cells or blocks."""
+    """What the engine says besides: cells or blocks, and the process's peak memory in bytes."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, as ``--json`` prints it."""
@@ -88,7 +90,7 @@ def bench(
         engine: a key of `layersearch.export.verify.engines.ENVIRONMENTS`.
         tokens: lengths of prompts.
         new: how many tokens are generated after each.
-        repeats: how often the two are run in turn.
+        repeats: how often the two are run; which is first alternates.
         schedule: as `layersearch.export.verify.engines.verify_in_engine`, as are ``python`` and ``model``.
 
     Raises:
@@ -100,8 +102,9 @@ def bench(
         made = _model(folder, engine, schedule, model, Path(scratch), max(tokens) + new + 1)
         generator = torch.Generator().manual_seed(0)
         text = torch.randint(made.vocab_size, (max(tokens),), generator=generator).tolist()
-        for _ in range(repeats):
-            for name, variant in made.variants.items():
+        for repeat in range(repeats):
+            # What a busy machine does to the first of two, it does to each of them in turn.
+            for name, variant in list(made.variants.items())[:: -1 if repeat % 2 else 1]:
                 request = {
                     "model": str(variant.path.absolute()),
                     "text": text,
@@ -109,7 +112,8 @@ def bench(
                     "options": {"room": new + 1, **variant.options},
                 }
                 result = checked(engine, run_engine(engine, executable, [request])[0])
-                found += [_timing(engine, result["version"], name, made, dict(one)) for one in result["bench"]]
+                peak = {"peak_rss_bytes": result["peak_rss_bytes"]}
+                found += [_timing(engine, result["version"], name, made, dict(one) | peak) for one in result["bench"]]
     return found
 
 
@@ -148,6 +152,8 @@ def _model(
     asked, source = engine_model(folder, engine, schedule, model)
     if engine == "llama.cpp":
         return _gguf(folder, asked, longest)
+    if engine == "litgpt":
+        return _litgpt(folder, asked, scratch, longest)
     home = model or folder
     home = home.parent if home.is_file() else home
     values = read_json(home / "config.json", str(home / "config.json"), "give an exported folder")
@@ -185,14 +191,30 @@ def _all_full(values: dict[str, Any], engine: str, full: Schedule, longest: int)
     return values | schedule_fields(full, family, values.get("max_position_embeddings", longest))
 
 
-def _copy(home: Path, values: Mapping[str, Any], out: Path) -> Path:
-    """Return a folder that has another ``config.json`` and the same weights."""
+def _copy(home: Path, values: Mapping[str, Any], out: Path, name: str = "config.json") -> Path:
+    """Return a folder that has another configuration and the same weights; YAML reads JSON too."""
     out.mkdir()
     for file in home.iterdir():
-        if file.is_file() and file.name != "config.json":
+        if file.is_file() and file.name != name:
             (out / file.name).symlink_to(file.absolute())
-    (out / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    (out / name).write_text(json.dumps(values), encoding="utf-8")
     return out
+
+
+def _litgpt(folder: Path, asked: Schedule, scratch: Path, longest: int) -> _Model:
+    checkpoint = Checkpoint(folder)
+    values = checkpoint.values()
+    if not (folder / WEIGHTS).is_file():
+        raise ExportError(f"{folder} holds no weights to run; export a model that has them, with --model")
+    if values["max_position_embeddings"] < longest:
+        raise ExportError(f"{folder}: block_size is less than {longest} tokens; give shorter --tokens")
+    other = _copy(folder, litgpt_config(all_full(len(asked)), values), scratch / "full", CONFIG)
+    return _Model(
+        variants={"schedule": _Variant(path=folder, options={}), "all-full": _Variant(path=other, options={})},
+        schedule=asked,
+        heads=(values["num_attention_heads"], values["num_key_value_heads"], values["head_dim"]),
+        vocab_size=values["vocab_size"],
+    )
 
 
 def _gguf(folder: Path, asked: Schedule, longest: int) -> _Model:

@@ -51,6 +51,9 @@ ENVIRONMENTS: dict[str, Environment] = {
     "llama.cpp": Environment(
         driver="llama_cpp", variable="LAYERSEARCH_LLAMA_CPP", packages=("xllamacpp==2026.10.11549", "numpy")
     ),
+    "litgpt": Environment(
+        driver="litgpt", variable="LAYERSEARCH_LITGPT", packages=("torch==2.13.0", "litgpt==0.5.13", "numpy")
+    ),
     "vllm": Environment(
         driver="vllm",
         variable="LAYERSEARCH_VLLM",

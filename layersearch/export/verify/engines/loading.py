@@ -10,6 +10,7 @@ import yaml
 from layersearch.errors import ExportError
 from layersearch.export.files import read_json
 from layersearch.export.verify.engines.gguf_files import gguf_of
+from layersearch.export.verify.engines.litgpt_files import Checkpoint
 from layersearch.export.verify.engines.small_models import (
     OWN_WEIGHT_BYTES,
     EngineModel,
@@ -54,6 +55,15 @@ def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Pa
             )
         size = file.key("attention.sliding_window")
         return asked, Source(make=file.make, sizes=(size,) if isinstance(size, int) else ())
+    if engine == "litgpt":
+        checkpoint = Checkpoint(folder)
+        if checkpoint.layers != len(asked):
+            raise ExportError(
+                f"{folder}: the schedule has {len(asked)} layers, the model {checkpoint.layers}; "
+                "give this model's schedule"
+            )
+        size = checkpoint.size
+        return asked, Source(make=checkpoint.make, sizes=(size,) if isinstance(size, int) else ())
     if overrides.is_file():
         if engine != "vllm":
             raise ExportError(f"{overrides} is for --engine vllm, not for {engine}")
