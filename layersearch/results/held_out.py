@@ -105,9 +105,9 @@ class RankingAgreement:
 
     @property
     def agrees(self) -> bool:
-        """Whether Spearman's correlation is shown to reach `AGREES`."""
-        low = self.correlation.spearman_low
-        return low is not None and low >= AGREES
+        """Whether Spearman's correlation is shown to reach `AGREES`. A perfect order of enough trials has no bound."""
+        low, perfect = self.correlation.spearman_low, self.correlation.spearman > 1 - 1e-12
+        return low >= AGREES if low is not None else perfect and self.correlation.n >= stats.MIN_BOUNDED
 
     def __str__(self) -> str:
         c = self.correlation
@@ -118,7 +118,7 @@ class RankingAgreement:
             said += "alike"
         else:
             said = f"It is not shown whether {self.first.lower()} and {self.second} rank these {c.n} schedules alike"
-        return f"{said} (Spearman {c.spearman_text})"
+        return f"{said} (Spearman {c.spearman:.2f}, {c.bounds(c.spearman_low, c.spearman_high)})"
 
 
 def ranking_agreements(records: Sequence[TrialRecord]) -> list[RankingAgreement]:

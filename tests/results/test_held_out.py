@@ -121,6 +121,8 @@ def ranked_records(answers: tuple[float, ...], far: tuple[float, ...]) -> list[T
 def test_ranking_agreements_say_whether_two_measures_rank_alike() -> None:
     alike = (2.0, 1.0, *map(float, range(3, 13)))
     differ = (10.0, 11.0, 5.0, 6.0, 9.0, 1.0, 7.0, 4.0, 12.0, 3.0, 2.0, 8.0)
+    (perfect, _) = ranking_agreements(ranked_records(tuple(map(float, range(12))), differ))
+    assert perfect.agrees
     text, position = ranking_agreements(ranked_records(alike, differ))
     assert text.correlation.spearman > 0.99
     assert (text.agrees, text.differs) == (True, False)
@@ -133,8 +135,8 @@ def test_ranking_agreements_say_whether_two_measures_rank_alike() -> None:
 def test_ranking_agreements_of_five_schedules_say_that_nothing_is_shown() -> None:
     text, position = ranking_agreements(ranked_records((1.0, 2.0, 3.0, 4.0, 5.0), (5.0, 2.0, 3.0, 1.0, 4.0)))
     assert str(text) == (
-        "It is not shown whether text loss and loss of the answers rank these 5 schedules alike (Spearman 1.00 (too "
-        "few trials))"
+        "It is not shown whether text loss and loss of the answers rank these 5 schedules alike (Spearman 1.00, too "
+        "few trials)"
     )
     assert position.correlation.spearman == pytest.approx(-0.3)
     assert (position.agrees, position.differs) == (False, False)
