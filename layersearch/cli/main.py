@@ -16,6 +16,7 @@ from layersearch.cli import (
     confirm,
     convert,
     cost,
+    doctor,
     export,
     optimal_l,
     plot,
@@ -45,6 +46,7 @@ COMMANDS = (
     cost,
     schedule,
     presets,
+    doctor,
 )
 
 
