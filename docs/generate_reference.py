@@ -8,20 +8,19 @@ A test compares the committed pages with the code, so the reference cannot fall 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import inspect
 import json
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import layersearch
+import layersearch.config.field_docs
 from layersearch.cli.main import build_parser
+from layersearch.cli.schemas import NAMES, schema
 from layersearch.convert.config import ConvertRecipe
 from layersearch.data import TASKS
 from layersearch.export import FAMILIES, TARGETS
@@ -41,24 +40,9 @@ DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate_reference.py. Change the code, then run `make docs-reference`. -->\n"
 
 
-@cache
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass, by field name, its base classes included."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        name = None
-        for node in body.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                name = node.target.id
-            elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                found[name], name = plain(str(node.value.value)), None
-            else:
-                name = None
-    return found
+    """Return the docstring below each field of a dataclass, in Markdown."""
+    return {name: plain(text) for name, text in layersearch.config.field_docs.field_docs(cls).items()}
 
 
 def plain(text: str) -> str:
@@ -382,7 +366,15 @@ def pages() -> dict[str, str]:
     return {path: NOTE + "\n" + write() for path, write in PAGES.items()}
 
 
+def schemas() -> dict[str, str]:
+    """Return the text of each JSON Schema, by its path in docs/."""
+    return {f"schemas/{name}.json": json.dumps(schema(name), indent=1) + "\n" for name in NAMES}
+
+
 if __name__ == "__main__":
+    for path, text in schemas().items():
+        (DOCS / path).parent.mkdir(parents=True, exist_ok=True)
+        (DOCS / path).write_text(text, encoding="utf-8")
     for path, text in pages().items():
         (DOCS / path).parent.mkdir(parents=True, exist_ok=True)
         (DOCS / path).write_text(text, encoding="utf-8")
