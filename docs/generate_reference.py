@@ -284,7 +284,7 @@ def json_keys() -> dict[str, list[str]]:
         "solve": fields_of(Solution, "attention_flops", "confirm_with"),
         "optimal-l": fields_of(OptimalL),
         "optimal-l --dry-run (a list)": fields_of(SettingPlan, "trials"),
-        "plot, report, export": files,
+        "plot, report, export, init": files,
         "convert": healed,
         "convert --dry-run": ["memory"],
         "verify-export": fields_of(Proof, "proven", "problem"),

@@ -18,6 +18,7 @@ from layersearch.cli import (
     cost,
     doctor,
     export,
+    init,
     optimal_l,
     plot,
     presets,
@@ -46,6 +47,7 @@ COMMANDS = (
     cost,
     schedule,
     presets,
+    init,
     doctor,
 )
 

@@ -33,8 +33,8 @@ def test_every_command_has_json() -> None:
     [
         ("show", "show RUN"),
         ("solve", "solve RUN --budget 0.6"),
-        ("plot, report, export", "export RUN --to yaml --out OUT"),
-        ("plot, report, export", "plot RUN --out OUT"),
+        ("plot, report, export, init", "export RUN --to yaml --out OUT"),
+        ("plot, report, export, init", "plot RUN --out OUT"),
         ("cost", "cost full*2 --seq-len 8"),
         ("cost of a model file", "cost OUT/config.json --seq-len 8"),
         ("presets", "presets"),
