@@ -8,49 +8,41 @@ A test compares the committed pages with the code, so the reference cannot fall 
 from __future__ import annotations
 
 import argparse
-import ast
 import dataclasses
 import inspect
 import json
-import textwrap
 import types
 import typing
 from collections.abc import Iterator, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import layersearch
+import layersearch.config.field_docs
 from layersearch.cli.main import build_parser
+from layersearch.cli.schemas import NAMES, schema
 from layersearch.convert.config import ConvertRecipe
 from layersearch.data import TASKS
 from layersearch.export import FAMILIES, TARGETS
 from layersearch.export.engines import ENGINES
+from layersearch.export.verify import Proof
+from layersearch.export.verify.engines import EngineProof
+from layersearch.export.verify.engines.bench import Timing
+from layersearch.optimal_l.answer import OptimalL
+from layersearch.optimal_l.plan import SettingPlan
 from layersearch.schedule.presets import PRESETS
+from layersearch.study.estimate import Estimate
+from layersearch.study.selection_plan import SelectionPlan
+from layersearch.surrogate.solve import Solution
 from layersearch.training.record import TrialRecord
 
 DOCS = Path(__file__).resolve().parent
 NOTE = "<!-- Written by docs/generate_reference.py. Change the code, then run `make docs-reference`. -->\n"
 
 
-@cache
 def field_docs(cls: type) -> dict[str, str]:
-    """Return the docstring below each field of a dataclass, by field name, its base classes included."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        name = None
-        for node in body.body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                name = node.target.id
-            elif name and isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
-                found[name], name = plain(str(node.value.value)), None
-            else:
-                name = None
-    return found
+    """Return the docstring below each field of a dataclass, in Markdown."""
+    return {name: plain(text) for name, text in layersearch.config.field_docs.field_docs(cls).items()}
 
 
 def plain(text: str) -> str:
@@ -272,6 +264,59 @@ def executed_table(entries: list[dict[str, Any]]) -> str:
     return text
 
 
+def json_keys() -> dict[str, list[str]]:
+    """Return the keys that each command prints with ``--json``, on the highest level; of a list: of its members."""
+
+    def fields_of(cls: type, *more: str) -> list[str]:
+        return [field.name for field in dataclasses.fields(cls)] + [*more]
+
+    selection = ["held_out", "retrieval_levels", "ranking_agreements"]
+    result = ["version", *fields_of(layersearch.Result)]
+    files = ["files", "note"]
+    sizes = ["seq_len", "n_heads", "head_dim", "n_kv_heads", "bytes_per_value"]
+    healed = ["schedule", "cost", "gap", "recovered", "family", "model", "evaluations"]
+    return {
+        "run": result,
+        "run --model": [*result, *selection],
+        "run --model --heal": [*result, *selection, "healed"],
+        "run --dry-run": fields_of(Estimate),
+        "run --model --dry-run": fields_of(SelectionPlan, "memory_bytes"),
+        "show": result,
+        "confirm": result,
+        "solve": fields_of(Solution, "attention_flops", "confirm_with"),
+        "optimal-l": fields_of(OptimalL),
+        "optimal-l --dry-run (a list)": fields_of(SettingPlan, "trials"),
+        "plot, report, export, init": files,
+        "convert": healed,
+        "convert --dry-run": ["memory"],
+        "verify-export": fields_of(Proof, "proven", "problem"),
+        "verify-export --engine": fields_of(EngineProof, "proven", "problem"),
+        "bench-engine (a list)": fields_of(Timing),
+        "cost": ["schedule", *sizes, "ratio", "attention_flops", "kv_cache_bytes", "layers"],
+        "cost of a model file": [
+            *("model", "model_type", "schedule", *sizes, "ratio", "attention_flops", "kv_cache_bytes", "layers")
+        ],
+        "presets": list(PRESETS),
+        "doctor": [
+            *("layersearch", "python", "system", "installed_by_pip"),
+            *("libraries", "extras", "devices", "engines", "problems"),
+        ],
+    }
+
+
+def json_page() -> str:
+    """Return the keys of every command's JSON."""
+    text = "# JSON keys\n\n`--json` prints one JSON value on standard output; progress and notes go to standard error. "
+    text += (
+        "Keys keep their names within a major version; new ones may be added. `schedule` and `presets NAME` print a "
+    )
+    text += "list with one mapping per layer. The fields of records are described in [Records](records.md).\n\n"
+    text += "| command | keys |\n|---|---|\n"
+    for command, keys in json_keys().items():
+        text += f"| `{command}` | {', '.join(f'`{key}`' for key in keys)} |\n"
+    return text
+
+
 def names_page() -> str:
     """Return the names that flags and keys take: targets, engines, families, tasks, presets."""
     text = (
@@ -313,6 +358,7 @@ PAGES = {
     "reference/space.md": space_page,
     "reference/conversion.md": conversion_page,
     "reference/records.md": records_page,
+    "reference/json.md": json_page,
     "reference/names.md": names_page,
     "reference/api.md": api_page,
 }
@@ -324,7 +370,15 @@ def pages() -> dict[str, str]:
     return {path: NOTE + "\n" + write() for path, write in PAGES.items()}
 
 
+def schemas() -> dict[str, str]:
+    """Return the text of each JSON Schema, by its path in docs/."""
+    return {f"schemas/{name}.json": json.dumps(schema(name), indent=1) + "\n" for name in NAMES}
+
+
 if __name__ == "__main__":
+    for path, text in schemas().items():
+        (DOCS / path).parent.mkdir(parents=True, exist_ok=True)
+        (DOCS / path).write_text(text, encoding="utf-8")
     for path, text in pages().items():
         (DOCS / path).parent.mkdir(parents=True, exist_ok=True)
         (DOCS / path).write_text(text, encoding="utf-8")

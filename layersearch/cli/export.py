@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from layersearch.cli.flags import add_shared, print_files
 from layersearch.errors import ExportError, LayersearchError
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", "--config", metavar="PATH|ID", dest="model", help=text)
     add("--out", type=Path, required=True, help="the folder to write")
+    add_shared(parser, "--json")
 
 
 @dataclass(kw_only=True)
@@ -70,9 +72,7 @@ def run(options: argparse.Namespace) -> None:
         family = ["--family", options.family] if options.family else []
         words = ["layersearch", "export", str(error.nearest), "--to", options.to, *family, *size, "--out", options.out]
         raise ExportError(f"{error}; export it with: {shlex.join(map(str, words))}") from None
-    print(*paths, sep="\n")
-    if note:
-        print(f"note: {note}")
+    print_files(paths, options.json, note)
 
 
 def _read(options: argparse.Namespace, recipe: Recipe | None) -> _Asked:

@@ -51,6 +51,16 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
+def print_files(paths: Sequence[Path], as_json: bool, note: str | None = None) -> None:
+    """Print the paths of written files, one a line, then a note; or both as JSON (``files``, ``note``)."""
+    if as_json:
+        print(json.dumps({"files": [str(path) for path in paths], "note": note}, indent=1))
+        return
+    print(*paths, sep="\n")
+    if note:
+        print(f"note: {note}")
+
+
 def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add flags of `SHARED` to a command."""
     for name in names:

@@ -19,7 +19,9 @@ from layersearch.cli import (
     confirm,
     convert,
     cost,
+    doctor,
     export,
+    init,
     optimal_l,
     plot,
     presets,
@@ -48,6 +50,8 @@ COMMANDS = (
     cost,
     schedule,
     presets,
+    init,
+    doctor,
 )
 
 

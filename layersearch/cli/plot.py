@@ -3,11 +3,11 @@
 import argparse
 from pathlib import Path
 
-from layersearch.cli.flags import add_shared
+from layersearch.cli.flags import add_shared, print_files
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_shared(parser, "run")
+    add_shared(parser, "run", "--json")
     parser.add_argument("--out", type=Path, help="folder of the figures (default: RUN)")
 
 
@@ -28,7 +28,6 @@ def run(options: argparse.Namespace) -> None:
             drawn = plot_selection(result, measure_rows(load_records(options.run)), out / "selection")
         else:
             drawn = [*plot_pareto(result, out / "pareto"), *plot_signal(result, out / "signal")]
-        for path in drawn:
-            print(path)
     except OSError as error:
         raise unwritable(out, error) from None
+    print_files(drawn, options.json)

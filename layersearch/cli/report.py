@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from layersearch.cli.flags import positive
+from layersearch.cli.flags import add_shared, positive, print_files
 from layersearch.errors import LayersearchError
 
 
@@ -17,6 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="the file (default: RUN/report.html; with several runs: report.html)")
     add("--watch", action="store_true", help="write the page again whenever a trial ends, until no run goes on")
     add("--every", type=positive, default=10, metavar="SECONDS", help="with --watch: least time between two pages")
+    add_shared(parser, "--json")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -27,7 +28,7 @@ def run(options: argparse.Namespace) -> None:
     out = options.out or (options.runs[0] / NAME if len(options.runs) == 1 else Path(NAME))
     if options.watch:
         _watch(options.runs, out, options.every)
-    print(write_report(options.runs, out))
+    print_files([write_report(options.runs, out)], options.json)
 
 
 def _watch(runs: list[Path], out: Path, every: int) -> None:

@@ -14,6 +14,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "AGENTS.md",
     *sorted(path for path in (ROOT / "docs").rglob("*.md") if path.parent.name != "reference"),
     *sorted((ROOT / "analysis").glob("*/README.md")),
 ]
