@@ -212,9 +212,9 @@ def records_page() -> str:
     """Return the fields of trials.jsonl and frontier.json."""
     seen: set[type] = set()
     return (
-        "# Fields of the records\n\n`trials.jsonl` in a run folder holds one `TrialRecord` per line, with its checksum in "
-        "the field `crc32`: the CRC-32 of the other fields as JSON, keys sorted, without spaces. `frontier.json` holds "
-        "one `Result`, which holds the others. Losses are in nats.\n"
+        "# Fields of the records\n\n`trials.jsonl` in a run folder holds one `TrialRecord` per line, with its checksum "
+        "in the field `crc32`: the CRC-32 of the other fields as JSON, keys sorted, without spaces. `frontier.json` "
+        "holds one `Result`, which holds the others. Losses are in nats.\n"
         + records(TrialRecord, seen)
         + records(layersearch.Result, seen)
     )

@@ -18,6 +18,10 @@ BEAT_SECONDS = 1.0  # Least time between two messages of progress
 class Channel:
     """The messages of a worker process. It exits at once when standard input ends: whoever started it is gone."""
 
+    _last: float | None  # when the last step ended
+    _said: float  # when the last message of progress went out
+    _slowest: float
+
     def __init__(self) -> None:
         if sys.platform == "linux":
             # The kernel also kills a worker that is stopped, and so cannot see the end of its standard input.
@@ -50,7 +54,7 @@ class Channel:
 
     def begin(self) -> None:
         """Begin a trial. The time up to the end of its first step, which may compile, does not count as a step's."""
-        self._last: float | None = None
+        self._last = None
         self._said, self._slowest = -math.inf, 0.0
 
     def _listen(self) -> None:

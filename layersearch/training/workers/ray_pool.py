@@ -114,7 +114,7 @@ def _connect(address: str | None) -> bool:
             warnings.simplefilter("ignore")
             with _own_sigterm(), contextlib.nullcontext() if cluster else _loopback():
                 ray.init(address=cluster or "local", log_to_driver=False, logging_level=logging.ERROR, **started)
-    except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+    except Exception as error:  # also a bare Exception, where a node is not up in time
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
         raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
     return True
