@@ -61,7 +61,8 @@ class Model:
         engine = self._llm.llm_engine
         core = engine.engine_core.engine_core
         pool, config = core.scheduler.kv_cache_manager.block_pool, core.scheduler.kv_cache_config
-        total = sum(tensor.size for tensor in config.kv_cache_tensors)
+        # All groups of layers take blocks of one pool; a block holds as many layers as the largest group.
+        block = max(len(group.layer_names) * group.kv_cache_spec.page_size_bytes for group in config.kv_cache_groups)
         free = pool.get_num_free_blocks()
         sampling = vllm.SamplingParams(max_tokens=new + 1, temperature=0, detokenize=False, ignore_eos=True)
         start = now()
@@ -76,7 +77,7 @@ class Model:
         end = now()
         return {
             **seconds(start, first, end),
-            "kv_bytes": held * total // config.num_blocks,
+            "kv_bytes": held * block,
             "kv_value_bytes": 4,
             "groups": [len(group.layer_names) for group in config.kv_cache_groups],
         }
