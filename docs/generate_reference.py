@@ -32,6 +32,7 @@ from layersearch.optimal_l.answer import OptimalL
 from layersearch.optimal_l.plan import SettingPlan
 from layersearch.schedule.presets import PRESETS
 from layersearch.study.estimate import Estimate
+from layersearch.study.model_evaluation import ModelEvaluation
 from layersearch.study.selection_plan import SelectionPlan
 from layersearch.surrogate.solve import Solution
 from layersearch.training.record import TrialRecord
@@ -297,6 +298,7 @@ def json_keys() -> dict[str, list[str]]:
             *("model", "model_type", "schedule", *sizes, "ratio", "attention_flops", "kv_cache_bytes", "layers")
         ],
         "presets": list(PRESETS),
+        "evaluate": fields_of(ModelEvaluation),
         "doctor": [
             *("layersearch", "python", "system", "installed_by_pip"),
             *("libraries", "extras", "devices", "engines", "problems"),

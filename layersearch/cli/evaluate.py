@@ -1,0 +1,88 @@
+"""Measure a model and schedules of it on held-out documents: loss by position and retrieval, with intervals."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from layersearch.cli.flags import add_key, add_shared, data_overrides, seed
+from layersearch.errors import ConfigError
+
+if TYPE_CHECKING:
+    from layersearch.results.stats import Interval
+    from layersearch.study.model_evaluation import ModelEvaluation
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("model", metavar="PATH|ID", help="Hugging Face folder, converted model, hub id or GGUF file")
+    text = "compare this schedule with the model's own: text, or a winner.yaml; may be repeated"
+    add("--schedule", action="append", default=[], metavar="SCHEDULE", help=text)
+    add_key(parser, "--seq-len", "training.seq_len", "T", "tokens of a text")
+    add_key(parser, "--documents", "selection.confirm_units", "N", "held-out documents, at least 2")
+    add("--recipe", default="pretrained", help="YAML file or name in trials/ with a selection (default: %(default)s)")
+    add("--seed", type=seed, default=0, help="seed of the documents and the retrieval examples (default: 0)")
+    add_shared(parser, "--data", "--set", "--json")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure and print one row per schedule, the model's own first."""
+    from layersearch.config.recipe import load_recipe
+    from layersearch.schedule.files import schedule_argument
+
+    schedules = [schedule_argument(text) for text in options.schedule]
+    recipe = load_recipe(options.recipe, [*data_overrides(options.data), *options.overrides])
+    if recipe.selection is None:
+        raise ConfigError(f"--recipe {options.recipe} has no section selection; leave it out, or name pretrained")
+    from layersearch.cli.progress import ProgressDisplay
+    from layersearch.model.pretrained import recipe_for
+    from layersearch.study.model_evaluation import evaluate_model
+
+    # A document stays in the part in which a run has it; of the other parts as little as possible is drawn.
+    little = dataclasses.replace(recipe.selection, calibration_units=1, selection_units=2)
+    recipe = recipe_for(dataclasses.replace(recipe, selection=little), options.model)
+    with ProgressDisplay("measurements") as display:
+        found = evaluate_model(
+            recipe,
+            schedules,
+            seed=options.seed,
+            listener=display.stage,
+        )
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=1))
+    else:
+        _print(found)
+
+
+def _said(interval: Interval | None) -> str:
+    return "" if interval is None else str(interval)
+
+
+def _print(found: ModelEvaluation) -> None:
+    from layersearch.cli.tables import console, table
+
+    screen = console()
+    head = f"{found.model}, {found.documents} held-out documents of {found.seq_len:,} tokens, data "
+    screen.print(f"{head}{found.data['source']}, {found.precision} on {found.device}\n", soft_wrap=True)
+    asked = bool(found.chance)
+    heads = ["digits right", "to own"] if asked else []
+    grid = table("", "schedule", "l", "cost", "text loss, nats", "to own", *heads, left=2)
+    for number, row in enumerate(found.schedules, start=1):
+        more = [_said(row.accuracy), _said(row.accuracy_to_own)] if asked else []
+        cells = (str(row.n_full), f"{row.cost:.3f}", str(row.text_loss), _said(row.text_loss_to_own))
+        grid.add_row(str(number), str(row.schedule) + (" (own)" if row.own else ""), *cells, *more)
+    screen.print(grid)
+    screen.print("\nLoss by position, nats (<N: tokens up to position N)", style="bold")
+    grid = table("", *(f"<{edge}" for edge in found.position_edges))
+    for number, row in enumerate(found.schedules, start=1):
+        grid.add_row(str(number), *(f"{one.mean:.3f}" for one in row.loss_by_position))
+    screen.print(grid)
+    if asked:
+        screen.print("\nDigits right by task", style="bold")
+        grid = table("task", "chance", *map(str, range(1, len(found.schedules) + 1)))
+        for task, chance in found.chance.items():
+            grid.add_row(task, f"{chance:.2f}", *(str(row.by_task[task]) for row in found.schedules))
+        screen.print(grid)
+    screen.print("\n± is a 95% interval over documents; differences are paired by document.", soft_wrap=True)
