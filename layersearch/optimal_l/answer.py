@@ -11,7 +11,6 @@ from layersearch.optimal_l.placements import named_placements, placement
 from layersearch.optimal_l.protocol import Selection, l_star_of, losses_of, select
 from layersearch.optimal_l.scaling_law import Law, fit_laws
 from layersearch.results.failures import Losses, failed_seeds
-from layersearch.results.moderated import Prior, fit_prior
 from layersearch.results.stats import Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
@@ -180,8 +179,7 @@ def _curve(
                     names[l].setdefault(schedule, []).append(name)
     # The page says which of all placements are worse, so its level is that of all of them together.
     comparisons = settings * max(1, sum(len(here) - 1 for here in names.values()))
-    prior = fit_prior(fresh[schedule] for schedule in sorted(fresh))
-    return tuple(_point(setting, l, here, searched, fresh, comparisons, prior) for l, here in names.items())
+    return tuple(_point(setting, l, here, searched, fresh, comparisons) for l, here in names.items())
 
 
 def _point(
@@ -191,7 +189,6 @@ def _point(
     searched: Losses,
     fresh: Losses,
     comparisons: int,
-    prior: Prior | None,
 ) -> CurvePoint:
     first, best = setting.config.seed, next(iter(names))
     tried = [found[first] for other, found in searched.items() if other.n_full == l and first in found]
@@ -199,7 +196,7 @@ def _point(
     for schedule, own in names.items():
         difference = None
         if schedule != best and fresh[schedule].keys() & fresh[best].keys():
-            difference = paired_difference(fresh[schedule], fresh[best], comparisons=comparisons, prior=prior)
+            difference = paired_difference(fresh[schedule], fresh[best], comparisons=comparisons)
         loss = mean_interval(fresh[schedule].values())
         placements.append(PlacementResult(name=" = ".join(own), schedule=schedule, loss=loss, to_best=difference))
     model = setting.recipe.model
