@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.cli.flags import add_key, add_shared, data_overrides, seed
+from layersearch.cli.flags import add_card, add_key, add_shared, data_overrides, seed
 from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=seed, default=0, help="seed of the data order (default: %(default)s)")
     add("--trust-remote-code", action="store_true", help="run the modeling code in the model's folder")
     add("--dry-run", action="store_true", help="print the memory by part, and whether it is free; train nothing")
+    add_card(parser)
     add_shared(parser, "--data", "--set", "--json")
 
 
@@ -52,6 +53,10 @@ def run(options: argparse.Namespace) -> None:
     if options.dry_run:
         _print_memory(recipe, model, schedule, options)
         return
+    if options.push is not None:
+        from layersearch.export.hub_upload import check_repository
+
+        check_repository(options.push)
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.convert.run import convert
 
@@ -67,7 +72,20 @@ def run(options: argparse.Namespace) -> None:
                 trust_remote_code=options.trust_remote_code,
                 listener=display.steps,
             )
+        if options.card or options.push is not None:
+            _publish(found, schedule, options)
         print_conversion(found, schedule, output, options.json, family=options.family)
+
+
+def _publish(found: Conversion, schedule: Schedule, options: argparse.Namespace) -> None:
+    """Write the card into the model's folder, and upload it if that was asked for; say where on standard error."""
+    from layersearch.cli.model_card import publish
+    from layersearch.report.card_facts import conversion_facts
+
+    target = "hf-remote" if found.family == "hf-remote" else "hf"
+    files = [path.name for path in found.model.iterdir() if path.is_file()]
+    address = publish(schedule, target, found.model, conversion_facts(options.out), options.push, files)
+    print(f"card: {found.model / 'README.md'}" + (f"; uploaded: {address}" if address else ""), file=sys.stderr)
 
 
 def _print_memory(recipe: ConvertRecipe, model: str, schedule: Schedule, options: argparse.Namespace) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.cli.flags import add_shared, print_files
+from layersearch.cli.flags import add_card, add_shared, print_files
 from layersearch.errors import ExportError, LayersearchError
 
 if TYPE_CHECKING:
     from layersearch.config.recipe import Recipe
+    from layersearch.export.card import CardFacts
     from layersearch.schedule import Schedule
 
 
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--model", "--config", metavar="PATH|ID", dest="model", help=text)
     add("--out", type=Path, required=True, help="the folder to write")
+    add_card(parser)
     add_shared(parser, "--json")
 
 
@@ -61,7 +63,11 @@ def run(options: argparse.Namespace) -> None:
     if options.model is not None and recipe is not None:
         raise ExportError("--model has the model's size already; drop --recipe")
     check_target(options.to)
+    card = options.card or options.push is not None
+    if card:
+        _check_card(options)
     asked = _read(options, recipe)
+    facts = _facts(options, asked) if card else None
     try:
         paths, note = _write(options, asked)
     except UnsupportedSchedule as error:
@@ -72,7 +78,49 @@ def run(options: argparse.Namespace) -> None:
         family = ["--family", options.family] if options.family else []
         words = ["layersearch", "export", str(error.nearest), "--to", options.to, *family, *size, "--out", options.out]
         raise ExportError(f"{error}; export it with: {shlex.join(map(str, words))}") from None
+    if facts is not None:
+        from layersearch.cli.model_card import publish
+
+        address = publish(asked.schedule, options.to, options.out, facts, options.push, [path.name for path in paths])
+        paths = [*paths, options.out / "README.md"]
+        note = "; ".join(filter(None, (note, address and f"uploaded: {address}"))) or None
     print_files(paths, options.json, note)
+
+
+def _check_card(options: argparse.Namespace) -> None:
+    """Refuse a card that could not be written, before anything is."""
+    from layersearch.export.card import check_card
+    from layersearch.export.folder import MODEL_TARGETS
+    from layersearch.export.hub_upload import check_repository
+
+    if options.to not in MODEL_TARGETS:
+        raise ExportError(
+            f"--card and --push are for --to {', '.join(MODEL_TARGETS)}, not for --to {options.to}; drop them"
+        )
+    if options.push is not None:
+        check_repository(options.push)
+    check_card(options.out)
+
+
+def _facts(options: argparse.Namespace, asked: _Asked) -> CardFacts:
+    """Return what the run or the conversion that the first argument names measured of the model that is written."""
+    from layersearch.export.card import CardFacts
+    from layersearch.report.card_facts import conversion_facts, run_facts
+
+    model = options.model or asked.model
+    if not os.path.isdir(options.schedule):
+        return CardFacts(base=model)
+    folder = Path(options.schedule)
+    conversion = next((path for path in (folder, folder.parent) if (path / "convert.json").is_file()), None)
+    if conversion is not None:
+        facts = conversion_facts(conversion)
+    elif (folder / "config.json").is_file() and (folder / "trials.jsonl").is_file():
+        facts = run_facts(folder)
+    else:
+        return CardFacts(base=model)
+    if options.model is not None and options.model != facts.base:  # another model than the one that was measured
+        return replace(facts, measures=(), positions=(), base=options.model)
+    return facts
 
 
 def _read(options: argparse.Namespace, recipe: Recipe | None) -> _Asked:

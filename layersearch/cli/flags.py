@@ -61,6 +61,13 @@ def print_files(paths: Sequence[Path], as_json: bool, note: str | None = None) -
         print(f"note: {note}")
 
 
+def add_card(parser: argparse.ArgumentParser) -> None:
+    """Add ``--card`` and ``--push``."""
+    parser.add_argument("--card", action="store_true", help="write a model card, README.md, with what was measured")
+    text = "then upload the folder to this hub repository, with a card and your own token; a new one is private"
+    parser.add_argument("--push", metavar="OWNER/NAME", help=text)
+
+
 def add_shared(parser: argparse.ArgumentParser, *names: str) -> None:
     """Add flags of `SHARED` to a command."""
     for name in names:
