@@ -53,7 +53,7 @@ def spread_text(found: Spread, places: int) -> str:
     # The verdict covers two schedules, by their paired difference.
     if found.noise_chance is not None and len(found.schedules) > 2:
         p = "< 0.01" if found.noise_chance < 0.01 else f"= {min(found.noise_chance, 1):.2f}"
-        said += f"; paired tests of all pairs, corrected: p {p}"
+        said += f", paired tests of all pairs, corrected: p {p}"
     return said + ")"
 
 
