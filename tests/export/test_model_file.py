@@ -238,7 +238,9 @@ def test_model_flops_equal_fvcore_s_count_of_the_traced_model(name: str, tmp_pat
     attention = attention_flops(found.schedule, **sizes)
     assert counts[ATTEND] == attention
     products = sum(count for operator, count in counts.items() if operator in PRODUCTS)
-    assert products == attention + TOKENS * sum(found.token_flops().values())
+    # transformers 5.17 makes RoPE's angles by a matrix product, T x D/2 for each base; 5.23 does not.
+    angles = TOKENS * found.head_dim // 2
+    assert products - attention - TOKENS * sum(found.token_flops().values()) in (0, angles, 2 * angles)
 
 
 def test_matrix_flops_of_a_llama_are_the_textbook_s() -> None:
