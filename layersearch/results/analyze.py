@@ -63,7 +63,10 @@ def analyze(
     }
     common, shared = _rounds(confirmed.values(), first_round)
     # Failures to learn are one of training seeds; a held-out document is no training.
-    unlearned = {s: failed_seeds(confirmed, s, FAILURE_NATS) if unit == "seed" else () for s in confirmed}
+    unlearned = {
+        s: failed_seeds(confirmed, s, FAILURE_NATS) if losses and unit == "seed" else ()
+        for s, losses in confirmed.items()
+    }
     entries = [
         _entry(group, confirmed[schedule], shared, unlearned[schedule], budget, confidence)
         for schedule, group in grouped.items()

@@ -7,6 +7,7 @@ docs/concepts.md explains its terms, `Span.visible` defines them.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import reprlib
@@ -174,6 +175,7 @@ class Span:
         return text
 
     @classmethod
+    @functools.lru_cache(maxsize=4096)  # a thousand records of 48 layers name a handful of spans
     def parse(cls, text: str) -> Span:
         """Read one span from its text form, for example ``window:512/2@2+sink:4``.
 

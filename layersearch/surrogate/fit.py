@@ -2,16 +2,21 @@
 
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 from layersearch.training.record import TrialRecord
 
+MOST_TRIALS = 1500
+"""Trials that a surrogate learns from: its memory is quadratic in their number, its time cubic."""
+
 
 def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[TrialRecord]:
     """Return the trials of the space that have a loss, one record each, sorted by key.
 
-    A stopped trial counts if a complete one was validated at the same step.
+    A stopped trial counts if a complete one was validated at the same step. Of more than `MOST_TRIALS`, so many stay.
     """
     kept: dict[tuple[Schedule, int, str], TrialRecord] = {}
     for record in records:
@@ -20,7 +25,14 @@ def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[T
         if record.state == "complete" or record.key not in kept:
             kept[record.key] = record
     steps = {step for record in kept.values() if record.state == "complete" for step, _ in record.curve}
-    return [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
+    found = [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
+    if len(found) <= MOST_TRIALS:
+        return found
+    # Named and confirmed schedules stay. Of the others some do, evenly over the schedules in their order.
+    own = [record for record in found if record.phase == "confirm" or record.role != "proposed"]
+    rest = [record for record in found if record.phase != "confirm" and record.role == "proposed"]
+    picked = np.linspace(0, len(rest) - 1, max(0, MOST_TRIALS - len(own))).round().astype(int)
+    return sorted([*own, *(rest[at] for at in dict.fromkeys(picked.tolist()))], key=lambda record: record.key)
 
 
 def fit_surrogate(trials: Sequence[TrialRecord], space: BoundSpace, *, pairwise: bool) -> Surrogate:
