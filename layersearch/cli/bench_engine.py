@@ -19,24 +19,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=positive, nargs="+", default=[1024], help="lengths of prompts in tokens (default: 1024)")
     add("--new", type=positive, default=32, help="tokens generated after each prompt (default: %(default)s)")
     add("--repeats", type=positive, default=3, help="runs of each, in turn; the median counts (default: %(default)s)")
+    text = "write milliseconds of a decoded token by span, at the longest prompt, for layersearch solve --latency-table"
+    add("--latency-table", type=Path, metavar="FILE", help=text)
     add_shared(parser, "--json")
 
 
 def run(options: argparse.Namespace) -> None:
     """Time the folder's model and the same model all-full, and print both."""
-    from layersearch.export.verify.engines.bench import bench, medians
+    from layersearch.errors import ExportError
+    from layersearch.export.verify.engines.bench import bench, layer_milliseconds, medians
+    from layersearch.export.verify.engines.loading import folder_schedule
     from layersearch.schedule.files import schedule_argument
 
+    schedule = None if options.schedule is None else schedule_argument(options.schedule)
+    if options.latency_table is not None and options.latency_table.exists():
+        raise ExportError(f"--latency-table {options.latency_table} exists; name another file or remove it")
     timings = bench(
         options.folder,
         options.engine,
         tokens=options.tokens,
         new=options.new,
         repeats=options.repeats,
-        schedule=None if options.schedule is None else schedule_argument(options.schedule),
+        schedule=schedule,
         python=options.engine_python,
         model=options.model,
     )
+    if options.latency_table is not None:
+        asked, tokens = schedule or folder_schedule(options.folder), max(options.tokens)
+        spans = layer_milliseconds(timings, asked, tokens)
+        head = f"# milliseconds of one token of {timings[0].version} after {tokens} tokens, CPU time of one thread\n"
+        lines = [f'"{span}": {value:.4g}\n' for span, value in spans.items()]
+        try:
+            options.latency_table.write_text(head + "".join(lines), encoding="utf-8")
+        except OSError as error:
+            raise ExportError(f"--latency-table {options.latency_table}: {error.strerror}; name another file") from None
     if options.json:
         print(json.dumps([one.to_dict() for one in timings], indent=1))
         return

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import shlex
+import shutil
+import tempfile
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,8 +227,12 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
     try:
         if options.to == "gguf" and is_gguf(name):  # its weights stay as they are stored: transformers is not asked
             source = SourceModel(name=name, values={}, gguf=path)
+        elif is_file:  # whatever its name, and whatever lies beside it
+            with tempfile.TemporaryDirectory() as folder:
+                shutil.copy(path, Path(folder, "config.json"))
+                source = dataclasses.replace(read_source(folder), name=name, tensors=None, tokenizer=None)
         else:
-            source = read_source(str(path.parent) if is_file else name)
+            source = read_source(name)
     except LayersearchError as error:
         if options.model is not None or asked.model == options.schedule:
             raise

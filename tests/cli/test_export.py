@@ -164,3 +164,19 @@ def test_export_of_a_converted_model_takes_its_schedule_and_evidence(tmp_path: P
     said = yaml.safe_load((tmp_path / "new" / "schedule.yaml").read_text())
     assert (said["schedule"], said["evidence"]) == ("full window:5*2", {"loss": 2.5})
     assert (tmp_path / "new" / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("target", ["hf-remote", "mlx", "litgpt"])
+def test_export_of_a_configuration_file_of_any_name_takes_nothing_that_lies_beside_it(
+    target: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = {"num_hidden_layers": 3, "hidden_size": 32, "num_attention_heads": 4, "intermediate_size": 48}
+    given, other = (transformers.LlamaConfig(**sizes, vocab_size=size) for size in (61, 99))
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "llama.json").write_text(json.dumps(given.to_dict()))
+    (tmp_path / "mine" / "config.json").write_text(json.dumps(other.to_dict()))
+    line = ["export", "full window:8*2", "--to", target, "--model", str(tmp_path / "mine" / "llama.json")]
+    assert main([*line, "--out", str(tmp_path / "new")]) == 0
+    file = "model_config.yaml" if target == "litgpt" else "config.json"
+    assert yaml.safe_load((tmp_path / "new" / file).read_text())["vocab_size"] == 61
+    assert "llama.json has no weights, so none were written" in capsys.readouterr().out

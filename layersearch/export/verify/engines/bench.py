@@ -22,7 +22,7 @@ from layersearch.export.verify.engines.gguf_files import gguf_of
 from layersearch.export.verify.engines.litgpt_files import Checkpoint
 from layersearch.export.verify.engines.loading import engine_model
 from layersearch.export.verify.loading import weight_files
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, Span
 from layersearch.schedule.cost import kv_cache_bytes
 from layersearch.schedule.presets import all_full
 
@@ -144,6 +144,31 @@ def medians(timings: Sequence[Timing], tokens: int, variant: Variant) -> dict[st
         "kv_bytes": statistics.median(one.kv_bytes for one in same),
         "cost_bytes": same[0].cost_bytes,
     }
+
+
+def layer_milliseconds(timings: Sequence[Timing], schedule: Schedule, tokens: int) -> dict[Span, float]:
+    """Return milliseconds of one decoded token by span of a layer, as ``solve --latency-table`` reads them.
+
+    A full layer's are those of all-full, shared evenly by its layers; the schedule's own span gets what is left of the
+    schedule's. So sums over layers are exact for both. They are medians of CPU time on one thread.
+
+    Args:
+        timings: of `bench`.
+        schedule: the one that was timed.
+        tokens: length of the prompts.
+
+    Raises:
+        ExportError: if the schedule has not exactly one span beside full, or the difference is lost in noise.
+    """
+    sparse = {span for span in schedule if not span.is_full}
+    if len(sparse) != 1:
+        raise ExportError(f"--latency-table: one span beside full can be timed, the schedule has {len(sparse)}")
+    total = {variant: 1000 / medians(timings, tokens, variant)["decode_cpu"] for variant in ("schedule", "all-full")}
+    full, n_full = total["all-full"] / len(schedule), sum(span.is_full for span in schedule)
+    other = (total["schedule"] - n_full * full) / (len(schedule) - n_full)
+    if other <= 0:
+        raise ExportError("--latency-table: the schedule took less than its full layers alone; give more --repeats")
+    return {Span(kind="full"): full, sparse.pop(): other}
 
 
 def _model(

@@ -42,7 +42,7 @@ def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Pa
     Raises:
         ExportError: if a file is missing or damaged, or the schedule has other spans than windows and blocks.
     """
-    asked = schedule or _schedule(folder)
+    asked = schedule or folder_schedule(folder)
     for layer, span in enumerate(asked):
         if span.dilation > 1 or span.sink or span.is_las:
             raise ExportError(f"layer {layer}: {span}: --engine compares plain windows and blocks; leave --engine out")
@@ -73,7 +73,12 @@ def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Pa
     return asked, _folder(folder, asked, {})
 
 
-def _schedule(folder: Path) -> Schedule:
+def folder_schedule(folder: Path) -> Schedule:
+    """Return the schedule in an exported folder.
+
+    Raises:
+        ExportError: if there is none.
+    """
     files = [folder / "schedule.yaml", folder / "schedule.json"]
     found = next((one for one in files if one.is_file()), None)
     if found is None:
