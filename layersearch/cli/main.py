@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from layersearch.cli import (
     bench_engine,
+    completion,
     confirm,
     convert,
     cost,
@@ -51,6 +52,7 @@ COMMANDS = (
     presets,
     init,
     doctor,
+    completion,
 )
 
 
