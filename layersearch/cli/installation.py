@@ -19,6 +19,10 @@ EXTRAS = {
     "ray": "--pool ray",
     "report": "report: one HTML page of a run",
     "dashboard": "optuna-dashboard on RUN/study.journal",
+    "tensorboard": "run --log tensorboard",
+    "mlflow": "run --log mlflow",
+    "wandb": "run --log wandb",
+    "completion": "completion: the keys of a shell complete commands and flags",
 }
 """What each extra of pyproject.toml adds for a user, by its name for pip."""
 

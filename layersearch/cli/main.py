@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from layersearch.cli import (
     bench_engine,
+    completion,
     confirm,
     convert,
     cost,
@@ -54,6 +55,7 @@ COMMANDS = (
     presets,
     init,
     doctor,
+    completion,
 )
 
 

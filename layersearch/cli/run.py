@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import sys
@@ -22,6 +23,7 @@ from layersearch.errors import ConfigError, LayersearchError
 if TYPE_CHECKING:
     from layersearch.config.recipe import Recipe
     from layersearch.study.estimate import Estimate
+    from layersearch.study.plan import Progress, Stage
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_key(parser, "--workers", "search.workers", "N", "trials side by side")
     text = "then convert the winner in OUT/healed by the conversion recipe heal; with --model"
     add("--heal", action="store_true", help=text)
+    text = "log trials, losses and the frontier there too; may be repeated; all but csv need the extra of that name"
+    add("--log", action="append", default=[], choices=("csv", "tensorboard", "mlflow", "wandb"), help=text)
     add_shared(parser, "--data", "--set", "--pool", "--ray-address", "--dry-run", "--json")
 
 
@@ -77,6 +81,10 @@ def run(options: argparse.Namespace) -> None:
     if options.heal:
         _check_heal(recipe)
     pool = pool_of(options)
+    if options.log:
+        from layersearch.report.trackers.tracking import check_trackers
+
+        check_trackers(options.log)
     if options.dry_run and recipe.selection is not None:
         from layersearch.cli.selection_summary import print_plan
 
@@ -95,12 +103,22 @@ def run(options: argparse.Namespace) -> None:
     out = options.out or Path("runs") / f"{label}-{space.name}-{budget:g}-s{options.seed}"
     from layersearch.cli.progress import ProgressDisplay
     from layersearch.cli.summary import print_run
+    from layersearch.report.trackers.tracking import Tracking
     from layersearch.study.search import search
 
-    with ProgressDisplay("trials") as display:
-        result = search(
-            recipe, space, budget, out, seed=options.seed, pool=pool, listener=display.trials, on_stage=display.stage
-        )
+    tracking = Tracking(options.log, out)
+    with contextlib.closing(tracking), ProgressDisplay("trials") as display:
+
+        def on_trial(progress: Progress) -> None:
+            display.trials(progress)
+            tracking.update()
+
+        def on_stage(stage: Stage) -> None:
+            display.stage(stage)
+            tracking.update()
+
+        result = search(recipe, space, budget, out, seed=options.seed, pool=pool, listener=on_trial, on_stage=on_stage)
+        tracking.finish()
     if not options.heal:
         print_run(result, out, options.json)
         _report(out, options.json)

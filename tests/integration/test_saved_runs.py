@@ -56,10 +56,11 @@ def test_run_of_a_killed_saved_run_trains_only_what_is_missing(tmp_path: Path) -
     out = Path(shutil.copytree(SAVED / "killed", tmp_path / "killed"))
     before = lines(out)
     assert len(before) == 8
-    result = json.loads(run(out, *KILLED))
+    result = json.loads(run(out, *KILLED, "--log", "csv"))
     assert lines(out)[:8] == before
     searched = [key for key in records(out) if key[2] == "search"]  # refuses a trial that stands there twice
     assert len(searched) == 10
     assert result["failed"] == 0
     assert result["winner"] is not None
+    assert len((out / "tracking" / "csv" / "trials.csv").read_text().splitlines()) == 1 + len(lines(out))
     check_study(out)
