@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import shlex
 import shutil
@@ -230,7 +229,7 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
         elif is_file:  # whatever its name, and whatever lies beside it
             with tempfile.TemporaryDirectory() as folder:
                 shutil.copy(path, Path(folder, "config.json"))
-                source = dataclasses.replace(read_source(folder), name=name, tensors=None, tokenizer=None)
+                source = replace(read_source(folder), name=name, tensors=None, tokenizer=None)
         else:
             source = read_source(name)
     except LayersearchError as error:
