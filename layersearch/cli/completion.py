@@ -22,9 +22,7 @@ def run(options: argparse.Namespace) -> None:
         raise ConfigError("completion needs its extra: pip install 'layersearch[completion]'")
     import shtab
 
-    from layersearch.cli.main import build_parser
-
-    parser = build_parser()
+    parser: argparse.ArgumentParser = options.every_command
     _mark_files(parser)
     print(shtab.complete(parser, options.shell))
 

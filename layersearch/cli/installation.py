@@ -107,7 +107,7 @@ def devices() -> dict[str, Any]:
     found: dict[str, Any] = {"problem": None, "cpu": None, "cuda": None}
     names = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for name in names:
-        bf16 = {"dtype": torch.bfloat16, "head_dim": 64}
+        bf16: dict[str, Any] = {"dtype": torch.bfloat16, "head_dim": 64}
         found[name] = {
             "name": platform.machine() if name == "cpu" else torch.cuda.get_device_name(0),
             "threads" if name == "cpu" else "count": torch.get_num_threads()

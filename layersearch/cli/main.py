@@ -180,5 +180,5 @@ def build_parser() -> argparse.ArgumentParser:
         short = text[:1].lower() + text[1:].removesuffix(".")
         sub = groups.add_parser(name, help=short, description=text, allow_abbrev=False)
         command.add_arguments(sub)
-        sub.set_defaults(command=command.run)
+        sub.set_defaults(command=command.run, every_command=parser)
     return parser

@@ -147,7 +147,7 @@ class Surrogate:
     ) -> Surrogate:
         """Return a surrogate fitted to all losses of some schedules only, evenly spread."""
         kept = np.linspace(0, len(self._distinct) - 1, _MOST_FITTED).round()
-        rows = np.flatnonzero(np.isin(self._of, kept))
+        rows: list[int] = np.flatnonzero(np.isin(self._of, kept)).tolist()
         some = Surrogate(self._space, pairwise=self._pairwise)
         return some.fit(
             [schedules[row] for row in rows], [losses[row] for row in rows], seed[rows].tolist(), share[rows].tolist()
