@@ -113,8 +113,8 @@ def devices() -> dict[str, Any]:
             "threads" if name == "cpu" else "count": torch.get_num_threads()
             if name == "cpu"
             else torch.cuda.device_count(),
-            "kernel_full": kernel_for(Span.parse("full"), name, **bf16),
-            "kernel_sparse": kernel_for(Span.parse("window:64"), name, **bf16),
+            "kernel_full": kernel_for(Span(kind="full"), name, **bf16),
+            "kernel_sparse": kernel_for(Span(kind="window", size=64), name, **bf16),
             "weights_auto": weights_type("auto", name),
             "compiles": can_compile(name),
         }

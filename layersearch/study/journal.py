@@ -10,7 +10,7 @@ import json
 import logging
 import warnings
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -106,7 +106,7 @@ class Study:
     def generations(self) -> dict[Schedule, int]:
         """Return the generation of each schedule in the study."""
         labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
-        return {Schedule.parse(text): generation for text, _, generation in labels}
+        return _generations(labels)
 
     def _trials_of(self, schedule: Schedule) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
@@ -175,6 +175,11 @@ class Study:
         return None
 
 
+def _generations(labels: Iterable[Any]) -> dict[Schedule, int]:
+    """Return the generation of each labeled schedule; a damaged label raises an error of Python's own."""
+    return {Schedule.parse(text): generation + 0 for text, _, generation in labels}
+
+
 def _reopen(path: Path) -> optuna.Study | None:
     """Return the study of a journal without unfinished proposals; None: there is no intact journal.
 
@@ -196,9 +201,7 @@ def _reopen(path: Path) -> optuna.Study | None:
         study: optuna.Study = _optuna().load_study(study_name=NAME, storage=_storage(path))
         trials = study.get_trials(deepcopy=False)
         labels = {trial.number: trial.user_attrs[_LABEL] for trial in trials if _LABEL in trial.user_attrs}
-        for text, _, generation in labels.values():
-            Schedule.parse(text)
-            generation + 1
+        _generations(labels.values())
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)

@@ -17,6 +17,7 @@ from layersearch.cli.main import main
 from layersearch.export.card import CardFacts, Measure, card_text
 from layersearch.report.card_facts import conversion_facts, run_facts
 from layersearch.schedule import Schedule
+from layersearch.study.saved_run import load_result
 from tests.helpers.refusals import Refuses, check_line, write
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +76,7 @@ def test_export_with_card_writes_the_runs_loss_and_interval(
     assert str(out / "README.md") in capsys.readouterr().out
     card = ModelCard.load(out / "README.md")
     (result,) = card.data.eval_results
-    found = json.loads((saved_run / "frontier.json").read_text())
+    found = load_result(saved_run).to_dict()
     wins = found["winner"]["schedule"]
     (entry,) = [one for one in found["entries"] if one["schedule"] == wins]
     assert result.metric_value == pytest.approx(entry["mean"]["mean"], abs=1e-5)

@@ -69,7 +69,7 @@ def test_run_wrong_recipe_file_is_refused_in_one_line(
         pytest.param("training.steps=1.5", ("valid integer", "1.5"), id="training.steps=1.5"),
         pytest.param("training.steps=true", ("valid integer", "True"), id="training.steps=true"),
         pytest.param("training.steps=null", ("valid integer", "None"), id="training.steps=null"),
-        pytest.param("training.steps=0", ("greater than 0, found 0",), id="training.steps=0"),
+        pytest.param("training.steps=0", ("greater than or equal to 1, found 0",), id="training.steps=0"),
         pytest.param("training.steps='8'", ("valid integer", "'8'"), id="training.steps='8'"),
         pytest.param(
             "training.learning_rate=-1e-3", ("greater than 0, found -0.001",), id="training.learning_rate=-1e-3"
@@ -80,7 +80,7 @@ def test_run_wrong_recipe_file_is_refused_in_one_line(
         pytest.param("training.betas=[0.9, 1.0]", ("less than 1, found 1.0",), id="training.betas=[0.9, 1.0]"),
         pytest.param("training.warmup_steps=99", ("between 0 and steps (8)",), id="training.warmup_steps=99"),
         pytest.param("training.precision=fp8", ("'bf16' or 'float32'",), id="training.precision=fp8"),
-        pytest.param("training.val_sequences=0", ("greater than 0",), id="training.val_sequences=0"),
+        pytest.param("training.val_sequences=0", ("greater than or equal to 1",), id="training.val_sequences=0"),
         pytest.param("training.ranks=3", ("must divide batch_size 4",), id="training.ranks=3"),
         pytest.param("training.gpus=2", ("less than or equal to 1, found 2",), id="training.gpus=2"),
         pytest.param(
@@ -88,7 +88,7 @@ def test_run_wrong_recipe_file_is_refused_in_one_line(
         ),
         pytest.param("training.seq_len=1", ("greater than or equal to 2, found 1",), id="training.seq_len=1"),
         pytest.param("training.seq_len=24", ("data.pairs 4", "raise it to"), id="training.seq_len=24"),
-        pytest.param("model.n_layers=0", ("greater than 0",), id="model.n_layers=0"),
+        pytest.param("model.n_layers=0", ("greater than or equal to 1",), id="model.n_layers=0"),
         pytest.param("model.n_heads=3", ("d_model 32 is no multiple",), id="model.n_heads=3"),
         pytest.param("model.n_heads=32", ("even head dimension", "change n_heads"), id="model.n_heads=32"),
         pytest.param("model.n_kv_heads=3", ("must divide n_heads 2",), id="model.n_kv_heads=3"),

@@ -35,9 +35,11 @@ RAY = [*RUN, "--pool", "ray", "--ray-address"]
         pytest.param([*RUN, "--seed", "-1"], ("--seed", "[0, "), id="seed -1"),
         pytest.param([*RUN, "--seed", "x"], ("--seed", "whole number"), id="seed of letters"),
         pytest.param([*RUN, "--seed", str(2**63)], ("--seed", "[0, 2147483648)"), id="seed too large"),
-        pytest.param([*RUN, "--trials", "0"], ("search.trials", "greater than 0, found 0"), id="trials 0"),
+        pytest.param([*RUN, "--trials", "0"], ("search.trials", "greater than or equal to 1, found 0"), id="trials 0"),
         pytest.param([*RUN, "--trials", "1.5"], ("search.trials", "integer"), id="trials 1.5"),
-        pytest.param([*RUN, "--workers", "0"], ("search.workers", "greater than 0, found 0"), id="workers 0"),
+        pytest.param(
+            [*RUN, "--workers", "0"], ("search.workers", "greater than or equal to 1, found 0"), id="workers 0"
+        ),
         pytest.param([*RUN, "--pool", "rya"], ("--pool", "unknown: 'rya'", "local", "ray"), id="pool that is none"),
         pytest.param(
             [*RUN, "--ray-address", "auto"],

@@ -353,7 +353,7 @@ CASES = [
     (["--budget", "2"], "--budget must lie in (0, 1]"),
     (["--seed", "-1"], "--seed: must be in [0, "),
     (["--regime", "convert"], "unknown: 'convert'"),
-    (["--workers", "0"], "search.workers: input should be greater than 0"),
+    (["--workers", "0"], "search.workers: input should be greater than or equal to 1"),
     (["--regime", "converted", "--set", "training.start=w.safetensors"], "drop training.start"),
 ]
 

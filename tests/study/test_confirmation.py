@@ -44,7 +44,7 @@ class Drawn:
         steps, digits = self.recipe.training.steps, [ord(letter) for letter in str(trial.schedule)]
         loss = 2 + float(np.random.default_rng(digits).normal(0, 0.3))
         loss += float(np.random.default_rng([*digits, trial.seed]).normal(0, 0.01))
-        curve = tuple((at, loss + 1 - at / steps) for at in (*trial.checkpoints, steps))
+        curve = tuple((at, loss + (1 - at / steps)) for at in sorted({*trial.checkpoints, steps}))
         stop = next((at for at in curve[:-1] if keep_going is not None and not keep_going(*at)), None)
         blank = blank_record(trial, self.recipe)
         found: Future[TrialRecord] = Future()

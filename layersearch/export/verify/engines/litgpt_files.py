@@ -14,7 +14,7 @@ from layersearch.errors import ExportError
 from layersearch.export.litgpt import CONFIG, WEIGHTS, litgpt_config, save_litgpt
 from layersearch.export.verify.engines.references import load_state
 from layersearch.export.verify.engines.small_models import OWN_WEIGHT_BYTES, EngineModel, narrow, randomize
-from layersearch.schedule import Schedule
+from layersearch.schedule import presets
 
 _NAMES = {
     "transformer.wte": "model.embed_tokens",
@@ -98,7 +98,7 @@ class Checkpoint:
     def _save_narrow(self, small: dict[str, Any], state: dict[str, Tensor], out: Path) -> None:
         """Write a narrow model; all keys that are no widths stay as they were exported."""
         out.mkdir(parents=True, exist_ok=True)
-        widths = litgpt_config(Schedule.parse(f"full*{self.layers}"), small)
+        widths = litgpt_config(presets.all_full(self.layers), small)
         (out / CONFIG).write_text(yaml.safe_dump(self._given | widths), encoding="utf-8")
         save_litgpt(state, self.layers, out)
 
