@@ -37,7 +37,8 @@ def push(folder: Path, files: Sequence[str], repository: str) -> str:
             allow_patterns=list(files),
             commit_message="Upload a model with its attention schedule",
         )
-    except (errors.HTTPError, OSError, ValueError) as error:  # the first is httpx's or httpx2's, by the release of hub
+    # The first is httpx's or httpx2's, by the release of huggingface_hub.
+    except (errors.HTTPError, OSError, ValueError) as error:  # type: ignore[attr-defined]
         raise ExportError(
             f"--push {repository}: not uploaded ({one_line(error)}); the files are in {folder}. Log in with 'hf auth "
             "login' or set HF_TOKEN, and run the same command again"
