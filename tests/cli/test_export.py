@@ -65,9 +65,9 @@ def test_export_run_winner_is_written_with_its_evidence(
 
 
 @pytest.fixture
-def pretrained_run(smoke_run: Path, tmp_path: Path) -> Path:
+def pretrained_run(saved_run: Path, tmp_path: Path) -> Path:
     """Return the finished run as one that searched on a Llama of its size, whose base and eps no recipe has."""
-    run = Path(shutil.copytree(smoke_run, tmp_path / "run"))
+    run = Path(shutil.copytree(saved_run, tmp_path / "run"))
     config = json.loads((run / "config.json").read_text())
     sizes = config["recipe"]["model"]
     model = transformers.LlamaConfig(

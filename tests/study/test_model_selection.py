@@ -96,7 +96,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 def records(out: Path) -> list[dict[str, Any]]:
     """Return the records without what differs from one process to the next."""
-    own = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes")
+    own = ("seconds", "train_seconds", "eval_seconds", "peak_memory_bytes", "crc32")
     return [{key: value for key, value in json.loads(line).items() if key not in own} for line in lines(out)]
 
 
