@@ -14,7 +14,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed-tests check
 	$(PYTEST) $(ARGS)
 
-# Neither slow tests nor those that start whole runs or need a GPU or the network: about 100 seconds.
+# Neither slow tests nor those that start whole runs or need a GPU or the network: about 3 minutes.
 test-fast: $(VENV)/installed-tests
 	$(PYTEST) -m "not (slow or integration or gpu or network or real_model)" $(ARGS)
 

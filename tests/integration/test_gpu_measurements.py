@@ -1,4 +1,4 @@
-"""The measurements for a GPU in analysis/gpu run on a CPU at toy size."""
+"""The measurements for a GPU in analysis/gpu run on a CPU at toy size: kernels and speed. Other tests select and heal."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.helpers.selections import save_model
 
 SCRIPT = Path(__file__).parents[2] / "analysis/gpu/measure.py"
 if not SCRIPT.is_file():
@@ -38,12 +36,3 @@ def test_gpu_speed_parts_on_cpu_compare_time_with_exact_cost(tmp_path: Path) -> 
     assert all(row["time"] > 0 for row in schedules.values())
     rows = found(tmp_path, "training")["found"]
     assert all(row["tokens_per_second"] > 0 and row["peak_bytes"] > 0 for row in rows)  # type: ignore[attr-defined]
-
-
-def test_gpu_selection_part_on_cpu_selects_and_heals(tmp_path: Path) -> None:
-    model = save_model(tmp_path / "model", ["a text of words for the tokenizer"] * 3)
-    selection = found(tmp_path, "selection", "--model", str(model))["found"]
-    assert selection["devices"] == ["cpu"]  # type: ignore[index]
-    moments = [one["moment"] for one in selection["healing"]["evaluations"]]  # type: ignore[index]
-    assert moments[0] == "original"
-    assert moments[-1] == "converted"
