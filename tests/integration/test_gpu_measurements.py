@@ -1,4 +1,4 @@
-"""The measurements for a GPU in analysis/gpu run on a CPU at toy size: kernels and speed. Other tests select and heal."""
+"""The measurements for a GPU in analysis/gpu run on a CPU at toy size: kernels and speed."""
 
 from __future__ import annotations
 
