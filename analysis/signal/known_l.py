@@ -1,6 +1,7 @@
 """Does `layersearch run` find the known number of full layers, ten seeds of ten?
 
 Command:  python analysis/signal/known_l.py [--recipes local recall hops2] [--seeds 10]
+          python analysis/signal/known_l.py --today    # the recorded losses under today's rule; trains nothing
 Time:     about 20 minutes on two cores (recall and local 1 to 2 minutes a run on one core, hops2 twice that); finished
           runs are taken from known_l.jsonl
 Writes:   one line per run in known_l.jsonl: the winner, its l, the task's known l, and what was confirmed
@@ -12,6 +13,7 @@ one worker each, which changes no record: they do not depend on the number of wo
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -19,10 +21,13 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
+from layersearch.results.analyze import analyze
 from layersearch.schedule import Schedule
+from layersearch.training.record import Trial, blank_record
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "known_l.jsonl"
@@ -57,13 +62,36 @@ def one_run(recipe: str, seed: int, folder: Path) -> dict[str, object]:
     }
 
 
+def todays_l(row: dict[str, Any]) -> int:
+    """Return the number of full layers of the winner that `analyze` names today for a run's confirmed losses."""
+    recipe = load_recipe(row["recipe"])
+    records = []
+    for text, losses in row["confirmed"].items():
+        for number, loss in enumerate(losses):
+            trial = Trial(
+                schedule=Schedule.parse(text), seed=row["seed"] + 1 + number, phase="confirm", role="proposed"
+            )
+            steps = recipe.training.steps
+            records.append(dataclasses.replace(blank_record(trial, recipe), state="complete", loss=loss, steps=steps))
+    winner = analyze(records, 1.0, tolerance=recipe.search.tolerance).winner
+    assert winner is not None
+    return winner.schedule.n_full
+
+
 def main() -> None:
-    """Run what has no record yet."""
+    """Run what has no record yet, or apply today's rule to what has."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--recipes", nargs="+", default=["recall", "local", "hops2"])
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--today", action="store_true", help="train nothing")
     options = parser.parse_args()
     rows = [json.loads(line) for line in RECORDS.read_text().splitlines()] if RECORDS.exists() else []
+    if options.today:
+        for recipe in options.recipes:
+            mine = [row for row in rows if row["recipe"] == recipe]
+            right = sum(todays_l(row) == row["known_l"] for row in mine)
+            print(f"{recipe}: the known l in {right} of {len(mine)} runs, by today's rule")
+        return
     done = {(row["recipe"], row["seed"]) for row in rows}
     wanted = [(recipe, seed) for recipe in options.recipes for seed in range(options.seeds)]
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(2) as threads:
