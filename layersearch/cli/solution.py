@@ -83,8 +83,10 @@ def _basis(found: Solution) -> str:
     """Say which trials a solution rests on, and that a better prediction may have been missed."""
     noise = "" if found.noise is None else f"Seed std {found.noise:.2g} nats. "
     stopped = f" and {found.stopped} stopped" if found.stopped else ""
+    every = found.trials + found.stopped
+    learnt = "Learnt from" if found.fitted == every else f"Learnt from {found.fitted:,} of"
     basis = (
-        f"{noise}Learnt from {found.trials} complete{stopped} trials of {found.schedules} schedules; {found.within} of "
+        f"{noise}{learnt} {found.trials} complete{stopped} trials of {found.schedules} schedules; {found.within} of "
         f"these are within the constraint. Only trained numbers of full layers are proposed: "
         f"l = {', '.join(map(str, found.n_full))}. "
     )

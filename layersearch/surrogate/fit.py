@@ -16,7 +16,7 @@ MOST_TRIALS = 1500
 def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[TrialRecord]:
     """Return the trials of the space that have a loss, one record each, sorted by key.
 
-    A stopped trial counts if a complete one was validated at the same step. Of more than `MOST_TRIALS`, so many stay.
+    A stopped trial counts if a complete one was validated at the same step.
     """
     kept: dict[tuple[Schedule, int, str], TrialRecord] = {}
     for record in records:
@@ -25,18 +25,29 @@ def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[T
         if record.state == "complete" or record.key not in kept:
             kept[record.key] = record
     steps = {step for record in kept.values() if record.state == "complete" for step, _ in record.curve}
-    found = [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
-    if len(found) <= MOST_TRIALS:
-        return found
-    # Named and confirmed schedules stay. Of the others some do, evenly over the schedules in their order.
-    own = [record for record in found if record.phase == "confirm" or record.role != "proposed"]
-    rest = [record for record in found if record.phase != "confirm" and record.role == "proposed"]
-    picked = np.linspace(0, len(rest) - 1, max(0, MOST_TRIALS - len(own))).round().astype(int)
-    return sorted([*own, *(rest[at] for at in dict.fromkeys(picked.tolist()))], key=lambda record: record.key)
+    return [kept[key] for key in sorted(kept) if kept[key].state == "complete" or kept[key].steps in steps]
+
+
+def thinned(trials: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """Return at most `MOST_TRIALS` of the trials of `training_trials`, in the same order.
+
+    Confirmed trials and baselines stay. Of the others some do, evenly over the schedules in their order.
+    """
+    if len(trials) <= MOST_TRIALS:
+        return list(trials)
+    at = {True: list[int](), False: list[int]()}
+    for number, record in enumerate(trials):
+        at[record.phase == "confirm" or record.role != "proposed"].append(number)
+    places = np.linspace(0, len(at[False]) - 1, max(0, MOST_TRIALS - len(at[True]))).round().astype(int)
+    return [trials[number] for number in sorted({*at[True], *(at[False][place] for place in places)})]
 
 
 def fit_surrogate(trials: Sequence[TrialRecord], space: BoundSpace, *, pairwise: bool) -> Surrogate:
-    """Fit a `Surrogate` to the trials of `training_trials`, stopped ones included; errors as `Surrogate.fit`."""
+    """Fit a `Surrogate` to the `thinned` trials of `training_trials`, stopped ones included.
+
+    Errors are those of `Surrogate.fit`.
+    """
+    trials = thinned(trials)
     early = {record.steps for record in trials if record.state == "stopped"}
     rows: list[tuple[Schedule, float, int, float]] = []
     for record in trials:

@@ -17,7 +17,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import plain
 from layersearch.surrogate.constraint import Constraint, Kind
-from layersearch.surrogate.fit import fit_pair, training_trials
+from layersearch.surrogate.fit import fit_pair, thinned, training_trials
 from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 from layersearch.surrogate.local_search import shortlist
 from layersearch.training.record import TrialRecord
@@ -78,8 +78,9 @@ class Solution:
     changed: int | None  # Number of layers in which the two differ
     difference: Difference | None  # None without both candidates
     shortlisted: int  # Number of untrained schedules that the local search found; 0 if none is left
-    trials: int  # Number of complete trials that the surrogate was fitted to
-    stopped: int  # Number of stopped trials that the surrogate was fitted to
+    trials: int  # Number of complete trials
+    stopped: int  # Number of stopped trials
+    fitted: int  # Number of both that the surrogate was fitted to
     schedules: int  # Number of distinct schedules among them
     n_full: tuple[int, ...]  # Numbers of full layers among them: no other is proposed
     within: int  # How many of `schedules` satisfy the constraint
@@ -204,6 +205,7 @@ def solve(
         shortlisted=len(offered),
         trials=len(complete),
         stopped=len(trials) - len(complete),
+        fitted=len(thinned(trials)),
         schedules=len(trained),
         n_full=tuple(n_full),
         within=len(within),

@@ -13,6 +13,7 @@ from layersearch.errors import LayersearchError
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
+from layersearch.surrogate import gp
 from layersearch.surrogate.gp import Surrogate
 
 SPACE = Space(name="small", choices=("full", "window:8", "window:2"), tied=((1, 3),))
@@ -101,6 +102,25 @@ def test_leave_one_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
         mean = centre + unit * float((gain @ surrogate._y[others]).mean())
         left = covariance[np.ix_(held, held)] - gain @ covariance[np.ix_(others, held)]
         assert found[np.round(loss, 9)] == pytest.approx((mean, unit * left.mean() ** 0.5), rel=1e-6)
+
+
+def test_fit_of_many_schedules_takes_its_hyperparameters_from_some_and_predicts_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space, rng, truth = bound(), Random(0), planted(bound(), 0)
+    schedules = everything(space)
+    trained = rng.sample(schedules, 100)
+    losses = [truth(schedule) + rng.gauss(0.0, 0.03) for schedule in trained]
+    untrained = [schedule for schedule in schedules if schedule not in set(trained)]
+    whole = Surrogate(space).fit(trained, losses)
+    monkeypatch.setattr(gp, "_MOST_FITTED", 40)
+    some = Surrogate(space).fit(trained, losses)
+    assert some._fitted != whole._fitted
+    exact = np.array([truth(schedule) for schedule in untrained])
+    errors = [float(np.abs(found.predict(untrained)[0] - exact).mean()) for found in (some, whole)]
+    assert errors[0] < 1.5 * errors[1]
+    mean, std = some.predict(untrained)
+    assert (np.abs(mean - exact) <= 1.96 * std).mean() > 0.85
 
 
 @pytest.mark.slow

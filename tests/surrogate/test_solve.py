@@ -23,6 +23,7 @@ from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.benchmark import load_bench
+from layersearch.surrogate import fit
 from layersearch.surrogate.constraint import cache_limit, cost_limit, latency_limit
 from layersearch.surrogate.gp import Surrogate
 from layersearch.surrogate.local_search import SHORTLIST, shortlist
@@ -362,6 +363,23 @@ def test_compare_to_best_confirmed_schedule_is_compared_at_no_more_cost() -> Non
     assert difference.mean == pytest.approx(-0.29 / 3)
     assert compare_to_best(result, Schedule.parse("window:4*4")) == (None, None)
     assert compare_to_best(result, Schedule.parse("window:4 full*3")) == (None, None)
+
+
+def test_solve_of_more_trials_than_are_learned_from_knows_every_trained_schedule(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    space = bound()
+    records = trials(truth(space, 0), searched=40, finalists=3, noise=0.01, seed=0)
+    monkeypatch.setattr(fit, "MOST_TRIALS", 25)
+    kept = fit.thinned(fit.training_trials(reversed(records), space))
+    assert kept == fit.thinned(fit.training_trials(records, space))
+    assert len(kept) <= 25
+    assert {r.key for r in records if r.phase == "confirm"} <= {r.key for r in kept}
+    found = solve(records, space, cost_limit(space, 0.6))
+    assert (found.fitted, found.trials) == (len(kept), len(records))
+    assert found.proposal is not None
+    searched = {r.schedule for r in records}
+    assert (found.proposal.state == "untrained") == (found.proposal.schedule not in searched)
 
 
 def printed(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
