@@ -13,8 +13,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import torch
-
 from layersearch.config.recipe import Recipe
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError
@@ -29,7 +27,8 @@ from layersearch.selection.memory import LIBRARIES, MARGIN, memory_bound
 from layersearch.selection.retrieval import make_example
 from layersearch.study.model_selection import make_units
 from layersearch.study.plan import Stage
-from layersearch.study.selection_plan import weights_type
+from layersearch.study.selection_plan import device_of, weights_type
+from layersearch.training.memory import device_name, free_memory
 
 CHANCE_EXAMPLES = 4
 """Sequences without facts from which the chance level of the retrieval tasks is measured."""
@@ -105,9 +104,8 @@ def evaluate_model(
     config, seq_len, name = recipe.selection, recipe.training.seq_len, str(recipe.pretrained)
     if config is None:
         raise ConfigError(f"recipe {recipe.name} has no section selection; add 'selection: {{}}'")
-    device = "cuda:0" if recipe.training.gpus else "cpu"
-    if recipe.training.gpus and not torch.cuda.is_available():
-        raise ConfigError("training.gpus is 1 and this machine has no GPU: set training.gpus=0 to run on the CPU")
+    device = device_of(recipe)
+    free = free_memory(device)
     skeleton = load_skeleton(name, tokens=seq_len)
     asked = list(dict.fromkeys([skeleton.original, *schedules]))
     for schedule in asked:
@@ -119,7 +117,7 @@ def evaluate_model(
         if schedule != skeleton.original:
             schedule.check(seq_len=seq_len, n_heads=recipe.model.n_heads)
     dtype = weights_type(config.precision, device)
-    _check_memory(recipe, sum(p.numel() for p in skeleton.parameters()), skeleton.num_embeddings, dtype, device)
+    _check_memory(recipe, sum(p.numel() for p in skeleton.parameters()), skeleton.num_embeddings, dtype, free)
     units, data = make_units(recipe, skeleton.num_embeddings, seed, cache)
     held = units["confirmation"]
     listener(Stage(phase="loading", done=0, planned=1, note=f"reading {Path(name).name}"))
@@ -139,7 +137,7 @@ def evaluate_model(
         seq_len=seq_len,
         documents=len(held),
         data={key: data[key] for key in ("source", "tokenizer", "fingerprint")} | {"seed": seed},
-        device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
+        device=device_name(device),
         precision=f"{dtype} weights",
         position_edges=position_edges(seq_len),
         chance=_chance(recipe, model, skeleton.original, seed) if tasks else {},
@@ -147,10 +145,8 @@ def evaluate_model(
     )
 
 
-def _check_memory(recipe: Recipe, parameters: int, rows: int, dtype: str, device: str) -> None:
-    """Raise ConfigError if less memory is free than the weights and the logits of a few positions take."""
-    import psutil
-
+def _check_memory(recipe: Recipe, parameters: int, rows: int, dtype: str, free: int) -> None:
+    """Raise ConfigError if the weights and the logits of a few positions take more than the free bytes."""
     assert recipe.selection is not None
     bound = memory_bound(
         recipe.model,
@@ -162,7 +158,6 @@ def _check_memory(recipe: Recipe, parameters: int, rows: int, dtype: str, device
         wide=dtype == "float32",
     )
     need = LIBRARIES + math.ceil(MARGIN * (bound.weights + bound.block + bound.logits))
-    free = psutil.virtual_memory().available if device == "cpu" else torch.cuda.mem_get_info(device)[0]
     if need > free:
         raise ConfigError(
             f"{recipe.pretrained}: an evaluation needs {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free; "

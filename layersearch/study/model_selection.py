@@ -50,7 +50,7 @@ from layersearch.study.plan import Stage
 from layersearch.study.prepare import request_of
 from layersearch.study.run_folder import RunFolder, write_result
 from layersearch.study.selection_plan import SelectionPlan, check_memory, plan_of, uniform_schedules
-from layersearch.training.memory import peak_memory, reset_peak_memory
+from layersearch.training.memory import device_name, peak_memory, reset_peak_memory
 from layersearch.training.record import Trial, TrialRecord, blank_record
 
 PARTS = ("calibration", "selection", "confirmation")
@@ -330,7 +330,7 @@ class ModelSelection:
             metrics=_metrics(found),
             peak_memory_bytes=peak_memory(device),
             kernels=tuple(kernel_for(span, device, **self._heads) for span in schedule),
-            device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
+            device=device_name(device),
             precision=f"{self.dtype} weights",
         )
         self._folder.append(record)

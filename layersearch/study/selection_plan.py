@@ -14,6 +14,7 @@ from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.space import Space
 from layersearch.selection.memory import MemoryBound, forward_passes, memory_bound
 from layersearch.selection.templates import named_placements
+from layersearch.training.memory import free_memory
 
 STOCK = "stock"
 """The name of `stock_space` for ``--space``."""
@@ -65,7 +66,7 @@ def plan_of(recipe: Recipe, space: BoundSpace, budget: float) -> SelectionPlan:
     assert config is not None
     skeleton = load_skeleton(str(recipe.pretrained), tokens=recipe.training.seq_len)
     parameters, vocab_size = sum(p.numel() for p in skeleton.parameters()), skeleton.num_embeddings
-    device, seq_len = "cuda:0" if recipe.training.gpus else "cpu", recipe.training.seq_len
+    device, seq_len = device_of(recipe), recipe.training.seq_len
     precision = weights_type(config.precision, device)
     memory = memory_bound(
         recipe.model,
@@ -92,16 +93,14 @@ def plan_of(recipe: Recipe, space: BoundSpace, budget: float) -> SelectionPlan:
     )
 
 
+def device_of(recipe: Recipe) -> str:
+    """Return where a pre-trained model is measured: ``cpu``, or ``cuda:0`` if the recipe asks for a GPU."""
+    return "cuda:0" if recipe.training.gpus else "cpu"
+
+
 def check_memory(recipe: Recipe, plan: SelectionPlan) -> None:
     """Raise ConfigError if the device is missing, or has less memory free than the bound."""
-    import psutil
-
-    if plan.device == "cpu":
-        free = psutil.virtual_memory().available
-    elif torch.cuda.is_available():
-        free = torch.cuda.mem_get_info(plan.device)[0]
-    else:
-        raise ConfigError("training.gpus is 1 and this machine has no GPU: set training.gpus=0 to run on the CPU")
+    free = free_memory(plan.device)
     if plan.memory.total > free:
         raise ConfigError(
             f"--model {recipe.pretrained}: a selection needs {plan.memory.total / 2**30:.1f} GiB (weights "

@@ -12,6 +12,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layersearch.config.recipe import Recipe, deepspeed_file
+from layersearch.errors import ConfigError
 from layersearch.model.decoder import Decoder
 from layersearch.model.flops import num_matrix_parameters, num_parameters
 from layersearch.schedule import Schedule
@@ -108,6 +109,26 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _change(self, size: int, cast: bool) -> None:
         self.alive += size
         self.copies += size if cast else 0
+
+
+def device_name(device: str) -> str:
+    """Return a device as records name it: ``cpu``, or for example ``cuda:0: NVIDIA H200``."""
+    return device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}"
+
+
+def free_memory(device: str) -> int:
+    """Return the bytes that are free in this machine's memory, or in that of a GPU.
+
+    Raises:
+        ConfigError: if a GPU is asked for and there is none.
+    """
+    import psutil
+
+    if device == "cpu":
+        return int(psutil.virtual_memory().available)
+    if not torch.cuda.is_available():
+        raise ConfigError("training.gpus is 1 and this machine has no GPU: set training.gpus=0 to run on the CPU")
+    return int(torch.cuda.mem_get_info(device)[0])
 
 
 def reset_peak_memory(device: str) -> None:

@@ -21,7 +21,7 @@ from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
 from layersearch.training.evaluate import ValidationResult, named_metrics, sum_over_ranks, to_device, validate
-from layersearch.training.memory import peak_memory, reset_peak_memory
+from layersearch.training.memory import device_name, peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
 from layersearch.training.unfinished import Begun, Unfinished
 
@@ -139,7 +139,7 @@ def run_trial(
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
         kernels=tuple(kernel_for(span, device, dtype=dtype, **heads) for span in schedule),
-        device=device if device == "cpu" else f"{device}: {torch.cuda.get_device_name(device)}",
+        device=device_name(device),
         precision=training.precision,
         compiled=model.compiled,
         zero_stage=zero_stage(path),
