@@ -83,7 +83,13 @@ def _loses(run: OpenedRun, entry: Entry) -> str | None:
 
 
 def to_full(run: OpenedRun, entry: Entry) -> Interval | None:
-    """Return an entry's paired loss minus all_full's, nats; None if they share no seed."""
+    """Return an entry's paired loss minus all_full's, nats; None if they share no seed.
+
+    The winner's is the one that the verdict speaks of, so that the page says one interval of it.
+    """
+    winner = run.result.winner
+    if winner is not None and winner.schedule == entry.schedule and winner.to_all_full is not None:
+        return winner.to_all_full.difference
     full = full_entry(run)
     if full is None:
         return None
