@@ -84,9 +84,9 @@ def _basis(found: Solution) -> str:
     noise = "" if found.noise is None else f"Seed std {found.noise:.2g} nats. "
     stopped = f" and {found.stopped} stopped" if found.stopped else ""
     every = found.trials + found.stopped
-    learnt = "Learnt from" if found.fitted == every else f"Learnt from {found.fitted:,} of"
+    learned = "Learned from" if found.fitted == every else f"Learned from {found.fitted:,} of"
     basis = (
-        f"{noise}{learnt} {found.trials} complete{stopped} trials of {found.schedules} schedules; {found.within} of "
+        f"{noise}{learned} {found.trials} complete{stopped} trials of {found.schedules} schedules; {found.within} of "
         f"these are within the constraint. Only trained numbers of full layers are proposed: "
         f"l = {', '.join(map(str, found.n_full))}. "
     )

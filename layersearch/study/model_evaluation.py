@@ -14,7 +14,6 @@ from statistics import fmean
 from typing import Any
 
 from layersearch.config.recipe import Recipe
-from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError
 from layersearch.model.pretrained import load_pretrained, load_skeleton
 from layersearch.results.stats import Interval, mean_interval
@@ -22,10 +21,9 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.schedule.files import plain
 from layersearch.selection.layerwise import Layerwise
-from layersearch.selection.measure import Measurement, Scorer, Unit, by_task, position_edges
+from layersearch.selection.measure import Measurement, Scorer, by_task, position_edges
 from layersearch.selection.memory import LIBRARIES, MARGIN, memory_bound
-from layersearch.selection.retrieval import make_example
-from layersearch.study.model_selection import make_units
+from layersearch.study.model_selection import make_units, units_without_facts
 from layersearch.study.plan import Stage
 from layersearch.study.selection_plan import device_of, weights_type
 from layersearch.training.memory import device_name, free_memory
@@ -168,13 +166,8 @@ def _check_memory(recipe: Recipe, parameters: int, rows: int, dtype: str, free: 
 def _chance(recipe: Recipe, model: Layerwise, schedule: Schedule, seed: int) -> dict[str, float]:
     """Return the accuracy of each task where the facts are not in the text: what can be guessed."""
     assert recipe.selection is not None
-    tasks, seq_len = recipe.selection.used_tasks, recipe.training.seq_len
-    tokenizer = open_tokenizer(str(recipe.data.tokenizer))[0]
-    examples = [
-        make_example(tokenizer, tasks, seq_len=seq_len + 1, number=number, seed=seed, with_facts=False)
-        for number in range(CHANCE_EXAMPLES)
-    ]
-    units = [Unit(example.tokens, example) for example in examples]
+    tasks = recipe.selection.used_tasks
+    units = units_without_facts(recipe, tasks, CHANCE_EXAMPLES, seed)
     return by_task(Scorer(model, units, tasks, 0.5).measure_all(schedule))
 
 

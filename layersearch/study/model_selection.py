@@ -90,6 +90,16 @@ def make_units(
     return units, facts | {"fingerprint": content.hexdigest()[:20], "read": dataclasses.asdict(texts.reading)}
 
 
+def units_without_facts(recipe: Recipe, tasks: Sequence[str], count: int, seed: int) -> list[Unit]:
+    """Return retrieval examples that ask for facts that are not in the text: what can be guessed."""
+    seq_len, tokenizer = recipe.training.seq_len, open_tokenizer(str(recipe.data.tokenizer))[0]
+    made = [
+        make_example(tokenizer, tasks, seq_len=seq_len + 1, number=number, seed=seed, with_facts=False)
+        for number in range(count)
+    ]
+    return [Unit(example.tokens, example) for example in made]
+
+
 class ModelSelection:
     """One selection in a run folder.
 
@@ -170,7 +180,8 @@ class ModelSelection:
             self._say("loading", 0, 1, "retrieval tasks: the original's level and chance")
             full = presets.all_full(model.n_layers)
             level = by_task(Scorer(model, units, self._tasks, 0.5).measure_all(full))
-            guessed = by_task(Scorer(model, self._without_facts(len(units)), self._tasks, 0.5).measure_all(full))
+            without = units_without_facts(self._recipe, self._tasks, len(units), self._seed)
+            guessed = by_task(Scorer(model, without, self._tasks, 0.5).measure_all(full))
             levels = {task: {"full": level[task], "chance": guessed[task]} for task in level}
             write_text(file, json.dumps(levels, indent=1) + "\n")
         try:
@@ -178,14 +189,6 @@ class ModelSelection:
             return tuple(task for task in self._tasks if held[task]["full"] >= self._config.min_accuracy)
         except (ValueError, TypeError, KeyError):
             raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
-
-    def _without_facts(self, count: int) -> list[Unit]:
-        seq_len, tokenizer = self._recipe.training.seq_len, open_tokenizer(str(self._recipe.data.tokenizer))[0]
-        made = [
-            make_example(tokenizer, self._tasks, seq_len=seq_len + 1, number=n, seed=self._seed, with_facts=False)
-            for n in range(count)
-        ]
-        return [Unit(example.tokens, example) for example in made]
 
     def _scorer(self, model: Layerwise, units: Sequence[Unit]) -> Scorer:
         return Scorer(model, units, self._tasks, self._config.retrieval_weight)

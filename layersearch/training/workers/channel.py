@@ -24,7 +24,8 @@ class Channel:
 
     def __init__(self) -> None:
         if sys.platform == "linux":
-            # The kernel also kills a worker that is stopped, and so cannot see the end of its standard input.
+            # The kernel also kills a worker that is stopped, and so cannot see the end of its standard input. The
+            # signal comes when the thread that started the worker ends: pools keep theirs until they are closed.
             ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         # Libraries print to file descriptor 1: reserve the real one for the messages.
         self._out = os.fdopen(os.dup(1), "w", encoding="utf-8")
