@@ -4,7 +4,9 @@ BUDGET ?= 0.27
 VENV := .venv
 BIN := $(VENV)/bin
 # Two processes; tests of one file stay together, for they share runs and workers. One thread each, or torch's would fight.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# Tests start hundreds of processes: without bytecode files each of them would compile the package again.
+# tests/conftest.py puts the longest files first; xdist would put the largest first.
+PYTEST := env -u PYTHONDONTWRITEBYTECODE OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: run test test-fast test-real test-engines check docs docs-reference clean
 
@@ -14,7 +16,7 @@ run: $(VENV)/installed
 test: $(VENV)/installed-tests check
 	$(PYTEST) $(ARGS)
 
-# Neither slow tests nor those that start whole runs or need a GPU or the network: about 3 minutes.
+# Neither slow tests nor those that start whole runs or need a GPU or the network: about 90 seconds.
 test-fast: $(VENV)/installed-tests
 	$(PYTEST) -m "not (slow or integration or gpu or network or real_model)" $(ARGS)
 

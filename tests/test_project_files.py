@@ -47,6 +47,7 @@ def test_pyproject_dependency_declares_one_floor(dependency: Requirement) -> Non
     assert [bound.operator for bound in dependency.specifier].count(">=") == 1
 
 
+@pytest.mark.slow
 def test_package_imports_only_what_it_declares() -> None:
     """What another dependency happens to bring is not there under another release of it."""
     imported = set()

@@ -39,6 +39,7 @@ def test_public_names_of_the_stub_are_all_there_is() -> None:
     assert set(wanted) <= set(dir(layersearch))
 
 
+@pytest.mark.slow
 def test_public_names_are_imported_on_demand_and_no_module_hides_one(tmp_path: Path) -> None:
     script = """
 import importlib, pkgutil, sys

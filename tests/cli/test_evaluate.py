@@ -45,6 +45,7 @@ def words(model: Path, *more: str) -> list[str]:
     return ["evaluate", str(model), *(word for key in KEYS for word in ("--set", key)), *more]
 
 
+@pytest.mark.slow
 def test_evaluate_loss_is_that_of_the_stock_logits_and_differences_are_paired(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_evaluate_loss_is_that_of_the_stock_logits_and_differences_are_paired(
     assert sorted(found) == sorted(field.name for field in dataclasses.fields(ModelEvaluation))
 
 
+@pytest.mark.slow
 def test_evaluate_prints_a_row_per_schedule_and_the_chance_level(
     model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

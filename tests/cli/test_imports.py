@@ -37,23 +37,28 @@ def test_help_imports_no_library(command: str) -> None:
     assert imported(*words, "--help") & LIBRARIES == set()
 
 
+@pytest.mark.slow
 def test_show_imports_neither_torch_nor_matplotlib_nor_scipy_stats(saved_run: Path) -> None:
     assert imported("show", str(saved_run)) & (HEAVY | {"matplotlib", "scipy.stats"}) == set()
 
 
+@pytest.mark.slow
 def test_plot_imports_no_torch(saved_run: Path, tmp_path: Path) -> None:
     assert imported("plot", str(saved_run), "--out", str(tmp_path)) & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_report_imports_no_torch(saved_run: Path, tmp_path: Path) -> None:
     pytest.importorskip("plotly", reason="needs the extra report")
     assert imported("report", str(saved_run), "--out", str(tmp_path / "page.html")) & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_solve_imports_no_torch(saved_run: Path) -> None:
     assert imported("solve", str(saved_run), "--budget", "0.6") & HEAVY == set()
 
 
+@pytest.mark.slow
 def test_export_of_a_run_imports_no_torch(saved_run: Path, tmp_path: Path) -> None:
     assert imported("export", str(saved_run), "--to", "yaml", "--out", str(tmp_path)) & HEAVY == set()
 

@@ -43,6 +43,7 @@ def test_init_for_a_model_takes_its_sizes_and_at_most_its_positions(tmp_path: Pa
     assert (out / "schemas" / "recipe.json").is_file()
 
 
+@pytest.mark.slow
 def test_init_on_a_terminal_asks_three_questions(tmp_path: Path) -> None:
     ours, theirs = os.openpty()
     os.write(ours, b"\n\n0.5\n")

@@ -68,6 +68,7 @@ def test_presets_without_name_are_listed_with_their_sources(capsys: pytest.Captu
     assert "arXiv:2310.12442" in out
 
 
+@pytest.mark.slow
 def test_presets_with_name_prints_its_schedule(capsys: pytest.CaptureFixture[str]) -> None:
     assert printed(capsys, "presets", "masformer", "l=4") == MASFORMER + "\n"
     spans = json.loads(printed(capsys, "presets", "masformer", "l=4", "--json"))

@@ -82,6 +82,7 @@ def saved_bytes(model: HFDecoder, tokens: Tensor, precision: str) -> int:
     return sum(tensor.untyped_storage().nbytes() for key, tensor in kept.items() if key not in own)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", KEYS)
 @pytest.mark.parametrize("size", SIZES)
 def test_step_bytes_activations_are_those_that_autograd_saves(size: str, keys: str) -> None:

@@ -26,6 +26,7 @@ STOCK = {"llama": "ministral", "mistral": "ministral", "ministral": "ministral",
          "smollm3": "smollm3"}  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp_path: Path) -> None:
     decoder = HFDecoder(make(family))
@@ -69,6 +70,7 @@ def test_save_model_schedule_without_stock_family_brings_a_modeling_file(text: s
     assert target_family(make("llama"), schedule, REMOTE) == REMOTE
 
 
+@pytest.mark.slow
 def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path: Path) -> None:
     """A Llama with biases has weights that no Ministral loads; said before anything is trained."""
     decoder = HFDecoder(make("llama", attention_bias=True))
@@ -82,6 +84,7 @@ def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path:
     assert verify(tmp_path / "remote", trust_remote_code=True).proven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "schedule", "words"),
     [

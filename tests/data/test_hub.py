@@ -156,6 +156,7 @@ def test_hub_data_set_is_read_streamed_and_offline_from_its_copy(hub, dead, tmp_
         assert named_again[1]["fingerprint"] == named[1]["fingerprint"]
 
 
+@pytest.mark.slow
 def test_hub_that_is_down_is_asked_once(dead, tmp_path):
     endpoint, paths = dead
     asked = [
@@ -171,6 +172,7 @@ def test_hub_that_is_down_is_asked_once(dead, tmp_path):
         assert line.startswith(f"{key}: {endpoint} does not answer and there is no local copy; connect, or give ")
 
 
+@pytest.mark.slow
 def test_hub_offline_mode_is_reported_and_asks_nobody(dead, tmp_path):
     endpoint, paths = dead
     ((state, line),) = ask(tmp_path, endpoint, TINY, HF_HUB_OFFLINE="1")

@@ -76,6 +76,7 @@ def test_document_sequences_no_document_is_in_two_sequences(corpus, seq_len):
     assert sum(map(len, held)) == len(set().union(*held))
 
 
+@pytest.mark.slow
 def test_document_sequences_no_document_moves_to_another_part_with_length_count_or_seed(corpus):
     seen: dict[str, set[int]] = {part: set() for part in COUNTS}
     for seq_len, times, seed in itertools.product((7, 31, 60), (1, 3), (0, 1)):

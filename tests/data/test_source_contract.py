@@ -41,11 +41,11 @@ def parquet(folder: Path, cache: Path) -> Source:
 
 
 def stdlib(folder: Path, cache: Path) -> Source:
-    return open_source(DataConfig(source="stdlib", vocab_size=512), SEQ_LEN, cache)
+    return open_source(DataConfig(source="stdlib", vocab_size=512, max_tokens=300_000), SEQ_LEN, cache)
 
 
 def mix(folder: Path, cache: Path) -> Source:
-    settings = {"vocab_size": 512, "recall_vocab": 200, "pairs": 4, "queries": 4, "distance": 16}
+    settings = {"vocab_size": 512, "recall_vocab": 200, "pairs": 4, "queries": 4, "distance": 16, "max_tokens": 300_000}
     return open_source(DataConfig(source="mix", recall_share=0.4, **settings), SEQ_LEN, cache)
 
 

@@ -57,6 +57,7 @@ def library() -> dict[str, str]:
     return texts
 
 
+@pytest.mark.slow
 def test_stdlib_whole_files_are_kept_together(pieces, library):
     known = set(library.values())
     for side in ("train", "validation"):
@@ -65,6 +66,7 @@ def test_stdlib_whole_files_are_kept_together(pieces, library):
         assert (library[name] in pieces["train"]) != (library[name] in pieces["validation"])
 
 
+@pytest.mark.slow
 def test_stdlib_training_and_validation_share_no_file(pieces):
     assert set(pieces["train"]).isdisjoint(pieces["validation"])
     assert len(pieces["train"]) > 5 * len(pieces["validation"]) > 50
@@ -83,6 +85,7 @@ def test_stdlib_files_leave_out_what_is_no_library_code(tmp_path):
     assert [path.relative_to(tmp_path).as_posix() for path in stdlib_files(tmp_path)] == kept
 
 
+@pytest.mark.slow
 def test_text_describe_holds_what_a_run_folder_records(stdlib):
     facts = describe(stdlib)
     train, validation = (np.load(stdlib.tokenizer_file.with_name(f"{side}.npy")) for side in ("train", "validation"))
@@ -131,6 +134,7 @@ def test_prepare_two_processes_give_the_same_bytes(tmp_path):
         assert Path(first[1]).with_name(name).read_bytes() == Path(second[1]).with_name(name).read_bytes()
 
 
+@pytest.mark.slow
 def test_open_source_prepared_text_imports_no_heavy_library(stdlib, cache_dir):
     script = """
 import sys
@@ -210,5 +214,6 @@ def test_text_training_shorter_than_a_sequence_is_refused(tmp_path):
         counting(tmp_path, 50, 51, 50).train(seed=0, step=0, batch_size=1)
 
 
+@pytest.mark.slow
 def test_text_fingerprint_follows_the_length(stdlib, cache_dir):
     assert open_source(CONFIG, 65, cache_dir).fingerprint != stdlib.fingerprint

@@ -64,6 +64,7 @@ def write(path: Path, schedule: Schedule, out: Path) -> str:
     return (out / "config.json").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_write_user_config_changes_only_schedule_keys_and_is_proven(family: str, tmp_path: Path) -> None:
     before = (given_config(family, tmp_path / "given") / "config.json").read_text()
@@ -79,6 +80,7 @@ def test_write_user_config_changes_only_schedule_keys_and_is_proven(family: str,
     assert write(tmp_path / "out", asked(family), tmp_path / "again") == after
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["ministral", "gemma2", "gpt_neo", "llama4"])
 def test_write_user_config_all_full_replaces_windows(family: str, tmp_path: Path) -> None:
     given_config(family, tmp_path / "given", sliding_window=None)
@@ -231,6 +233,7 @@ def test_write_user_config_names_the_layers_whose_positions_change_and_no_other(
     assert (named[1].split(", ") if named else []) == changed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["mistral", "mixtral", "phi3", "starcoder2", "qwen3_moe"])
 def test_write_user_config_one_window_in_all_layers_keeps_a_class_that_ignores_layer_types(
     model_type: str, tmp_path: Path

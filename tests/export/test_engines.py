@@ -140,6 +140,7 @@ def test_engines_all_are_expanded_by_a_test() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
 @pytest.mark.parametrize(("target", "family"), EXPANSIONS)

@@ -59,6 +59,7 @@ def test_flex_masks_equal_span_masks_pair_by_pair(layer: int, module: ModuleType
     assert torch.equal(found, EVERY[layer].visible(at[:, None], at[None, :], head).expand(HEADS, 41, 41))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
 @pytest.mark.parametrize("layer", range(len(EVERY)), ids=[str(span) for span in EVERY])
 def test_flex_attention_equals_dense_reference(layer: int, module: ModuleType) -> None:

@@ -151,6 +151,7 @@ def test_remote_folder_without_trust_is_refused_not_read_as_another_model(tmp_pa
         AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
 
 
+@pytest.mark.slow
 def test_remote_logits_equal_our_model_and_no_other_schedule(model: Any) -> None:
     tokens = text(3, 71)
     with torch.no_grad():

@@ -49,6 +49,7 @@ def written(draw: st.DrawFn) -> tuple[str, Schedule]:
     return family, Schedule.parse(" ".join(draw(st.lists(term, min_size=MODEL.n_layers, max_size=MODEL.n_layers))))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(written())
 def test_read_model_file_gives_back_the_schedule_that_export_wrote(

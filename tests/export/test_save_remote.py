@@ -25,6 +25,7 @@ SIZE: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48
 MORE: dict[str, tuple[str, dict[str, Any]]] = {"olmo2": ("Olmo2Config", hf_models.FAMILIES["llama"][1])}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", modeling_layersearch.BASES)
 def test_save_remote_stock_weights_load_and_every_layer_sees_its_span(base: str, tmp_path: Path) -> None:
     """The reference is the stock model with an explicit mask of the span."""

@@ -26,6 +26,7 @@ def bound(name: str) -> BoundSpace:
     return BoundSpace.of(space, recipe)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "sparsest"),
     [

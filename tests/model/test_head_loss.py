@@ -43,6 +43,7 @@ def both(monkeypatch: pytest.MonkeyPatch, family: str, *, distil: float, **chang
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distil", [0.0, 0.3])
 @pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_hf_decoder_losses_in_pieces_equal_those_of_whole_logits(

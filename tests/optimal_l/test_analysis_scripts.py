@@ -98,6 +98,7 @@ def test_study_four_hops_of_another_recipe_do_not_count(tmp_path: Path) -> None:
     assert jobs.Records(hops4.STRAIGHT).get(first) is not None
 
 
+@pytest.mark.slow
 def test_redraw_committed_losses_give_the_same_answer(tmp_path: Path) -> None:
     losses = json.loads((STUDY / "redraw.json").read_text())
     assert len(losses) == 16  # every placement of four layers

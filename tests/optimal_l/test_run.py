@@ -80,6 +80,7 @@ def study(what: OptimalLConfig, truth: Truth, out: Path, noise: float = NOISE, *
     return optimal_l(what, out, pool=pool, figures=False)
 
 
+@pytest.mark.slow
 def test_optimal_l_planted_l_star_is_found_and_seeds_are_spent_once(tmp_path: Path) -> None:
     found = study(asked(budget=0.5), recall, tmp_path / "run")
     (answer,) = found.settings
@@ -112,6 +113,7 @@ def test_optimal_l_planted_l_star_is_found_and_seeds_are_spent_once(tmp_path: Pa
     assert (tmp_path / "run" / "answer.md").read_text() == found.text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("truth", "known"),
     [
@@ -126,6 +128,7 @@ def test_optimal_l_other_planted_truths_are_found(truth: Truth, known: int, tmp_
     assert (answer.l_star.low, answer.l_star.value) == (known, known)
 
 
+@pytest.mark.slow
 def test_optimal_l_doubtful_l_gets_more_seeds(tmp_path: Path) -> None:
     """One full layer lies at the margin itself: it gets all the seeds, all-sparse does not."""
     answer = study(
@@ -141,6 +144,7 @@ def test_optimal_l_doubtful_l_gets_more_seeds(tmp_path: Path) -> None:
     assert "undecided" in study(asked(placements=("searched",)), lambda full: 0.0, tmp_path / "flat", 0.4).text
 
 
+@pytest.mark.slow
 def test_optimal_l_placement_failing_every_third_seed_does_not_hide_a_steady_one(tmp_path: Path) -> None:
     """Two hops: both selection seeds prefer a placement that fails on fresh ones to one that never does."""
 
@@ -171,6 +175,7 @@ def test_optimal_l_placement_failing_every_third_seed_does_not_hide_a_steady_one
     assert "l* holds for trainings that learn" in found.text
 
 
+@pytest.mark.slow
 def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: Path) -> None:
     """The selection seeds flatter all-sparse; what fresh ones say of more full layers stands beside l*."""
 
@@ -205,6 +210,7 @@ def test_optimal_l_reference_not_borne_out_by_fresh_seeds_is_reported(tmp_path: 
     assert "No larger number of full layers is better by 0.05 nats." in sure
 
 
+@pytest.mark.slow
 def test_optimal_l_killed_study_resumes_as_if_unbroken(tmp_path: Path) -> None:
     whole = study(asked(), recall, tmp_path / "whole")
     for stop in (3, 20, 40):
@@ -215,6 +221,7 @@ def test_optimal_l_killed_study_resumes_as_if_unbroken(tmp_path: Path) -> None:
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 def test_optimal_l_other_delta_is_answered_from_the_same_trials(tmp_path: Path) -> None:
     study(asked(), recall, tmp_path / "run")
     before = (tmp_path / "run" / "trials.jsonl").read_text()
@@ -225,6 +232,7 @@ def test_optimal_l_other_delta_is_answered_from_the_same_trials(tmp_path: Path) 
         study(other, recall, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_optimal_l_folder_of_an_older_version_is_resumed(tmp_path: Path) -> None:
     """Keys that recipes and spaces have learnt since stand for their defaults in it."""
     study(asked(), recall, tmp_path / "run")
@@ -307,6 +315,7 @@ def test_role_of_a_placement_is_the_literature_name() -> None:
     assert role_of(setting, placement(setting, (0, 3))) == "proposed"
 
 
+@pytest.mark.slow
 def test_load_weights_on_another_machine_are_reported_missing(tmp_path: Path) -> None:
     """The made-up pool keeps none, as a cluster without a common file system would not here."""
     with pytest.raises(
@@ -315,6 +324,7 @@ def test_load_weights_on_another_machine_are_reported_missing(tmp_path: Path) ->
         study(asked(regime="converted", placements=("searched",)), recall, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_optimal_l_all_trials_failing_is_reported(tmp_path: Path) -> None:
     def pool(recipe: Recipe, workers: int, logs: Path, cache: Path | None) -> Formula:
         class Broken(Formula):
@@ -415,6 +425,7 @@ def test_optimal_l_folder_with_other_things_is_left_alone(tmp_path: Path, capsys
         assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "truth", [recall, lambda full: {0: 2.5, 1: 0.05}.get(len(full), 0.0)], ids=["plain", "doubtful"]
 )

@@ -39,6 +39,7 @@ def cut_off(held: dict[Schedule, dict[int, float]], reference: Schedule) -> floa
     return float(np.mean([held[reference][seed] - loss for seed, loss in clip_losses(held, reference).items()]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("std", [0.005, 0.03, 0.1, 0.5])
 @pytest.mark.parametrize("seeds", [3, 6, 8, 12, 16])
 def test_p_values_difference_at_delta_rarely_called_within_or_beyond(std: float, seeds: int) -> None:
@@ -79,6 +80,7 @@ def test_cut_reference_failing_at_most_seeds_hides_nothing(fails: int) -> None:
     assert [seed for seed in before if lowered[seed] != pytest.approx(before[seed], abs=1e-12)] == sorted(failed)
 
 
+@pytest.mark.slow
 def test_cut_normal_noise_is_seldom_cut_and_then_by_little() -> None:
     rng, std = np.random.default_rng(10), 0.02
     drawn = [losses([0.01] * 5, std, 12, rng) for _ in range(RUNS)]
@@ -108,6 +110,7 @@ def test_failures_one_in_twelve_seeds_decides_nothing_and_is_reported(seeds: int
     assert failed_seeds(held, ENVELOPE[2], DELTA) == ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seeds", [2, 3, 5, 12])
 def test_failures_plain_noise_is_not_called_a_failure(seeds: int) -> None:
     rng, std = np.random.default_rng(13), 0.02

@@ -63,6 +63,7 @@ def test_page_is_the_same_when_written_again(page: str) -> None:
     assert page_text([SELECTION]) == page
 
 
+@pytest.mark.slow
 def test_hostile_run_adds_no_element_and_no_handler(page: str, saved_run: Path, tmp_path: Path) -> None:
     text = page_text([hostile_run(saved_run, tmp_path)])
     scripts = [attributes.get("type") for tag, attributes in _Elements(text).found if tag == "script"]
@@ -111,6 +112,7 @@ def test_report_command_writes_into_the_run_and_prints_the_path(
     assert out.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
 
 
+@pytest.mark.slow
 def test_watch_of_a_run_that_does_not_go_on_writes_once_and_ends(
     begun: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -120,6 +122,7 @@ def test_watch_of_a_run_that_does_not_go_on_writes_once_and_ends(
     assert 'http-equiv="refresh"' not in out.read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_watch_renews_the_page_after_each_trial_until_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -182,6 +182,7 @@ def test_goes_on_tells_a_held_folder_from_a_free_one(tmp_path: Path) -> None:
     assert not goes_on(tmp_path)
 
 
+@pytest.mark.slow
 def test_page_shows_the_healing_in_the_run_folder(tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(SELECTION, run)

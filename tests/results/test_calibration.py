@@ -20,6 +20,7 @@ import claims  # noqa: E402
 FAILS = "fails 1 in 10"  # table.md shows what misses there
 
 
+@pytest.mark.slow
 def test_calibration_small_run_keeps_every_level_and_resumes(tmp_path: Path) -> None:
     record, groups = tmp_path / "record.jsonl", ("equal", "page")
     calibrate.simulate(1, 2, record, only=groups)

@@ -107,6 +107,7 @@ def test_own_stds_find_planted_ones_under_a_seed_effect() -> None:
     assert own_stds([[1.0, 2.0, 4.0], [1.0, 1.0, 1.0]]) == pytest.approx([(7 / 6) ** 0.5] * 2)
 
 
+@pytest.mark.slow
 def test_signal_equal_placements_of_unequal_noise_are_rarely_called_different() -> None:
     """With a studentized range, p < 0.01 is said in 16% of such runs, and the mean of the range is 29% too small."""
     rng = np.random.default_rng(3)

@@ -383,6 +383,7 @@ def test_analyse_record_order_does_not_change_the_result() -> None:
     assert analyze(records, 0.5).winner == analyze(records[::-1], 0.5).winner
 
 
+@pytest.mark.slow
 def test_analyse_imports_no_torch() -> None:
     code = "import sys, layersearch.results.analyze; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -89,6 +89,7 @@ def test_parsed_in_calls_and_references_are_found_and_docstrings_not() -> None:
     assert parsed_in(source) == [2, 3]
 
 
+@pytest.mark.slow
 def test_package_parses_schedules_at_its_borders_only() -> None:
     own = PACKAGE / "schedule" / "schedule.py"
     files = [file for file in sorted(PACKAGE.rglob("*.py")) if file != own]

@@ -232,6 +232,7 @@ def run_descent(scorer: Scorer, **more: object) -> tuple[list[Array], list[tuple
     return found, seen
 
 
+@pytest.mark.slow
 def test_descend_resumed_after_two_of_five_steps_gives_the_scores_of_five(scorer: Scorer) -> None:
     whole, seen = run_descent(scorer)
     _, first = run_descent(scorer, steps=2)
@@ -245,6 +246,7 @@ def test_descend_resumed_after_two_of_five_steps_gives_the_scores_of_five(scorer
     assert all(np.array_equal(a, b) for a, b in zip(again, whole, strict=True))
 
 
+@pytest.mark.slow
 def test_descend_lowers_the_loss_of_the_relaxed_problem(scorer: Scorer) -> None:
     def loss(scores: Sequence[Array]) -> float:
         weights = keep_to_budget([-layer for layer in scores], COSTS, 1.5)

@@ -67,6 +67,7 @@ def optimum(scorer: KnownScorer) -> float:
     return min(scorer.loss(schedule) for schedule in SPACE.schedules() if SPACE.cost(schedule) <= BUDGET)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_local_search_finds_the_optimum_within_the_budget(seed: int) -> None:
     scorer = KnownScorer(seed)
@@ -78,6 +79,7 @@ def test_local_search_finds_the_optimum_within_the_budget(seed: int) -> None:
     assert [m.estimate for m in found.best] == sorted(m.estimate for m in found.best)
 
 
+@pytest.mark.slow
 def test_local_search_candidates_that_stop_keep_the_paired_estimate() -> None:
     scorer = KnownScorer(1, noise=0.02)
     _, seen = search(scorer)
@@ -101,6 +103,7 @@ def test_local_search_candidates_that_stop_keep_the_paired_estimate() -> None:
             incumbents.append(made)
 
 
+@pytest.mark.slow
 def test_local_search_known_losses_are_not_measured_again_and_give_the_same_proposals() -> None:
     whole_scorer = KnownScorer(2, noise=0.02)
     whole, seen = search(whole_scorer, candidates=12)

@@ -16,7 +16,7 @@ from layersearch.schedule.cost import budget_ratio
 
 FOLDER = Path(__file__).parents[2] / "analysis/smollm2"
 HEADS, TOKENS, BUDGET = 9, 1024, 0.27
-STUDIES = ("contest", "spaces-held-out", "layers-held-out", "heal")
+STUDIES = ("contest", "spaces-held-out", "layers-held-out", "heal", "heal-long")
 MEASURED = [name for name in STUDIES if (FOLDER / f"records/{name}.jsonl").exists()]
 MODULES = ("bench", "contest", "heal", "layers", "spaces", "study")
 
@@ -49,10 +49,11 @@ def test_smollm2_choices_have_exact_costs_within_the_budget(name: str) -> None:
 
 @pytest.mark.parametrize("name", [*MEASURED])
 def test_smollm2_measurements_are_paired_and_made_once(name: str) -> None:
-    keys = [(r["schedule"], r["unit"], r.get("source"), r.get("moment"), r.get("name")) for r in records(name)]
+    conditions = ("source", "seq_len", "moment")
+    keys = [(r["schedule"], r["unit"], r.get("name"), *(r.get(key) for key in conditions)) for r in records(name)]
     assert len(keys) == len(set(keys))
     groups: dict[object, dict[object, set[object]]] = {}
-    for schedule, unit, source, moment, _ in keys:
-        groups.setdefault((source, moment), {}).setdefault(schedule, set()).add(unit)
+    for schedule, unit, _, *condition in keys:
+        groups.setdefault(tuple(condition), {}).setdefault(schedule, set()).add(unit)
     for by_schedule in groups.values():
         assert len(set(map(frozenset, by_schedule.values()))) == 1, "every schedule is measured on the same documents"

@@ -115,6 +115,7 @@ def test_plan_says_the_most_trainings_of_two_rounds(whole: tuple[Path, Result, l
     assert plan.confirm_trials == (3 + len(plan.baselines)) * 2 + 3 * 3
 
 
+@pytest.mark.slow
 def test_two_rounds_cut_in_the_second_resume_with_the_same_records(
     whole: tuple[Path, Result, list[Trial]], tmp_path: Path
 ) -> None:

@@ -180,6 +180,7 @@ def test_estimate_time_on_a_cluster_is_labeled_as_of_this_machine(tmp_path: Path
     assert "room for 1 workers" in found.seconds_note
 
 
+@pytest.mark.slow
 def test_estimate_large_recipe_needs_no_network_or_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Its plan is counted: nothing is opened, and nothing is timed."""
 

@@ -56,6 +56,7 @@ def test_pruner_hopeless_loss_is_stopped(pruner: Callable[[Iterable[TrialRecord]
     assert not pruner(earlier()).keep_going(NEW, RUNG, 6.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [2.0, 2.9, 3.1, 3.3, 6.0])
 def test_pruner_answer_does_not_depend_on_record_order(
     loss: float, pruner: Callable[[Iterable[TrialRecord]], Pruner]

@@ -37,6 +37,7 @@ def proposals(found: Study, already: list[Schedule], number: int) -> list[Schedu
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampler_proposals_are_within_the_budget_and_distinct(sampler: str, tmp_path: Path) -> None:
     found = proposals(study(tmp_path / "a.journal", sampler), [], 12)
@@ -45,6 +46,7 @@ def test_sampler_proposals_are_within_the_budget_and_distinct(sampler: str, tmp_
     assert all(SPACE.encode(schedule) is not None for schedule in found)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampler_proposals_repeat_by_seed_and_after_a_resume(sampler: str, tmp_path: Path) -> None:
     whole = proposals(study(tmp_path / "a.journal", sampler), [], 8)

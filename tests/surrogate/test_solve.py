@@ -86,6 +86,7 @@ def predictions(records: list[TrialRecord], space: BoundSpace, *, pairwise: bool
     return dict(zip(schedules, map(float, model.predict(schedules)[0]), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_solve_proposal_is_the_best_predicted_of_shortlist_and_unconfirmed(seed: int) -> None:
     """The shortlist is what counting out all schedules by the pairwise model gives."""
@@ -120,6 +121,7 @@ def test_solve_proposal_is_the_best_predicted_of_shortlist_and_unconfirmed(seed:
         assert found.changed == near
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corpus", ["mix", "recall"])
 @pytest.mark.parametrize("trained", [12, 48])
 def test_shortlist_on_the_benchmarks_equals_exhaustive_enumeration(corpus: str, trained: int) -> None:
@@ -285,6 +287,7 @@ def test_solve_saturating_loss_is_not_promised_below_what_was_seen() -> None:
     assert held >= 4
 
 
+@pytest.mark.slow
 def test_solve_stopped_trial_is_learned_from_and_not_called_untrained() -> None:
     space = bound()
     losses = truth(space, 3)
@@ -426,6 +429,7 @@ def test_solve_command_answer_can_be_run_as_printed(
     assert entry["mean"]["n"] == 2
 
 
+@pytest.mark.slow
 def test_solve_command_accepts_cache_and_latency(
     saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

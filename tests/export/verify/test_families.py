@@ -63,6 +63,7 @@ def problem(proof: Proof) -> str:
     return proof.problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verify_every_family_obeys_its_schedule(family: str, shape: str, tmp_path: Path) -> None:
@@ -77,12 +78,14 @@ def test_verify_every_family_obeys_its_schedule(family: str, shape: str, tmp_pat
     assert (proof.logits is not None) == comparable, proof.logits_reason
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verify_every_family_with_eager_attention_obeys_too(family: str, tmp_path: Path) -> None:
     proof = verify(written(schedule(family, SHAPES[0]), family, tmp_path), attention="eager")
     assert proof.proven, proof.problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_verify_schedule_other_than_the_folders_is_not_proven(family: str, tmp_path: Path) -> None:
     folder = written(schedule(family, "{} full {}"), family, tmp_path)
@@ -152,6 +155,7 @@ def test_verify_trained_weights_are_loaded_and_compared(family: str, tmp_path: P
     assert proof.logits.difference < 1e-5 < 1e-2 < proof.logits.all_full
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "text", "pieces"),
     [("ministral", "window:300 full", 2), ("llama4", "block:150 full", 3)],
@@ -183,6 +187,7 @@ def test_verify_positions_scaled_per_dimension_do_not_hinder_shrinking(tmp_path:
     assert proof.proven, proof.problem
 
 
+@pytest.mark.slow
 def test_verify_export_prints_the_proof_and_exits_by_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = str(written(Schedule.parse("window:5 full"), "qwen3", tmp_path))
     assert main(["verify-export", folder]) == 0

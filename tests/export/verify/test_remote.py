@@ -38,6 +38,7 @@ def test_verify_every_kind_of_span_is_proven(tmp_path: Path) -> None:
     assert len(proof.layers) == len(EVERY)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", BASES)
 def test_verify_every_base_is_proven(base: str, tmp_path: Path) -> None:
     name, values = (hf_models.FAMILIES | {"olmo2": ("Olmo2Config", hf_models.FAMILIES["llama"][1])})[base]
@@ -47,6 +48,7 @@ def test_verify_every_base_is_proven(base: str, tmp_path: Path) -> None:
     assert proof.proven, proof.problem
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("code", "wrong"),
     [
@@ -62,6 +64,7 @@ def test_verify_altered_modeling_file_is_caught(code: str, wrong: str, tmp_path:
     assert not verify(folder, trust_remote_code=True).proven
 
 
+@pytest.mark.slow
 def test_verify_faults_hidden_from_masks_are_caught_by_heads_and_logits(tmp_path: Path) -> None:
     folder = written(Schedule.parse("full window:4/2@1 window:5+las:0.1/2"), tmp_path / "new")
     heads = verify(folder, schedule=Schedule.parse("full window:4/2@3 window:5+las:0.1/2"), trust_remote_code=True)

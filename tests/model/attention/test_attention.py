@@ -122,6 +122,7 @@ NARROW = ["full", "window:32", "window:32/4", "window:8/4@1+sink:4", "window:520
 
 
 # Rounding the output to bf16 alone is off by 2^-9 = 0.002.
+@pytest.mark.slow
 @pytest.mark.parametrize("text", [*NARROW, "full+las:0.1/3", "window:32+las:0.1/3"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-3)])
 @pytest.mark.parametrize("tokens", [61, 600])
@@ -250,6 +251,7 @@ def test_flex_mask_mod_sees_the_keys_of_span_mask(text: str) -> None:
     assert torch.equal(seen, span_mask(span, tokens, heads))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["full", "window:20", "window:4/2@1+sink:3", "block:16", "window:20+las:0.1/3"])
 def test_flex_forward_equals_reference(text: str) -> None:
     q, k, v, _ = (x.detach() for x in tensors(1, 4, 2, 130, 16, dtype=torch.float32))
@@ -295,6 +297,7 @@ def test_attend_softcap_and_learned_sink_narrow_precisions_stay_near_reference(t
     assert max(differences(*found)) < (2e-6 if dtype is torch.float32 else 1e-2)
 
 
+@pytest.mark.slow
 def test_attend_learned_sink_gradients_equal_finite_differences() -> None:
     q, k, v, _ = tensors(1, 4, 2, 7, 3)
     s_aux = AUX.clone().requires_grad_()

@@ -49,6 +49,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*RUNS, "empty"])
 def test_plot_signal_text_neither_overlaps_nor_leaves_the_figure(tmp_path: Path, name: str, figures: list[Any]) -> None:
     from matplotlib.text import Text
@@ -81,6 +82,7 @@ def test_plot_signal_text_neither_overlaps_nor_leaves_the_figure(tmp_path: Path,
         assert across <= 1 or up <= 2, (first, second)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_plot_signal_figure_names_what_it_shows(tmp_path: Path, name: str) -> None:
     result = analyze(*run(name))
@@ -104,6 +106,7 @@ def test_plot_signal_figure_names_what_it_shows(tmp_path: Path, name: str) -> No
     assert ("loss at one fresh seed" in said) == (len(found.seeds) == 1)
 
 
+@pytest.mark.slow
 def test_plot_signal_many_schedules_keeps_named_ones_and_placements(tmp_path: Path, figures: list[Any]) -> None:
     result = analyze(*run("deep"))
     measured = sum(entry.mean is not None for entry in result.entries)
@@ -148,6 +151,7 @@ def test_plot_signal_bars_marks_and_band_stand_at_measured_values(tmp_path: Path
     assert labels == ["all_sparse", "top(1)", "bottom(1)", "all_full"]
 
 
+@pytest.mark.slow
 def test_plot_signal_same_result_gives_the_same_bytes(tmp_path: Path) -> None:
     import matplotlib
 

@@ -26,6 +26,7 @@ def texts(svg: Path) -> list[str]:
     return re.findall(r"<text[^>]*>([^<]*)</text>", svg.read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_plot_pareto_writes_both_files_and_names_what_they_show(tmp_path: Path, name: str) -> None:
     kwargs = {"budget": 0.5} | RUNS[name]
@@ -47,6 +48,7 @@ def test_plot_pareto_writes_both_files_and_names_what_they_show(tmp_path: Path, 
     assert " ".join(result.verdict.split()) in " ".join(shown)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RUNS)
 def test_plot_pareto_labels_cover_neither_each_other_nor_the_edge(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +91,7 @@ def test_plot_pareto_labels_cover_neither_each_other_nor_the_edge(
         )
 
 
+@pytest.mark.slow
 def test_plot_pareto_same_result_gives_the_same_bytes_under_any_user_setting(tmp_path: Path) -> None:
     import matplotlib
 
