@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--prose", nargs="+", default=(), help="files or folders of English prose")
     parser.add_argument("--most", type=int, help="layers: only so many conditions, the first of its list")
     parser.add_argument("--lengths", type=int, help="layers: measure the choices at so many lengths only")
-    parser.add_argument("--device", default="cpu", help="layers and heal: cpu or cuda:N")
+    parser.add_argument("--device", default="cpu", help="contest, layers and heal: cpu or cuda:N")
     parser.add_argument("--steps", type=int, default=heal.STEPS, help="heal: optimizer steps")
     parser.add_argument("--rows", type=int, default=1, help="heal: sequences of a step")
     parser.add_argument("--shard", default="0/1", help="heal: K/N, every N-th schedule from the K-th on")
@@ -59,9 +59,12 @@ def main() -> None:
         return
     if options.model is None:
         parser.error("MODEL is missing: give the GGUF file")
-    more = {"layers": ("device", "most", "lengths"), "heal": ("device", "steps", "rows", "shard")}.get(
-        options.study, ()
-    )
+    taken = {
+        "contest": ("device",),
+        "layers": ("device", "most", "lengths"),
+        "heal": ("device", "steps", "rows", "shard"),
+    }
+    more = taken.get(options.study, ())
     STUDIES[options.study][0].run(options.model, options.prose, **{key: getattr(options, key) for key in more})
 
 
