@@ -69,7 +69,10 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
     Raises:
         UnknownAttentionError: names an attention operator that cannot be counted; fvcore alone would count it as 0.
     """
-    from fvcore.nn import FlopCountAnalysis
+    with warnings.catch_warnings():
+        # fvcore compiles a loss with torch.jit when it is imported, which torch 2.14 calls deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        from fvcore.nn import FlopCountAnalysis
 
     device = next(model.parameters()).device
     tokens = torch.zeros((1, seq_len), dtype=torch.long, device=device)
