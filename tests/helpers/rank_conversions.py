@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,13 @@ JOBS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "alone": (1, 0, ()),
     **{f"zero{stage}": (2, stage, ()) for stage in (0, 1, 2, 3)},
     "alone3": (1, 3, ()),
-    "distil": (1, 0, ("distil=0.5",)),
     "bf16": (2, 3, ("training.precision=bf16",)),
-    "distil3": (2, 3, ("distil=0.5",)),
 }
-"""By name: ranks, ZeRO stage, other keys."""
-BROKEN = {"zero0": 5, "zero2": 5, "zero3": 5}
+"""By name: ranks, ZeRO stage, other keys. All are healed by distillation, so the original is sharded too."""
+VOCABULARY = 300
+PIECE_ROWS = 8
+"""Rows of logits that jobs of one rank may make at once: their texts need several pieces, those of other jobs one."""
+BROKEN = {"zero0": 5, "zero3": 5}
 """Jobs that are also stopped after a step and resumed, as NAME-broken."""
 
 
@@ -33,7 +35,7 @@ def _recipe(name: str) -> Any:
 
     ranks, stage, keys = JOBS[name]
     settings = [*PLAIN, f"training.steps={STEPS}", f"training.ranks={ranks}", f"training.deepspeed=zero{stage}"]
-    return load_convert_recipe("plain", [*settings, "training.weight_decay=0.1", *keys])
+    return load_convert_recipe("plain", [*settings, "training.weight_decay=0.1", "distil=0.5", *keys])
 
 
 KILLED: list[int] = []
@@ -47,6 +49,27 @@ def _kill_second_rank(step: Any) -> None:
         if len(ranks) == 2 and ranks[1].pid not in KILLED:
             KILLED.append(ranks[1].pid)
             ranks[1].kill()
+
+
+@contextlib.contextmanager
+def _small_pieces() -> Iterator[list[int]]:
+    """Let pieces of logits have `PIECE_ROWS` rows in this process; give the rows that each loss was taken of."""
+    import torch.nn.functional as F
+
+    from layersearch.model import head_loss
+
+    usual, numbers, rows = F.cross_entropy, head_loss.PIECE_NUMBERS, list[int]()
+
+    def watched(*given: Any, **named: Any) -> Any:
+        logits = given[0]
+        rows.append(logits.numel() // logits.shape[-1])
+        return usual(*given, **named)
+
+    F.cross_entropy, head_loss.PIECE_NUMBERS = watched, PIECE_ROWS * VOCABULARY
+    try:
+        yield rows
+    finally:
+        F.cross_entropy, head_loss.PIECE_NUMBERS = usual, numbers
 
 
 def main(base: str, out: str, cache: str) -> None:
@@ -63,8 +86,10 @@ def main(base: str, out: str, cache: str) -> None:
         with contextlib.suppress(Stop):
             if stop is not None:
                 convert(recipe, base, schedule, folder, cache=Path(cache), listener=stop_at(stop))
-        done = convert(recipe, base, schedule, folder, cache=Path(cache))
-        found[label] = {"family": done.family, "evaluations": [dataclasses.asdict(one) for one in done.evaluations]}
+        with _small_pieces() as rows:
+            done = convert(recipe, base, schedule, folder, cache=Path(cache))
+        evaluations = [dataclasses.asdict(one) for one in done.evaluations]
+        found[label] = {"family": done.family, "evaluations": evaluations, "rows": max(rows, default=0)}
     try:
         convert(_recipe("zero1"), base, schedule, Path(out) / "dead", cache=Path(cache), listener=_kill_second_rank)
     except LayersearchError as error:

@@ -30,7 +30,8 @@ BYTES_OF_MOMENTS = 2
 def out(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of all finished conversions, and their model in ``base``."""
     folder = tmp_path_factory.mktemp("ranks")
-    source = open_source(DataConfig(source="stdlib", vocab_size=300, max_tokens=200_000), 32, cache_dir)
+    data = DataConfig(source="stdlib", vocab_size=rank_conversions.VOCABULARY, max_tokens=200_000)
+    source = open_source(data, 32, cache_dir)
     save("llama", folder / "base", vocab_size=source.vocab_size)
     assert source.tokenizer_file is not None
     shutil.copy(source.tokenizer_file, folder / "base" / "tokenizer.json")
@@ -58,19 +59,22 @@ def memory(out: Path, name: str) -> dict[str, list[int]]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("name", "alone"),
-    [(f"zero{stage}", "alone") for stage in (0, 1, 2, 3)] + [("alone3", "alone"), ("distil3", "distil")],
-)
-def test_convert_ranks_and_shards_change_no_loss(name: str, alone: str, out: Path) -> None:
-    assert losses(out, name) == pytest.approx(losses(out, alone), abs=TOLERANCE)
-    assert losses(out, alone)[0] > losses(out, alone)[9] + 0.05, "training that does nothing proves nothing"
-    found, wanted = weights(out, name), weights(out, alone)
+@pytest.mark.parametrize("name", [*(f"zero{stage}" for stage in (0, 1, 2, 3)), "alone3"])
+def test_convert_ranks_and_shards_change_no_loss(name: str, out: Path) -> None:
+    assert losses(out, name) == pytest.approx(losses(out, "alone"), abs=TOLERANCE)
+    assert losses(out, "alone")[0] > losses(out, "alone")[9] + 0.05, "training that does nothing proves nothing"
+    found, wanted = weights(out, name), weights(out, "alone")
     assert found.keys() == wanted.keys()
     assert all(torch.allclose(found[key], wanted[key], atol=1e-3) for key in wanted)
     config = json.loads((out / name / "model/config.json").read_text())
     assert config["model_type"] == "ministral"
     assert AutoModelForCausalLM.from_pretrained(out / name / "model").num_parameters() > 0
+
+
+@pytest.mark.parametrize("name", ["alone", "alone3"])
+def test_convert_makes_logits_in_pieces_under_zero3_too(name: str, out: Path) -> None:
+    results = json.loads((out / "results.json").read_text())
+    assert 0 < results[name]["rows"] <= rank_conversions.PIECE_ROWS
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
