@@ -133,7 +133,7 @@ def _on_device(call: Callable[[], Any], device: str, repeats: int) -> float:
 def training_steps(recipe: Any, device: str, *, sparse: str = SPARSE, repeats: int = REPEATS) -> list[dict[str, Any]]:
     """Time whole training steps through DeepSpeed; compare the peak of memory with the estimate."""
     from layersearch.schedule.cost import budget_ratio
-    from layersearch.training.engine import RankGroup, join
+    from layersearch.training.engine import RankGroup, join, leave
 
     os.environ.setdefault("DS_ACCELERATOR", "cpu" if device == "cpu" else "cuda")
     group = RankGroup(device=device)
@@ -145,7 +145,7 @@ def training_steps(recipe: Any, device: str, *, sparse: str = SPARSE, repeats: i
                 cost = budget_ratio(schedule, seq_len=recipe.training.seq_len, n_heads=recipe.model.n_heads)
                 rows.append({"schedule": name, "cost": cost, **_one(recipe, schedule, group, repeats)})
         finally:
-            torch.distributed.destroy_process_group()
+            leave()
     return rows
 
 

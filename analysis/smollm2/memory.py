@@ -17,7 +17,7 @@ from layersearch.convert.memory import MemoryEstimate, StepBytes, estimate_memor
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.kinds import skeleton
 from layersearch.schedule import presets
-from layersearch.selection.memory import memory_bound
+from layersearch.selection.memory import LIBRARIES, memory_bound
 
 SIZES = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff")
 MODELS = {
@@ -28,13 +28,18 @@ MODELS = {
 """Parameters, vocabulary and sizes, from the models' config.json."""
 UNTIED = ("Llama 3.1 8B",)
 MEASURED = Path(__file__).with_name("memory.json")
-"""Measured peaks: name -> keys of the recipe heal, ``whole_logits`` and ``peak`` in bytes."""
+"""Measured peaks on a CPU: name -> keys of the recipe heal, ``whole_logits`` and ``peak`` in bytes."""
+ON_GPU = Path(__file__).parents[1] / "gpu" / "h200" / "healing.json"
 HEALING = """**Estimate, not measured.**
 
 GiB of one rank on a GPU. Recipe `heal`: 1,024 tokens and one sequence a rank, half
 of the loss from the original, AdamW, bf16 autocast. `copies` are weights in bf16; under ZeRO-3 they are those that are
 gathered. `buffers` are DeepSpeed's. Its keys `stage3_max_live_parameters` and `reduce_bucket_size` lower both. The peak
 counts gradients, or activations, copies and logits, whichever are more; under ZeRO-3 all of them.
+"""
+MEASUREMENTS = """SmolLM2-135M on one rank, GiB, recipe `heal`. Measured on a CPU: the peak of the process's resident
+memory. Measured on the H200: the most that torch allocated. Libraries are not in it, nor in the estimate of that row.
+`whole logits`: by the code before losses were made in pieces, and its estimate.
 """
 PARTS = ("weights", "original", "gradients", "optimizer", "activations", "copies", "logits", "buffers")
 
@@ -69,27 +74,33 @@ def _print_healing(models: dict[str, HFDecoder]) -> None:
     print(f"| model | GPUs | ZeRO | {' | '.join(PARTS)} | peak |\n|{'---|' * (len(PARTS) + 4)}")
     for name, model in models.items():
         recipe = load_convert_recipe("heal")
-        pieces, whole = (_count(model, recipe, whole_logits=whole_logits) for whole_logits in (False, True))
-        assert pieces.parameters == MODELS[name][0]
+        counted = step_bytes(model, recipe, presets.all_full(len(model.attention)))
+        assert counted.parameters == MODELS[name][0]
         for gpus in (1, 8):
             given = dataclasses.replace(recipe.training, ranks=gpus, batch_size=gpus, gpus=1)
             for stage in (0, 2, 3):
                 found = estimate_memory(
-                    whole if stage == 3 else pieces,
+                    counted,
                     dataclasses.replace(recipe, training=given),
                     {"zero_optimization": {"stage": stage}},
                 )
                 print(f"| {name} | {gpus} | {stage} | {_cells(found)} | {found.training / 2**30:.1f} |")
+    _print_measured(models["SmolLM2-135M"])
+
+
+def _print_measured(model: HFDecoder) -> None:
     print("\n# Estimated and measured\n")
-    print("SmolLM2-135M on one rank of a CPU, GiB. Measured: the peak of the process's resident memory.")
-    print("`whole logits`: by the code before losses were made in pieces, and its estimate.\n")
+    print(MEASUREMENTS)
     head = f"| healing | {' | '.join(PARTS)} | estimate | measured | measured / estimate |"
     print(f"{head}\n|{'---|' * (len(PARTS) + 4)}")
-    for label, one in json.loads(MEASURED.read_text()).items():
+    (on_gpu,) = json.loads(ON_GPU.read_text())["found"]["memory"]["peak"]
+    measured = json.loads(MEASURED.read_text())
+    measured["distillation, 40 steps, H200"] = {"keys": ["training.gpus=1"], "whole_logits": False, "peak": on_gpu}
+    for label, one in measured.items():
         recipe = load_convert_recipe("heal", one["keys"])
-        counted = _count(models["SmolLM2-135M"], recipe, whole_logits=one["whole_logits"])
-        found = estimate_memory(counted, recipe, {})
-        cells = f"{found.total / 2**30:.2f} | {one['peak'] / 2**30:.2f} | {one['peak'] / found.total:.2f}"
+        found = estimate_memory(_count(model, recipe, whole_logits=one["whole_logits"]), recipe, {})
+        estimate = found.training - LIBRARIES if found.on_gpu else found.total
+        cells = f"{estimate / 2**30:.2f} | {one['peak'] / 2**30:.2f} | {one['peak'] / estimate:.2f}"
         print(f"| {label} | {_cells(found)} | {cells} |")
 
 
@@ -98,7 +109,7 @@ def _cells(found: MemoryEstimate) -> str:
 
 
 def _count(model: HFDecoder, recipe: ConvertRecipe, *, whole_logits: bool) -> StepBytes:
-    """Count a step with logits by pieces, or with whole ones, as ZeRO-3 makes them."""
+    """Count a step with logits by pieces, or with whole ones, as the code before made them."""
     usual = model.in_pieces
     model.in_pieces = not whole_logits
     try:

@@ -147,21 +147,14 @@ class _Converter:
         """Return the model on this rank's device: sharded under ZeRO-3 on several ranks."""
         job, tokens = self.job, self.recipe.training.seq_len
         if self.zero == 3 and self.group.size > 1:
-            return self._plain(
-                load_sharded(
-                    job.model, self.config(), trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens
-                )
+            return load_sharded(
+                job.model, self.config(), trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens
             )
         # The process that started this one compared the logits, or this one did at its first load.
         decoder = load_pretrained(
             job.model, trust_remote_code=job.trust_remote_code, rope=rope, tokens=tokens, check=False
         )
-        return self._plain(decoder.to(self.group.device))
-
-    def _plain(self, decoder: HFDecoder) -> HFDecoder:
-        """Return the decoder, with whole logits under ZeRO-3, whose gathers were not tested with pieces of them."""
-        decoder.in_pieces &= self.zero != 3
-        return decoder
+        return decoder.to(self.group.device)
 
     def config(self) -> dict[str, Any]:
         """Return the DeepSpeed configuration of the last stage."""
@@ -176,7 +169,7 @@ class _Converter:
         done = {found.moment for found in self.folder.evaluations()}
         if "converted" in done and self.folder.model.is_dir():
             return
-        decoder = self.load(self.job.rope) if decoder is None else self._plain(decoder.to(self.group.device))
+        decoder = self.load(self.job.rope) if decoder is None else decoder.to(self.group.device)
         if "original" not in done:
             # The original is evaluated at the new length without RoPE scaling.
             original = decoder if self.job.rope is None else self.load({"rope_type": "default"})

@@ -30,7 +30,7 @@ from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_skeleton
 from layersearch.schedule import Schedule
 from layersearch.selection.memory import LIBRARIES
-from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
+from layersearch.training.deepspeed_config import deepspeed_config
 from layersearch.training.memory import LiveBytes
 
 BUCKET = 500_000_000
@@ -54,7 +54,8 @@ class MemoryEstimate:
     copies: int
     """Weights cast to bf16, kept for the backward pass; under ZeRO-3 those that are gathered."""
     logits: int
-    """Logits with their softmax, and the head's gradient: of one piece of the text; under ZeRO-3 of all of it."""
+    """Logits of one piece of the text with their softmax, and the head's gradient; of the whole text for a family that
+    changes logits after its head."""
     buffers: int
     """DeepSpeed's buffers."""
     whole: int
@@ -189,7 +190,6 @@ def plan_memory(
     skeleton = load_skeleton(model, trust_remote_code=trust_remote_code, rope=rope, tokens=recipe.training.seq_len)
     path = find_file(recipe.training.deepspeed, "trials/deepspeed", ".json")
     deepspeed = deepspeed_config(recipe.training, path)
-    skeleton.in_pieces &= zero_stage(path) != 3  # as the conversion does
     try:
         return estimate_memory(step_bytes(skeleton, recipe, schedule), recipe, deepspeed)
     except (DataDependentOutputException, DynamicOutputShapeException):

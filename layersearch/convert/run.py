@@ -28,7 +28,7 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.study.prepare import open_data
 from layersearch.training.deepspeed_config import zero_stage
-from layersearch.training.engine import RankGroup, join
+from layersearch.training.engine import RankGroup, join, leave
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def _device(recipe: ConvertRecipe) -> str:
 
 @contextlib.contextmanager
 def _process_group(group: RankGroup) -> Iterator[None]:
-    """Join a process group of one, unless this process is in a group already."""
+    """Be in a process group of one, unless this process is in a group already."""
     if torch.distributed.is_initialized():
         yield
         return
@@ -181,4 +181,7 @@ def _process_group(group: RankGroup) -> Iterator[None]:
         # DeepSpeed calls collectives by deprecated names.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
         join(group, "alone")
-        yield
+        try:
+            yield
+        finally:
+            leave()

@@ -15,6 +15,12 @@ from layersearch.schedule import Schedule, presets
 
 FEW = 5
 """Fewer seeds or documents than this are called few."""
+HEALED_ORDER = (
+    "Healed models may have another order. On SmolLM2-135M, 12 schedules were measured before and after healing for "
+    "1.2 million tokens. Spearman's correlation was 0.75 (0.23 to 0.99) for text loss, 0.60 (-0.00 to 0.93) for "
+    "answers, and 0.45 (-0.21 to 0.89) for both together (analysis/smollm2)."
+)
+"""How far training-free scores rank as healed models do. A test compares the figures with the study's tables."""
 
 
 def chosen(run: OpenedRun) -> Schedule | None:
@@ -219,7 +225,7 @@ def not_said(run: OpenedRun) -> list[str]:
         lines += [
             f"It is one model, at {tokens:,} tokens, on data from {source}, with one draw of the documents. Another "
             "length, language or draw may give another order.",
-            "No weight was trained after the switch. The order of healed models may differ.",
+            f"No weight was trained after the switch. {HEALED_ORDER}",
             "Retrieval is a mean over depths. Its level at each depth is not recorded.",
         ]
     else:

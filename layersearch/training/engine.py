@@ -66,6 +66,18 @@ def join(group: RankGroup, rendezvous: str, listening: int | None = None) -> Non
     importlib.import_module("torch._dynamo")
 
 
+def leave() -> None:
+    """Destroy the process group that `join` made, so that a later `join` in this process makes another one.
+
+    NCCL warns at a program's end of a group that is still there, since ranks could wait for it forever.
+    """
+    from deepspeed import comm
+    from deepspeed.utils import groups
+
+    comm.destroy_process_group()
+    groups._WORLD_GROUP = None  # DeepSpeed 0.19.0 keeps its copy of the group, and would use it in the next one
+
+
 def _interface(host: str) -> str:
     """Return the network interface by which this machine reaches a host."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:

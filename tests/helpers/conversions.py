@@ -65,7 +65,7 @@ def main(base: str, out: str, cache: str) -> None:
     found = {}
     for name, job in JOBS.items():
         recipe = load_convert_recipe(job.get("recipe", "plain"), job["set"])
-        schedule = Schedule.parse(job["schedule"])
+        schedule, groups = Schedule.parse(job["schedule"]), []
         for wanted in (*job.get("stops", ()), None):
             options = {"seed": job.get("seed", 0), "cache": Path(cache), "listener": stop_at(wanted)}
             try:
@@ -73,8 +73,10 @@ def main(base: str, out: str, cache: str) -> None:
             except Stop:
                 assert wanted is not None
                 continue
+            finally:
+                groups.append(torch.distributed.is_initialized())
             assert wanted is None
-        found[name] = {"family": done.family, "gap": done.gap, "recovered": done.recovered}
+        found[name] = {"family": done.family, "gap": done.gap, "recovered": done.recovered, "groups": groups}
         found[name] |= {"evaluations": [dataclasses.asdict(evaluation) for evaluation in done.evaluations]}
     (Path(out) / "results.json").write_text(json.dumps(found))
 

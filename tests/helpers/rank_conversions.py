@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,9 @@ JOBS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "bf16": (2, 3, ("training.precision=bf16",)),
 }
 """By name: ranks, ZeRO stage, other keys. All are healed by distillation, so the original is sharded too."""
+VOCABULARY = 300
+PIECE_ROWS = 8
+"""Rows of logits that jobs of one rank may make at once: their texts need several pieces, those of other jobs one."""
 BROKEN = {"zero0": 5, "zero3": 5}
 """Jobs that are also stopped after a step and resumed, as NAME-broken."""
 
@@ -47,6 +51,27 @@ def _kill_second_rank(step: Any) -> None:
             ranks[1].kill()
 
 
+@contextlib.contextmanager
+def _small_pieces() -> Iterator[list[int]]:
+    """Let pieces of logits have `PIECE_ROWS` rows in this process; give the rows that each loss was taken of."""
+    import torch.nn.functional as F
+
+    from layersearch.model import head_loss
+
+    usual, numbers, rows = F.cross_entropy, head_loss.PIECE_NUMBERS, list[int]()
+
+    def watched(*given: Any, **named: Any) -> Any:
+        logits = given[0]
+        rows.append(logits.numel() // logits.shape[-1])
+        return usual(*given, **named)
+
+    F.cross_entropy, head_loss.PIECE_NUMBERS = watched, PIECE_ROWS * VOCABULARY
+    try:
+        yield rows
+    finally:
+        F.cross_entropy, head_loss.PIECE_NUMBERS = usual, numbers
+
+
 def main(base: str, out: str, cache: str) -> None:
     """Run every job; write ``results.json``."""
     from layersearch.convert.run import convert
@@ -61,8 +86,10 @@ def main(base: str, out: str, cache: str) -> None:
         with contextlib.suppress(Stop):
             if stop is not None:
                 convert(recipe, base, schedule, folder, cache=Path(cache), listener=stop_at(stop))
-        done = convert(recipe, base, schedule, folder, cache=Path(cache))
-        found[label] = {"family": done.family, "evaluations": [dataclasses.asdict(one) for one in done.evaluations]}
+        with _small_pieces() as rows:
+            done = convert(recipe, base, schedule, folder, cache=Path(cache))
+        evaluations = [dataclasses.asdict(one) for one in done.evaluations]
+        found[label] = {"family": done.family, "evaluations": evaluations, "rows": max(rows, default=0)}
     try:
         convert(_recipe("zero1"), base, schedule, Path(out) / "dead", cache=Path(cache), listener=_kill_second_rank)
     except LayersearchError as error:

@@ -59,6 +59,14 @@ def results(out: Path) -> Results:
     return found
 
 
+def test_convert_leaves_its_process_group_at_the_end_and_on_an_error(results: Results) -> None:
+    """Each of these conversions made one, one after another; NCCL warns of a group that is there when Python ends."""
+    stops = len(conversions.JOBS["broken"]["stops"])
+    assert {name: found["groups"] for name, found in results.items()} == {
+        name: [False] * (stops + 1 if name == "broken" else 1) for name in conversions.JOBS
+    }
+
+
 def evaluation(results: Results, name: str, moment: str) -> dict[str, Any]:
     return next(found for found in results[name]["evaluations"] if found["moment"] == moment)
 

@@ -30,7 +30,8 @@ BYTES_OF_MOMENTS = 2
 def out(cache_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of all finished conversions, and their model in ``base``."""
     folder = tmp_path_factory.mktemp("ranks")
-    source = open_source(DataConfig(source="stdlib", vocab_size=300, max_tokens=200_000), 32, cache_dir)
+    data = DataConfig(source="stdlib", vocab_size=rank_conversions.VOCABULARY, max_tokens=200_000)
+    source = open_source(data, 32, cache_dir)
     save("llama", folder / "base", vocab_size=source.vocab_size)
     assert source.tokenizer_file is not None
     shutil.copy(source.tokenizer_file, folder / "base" / "tokenizer.json")
@@ -68,6 +69,12 @@ def test_convert_ranks_and_shards_change_no_loss(name: str, out: Path) -> None:
     config = json.loads((out / name / "model/config.json").read_text())
     assert config["model_type"] == "ministral"
     assert AutoModelForCausalLM.from_pretrained(out / name / "model").num_parameters() > 0
+
+
+@pytest.mark.parametrize("name", ["alone", "alone3"])
+def test_convert_makes_logits_in_pieces_under_zero3_too(name: str, out: Path) -> None:
+    results = json.loads((out / "results.json").read_text())
+    assert 0 < results[name]["rows"] <= rank_conversions.PIECE_ROWS
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

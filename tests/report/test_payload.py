@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,18 @@ def test_needs_of_a_selection_are_the_gates_scores_of_full_over_the_best_sparse_
     scores = json.loads((SELECTION / "gates.json").read_text())["scores"]
     wanted = [min(sparse) - full for full, *sparse in scores]
     assert selection["needs"]["values"] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_selection_says_how_healed_models_rank_by_the_tables_of_the_study(selection: dict[str, Any]) -> None:
+    (said,) = [line for line in selection["not_said"] if "No weight was trained" in line]
+    tables = (ROOT / "analysis" / "smollm2" / "tables.md").read_text()
+    longer = tables.split("## Before and after a longer healing", 1)[1].split("\n## ", 1)[0]
+    found = dict(
+        re.findall(r"^\| (loss \(text and answers\)|text|answers) \| (\S+ \(\S+ to \S+), n = 12\)", longer, re.M)
+    )
+    assert f"{found['text']}) for text loss" in said
+    assert f"{found['answers']}) for answers" in said
+    assert f"{found['loss (text and answers)']}) for both together" in said
 
 
 def test_needs_of_a_search_are_one_number_a_layer_with_its_error(search: dict[str, Any]) -> None:
