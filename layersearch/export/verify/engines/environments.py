@@ -94,14 +94,19 @@ def find_python(engine: str, given: Path | None = None) -> Path:
 
 
 def run_engine(
-    engine: str, python: Path, requests: Sequence[Mapping[str, Any]], *, seconds: float = 1800
+    engine: str,
+    python: Path,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    seconds: float = 1800,
+    remedy: str = "stop other work, and try again",
 ) -> list[dict[str, Any]]:
     """Run an engine on requests of ``drivers/run.py``, and return their results.
 
     The engine is loaded once, in a process of its own. A result may be an ``error``: `checked` raises it.
 
     Raises:
-        ExportError: if the engine needs more than so many seconds, or does not load at all.
+        ExportError: if the engine needs more than so many seconds (the message ends with ``remedy``), or does not load.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -120,7 +125,7 @@ def run_engine(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; stop other work, and try again") from None
+            raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; {remedy}") from None
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         results = []
         for file in (Path(folder, f"{index}.json") for index in range(len(requests))):
