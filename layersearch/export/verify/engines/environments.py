@@ -1,8 +1,4 @@
-"""Where each engine is installed: it pins other versions than layersearch, so it has an environment of its own.
-
-``python -m layersearch.export.verify.engines.environments NAME ...`` installs engines under ``.engines``. pip's own
-settings choose the index, as for the CPU builds of PyTorch.
-"""
+"""Where each engine is installed: it pins other versions than layersearch, so it has an environment of its own."""
 
 import json
 import os
@@ -87,7 +83,7 @@ def find_python(engine: str, given: Path | None = None) -> Path:
     path = installed(engine)
     if not path.exists():
         raise ExportError(
-            f"{engine} is not installed: run python -m layersearch.export.verify.engines.environments {engine}, "
+            f"{engine} is not installed: run python -m layersearch.export.verify.engines.install {engine}, "
             f"or give --engine-python or ${variable}"
         )
     return path.absolute()
@@ -141,24 +137,3 @@ def checked(engine: str, result: dict[str, Any]) -> dict[str, Any]:
             f"{engine} does not run this model ({one_line(ValueError(result['error']))}); export it again"
         )
     return result
-
-
-def install(engine: str) -> None:
-    """Make an engine's environment under ``.engines`` unless it is there."""
-    needs, python = ENVIRONMENTS[engine], installed(engine)
-    done = python.parent.parent / "installed.txt"
-    wanted = "\n".join((*needs.packages, *needs.alone)) + "\n"
-    if done.is_file() and done.read_text(encoding="utf-8") == wanted:
-        return
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *needs.packages], check=True)
-    if needs.alone:
-        subprocess.run([*pip, "--no-deps", *needs.alone], check=True)
-    done.write_text(wanted, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        install(name)
