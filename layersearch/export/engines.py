@@ -185,6 +185,11 @@ _SGLANG_FULL = ServingFamily(
     unsupported="runs {family} all-full whatever layer_types says: give --family gemma3, olmo3, granite_swa or gpt_oss",
 )
 
+_SGLANG_WIDE = ServingFamily(
+    source="python/sglang/srt/models/transformers.py",
+    unsupported="runs {family} by its transformers backend, with one key more in each window: give --family gemma3, "
+    "olmo3, granite_swa or gpt_oss",
+)
 _TENSORRT_NONE = ServingFamily(
     source="tensorrt_llm/_torch/models/_arch_index.py",
     unsupported="has no code for {family}; give --family gemma3 or cohere2",
@@ -221,7 +226,13 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
             unsupported="gives {family} no window of its own for the whole model (get_attention_sliding_window_size is "
             "missing) and one key more in each layer: give --family gemma3, olmo3, granite_swa or gpt_oss",
         ),
-        **dict.fromkeys(("llama", "ministral", "qwen2", "qwen3", "smollm3"), _SGLANG_FULL),
+        "exaone4": ServingFamily(
+            source="python/sglang/srt/models/exaone4.py",
+            unsupported="reads sliding_window_pattern of {family}, not layer_types: give --family gemma3, olmo3, "
+            "granite_swa or gpt_oss",
+        ),
+        **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _SGLANG_FULL),
+        **dict.fromkeys(("ministral", "smollm3"), _SGLANG_WIDE),
     },
     "tensorrt-llm": {
         "gemma3": ServingFamily(source="tensorrt_llm/_torch/models/modeling_gemma3.py"),
