@@ -27,7 +27,7 @@ test-real: $(VENV)/installed-tests
 
 # Engines that run exports, each in an environment of its own under .engines: 3 GB once, then about 15 minutes on a CPU.
 test-engines: $(VENV)/installed-tests
-	$(BIN)/python -m layersearch.export.verify.engines.environments mlx llama.cpp litgpt vllm
+	$(BIN)/python -m layersearch.export.verify.engines.install mlx llama.cpp litgpt vllm
 	$(PYTEST) tests/export/verify/test_engine_runs.py
 	$(BIN)/python analysis/engines/executed.py $(ARGS)
 	$(BIN)/python docs/generate_reference.py

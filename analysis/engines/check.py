@@ -1,8 +1,9 @@
 """Put exported files through the engines' own code, as far as that runs without a GPU.
 
-    pip install --no-deps --target ENGINES litgpt==0.5.13 megatron-core==0.16.1 torchtitan==0.3.0 \
+    pip install --no-deps --target ENGINES litgpt==0.5.13 torchtitan==0.3.0 \
         lightning lightning-utilities torchmetrics spmd_types tyro docstring_parser typeguard
-    # unpack, not install (336 MB and 39 MB): the wheels of vllm==0.33.0 and sglang==0.5.23 into ENGINES too
+    # unpack, not install, into ENGINES too (336 MB, 39 MB and 2 MB): the wheels of vllm==0.33.0, sglang==0.5.23 and
+    # megatron-core==0.19.2, which is for Python 3.12 and newer
     python analysis/engines/check.py ENGINES        # about a minute; writes record.json beside this file
 
 Each engine must make of each file the schedule's own mask, pair by pair. What was run is said in the record.
@@ -44,6 +45,13 @@ def alone(name: str, folder: Path) -> None:
     sys.modules[name] = package
 
 
+def without_triton() -> None:
+    """Replace the compiler of GPU kernels, which a configuration does not need."""
+    torch.compile(torch.sin)  # torch's own compiler must see that there is none
+    for name in ("triton", "triton.language"):
+        sys.modules[name] = mock.MagicMock(__spec__=None, __version__="3.4.0")
+
+
 def litgpt(folder: Path) -> tuple[str, Callable[[Path], list[Tensor]]]:
     alone("litgpt", folder)
     config_module, model_module = importlib.import_module("litgpt.config"), importlib.import_module("litgpt.model")
@@ -66,6 +74,7 @@ def litgpt(folder: Path) -> tuple[str, Callable[[Path], list[Tensor]]]:
 
 
 def megatron(folder: Path) -> tuple[str, Callable[[Path], list[Tensor]]]:
+    without_triton()
     utils = importlib.import_module("megatron.core.transformer.utils")
     config_module = importlib.import_module("megatron.core.transformer.transformer_config")
     ones = torch.ones
@@ -97,8 +106,7 @@ def megatron(folder: Path) -> tuple[str, Callable[[Path], list[Tensor]]]:
 
 
 def torchtitan(folder: Path) -> tuple[str, Callable[[Path], list[Tensor]]]:
-    for name in ("triton", "triton.language"):  # a compiler of GPU kernels, which a configuration does not need
-        sys.modules[name] = mock.MagicMock(__spec__=None)
+    without_triton()
     llama3 = importlib.import_module("torchtitan.models.llama3")
 
     def masks(path: Path) -> list[Tensor]:

@@ -19,6 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--tokens", type=positive, nargs="+", default=[1024], help="lengths of prompts in tokens (default: 1024)")
     add("--new", type=positive, default=32, help="tokens generated after each prompt (default: %(default)s)")
     add("--repeats", type=positive, default=3, help="runs of each, in turn; the median counts (default: %(default)s)")
+    text = "seconds that one pass may take (default: %(default)s)"
+    add("--timeout", type=positive, default=1800, metavar="S", help=text)
     text = "write milliseconds of a decoded token by span, at the longest prompt, for layersearch solve --latency-table"
     add("--latency-table", type=Path, metavar="FILE", help=text)
     add_shared(parser, "--json")
@@ -40,6 +42,7 @@ def run(options: argparse.Namespace) -> None:
         tokens=options.tokens,
         new=options.new,
         repeats=options.repeats,
+        seconds=options.timeout,
         schedule=schedule,
         python=options.engine_python,
         model=options.model,

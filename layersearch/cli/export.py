@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf, hf-remote, mlx, gguf, vllm, sglang, tensorrt-llm, megatron, litgpt, torchtitan, flash-attn, flex, "
         "yaml or json",
     )
-    add("--family", help="hf, mlx, vllm, sglang: the model family, for example granite_swa or llama")
+    add("--family", help="hf, mlx, vllm, sglang, tensorrt-llm: the model family, for example granite_swa or llama")
     add("--recipe", help="take the model's size from this recipe (default: the run's)")
     text = (
         "hf, hf-remote, mlx, gguf, litgpt: a model of yours; its folder, GGUF file or hub id brings its weights and "

@@ -59,7 +59,7 @@ class Engine:
 ENGINES: dict[str, Engine] = {
     "megatron": Engine(
         title="Megatron-core",
-        release="0.16.1",
+        release="0.19.2",
         sources=(
             "megatron/training/arguments.py (tuple_type, moe_freq_type)",
             "megatron/core/transformer/utils.py (get_sliding_window_causal_mask, is_layer_window_attention)",
@@ -88,28 +88,28 @@ ENGINES: dict[str, Engine] = {
         release="0.5.23",
         sources=(
             "python/sglang/srt/layers/radix_attention.py (a window of 0 further keys is read as none)",
+            "python/sglang/srt/layers/attention/triton_backend.py (update_sliding_window_buffer)",
             "python/sglang/srt/utils/server_args_config_parser.py",
         ),
-        convention="sliding_window counts the token itself: W; the model code subtracts 1",
+        convention="sliding_window counts the token itself: W; the model code subtracts 1. Its Triton backend decodes "
+        "gemma3, olmo3 and gpt_oss with one key less: give --attention-backend fa3",
         file="sglang.yaml",
         usage="python -m sglang.launch_server --model-path MODEL --config sglang.yaml",
         min_window=2,
     ),
     "tensorrt-llm": Engine(
         title="TensorRT-LLM",
-        release="at commit 3105370ba2f2",
+        release="at commit 00679c66c3e3",
         sources=(
-            "docs/source/legacy/advanced/gpt-attention.md (Sliding Window Attention, Cyclic KV Cache)",
-            "the reference of the LLM API's KvCacheConfig (max_attention_window, a list that repeats over the layers)",
-            "tensorrt_llm/_torch/pyexecutor/config_utils.py (get_layer_attention_window: layer_types, one size)",
+            "docs/source/legacy/tensorrt-backend-removal.md (PyTorch is the only backend)",
+            "tensorrt_llm/llmapi/llm_args.py (model_kwargs, KvCacheConfig.max_attention_window)",
+            "tensorrt_llm/_torch/pyexecutor/config_utils.py (get_layer_attention_window: one size)",
         ),
-        convention="max_attention_window is the number of last tokens that are kept and seen, the token itself "
-        "counted: W; a full layer has the longest text",
+        convention="sliding_window counts the token itself: W; max_attention_window is what the cache keeps of each "
+        "layer: W, or the longest text",
         file="tensorrt_llm.yaml",
-        usage="trtllm-serve ENGINE --backend tensorrt --extra_llm_api_options tensorrt_llm.yaml   # the PyTorch "
-        "backend reads layer_types and sliding_window in the model's own config.json, which --to hf writes; it refuses "
-        "windows of several sizes",
-        size_per_layer=True,
+        usage="trtllm-serve MODEL --extra_llm_api_options tensorrt_llm.yaml   # it passes over keys that MODEL's "
+        "configuration class lacks",
     ),
     "litgpt": Engine(
         title="LitGPT",
@@ -136,7 +136,7 @@ ENGINES: dict[str, Engine] = {
     ),
     "flash-attn": Engine(
         title="flash-attn",
-        release="2.8.3.post1",
+        release="2.8.3.post2",
         sources=(
             "flash_attn/flash_attn_interface.py (flash_attn_func)",
             "tests/test_flash_attn.py (construct_local_mask)",
@@ -185,6 +185,18 @@ _SGLANG_FULL = ServingFamily(
     unsupported="runs {family} all-full whatever layer_types says: give --family gemma3, olmo3, granite_swa or gpt_oss",
 )
 
+_SGLANG_WIDE = ServingFamily(
+    source="python/sglang/srt/models/transformers.py",
+    unsupported="runs {family} by its transformers backend, with one key more in each window: give --family gemma3, "
+    "olmo3, granite_swa or gpt_oss",
+)
+_TENSORRT_NONE = ServingFamily(
+    source="tensorrt_llm/_torch/models/_arch_index.py",
+    unsupported="has no code for {family}; give --family gemma3 or cohere2",
+    starts=False,
+)
+
+_OVERRIDES = {"vllm": "hf-overrides", "sglang": "json-model-override-args", "tensorrt-llm": "model_kwargs"}
 SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
     "vllm": {
         "llama": ServingFamily(source="vllm/model_executor/models/llama.py"),
@@ -214,14 +226,33 @@ SERVING_FAMILIES: dict[str, dict[str, ServingFamily]] = {
             unsupported="gives {family} no window of its own for the whole model (get_attention_sliding_window_size is "
             "missing) and one key more in each layer: give --family gemma3, olmo3, granite_swa or gpt_oss",
         ),
-        **dict.fromkeys(("llama", "ministral", "qwen2", "qwen3", "smollm3"), _SGLANG_FULL),
+        "exaone4": ServingFamily(
+            source="python/sglang/srt/models/exaone4.py",
+            unsupported="reads sliding_window_pattern of {family}, not layer_types: give --family gemma3, olmo3, "
+            "granite_swa or gpt_oss",
+        ),
+        **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _SGLANG_FULL),
+        **dict.fromkeys(("ministral", "smollm3"), _SGLANG_WIDE),
+    },
+    "tensorrt-llm": {
+        "gemma3": ServingFamily(source="tensorrt_llm/_torch/models/modeling_gemma3.py"),
+        "cohere2": ServingFamily(source="tensorrt_llm/_torch/models/modeling_cohere2.py"),
+        "mistral": ServingFamily(
+            source="tensorrt_llm/_torch/models/modeling_mistral.py",
+            unsupported="takes layer_types of {family} from its config.json only; give --family gemma3 or cohere2",
+        ),
+        "exaone4": ServingFamily(
+            source="tensorrt_llm/_torch/models/modeling_exaone4.py",
+            unsupported="reads sliding_window_pattern of {family}, not layer_types; give --family gemma3 or cohere2",
+        ),
+        **dict.fromkeys(("ministral", "smollm3", "olmo3", "gemma2", "granite_swa"), _TENSORRT_NONE),
     },
 }
 """Every family whose code in a serving engine was read."""
 
 
 def serving_family(target: str, family: str | None, schedule: Schedule) -> ServingFamily:
-    """Return how an engine (``vllm`` or ``sglang``) serves a family.
+    """Return how an engine (``vllm``, ``sglang`` or ``tensorrt-llm``) serves a family.
 
     Raises:
         ExportError: if the family is missing, was not read, ignores the schedule, or has another hard-coded pattern.
@@ -263,15 +294,12 @@ def engine_text(
             )
     if serving is not None:
         sources = (serving.source, *sources)
-        body = _overrides(schedule, target, serving)
+        body = _overrides(schedule, target, serving, seq_len)
     elif target == "megatron":
         body = _megatron(schedule)
     elif target == "litgpt":
         kind = "qwen3" if model.qk_norm else "llama"
         body = _yaml(litgpt_config(schedule, size_fields(model, vocab_size, seq_len) | {"model_type": kind}))
-    elif target == "tensorrt-llm":
-        sizes = [span.size or seq_len for span in schedule]
-        body = _yaml({"kv_cache_config": {"max_attention_window": sizes, "enable_block_reuse": False}})
     elif target == "torchtitan":
         body = TORCHTITAN.format(lefts=[-1 if span.size is None else span.size - 1 for span in schedule])
     else:
@@ -308,15 +336,19 @@ def _megatron(schedule: Schedule) -> str:
     return f"--window-size {size - 1},0\n--window-attn-skip-freq [{pattern}]\n"
 
 
-def _overrides(schedule: Schedule, target: str, serving: ServingFamily) -> str:
+def _overrides(schedule: Schedule, target: str, serving: ServingFamily, seq_len: int) -> str:
     """Return a serving engine's configuration file, which overrides fields of the served model's ``config.json``."""
     size = _window(schedule)
     layers = ["full_attention" if span.is_full else "sliding_attention" for span in schedule]
     changed: dict[str, Any] = {"layer_types": layers}
     if size is not None:
         changed |= {"sliding_window": size - serving.extra_keys, **serving.fields}
-    values: dict[str, Any] = {"hf-overrides" if target == "vllm" else "json-model-override-args": changed}
-    return _yaml(values | ({"model-impl": serving.impl} if serving.impl else {}))
+    values: dict[str, Any] = {_OVERRIDES[target]: changed}
+    if serving.impl is not None:
+        values["model-impl"] = serving.impl
+    if target == "tensorrt-llm":  # its cache keeps every token of every layer unless it is told
+        values["kv_cache_config"] = {"max_attention_window": [span.size or seq_len for span in schedule]}
+    return _yaml(values)
 
 
 TORCHTITAN = '''import dataclasses

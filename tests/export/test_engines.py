@@ -95,17 +95,6 @@ def litgpt(path: Path, n_layers: int) -> Masks:
     return masks
 
 
-def tensorrt(path: Path, n_layers: int) -> Masks:
-    sizes = yaml.safe_load(path.read_text())["kv_cache_config"]["max_attention_window"]
-    masks = []
-    for layer in range(n_layers):
-        mask = torch.zeros(TOKENS, TOKENS, dtype=torch.bool)
-        for i in range(TOKENS):
-            mask[i, list(range(i + 1))[-sizes[layer % len(sizes)] :]] = True  # the last tokens are kept
-        masks.append(mask)
-    return masks
-
-
 def serving(key: str, window: Callable[[int], tuple[int, int]]) -> Callable[[Path, int], Masks]:
     def masks(path: Path, n_layers: int) -> Masks:
         config = yaml.safe_load(path.read_text())[key]
@@ -123,7 +112,6 @@ EXPANSIONS: dict[tuple[str, str | None], Callable[[Path, int], Masks]] = {
     ("flash-attn", None): flash,
     ("torchtitan", None): torchtitan,
     ("litgpt", None): litgpt,
-    ("tensorrt-llm", None): tensorrt,
     # flash_attn.py: (sliding_window - 1, 0); commandr.py adds 1 before.
     ("vllm", "llama"): serving("hf-overrides", lambda w: (w - 1, 0)),
     ("vllm", "mistral"): serving("hf-overrides", lambda w: (w - 1, 0)),
@@ -131,6 +119,8 @@ EXPANSIONS: dict[tuple[str, str | None], Callable[[Path, int], Masks]] = {
     ("vllm", "cohere2"): serving("hf-overrides", lambda w: (w + 1 - 1, 0)),
     # gemma3_causal.py subtracts 1; flashattention_backend.py hands that on as it is, and -1, its word for none, for 0.
     ("sglang", "gemma3"): serving("json-model-override-args", lambda w: ((w - 1) or -1, 0)),
+    # Gemma3ForCausalLM.get_context_mask: j > i - W
+    ("tensorrt-llm", "gemma3"): serving("model_kwargs", lambda w: (w - 1, 0)),
 }
 
 
@@ -147,7 +137,7 @@ def test_engines_all_are_expanded_by_a_test() -> None:
 def test_engine_file_expanded_equals_the_schedule_masks(
     target: str, family: str | None, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    smallest = 2 if family in ("gemma3", "cohere2") else 1
+    smallest = 2 if (target, family) in (("sglang", "gemma3"), ("vllm", "cohere2")) else 1
     window = st.builds(Span, kind=st.just("window"), size=st.integers(smallest, TOKENS))
     if not ENGINES[target].size_per_layer:
         window = st.just(data.draw(window))
@@ -197,19 +187,22 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
             "hf-overrides": {"layer_types": types, "sliding_window": 5, "use_sliding_window": True},
             "model-impl": "transformers",
         }
-    assert yaml.safe_load(body("tensorrt-llm"))["kv_cache_config"]["max_attention_window"] == [5, 23, 5, 5, 23]
+    assert yaml.safe_load(body("tensorrt-llm", "gemma3")) == {
+        "model_kwargs": {"layer_types": types, "sliding_window": 5},
+        "kv_cache_config": {"max_attention_window": [5, 23, 5, 5, 23]},
+    }
 
 
 @pytest.mark.parametrize(
     ("target", "family", "text", "words"),
     [
-        ("megatron", None, "full block:8", ("layer 1: block:8: Megatron-core 0.16.1 supports no blocks", "nearest")),
-        ("megatron", None, "window:4 window:8", ("Megatron-core 0.16.1 supports one window size", "nearest")),
+        ("megatron", None, "full block:8", ("layer 1: block:8: Megatron-core 0.19.2 supports no blocks", "nearest")),
+        ("megatron", None, "window:4 window:8", ("Megatron-core 0.19.2 supports one window size", "nearest")),
         (
             "flash-attn",
             None,
             "window:4 window:4/2",
-            ("flash-attn 2.8.3.post1 supports no dilation", "nearest"),
+            ("flash-attn 2.8.3.post2 supports no dilation", "nearest"),
         ),
         ("litgpt", None, "full window:4+sink:2", ("LitGPT 0.5.13 supports no sinks", "nearest")),
         ("torchtitan", None, "full window:4+las:0.1", ("torchtitan 0.3.0 supports no LaS", "nearest")),
@@ -219,11 +212,17 @@ def test_engine_file_known_schedule_equals_exact_text(tmp_path: Path) -> None:
         ("vllm", "llama4", "full window:4", ("vLLM 0.33.0 does not start a llama4", "--family llama")),
         ("vllm", "modernbert-decoder", "full*2", ("does not start a modernbert-decoder",)),
         ("sglang", "llama", "full window:4", ("SGLang 0.5.23 runs llama all-full", "gemma3, olmo3")),
+        ("sglang", "mistral", "full window:4", ("runs mistral all-full", "gemma3, olmo3")),
+        ("sglang", "smollm3", "full window:4", ("with one key more in each window", "gemma3, olmo3")),
+        ("sglang", "exaone4", "full window:4", ("reads sliding_window_pattern of exaone4", "gemma3, olmo3")),
         ("sglang", "qwen3", "full window:4", ("SGLang 0.5.23 runs qwen3 all-full", "gemma3, olmo3")),
         ("sglang", "cohere2", "full window:4", ("gives cohere2 no window", "gemma3, olmo3")),
         ("sglang", "gemma2", "window:4*2", ("hard-coded as 'window full'", "gemma3")),
         ("sglang", "gemma3", "full window:1", ("layer 1: window:1", "give window:2 or more")),
         ("vllm", "cohere2", "full window:1", ("layer 1: window:1", "give window:2 or more")),
+        ("tensorrt-llm", "gemma3", "window:4 window:8", ("supports one window size", "nearest")),
+        ("tensorrt-llm", "exaone4", "full window:4", ("reads sliding_window_pattern of exaone4", "--family gemma3")),
+        ("tensorrt-llm", "granite_swa", "full*2", ("has no code for granite_swa", "--family gemma3")),
         ("megatron", "llama", "full*2", ("--family 'llama' has no meaning for --to megatron",)),
     ],
 )

@@ -102,6 +102,9 @@ def test_export_model_weights_keep_their_type(dtype: str, tmp_path: Path) -> Non
         export_model(MIXED, target, read_source(str(tmp_path / "source")), out=tmp_path / target)
         kinds = {tensor.dtype for tensor in load_file(tmp_path / target / "model.safetensors").values()}
         assert kinds == {getattr(torch, dtype)}
+    export_model(MIXED, "litgpt", read_source(str(tmp_path / "source")), out=tmp_path / "litgpt")
+    held = torch.load(tmp_path / "litgpt" / "lit_model.pth", weights_only=True)
+    assert {tensor.dtype for tensor in held.values()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize("family", ["qwen3", "smollm3", "ministral"])

@@ -191,7 +191,7 @@ def test_find_python_missing_engine_names_its_install_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv(str(ENVIRONMENTS[engine].variable), raising=False)
-    with pytest.raises(ExportError, match=f"environments {engine}, or give --engine-python"):
+    with pytest.raises(ExportError, match=f"install {engine}, or give --engine-python"):
         find_python(engine)
     python = tmp_path / ".engines" / engine / "bin" / "python"
     python.parent.mkdir(parents=True)

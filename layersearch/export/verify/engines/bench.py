@@ -79,6 +79,7 @@ def bench(
     tokens: Sequence[int],
     new: int = 32,
     repeats: int = 3,
+    seconds: float = 1800,
     schedule: Schedule | None = None,
     python: Path | None = None,
     model: Path | None = None,
@@ -91,6 +92,7 @@ def bench(
         tokens: lengths of prompts.
         new: how many tokens are generated after each.
         repeats: how often the two are run; which is first alternates.
+        seconds: how long one pass over all the prompts may take, by the wall clock.
         schedule: as `layersearch.export.verify.engines.verify_in_engine`, as are ``python`` and ``model``.
 
     Raises:
@@ -111,7 +113,9 @@ def bench(
                     "bench": [[length, new] for length in tokens],
                     "options": {"room": new + 1, **variant.options},
                 }
-                result = checked(engine, run_engine(engine, executable, [request])[0])
+                remedy = "give a higher --timeout or shorter --tokens"
+                answers = run_engine(engine, executable, [request], seconds=seconds, remedy=remedy)
+                result = checked(engine, answers[0])
                 peak = {"peak_rss_bytes": result["peak_rss_bytes"]}
                 found += [_timing(engine, result["version"], name, made, dict(one) | peak) for one in result["bench"]]
     return found

@@ -1,8 +1,4 @@
-"""Where each engine is installed: it pins other versions than layersearch, so it has an environment of its own.
-
-``python -m layersearch.export.verify.engines.environments NAME ...`` installs engines under ``.engines``. pip's own
-settings choose the index, as for the CPU builds of PyTorch.
-"""
+"""Where each engine is installed: it pins other versions than layersearch, so it has an environment of its own."""
 
 import json
 import os
@@ -87,21 +83,26 @@ def find_python(engine: str, given: Path | None = None) -> Path:
     path = installed(engine)
     if not path.exists():
         raise ExportError(
-            f"{engine} is not installed: run python -m layersearch.export.verify.engines.environments {engine}, "
+            f"{engine} is not installed: run python -m layersearch.export.verify.engines.install {engine}, "
             f"or give --engine-python or ${variable}"
         )
     return path.absolute()
 
 
 def run_engine(
-    engine: str, python: Path, requests: Sequence[Mapping[str, Any]], *, seconds: float = 1800
+    engine: str,
+    python: Path,
+    requests: Sequence[Mapping[str, Any]],
+    *,
+    seconds: float = 1800,
+    remedy: str = "stop other work, and try again",
 ) -> list[dict[str, Any]]:
     """Run an engine on requests of ``drivers/run.py``, and return their results.
 
     The engine is loaded once, in a process of its own. A result may be an ``error``: `checked` raises it.
 
     Raises:
-        ExportError: if the engine needs more than so many seconds, or does not load at all.
+        ExportError: if the engine needs more than so many seconds (the message ends with ``remedy``), or does not load.
     """
     clean = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -120,7 +121,7 @@ def run_engine(
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; stop other work, and try again") from None
+            raise ExportError(f"{engine} gave no answer in {seconds:.0f} s; {remedy}") from None
         last = (done.stderr.strip() or done.stdout.strip() or f"exit code {done.returncode}").splitlines()[-1]
         results = []
         for file in (Path(folder, f"{index}.json") for index in range(len(requests))):
@@ -136,24 +137,3 @@ def checked(engine: str, result: dict[str, Any]) -> dict[str, Any]:
             f"{engine} does not run this model ({one_line(ValueError(result['error']))}); export it again"
         )
     return result
-
-
-def install(engine: str) -> None:
-    """Make an engine's environment under ``.engines`` unless it is there."""
-    needs, python = ENVIRONMENTS[engine], installed(engine)
-    done = python.parent.parent / "installed.txt"
-    wanted = "\n".join((*needs.packages, *needs.alone)) + "\n"
-    if done.is_file() and done.read_text(encoding="utf-8") == wanted:
-        return
-    if not python.exists():
-        subprocess.run([sys.executable, "-m", "venv", str(python.parent.parent)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, *needs.packages], check=True)
-    if needs.alone:
-        subprocess.run([*pip, "--no-deps", *needs.alone], check=True)
-    done.write_text(wanted, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        install(name)
