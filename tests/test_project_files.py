@@ -22,7 +22,7 @@ DEPENDENCIES = [
     for found in map(Requirement, [*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra)])
     if found.name != PROJECT["name"]
 ]
-NOT_PINNED = {"dashboard", "docs", "tensorboard", "mlflow", "wandb", "completion"}
+NOT_PINNED = {"dashboard", "docs", "tensorboard", "mlflow", "wandb", "lm-eval", "completion"}
 """Extras that the test environment does not install."""
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
 
@@ -59,7 +59,7 @@ def test_package_imports_only_what_it_declares() -> None:
                 imported |= {alias.name.partition(".")[0] for alias in node.names}
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(str(node.module).partition(".")[0])
-    names = {"pyyaml": "yaml", "mlflow-skinny": "mlflow"}
+    names = {"pyyaml": "yaml", "mlflow-skinny": "mlflow", "lm-eval": "lm_eval"}
     declared = {names.get(found.name, found.name) for found in DEPENDENCIES}
     assert imported - sys.stdlib_module_names - {PROJECT["name"]} <= declared
 

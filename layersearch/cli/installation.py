@@ -22,6 +22,7 @@ EXTRAS = {
     "tensorboard": "run --log tensorboard",
     "mlflow": "run --log mlflow",
     "wandb": "run --log wandb",
+    "lm-eval": "evaluate --lm-eval",
     "completion": "completion: the keys of a shell complete commands and flags",
 }
 """What each extra of pyproject.toml adds for a user, by its name for pip."""

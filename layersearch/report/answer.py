@@ -157,6 +157,56 @@ def position_line(run: OpenedRun) -> str | None:
     return position_sentence(run.result)
 
 
+def frontier_line(run: OpenedRun) -> str | None:
+    """Return why a frontier of one or two points shows no gradual trade-off; None for a longer one."""
+    result = run.result
+    confirmed = result.frontier_of == "confirm"
+
+    def loss(entry: Entry) -> float | None:
+        return entry.search_loss if not confirmed else None if entry.mean is None else entry.mean.mean
+
+    front = [result.entry(schedule) for schedule in result.frontier]
+    measured = [(entry, value) for entry in result.entries if (value := loss(entry)) is not None]
+    if not 1 <= len(front) <= 2 or len(measured) == len(front):
+        return None
+    word = "confirmed" if confirmed else "trained to the end"
+    cheapest, last = front[0], front[-1]
+    dearer = sum(entry.cost > last.cost for entry, _ in measured)
+    above = f"{_schedules(dearer)} of a higher cost {_were(dearer)} {word}, and {_none(dearer)} less." if dearer else ""
+    if len(front) == 1:
+        return f"Why the frontier has one point: no schedule is cheaper, and none has a lower loss. {above}".rstrip()
+    step = next(value for entry, value in measured if entry is cheapest) - next(v for e, v in measured if e is last)
+    said = (
+        f"Why the frontier has two points: the step from cost {cheapest.cost:.3f} to {last.cost:.3f} gains "
+        f"{step:.{decimals(step)}f} nats at once. "
+    )
+    between = [entry for entry in result.entries if cheapest.cost < entry.cost < last.cost]
+    number = sum(loss(entry) is not None for entry in between)
+    if number:
+        said += (
+            f"{_schedules(number)} of a cost between {_were(number)} {word}, and {_none(number)} less than the cheaper "
+            "point. "
+        )
+    others = len(between) - number
+    if others:
+        said += f"{_schedules(others)} of a cost between {_were(others)} tried and not {word}. "
+    if confirmed and len(result.search_frontier) > len(front):
+        said += f"In the search, on one seed, the frontier has {len(result.search_frontier)} points. "
+    return (said + above).rstrip()
+
+
+def _schedules(number: int) -> str:
+    return "1 schedule" if number == 1 else f"{number} schedules"
+
+
+def _none(number: int) -> str:
+    return "does not lose" if number == 1 else "none loses"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
 def tiles(run: OpenedRun) -> list[dict[str, str]]:
     """Return the key figures below the headline: label, value and note."""
     schedule = chosen(run)
@@ -250,9 +300,9 @@ def not_said(run: OpenedRun) -> list[str]:
     ]
     unseen = run.space.size - len(result.entries)
     if unseen > 0:
-        lines.append(
-            f"{len(result.entries)} of {run.space.size:.3g} schedules of the space were tried. Another may be better."
-        )
+        total = run.space.size
+        counted = f"{total:,}" if total < 1_000_000 else f"{total:.3g}"
+        lines.append(f"{len(result.entries)} of {counted} schedules of the space were tried. Another may be better.")
     return lines
 
 

@@ -77,6 +77,7 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "points": [_point(run, entry, table) for entry in run.result.entries],
         "frontier": [table.add(one) for one in run.result.frontier],
         "frontier_of": run.result.frontier_of,
+        "frontier_line": answer.frontier_line(run),
         "needs": layer_needs(run, fitted and fitted[0]),
         "budgets": budget_table(run, table, fitted),
         "baselines": _baselines(run, table),

@@ -14,6 +14,7 @@ from statistics import fmean
 from typing import Any
 
 from layersearch.config.recipe import Recipe
+from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError
 from layersearch.model.pretrained import load_pretrained, load_skeleton
 from layersearch.results.stats import Interval, mean_interval
@@ -23,6 +24,7 @@ from layersearch.schedule.files import plain
 from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.measure import Measurement, Scorer, by_task, position_edges
 from layersearch.selection.memory import LIBRARIES, MARGIN, memory_bound
+from layersearch.study.lm_eval_tasks import HarnessTasks, run_tasks
 from layersearch.study.model_selection import make_units, units_without_facts
 from layersearch.study.plan import Stage
 from layersearch.study.selection_plan import device_of, weights_type
@@ -53,6 +55,8 @@ class ScheduleEvaluation:
     accuracy_to_own: Interval | None
     by_task: dict[str, Interval]
     """That share of each task."""
+    lm_eval: dict[str, dict[str, float]]
+    """Metrics and standard errors of lm-eval's tasks, by task; empty if none was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +88,7 @@ def evaluate_model(
     *,
     seed: int = 0,
     cache: Path | None = None,
+    harness: HarnessTasks | None = None,
     listener: Callable[[Stage], None] = lambda stage: None,
 ) -> ModelEvaluation:
     """Measure the model's own schedule and the given ones.
@@ -94,6 +99,7 @@ def evaluate_model(
         schedules: schedules to compare with the model's own.
         seed: of the documents' order and the retrieval examples.
         cache: folder of prepared text; None: the default one.
+        harness: tasks of lm-evaluation-harness to run as well.
         listener: called with the progress.
 
     Raises:
@@ -129,6 +135,12 @@ def evaluate_model(
             measured[schedule].append(scorer.measure(schedule, number))
             done = sum(map(len, measured.values()))
             listener(Stage(phase="confirm", done=done, planned=len(asked) * len(held), note=str(schedule)))
+    further: dict[Schedule, dict[str, dict[str, float]]] = {}
+    if harness is not None:
+        tokenizer, end = open_tokenizer(str(recipe.data.tokenizer))
+        for schedule in asked:
+            listener(Stage(phase="lm-eval", done=len(further), planned=len(asked), note=str(schedule)))
+            further[schedule] = run_tasks(harness, model, schedule, tokenizer, end=end, most=seq_len)
     own = measured[skeleton.original]
     return ModelEvaluation(
         model=name,
@@ -139,7 +151,9 @@ def evaluate_model(
         precision=f"{dtype} weights",
         position_edges=position_edges(seq_len),
         chance=_chance(recipe, model, skeleton.original, seed) if tasks else {},
-        schedules=tuple(_summary(schedule, found, own, recipe) for schedule, found in measured.items()),
+        schedules=tuple(
+            _summary(schedule, found, own, recipe, further.get(schedule, {})) for schedule, found in measured.items()
+        ),
     )
 
 
@@ -172,7 +186,11 @@ def _chance(recipe: Recipe, model: Layerwise, schedule: Schedule, seed: int) -> 
 
 
 def _summary(
-    schedule: Schedule, found: Sequence[Measurement], own: Sequence[Measurement], recipe: Recipe
+    schedule: Schedule,
+    found: Sequence[Measurement],
+    own: Sequence[Measurement],
+    recipe: Recipe,
+    lm_eval: dict[str, dict[str, float]],
 ) -> ScheduleEvaluation:
     def accuracy(one: Measurement) -> float:
         return fmean(one.accuracy.values())
@@ -191,4 +209,5 @@ def _summary(
         accuracy=mean_interval(map(accuracy, found)) if asked else None,
         accuracy_to_own=mean_interval(accuracy(a) - accuracy(b) for a, b in pairs) if asked and not mine else None,
         by_task={task: mean_interval(one.accuracy[task] for one in found) for task in found[0].accuracy},
+        lm_eval=lm_eval,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 import textwrap
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 
 from layersearch.cli.main import main
 from layersearch.config.recipe import load_recipe
+from layersearch.data.tokenizer import open_tokenizer
 from layersearch.model.pretrained import load_pretrained, recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
@@ -93,11 +95,63 @@ def test_evaluate_without_retrieval_measures_the_text_alone(model: Path) -> None
     assert (row.accuracy, row.by_task, found.chance) == (None, {}, {})
 
 
+TASK = """
+task: own_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: FILE}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: "{{answer}}"
+metric_list: [{metric: acc}]
+"""
+
+
+def test_evaluate_lm_eval_task_chooses_by_the_loss_under_each_schedule(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lm_eval", reason="needs the extra lm-eval")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    question, choices = "def parse(text):", [" return 1", " while raise import"]
+    decoder = load_pretrained(str(model), tokens=TOKENS)
+    tokenizer, _ = open_tokenizer(str(model))
+
+    def best(schedule: str) -> int:
+        decoder.set_schedule(Schedule.parse(schedule))
+        context, losses = len(tokenizer.encode(question).ids), []
+        for choice in choices:
+            ids = torch.tensor(tokenizer.encode(question + choice).ids)
+            with torch.no_grad():
+                logits = decoder.logits(ids[None, :-1])[0]
+            losses.append(float(F.cross_entropy(logits[context - 1 :], ids[context:], reduction="sum")))
+        return losses.index(min(losses))
+
+    rows = [{"question": question, "choices": choices, "answer": answer} for answer in (best("full*5"), 0)]
+    (tmp_path / "own.json").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    (tmp_path / "own.yaml").write_text(TASK.replace("FILE", str(tmp_path / "own.json")), encoding="utf-8")
+    more = ("--lm-eval", "own_choice", "--lm-eval-folder", str(tmp_path), "--schedule", SPARSE, "--json")
+    assert main(words(model, *more)) == 0
+    own, sparse = json.loads(capsys.readouterr().out)["schedules"]
+    for row, schedule in ((own, "full*5"), (sparse, SPARSE)):
+        wanted = fmean(float(best(schedule) == one["answer"]) for one in rows)
+        assert row["lm_eval"]["own_choice"]["acc"] == wanted
+    assert own["lm_eval"]["own_choice"]["acc"] >= 0.5
+
+
 @pytest.mark.parametrize(
     ("more", "said"),
     [
         pytest.param(["--schedule", "full*3"], ("3 layers", "the model 5"), id="layers"),
         pytest.param(["--schedule", "full*4 window:9999"], ("layer 4", "longer than the text"), id="span"),
+        pytest.param(["--lm-eval-limit", "3"], ("--lm-eval-limit 3", "needs --lm-eval"), id="limit of no task"),
+        pytest.param(
+            ["--lm-eval", "own", "--lm-eval-folder", "nowhere"],
+            ("--lm-eval-folder nowhere", "no such folder")
+            if importlib.util.find_spec("lm_eval")
+            else ("needs its extra", "pip install 'layersearch[lm-eval]'"),
+            id="folder or extra",
+        ),
         pytest.param(["--recipe", "smoke"], ("no section selection",), id="recipe"),
     ],
 )

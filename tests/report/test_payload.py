@@ -14,6 +14,7 @@ import pytest
 
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.report import facts
+from layersearch.report.answer import frontier_line
 from layersearch.report.folder import expand, goes_on, open_run
 from layersearch.report.payload import clean, page_data
 from layersearch.results.held_out import measure_rows
@@ -66,6 +67,28 @@ def test_points_equal_the_analysis_of_the_run(search: dict[str, Any], saved_run:
     winner = result.winner
     assert winner is not None
     assert search["schedules"][search["winner"]]["text"] == str(winner.schedule)
+
+
+def test_frontier_of_two_points_says_what_was_measured_between_and_above() -> None:
+    run = open_run(ROOT / "analysis" / "first_run")
+    low, high = (run.result.entry(schedule) for schedule in run.result.frontier)
+    confirmed = [entry.cost for entry in run.result.entries if entry.mean is not None]
+    tried = sum(low.cost < entry.cost < high.cost for entry in run.result.entries)
+    between, above = sum(low.cost < cost < high.cost for cost in confirmed), sum(cost > high.cost for cost in confirmed)
+    assert low.mean is not None
+    assert high.mean is not None
+    said = frontier_line(run)
+    assert said is not None
+    assert f"from cost {low.cost:.3f} to {high.cost:.3f} gains {low.mean.mean - high.mean.mean:.2f}" in said
+    assert between == 1
+    assert "1 schedule of a cost between was confirmed, and does not lose less than the cheaper point" in said
+    assert f"{tried - between} schedules of a cost between were tried and not confirmed" in said
+    assert f"{above} schedules of a higher cost were confirmed, and none loses less" in said
+
+
+def test_frontier_of_three_points_needs_no_reason(selection: dict[str, Any]) -> None:
+    assert len(selection["frontier"]) > 2
+    assert selection["frontier_line"] is None
 
 
 def test_spans_of_a_schedule_give_back_its_text(selection: dict[str, Any]) -> None:
