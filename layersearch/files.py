@@ -82,6 +82,14 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
+def parse_json(text: str | bytes) -> Any:
+    """Return the value of a JSON text; ValueError if it is none, or is nested too deeply to be read."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def checksum(content: Mapping[str, Any]) -> str:
     """Return the CRC-32 of plain data, 8 hexadecimal digits; ``content`` may not hold NaN.
 
@@ -103,10 +111,10 @@ def unseal(line: str) -> dict[str, Any]:
         RunFolderError: if the line is no JSON object, or its content does not fit its checksum.
     """
     try:
-        content = json.loads(line)
+        content = parse_json(line)
         held = content.pop("crc32", None) if isinstance(content, dict) else None
         fits = held is None or held == checksum(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise RunFolderError(f"no JSON ({one_line(error)})") from None
     if not isinstance(content, dict):
         raise RunFolderError("no JSON object")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,22 @@ def test_model_type_that_is_no_word_is_refused(tmp_path: Path, model_type: objec
         read_model_file(str(tmp_path / "config.json"))
 
 
+def test_model_of_more_layers_than_fit_in_memory_is_refused(tmp_path: Path) -> None:
+    values = {"model_type": "gemma3_text", "num_hidden_layers": 10**9}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(LayersearchError, match="num_hidden_layers is 1000000000, more than 100000 layers"):
+        read_model_file(str(tmp_path / "config.json"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "trials.jsonl"])
+def test_json_nested_too_deeply_is_refused(
+    name: str, saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(saved_run, tmp_path / "run"))
+    (run / name).write_text("[" * 100_000 + "\n")
+    assert name in one_line(capsys, "show", str(run))
+
+
 def test_control_characters_are_written_out_in_errors_and_records(
     capsys: pytest.CaptureFixture[str], saved_run: Path, tmp_path: Path
 ) -> None:
@@ -102,18 +119,42 @@ def test_control_characters_are_written_out_in_errors_and_records(
     assert visible("a\nb\tü") == "a\nb\tü"
 
 
+HOLDS = """
+from layersearch.training.workers.meeting import meeting_folder
+held = meeting_folder()
+print(held.name, flush=True)
+input()
+"""
+
+
 def test_meeting_folder_of_a_killed_process_is_removed_and_none_of_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Whatever their process IDs: a container that shares the temporary folder counts its own."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    for name in (f"layersearch-{ended.pid}-x", f"layersearch-{os.getpid()}-x", "layersearch-other", "else-1-x"):
-        (tmp_path / name).mkdir()
-    with meeting_folder() as folder:
-        assert Path(folder).stat().st_mode & 0o077 == 0
-        kept = {path.name for path in tmp_path.iterdir()} - {Path(folder).name}
-    assert kept == {f"layersearch-{os.getpid()}-x", "layersearch-other", "else-1-x"}
+    words, pipe = [sys.executable, "-c", HOLDS], subprocess.PIPE
+    holders = [
+        subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=os.environ | {"TMPDIR": str(tmp_path)})
+        for _ in range(2)
+    ]
+    folders = [Path(holder.stdout.readline().strip()) for holder in holders if holder.stdout]
+    unlocked, old = tmp_path / "layersearch-1-new", tmp_path / "layersearch-1-old"
+    for folder in (unlocked, old, tmp_path / "layersearch-other", tmp_path / "else-1-x"):
+        folder.mkdir()
+    os.utime(old, (0, 0))
+    moved = folders[1].rename(tmp_path / f"layersearch-{holders[0].pid}-x")  # the ID of another process that lives
+    holders[1].kill()
+    holders[1].communicate()
+    with meeting_folder() as made:
+        assert Path(made).stat().st_mode & 0o077 == 0
+        assert not moved.exists()
+        assert not old.exists()
+        assert folders[0].exists()
+        assert unlocked.exists()
+    assert not Path(made).exists()
+    assert {"layersearch-other", "else-1-x"} < {path.name for path in tmp_path.iterdir()}
+    holders[0].communicate("\n")
+    assert not folders[0].exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

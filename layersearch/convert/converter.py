@@ -168,7 +168,7 @@ class _Converter:
         """Do the rest of the conversion; ``decoder`` is the model with the recipe's RoPE, if it is loaded."""
         done = {found.moment for found in self.folder.evaluations()}
         if "converted" in done and self.folder.model.is_dir():
-            return
+            return  # `convert` checked its weights
         decoder = self.load(self.job.rope) if decoder is None else decoder.to(self.group.device)
         if "original" not in done:
             # The original is evaluated at the new length without RoPE scaling.

@@ -24,6 +24,7 @@ from layersearch.data import describe
 from layersearch.errors import ConfigError
 from layersearch.files import unwritable
 from layersearch.model.pretrained import fingerprint, load_pretrained, load_skeleton, with_tokenizer
+from layersearch.model.weight_checksums import check_weights
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.study.prepare import open_data
@@ -137,6 +138,9 @@ def convert(
     n_heads = decoder.n_heads
     folder = ConvertFolder(out, request)
     try:
+        check_weights(
+            folder.model, f"restore it, or remove {folder.model} and run the same command: it converts the model again"
+        )
         if alone:
             with _process_group(group):
                 convert_here(job, folder, group, listener, decoder)

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal
 from layersearch.config.loader import build
 from layersearch.convert.config import ConvertRecipe
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import first_difference, open_folder, seal, unseal, write_text
+from layersearch.files import first_difference, open_folder, parse_json, seal, unseal, write_text
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
@@ -136,7 +136,7 @@ def _with_defaults(recipe: Any) -> Any:
 def _check_same(wanted: Mapping[str, Any], path: Path) -> None:
     config = path / "convert.json"
     try:
-        held = json.loads(config.read_text(encoding="utf-8"))
+        held = parse_json(config.read_text(encoding="utf-8"))
         form = held["format"]
     except (ValueError, KeyError, TypeError):
         raise RunFolderError(f"{config}: damaged; restore it, or start again with another --out") from None

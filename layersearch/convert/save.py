@@ -19,6 +19,7 @@ from layersearch.export.hf import schedule_fields
 from layersearch.export.layer_spans import BY_TYPE, layer_positions
 from layersearch.export.uniform import UNIFORM, UniformFamily
 from layersearch.model.hf_decoder import PROBE_TOKENS, HFDecoder, quiet
+from layersearch.model.weight_checksums import write_checksums
 from layersearch.schedule import Schedule
 
 STOCK = {
@@ -170,6 +171,7 @@ def save_model(
         with quiet():
             stock.save_pretrained(out, state_dict=held)
         write_files(out, {}, schedule, evidence)
+    write_checksums(out)
     if tokenizer is not None:
         _save_tokenizer(tokenizer, out)
     # Only transformers' own eager attention has softcapping and learned sinks; our modeling file names its own.

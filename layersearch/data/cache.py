@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layersearch.errors import DataError
+from layersearch.files import parse_json
 
 INDEX = "prepared.json"
 
@@ -50,7 +51,7 @@ def _checksum(path: Path) -> list[int]:
 def _facts(folder: Path) -> dict[str, Any] | None:
     """Return the facts in a prepared folder's index; None if the folder is missing or damaged."""
     try:
-        index: dict[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = parse_json((folder / INDEX).read_text(encoding="utf-8"))
         intact = all(_checksum(folder / name) == check for name, check in index["files"].items())
         return dict(index["facts"]) if intact else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from layersearch.data import hub
 from layersearch.data.gguf_file import is_gguf, read_tokenizer
 from layersearch.data.source import Tokens, require
 from layersearch.errors import DataError
+from layersearch.files import parse_json
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -122,7 +122,7 @@ def eos_token_id(tokenizer: Tokenizer, file: Path) -> int:
 def _beside(file: Path, name: str, key: str) -> Any:
     """Return the value of a key in a JSON file beside ``file``; None if there is none."""
     try:
-        return json.loads(file.with_name(name).read_text(encoding="utf-8")).get(key)
+        return parse_json(file.with_name(name).read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):
         return None
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from layersearch.errors import ExportError, did_you_mean, one_line
 from layersearch.export.capabilities import Capabilities
 from layersearch.schedule import SpanKind
+from layersearch.schedule.schedule import MOST_LAYERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -264,6 +265,9 @@ def make_config(model_type: str, values: Mapping[str, Any], where: str) -> PreTr
 
     from layersearch.data.quiet import quiet
 
+    for key, value in values.items():  # transformers makes a list of so many
+        if "layer" in str(key) and isinstance(value, int) and value > MOST_LAYERS:
+            raise ExportError(f"{where}: {key} is {value}, more than {MOST_LAYERS} layers; correct it")
     try:
         with quiet():
             return CONFIG_MAPPING[model_type].from_dict(dict(values))

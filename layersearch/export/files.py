@@ -1,6 +1,5 @@
 """Files of an export: read with one-line errors, written whole, and never written over other files."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,10 @@ from layersearch.schedule.files import schedule_text
 def read_json(file: Path, where: str, remedy: str) -> dict[str, Any]:
     """Return the mapping in a JSON file; an `ExportError` begins with ``where`` and ends with ``remedy``."""
     try:
-        values = json.loads(file.read_bytes())
+        values = files.parse_json(file.read_bytes())
     except FileNotFoundError:
         raise ExportError(f"{where}: {file.name} is missing; {remedy}") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ExportError(f"{where}: no JSON text ({error}); {remedy}") from None
     if not isinstance(values, dict):
         raise ExportError(f"{where}: expected a mapping, found {type(values).__name__}; {remedy}")

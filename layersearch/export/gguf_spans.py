@@ -15,6 +15,7 @@ from typing import Any
 
 from layersearch.errors import DataError, ExportError, one_line
 from layersearch.schedule import Schedule, Span, SpanKind
+from layersearch.schedule.schedule import MOST_LAYERS
 
 PLAIN = (
     *("llama", "mistral3", "qwen2", "qwen2moe", "qwen3", "qwen3moe", "smollm3", "phi2", "phi3", "gemma", "gpt2"),
@@ -76,7 +77,7 @@ class Header:
             ExportError: if it is missing or differs from layer to layer.
         """
         value = self.get(name, default)
-        if isinstance(value, list) and len(set(value)) == 1:
+        if isinstance(value, list) and value and all(one == value[0] for one in value):
             value = value[0]
         if not isinstance(value, int) or isinstance(value, bool):
             problem = "is missing" if value is None else "differs from layer to layer, which is not supported"
@@ -119,6 +120,10 @@ def gguf_schedule(header: Header) -> Schedule:
     """
     name, where = header.architecture, header.path
     layers = header.number("block_count") - header.number("nextn_predict_layers", 0)
+    if not 1 <= layers <= MOST_LAYERS:
+        raise ExportError(
+            f"{where}: {name}.block_count makes {layers} layers, not 1 to {MOST_LAYERS}; give another file"
+        )
     full = Schedule((Span(kind="full"),) * layers)
     if name in PLAIN:
         return full
@@ -130,6 +135,8 @@ def gguf_schedule(header: Header) -> Schedule:
     size = rule.size if rule.fixed and given else given
     if not size or rule.n_layers not in (None, layers):
         return full
+    if not isinstance(size, int):
+        raise ExportError(f"{where}: {name}.attention.sliding_window is no whole number ({size!r:.60}); restore it")
     pattern = header.get("attention.sliding_window_pattern", rule.period)
     if isinstance(pattern, list):
         if len(pattern) < layers:
@@ -141,7 +148,7 @@ def gguf_schedule(header: Header) -> Schedule:
         raise ExportError(
             f"{where}: {name}.attention.sliding_window_pattern is missing, and llama.cpp wants it; add it"
         )
-    return Schedule(tuple(Span(kind=rule.kind, size=int(size)) if one else Span(kind="full") for one in sparse))
+    return Schedule(tuple(Span(kind=rule.kind, size=size) if one else Span(kind="full") for one in sparse))
 
 
 def gguf_matrix_flops(header: Header) -> dict[str, int]:

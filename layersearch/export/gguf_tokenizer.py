@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.data.gguf_file import is_gguf
+from layersearch.files import parse_json
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -51,7 +51,7 @@ def _add_bpe(writer: Any, folder: Path, rows: int) -> str | None:
     import gguf
 
     try:
-        content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+        content = parse_json((folder / "tokenizer.json").read_text(encoding="utf-8"))
         model, added = content["model"], content.get("added_tokens") or []
         vocab: dict[str, int] = dict(model["vocab"])
     except (OSError, ValueError, KeyError, TypeError):

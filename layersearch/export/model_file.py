@@ -6,7 +6,6 @@ transformers does with it, a GGUF file what llama.cpp does with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from layersearch.export.families import check_no_layer_windows, make_config
 from layersearch.export.files import read_json
 from layersearch.export.gguf_spans import gguf_matrix_flops, gguf_schedule, read_header
 from layersearch.export.layer_spans import BY_TYPE, config_schedule, readable, text_part
+from layersearch.files import parse_json
 from layersearch.schedule import Schedule
 
 _CONFIG_KEYS = ("model_type", "architectures", "text_config", "num_hidden_layers", "hidden_size")
@@ -50,8 +50,8 @@ def is_model_file(name: str) -> bool:
             return True
         if path.suffix != ".json" or not path.is_file():
             return False
-        values = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):  # too long for a name, or no JSON
+        values = parse_json(path.read_bytes())
+    except (OSError, ValueError):  # too long for a name, or no JSON
         return False
     return isinstance(values, Mapping) and any(key in values for key in _CONFIG_KEYS)
 
@@ -77,6 +77,8 @@ def read_model_file(name: str) -> ModelFile:
 def _gguf(path: Path) -> ModelFile:
     header = read_header(path)
     heads = header.number("attention.head_count")
+    if heads < 1:
+        raise ExportError(f"{path}: {header.architecture}.attention.head_count is {heads}; give another file")
     return ModelFile(
         path=path,
         kind=header.architecture,

@@ -6,7 +6,6 @@ import copy
 import functools
 import hashlib
 import importlib
-import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +20,10 @@ from layersearch.data.quiet import quiet
 from layersearch.data.source import digest
 from layersearch.data.tokenizer import load_tokenizer, tokenizer_path, vocab_size
 from layersearch.errors import ConfigError, DataError, LayersearchError, one_line
+from layersearch.files import parse_json
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.kinds import check_kind, skeleton, wrap
+from layersearch.model.weight_checksums import check_weights
 from layersearch.schedule import Schedule
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def _load_model(name: str, config: Any, trust_remote_code: bool, dtype: str) -> 
     import torch
     from transformers import AutoModelForCausalLM
 
+    check_weights(Path(name).expanduser(), "restore it, or convert the model again")
     with _source(name, trust_remote_code) as source, _some_accelerator():
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             **source,
@@ -376,7 +378,7 @@ def _missing_shards(folder: Path) -> list[str]:
     """Return the shards that an index names and the folder lacks; the plain file's name where there are no weights."""
     index = folder / "model.safetensors.index.json"
     try:
-        named = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        named = set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return [] if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else ["model.safetensors"]
     return sorted(shard for shard in named if not (folder / shard).is_file())
@@ -385,7 +387,7 @@ def _missing_shards(folder: Path) -> list[str]:
 def _read_config(folder: Path) -> dict[str, Any]:
     """Return what ``config.json`` holds; nothing where it is damaged, which transformers then refuses."""
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        values = parse_json((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}

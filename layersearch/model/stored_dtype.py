@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from layersearch.data.gguf_file import is_gguf
+from layersearch.errors import ConfigError, one_line
 
 _TYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -46,6 +47,14 @@ def stored_dtype(name: str, config: Any) -> torch.dtype:
 
 
 def _header(file: Path) -> dict[str, Any]:
+    """Return the entries of the tensors in a safetensors file; raise ConfigError if it is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(str(file), framework="pt"):  # checks the header's length, its JSON and every offset
+            pass
+    except (OSError, SafetensorError) as error:
+        raise ConfigError(f"{file} is no whole safetensors file ({one_line(error)}); download it again") from None
     with file.open("rb") as opened:
         (length,) = struct.unpack("<Q", opened.read(8))
         content: dict[str, Any] = json.loads(opened.read(length))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
+from layersearch.files import parse_json
 from layersearch.results.analyze import analyze
 from layersearch.results.held_out import MeasureRow, measure_rows
 from layersearch.results.result import Result
@@ -112,8 +112,8 @@ def _answer(path: Path) -> dict[str, Any] | None:
 def read_json(file: Path) -> Any:
     """Return the content of a JSON file of a run; raise RunFolderError if it is damaged."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return parse_json(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         raise damaged(file) from None
 
 

@@ -6,6 +6,7 @@ for each sparse span, the *subspaces*. Schedules without a sparse layer lie in a
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import operator
@@ -13,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from random import Random
 
 from layersearch.config.recipe import Recipe
-from layersearch.errors import ConfigError, located, require
+from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
 from layersearch.schedule.schedule import FULL, Schedule, Span
@@ -81,12 +82,13 @@ class BoundSpace:
         self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
         self._full_pairs = n_layers * span_pairs(FULL, seq_len, n_heads)
+        self._texts = [{str(span): span for span in allowed} for allowed in options]
 
-    @property
+    @functools.cached_property
     def variables(self) -> dict[str, tuple[str, ...]]:
         """One categorical per group with a choice: its name (after its first layer) and the texts of its spans."""
-        named = zip(self._names, self.options, strict=True)
-        return {name: tuple(map(str, options)) for name, options in named if len(options) > 1}
+        named = zip(self._names, self._texts, strict=True)
+        return {name: tuple(texts) for name, texts in named if len(texts) > 1}
 
     @property
     def size(self) -> int:
@@ -102,24 +104,26 @@ class BoundSpace:
         variables = self.variables
         for name in params:
             require(name in variables, f"the search space has no variable {name!r}", name, variables)
-        chosen = {name: options[0] for name, options in zip(self._names, self.options, strict=True)}
-        for name, texts in variables.items():
-            require(name in params, f"the variable {name!r} is missing; give one of {', '.join(texts)}")
-            require(params[name] in texts, f"{name}: {params[name]!r} is no choice", params[name], texts)
-            chosen[name] = self.options[self._names.index(name)][texts.index(params[name])]
-        return self.schedule(list(chosen.values()))
+        chosen = []
+        for name, options, texts in zip(self._names, self.options, self._texts, strict=True):
+            if len(texts) > 1 and params.get(name) not in texts:
+                require(name in params, f"the variable {name!r} is missing; give one of {', '.join(texts)}")
+                raise ConfigError(f"{name}: {params[name]!r} is no choice{did_you_mean(str(params[name]), texts)}")
+            chosen.append(texts[params[name]] if len(texts) > 1 else options[0])
+        return self.schedule(chosen)
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
         """Return the values of `variables` for a schedule, or None if it lies outside the space."""
         if len(schedule) != self.n_layers:
             return None
-        params = {}
-        for name, group, options in zip(self._names, self.groups, self.options, strict=True):
-            span = schedule[group[0]]
-            if span not in options or any(schedule[layer] != span for layer in group):
+        params, spans = {}, schedule.spans
+        for name, group, texts in zip(self._names, self.groups, self._texts, strict=True):
+            span = spans[group[0]]
+            text = str(span)
+            if text not in texts or (len(group) > 1 and any(spans[layer] != span for layer in group)):
                 return None
-            if len(options) > 1:
-                params[name] = str(span)
+            if len(texts) > 1:
+                params[name] = text
         if self.space.one_sparse and len({span for span in schedule if not span.is_full}) > 1:
             return None
         return params

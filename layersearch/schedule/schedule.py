@@ -67,7 +67,7 @@ class Span:
         require(number, f"span decay must be a number, not {self.decay!r}")
         in_range = 0.0 <= self.decay < 1.0
         require(in_range, f"the LaS decay must lie in [0, 1), not {reprlib.repr(self.decay)}")
-        object.__setattr__(self, "decay", float(self.decay))
+        object.__setattr__(self, "decay", float(self.decay) + 0.0)  # -0.0 is 0.0, in the text too
 
         size, heads = self.size, self.dilated_heads
         if self.kind == "full":
@@ -158,7 +158,17 @@ class Span:
         """
         return (0.0, *(self.decay * 2.0 ** (head - n_heads + 1) for head in range(1, n_heads)))
 
+    _text = ""  # Made at the first use: spans are keys of many tables, and a run writes few of them very often
+
     def __str__(self) -> str:
+        if not self._text:
+            object.__setattr__(self, "_text", self._written())
+        return self._text
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+    def _written(self) -> str:
         text: str = self.kind
         if self.size is not None:
             text += f":{self.size}"
@@ -245,6 +255,15 @@ def _whole(text: str, what: str, term: str) -> int:
     return int(text)
 
 
+@functools.lru_cache(maxsize=4096)
+def _term(text: str) -> tuple[Span, int]:
+    """Return the span of one term of a schedule, and for how many layers it stands."""
+    term, star, times = text.partition("*")
+    count = not star or (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS)
+    require(count, f"{text!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
+    return Span.parse(term), int(times) if star else 1
+
+
 @dataclass(frozen=True)
 class Schedule(Sequence[Span]):
     """One span per layer, bottom layer first.
@@ -284,13 +303,12 @@ class Schedule(Sequence[Span]):
         """
         spans: list[Span] = []
         for number, match in enumerate(re.finditer(r"[^\s,]+", text), start=1):
-            term, star, times = match[0].partition("*")
-            with located(f"schedule term {number} at character {match.start() + 1}"):
-                count = not star or (re.fullmatch(r"\d{1,6}", times) and 1 <= int(times) <= MOST_LAYERS)
-                require(count, f"{match[0]!r}: expected a whole number of layers, 1 to {MOST_LAYERS}, after '*'")
-                more = int(times) if star else 1
+            try:
+                span, more = _term(match[0])
                 require(len(spans) + more <= MOST_LAYERS, f"more than {MOST_LAYERS} layers; give fewer")
-                spans += [Span.parse(term)] * more
+            except ConfigError as error:
+                raise ConfigError(f"schedule term {number} at character {match.start() + 1}: {error}") from None
+            spans += [span] * more
         require(spans, "an empty schedule: expected terms such as 'full*2 window:32*2'")
         return cls(tuple(spans))
 

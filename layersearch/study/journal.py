@@ -6,7 +6,6 @@ the budget is repaired before training. No schedule is trained twice. A stopped 
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from collections import deque
@@ -16,6 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import SearchConfig
+from layersearch.files import parse_json
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -54,6 +54,12 @@ class Study:
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
         self._open_trials: dict[Schedule, optuna.Trial] = {}
+        # This process alone writes the journal, so these follow it: Optuna copies the list of all trials at each look.
+        trials = self._trials()
+        labeled = _labeled(trials)
+        self._entered = {schedule: generation for _, schedule, generation in labeled}
+        self._untold = {schedule: trial.number for trial, schedule, _ in labeled if not trial.state.is_finished()}
+        self._exhausted = any(EXHAUSTED in trial.user_attrs for trial in trials)
         self._seen: dict[Schedule, Observation] = {}
         self._distributions: dict[str, Any] = {
             name: library.distributions.CategoricalDistribution(choices) for name, choices in space.variables.items()
@@ -64,7 +70,7 @@ class Study:
 
         The seed, the generation (from 1) and the index of the proposal in its generation decide every draw.
         """
-        if any(EXHAUSTED in trial.user_attrs for trial in self._trials()):
+        if self._exhausted:
             return None
         key = f"{self._seed}/{generation}/{index}"
         self._study.sampler = self._sampler(Random(key).getrandbits(32))
@@ -74,12 +80,14 @@ class Study:
         if schedule == proposed:
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
             self._open_trials[schedule] = trial
+            self._note(schedule, generation, trial.number)
             return schedule
         over = self._space.cost(proposed) > self._budget
         why = "outside the space" if self._space.encode(proposed) is None else "trained before"
         trial.set_user_attr("not trained", "over the budget" if over else why)
         if schedule is None:
             trial.set_user_attr(EXHAUSTED, True)
+            self._exhausted = True
         self._tell_pruned(trial.number)
         if schedule is not None:
             self.enter(schedule, PROPOSED, generation)
@@ -102,11 +110,14 @@ class Study:
                 user_attrs={_LABEL: [str(schedule), role, generation]},
             )
         )
+        self._note(schedule, generation, len(self._trials()) - 1)
+
+    def _note(self, schedule: Schedule, generation: int, number: int) -> None:
+        self._entered[schedule], self._untold[schedule] = generation, number
 
     def generations(self) -> dict[Schedule, int]:
         """Return the generation of each schedule in the study."""
-        labels = [t.user_attrs[_LABEL] for t in self._trials() if _LABEL in t.user_attrs]
-        return _generations(labels)
+        return dict(self._entered)
 
     def _trials_of(self, schedule: Schedule) -> list[optuna.trial.FrozenTrial]:
         return [trial for trial in self._trials() if trial.user_attrs.get(_LABEL, [None])[0] == str(schedule)]
@@ -122,8 +133,8 @@ class Study:
         """Tell a record: both objectives if it is complete, else pruned or failed."""
         if record.state != "failed":
             self._seen[record.schedule] = observation(record)
-        trial = next((t for t in self._trials_of(record.schedule) if not t.state.is_finished()), None)
-        if trial is None:
+        number = self._untold.pop(record.schedule, None)
+        if number is None:
             return  # already told, or outside the space
         open_trial = self._open_trials.pop(record.schedule, None)
         if open_trial is not None:  # missing after a resume
@@ -131,11 +142,11 @@ class Study:
                 open_trial.set_user_attr(key, getattr(record, key))
         if record.state == "complete":
             assert record.loss is not None
-            self._study.tell(trial.number, [record.loss, record.cost])
+            self._study.tell(number, [record.loss, record.cost])
         elif record.state == "stopped":
-            self._tell_pruned(trial.number)
+            self._tell_pruned(number)
         else:
-            self._study.tell(trial.number, state=_optuna().trial.TrialState.FAIL)
+            self._study.tell(number, state=_optuna().trial.TrialState.FAIL)
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -175,9 +186,10 @@ class Study:
         return None
 
 
-def _generations(labels: Iterable[Any]) -> dict[Schedule, int]:
-    """Return the generation of each labeled schedule; a damaged label raises an error of Python's own."""
-    return {Schedule.parse(text): generation + 0 for text, _, generation in labels}
+def _labeled(trials: Iterable[optuna.trial.FrozenTrial]) -> list[tuple[optuna.trial.FrozenTrial, Schedule, int]]:
+    """Return the labeled trials with schedule and generation; a damaged label raises an error of Python's own."""
+    labels = [(trial, *trial.user_attrs[_LABEL]) for trial in trials if _LABEL in trial.user_attrs]
+    return [(trial, Schedule.parse(text), generation + 0) for trial, text, _, generation in labels]
 
 
 def _reopen(path: Path) -> optuna.Study | None:
@@ -197,18 +209,17 @@ def _reopen(path: Path) -> optuna.Study | None:
         return None
     try:
         for line in path.read_bytes().splitlines():  # Optuna skips a bad last line, then fails to write
-            json.loads(line)
+            parse_json(line)
         study: optuna.Study = _optuna().load_study(study_name=NAME, storage=_storage(path))
         trials = study.get_trials(deepcopy=False)
-        labels = {trial.number: trial.user_attrs[_LABEL] for trial in trials if _LABEL in trial.user_attrs}
-        _generations(labels.values())
+        labeled = {trial.number for trial, _, _ in _labeled(trials)}
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         aside = path.with_name(path.name + ".damaged")
         path.replace(aside)
         kind = type(error).__name__
         _LOG.warning("%s is damaged (%s): rebuilt from trials.jsonl; the old file is %s", path, kind, aside.name)
         return None
-    closed = max((t.number + 1 for t in trials if t.number in labels or EXHAUSTED in t.user_attrs), default=0)
+    closed = max((t.number + 1 for t in trials if t.number in labeled or EXHAUSTED in t.user_attrs), default=0)
     if closed == len(trials):
         return study
     rebuilt = _create(part)

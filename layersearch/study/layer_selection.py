@@ -14,7 +14,7 @@ import torch
 from layersearch.config.recipe import Recipe
 from layersearch.data.source import Source
 from layersearch.errors import RunFolderError
-from layersearch.files import write_text
+from layersearch.files import parse_json, write_text
 from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule
@@ -81,7 +81,7 @@ def selected_baselines(
     file = folder / "selectors.json"
     if file.exists():
         try:
-            held = json.loads(file.read_text(encoding="utf-8"))
+            held = parse_json(file.read_text(encoding="utf-8"))
             return {name: Schedule.parse(chosen["schedule"]) for name, chosen in held.items()}
         except (ValueError, TypeError, KeyError, AttributeError):
             raise RunFolderError(f"{file}: damaged; restore it, or start anew with another --out") from None

@@ -158,8 +158,8 @@ class SearchLoop:
         within = [r for r in self._within_budget() if r.schedule not in roles]
         within.sort(key=lambda r: (r.loss, r.cost, r.schedule))
         # Schedules on the Pareto front first, then by loss, so the confirmed front is the found one.
-        front = [within[at] for at in nondominated([(r.loss or 0.0, r.cost) for r in within])]
-        ranked = sorted(within, key=lambda r: (r not in front, r.loss))
+        front = {within[at].schedule for at in nondominated([(r.loss or 0.0, r.cost) for r in within])}
+        ranked = sorted(within, key=lambda r: (r.schedule not in front, r.loss))
         roles |= {r.schedule: r.role for r in ranked[: self._plan.recipe.search.finalists]}
         trials = self._confirm_trials(roles, self._plan.confirm_seeds)
         further = min(DECIDING, len(roles)) * len(self._plan.further_seeds)

@@ -30,7 +30,7 @@ from layersearch.config.selection import SelectionConfig
 from layersearch.data.sequences import document_sequences
 from layersearch.data.tokenizer import open_tokenizer, vocab_size
 from layersearch.errors import ConfigError, RunFolderError
-from layersearch.files import unwritable, write_text
+from layersearch.files import parse_json, unwritable, write_text
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.fvcore_flops import check_flops
 from layersearch.model.pretrained import check_vocabulary, load_pretrained
@@ -185,7 +185,7 @@ class ModelSelection:
             levels = {task: {"full": level[task], "chance": guessed[task]} for task in level}
             write_text(file, json.dumps(levels, indent=1) + "\n")
         try:
-            held = json.loads(file.read_text(encoding="utf-8"))
+            held = parse_json(file.read_text(encoding="utf-8"))
             return tuple(task for task in self._tasks if held[task]["full"] >= self._config.min_accuracy)
         except (ValueError, TypeError, KeyError):
             raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
@@ -200,7 +200,7 @@ class ModelSelection:
         scores = [np.zeros(len(options)) for options in self._space.options]
         if file.exists():
             try:
-                held = json.loads(file.read_text(encoding="utf-8"))
+                held = parse_json(file.read_text(encoding="utf-8"))
                 losses = [float(loss) for loss in held["losses"]]
                 scores = [np.array(layer, dtype=np.float64) for layer in held["scores"]]
                 if [s.shape for s in scores] != [(len(options),) for options in self._space.options]:

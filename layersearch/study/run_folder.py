@@ -11,7 +11,7 @@ from typing import IO, Any
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import FORMAT, FREE, first_difference, open_folder, write_text
+from layersearch.files import FORMAT, FREE, first_difference, open_folder, parse_json, write_text
 from layersearch.results.result import Result
 from layersearch.results.sentences import winner_evidence
 from layersearch.schedule.files import schedule_text
@@ -98,7 +98,7 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made"
         )
     try:
-        config = json.loads(file.read_text(encoding="utf-8"))
+        config = parse_json(file.read_text(encoding="utf-8"))
         found = config["format"]
     except (OSError, ValueError, KeyError, TypeError):
         raise RunFolderError(

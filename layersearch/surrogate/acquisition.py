@@ -21,6 +21,7 @@ from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
 
 EXPLORATION = 0.5  # Factor on the posterior standard deviation (tuned, see analysis/search_efficiency)
 RANDOM_EVERY = 12  # One proposal in this many is random: a search that trusts a wrong model would never end
+MOST_OBSERVED = 500  # Trials to learn from: the time of a proposal is cubic in their number
 MAX_CHANGES, MAX_NEIGHBORS, N_RANDOM = 2, 1024, 256
 """Candidates: schedules within this many changes of the frontier, at most so many per change, and random ones."""
 
@@ -54,7 +55,7 @@ class ExpectedImprovement:
         self, space: BoundSpace, budget: float, observations: Sequence[Observation], pending: Sequence[Schedule] = ()
     ) -> None:
         self._space, self._budget = space, budget
-        self._seen = [o for o in observations if o.curve and space.encode(o.schedule) is not None]
+        self._seen = self._thinned([o for o in observations if o.curve and space.encode(o.schedule) is not None])
         self._surrogate: Surrogate | None = None
         if len({o.schedule for o in self._seen if o.complete}) < MIN_SCHEDULES:
             return
@@ -67,6 +68,16 @@ class ExpectedImprovement:
             ]
             self._surrogate = self._fit(self._seen, like=self._surrogate)
         self._begins, self._levels = self._steps(self._surrogate)
+
+    def _thinned(self, seen: Sequence[Observation]) -> list[Observation]:
+        """Return at most `MOST_OBSERVED` observations in order: the frontier, and an even choice of the others."""
+        if len(seen) <= MOST_OBSERVED:
+            return list(seen)
+        ended = [at for at, o in enumerate(seen) if o.complete]
+        front = nondominated([(seen[at].curve[-1][1], self._space.cost(seen[at].schedule)) for at in ended])
+        kept = {ended[at] for at in _evenly(front, MOST_OBSERVED // 2)}
+        others = [at for at in range(len(seen)) if at not in kept]
+        return [seen[at] for at in sorted({*kept, *_evenly(others, MOST_OBSERVED - len(kept))})]
 
     @property
     def ready(self) -> bool:
@@ -165,6 +176,12 @@ class ExpectedImprovement:
         others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
         surrogate = self._fit([*others, trial], like=self._surrogate)
         return float(self.improvement([schedule], surrogate)[0]) >= fresh * (1.0 - curve[-1][0])
+
+
+def _evenly(numbers: Sequence[int], most: int) -> list[int]:
+    """Return at most so many of the numbers, evenly over their order."""
+    places = np.linspace(0, len(numbers) - 1, min(most, len(numbers))).round().astype(int)
+    return [numbers[place] for place in places]
 
 
 def _below(level: Array | float, means: Array, stds: Array) -> Array:

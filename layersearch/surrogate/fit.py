@@ -9,7 +9,7 @@ from layersearch.schedule.bound_space import BoundSpace
 from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
 from layersearch.training.record import TrialRecord
 
-MOST_TRIALS = 1500
+MOST_TRIALS = 800
 """Trials that a surrogate learns from: its memory is quadratic in their number, its time cubic."""
 
 

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from scipy import linalg, optimize, special
 
 from layersearch.errors import ConfigError, LayersearchError
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import span_pairs
 
@@ -46,7 +46,9 @@ _SMOOTH: dict[str, tuple[float, float]] = {
     "bent": (0.0, 1.0),  # their length scale, in units of the spread of schedules
 } | {name: _PRIOR[name] for name in ("rest", "noise", "seed", "reach", "width", "early")}
 _JITTER = 1e-9
-_MOST_FITTED = 300  # Schedules whose losses choose the hyperparameters, in about 160 evaluations
+_AT_ONCE = 512  # Schedules predicted at once, which bounds the memory
+_NONE = (np.empty(0), np.empty(0))
+_MOST_FITTED = 128  # Schedules whose losses choose the hyperparameters, in about 160 evaluations
 _FITTING = {"maxiter": 40, "ftol": 1e-5}
 
 
@@ -74,6 +76,7 @@ class Surrogate:
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)
         self._fitted: dict[str, float] = {}
+        self._tables: tuple[float, Array, Array] | None = None
 
     def _codes(self, schedules: Sequence[Schedule]) -> Codes:
         """Return the index of each variable's span, (M, V)."""
@@ -125,8 +128,8 @@ class Surrogate:
         center, unit = np.array([self._scale[part] for part in share]).T
         self._y = (loss - center) / unit
         self._distinct, self._of = np.unique(self._x, axis=0, return_inverse=True)
-        self._same = (self._of[:, None] == self._of[None, :]).astype(np.float64)
-        self._same_seed = (seed[:, None] == seed[None, :]).astype(np.float64)
+        self._same = self._of[:, None] == self._of[None, :]
+        self._same_seed = seed[:, None] == seed[None, :]
         if like is None and len(self._distinct) > _MOST_FITTED:
             like = self._like_some(schedules, losses, seed, share)
         if like is not None:
@@ -231,9 +234,13 @@ class Surrogate:
 
     def _condition(self, log: dict[str, float]) -> None:
         self._fitted = log
-        inverse = linalg.inv(self._covariance(log))
-        self._inverse: Array = (inverse + inverse.T) / 2
+        self._inverse = _inverse(self._covariance(log))
         self._weights: Array = self._inverse @ self._y
+        # Correlation of each observed loss with one at the end of the same trial.
+        self._ends: Array = self._share_kernel(np.ones(1), self._share, log)[0]
+        self._each: Array = np.bincount(self._of, self._weights * self._ends, len(self._distinct))
+        self._known = {code.tobytes(): at for at, code in enumerate(self._distinct)}
+        self._tables = None
         self._conformal = max(1.0, self._conformal_factor())
 
     def leave_one_out(self) -> tuple[Array, Array, Array]:
@@ -282,13 +289,74 @@ class Surrogate:
             ConfigError: if a schedule lies outside the space.
         """
         codes = self._codes(schedules)
-        log = self._fitted
-        rest = float(np.exp(2 * log["rest"]))
-        cross = self._kernel(codes, self._distinct, log)[:, self._of]
-        cross += rest * np.all(codes[:, None] == self._x[None], axis=-1)
-        cross *= self._share_kernel(np.ones(len(codes)), self._share, log)
-        variance = self._diagonal(codes, log) + rest - ((cross @ self._inverse) * cross).sum(axis=1)
+        found = [self._predicted(codes[at : at + _AT_ONCE]) for at in range(0, len(codes), _AT_ONCE)]
+        mean, variance = (np.concatenate([np.empty(0), *part]) for part in zip(*found, strict=True)) if found else _NONE
         center, unit = self._scale[1.0]
-        mean: Array = center + unit * (cross @ self._weights)
         factor = self._conformal if calibrated else 1.0
-        return mean, unit * factor * np.sqrt(np.maximum(variance, _JITTER))
+        return center + unit * mean, unit * factor * np.sqrt(np.maximum(variance, _JITTER))
+
+    def _predicted(self, codes: Codes) -> tuple[Array, Array]:
+        """Return the standardized mean and its variance, (M,) each."""
+        log, rest = self._fitted, float(np.exp(2 * self._fitted["rest"]))
+        cross = self._kernel(codes, self._distinct, log)
+        for row, at in self._matches(codes):
+            cross[row, at] += rest
+        mean: Array = cross @ self._each
+        whole = cross[:, self._of] * self._ends
+        return mean, self._diagonal(codes, log) + rest - ((whole @ self._inverse) * whole).sum(axis=1)
+
+    def _matches(self, codes: Codes) -> list[tuple[int, int]]:
+        """Return (row of the codes, index of the observed schedule) of each code that was observed."""
+        found = ((row, self._known.get(code.tobytes())) for row, code in enumerate(codes))
+        return [(row, at) for row, at in found if at is not None]
+
+    def code(self, span: Span) -> int:
+        """Return the number that stands for a span of the space in `mean`."""
+        return self._index[span]
+
+    def mean(self, codes: Codes) -> Array:
+        """Return the means of `predict`, (M,), for the `code` of each variable's span, (M, V).
+
+        It is far faster for many schedules: single layers and pairs have one table of effects, whatever the number of
+        observed losses.
+        """
+        if not self._pairwise:
+            parts = [self._predicted(codes[at : at + _AT_ONCE])[0] for at in range(0, len(codes), _AT_ONCE)]
+            mean = np.concatenate([np.empty(0), *parts])
+        else:
+            if self._tables is None:
+                self._tables = self._effects()
+            constant, single, pair = self._tables
+            chosen = np.eye(len(self._index))[codes].reshape(len(codes), -1)
+            mean = constant + chosen @ single + ((chosen @ pair) * chosen).sum(axis=1)
+            for row, at in self._matches(codes):
+                mean[row] += float(np.exp(2 * self._fitted["rest"])) * self._each[at]
+        center, unit = self._scale[1.0]
+        result: Array = center + unit * mean
+        return result
+
+    def _effects(self) -> tuple[float, Array, Array]:
+        """Return the standardized mean's constant, the effects of each variable's spans, and those of their pairs.
+
+        The kernel of pairs is a polynomial of inner products, so the mean is one of the spans chosen: (V * S,) single
+        effects and (V * S, V * S) of pairs. ``rest`` is not in it.
+        """
+        scale = {name: float(np.exp(value)) for name, value in self._fitted.items()}
+        vectors, count, each = self._span_vectors(scale), self._distinct.shape[1], self._each
+        layers, mixed = ((part @ vectors.T).reshape(len(each), -1) for part in self._features(self._distinct, scale))
+        squares = ((vectors @ vectors.T) ** 2)[self._distinct].reshape(len(each), -1)
+        weight = scale["pair"] ** 2 / max(1, count * (count - 1))
+        single: Array = scale["single"] ** 2 * (each @ mixed) - weight * (each @ squares)
+        pair: Array = weight * (layers.T * each) @ layers + scale["shared_pair"] ** 2 * (mixed.T * each) @ mixed
+        return float(each.sum()), single, pair
+
+
+def _inverse(covariance: Array) -> Array:
+    """Return the inverse of a covariance."""
+    factor, problem = linalg.lapack.dpotrf(covariance, lower=1)
+    inverse, failed = (factor, problem) if problem else linalg.lapack.dpotri(factor, lower=1)
+    if failed:  # hyperparameters of other losses may leave it without full rank
+        inverse = linalg.inv(covariance)
+        return (inverse + inverse.T) / 2
+    below = np.tril(inverse, -1)
+    return np.diag(np.diag(inverse)) + below + below.T

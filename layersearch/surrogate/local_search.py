@@ -5,6 +5,7 @@ It is a seeded beam search on the surrogate, see docs/methods/surrogate.md: a he
 Shape legend: V variables (groups of layers that share a choice), O options of all variables in a row, C changes.
 """
 
+import heapq
 from collections.abc import Collection
 
 import numpy as np
@@ -39,8 +40,7 @@ def shortlist(
     known: dict[Schedule, float] = {}
     for part in space.subspaces:
         known |= _Search(surrogate, space, part, constraint, n_full).run(trained)
-    untrained = known.keys() - set(trained)
-    best = sorted(untrained, key=lambda schedule: (known[schedule], str(schedule)))[:SHORTLIST]
+    best = sorted(known, key=lambda schedule: (known[schedule], str(schedule)))[:SHORTLIST]
     assert all(map(constraint.admits, best)), "the constraint holds exactly"
     return best
 
@@ -65,10 +65,12 @@ class _Search:
         # All changes, (C,): two options of different variables, or one option twice to change one variable.
         self._first, self._second = first[some], second[some]
         self._losses: dict[Choice, float] = {}  # Predictions, also of schedules that are not admitted
+        self._codes = np.array([surrogate.code(span) for span in self._spans])
 
     def run(self, trained: Collection[Schedule]) -> dict[Schedule, float]:
-        """Return the predicted loss of every admitted schedule that was visited."""
-        admitted = set(self._starts(trained))
+        """Return the predicted loss of the best untrained schedules that were visited, at least `SHORTLIST` of them."""
+        known = self._chosen(trained)
+        admitted = {start for start in (*self._walks(), *known) if self._admits(start)}
         self._predict(admitted)
         changed: set[Choice] = set()
         waited, lowest = 0, np.inf
@@ -79,7 +81,9 @@ class _Search:
             admitted.update(new)
             best = min(self._losses[chosen] for chosen in admitted)
             waited, lowest = (0, best) if best < lowest else (waited + 1, lowest)
-        return {self._schedule(chosen): self._losses[chosen] for chosen in admitted}
+        left = admitted - known
+        limit = max(heapq.nsmallest(SHORTLIST, map(self._losses.__getitem__, left)), default=0.0)
+        return {self._schedule(chosen): self._losses[chosen] for chosen in left if self._losses[chosen] <= limit}
 
     def _ahead(self, admitted: Collection[Choice]) -> list[Choice]:
         """Return the best schedule of each number of full layers, at most `BEAM_WIDTH`."""
@@ -96,10 +100,11 @@ class _Search:
     def _predict(self, found: Collection[Choice]) -> None:
         new = [chosen for chosen in dict.fromkeys(found) if chosen not in self._losses]
         if new:
-            means, _ = self._surrogate.predict([self._schedule(chosen) for chosen in new])
+            means = self._surrogate.mean(self._codes[np.array(new)])
             self._losses.update(zip(new, means.tolist(), strict=True))
 
-    def _starts(self, trained: Collection[Schedule]) -> list[Choice]:
+    def _walks(self) -> list[Choice]:
+        """Return the cheapest schedule of each number of full layers, and random walks from there."""
         starts = list(self._cheapest().values())
         for start in list(starts):
             for _ in range(N_WALKS):
@@ -109,12 +114,17 @@ class _Search:
                     changed = self._change(chosen, int(self._first[at]), int(self._second[at]))
                     chosen = changed if self._admits(changed) else chosen
                 starts.append(chosen)
+        return starts
+
+    def _chosen(self, schedules: Collection[Schedule]) -> set[Choice]:
+        """Return the choices of those schedules that lie in this part."""
         places = [{self._spans[at]: at for at in options} for options in self._options]
-        for schedule in trained:
+        found = set()
+        for schedule in schedules:
             spans = [schedule[group[0]] for group in self._space.groups]
             if all(span in place for span, place in zip(spans, places, strict=True)):
-                starts.append(tuple(place[span] for span, place in zip(spans, places, strict=True)))
-        return [start for start in starts if self._admits(start)]
+                found.add(tuple(place[span] for span, place in zip(spans, places, strict=True)))
+        return found
 
     def _cheapest(self) -> dict[int, Choice]:
         """Return the cheapest admitted schedule of each number of full layers (dynamic programming over variables)."""

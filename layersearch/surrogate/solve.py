@@ -129,6 +129,7 @@ def solve(
             "needed; run the command that made the run again to go on, or search with more --trials into another --out"
         )
     within = [schedule for schedule in trained if constraint.admits(schedule)]
+    admitted = set(within)
     n_full = sorted({schedule.n_full for schedule in trained})
     pairwise, surrogate = fitted or fit_pair(trials, space)
     offered = shortlist(pairwise, space, constraint, within, n_full)
@@ -138,10 +139,13 @@ def solve(
             f"over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other l"
         )
     losses = [(record, record.loss) for record in complete if record.loss is not None]
-    fresh = [[loss for r, loss in losses if r.schedule == schedule and r.phase == "confirm"] for schedule in trained]
+    fresh: dict[Schedule, list[float]] = {}
+    for record, loss in losses:
+        if record.phase == "confirm":
+            fresh.setdefault(record.schedule, []).append(loss)
     lowest = min(loss for _, loss in losses)
-    admitted = [record for record in complete if record.schedule in within]
-    found = analyze(admitted, 1.0, confidence, tolerance, first_round=first_round)
+    kept = [record for record in complete if record.schedule in admitted]
+    found = analyze(kept, 1.0, confidence, tolerance, first_round=first_round)
     entries = {entry.schedule: entry for entry in found.entries}
     shared = len(found.winner.seeds) if found.winner else 0
     z = stats.normal_quantile(confidence)
@@ -149,7 +153,7 @@ def solve(
 
     def candidate(schedule: Schedule, mean: float, std: float) -> Candidate:
         entry = entries.get(schedule)
-        state: CandidateState = "trained" if entry else "stopped" if schedule in within else "untrained"
+        state: CandidateState = "trained" if entry else "stopped" if schedule in admitted else "untrained"
         loss, low, high = max(0.0, mean), max(0.0, mean - z * std), max(mean + z * std, ceiling)
         real = entry.mean if entry else None
         if real is not None and real.low is not None and real.high is not None and real.n >= shared:
@@ -210,7 +214,7 @@ def solve(
         n_full=tuple(n_full),
         within=len(within),
         lowest=lowest,
-        noise=stats.pooled_std(fresh),
+        noise=stats.pooled_std(fresh.values()),
         confidence=confidence,
     )
 

@@ -1,17 +1,17 @@
 """DeepSpeed's configuration of a trial: the recipe's JSON file, checked and completed."""
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import TrainingConfig
 from layersearch.errors import ConfigError, one_line, require
+from layersearch.files import parse_json
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: not a DeepSpeed JSON ({error}); correct it") from None
     require(isinstance(config, dict), f"{path}: a DeepSpeed JSON holds a mapping; correct it")

@@ -103,7 +103,10 @@ class TrialRecord(Strict):
     def from_json(cls, line: str) -> TrialRecord:
         """Read one line of `to_json`, or of a run folder; raise RunFolderError if it is no possible record."""
         try:
-            record = build(cls, _visible(unseal(line)), "record")
+            content = unseal(line)
+            # Most lines hold printable letters only, and no escape that stands for another.
+            plainly = line.isascii() and line.isprintable() and "\\" not in line
+            record = build(cls, content if plainly else _visible(content), "record")
         except LayersearchError as error:
             raise RunFolderError(f"not a trial record ({error}): {line[:60]!r}") from None
         if problem := record._contradiction():

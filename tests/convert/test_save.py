@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from layersearch.convert.save import REMOTE, limits, round_weights, save_model, target_family
-from layersearch.errors import UserError
+from layersearch.errors import ConfigError, UserError
 from layersearch.export.verify import verify
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_pretrained
@@ -157,3 +157,6 @@ def test_stored_dtype_is_that_of_most_weights_and_of_the_configuration_without_f
     (tmp_path / "model.safetensors").unlink()
     assert stored_dtype(str(tmp_path), config) == torch.float16
     assert stored_dtype("no/such.gguf", config) == torch.float32
+    (tmp_path / "model.safetensors").write_bytes(b"\xff" * 7 + b"\x7f{}")  # a header of 2^63 bytes
+    with pytest.raises(ConfigError, match=r"model\.safetensors is no whole safetensors file"):
+        stored_dtype(str(tmp_path), config)

@@ -98,6 +98,10 @@ def test_gguf_sizes_are_read_from_their_keys(tmp_path: Path) -> None:
         ("granite_swa", WINDOW, "sliding_window_pattern is missing"),
         ("gemma3", {**WINDOW, "attention__sliding_window_pattern": [True] * 2}, "names 2 of 4 layers"),
         ("llama", {"attention__head_count_kv": [2, 2, 1, 1]}, "head_count_kv differs from layer to layer"),
+        ("llama", {"block_count": 4_000_000_000}, "block_count makes 4000000000 layers, not 1 to 100000"),
+        ("llama", {"block_count": 0}, "block_count makes 0 layers"),
+        ("llama", {"attention__head_count": 0}, "head_count is 0"),
+        ("gemma3", {"attention__sliding_window": [8, 8, 8, 8]}, "sliding_window is no whole number"),
     ],
 )
 def test_gguf_file_that_no_schedule_describes_is_refused(

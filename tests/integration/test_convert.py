@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,9 @@ def test_convert_saved_folder_is_a_stock_model_with_schedule_and_evidence(out: P
     assert conversions.SPARSE in text
     assert "validation_loss" in text
     assert (out / "sparse/model/tokenizer.json").is_file()
+    weights = (out / "sparse/model/model.safetensors").read_bytes()
+    checksums = json.loads((out / "sparse/model/weights.crc32.json").read_text())
+    assert checksums == {"model.safetensors": f"{zlib.crc32(weights):08x}"}
     steps = [json.loads(line) for line in (out / "sparse/steps.jsonl").read_text().splitlines()]
     assert [step["step"] for step in steps] == list(range(1, 9))
     asked = json.loads((out / "sparse/convert.json").read_text())

@@ -146,6 +146,28 @@ def test_rank_correlation_and_each_resample_equal_scipy() -> None:
         assert b == pytest.approx(scipy_stats.kendalltau(x[drawn], y[drawn]).statistic)
 
 
+def test_rank_correlation_of_many_trials_equals_scipy_and_has_the_interval_of_a_whole_bootstrap(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 200, 900).astype(float)
+    y = x + rng.normal(0, 60, 900)
+    found = stats.rank_correlation(x, y)
+    assert found is not None
+    assert found.spearman == pytest.approx(scipy_stats.spearmanr(x, y).statistic)
+    assert found.kendall == pytest.approx(scipy_stats.kendalltau(x, y).statistic)
+    monkeypatch.setattr(stats, "MOST_RESAMPLED", 10_000)
+    whole = stats.rank_correlation(x, y, resamples=500)
+    assert whole is not None
+    for name in ("spearman", "kendall"):
+        low, high, wide, wanted = (getattr(one, f"{name}_{end}") for one in (found, whole) for end in ("low", "high"))
+        assert low < getattr(found, name) < high
+        assert high - low == pytest.approx(wanted - wide, rel=0.35)
+    same = stats.rank_correlation(x, x)
+    assert same is not None
+    assert (same.spearman, same.spearman_low) == (1.0, None)
+
+
 def test_rank_correlation_repeats_and_is_none_without_ranking() -> None:
     x = [1.0, 2.0, 3.0, 4.0, 5.0]
     assert stats.rank_correlation(x, [2.0, 1.0, 3.0, 5.0, 4.0]) == stats.rank_correlation(x, [2.0, 1.0, 3.0, 5.0, 4.0])

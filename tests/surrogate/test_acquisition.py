@@ -13,6 +13,7 @@ from layersearch.results.pareto import hypervolume, nondominated
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
+from layersearch.surrogate import acquisition
 from layersearch.surrogate.acquisition import EXPLORATION, ExpectedImprovement, Observation, initial_schedules
 from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
@@ -36,23 +37,41 @@ def observed(schedule: Schedule, *, share: float = 1.0) -> Observation:
     return Observation(schedule=schedule, seed=0, curve=curve if share == 1.0 else curve[:1])
 
 
+def test_gain_of_many_trials_learns_from_the_frontier_and_an_even_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(acquisition, "MOST_OBSERVED", 30)
+    space, rng = bound(), Random(1)
+    seen = []
+    for schedule in space.schedules():
+        early, loss = (1.0 + 0.8 * planted(schedule), planted(schedule) + rng.gauss(0.0, 0.02))
+        curve = ((0.5, early), (1.0, loss)) if rng.random() < 0.7 else ((0.5, early),)
+        seen.append(Observation(schedule=schedule, seed=0, curve=curve))
+    found = ExpectedImprovement(space, 0.8, seen)._seen
+    assert len(found) == 30
+    assert found == [one for one in seen if one in found]
+    points = [(one.curve[-1][1], space.cost(one.schedule)) for one in seen if one.complete]
+    ended = [one for one in seen if one.complete]
+    assert len(nondominated(points)) < 15
+    assert all(ended[at] in found for at in nondominated(points))
+    assert {one.complete for one in found} == {True, False}
+
+
 def test_gain_equals_the_simulated_expected_hypervolume() -> None:
     """Closed form against hypervolumes of drawn losses."""
     space, rng = bound(), Random(0)
     seen = [observed(schedule) for schedule in rng.sample(list(space.schedules()), 14)]
-    acquisition = ExpectedImprovement(space, 0.8, seen)
+    gain_of = ExpectedImprovement(space, 0.8, seen)
     candidates = [s for s in rng.sample(list(space.schedules()), 6) if space.cost(s) <= 0.8]
     assert candidates
-    assert acquisition._surrogate is not None
+    assert gain_of._surrogate is not None
     schedules = [o.schedule for o in seen]
-    means, _ = acquisition._surrogate.predict(schedules)
+    means, _ = gain_of._surrogate.predict(schedules)
     worst = float(means.max())
     points = [(float(m), space.cost(s)) for m, s in zip(means, schedules, strict=True) if space.cost(s) <= 0.8]
     front = [points[at] for at in nondominated(points)]
     area = hypervolume(front, (worst, 0.8))
     draws = np.random.default_rng(0).standard_normal(4000)
-    for candidate, gain in zip(candidates, acquisition.improvement(candidates), strict=True):
-        (mean,), (std,) = acquisition._surrogate.predict([candidate], calibrated=False)
+    for candidate, gain in zip(candidates, gain_of.improvement(candidates), strict=True):
+        (mean,), (std,) = gain_of._surrogate.predict([candidate], calibrated=False)
         losses = np.maximum(mean + EXPLORATION * std * draws, 0.0)
         drawn = [hypervolume([*front, (float(loss), space.cost(candidate))], (worst, 0.8)) - area for loss in losses]
         assert gain == pytest.approx(np.mean(drawn), abs=4 * np.std(drawn) / len(draws) ** 0.5 + 1e-5)

@@ -123,6 +123,24 @@ def test_fit_of_many_schedules_takes_its_hyperparameters_from_some_and_predicts_
     assert (np.abs(mean - exact) <= 1.96 * std).mean() > 0.85
 
 
+@pytest.mark.parametrize("pairwise", [True, False])
+def test_mean_from_tables_of_effects_equals_predict(pairwise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of trained and untrained schedules, with several seeds and early losses, and in pieces."""
+    space, rng, truth = bound(), Random(3), planted(bound(), 3)
+    schedules = everything(space)
+    rows = [(s, seed, share) for s in rng.sample(schedules, 20) for seed in (0, 1) for share in (0.5, 1.0)]
+    losses = [truth(s) + 0.3 * (share < 1) + rng.gauss(0.0, 0.03) for s, _, share in rows]
+    surrogate = Surrogate(space, pairwise=pairwise)
+    surrogate.fit([s for s, _, _ in rows], losses, [seed for _, seed, _ in rows], [share for _, _, share in rows])
+    codes = np.array([[surrogate.code(s[group[0]]) for group in space.groups] for s in schedules])
+    whole = surrogate.predict(schedules)
+    assert surrogate.mean(codes) == pytest.approx(whole[0], abs=1e-9)
+    monkeypatch.setattr(gp, "_AT_ONCE", 50)
+    for found, wanted in zip(surrogate.predict(schedules), whole, strict=True):
+        assert found == pytest.approx(wanted, abs=1e-12)
+    assert [len(found) for found in surrogate.predict([])] == [0, 0]
+
+
 @pytest.mark.slow
 def test_predict_intervals_hold_the_truth() -> None:
     """Of all untrained schedules of twelve planted spaces about 95 in 100 lie in their intervals; noise is found."""

@@ -1,7 +1,6 @@
 """The library's model of a configuration: built narrow with random weights, or loaded with its own weights."""
 
 import copy
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from layersearch.errors import ExportError, located, one_line
 from layersearch.export.families import check_no_layer_windows
 from layersearch.export.files import read_json
 from layersearch.export.layer_spans import text_part
+from layersearch.files import parse_json
 from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import read_schedule
@@ -73,7 +73,7 @@ def weight_files(path: Path) -> tuple[Path, ...]:
     names = [single.name] if single.is_file() else []
     if index.is_file():
         try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            names = sorted(set(parse_json(index.read_text(encoding="utf-8"))["weight_map"].values()))
         except (OSError, ValueError, KeyError, AttributeError, TypeError):
             raise ExportError(f"{index}: no index of weights; copy it again") from None
         missing = [name for name in names if not (path / str(name)).is_file()]

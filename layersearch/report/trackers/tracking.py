@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import ConfigError, LayersearchError, one_line
-from layersearch.files import write_text
+from layersearch.files import parse_json, write_text
 from layersearch.report.trackers.base import Tracker
 from layersearch.training.record import TrialRecord
 
@@ -114,7 +114,7 @@ class Tracking:
 
     def _held(self, kind: str) -> dict[str, Any]:
         try:
-            held = json.loads((self._run / FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
+            held = parse_json((self._run / FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
             return held if isinstance(held, dict) and isinstance(held.get("logged"), int) else {}
         except (OSError, ValueError):
             return {}
