@@ -21,7 +21,7 @@ from layersearch.schedule.files import schedule_text
 from layersearch.study.saved_run import load_result
 from tests.helpers import hf_models
 
-FAMILY = {"hf": "ministral", "vllm": "llama", "sglang": "gemma3"}
+FAMILY = {"hf": "ministral", "vllm": "llama", "sglang": "gemma3", "tensorrt-llm": "gemma3"}
 
 
 def close(a: object, b: object) -> bool:

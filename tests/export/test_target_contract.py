@@ -17,7 +17,7 @@ from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 
 SUPPORTED = Schedule.parse("window:5 full window:5 full")
-FAMILY = {"hf": "qwen3", "vllm": "llama", "sglang": "gemma3"}
+FAMILY = {"hf": "qwen3", "vllm": "llama", "sglang": "gemma3", "tensorrt-llm": "gemma3"}
 UNLIMITED = {"hf-remote", "flex", "yaml", "json"}
 """Targets that support every schedule."""
 
