@@ -141,23 +141,29 @@ def commands(run: Path) -> dict[str, list[str]]:
     }
 
 
+_MEASURE = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen([sys.executable, "-m", "layersearch", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps({
+    "seconds": round(time.perf_counter() - began, 2),
+    "processor_seconds": round(used.ru_utime + used.ru_stime, 2),
+    "megabytes": round(used.ru_maxrss / 1000),
+    "exit": os.waitstatus_to_exitcode(status),
+}))
+"""
+# A small process starts the command: the memory of the one that forks counts as its own.
+
+
 def measure(run: Path, names: list[str]) -> None:
     """Run each command once in a process of its own and append a line to ``record.jsonl``."""
     lines = sum(1 for _ in (run / "trials.jsonl").open())
     for name, words in commands(run).items():
         if names and name not in names:
             continue
-        began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "layersearch", *words], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        found = {
-            "records": lines,
-            "command": name,
-            "seconds": round(time.perf_counter() - began, 2),
-            "processor_seconds": round(used.ru_utime + used.ru_stime, 2),
-            "megabytes": round(used.ru_maxrss / 1000),
-            "exit": os.waitstatus_to_exitcode(status),
-        }
+        ran = subprocess.run([sys.executable, "-c", _MEASURE, *words], capture_output=True, text=True, check=True)
+        found = {"records": lines, "command": name, **json.loads(ran.stdout.splitlines()[-1])}
         _note(**found)
 
 
