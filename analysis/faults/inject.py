@@ -124,7 +124,8 @@ def two() -> Iterator[tuple[str, Callable[[], Result]]]:
 
         out = WORK / "two"
         shutil.rmtree(out, ignore_errors=True)
-        first = stage.start((*stage.RUN, "--out", str(out)), WORK / "first.txt")
+        slowly = lambda: setattr(stage.MadeUpPool, "seconds", 0.5)  # noqa: E731  # so that it still runs then
+        first = stage.start((*stage.RUN, "--out", str(out)), WORK / "first.txt", prepare=slowly)
         while stage.lines(out) < max(1, moment * 5) and first.poll() is None:
             time.sleep(0.001)
         code, said = stage.run(out, LOG)
