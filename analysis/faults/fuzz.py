@@ -4,7 +4,7 @@
     python analysis/faults/fuzz.py grow schedule     # Hypothesis draws texts from a grammar
     python analysis/faults/fuzz.py guided record     # atheris, guided by coverage; it needs the package atheris
     python analysis/faults/fuzz.py one run 12345     # one mutation again, with its traceback
-    python analysis/faults/fuzz.py table             # the table of README.md
+    python analysis/faults/fuzz.py table             # write the table of README.md
 
 An execution is one number: the same number gives the same bytes. What was run stands in ``fuzz.jsonl``, so a call goes
 on where the last one ended. Each batch runs in a process of its own, which a crash cannot take along.
@@ -29,7 +29,7 @@ from random import Random
 from typing import Any
 
 HERE = Path(__file__).parent
-RECORD = HERE / "fuzz.jsonl"
+RECORD, README = HERE / "fuzz.jsonl", HERE / "README.md"
 SECONDS, BYTES = 20, 6 * 10**9
 """Most processor time of one execution, and address space of the process."""
 WANTED = {
@@ -299,15 +299,19 @@ def one(name: str, number: int) -> None:
 
 
 def table() -> None:
-    """Print executions by parser and way, and the faults that were found on the way."""
-    rows, found = _rows(), {}
-    for row in rows:
+    """Write executions by parser and way into the README, and the faults that were found on the way."""
+    found: dict[str, Counter[str]] = {}
+    for row in _rows():
         found.setdefault(row["parser"], Counter())[row["way"]] += row["count"]
     ways = ("mutations", "Hypothesis", "atheris")
-    print(f"| parser | {' | '.join(ways)} |\n|---|---|---|---|")
-    for name, counts in found.items():
-        print(f"| {name} | {' | '.join(f'{counts[way]:,}' for way in ways)} |")
-    print(f"| all | {' | '.join(f'{sum(counts[way] for counts in found.values()):,}' for way in ways)} |")
+    lines = [f"| parser | {' | '.join(ways)} |", "|---|---|---|---|"]
+    for name, counts in (found | {"all": sum(found.values(), Counter[str]())}).items():
+        lines.append(f"| {name} | {' | '.join(f'{counts[way]:,}' for way in ways)} |")
+    kinds = sorted({f"{row['parser']}: {kind}" for row in _rows() for kind, _, _ in row["faults"]})
+    lines += ["", f"Faults found: {'; '.join(kinds) or 'none'}."]
+    before, _, rest = README.read_text().partition("<!-- fuzz -->\n")
+    _, _, after = rest.partition("<!-- end of fuzz -->")
+    README.write_text(f"{before}<!-- fuzz -->\n" + "\n".join(lines) + f"\n<!-- end of fuzz -->{after}")
 
 
 if __name__ == "__main__":

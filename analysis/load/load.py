@@ -1,6 +1,7 @@
 """Run folders of many trials, and what the commands that read them take.
 
     python analysis/load/load.py make 1000 /tmp/run      # a search whose trials cost nothing
+    python analysis/load/load.py records 10000 /tmp/run  # the same without the sampler's journal
     python analysis/load/load.py measure /tmp/run        # show, plot, solve, resume: appended to record.jsonl
     python analysis/load/load.py ask /tmp/run            # one proposal of the sampler ``gain`` after all these trials
     python analysis/load/load.py rate 200                # trials a second through a pool, local and Ray's
@@ -75,7 +76,7 @@ class MadeUpPool:
         pass
 
 
-def assignments(records: int, sampler: str) -> list[str]:
+def assignments(records: int) -> list[str]:
     """Return the keys that turn the recipe ``smoke`` into a search with about this many records."""
     confirmed = (FINALISTS + 6) * SEEDS
     return [
@@ -84,15 +85,16 @@ def assignments(records: int, sampler: str) -> list[str]:
         f"search.trials={records - confirmed}",
         f"search.finalists={FINALISTS}",
         f"search.confirm_seeds={SEEDS}",
-        f"search.sampler={sampler}",
+        "search.sampler=random",
         "search.pruner=successive_halving",
     ]
 
 
-def make(records: int, out: Path, sampler: str = "random") -> None:
+def make(records: int, out: Path, *, journal: bool = True) -> None:
     """Make a finished run folder with about this many records.
 
     Its proposals are random schedules, half of them stopped at a rung. The search then goes on: it confirms the best.
+    Without a journal, which takes most of the time, the best ten are confirmed here, and the run cannot be resumed.
     """
     from layersearch.results.result import PROPOSED
     from layersearch.schedule.bound_space import BoundSpace
@@ -102,12 +104,12 @@ def make(records: int, out: Path, sampler: str = "random") -> None:
 
     os.fsync = lambda file: None  # type: ignore[assignment]  # nothing here is worth waiting for the disk
     began, used = time.perf_counter(), time.process_time()
-    recipe, space = load_recipe("smoke", overrides=assignments(records, sampler)), load_space("smoke")
+    recipe, space = load_recipe("smoke", overrides=assignments(records)), load_space("smoke")
     bound, rng, pool = BoundSpace.of(space, recipe), Random(0), MadeUpPool(recipe, 1, out)
     plan = make_plan(recipe, bound, BUDGET, 0)
     source = open_data(recipe.data, recipe.training, deepspeed_file(recipe))
     folder = open_run_folder(out, recipe, bound, source, budget=BUDGET, seed=0)
-    study = Study(folder.journal, bound, BUDGET, recipe.search, 0)
+    study = Study(folder.journal, bound, BUDGET, recipe.search, 0) if journal else None
     entered = {schedule: (name, 0) for name, schedule in plan.baselines}
     while len(entered) < plan.proposals + len(plan.baselines):
         params = bound.encode(bound.sample(rng))
@@ -115,15 +117,18 @@ def make(records: int, out: Path, sampler: str = "random") -> None:
         number = len(entered) - len(plan.baselines)
         entered.setdefault(bound.repair(params, BUDGET, rng), (PROPOSED, 1 + number // GENERATION))
     for number, (schedule, (role, generation)) in enumerate(entered.items()):
-        study.enter(schedule, role, generation)
+        if study is not None:
+            study.enter(schedule, role, generation)
         trial = Trial(schedule=schedule, seed=0, role=role, checkpoints=plan.checkpoints)
         stops = role == PROPOSED and number % 2 == 1
         record = pool.submit(trial, (lambda step, loss: False) if stops else None).result()
         folder.append(record)
-        study.tell(record)
+        if study is not None:
+            study.tell(record)
     folder.release()
     made: Any = MadeUpPool
-    search(recipe, space, BUDGET, out, pool=made)
+    best = [s for s, (role, _) in entered.items() if role != PROPOSED] + sorted(entered, key=truth)[:10]
+    search(recipe, space, BUDGET, out, pool=made, confirm=None if journal else best)
     print(f"{records} records: {time.perf_counter() - began:.1f} s, {time.process_time() - used:.1f} s of processor")
 
 
@@ -131,7 +136,7 @@ def commands(run: Path) -> dict[str, list[str]]:
     """Return the commands to measure."""
     recipe = json.loads((run / "config.json").read_text())["recipe"]
     records = recipe["search"]["trials"] + (FINALISTS + 6) * SEEDS
-    sets = [word for key in assignments(records, recipe["search"]["sampler"]) for word in ("--set", key)]
+    sets = [word for key in assignments(records) for word in ("--set", key)]
     return {
         "show": ["show", str(run)],
         "plot": ["plot", str(run)],
@@ -141,23 +146,29 @@ def commands(run: Path) -> dict[str, list[str]]:
     }
 
 
+_MEASURE = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen([sys.executable, "-m", "layersearch", *sys.argv[1:]], stdout=subprocess.DEVNULL)
+_, status, used = os.wait4(process.pid, 0)
+print(json.dumps({
+    "seconds": round(time.perf_counter() - began, 2),
+    "processor_seconds": round(used.ru_utime + used.ru_stime, 2),
+    "megabytes": round(used.ru_maxrss / 1000),
+    "exit": os.waitstatus_to_exitcode(status),
+}))
+"""
+# A small process starts the command: the memory of the one that forks counts as its own.
+
+
 def measure(run: Path, names: list[str]) -> None:
     """Run each command once in a process of its own and append a line to ``record.jsonl``."""
     lines = sum(1 for _ in (run / "trials.jsonl").open())
     for name, words in commands(run).items():
         if names and name not in names:
             continue
-        began = time.perf_counter()
-        process = subprocess.Popen([sys.executable, "-m", "layersearch", *words], stdout=subprocess.DEVNULL)
-        _, status, used = os.wait4(process.pid, 0)
-        found = {
-            "records": lines,
-            "command": name,
-            "seconds": round(time.perf_counter() - began, 2),
-            "processor_seconds": round(used.ru_utime + used.ru_stime, 2),
-            "megabytes": round(used.ru_maxrss / 1000),
-            "exit": os.waitstatus_to_exitcode(status),
-        }
+        ran = subprocess.run([sys.executable, "-c", _MEASURE, *words], capture_output=True, text=True, check=True)
+        found = {"records": lines, "command": name, **json.loads(ran.stdout.splitlines()[-1])}
         _note(**found)
 
 
@@ -286,8 +297,10 @@ def table() -> None:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["make", number, folder, *more]:
-            make(int(number), Path(folder), *more)
+        case ["make", number, folder]:
+            make(int(number), Path(folder))
+        case ["records", number, folder]:
+            make(int(number), Path(folder), journal=False)
         case ["measure", folder, *some]:
             measure(Path(folder), some)
         case ["ask", folder]:

@@ -58,7 +58,12 @@ def _winners(run: OpenedRun) -> dict[float, Winner]:
     for edge in sorted({record.cost for record in confirmed}):
         search = run.recipe.search
         winner = analyze(
-            confirmed, edge, tolerance=search.tolerance, unit=run.result.unit, first_round=search.first_round
+            confirmed,
+            edge,
+            tolerance=search.tolerance,
+            unit=run.result.unit,
+            first_round=search.first_round,
+            trust=False,
         ).winner
         if winner is not None and len(winner.seeds) > 1:
             found[edge] = winner

@@ -31,6 +31,7 @@ def analyze(
     leave_one_out: Sequence[tuple[float, float]] = (),
     unit: Unit = "seed",
     first_round: int = 0,
+    trust: bool = True,
 ) -> Result:
     """Analyze a run's records, finished or not.
 
@@ -44,6 +45,7 @@ def analyze(
         unit: what a record's ``seed`` counts: seeds of a training, or held-out documents.
         first_round: number of fresh seeds of all candidates, where a second round gave further seeds to the undecided
             ones (`layersearch.study.confirmation`); 0: one round.
+        trust: False leaves out `Result.trust`, which takes most of the time.
 
     Example:
         >>> from layersearch import analyze
@@ -106,7 +108,9 @@ def analyze(
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
         trust=rank_fidelities(
             records, [(loss, entry.mean.mean) for entry, loss in searched if entry.mean], confidence, leave_one_out
-        ),
+        )
+        if trust
+        else (),
         failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
         verdict=verdict_text(winner, best, entries, unit),
         unit=unit,

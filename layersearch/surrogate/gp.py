@@ -170,22 +170,27 @@ class Surrogate:
         values, vectors = linalg.eigh(spans)
         return vectors * np.sqrt(np.maximum(values, 0.0))
 
-    def _features(self, codes: Codes, scale: dict[str, float]) -> tuple[Array, Array]:
-        """Return each layer's span as a vector, and its kernel average over all layers, (rows, V, S) each."""
-        layers = self._span_vectors(scale)[codes]
+    def _features(self, codes: Codes, scale: dict[str, float], vectors: Array | None = None) -> tuple[Array, Array]:
+        """Return each layer's span as a vector, and its kernel average over all layers, (rows, V, S) each.
+
+        ``vectors`` are the `_span_vectors`, if they are known.
+        """
+        layers = (self._span_vectors(scale) if vectors is None else vectors)[codes]
         places = np.exp(-self._place_distance / scale["reach"])
         return layers, np.einsum("vw,nvs->nws", places, layers, optimize=True) / codes.shape[1]
 
     def _kernel(self, left: Codes, right: Codes, log: dict[str, float]) -> Array:
         """Return the prior covariance of the layers' effects, (rows of left, rows of right)."""
         scale = {name: float(np.exp(value)) for name, value in log.items()}
-        (a, mixed_a), (b, mixed_b) = self._features(left, scale), self._features(right, scale)
+        vectors = self._span_vectors(scale)
+        a, mixed_a = self._features(left, scale, vectors)
+        b, mixed_b = (a, mixed_a) if left is right else self._features(right, scale, vectors)
         single: Array = mixed_a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         if not self._pairwise:
-            norms = [(x * y).sum(axis=(1, 2)) for x, y in ((mixed_a, a), (mixed_b, b))]
+            norms = [np.einsum("nvs,nvs->n", x, y) for x, y in ((mixed_a, a), (mixed_b, b))]
             distance = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
             return self._sum(scale, single, distance)
-        count, vectors = left.shape[1], self._span_vectors(scale)
+        count = left.shape[1]
         plain = a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         squares = ((vectors @ vectors.T) ** 2)[left].reshape(len(left), -1)
         own = squares @ np.eye(len(vectors))[right].reshape(len(right), -1).T  # each layer with itself is no pair

@@ -55,6 +55,7 @@ class _Search:
         self._rng = np.random.default_rng(0)
         self._spans = [span for options in part for span in options]
         self._of = np.repeat(np.arange(len(part)), [len(options) for options in part])  # variable of each option, (O,)
+        self._variables: list[int] = self._of.tolist()
         self._options = [np.flatnonzero(self._of == v).tolist() for v in range(len(part))]
         widths = [len(space.groups[v]) for v in self._of]
         self._takes = np.array([constraint.per_span[s] * n for s, n in zip(self._spans, widths, strict=True)])
@@ -65,6 +66,7 @@ class _Search:
         # All changes, (C,): two options of different variables, or one option twice to change one variable.
         self._first, self._second = first[some], second[some]
         self._losses: dict[Choice, float] = {}  # Predictions, also of schedules that are not admitted
+        self._n_full_of: dict[Choice, int] = {}
         self._codes = np.array([surrogate.code(span) for span in self._spans])
 
     def run(self, trained: Collection[Schedule]) -> dict[Schedule, float]:
@@ -72,14 +74,15 @@ class _Search:
         known = self._chosen(trained)
         admitted = {start for start in (*self._walks(), *known) if self._admits(start)}
         self._predict(admitted)
-        changed: set[Choice] = set()
+        unchanged = set(admitted)
         waited, lowest = 0, np.inf
-        while waited < PATIENCE and (ahead := self._ahead(admitted - changed)):
-            changed.update(ahead)
-            new = [one for chosen in ahead for one in self._changed(chosen)]
+        while waited < PATIENCE and (ahead := self._ahead(unchanged)):
+            unchanged.difference_update(ahead)
+            new = {one for chosen in ahead for one in self._changed(chosen)} - admitted
             self._predict(new)
-            admitted.update(new)
-            best = min(self._losses[chosen] for chosen in admitted)
+            admitted |= new
+            unchanged |= new
+            best = min(map(self._losses.__getitem__, new if lowest < np.inf else admitted), default=np.inf)
             waited, lowest = (0, best) if best < lowest else (waited + 1, lowest)
         left = admitted - known
         limit = max(heapq.nsmallest(SHORTLIST, map(self._losses.__getitem__, left)), default=0.0)
@@ -87,12 +90,12 @@ class _Search:
 
     def _ahead(self, admitted: Collection[Choice]) -> list[Choice]:
         """Return the best schedule of each number of full layers, at most `BEAM_WIDTH`."""
-        best: dict[int, Choice] = {}
-        for chosen in sorted(admitted, key=lambda chosen: (self._losses[chosen], chosen)):
-            best.setdefault(int(self._full[list(chosen)].sum()), chosen)
-            if len(best) == BEAM_WIDTH:
-                break
-        return list(best.values())
+        best: dict[int, tuple[float, Choice]] = {}
+        for chosen in admitted:
+            full, found = self._n_full_of[chosen], (self._losses[chosen], chosen)
+            if full not in best or found < best[full]:
+                best[full] = found
+        return [chosen for _, chosen in sorted(best.values())[:BEAM_WIDTH]]
 
     def _schedule(self, chosen: Choice) -> Schedule:
         return self._space.schedule([self._spans[at] for at in chosen])
@@ -100,8 +103,9 @@ class _Search:
     def _predict(self, found: Collection[Choice]) -> None:
         new = [chosen for chosen in dict.fromkeys(found) if chosen not in self._losses]
         if new:
-            means = self._surrogate.mean(self._codes[np.array(new)])
-            self._losses.update(zip(new, means.tolist(), strict=True))
+            options = np.array(new)
+            self._losses.update(zip(new, self._surrogate.mean(self._codes[options]).tolist(), strict=True))
+            self._n_full_of.update(zip(new, self._full[options].sum(axis=1).tolist(), strict=True))
 
     def _walks(self) -> list[Choice]:
         """Return the cheapest schedule of each number of full layers, and random walks from there."""
@@ -144,8 +148,10 @@ class _Search:
         return bool(self._takes[at].sum() <= self._limit and self._n_full[self._full[at].sum()])
 
     def _change(self, chosen: Choice, *options: int) -> Choice:
-        new = dict(zip(self._of[list(options)].tolist(), options, strict=True))
-        return tuple(new.get(v, at) for v, at in enumerate(chosen))
+        changed = list(chosen)
+        for option in options:
+            changed[self._variables[option]] = option
+        return tuple(changed)
 
     def _changed(self, chosen: Choice) -> list[Choice]:
         """Return admitted changes of a schedule, the best by the sum of the gains of their single changes."""

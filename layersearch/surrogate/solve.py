@@ -145,7 +145,7 @@ def solve(
             fresh.setdefault(record.schedule, []).append(loss)
     lowest = min(loss for _, loss in losses)
     kept = [record for record in complete if record.schedule in admitted]
-    found = analyze(kept, 1.0, confidence, tolerance, first_round=first_round)
+    found = analyze(kept, 1.0, confidence, tolerance, first_round=first_round, trust=False)
     entries = {entry.schedule: entry for entry in found.entries}
     shared = len(found.winner.seeds) if found.winner else 0
     z = stats.normal_quantile(confidence)

@@ -161,17 +161,20 @@ def _label(
     """Name baselines and winner beside their markers, where they cover least; boxes and markers are in pixels."""
     scale, winner = axes.figure.dpi / 72, _winner(result)
     boxes, labels, markers = [], list[Bbox](), {}
-    for entry in shown:
-        (x, y), (_, low), (_, high) = _pixels(axes, entry, transforms.get(entry.schedule, axes.transData))
-        boxes.append(Bbox.from_extents(x, y, x, y).padded(5 * scale))
-        if entry.schedule in transforms:
-            boxes.append(Bbox.from_extents(x, low, x, high).padded(3 * scale, 0))
-            markers[entry.schedule] = np.array((x, y))
+    dots = [(entry.cost, _loss(entry)) for entry in shown if entry.schedule not in transforms]
+    centers = axes.transData.transform(np.reshape(dots, (-1, 2)))
+    for entry in (one for one in shown if one.schedule in transforms):
+        (x, y), (_, low), (_, high) = _pixels(axes, entry, transforms[entry.schedule])
+        centers = np.vstack([centers, (x, y)])
+        boxes.append(Bbox.from_extents(x, low, x, high).padded(3 * scale, 0))
+        markers[entry.schedule] = np.array((x, y))
     for line in lines:
         boxes += [
             Bbox(np.sort(ends, axis=0)).padded(1)
             for ends in itertools.pairwise(axes.transData.transform(np.transpose(line)))
         ]
+    held = np.array([box.extents for box in boxes]).reshape(-1, 4)
+    covered = np.vstack([held, np.hstack([centers - 5 * scale, centers + 5 * scale])])
     named = [entry for entry in shown if entry.names or entry.schedule == winner]
     for entry in sorted(named, key=lambda entry: (entry.schedule != winner, -_loss(entry), entry.cost)):
         bold = entry.schedule == winner
@@ -183,12 +186,17 @@ def _label(
         )
         note.set(fontsize=9, color=VERMILION if bold else BLACK, fontweight="bold" if bold else "normal", zorder=7)
         marker, size = markers[entry.schedule], np.array(note.get_window_extent().size)
-        centers = [marker + np.array(way) * (far * scale + size / 2) for far in _DISTANCES for way in _DIRECTIONS]
-        places = [Bbox((center - size / 2, center + size / 2)) for center in centers]
-        labels.append(min(places, key=lambda box: _cost(box, axes.bbox, labels, boxes)))
+        middles = [marker + np.array(way) * (far * scale + size / 2) for far in _DISTANCES for way in _DIRECTIONS]
+        places = [Bbox((middle - size / 2, middle + size / 2)) for middle in middles]
+        labels.append(min(places, key=lambda box: _cost(box, axes.bbox, labels, covered)))
         note.set_position(tuple((labels[-1].get_points().mean(axis=0) - marker) / scale))
 
 
-def _cost(box: Bbox, area: BboxBase, labels: Sequence[Bbox], boxes: Sequence[Bbox]) -> tuple[bool, int, int]:
-    """Return what is wrong with a label's box, the worst first: outside the axes, on other labels, on the rest."""
-    return area.count_contains(box.corners()) < 4, box.count_overlaps(labels), box.padded(2).count_overlaps(boxes)
+def _cost(box: Bbox, area: BboxBase, labels: Sequence[Bbox], covered: Array) -> tuple[bool, int, int]:
+    """Return what is wrong with a label's box, the worst first: outside the axes, on other labels, on the rest.
+
+    ``covered`` holds the extents (left, bottom, right, top) of the rest: thousands of markers.
+    """
+    left, bottom, right, top = box.padded(2).extents
+    over = (covered[:, 0] < right) & (covered[:, 2] > left) & (covered[:, 1] < top) & (covered[:, 3] > bottom)
+    return area.count_contains(box.corners()) < 4, box.count_overlaps(labels), int(over.sum())
