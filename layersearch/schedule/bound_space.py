@@ -78,14 +78,15 @@ class BoundSpace:
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
         """Schedules without a sparse layer, which lie in all subspaces."""
         digits = max(2, len(str(n_layers - 1)))
-        self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
+        self.names: tuple[str, ...] = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
+        """The name of each group, after its first layer; `variables` has those of groups with a choice."""
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
         self._full_pairs = n_layers * span_pairs(FULL, seq_len, n_heads)
 
     @property
     def variables(self) -> dict[str, tuple[str, ...]]:
         """One categorical per group with a choice: its name (after its first layer) and the texts of its spans."""
-        named = zip(self._names, self.options, strict=True)
+        named = zip(self.names, self.options, strict=True)
         return {name: tuple(map(str, options)) for name, options in named if len(options) > 1}
 
     @property
@@ -102,11 +103,11 @@ class BoundSpace:
         variables = self.variables
         for name in params:
             require(name in variables, f"the search space has no variable {name!r}", name, variables)
-        chosen = {name: options[0] for name, options in zip(self._names, self.options, strict=True)}
+        chosen = {name: options[0] for name, options in zip(self.names, self.options, strict=True)}
         for name, texts in variables.items():
             require(name in params, f"the variable {name!r} is missing; give one of {', '.join(texts)}")
             require(params[name] in texts, f"{name}: {params[name]!r} is no choice", params[name], texts)
-            chosen[name] = self.options[self._names.index(name)][texts.index(params[name])]
+            chosen[name] = self.options[self.names.index(name)][texts.index(params[name])]
         return self.schedule(list(chosen.values()))
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
@@ -114,7 +115,7 @@ class BoundSpace:
         if len(schedule) != self.n_layers:
             return None
         params = {}
-        for name, group, options in zip(self._names, self.groups, self.options, strict=True):
+        for name, group, options in zip(self.names, self.groups, self.options, strict=True):
             span = schedule[group[0]]
             if span not in options or any(schedule[layer] != span for layer in group):
                 return None
