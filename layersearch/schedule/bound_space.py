@@ -79,7 +79,8 @@ class BoundSpace:
         self._free = math.prod(sum(span.is_full for span in options) for options in self.options)
         """Schedules without a sparse layer, which lie in all subspaces."""
         digits = max(2, len(str(n_layers - 1)))
-        self._names = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
+        self.names: tuple[str, ...] = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
+        """The name of each group, after its first layer; `variables` has those of groups with a choice."""
         self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
         self._full_pairs = n_layers * span_pairs(FULL, seq_len, n_heads)
         self._texts = [{str(span): span for span in allowed} for allowed in options]
@@ -87,7 +88,7 @@ class BoundSpace:
     @functools.cached_property
     def variables(self) -> dict[str, tuple[str, ...]]:
         """One categorical per group with a choice: its name (after its first layer) and the texts of its spans."""
-        named = zip(self._names, self._texts, strict=True)
+        named = zip(self.names, self._texts, strict=True)
         return {name: tuple(texts) for name, texts in named if len(texts) > 1}
 
     @property
@@ -105,7 +106,7 @@ class BoundSpace:
         for name in params:
             require(name in variables, f"the search space has no variable {name!r}", name, variables)
         chosen = []
-        for name, options, texts in zip(self._names, self.options, self._texts, strict=True):
+        for name, options, texts in zip(self.names, self.options, self._texts, strict=True):
             if len(texts) > 1 and params.get(name) not in texts:
                 require(name in params, f"the variable {name!r} is missing; give one of {', '.join(texts)}")
                 raise ConfigError(f"{name}: {params[name]!r} is no choice{did_you_mean(str(params[name]), texts)}")
@@ -117,7 +118,7 @@ class BoundSpace:
         if len(schedule) != self.n_layers:
             return None
         params, spans = {}, schedule.spans
-        for name, group, texts in zip(self._names, self.groups, self._texts, strict=True):
+        for name, group, texts in zip(self.names, self.groups, self._texts, strict=True):
             span = spans[group[0]]
             text = str(span)
             if text not in texts or (len(group) > 1 and any(spans[layer] != span for layer in group)):

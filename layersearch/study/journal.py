@@ -32,12 +32,19 @@ EXHAUSTED = "no new schedule within the budget"
 """Marks the proposal after which nothing was left to propose."""
 _LABEL = "schedule, role, generation"
 """The user attribute of every trial that is trained."""
+_CONSTRAINTS = "constraints"
+"""The system attribute of a trial's constraint values: Optuna's list, which optuna-dashboard shows as well.
+
+The dashboard (0.21) does not show what `Trial.set_constraint` writes.
+"""
 _MAX_VISITED = 20_000
 """Maximum number of schedules to visit for one that is new and within the budget."""
 
 
 class Study:
     """An Optuna study in a journal file, which optuna-dashboard opens too.
+
+    The budget is a constraint of each trial: its cost minus the budget, at most 0 within it.
 
     Args:
         path: the journal; created or reopened.
@@ -53,6 +60,11 @@ class Study:
         self._study: optuna.Study = _reopen(path) or _create(path)
         if self._study.metric_names is None:
             self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
+        for name, value in self._facts().items():
+            if self._study.user_attrs.get(name) != value:
+                self._study.set_user_attr(name, value)
+        # A journal from before there were constraints stays without: samplers take all trials or none.
+        self._constrained = all(_CONSTRAINTS in trial.system_attrs for trial in self._trials())
         self._open_trials: dict[Schedule, optuna.Trial] = {}
         # This process alone writes the journal, so these follow it: Optuna copies the list of all trials at each look.
         trials = self._trials()
@@ -76,6 +88,8 @@ class Study:
         self._study.sampler = self._sampler(Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
         proposed = self._space.decode(trial.params)
+        for name, values in self._constraints(proposed).items():
+            trial.storage.set_trial_system_attr(trial._trial_id, name, values)
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
         if schedule == proposed:
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
@@ -108,12 +122,28 @@ class Study:
                 params=params,
                 distributions=self._distributions,
                 user_attrs={_LABEL: [str(schedule), role, generation]},
+                system_attrs=self._constraints(schedule),
             )
         )
         self._note(schedule, generation, len(self._trials()) - 1)
 
     def _note(self, schedule: Schedule, generation: int, number: int) -> None:
         self._entered[schedule], self._untold[schedule] = generation, number
+
+    def _facts(self) -> dict[str, str | float]:
+        """Return what a reader of the study has to know, by names for optuna-dashboard."""
+        space = self._space
+        facts: dict[str, str | float] = {
+            "budget (attention cost, share of all-full)": self._budget,
+            "search space": f"{space.space.name}: {', '.join(space.space.choices)}",
+        }
+        groups = {name: group for name, group in zip(space.names, space.groups, strict=True) if name in space.variables}
+        shared = [f"{name}: {', '.join(map(str, group))}" for name, group in groups.items() if len(group) > 1]
+        return facts | ({"layers that share a parameter": "; ".join(shared)} if shared else {})
+
+    def _constraints(self, schedule: Schedule) -> dict[str, list[float]]:
+        """Return the system attribute that says by how much a schedule is over the budget."""
+        return {_CONSTRAINTS: [self._space.cost(schedule) - self._budget]} if self._constrained else {}
 
     def generations(self) -> dict[Schedule, int]:
         """Return the generation of each schedule in the study."""

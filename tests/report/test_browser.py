@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,29 +9,20 @@ from typing import Any
 import pytest
 
 from layersearch.report.page import write_report
+from tests.helpers.browser import WAIT, chromium
 from tests.helpers.hostile import hostile_run
 
 pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install 'layersearch[browser]'")
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
 SELECTION = ROOT / "analysis" / "smollm2" / "run"
-WAIT = 120_000  # milliseconds; a busy machine is slow to start a browser
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    """Start the system's Chromium, or the one that playwright installed."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    found = next(filter(None, map(shutil.which, names)), None)
-    with playwright.sync_playwright() as library:
-        try:
-            started = library.chromium.launch(executable_path=found, args=["--no-sandbox"], timeout=WAIT)
-        except playwright.Error as error:
-            pytest.skip(f"no Chromium starts here: {str(error).splitlines()[0]}")
+    with chromium() as started:
         yield started
-        started.close()
 
 
 class Opened:
