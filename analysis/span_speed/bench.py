@@ -33,7 +33,7 @@ from torch import Tensor
 from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Span
 from layersearch.schedule.cost import span_pairs
-from layersearch.schedule.schedule import FULL
+from layersearch.schedule.span import FULL
 from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).resolve().parent

@@ -15,8 +15,8 @@ from pydantic import TypeAdapter
 from layersearch.config.field_docs import field_docs
 from layersearch.config.recipe import Recipe
 from layersearch.convert.config import ConvertRecipe
-from layersearch.schedule.schedule import KINDS, Span
 from layersearch.schedule.space import Space
+from layersearch.schedule.span import KINDS, Span
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 SPAN_TEXT = r"^(full|(window|block):[0-9]+(/[0-9]+(@[0-9]+)?)?)(\+sink:[1-9][0-9]*|\+las:[0-9.eE-]+(/[0-9]+)?)*$"

@@ -16,8 +16,9 @@ from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, located, require
 from layersearch.schedule import presets
 from layersearch.schedule.cost import budget_ratio, span_pairs
-from layersearch.schedule.schedule import FULL, Schedule, Span
+from layersearch.schedule.schedule import Schedule
 from layersearch.schedule.space import Space, check_budget_range
+from layersearch.schedule.span import FULL, Span
 
 Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
 

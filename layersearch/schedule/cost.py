@@ -8,7 +8,8 @@ cost nothing. Softmax, decay and pooling are not counted: they are no matrix pro
 import functools
 from dataclasses import dataclass
 
-from layersearch.schedule.schedule import FULL, Schedule, Span
+from layersearch.schedule.schedule import Schedule
+from layersearch.schedule.span import FULL, Span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,8 @@ from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import kv_cache_bytes, span_pairs
-from layersearch.schedule.schedule import FULL, Schedule, Span
+from layersearch.schedule.schedule import Schedule
+from layersearch.schedule.span import FULL, Span
 
 Kind = Literal["cost", "kv_cache", "latency"]
 
