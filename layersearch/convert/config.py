@@ -107,7 +107,7 @@ class Stage:
 
 def scale_schedule(schedule: Schedule, share: float) -> Schedule:
     """Return the schedule with windows and blocks of ``share`` times their size: rounded, at least 1 token."""
-    return Schedule(tuple(replace(span, size=span.size and max(1, round(span.size * share))) for span in schedule))
+    return Schedule(tuple(span.scaled(share) for span in schedule))
 
 
 def resolve_stages(recipe: ConvertRecipe, schedule: Schedule) -> list[Stage]:

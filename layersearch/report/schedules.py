@@ -5,10 +5,15 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import numpy as np
+
 from layersearch.report.folder import OpenedRun
 from layersearch.results.held_out import compact
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.cost import cache_tokens, kv_cache_bytes
+
+_RANGES = 256
+"""Most ranges of keys that are drawn for a layer."""
 
 
 class ScheduleTable:
@@ -66,10 +71,19 @@ class ScheduleTable:
                 "dilation": span.dilation,
                 "sink": span.sink,
                 "cache": cache_tokens(span, seq_len),
+                "keys": last_keys(span, seq_len),
                 "share": _share(self._run, span),
             }
             for span in self._spans
         ]
+
+
+def last_keys(span: Span, seq_len: int) -> list[tuple[int, int]]:
+    """Return the keys of the last query of a text as ranges [from, to); too many to draw become one."""
+    seen = span.visible(seq_len - 1, np.arange(seq_len))
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], seen.astype(np.int8), [0]))))
+    found = [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+    return found if len(found) <= _RANGES else [(found[0][0], found[-1][1])]
 
 
 def _share(run: OpenedRun, span: Span) -> float:

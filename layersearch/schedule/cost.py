@@ -49,15 +49,44 @@ def _ceilings(last: int, divisor: int) -> int:
     return divisor * _triangle(times) + rest * (times + 1)
 
 
-def _block_pairs(seq_len: int, size: int, sink: int) -> int:
-    """Count one head's pairs of a block-diagonal layer with sinks."""
+def _block_pairs(seq_len: int, size: int, offset: int, sink: int) -> int:
+    """Count one head's pairs of a block-diagonal layer with sinks; the first block holds size - offset tokens."""
+    first = min(seq_len, size - offset)
+    inside = min(sink, first)
+    pairs = _aligned_block_pairs(seq_len - first, size, sink - inside)
+    # Sinks among the first block's keys are counted there: key j is seen by the block's tokens from j on.
+    return pairs + _triangle(first) - (inside * first - _triangle(inside - 1)) + _sink_pairs(seq_len, sink)
+
+
+def _aligned_block_pairs(seq_len: int, size: int, sink: int) -> int:
+    """Count one head's pairs within blocks, without those of the first ``sink`` keys."""
     blocks, rest = divmod(seq_len, size)
     pairs = blocks * _triangle(size) + _triangle(rest)
     # Sinks among the keys already counted: key j is seen by the queries from j to the end of its block.
     blocks, rest = divmod(sink, size)
     last = min(size, seq_len - blocks * size)
     counted = blocks * _triangle(size) + rest * last - _triangle(rest - 1)
-    return pairs + _sink_pairs(seq_len, sink) - counted
+    return pairs - counted
+
+
+def _union_pairs(span: Span, size: int, seq_len: int) -> int:
+    """Count one head's pairs of a span that joins two parts."""
+    blocks, rest = divmod(seq_len, size)
+    earlier = size * _triangle(blocks - 1) + rest * blocks  # the sum of floor(i / size): earlier blocks of each query
+    if span.kind == "memory":  # segment s sees min(M, s S) tokens before it
+        short = min(blocks, span.memory // size + 1)
+        before = size * _triangle(short - 1) + span.memory * (blocks - short)
+        return _block_pairs(seq_len, size, 0, 0) + size * before + rest * min(span.memory, blocks * size)
+    if span.kind == "strided":
+        return _window_pairs(seq_len, size, 1, 0) + earlier
+    own = blocks * _triangle(size) + _triangle(rest)
+    if span.kind == "fixed":
+        return own + span.columns * earlier
+
+    # Block b sees b others whole, all there are, up to the one before it, the first and R random ones.
+    few = min(blocks, span.random_blocks + 3)
+    whole = _triangle(few - 1) + (blocks - few) * (span.random_blocks + 2)
+    return own + size * size * whole + rest * size * min(blocks, span.random_blocks + 2)
 
 
 def _sink_pairs(seq_len: int, sink: int) -> int:
@@ -71,9 +100,11 @@ def span_pairs(span: Span, seq_len: int, n_heads: int) -> int:
     if span.kind == "full":
         return n_heads * _triangle(seq_len)
     assert span.size is not None
+    if span.is_union:
+        return n_heads * _union_pairs(span, span.size, seq_len)
     size, sink = span.size, min(span.sink, seq_len)
     if span.kind == "block":
-        return n_heads * _block_pairs(seq_len, size, sink)
+        return n_heads * _block_pairs(seq_len, size, span.offset, sink)
     dilated = n_heads if span.dilated_heads is None else min(span.dilated_heads, n_heads)
     undilated = (n_heads - dilated) * _window_pairs(seq_len, size, 1, sink)
     return dilated * _window_pairs(seq_len, size, span.dilation, sink) + undilated
@@ -119,6 +150,14 @@ def cache_tokens(span: Span, seq_len: int, *, dilated: bool = True) -> int:
     if span.kind == "full":
         return seq_len
     assert span.size is not None
+    if span.kind == "fixed":  # the columns of earlier blocks and the newest block, which is whole for a moment
+        blocks, rest = divmod(seq_len - 1, span.size)
+        whole = seq_len // span.size
+        return max(blocks * span.columns + rest + 1, (whole - 1) * span.columns + span.size if whole else 0)
+    if span.kind == "memory":
+        return min(seq_len, span.memory + span.size)
+    if span.is_union:  # a later token may see any earlier one
+        return seq_len
     # Pooling reaches back to P-1 values before the first visible token.
     reach = (span.size - 1) * (span.dilation if dilated else 1) + 1
     return min(seq_len, reach + span.sink + span.pool - 1)

@@ -10,15 +10,20 @@ import functools
 import re
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from layersearch.errors import ConfigError, located, require
 
-SpanKind = Literal["full", "window", "block"]
-KINDS: tuple[str, ...] = ("full", "window", "block")
-GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
+SpanKind = Literal["full", "window", "block", "strided", "fixed", "bigbird", "memory"]
+KINDS: tuple[str, ...] = ("full", "window", "block", "strided", "fixed", "bigbird", "memory")
+GRAMMAR = (
+    "full, window:W, window:W/D, window:W/D@H, block:B or block:B~O, then any of +sink:G, +las:B, +las:B/P; or "
+    "strided:L, fixed:L/C, bigbird:B/R, bigbird:B/R/S or memory:M/S; then *N"
+)
 
+_WHOLE = ("size", "dilation", "dilated_heads", "offset", "columns", "random_blocks", "seed", "memory", "sink", "pool")
+_PRIME = 46_337  # The largest whose square fits 32 bits, which is what FlexAttention counts with
 _LARGEST = 10**18  # As the text form reads: more tokens or heads are a typo, too long for a float
 
 
@@ -38,13 +43,25 @@ class Span:
     """
 
     kind: SpanKind
-    """``full``, ``window`` (sliding, causal) or ``block`` (block-diagonal, causal)."""
+    """``full``, ``window`` (sliding), ``block`` (block-diagonal), ``strided`` and ``fixed`` (Sparse Transformer),
+    ``bigbird`` or ``memory`` (Transformer-XL); all of them causal."""
     size: int | None = None
-    """Window W in keys (the token itself counted), or block size B in tokens; None for ``full``."""
+    """Window W in keys (the token itself counted), block size B, the Sparse Transformer's L or the segment of a memory
+    in tokens; None for ``full``."""
     dilation: int = 1
     """Distance D between neighboring keys of a window, in tokens."""
     dilated_heads: int | None = None
     """The first H query heads are dilated, the others not; None: every head."""
+    offset: int = 0
+    """Tokens O by which the blocks begin earlier: the first block holds B - O tokens."""
+    columns: int = 0
+    """``fixed``: the last C tokens of each block, which all later tokens see."""
+    random_blocks: int = 0
+    """``bigbird``: the number R of random blocks that each block sees."""
+    seed: int = 0
+    """``bigbird``: what the random blocks are drawn from."""
+    memory: int = 0
+    """``memory``: the number M of tokens before its segment that a token sees."""
     sink: int = 0
     """The number G of first tokens that stay visible."""
     decay: float = 0.0
@@ -54,7 +71,7 @@ class Span:
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
-        for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
+        for name in _WHOLE:
             value = getattr(self, name)
             absent = value is None and name in ("size", "dilated_heads")
             whole = absent or (isinstance(value, int) and not isinstance(value, bool))
@@ -71,11 +88,15 @@ class Span:
             require(size is None, "a full span has no size; write 'full'")
             require(not self.sink, "a full span already sees the first tokens; drop '+sink'")
         else:
-            require(size is not None and size >= 1, f"a {self.kind} needs a size of at least 1 token, not {size}")
+            require(size is not None and size >= 1, f"{self._noun} needs a size of at least 1 token, not {size}")
         dilated = self.dilation != 1 or heads is not None
         require(self.kind == "window" or not dilated, f"only a window can be dilated, not {self.kind}")
         require(self.dilation >= 1, f"dilation must be at least 1 token, not {self.dilation}")
         require(heads is None or heads >= 1, f"the number of dilated heads must be at least 1, not {heads}")
+        require(self.kind == "block" or not self.offset, f"only blocks have an offset, not {self.kind}")
+        inside = 0 <= self.offset < (size or 1)
+        require(inside, f"the offset of a block must be 0 to {(size or 1) - 1} tokens, not {self.offset}")
+        self._check_union()
         require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
         require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
@@ -83,6 +104,38 @@ class Span:
             object.__setattr__(self, "dilation", 1)
         if self.dilation == 1:
             object.__setattr__(self, "dilated_heads", None)
+
+    def _check_union(self) -> None:
+        size = self.size or 0
+        for name, kind in (
+            ("columns", "fixed"),
+            ("random_blocks", "bigbird"),
+            ("seed", "bigbird"),
+            ("memory", "memory"),
+        ):
+            value = getattr(self, name)
+            require(self.kind == kind or not value, f"only {kind} has {name.replace('_', ' ')}, not {self.kind}")
+            require(value >= 0, f"{name} must be at least 0, not {value}")
+        if self.kind == "strided":
+            require(size >= 2, "strided:1 sees every token; write 'full'")
+        if self.kind == "fixed":
+            inside = 1 <= self.columns < size
+            require(inside, f"fixed:L/C needs 1 <= C < L columns, not {self.columns} of {size}")
+        if self.kind == "bigbird":
+            require(self.random_blocks >= 1, "bigbird:B/R needs R of at least 1 random block")
+        if self.kind == "memory":
+            require(self.memory >= 1, f"memory:0/{size} is a block; write 'block:{size}'")
+        plain = not (self.sink or self.is_las)
+        require(plain or not self.is_union, f"{self._noun} takes neither '+sink' nor '+las'; drop it")
+
+    @property
+    def _noun(self) -> str:
+        return f"a {self.kind} span" if self.is_union else f"a {self.kind}"
+
+    @property
+    def is_union(self) -> bool:
+        """Whether the span is a window or block and, disjoint from it, keys farther back."""
+        return self.kind in ("strided", "fixed", "bigbird", "memory")
 
     @property
     def is_full(self) -> bool:
@@ -97,7 +150,7 @@ class Span:
     def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
         """Refuse a span that does not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads."""
         keys = 0 if self.size is None else (self.size - 1) * self.dilation + 1
-        fits = max(keys, self.sink) <= seq_len
+        fits = max(keys, self.sink, self.memory) <= seq_len
         require(fits, f"{self} is longer than the text of {seq_len} tokens; use a smaller span or 'full'")
         enough = n_heads is None or (self.dilated_heads or 0) <= n_heads
         require(enough, f"{self} dilates more heads than the model's {n_heads}")
@@ -112,8 +165,10 @@ class Span:
         if self.kind == "full":
             return causal
         assert self.size is not None
+        if self.is_union:
+            return causal & self._union(i, j)
         if self.kind == "block":
-            near = (j // self.size) == (i // self.size)
+            near = ((j + self.offset) // self.size) == ((i + self.offset) // self.size)
         else:
             near = (i - j) < self.size
             if self.dilation > 1:
@@ -125,6 +180,39 @@ class Span:
         if self.sink:
             near = near | (j < self.sink)
         return causal & near
+
+    def _union(self, i: Any, j: Any) -> Any:
+        """Return `visible` without the order of query and key, where `is_union`."""
+        assert self.size is not None
+        block, other = i // self.size, j // self.size
+        if self.kind == "strided":
+            return (i - j < self.size) | ((i - j) % self.size == 0)
+        if self.kind == "memory":
+            return j >= block * self.size - self.memory
+        if self.kind == "fixed":
+            return (block == other) | (j % self.size >= self.size - self.columns)
+        seen = (block - other <= 1) | (other == 0)
+        for at in range(self.random_blocks):
+            seen = seen | (other == self.random_block(block, at))
+        return seen
+
+    def random_block(self, block: Any, at: int) -> Any:
+        """Return the random block number ``at`` < R that a block of queries sees; 0 where there is none left.
+
+        The blocks 1 ... ``block`` - 2 are cut into R equal parts, and one is drawn from each: so no block is drawn
+        twice. The draw is arithmetic of 32 bits, the same for every head and text, and on every device. Argument and
+        result are as in `visible`.
+        """
+        choices = block - 2
+        first = at * choices // self.random_blocks
+        width = (at + 1) * choices // self.random_blocks - first
+        salt = ((at + 1) * 7919 + self.seed * 10_007) % _PRIME
+        drawn = (block + salt) % _PRIME
+        for factor in (30_269, 20_011):
+            drawn = (drawn * factor + salt) % _PRIME
+            drawn = drawn * drawn % _PRIME
+        some = (choices > 0) & (width > 0)
+        return (1 + first + drawn % (width + (width == 0))) * some
 
     def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
         """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
@@ -142,10 +230,34 @@ class Span:
 
         Sinks do not count: they only carry the first tokens.
         """
-        if self.kind == "full":
+        if self.kind == "full" or (self.is_union and not self.memory):
             return None
         assert self.size is not None
-        return (self.size - 1) * self.dilation + self.pool - 1
+        return self.memory + (self.size - 1) * self.dilation + self.pool - 1
+
+    def covers(self, seq_len: int) -> bool:
+        """Tell whether every earlier token is visible in a text of ``seq_len`` tokens."""
+        if self.size is None or self.sink >= seq_len:
+            return True
+        if self.kind == "bigbird":
+            return (self.random_blocks + 3) * self.size >= seq_len
+        if self.kind == "memory":
+            return self.memory >= (seq_len - 1) // self.size * self.size
+        return self.dilation == 1 and self.size - self.offset >= seq_len
+
+    def scaled(self, share: float) -> Span:
+        """Return the span with a window or block of ``share`` times its size: rounded, at least 1 token."""
+        if self.size is None:
+            return self
+        size = max(1, round(self.size * share))
+        if self.kind == "strided":
+            return replace(self, size=max(2, size))
+        if self.kind == "memory":
+            return replace(self, size=size, memory=max(1, round(self.memory * share)))
+        if self.kind == "fixed":
+            size = max(2, size)
+            return replace(self, size=size, columns=min(max(1, round(self.columns * share)), size - 1))
+        return replace(self, size=size, offset=min(round(self.offset * share), size - 1))
 
     def alphas(self, n_heads: int) -> tuple[float, ...]:
         """Return LaS's decay per head, in 1/token: 0 for head 0, then doubling from head to head up to B.
@@ -157,12 +269,19 @@ class Span:
 
     def __str__(self) -> str:
         text: str = self.kind
-        if self.size is not None:
+        if self.kind == "memory":
+            text += f":{self.memory}/{self.size}"
+        elif self.size is not None:
             text += f":{self.size}"
+        for number in (self.columns, self.random_blocks, self.seed):
+            if number:
+                text += f"/{number}"
         if self.dilation > 1:
             text += f"/{self.dilation}"
         if self.dilated_heads is not None:
             text += f"@{self.dilated_heads}"
+        if self.offset:
+            text += f"~{self.offset}"
         if self.sink:
             text += f"+sink:{self.sink}"
         if self.is_las:
@@ -180,17 +299,34 @@ class Span:
             LayersearchError: the term is wrong; the message names the expected form.
         """
         base, *extras = re.split(r"\+(?=[^\d])", text.strip())
-        match = re.fullmatch(r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@]*)(/(?P<dilation>[^@]*)(@(?P<heads>.*))?)?)?", base)
+        match = re.fullmatch(
+            r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@~]*)(/(?P<second>[^@~]*)(@(?P<heads>[^~]*))?)?(~(?P<offset>.*))?)?",
+            base,
+        )
         if match is None:
             raise ConfigError(f"{text!r}: expected {GRAMMAR}")
         kind = match["kind"]
         require(kind in KINDS, f"{text!r}: expected {GRAMMAR}", kind, KINDS)
         values: dict[str, Any] = {"kind": kind}
-        for name, what in (("size", "size"), ("dilation", "dilation"), ("heads", "number of heads")):
-            if match[name] is not None:
-                values["dilated_heads" if name == "heads" else name] = _whole(match[name], what, text)
+        named = {"size": match["size"], "dilated_heads": match["heads"], "offset": match["offset"]}
+        if kind == "memory":
+            named["memory"] = match["size"]
+        second = {"fixed": "columns", "bigbird": "random_blocks", "memory": "size"}.get(kind, "dilation")
+        named[second] = match["second"]
+        if kind == "bigbird" and match["second"] is not None:
+            named[second], slash, seed = match["second"].partition("/")
+            named["seed"] = seed if slash else None
+        for name, number in named.items():
+            if number is not None:
+                values[name] = _whole(number, _WORDS.get(name, name), text)
+        require(values.get("offset") != 0, f"{text!r}: an offset of 0 changes nothing; drop '~0'")
         for extra in extras:
             name, _, value = extra.partition(":")
+            if name == "global":
+                count = value.partition(":")[2]
+                raise ConfigError(
+                    f"{text!r}: in a causal model the first tokens that all see are '+sink:{count or 'G'}'"
+                )
             if name == "sink" and "sink" not in values:
                 values["sink"] = _whole(value, "sink", text)
                 require(values["sink"] >= 1, f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
@@ -234,6 +370,9 @@ class Span:
 
 
 FULL = Span(kind="full")
+
+
+_WORDS = {"dilated_heads": "number of heads", "random_blocks": "number of random blocks", "columns": "columns"}
 
 
 def _whole(text: str, what: str, term: str) -> int:

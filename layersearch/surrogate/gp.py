@@ -70,6 +70,9 @@ class Surrogate:
         decay = np.array([span.decay for span in spans])
         pool = np.array([float(span.pool > 1) for span in spans])
         far = np.abs(pairs[:, None] - pairs[None, :]) / spread + np.array(other)
+        # Blocks of equal size that begin elsewhere see other tokens at the same cost.
+        begin = np.array([span.offset / (span.size or 1) for span in spans])
+        far = far + np.abs(begin[:, None] - begin)
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)

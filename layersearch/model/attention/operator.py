@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.model.attention import strips, tiled
+from layersearch.model.attention import strips, tiled, union
+from layersearch.model.attention.residues import deal, gather
 from layersearch.schedule import Span
 
 # Measured, see analysis/span_speed. Below this length in tokens, the CPU's flash kernel is slower backward in bf16 than
@@ -31,7 +31,7 @@ PIECE_VALUES = 1 << 17
 def effective_span(text: str, seq_len: int) -> Span:
     """Return the span that sees the same in a text of ``seq_len`` tokens, full where it covers all of it."""
     span = Span.parse(text)
-    if span.size is not None and span.dilation == 1 and max(span.size, span.sink) >= seq_len:
+    if span.covers(seq_len):
         return Span(kind="full", decay=span.decay, pool=span.pool)
     return span
 
@@ -53,23 +53,6 @@ def pool_values(v: Tensor, width: int) -> Tensor:
     return pooled.div_(width)
 
 
-def _deal(x: Tensor, residues: int) -> Tensor:
-    """Deal tokens into one row per residue, zeros at the end: (B, H, T, D) -> (B*H*R, ceil(T/R), D), contiguous."""
-    batch, heads, tokens, width = x.shape
-    length = -(-tokens // residues)
-    if length * residues != tokens:
-        x = F.pad(x, (0, 0, 0, length * residues - tokens))
-    dealt = x.reshape(batch, heads, length, residues, width).transpose(2, 3)
-    return dealt.reshape(batch * heads * residues, length, width).contiguous()
-
-
-def _gather(x: Tensor, batch: int, residues: int, tokens: int) -> Tensor:
-    """Undo `_deal`: (B*H*R, ceil(T/R), D) -> (B, H, T, D)."""
-    _, length, width = x.shape
-    dealt = x.reshape(batch, -1, residues, length, width).transpose(2, 3)
-    return dealt.reshape(batch, -1, length * residues, width)[:, :, :tokens]
-
-
 def _head_groups(
     q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float
 ) -> Iterator[tuple[slice, Span, tiled.Band, tuple[Tensor, Tensor, Tensor], tuple[strips.StripGroup, ...] | None]]:
@@ -89,9 +72,9 @@ def _head_groups(
         if span.decay > 0:
             alphas = q.new_tensor(span.alphas(heads)[group])
             decay = alphas.repeat_interleave(dilation).repeat(batch)[:, None, None]
-        base = Span(kind=span.kind, size=span.size)
+        base = Span(kind=span.kind, size=span.size, offset=span.offset)
         band = tiled.Band(span=base, stride=dilation, alphas=decay, sinks=part if span.sink else None, softcap=softcap)
-        dealt = (_deal(q[:, group], dilation), _deal(k[:, group], dilation), _deal(v[:, group], dilation))
+        dealt = (deal(q[:, group], dilation), deal(k[:, group], dilation), deal(v[:, group], dilation))
         plan = None
         if q.device.type == "cpu" and span.size is not None and softcap == 0 and not (dilation > 1 and span.sink):
             tokens = dealt[0].shape[1]
@@ -130,7 +113,7 @@ def _forward_kind(span: Span, q: Tensor, softcap: float) -> torch.dtype:
     """Return the precision in which a span, as `effective_span` returns it, runs its forward pass."""
     # The flash kernel takes strips in bf16. Scores are joined and decayed in float32.
     by_strips = q.device.type == "cpu" and span.size is not None and span.dilated_heads is None
-    if by_strips and softcap == 0 and span.decay == 0 and span.pool == 1 and span.sink == 0:
+    if by_strips and softcap == 0 and span.decay == 0 and span.pool == 1 and span.sink == 0 and not span.is_union:
         return q.dtype
     return torch.promote_types(q.dtype, torch.float32)
 
@@ -184,8 +167,9 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = _expand(keys, heads), _expand(values, heads)
+    near, far = union.near_span(span), union.far_keys(span, tokens)
     outs, sums = [], []
-    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span, softcap):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             # Tiles accumulate in the precision of their input.
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
@@ -193,8 +177,12 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -
             out, lse = tiled.forward(wq, wk, wv, sink_k, sink_v, band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
-        outs.append(_gather(out, batch, part.dilation, tokens))
-        sums.append(_gather(lse.unsqueeze(-1), batch, part.dilation, tokens).squeeze(-1))
+        outs.append(gather(out, batch, part.dilation, tokens))
+        sums.append(gather(lse.unsqueeze(-1), batch, part.dilation, tokens).squeeze(-1))
+    if far:
+        rows = (x.flatten(0, 1) for x in (queries, keys, values, outs[0], sums[0]))
+        out, lse = union.forward(*rows, far, scale, softcap)
+        return out.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
     if len(outs) == 1:
         return outs[0], sums[0]
     return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
@@ -251,27 +239,34 @@ def _sparse_backward(
     # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.
     grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
     lse = lse.to(wide).unsqueeze(-1)
+    near, far = union.near_span(span), union.far_keys(span, tokens)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
-    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span, softcap):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
         stride = part.dilation
-        dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
+        dealt_lse, dealt_grad = deal(lse[:, group], stride).squeeze(-1), deal(grad[:, group], stride)
         lent = None
         if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
-            dealt_out = _deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
+            dealt_out = deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
             found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
         else:
-            delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
+            delta = deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
             *found, dsk, dsv = tiled.backward(
                 *dealt, *sinks, lse=dealt_lse, delta=delta, grad=dealt_grad, band=band, scale=scale
             )
             lent = (dsk, dsv) if part.sink else None
-        dq, dk, dv = (_gather(x, batch, stride, tokens) for x in found)
+        dq, dk, dv = (gather(x, batch, stride, tokens) for x in found)
         if lent is not None:
             for into, some in zip((dk, dv), lent, strict=True):
                 # Each sink was lent to every residue's row.
                 into[:, :, : part.sink] += some.view(batch, -1, stride, *some.shape[1:]).sum(dim=2)
         gradients.append((dq, dk, dv))
+    if far:
+        into = [x.flatten(0, 1) for x in gradients[0]]
+        rows = (x.flatten(0, 1) for x in (grad, queries, keys, values, out.to(wide), lse.squeeze(-1)))
+        union.backward(*rows, (into[0], into[1], into[2]), far, scale, softcap)
+        dq, dk, dv = (x.unflatten(0, (batch, -1)) for x in into)
+        return dq, dk, dv
     if len(gradients) == 1:
         return gradients[0]
     dq, dk, dv = (torch.cat(parts, dim=1) for parts in zip(*gradients, strict=True))

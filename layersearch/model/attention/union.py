@@ -1,0 +1,192 @@
+"""The keys of a union span that lie farther back than its window or block, as strips of queries against dealt keys.
+
+A union span is a near span (a window or a block), which the other kernels serve, and far keys, which are disjoint from
+it. Both share one softmax: their outputs are joined by log-sum-exp (FlashAttention-2, 2307.08691, section 3.1), and
+each computes its own gradients from the joined output and log-sum-exp (Ring Attention, 2310.01889).
+
+Shape legend: N batch rows (batch and head), T tokens, D head width, R residues, C columns of a block.
+"""
+
+import functools
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from layersearch.model.attention import strips
+from layersearch.model.attention.residues import deal, gather
+from layersearch.model.attention.strips import Steps, StripGroup
+from layersearch.schedule import Span
+
+FEWEST_STEP_QUERIES = 128
+"""Fewest queries that see one prefix of the columns without a mask (measured, see analysis/span_speed)."""
+
+
+@dataclass(frozen=True)
+class Far:
+    """Far keys: how tokens become rows of queries and of keys, and the strips of both."""
+
+    plan: tuple[StripGroup, ...]
+    residues: int = 1  # tokens are dealt into so many rows, queries and keys alike
+    columns: tuple[int, int] | None = None  # the keys are the last C of each of so many tokens
+    blocks: tuple[int, tuple[int, ...]] | None = None  # the keys are these blocks of so many tokens, one after another
+
+    def deal(self, x: Tensor) -> Tensor:
+        """Return the rows of queries of (N, T, D), contiguous: (N*R, ceil(T/R), D)."""
+        return x.contiguous() if self.residues == 1 else deal(x[None], self.residues)
+
+    def gather(self, x: Tensor, tokens: int) -> Tensor:
+        """Undo `deal`: (N*R, ceil(T/R), D) -> (N, T, D)."""
+        return x if self.residues == 1 else gather(x, 1, self.residues, tokens)[0]
+
+    def keys(self, x: Tensor) -> Tensor:
+        """Return the rows of keys or values of (N, T, D), contiguous."""
+        rows, _, width = x.shape
+        if self.columns is not None:
+            size, count = self.columns
+            whole = x.shape[1] // size
+            some = x[:, : whole * size].unflatten(1, (whole, size))[:, :, size - count :]
+            return some.reshape(rows, -1, width).contiguous()
+        if self.blocks is not None:
+            size, chosen = self.blocks
+            blocks = x[:, : x.shape[1] // size * size].unflatten(1, (-1, size))
+            return blocks[:, list(chosen)].reshape(rows, -1, width).contiguous()
+        return self.deal(x)
+
+    def give(self, into: Tensor, some: Tensor) -> None:
+        """Add gradients of the rows of `keys` to those of the tokens, (N, T, D)."""
+        rows, tokens, width = into.shape
+        if self.columns is not None:
+            size, count = self.columns
+            whole = tokens // size
+            wide = into[:, : whole * size].unflatten(1, (whole, size))
+            wide[:, :, size - count :] += some.view(rows, whole, count, width)
+        elif self.blocks is not None:
+            size, chosen = self.blocks
+            wide = into[:, : tokens // size * size].unflatten(1, (-1, size))
+            parts = some.view(rows, len(chosen), size, width).unbind(1)
+            for block, part in zip(chosen, parts, strict=True):
+                wide[:, block] += part
+        else:
+            into += self.gather(some, tokens)
+
+
+def near_span(span: Span) -> Span:
+    """Return the window or block of a union span, and any other span itself."""
+    if span.kind == "strided":
+        return Span(kind="window", size=span.size)
+    if span.is_union:
+        return Span(kind="block", size=span.size)
+    return span
+
+
+@functools.lru_cache(maxsize=64)
+def far_keys(span: Span, tokens: int) -> tuple[Far, ...]:
+    """Return the far keys of a span, as `effective_span` returns it, in a text of so many tokens."""
+    if not span.is_union:
+        return ()
+    assert span.size is not None
+    if span.kind == "strided":
+        length = -(-tokens // span.size) - 1
+        # Token t of a row sees its tokens 0 ... t-1: itself is near.
+        return (Far((StripGroup(1, 1, length, 0, length, 0, None, True),), residues=span.size),)
+    if span.kind == "fixed":
+        return (Far(_steps(span.size, span.columns, tokens), columns=(span.size, span.columns)),)
+    if span.kind == "memory":
+        return (Far(_memory(span.memory, span.size, tokens)),)
+    return _bigbird(span, span.size, tokens)
+
+
+def _memory(memory: int, size: int, tokens: int) -> tuple[StripGroup, ...]:
+    """Cut the tokens before each segment into strips: the first segments have fewer than a whole memory."""
+    whole, rest = divmod(tokens, size)
+    first = -(-memory // size)  # the first segment with a whole memory
+    cut = []
+    for segment in range(1, min(first, -(-tokens // size))):
+        start = segment * size
+        cut.append(StripGroup(start, 1, min(size, tokens - start), 0, start, 0, None, False))
+    if whole > first:
+        start = first * size
+        cut.append(StripGroup(start, whole - first, size, start - memory, memory, size, None, False))
+    if rest and whole >= first:
+        cut.append(StripGroup(whole * size, 1, rest, whole * size - memory, memory, 0, None, False))
+    return tuple(cut)
+
+
+def _steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
+    """Cut the columns of earlier blocks into strips: a rectangle for several blocks of queries, and its corner."""
+    several = max(1, FEWEST_STEP_QUERIES // size)
+    queries, mask = several * size, Steps(size, columns)
+    cut: list[StripGroup] = []
+    if several > 1:
+        # The blocks of a tile see the columns of its own earlier blocks.
+        tiles, rest = divmod(tokens, queries)
+        corner, step = (several - 1) * columns, several * columns
+        if tiles:
+            cut.append(StripGroup(0, tiles, queries, 0, corner, step, mask, False))
+        if rest > size:
+            cut.append(StripGroup(tiles * queries, 1, rest, tiles * step, (rest - 1) // size * columns, 0, mask, False))
+    covered = sum(part.strips * part.queries for part in cut)
+    for first in range(queries, tokens, queries):
+        last = min(first + queries, tokens)
+        cut.append(StripGroup(first, 1, last - first, 0, first // size * columns, 0, None, False, last <= covered))
+    return tuple(cut)
+
+
+def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
+    """Cut the block before each query's own, the first block and the random ones into strips."""
+    whole, rest, count = tokens // size, tokens % size, span.random_blocks
+    cut = [StripGroup(size, whole - 1, size, 0, size, size, None, False)] if whole > 1 else []
+    if rest:
+        cut.append(StripGroup(whole * size, 1, rest, (whole - 1) * size, size, 0, None, False))
+    cut.append(StripGroup(2 * size, 1, tokens - 2 * size, 0, size, 0, None, False, True))
+    # The first blocks have no more to choose from than they take: all of it, side by side.
+    for block in range(3, min(count + 2, -(-tokens // size))):
+        queries = min(size, tokens - block * size)
+        cut.append(StripGroup(block * size, 1, queries, size, (block - 2) * size, 0, None, False, True))
+    first, keys = count + 2, count * size
+    chosen = [span.random_block(block, at) for block in range(first, -(-tokens // size)) for at in range(count)]
+    drawn = []
+    if whole > first:
+        drawn.append(StripGroup(first * size, whole - first, size, 0, keys, keys, None, False))
+    if rest and whole >= first:
+        drawn.append(StripGroup(whole * size, 1, rest, (whole - first) * keys, keys, 0, None, False))
+    return Far(tuple(cut)), Far(tuple(drawn), blocks=(size, tuple(chosen)))
+
+
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, far: tuple[Far, ...], scale: float, softcap: float
+) -> tuple[Tensor, Tensor]:
+    """Join far keys to the output of near ones: q, k, v and ``out`` are (N, T, D), ``lse`` is (N, T)."""
+    tokens = q.shape[1]
+    for part in far:
+        rows = part.deal(q), part.keys(k), part.keys(v)
+        found = strips.forward(*rows, part.plan, scale, softcap=softcap, covered=False)
+        some, sums = part.gather(found[0], tokens), part.gather(found[1].unsqueeze(-1), tokens).squeeze(-1)
+        joined = torch.logaddexp(lse, sums)
+        out = out * (lse - joined).exp_().unsqueeze(-1) + some * (sums - joined).exp_().unsqueeze(-1)
+        lse = joined
+    return out, lse
+
+
+def backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    into: tuple[Tensor, Tensor, Tensor],
+    far: tuple[Far, ...],
+    scale: float,
+    softcap: float,
+) -> None:
+    """Add the far keys' share of the gradients of q, k and v to ``into``, all (N, T, D); ``lse`` is (N, T)."""
+    dq, dk, dv = into
+    for part in far:
+        rows = part.deal(grad), part.deal(q), part.keys(k), part.keys(v), part.deal(out)
+        sums = part.deal(lse.unsqueeze(-1)).squeeze(-1)
+        some_q, some_k, some_v = strips.backward(*rows, sums, part.plan, scale, softcap=softcap, covered=False)
+        dq += part.gather(some_q, q.shape[1])
+        part.give(dk, some_k)
+        part.give(dv, some_v)
