@@ -81,6 +81,8 @@ class ConvertRecipe:
 
     def __post_init__(self) -> None:
         training = self.training
+        if self.data.mask_share is not None:
+            raise ConfigError("data.mask_share is for encoders, and a conversion trains a decoder; drop it")
         if training.warmup_steps != 0:
             raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
         if training.optimizer != "adamw":

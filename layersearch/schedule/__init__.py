@@ -2,6 +2,7 @@
 
 from layersearch.schedule import presets
 from layersearch.schedule.schedule import MOST_LAYERS, Schedule
-from layersearch.schedule.span import GRAMMAR, KINDS, Span, SpanKind
+from layersearch.schedule.span import Span, SpanKind
+from layersearch.schedule.span_text import GRAMMAR, KINDS
 
 __all__ = ["GRAMMAR", "KINDS", "MOST_LAYERS", "Schedule", "Span", "SpanKind", "presets"]

@@ -109,15 +109,15 @@ class Schedule(Sequence[Span]):
         """The layers with full attention, counted from 0."""
         return tuple(layer for layer, span in enumerate(self.spans) if span.is_full)
 
-    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
-        """Refuse spans that do not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads.
+    def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:
+        """Refuse spans that do not fit a text of ``seq_len`` tokens, a model of ``n_heads`` heads or its direction.
 
         Raises:
             LayersearchError: a window, block or sink is longer than the text, or too many heads are dilated.
         """
         for layer, span in enumerate(self.spans):
             with located(f"layer {layer}"):
-                span.check(seq_len=seq_len, n_heads=n_heads)
+                span.check(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
 
     def __len__(self) -> int:
         return len(self.spans)

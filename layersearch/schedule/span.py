@@ -1,28 +1,35 @@
 """Spans: which keys one layer's attention may see.
 
 The forward pass, the cost count and every exporter read this object. Nothing else in the package decides which keys are
-visible. `GRAMMAR` is the text form, docs/concepts.md explains its terms, `Span.visible` defines them.
+visible. docs/concepts.md explains the terms of the text form, `Span.visible` defines them.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
-from layersearch.errors import ConfigError, located, require
+from layersearch.errors import located, require
+from layersearch.schedule.span_text import KINDS, read_fields
 
 SpanKind = Literal["full", "window", "block", "strided", "fixed", "bigbird", "memory"]
-KINDS: tuple[str, ...] = ("full", "window", "block", "strided", "fixed", "bigbird", "memory")
-GRAMMAR = (
-    "full, window:W, window:W/D, window:W/D@H, block:B or block:B~O, then any of +sink:G, +las:B, +las:B/P; or "
-    "strided:L, fixed:L/C, bigbird:B/R, bigbird:B/R/S or memory:M/S; then *N"
-)
 
-_WHOLE = ("size", "dilation", "dilated_heads", "offset", "columns", "random_blocks", "seed", "memory", "sink", "pool")
+_WHOLE = (
+    "size",
+    "dilation",
+    "dilated_heads",
+    "offset",
+    "columns",
+    "random_blocks",
+    "seed",
+    "memory",
+    "global_first",
+    "sink",
+    "pool",
+)
 _PRIME = 46_337  # The largest whose square fits 32 bits, which is what FlexAttention counts with
 _LARGEST = 10**18  # As the text form reads: more tokens or heads are a typo, too long for a float
 
@@ -62,6 +69,8 @@ class Span:
     """``bigbird``: what the random blocks are drawn from."""
     memory: int = 0
     """``memory``: the number M of tokens before its segment that a token sees."""
+    global_first: int = 0
+    """Encoders only: the number G of first tokens that see all and are seen by all."""
     sink: int = 0
     """The number G of first tokens that stay visible."""
     decay: float = 0.0
@@ -87,6 +96,7 @@ class Span:
         if self.kind == "full":
             require(size is None, "a full span has no size; write 'full'")
             require(not self.sink, "a full span already sees the first tokens; drop '+sink'")
+            require(not self.global_first, "a full span already sees all tokens; drop '+global'")
         else:
             require(size is not None and size >= 1, f"{self._noun} needs a size of at least 1 token, not {size}")
         dilated = self.dilation != 1 or heads is not None
@@ -97,6 +107,7 @@ class Span:
         inside = 0 <= self.offset < (size or 1)
         require(inside, f"the offset of a block must be 0 to {(size or 1) - 1} tokens, not {self.offset}")
         self._check_union()
+        require(self.global_first >= 0, f"global_first must be at least 0 tokens, not {self.global_first}")
         require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
         require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
@@ -125,8 +136,8 @@ class Span:
             require(self.random_blocks >= 1, "bigbird:B/R needs R of at least 1 random block")
         if self.kind == "memory":
             require(self.memory >= 1, f"memory:0/{size} is a block; write 'block:{size}'")
-        plain = not (self.sink or self.is_las)
-        require(plain or not self.is_union, f"{self._noun} takes neither '+sink' nor '+las'; drop it")
+        plain = not (self.sink or self.is_las or self.global_first)
+        require(plain or not self.is_union, f"{self._noun} takes no '+sink', '+global' or '+las'; drop it")
 
     @property
     def _noun(self) -> str:
@@ -147,20 +158,36 @@ class Span:
         """Whether logits decay or attention rows are smoothed."""
         return self.decay > 0 or self.pool > 1
 
-    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
-        """Refuse a span that does not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads."""
+    def check_direction(self, bidirectional: bool) -> None:
+        """Refuse a span that has no meaning in a causal model, or in an encoder (``bidirectional``)."""
+        first = self.global_first
+        if not bidirectional:
+            require(not first, f"{self}: in a causal model, first tokens that all see are '+sink:{first}'")
+            return
+        require(not self.sink, f"{self}: in an encoder, first tokens that all see are '+global:first:{self.sink}'")
+        plain = self.kind in ("full", "window", "block") and self.dilation == 1 and not self.is_las
+        require(
+            plain, f"{self} is for causal models; an encoder has full, window:W, block:B, block:B~O, +global:first:G"
+        )
+
+    def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:
+        """Refuse a span that does not fit a text of ``seq_len`` tokens, ``n_heads`` heads or the model's direction."""
+        self.check_direction(bidirectional)
         keys = 0 if self.size is None else (self.size - 1) * self.dilation + 1
-        fits = max(keys, self.sink, self.memory) <= seq_len
+        fits = max(keys, self.sink, self.memory, self.global_first) <= seq_len
         require(fits, f"{self} is longer than the text of {seq_len} tokens; use a smaller span or 'full'")
         enough = n_heads is None or (self.dilated_heads or 0) <= n_heads
         require(enough, f"{self} dilates more heads than the model's {n_heads}")
 
-    def visible(self, i: Any, j: Any, head: Any = 0) -> Any:
+    def visible(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
         """Tell whether query ``i`` may see key ``j`` in query head ``head``, all counted from 0.
 
+        ``bidirectional`` is the direction of the model: an encoder's window has W keys on each side of the token.
         This is the definition of the span. It uses operators only, so it serves Python integers, NumPy arrays, torch
         tensors and FlexAttention's ``mask_mod``. The result has the broadcast shape of the arguments.
         """
+        if bidirectional:
+            return self._both_ways(i, j)
         causal = j <= i
         if self.kind == "full":
             return causal
@@ -180,6 +207,17 @@ class Span:
         if self.sink:
             near = near | (j < self.sink)
         return causal & near
+
+    def _both_ways(self, i: Any, j: Any) -> Any:
+        """Return `visible` in an encoder."""
+        if self.kind == "full":
+            return (i == i) & (j == j)
+        assert self.size is not None
+        if self.kind == "window":
+            near = (i - j <= self.size) & (j - i <= self.size)
+        else:
+            near = (i + self.offset) // self.size == (j + self.offset) // self.size
+        return near | (i < self.global_first) | (j < self.global_first) if self.global_first else near
 
     def _union(self, i: Any, j: Any) -> Any:
         """Return `visible` without the order of query and key, where `is_union`."""
@@ -235,8 +273,12 @@ class Span:
         assert self.size is not None
         return self.memory + (self.size - 1) * self.dilation + self.pool - 1
 
-    def covers(self, seq_len: int) -> bool:
-        """Tell whether every earlier token is visible in a text of ``seq_len`` tokens."""
+    def covers(self, seq_len: int, *, bidirectional: bool = False) -> bool:
+        """Tell whether a text of ``seq_len`` tokens is seen as by a full span."""
+        if bidirectional:
+            if self.size is None or self.global_first >= seq_len:
+                return True
+            return self.size - self.offset + (self.kind == "window") >= seq_len
         if self.size is None or self.sink >= seq_len:
             return True
         if self.kind == "bigbird":
@@ -282,6 +324,8 @@ class Span:
             text += f"@{self.dilated_heads}"
         if self.offset:
             text += f"~{self.offset}"
+        if self.global_first:
+            text += f"+global:first:{self.global_first}"
         if self.sink:
             text += f"+sink:{self.sink}"
         if self.is_las:
@@ -298,50 +342,7 @@ class Span:
         Raises:
             LayersearchError: the term is wrong; the message names the expected form.
         """
-        base, *extras = re.split(r"\+(?=[^\d])", text.strip())
-        match = re.fullmatch(
-            r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@~]*)(/(?P<second>[^@~]*)(@(?P<heads>[^~]*))?)?(~(?P<offset>.*))?)?",
-            base,
-        )
-        if match is None:
-            raise ConfigError(f"{text!r}: expected {GRAMMAR}")
-        kind = match["kind"]
-        require(kind in KINDS, f"{text!r}: expected {GRAMMAR}", kind, KINDS)
-        values: dict[str, Any] = {"kind": kind}
-        named = {"size": match["size"], "dilated_heads": match["heads"], "offset": match["offset"]}
-        if kind == "memory":
-            named["memory"] = match["size"]
-        second = {"fixed": "columns", "bigbird": "random_blocks", "memory": "size"}.get(kind, "dilation")
-        named[second] = match["second"]
-        if kind == "bigbird" and match["second"] is not None:
-            named[second], slash, seed = match["second"].partition("/")
-            named["seed"] = seed if slash else None
-        for name, number in named.items():
-            if number is not None:
-                values[name] = _whole(number, _WORDS.get(name, name), text)
-        require(values.get("offset") != 0, f"{text!r}: an offset of 0 changes nothing; drop '~0'")
-        for extra in extras:
-            name, _, value = extra.partition(":")
-            if name == "global":
-                count = value.partition(":")[2]
-                raise ConfigError(
-                    f"{text!r}: in a causal model the first tokens that all see are '+sink:{count or 'G'}'"
-                )
-            if name == "sink" and "sink" not in values:
-                values["sink"] = _whole(value, "sink", text)
-                require(values["sink"] >= 1, f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
-            elif name == "las" and "decay" not in values:
-                decay, slash, pool = value.partition("/")
-                try:
-                    values["decay"] = float(decay)
-                except ValueError:
-                    raise ConfigError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
-                if slash:
-                    values["pool"] = _whole(pool, "pooling width", text)
-                changes = values["decay"] != 0.0 or values.get("pool", 1) != 1
-                require(changes, f"{text!r}: 'las:0' without pooling changes nothing; drop it")
-            else:
-                raise ConfigError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
+        values = read_fields(text)
         with located(repr(text)):
             return cls(**values)
 
@@ -370,12 +371,3 @@ class Span:
 
 
 FULL = Span(kind="full")
-
-
-_WORDS = {"dilated_heads": "number of heads", "random_blocks": "number of random blocks", "columns": "columns"}
-
-
-def _whole(text: str, what: str, term: str) -> int:
-    whole = re.fullmatch(r"-?\d{1,18}", text)
-    require(whole, f"{term!r}: expected a whole number for the {what}, found {text!r}")
-    return int(text)

@@ -21,7 +21,6 @@ from scipy import linalg, optimize, special
 from layersearch.errors import ConfigError, LayersearchError
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.cost import span_pairs
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -64,7 +63,7 @@ class Surrogate:
         self._prior = _PRIOR if pairwise else _SMOOTH
         spans = list(dict.fromkeys(span for options in space.options for span in options))
         self._index = {span: at for at, span in enumerate(spans)}
-        pairs = np.log([span_pairs(span, space.seq_len, space.n_heads) for span in spans])
+        pairs = np.log([space.pairs(span) for span in spans])
         spread = max(float(np.ptp(pairs)), 1e-12)
         other = [[float(a.kind != b.kind and not (a.is_full or b.is_full)) for b in spans] for a in spans]
         decay = np.array([span.decay for span in spans])

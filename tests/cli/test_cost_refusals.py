@@ -33,8 +33,9 @@ MILLION = str(2**20)
         pytest.param("memory:8", ("needs a size",), id="memory:8"),
         pytest.param("memory:8/2000", ("use a smaller span",), id="memory:8/2000"),
         pytest.param("bigbird:8", ("at least 1 random block",), id="bigbird:8"),
-        pytest.param("strided:8+sink:2", ("takes neither '+sink' nor '+las'",), id="strided:8+sink:2"),
+        pytest.param("strided:8+sink:2", ("takes no '+sink'",), id="strided:8+sink:2"),
         pytest.param("window:4+global:first:2", ("in a causal model", "'+sink:2'"), id="global"),
+        pytest.param("window:4+global:all", ("expected +global:first:G",), id="global:all"),
         pytest.param("block:8~8", ("block:8~8", "must be 0 to 7 tokens"), id="block:8~8"),
         pytest.param("block:8~0", ("drop '~0'",), id="block:8~0"),
         pytest.param("window:8~2", ("only blocks have an offset",), id="window:8~2"),
@@ -52,6 +53,11 @@ def test_cost_wrong_schedule_is_refused_in_one_line(text: str, words: tuple[str,
 @pytest.mark.parametrize(
     ("line", "words"),
     [
+        pytest.param(
+            ["cost", "window:4+sink:2", "--seq-len", "64", "--encoder"],
+            ("in an encoder", "'+global:first:2'"),
+            id="sinks of an encoder",
+        ),
         pytest.param(["cost", "full"], ("--seq-len", "cost --help"), id="no length"),
         pytest.param(["cost", "full", "--seq-len", "0"], ("--seq-len", "at least 1, not 0"), id="length 0"),
         pytest.param(

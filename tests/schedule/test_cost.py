@@ -108,6 +108,56 @@ def test_union_pairs_and_what_covers_a_text_equal_the_mask(span: Span, tokens: i
         assert torch.equal(mask[0], torch.ones(tokens, tokens).tril().bool())
 
 
+ENCODER = [
+    "full",
+    "window:9",
+    "window:70",
+    "window:5+global:first:8",
+    "block:16",
+    "block:16~5",
+    "block:8+global:first:20",
+]
+
+
+@pytest.mark.parametrize("text", ENCODER)
+@pytest.mark.parametrize("tokens", [20, 64])
+def test_encoder_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) -> None:
+    schedule = Schedule.parse(text)
+    size = {"n_layers": 1, "d_model": HEADS * HEAD_DIM, "n_heads": HEADS, "n_kv_heads": 2, "d_ff": 24}
+    config = ModelConfig(kind="encoder", **size)
+    closed = attention_flops(schedule, seq_len=tokens, n_heads=HEADS, head_dim=HEAD_DIM, bidirectional=True)
+    mask = span_mask(schedule[0], tokens, HEADS, bidirectional=True)
+    traced = traced_flops(Decoder(config, 11, schedule), tokens)
+    assert closed == 2 * HEAD_DIM * int(mask.sum()) == traced["attend"]
+    assert sum(traced.values()) == model_flops(config, 11, schedule, seq_len=tokens)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["window", "block"]),
+    size=st.integers(1, 40),
+    offset=st.integers(0, 39),
+    first=st.integers(0, 60),
+    tokens=st.integers(1, 60),
+)
+def test_encoder_pairs_closed_form_equals_the_mask_sum(
+    kind: str, size: int, offset: int, first: int, tokens: int
+) -> None:
+    where = {"offset": offset % size} if kind == "block" else {}
+    span = Span(kind=kind, size=size, global_first=first, **where)  # type: ignore[arg-type]
+    mask = span_mask(span, tokens, 1, bidirectional=True)
+    assert span_pairs(span, tokens, HEADS, bidirectional=True) == HEADS * int(mask.sum())
+    assert Span.parse(str(span)) == span
+    assert bool(mask.all()) or not span.covers(tokens, bidirectional=True)
+
+
+def test_encoder_budget_ratio_of_longformer_equals_hand_computation() -> None:
+    # 256 keys on each side of 4,096 tokens (2004.05150): n (2w + 1) - w (w + 1) pairs of n^2, 12.1%.
+    ratio = budget_ratio(Schedule.parse("window:256*12"), seq_len=4096, n_heads=12, bidirectional=True)
+    assert ratio == (4096 * 513 - 256 * 257) / 4096**2
+    assert round(ratio, 3) == 0.121
+
+
 def test_bigbird_random_blocks_are_distinct_and_lie_between_the_first_and_the_window() -> None:
     span = Span.parse("bigbird:1/4/3")
     for block in range(6, 200):

@@ -27,11 +27,20 @@ TILED_FORWARD_SIZE, TILED_BACKWARD_SIZE = 512, 256
 PIECE_VALUES = 1 << 17
 
 
+ENCODER = "encoder "
+"""Begins the operator's text of a span in an encoder."""
+
+
+def read_text(text: str) -> tuple[Span, bool]:
+    """Return the span of the operator's text, and whether the model is an encoder."""
+    return Span.parse(text.removeprefix(ENCODER)), text.startswith(ENCODER)
+
+
 @functools.lru_cache(maxsize=1024)
 def effective_span(text: str, seq_len: int) -> Span:
     """Return the span that sees the same in a text of ``seq_len`` tokens, full where it covers all of it."""
-    span = Span.parse(text)
-    if span.covers(seq_len):
+    span, bidirectional = read_text(text)
+    if span.covers(seq_len, bidirectional=bidirectional):
         return Span(kind="full", decay=span.decay, pool=span.pool)
     return span
 
@@ -155,13 +164,18 @@ def _forward(
 
 def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    span = effective_span(text, tokens)
+    span, both = effective_span(text, tokens), text.startswith(ENCODER)
     wide = torch.promote_types(q.dtype, torch.float32)
     if runs_flash(span, q.device, softcap):
         values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=not both)
         return out, lse
     scale = 1.0 / math.sqrt(width)
+    if both:
+        kind = q.dtype if q.device.type == "cpu" and softcap == 0 and span.global_first == 0 else wide
+        rows = (x.to(kind).flatten(0, 1).contiguous() for x in (q, _expand(k, heads), _expand(v, heads)))
+        out, lse = strips.forward(*rows, union.both_ways(span, tokens), scale, softcap=softcap)
+        return out.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
     kind = _forward_kind(span, q, softcap)
     queries, keys, values = q.to(kind), k.to(kind), v.to(kind)
     if span.pool > 1:
@@ -210,7 +224,7 @@ def _backward_piece(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    span = effective_span(text, tokens)
+    span, both = effective_span(text, tokens), text.startswith(ENCODER)
     kv_heads = k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = _expand(k, heads)
@@ -218,8 +232,12 @@ def _backward_piece(
     if runs_flash(span, q.device, softcap):
         kind = _backward_kind(q)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
+            *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, not both
         )
+    elif both:
+        rows = (x.to(wide).flatten(0, 1).contiguous() for x in (grad, q, keys, values, out, lse))
+        found = strips.backward(*rows, union.both_ways(span, tokens), 1.0 / math.sqrt(width), softcap=softcap)
+        dq, dk, dv = (x.unflatten(0, (batch, heads)) for x in found)
     else:
         dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span, softcap)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
@@ -318,8 +336,16 @@ torch.library.register_autograd("layersearch::attend", _autograd, setup_context=
 
 
 def chunked_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    softcap: float = 0.0,
+    s_aux: Tensor | None = None,
+    *,
+    bidirectional: bool = False,
 ) -> Tensor:
-    """Return causal attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v."""
-    out: Tensor = torch.ops.layersearch.attend(q, k, v, str(span), softcap, s_aux)[0]
+    """Return attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v."""
+    text = f"{ENCODER if bidirectional else ''}{span}"
+    out: Tensor = torch.ops.layersearch.attend(q, k, v, text, softcap, s_aux)[0]
     return out

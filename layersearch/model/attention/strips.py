@@ -37,6 +37,19 @@ class Steps:
 
 
 @dataclass(frozen=True)
+class BothWays:
+    """A span in an encoder, or the pairs outside it."""
+
+    span: Span
+    outside: bool = False
+
+    def visible(self, i: Tensor, j: Tensor) -> Tensor:
+        """Tell whether token ``i`` sees token ``j``."""
+        seen: Tensor = self.span.visible(i, j, bidirectional=True)
+        return ~seen if self.outside else seen
+
+
+@dataclass(frozen=True)
 class StripGroup:
     """Strips of equal shape: strip s holds queries [first + s*queries, ...) and keys [low + s*step, ...)."""
 
@@ -46,7 +59,7 @@ class StripGroup:
     low: int
     keys: int
     step: int
-    mask: Span | Steps | None  # masks the pairs that it hides, in positions within the strip
+    mask: Span | Steps | BothWays | None  # masks the pairs that it hides, in positions within the strip
     causal: bool  # query a of a strip sees its keys 0 ... a
     joins: bool = False  # the queries see other keys in an earlier group
 
@@ -98,8 +111,8 @@ def _bias(part: StripGroup, dtype: torch.dtype) -> Tensor | None:
     steps = isinstance(part.mask, Steps)
     queries = torch.arange(part.queries)[:, None] + (0 if steps else part.first - part.low)
     visible: Tensor = part.mask.visible(queries, torch.arange(part.keys)[None, :])
-    # The first block of steps sees no key: a softmax of -inf alone is not a number.
-    unseen = _NEVER if steps else -torch.inf
+    # Some queries see no key of theirs here: a softmax of -inf alone is not a number.
+    unseen = -torch.inf if isinstance(part.mask, Span) else _NEVER
     return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, unseen)[None, None]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from layersearch.model.attention import strips
 from layersearch.model.attention.residues import deal, gather
-from layersearch.model.attention.strips import Steps, StripGroup
+from layersearch.model.attention.strips import FEWEST_QUERIES, MOST_QUERIES, BothWays, Steps, StripGroup
 from layersearch.schedule import Span
 
 FEWEST_STEP_QUERIES = 128
@@ -154,17 +154,77 @@ def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
     return Far(tuple(cut)), Far(tuple(drawn), blocks=(size, tuple(chosen)))
 
 
+@functools.lru_cache(maxsize=64)
+def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
+    """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query."""
+    if span.size is None:
+        return (StripGroup(0, 1, tokens, 0, tokens, 0, None, False),)
+    near = Span(kind=span.kind, size=span.size, offset=span.offset)
+    cut = _sides(near, span.size, tokens) if span.kind == "window" else _squares(near, span.size, tokens)
+    first = span.global_first
+    if first:
+        # The global tokens' near pairs end here; those beyond need no mask.
+        end = first - 1 + span.size if span.kind == "window" else _block_end(near, first - 1)
+        edge, far = min(end + 1, tokens), BothWays(near, outside=True)
+        for queries, keys in (((0, first), (0, edge)), ((0, first), (edge, tokens)), ((first, edge), (0, first))):
+            if queries[0] < queries[1] and keys[0] < keys[1]:
+                mask = far if keys[0] == 0 else None
+                cut.append(
+                    StripGroup(queries[0], 1, queries[1] - queries[0], keys[0], keys[1] - keys[0], 0, mask, False, True)
+                )
+        if edge < tokens:
+            cut.append(StripGroup(edge, 1, tokens - edge, 0, first, 0, None, False, True))
+    return tuple(cut)
+
+
+def _block_end(span: Span, token: int) -> int:
+    """Return the last token of a token's block."""
+    assert span.size is not None
+    return ((token + span.offset) // span.size + 1) * span.size - span.offset - 1
+
+
+def _sides(span: Span, size: int, tokens: int) -> list[StripGroup]:
+    """Cut a window with keys on both sides: the first queries, equal strips, and the last queries."""
+    mask = BothWays(span)
+    queries = max(FEWEST_QUERIES, min(MOST_QUERIES, size // 2 // 16 * 16))
+    strips = max(0, tokens - 2 * size) // queries
+    if not strips:
+        return [StripGroup(0, 1, tokens, 0, tokens, 0, mask, False)]
+    end = size + strips * queries
+    return [
+        StripGroup(0, 1, size, 0, 2 * size, 0, mask, False),
+        StripGroup(size, strips, queries, 0, queries + 2 * size, queries, mask, False),
+        StripGroup(end, 1, tokens - end, end - size, tokens - end + size, 0, mask, False),
+    ]
+
+
+def _squares(span: Span, size: int, tokens: int) -> list[StripGroup]:
+    """Cut blocks without an order: the rest of one, strips of equal blocks, and the rest."""
+    first, cut = min((size - span.offset) % size, tokens), []
+    if first:
+        cut.append(StripGroup(0, 1, first, 0, first, 0, None, False))
+    queries = size * max(1, FEWEST_QUERIES // size)
+    mask = BothWays(Span(kind="block", size=size)) if queries > size else None
+    strips, rest = divmod(tokens - first, queries)
+    if strips:
+        cut.append(StripGroup(first, strips, queries, first, queries, queries, mask, False))
+    if rest:
+        cut.append(StripGroup(tokens - rest, 1, rest, tokens - rest, rest, 0, mask, False))
+    return cut
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, far: tuple[Far, ...], scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
-    """Join far keys to the output of near ones: q, k, v and ``out`` are (N, T, D), ``lse`` is (N, T)."""
+    """Join far keys to the output of near ones, which changes: q, k, v and ``out`` are (N, T, D), ``lse`` is (N, T)."""
     tokens = q.shape[1]
     for part in far:
         rows = part.deal(q), part.keys(k), part.keys(v)
         found = strips.forward(*rows, part.plan, scale, softcap=softcap, covered=False)
         some, sums = part.gather(found[0], tokens), part.gather(found[1].unsqueeze(-1), tokens).squeeze(-1)
         joined = torch.logaddexp(lse, sums)
-        out = out * (lse - joined).exp_().unsqueeze(-1) + some * (sums - joined).exp_().unsqueeze(-1)
+        # In place: fresh memory costs more than the arithmetic.
+        out.mul_((lse - joined).exp_().unsqueeze(-1)).addcmul_(some, (sums - joined).exp_().unsqueeze(-1))
         lse = joined
     return out, lse
 

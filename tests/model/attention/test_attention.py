@@ -325,6 +325,81 @@ def test_flex_forward_equals_reference(text: str) -> None:
     assert max(differences([found], [reference_attention(q, k, v, span)])) < 1e-5
 
 
+ENCODER = [
+    "full",
+    "window:1",
+    "window:37",
+    "window:5+global:first:3",
+    "window:3+global:first:20",
+    "block:7~3",
+    "block:300",
+]
+ENCODER += ["block:64", "block:64~60+global:first:9", "block:3~1+global:first:11", "window:60+global:first:2"]
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("text", ENCODER)
+def test_chunked_attention_of_an_encoder_equals_reference(text: str, softcap: float) -> None:
+    span = Span.parse(text)
+    for tokens in (35, 331):
+        case = tensors(2, 4, 2, tokens, 5)
+        found, truth = (
+            outcome(
+                lambda q, k, v, span, by=by: by(q, k, v, span, softcap, bidirectional=True),
+                span,
+                *case,
+            )
+            for by in (chunked_attention, reference_attention)
+        )
+        assert max(differences(found, truth)) < 1e-10
+
+
+@pytest.mark.parametrize("text", ENCODER)
+def test_flex_mask_mod_of_an_encoder_sees_the_keys_of_span_mask(text: str) -> None:
+    span, i, j = Span.parse(text), torch.arange(60)[:, None], torch.arange(60)[None, :]
+    seen = mask_mod(span, bidirectional=True)(0, torch.tensor(0), i, j).expand(60, 60)
+    assert torch.equal(seen, span_mask(span, 60, 1, bidirectional=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "bidirectional", "said"),
+    [
+        ("window:4+sink:2", True, r"are '\+global:first:2'"),
+        ("window:4+global:first:2", False, r"are '\+sink:2'"),
+        ("strided:4", True, "is for causal models"),
+        ("window:4/2", True, "is for causal models"),
+        ("full+las:0.1", True, "is for causal models"),
+    ],
+)
+def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional: bool, said: str) -> None:
+    q, k, v, _ = tensors(1, 4, 2, 8, 4)
+    with pytest.raises(errors.LayersearchError, match=said):
+        attend(q, k, v, Span.parse(text), bidirectional=bidirectional)
+
+
+def test_encoder_window_and_global_tokens_equal_longformer_of_transformers() -> None:
+    from transformers.models.longformer.configuration_longformer import LongformerConfig
+    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
+
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+    config = LongformerConfig(**sizes, attention_window=[8], attention_probs_dropout_prob=0.0)
+    theirs = LongformerSelfAttention(config, 0).eval()
+    # Longformer has projections of its own for global tokens, which it initializes from the others (section 3.1).
+    for name in ("query", "key", "value"):
+        torch.nn.init.normal_(getattr(theirs, name).weight, std=0.3)
+        getattr(theirs, f"{name}_global").load_state_dict(getattr(theirs, name).state_dict())
+    x, first = torch.randn(2, 32, 32), 3
+    mask = torch.zeros(2, 32)
+    mask[:, :first] = 1.0
+    with torch.no_grad():
+        wanted = theirs(x, mask, is_index_masked=mask < 0, is_index_global_attn=mask > 0, is_global_attn=True)[0]
+        q, k, v = (getattr(theirs, name)(x).view(2, 32, 4, 8).transpose(1, 2) for name in ("query", "key", "value"))
+        found = attend(q, k, v, Span.parse(f"window:4+global:first:{first}"), bidirectional=True)
+    # Their window of 8 is 4 keys on each side.
+    assert torch.allclose(found.transpose(1, 2).flatten(2), wanted, atol=1e-5)
+
+
 AUX = torch.tensor([0.3, -2.0, 4.0, 1.0], dtype=torch.float64)
 
 
