@@ -1,7 +1,7 @@
 """Time the spans that join two parts, and staggered blocks, against torch's full causal attention.
 
 Command:  python analysis/span_speed/patterns.py
-Time:     about a minute on one core
+Time:     a minute or two on one core
 Shows:    each span's share of the time of full attention beside its share of the FLOPs, at 8,192 tokens, head
           dimension 64, float32, one thread. 1.6 times the share is asked.
 
@@ -23,6 +23,8 @@ from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 SPANS = ["block:1024", "block:1024~512", "window:512", "strided:128", "strided:512", "fixed:128/32", "fixed:512/64"]
 SPANS += ["bigbird:64/3", "bigbird:256/3", "memory:512/512"]
+ENCODER = ["window:256", "window:256+global:first:64", "block:1024", "block:1024~512"]
+"""Spans of an encoder, against its full attention."""
 REPETITIONS = 5
 
 
@@ -31,11 +33,15 @@ def main() -> None:
     if not KEEP_FREED_MEMORY.items() <= os.environ.items():  # the C library reads it when a process starts
         os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | KEEP_FREED_MEMORY)
     torch.set_num_threads(1)
-    found = summary(LONG, timed(LONG, SPANS, REPETITIONS))
+    found = {
+        "decoder": summary(LONG, timed(LONG, SPANS, REPETITIONS)),
+        "encoder": summary(LONG, timed(LONG, ENCODER, REPETITIONS, True), True),
+    }
     record = {"torch": torch.__version__, "cpu": platform.processor() or platform.machine(), "limit": LIMIT, **found}
     (HERE / "patterns.json").write_text(json.dumps(record, indent=1) + "\n")
-    for name, row in found["spans"].items():
-        print(f"  {name:16s}", "  ".join(f"{key} {value}" for key, value in row.items()))
+    for model, timing in found.items():
+        for name, row in timing["spans"].items():
+            print(f"  {model} {name:26s}", "  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 if __name__ == "__main__":

@@ -127,6 +127,11 @@ def _forward_kind(span: Span, q: Tensor, softcap: float) -> torch.dtype:
     return torch.promote_types(q.dtype, torch.float32)
 
 
+def _rows(x: Tensor) -> Tensor:
+    """Return batch and heads as one dimension, contiguous: (B, H, T, ...) -> (B*H, T, ...)."""
+    return x.flatten(0, 1).contiguous()
+
+
 def _empty(like: Tensor) -> Tensor:
     """Return (B, H, T, D) with all heads of a token side by side, as the output projection reads them."""
     batch, heads, tokens, width = like.shape
@@ -173,9 +178,9 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -
     scale = 1.0 / math.sqrt(width)
     if both:
         kind = q.dtype if q.device.type == "cpu" and softcap == 0 and span.global_first == 0 else wide
-        rows = (x.to(kind).flatten(0, 1).contiguous() for x in (q, _expand(k, heads), _expand(v, heads)))
-        out, lse = strips.forward(*rows, union.both_ways(span, tokens), scale, softcap=softcap)
-        return out.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
+        queries, keys, values = (_rows(x.to(kind)) for x in (q, _expand(k, heads), _expand(v, heads)))
+        out, lse = strips.forward(queries, keys, values, union.both_ways(span, tokens), scale, softcap=softcap)
+        return out.view(q.shape), lse.view(q.shape[:3])
     kind = _forward_kind(span, q, softcap)
     queries, keys, values = q.to(kind), k.to(kind), v.to(kind)
     if span.pool > 1:
@@ -194,9 +199,10 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -
         outs.append(gather(out, batch, part.dilation, tokens))
         sums.append(gather(lse.unsqueeze(-1), batch, part.dilation, tokens).squeeze(-1))
     if far:
-        rows = (x.flatten(0, 1) for x in (queries, keys, values, outs[0], sums[0]))
-        out, lse = union.forward(*rows, far, scale, softcap)
-        return out.unflatten(0, (batch, heads)), lse.unflatten(0, (batch, heads))
+        queries, keys, values = (_rows(x) for x in (queries, keys, values))
+        out, lse = outs[0].flatten(0, 1), sums[0].flatten(0, 1)
+        out, lse = union.forward(queries, keys, values, out, lse, far, scale, softcap)
+        return out.view(q.shape), lse.view(q.shape[:3])
     if len(outs) == 1:
         return outs[0], sums[0]
     return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
@@ -235,9 +241,10 @@ def _backward_piece(
             *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, not both
         )
     elif both:
-        rows = (x.to(wide).flatten(0, 1).contiguous() for x in (grad, q, keys, values, out, lse))
-        found = strips.backward(*rows, union.both_ways(span, tokens), 1.0 / math.sqrt(width), softcap=softcap)
-        dq, dk, dv = (x.unflatten(0, (batch, heads)) for x in found)
+        grad, queries, held, mixed, outs, sums = (_rows(x.to(wide)) for x in (grad, q, keys, values, out, lse))
+        plan = union.both_ways(span, tokens)
+        found = strips.backward(grad, queries, held, mixed, outs, sums, plan, 1.0 / math.sqrt(width), softcap=softcap)
+        dq, dk, dv = (x.view(q.shape) for x in found)
     else:
         dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span, softcap)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
@@ -280,11 +287,11 @@ def _sparse_backward(
                 into[:, :, : part.sink] += some.view(batch, -1, stride, *some.shape[1:]).sum(dim=2)
         gradients.append((dq, dk, dv))
     if far:
-        into = [x.flatten(0, 1) for x in gradients[0]]
-        rows = (x.flatten(0, 1) for x in (grad, queries, keys, values, out.to(wide), lse.squeeze(-1)))
-        union.backward(*rows, (into[0], into[1], into[2]), far, scale, softcap)
-        dq, dk, dv = (x.unflatten(0, (batch, -1)) for x in into)
-        return dq, dk, dv
+        dq, dk, dv = (x.flatten(0, 1) for x in gradients[0])
+        grad, queries, keys, values = (_rows(x) for x in (grad, queries, keys, values))
+        out, lse = _rows(out.to(wide)), _rows(lse.squeeze(-1))
+        union.backward(grad, queries, keys, values, out, lse, (dq, dk, dv), far, scale, softcap)
+        return dq.view(q.shape), dk.view(q.shape), dv.view(q.shape)
     if len(gradients) == 1:
         return gradients[0]
     dq, dk, dv = (torch.cat(parts, dim=1) for parts in zip(*gradients, strict=True))

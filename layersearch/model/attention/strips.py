@@ -62,6 +62,13 @@ class StripGroup:
     mask: Span | Steps | BothWays | None  # masks the pairs that it hides, in positions within the strip
     causal: bool  # query a of a strip sees its keys 0 ... a
     joins: bool = False  # the queries see other keys in an earlier group
+    stride: int = 1  # tokens between neighboring queries, and keys, of a strip; strips then begin one token apart
+
+    def cut(self, x: Tensor, *, keys: bool) -> Tensor:
+        """View tokens as the strips' queries or keys, which may overlap: (N, T, D) -> (N, S, C or L, D)."""
+        if keys:
+            return _cut(x, self.low, self.strips, self.keys, self.step, self.stride)
+        return _cut(x, self.first, self.strips, self.queries, 1 if self.stride > 1 else self.queries, self.stride)
 
 
 @functools.lru_cache(maxsize=256)
@@ -116,12 +123,11 @@ def _bias(part: StripGroup, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros(visible.shape, dtype=dtype).masked_fill_(~visible, unseen)[None, None]
 
 
-def _cut(x: Tensor, first: int, strips: int, size: int, step: int) -> Tensor:
+def _cut(x: Tensor, first: int, strips: int, size: int, step: int, stride: int = 1) -> Tensor:
     """View tokens as strips that may overlap: (N, T, D) -> (N, S, size, D)."""
     rows, tokens, width = x.shape
-    return x.as_strided(
-        (rows, strips, size, width), (tokens * width, step * width, width, 1), x.storage_offset() + first * width
-    )
+    strides = (tokens * width, step * width, stride * width, 1)
+    return x.as_strided((rows, strips, size, width), strides, x.storage_offset() + first * width)
 
 
 def _attend(
@@ -221,13 +227,9 @@ def forward(
         out.zero_()
         lse.fill_(-torch.inf)
     for part in plan:
-        rows = (part.first, part.strips, part.queries, part.queries)
-        columns = (part.low, part.strips, part.keys, part.step)
-        inputs = _cut(q, *rows), _cut(k, *columns), _cut(v, *columns)
+        inputs = part.cut(q, keys=False), part.cut(k, keys=True), part.cut(v, keys=True)
         some, sums = _attend(*inputs, part, _bias(part, q.dtype), scale, softcap)
-        queries = slice(part.first, part.first + part.strips * part.queries)
-        into, into_lse = out[:, queries], lse[:, queries]
-        some, sums = some.flatten(1, 2), sums.flatten(1, 2)
+        into, into_lse = part.cut(out, keys=False), part.cut(lse.unsqueeze(-1), keys=False).squeeze(-1)
         if part.joins:
             joined = torch.logaddexp(into_lse, sums)
             into.mul_((into_lse - joined).exp_().unsqueeze(-1)).addcmul_(some, (sums - joined).exp_().unsqueeze(-1))
@@ -255,17 +257,18 @@ def backward(
     dq, dk, dv = torch.empty_like(q) if covered else torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
     sums = lse.unsqueeze(-1)
     for part in plan:
-        rows = (part.first, part.strips, part.queries, part.queries)
-        columns = (part.low, part.strips, part.keys, part.step)
-        inputs = _cut(grad, *rows), _cut(q, *rows), _cut(k, *columns), _cut(v, *columns), _cut(out, *rows)
-        part_sums, bias = _cut(sums, *rows).squeeze(-1), _bias(part, q.dtype)
+        by_query = [part.cut(x, keys=False) for x in (grad, q, out, sums)]
+        inputs = by_query[0], by_query[1], part.cut(k, keys=True), part.cut(v, keys=True), by_query[2]
+        part_sums, bias = by_query[3].squeeze(-1), _bias(part, q.dtype)
         some_q, some_k, some_v = _attend_backward(*inputs, part_sums, part, bias, scale, softcap)
-        into_q = _cut(dq, *rows)
+        into_q = part.cut(dq, keys=False)
         (into_q.add_ if part.joins else into_q.copy_)(some_q)
-        # Strips share keys: their gradients are added one step's width at a time, so that writes never overlap.
-        step = part.step or part.keys
+        # Strips share keys: their gradients are added one step's width at a time, so that writes never overlap. Strips
+        # with a stride share none.
+        step = part.keys if part.stride > 1 else part.step or part.keys
         for offset in range(0, part.keys, step):
             width = min(step, part.keys - offset)
             for into, some in ((dk, some_k), (dv, some_v)):
-                _cut(into, part.low + offset, part.strips, width, part.step).add_(some[:, :, offset : offset + width])
+                some_into = _cut(into, part.low + offset, part.strips, width, part.step, part.stride)
+                some_into.add_(some[:, :, offset : offset + width])
     return dq, dk, dv

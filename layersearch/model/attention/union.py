@@ -1,10 +1,10 @@
-"""The keys of a union span that lie farther back than its window or block, as strips of queries against dealt keys.
+"""The keys of a union span that lie farther back than its window or block, as strips of queries against keys.
 
 A union span is a near span (a window or a block), which the other kernels serve, and far keys, which are disjoint from
 it. Both share one softmax: their outputs are joined by log-sum-exp (FlashAttention-2, 2307.08691, section 3.1), and
 each computes its own gradients from the joined output and log-sum-exp (Ring Attention, 2310.01889).
 
-Shape legend: N batch rows (batch and head), T tokens, D head width, R residues, C columns of a block.
+Shape legend: N batch rows (batch and head), T tokens, D head width.
 """
 
 import functools
@@ -13,31 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import strips
-from layersearch.model.attention.residues import deal, gather
+from layersearch.model.attention import strips, tiled
 from layersearch.model.attention.strips import FEWEST_QUERIES, MOST_QUERIES, BothWays, Steps, StripGroup
 from layersearch.schedule import Span
 
-FEWEST_STEP_QUERIES = 128
-"""Fewest queries that see one prefix of the columns without a mask (measured, see analysis/span_speed)."""
+FEWEST_STEP_QUERIES = tiled.MOST_QUERIES
+"""Fewest queries that see one prefix of the columns without a mask: as many as a window's tile has, not measured."""
 
 
 @dataclass(frozen=True)
 class Far:
-    """Far keys: how tokens become rows of queries and of keys, and the strips of both."""
+    """Far keys: the strips of queries and keys, and how tokens become rows of keys."""
 
     plan: tuple[StripGroup, ...]
-    residues: int = 1  # tokens are dealt into so many rows, queries and keys alike
     columns: tuple[int, int] | None = None  # the keys are the last C of each of so many tokens
     blocks: tuple[int, tuple[int, ...]] | None = None  # the keys are these blocks of so many tokens, one after another
-
-    def deal(self, x: Tensor) -> Tensor:
-        """Return the rows of queries of (N, T, D), contiguous: (N*R, ceil(T/R), D)."""
-        return x.contiguous() if self.residues == 1 else deal(x[None], self.residues)
-
-    def gather(self, x: Tensor, tokens: int) -> Tensor:
-        """Undo `deal`: (N*R, ceil(T/R), D) -> (N, T, D)."""
-        return x if self.residues == 1 else gather(x, 1, self.residues, tokens)[0]
 
     def keys(self, x: Tensor) -> Tensor:
         """Return the rows of keys or values of (N, T, D), contiguous."""
@@ -45,13 +35,13 @@ class Far:
         if self.columns is not None:
             size, count = self.columns
             whole = x.shape[1] // size
-            some = x[:, : whole * size].unflatten(1, (whole, size))[:, :, size - count :]
+            some = x[:, : whole * size].view(rows, whole, size, width)[:, :, size - count :]
             return some.reshape(rows, -1, width).contiguous()
         if self.blocks is not None:
             size, chosen = self.blocks
-            blocks = x[:, : x.shape[1] // size * size].unflatten(1, (-1, size))
+            blocks = x[:, : x.shape[1] // size * size].view(rows, -1, size, width)
             return blocks[:, list(chosen)].reshape(rows, -1, width).contiguous()
-        return self.deal(x)
+        return x
 
     def give(self, into: Tensor, some: Tensor) -> None:
         """Add gradients of the rows of `keys` to those of the tokens, (N, T, D)."""
@@ -59,16 +49,16 @@ class Far:
         if self.columns is not None:
             size, count = self.columns
             whole = tokens // size
-            wide = into[:, : whole * size].unflatten(1, (whole, size))
+            wide = into[:, : whole * size].view(rows, whole, size, width)
             wide[:, :, size - count :] += some.view(rows, whole, count, width)
         elif self.blocks is not None:
             size, chosen = self.blocks
-            wide = into[:, : tokens // size * size].unflatten(1, (-1, size))
+            wide = into[:, : tokens // size * size].view(rows, -1, size, width)
             parts = some.view(rows, len(chosen), size, width).unbind(1)
             for block, part in zip(chosen, parts, strict=True):
                 wide[:, block] += part
         else:
-            into += self.gather(some, tokens)
+            into += some
 
 
 def near_span(span: Span) -> Span:
@@ -87,9 +77,7 @@ def far_keys(span: Span, tokens: int) -> tuple[Far, ...]:
         return ()
     assert span.size is not None
     if span.kind == "strided":
-        length = -(-tokens // span.size) - 1
-        # Token t of a row sees its tokens 0 ... t-1: itself is near.
-        return (Far((StripGroup(1, 1, length, 0, length, 0, None, True),), residues=span.size),)
+        return (Far(_strides(span.size, tokens)),)
     if span.kind == "fixed":
         return (Far(_steps(span.size, span.columns, tokens), columns=(span.size, span.columns)),)
     if span.kind == "memory":
@@ -110,6 +98,16 @@ def _memory(memory: int, size: int, tokens: int) -> tuple[StripGroup, ...]:
         cut.append(StripGroup(start, whole - first, size, start - memory, memory, size, None, False))
     if rest and whole >= first:
         cut.append(StripGroup(whole * size, 1, rest, whole * size - memory, memory, 0, None, False))
+    return tuple(cut)
+
+
+def _strides(size: int, tokens: int) -> tuple[StripGroup, ...]:
+    """Cut the keys one or more strides back into strips, one for each residue: the first ones may be longer by one."""
+    length, longer = divmod(tokens, size)
+    cut = []
+    for first, residues, count in ((0, longer, length), (longer, size - longer, length - 1)):
+        if residues and count:
+            cut.append(StripGroup(first + size, residues, count, first, count, 1, None, True, stride=size))
     return tuple(cut)
 
 
@@ -217,11 +215,9 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, far: tuple[Far, ...], scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
     """Join far keys to the output of near ones, which changes: q, k, v and ``out`` are (N, T, D), ``lse`` is (N, T)."""
-    tokens = q.shape[1]
     for part in far:
-        rows = part.deal(q), part.keys(k), part.keys(v)
-        found = strips.forward(*rows, part.plan, scale, softcap=softcap, covered=False)
-        some, sums = part.gather(found[0], tokens), part.gather(found[1].unsqueeze(-1), tokens).squeeze(-1)
+        rows = q, part.keys(k), part.keys(v)
+        some, sums = strips.forward(*rows, part.plan, scale, softcap=softcap, covered=False)
         joined = torch.logaddexp(lse, sums)
         # In place: fresh memory costs more than the arithmetic.
         out.mul_((lse - joined).exp_().unsqueeze(-1)).addcmul_(some, (sums - joined).exp_().unsqueeze(-1))
@@ -244,9 +240,8 @@ def backward(
     """Add the far keys' share of the gradients of q, k and v to ``into``, all (N, T, D); ``lse`` is (N, T)."""
     dq, dk, dv = into
     for part in far:
-        rows = part.deal(grad), part.deal(q), part.keys(k), part.keys(v), part.deal(out)
-        sums = part.deal(lse.unsqueeze(-1)).squeeze(-1)
-        some_q, some_k, some_v = strips.backward(*rows, sums, part.plan, scale, softcap=softcap, covered=False)
-        dq += part.gather(some_q, q.shape[1])
+        rows = grad, q, part.keys(k), part.keys(v), out
+        some_q, some_k, some_v = strips.backward(*rows, lse, part.plan, scale, softcap=softcap, covered=False)
+        dq += some_q
         part.give(dk, some_k)
         part.give(dv, some_v)
