@@ -377,29 +377,6 @@ def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional:
         attend(q, k, v, Span.parse(text), bidirectional=bidirectional)
 
 
-def test_encoder_window_and_global_tokens_equal_longformer_of_transformers() -> None:
-    from transformers.models.longformer.configuration_longformer import LongformerConfig
-    from transformers.models.longformer.modeling_longformer import LongformerSelfAttention
-
-    torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
-    config = LongformerConfig(**sizes, attention_window=[8], attention_probs_dropout_prob=0.0)
-    theirs = LongformerSelfAttention(config, 0).eval()
-    # Longformer has projections of its own for global tokens, which it initializes from the others (section 3.1).
-    for name in ("query", "key", "value"):
-        torch.nn.init.normal_(getattr(theirs, name).weight, std=0.3)
-        getattr(theirs, f"{name}_global").load_state_dict(getattr(theirs, name).state_dict())
-    x, first = torch.randn(2, 32, 32), 3
-    mask = torch.zeros(2, 32)
-    mask[:, :first] = 1.0
-    with torch.no_grad():
-        wanted = theirs(x, mask, is_index_masked=mask < 0, is_index_global_attn=mask > 0, is_global_attn=True)[0]
-        q, k, v = (getattr(theirs, name)(x).view(2, 32, 4, 8).transpose(1, 2) for name in ("query", "key", "value"))
-        found = attend(q, k, v, Span.parse(f"window:4+global:first:{first}"), bidirectional=True)
-    # Their window of 8 is 4 keys on each side.
-    assert torch.allclose(found.transpose(1, 2).flatten(2), wanted, atol=1e-5)
-
-
 AUX = torch.tensor([0.3, -2.0, 4.0, 1.0], dtype=torch.float64)
 
 
