@@ -169,6 +169,21 @@ def test_chunked_attention_union_of_random_shape_equals_reference(
     assert max(differences(found, truth)) < 1e-10
 
 
+def test_memory_span_equals_a_loop_over_segments_that_keeps_the_last_keys() -> None:
+    # As Transformer-XL runs (1901.02860, sec. 3.2): one segment at a time, with the last M keys and values before it.
+    q, k, v, _ = (x.detach() for x in tensors(1, 2, 2, 53, 4))
+    segment, memory = 8, 13
+    held, found = (k[:, :, :0], v[:, :, :0]), []
+    for first in range(0, 53, segment):
+        part = slice(first, first + segment)
+        keys, values = torch.cat((held[0], k[:, :, part]), dim=2), torch.cat((held[1], v[:, :, part]), dim=2)
+        seen = torch.ones(q[:, :, part].shape[2], keys.shape[2], dtype=torch.bool).tril(held[0].shape[2])
+        found.append(F.scaled_dot_product_attention(q[:, :, part], keys, values, attn_mask=seen))
+        held = keys[:, :, -memory:], values[:, :, -memory:]
+    out = chunked_attention(q, k, v, Span(kind="memory", size=segment, memory=memory))
+    assert torch.allclose(torch.cat(found, dim=2), out, atol=1e-12)
+
+
 NARROW = ["full", "window:32", "window:32/4", "window:8/4@1+sink:4", "window:520", "block:20", "block:64", "block:520"]
 
 
