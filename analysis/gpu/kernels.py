@@ -19,6 +19,7 @@ from torch import Tensor
 SPANS = ["full", "window:37", "window:40/2", "window:8/4@1", "block:64", "block:50", "window:37+sink:4"]
 SPANS += ["window:8/4@1+sink:4", "block:50+sink:4", "full+las:0.05", "full+las:0/3", "window:37+las:0.05/3"]
 SPANS += ["window:8/4@1+sink:4+las:0.05/3", "block:50+las:0.05"]
+SPANS += ["block:50~20", "strided:40", "fixed:50/8", "bigbird:32/2", "memory:40/64"]
 TOLERANCE = {"float64": 1e-10, "float32": 2e-3, "bfloat16": 2e-2}
 """Largest relative error by type: products of float32 run in TF32 or better on a GPU."""
 PROCESSES = 8

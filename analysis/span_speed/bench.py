@@ -33,7 +33,7 @@ from torch import Tensor
 from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Span
 from layersearch.schedule.cost import span_pairs
-from layersearch.schedule.schedule import FULL
+from layersearch.schedule.span import FULL
 from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).resolve().parent
@@ -66,10 +66,15 @@ def full_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
-def over(text: str) -> Callable[..., Tensor]:
+def full_both_ways(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Return torch's own attention of an encoder."""
+    return F.scaled_dot_product_attention(q, k, v)
+
+
+def over(text: str, bidirectional: bool = False) -> Callable[..., Tensor]:
     """Return attention over a span."""
     span = Span.parse(text)
-    return lambda q, k, v: attend(q, k, v, span)
+    return lambda q, k, v: attend(q, k, v, span, bidirectional=bidirectional)
 
 
 def seconds(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[float, float]:
@@ -81,10 +86,13 @@ def seconds(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, g
     return middle - start, time.process_time() - middle
 
 
-def timed(shape: dict[str, Any], spans: list[str], repetitions: int) -> dict[str, list[tuple[float, float]]]:
+def timed(
+    shape: dict[str, Any], spans: list[str], repetitions: int, bidirectional: bool = False
+) -> dict[str, list[tuple[float, float]]]:
     """Return forward and backward seconds of full attention and each span, over interleaved repetitions."""
     case = inputs(**shape)
-    runs = {"sdpa": full_attention} | {text: over(text) for text in spans}
+    full = full_both_ways if bidirectional else full_attention
+    runs = {"sdpa": full} | {text: over(text, bidirectional) for text in spans}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in runs}
     for repetition in range(repetitions + 1):
         for name, attention in runs.items():
@@ -96,12 +104,18 @@ def timed(shape: dict[str, Any], spans: list[str], repetitions: int) -> dict[str
     return times
 
 
-def summary(shape: dict[str, Any], times: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
+def summary(
+    shape: dict[str, Any], times: dict[str, list[tuple[float, float]]], bidirectional: bool = False
+) -> dict[str, Any]:
     """Return medians, and each span's ratio to its share of full attention."""
-    full_pairs = span_pairs(FULL, shape["tokens"], shape["heads"])
+
+    def pairs_of(span: Span) -> int:
+        return span_pairs(span, shape["tokens"], shape["heads"], bidirectional=bidirectional)
+
+    full_pairs = pairs_of(FULL)
     rows = {}
     for name, pairs in times.items():
-        share = 1.0 if name == "sdpa" else span_pairs(Span.parse(name), shape["tokens"], shape["heads"]) / full_pairs
+        share = 1.0 if name == "sdpa" else pairs_of(Span.parse(name)) / full_pairs
         ratios = [sum(pair) / sum(full) for pair, full in zip(pairs, times["sdpa"], strict=True)]
         relative = statistics.median(ratios)
         rows[name] = {

@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bytes", type=positive, default=2, help="bytes of a cached value (default: %(default)s)")
     text = "of a model file: count its other matrix products too (projections, MLPs, experts, output layer)"
     add("--model-flops", action="store_true", help=text)
+    add(
+        "--encoder", action="store_true", help="count for an encoder: its tokens see later ones, and it has no KV cache"
+    )
     add_shared(parser, "--json")
 
 
@@ -47,19 +50,22 @@ def run(options: argparse.Namespace) -> None:
             raise ConfigError("--seq-len is missing: a schedule names no length; see layersearch cost --help")
         if heads % kv_heads:
             raise ConfigError(f"--kv-heads {kv_heads} must divide --heads {heads}")
-        schedule.check(seq_len=seq_len, n_heads=heads)
+        schedule.check(seq_len=seq_len, n_heads=heads, bidirectional=options.encoder)
     else:
+        if options.encoder:
+            raise ConfigError("--encoder counts a schedule, and a model file is a decoder's; leave it out")
         schedule, seq_len = model.schedule, options.seq_len or model.positions
         heads, kv_heads, head_dim = model.n_heads, model.n_kv_heads, model.head_dim
         if seq_len is None:
             raise ConfigError(f"--seq-len is missing, and {model.path} names no longest sequence; give the tokens")
     size_of = {"seq_len": seq_len, "n_heads": heads, "head_dim": head_dim}
     cache = {**size_of, "n_kv_heads": kv_heads, "bytes_per_value": options.bytes}
-    layers = layer_costs(schedule, **cache)
-    flops = attention_flops(schedule, **size_of)
-    full_flops = attention_flops(all_full(len(schedule)), **size_of)
-    ratio = budget_ratio(schedule, seq_len=seq_len, n_heads=heads)
-    cache_bytes = kv_cache_bytes(schedule, **cache)
+    both = options.encoder
+    layers = layer_costs(schedule, **cache, bidirectional=both)
+    flops = attention_flops(schedule, **size_of, bidirectional=both)
+    full_flops = attention_flops(all_full(len(schedule)), **size_of, bidirectional=both)
+    ratio = budget_ratio(schedule, seq_len=seq_len, n_heads=heads, bidirectional=both)
+    cache_bytes = 0 if both else kv_cache_bytes(schedule, **cache)
     parts = {name: count * seq_len for name, count in _token_flops(options, model).items()}
     if options.json:
         rows = [dataclasses.asdict(layer) | {"span": str(layer.span)} for layer in layers]

@@ -15,11 +15,15 @@ from pydantic import TypeAdapter
 from layersearch.config.field_docs import field_docs
 from layersearch.config.recipe import Recipe
 from layersearch.convert.config import ConvertRecipe
-from layersearch.schedule.schedule import KINDS, Span
 from layersearch.schedule.space import Space
+from layersearch.schedule.span import Span
+from layersearch.schedule.span_text import KINDS
 
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
-SPAN_TEXT = r"^(full|(window|block):[0-9]+(/[0-9]+(@[0-9]+)?)?)(\+sink:[1-9][0-9]*|\+las:[0-9.eE-]+(/[0-9]+)?)*$"
+SPAN_TEXT = (
+    r"^((full|(window|block):[0-9]+(/[0-9]+(@[0-9]+)?)?(~[1-9][0-9]*)?)"
+    r"(\+sink:[1-9][0-9]*|\+global:first:[1-9][0-9]*|\+las:[0-9.eE-]+(/[0-9]+)?)*|strided:[0-9]+|fixed:[0-9]+/[0-9]+|memory:[0-9]+/[0-9]+|bigbird:[0-9]+(/[0-9]+){1,2})$"
+)
 """Text form of a span."""
 NAMES = ("recipe", "space", "conversion", "schedule")
 
@@ -88,6 +92,12 @@ def _fields() -> dict[str, dict[str, Any]]:
         "size": {"type": ["integer", "null"], "minimum": 1},
         "dilation": {"type": "integer", "minimum": 1},
         "dilated_heads": {"type": ["integer", "null"], "minimum": 1},
+        "offset": {"type": "integer", "minimum": 0},
+        "columns": {"type": "integer", "minimum": 0},
+        "random_blocks": {"type": "integer", "minimum": 0},
+        "seed": {"type": "integer", "minimum": 0},
+        "memory": {"type": "integer", "minimum": 0},
+        "global_first": {"type": "integer", "minimum": 0},
         "sink": {"type": "integer", "minimum": 0},
         "decay": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
         "pool": {"type": "integer", "minimum": 1},
@@ -97,10 +107,24 @@ def _fields() -> dict[str, dict[str, Any]]:
 
 
 def _span() -> dict[str, Any]:
-    """Return the schema of one span: a full one has no size and no sink, and only a window is dilated."""
+    """Return the schema of one span: which fields belong to which kind."""
     sized = {"required": ["size"], "properties": {"size": {"type": "integer"}}}
-    whole = {"properties": {"size": {"type": "null"}, "sink": {"maximum": 0}}}
+    whole = {"properties": {"size": {"type": "null"}, "sink": {"maximum": 0}, "global_first": {"maximum": 0}}}
     plain = {"properties": {"dilation": {"maximum": 1}, "dilated_heads": {"type": "null"}}}
+    only = {
+        "block": {"properties": {"offset": {"maximum": 0}}},
+        "fixed": {"properties": {"columns": {"maximum": 0}}},
+        "memory": {"properties": {"memory": {"maximum": 0}}},
+        "bigbird": {"properties": {"random_blocks": {"maximum": 0}, "seed": {"maximum": 0}}},
+    }
+    bare = {
+        "properties": {
+            "sink": {"maximum": 0},
+            "global_first": {"maximum": 0},
+            "decay": {"maximum": 0},
+            "pool": {"maximum": 1},
+        }
+    }
     return {
         "type": "object",
         "properties": _fields(),
@@ -109,6 +133,8 @@ def _span() -> dict[str, Any]:
         "allOf": [
             {"if": {"properties": {"kind": {"const": "full"}}}, "then": whole, "else": sized},
             {"if": {"properties": {"kind": {"const": "window"}}}, "else": plain},
+            *({"if": {"properties": {"kind": {"const": kind}}}, "else": rest} for kind, rest in only.items()),
+            {"if": {"properties": {"kind": {"enum": ["strided", "fixed", "bigbird", "memory"]}}}, "then": bare},
         ],
     }
 

@@ -48,9 +48,8 @@ def run(options: argparse.Namespace) -> None:
         limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
     search = recipe.search
     found = solve(load_records(options.run), bound, limit, tolerance=search.tolerance, first_round=search.first_round)
-    flops = attention_flops(
-        found.answer.schedule, seq_len=bound.seq_len, n_heads=model.n_heads, head_dim=model.head_dim
-    )
+    size = {"seq_len": bound.seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
+    flops = attention_flops(found.answer.schedule, **size, bidirectional=model.bidirectional)
     command = None
     if found.proposal is not None:
         command = shlex.join(["layersearch", "confirm", str(options.run), str(found.proposal.schedule)])

@@ -29,8 +29,11 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Strict):
-    """The proxy model: a Llama-shaped decoder (RMSNorm, RoPE, SwiGLU)."""
+    """The proxy model: a Llama-shaped decoder or encoder (RMSNorm, RoPE, SwiGLU)."""
 
+    kind: Literal["decoder", "encoder"] = "decoder"
+    """``decoder``: no token sees a later one, and each predicts the next. ``encoder``: bidirectional, trained by masked
+    language modeling (BERT); it needs ``data.mask_share``."""
     n_layers: Layers
     """Number of layers, L."""
     d_model: Width
@@ -59,6 +62,11 @@ class ModelConfig(Strict):
         require(self.head_width or width % heads == 0, f"d_model {width} is no multiple of n_heads {heads}")
         require(head_dim % 2 == 0, f"RoPE needs an even head dimension, not {head_dim}; change n_heads")
         require(heads % self.n_kv_heads == 0, f"n_kv_heads {self.n_kv_heads} must divide n_heads {heads}")
+
+    @property
+    def bidirectional(self) -> bool:
+        """Whether tokens see later ones."""
+        return self.kind == "encoder"
 
     @property
     def head_dim(self) -> int:
@@ -94,6 +102,9 @@ class DataConfig(Strict):
     """A ``tokenizer.json``, a folder that holds one, a GGUF file or a hub id. None: train a BPE on the text."""
     vocab_size: Vocabulary = 1024
     """Vocabulary size of the BPE, or of the generated task."""
+    mask_share: Share | None = None
+    """Encoders: share of the tokens of a sequence that are masked and predicted (BERT: 0.15). None: each token predicts
+    the next one."""
     pairs: PositiveInt = 8
     """recall, mix: key-value pairs in a sequence; hops: chains."""
     queries: PositiveInt = 4
@@ -122,6 +133,8 @@ class DataConfig(Strict):
         require(self.files or not local, f"data.files is empty: name the {kind}files to read")
         missing = self.source == "hub" and not self.dataset
         require(not missing, "data.dataset is missing: name the hub id, for example allenai/c4")
+        text = self.mask_share is None or self.source in ("stdlib", "hub") or local
+        require(text, f"mask_share masks text, and source is {self.source}; name a text, or drop mask_share")
         require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
 
 
@@ -290,7 +303,11 @@ class Recipe(Strict):
         ):  # Python code may have built them without a check of ranges
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
+        encoder, masked = self.model.bidirectional, self.data.mask_share is not None
+        require(masked or not encoder, "model.kind encoder learns from masked text: set data.mask_share, such as 0.15")
+        require(encoder or not masked, "data.mask_share is for encoders: set model.kind=encoder, or drop it")
         if self.pretrained is not None:
+            require(not encoder, "model.kind encoder trains from scratch; a pre-trained model is a decoder")
             require(
                 self.training.start is None,
                 "pretrained and training.start both name weights to start from; give one of them",

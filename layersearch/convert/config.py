@@ -81,6 +81,8 @@ class ConvertRecipe:
 
     def __post_init__(self) -> None:
         training = self.training
+        if self.data.mask_share is not None:
+            raise ConfigError("data.mask_share is for encoders, and a conversion trains a decoder; drop it")
         if training.warmup_steps != 0:
             raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
         if training.optimizer != "adamw":
@@ -107,7 +109,7 @@ class Stage:
 
 def scale_schedule(schedule: Schedule, share: float) -> Schedule:
     """Return the schedule with windows and blocks of ``share`` times their size: rounded, at least 1 token."""
-    return Schedule(tuple(replace(span, size=span.size and max(1, round(span.size * share))) for span in schedule))
+    return Schedule(tuple(span.scaled(share) for span in schedule))
 
 
 def resolve_stages(recipe: ConvertRecipe, schedule: Schedule) -> list[Stage]:

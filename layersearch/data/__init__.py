@@ -7,6 +7,7 @@ from typing import Any
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import default_cache
+from layersearch.data.masked import Masked
 from layersearch.data.mix import Mix
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
 from layersearch.data.tasks import TASKS
@@ -26,7 +27,10 @@ def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> 
     """
     if config.source in TASKS:
         return TASKS[config.source](config, seq_len)
-    return (Mix if config.source == "mix" else open_text)(config, seq_len, cache or default_cache())
+    if config.source == "mix":
+        return Mix(config, seq_len, cache or default_cache())
+    text = open_text(config, seq_len, cache or default_cache())
+    return text if config.mask_share is None else Masked(text, config.mask_share)
 
 
 def describe(source: Source) -> dict[str, Any]:

@@ -27,7 +27,8 @@ class Batch(NamedTuple):
 
     tokens: Tokens
     targets: Tokens
-    """``targets[s, t]`` is the token to predict after ``tokens[s, : t + 1]``, or `IGNORE`."""
+    """``targets[s, t]`` is the token to predict after ``tokens[s, : t + 1]``, or `IGNORE`. In a masked text it is the
+    token that stood at t."""
 
 
 @dataclass(frozen=True, kw_only=True)

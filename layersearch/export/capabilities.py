@@ -1,9 +1,9 @@
 """Which spans a target supports, and the nearest schedule that it supports.
 
 The **nearest** schedule has the same full layers. Every other layer becomes a plain window or block, as the target has
-it: without sinks, dilation and LaS. Its size gives the exact attention FLOPs closest to the original's; of two equally
-close sizes the smaller is taken. A target with one size for all layers gets the size that is closest in their sum. A
-target with one span for all layers gets that size in its full layers too.
+it: without sinks, dilation, offset and LaS. Its size gives the exact attention FLOPs closest to the original's; of two
+equally close sizes the smaller is taken. A target with one size for all layers gets the size that is closest in their
+sum. A target with one span for all layers gets that size in its full layers too.
 """
 
 import bisect
@@ -13,6 +13,16 @@ from dataclasses import dataclass
 from layersearch.errors import ExportError
 from layersearch.schedule import Schedule, Span, SpanKind
 from layersearch.schedule.cost import attention_flops, span_pairs
+
+_PLURAL: dict[str, str] = {
+    "full": "full layers",
+    "window": "windows",
+    "block": "blocks",
+    "strided": "strided spans",
+    "fixed": "fixed columns",
+    "bigbird": "BigBird spans",
+    "memory": "memories",
+}
 
 
 class UnsupportedSchedule(ExportError):
@@ -41,9 +51,11 @@ class Capabilities:
         first: tuple[int, Span] | None = None
         for layer, span in enumerate(schedule):
             lacks = {
-                f"{span.kind}s": span.kind not in ("full", self.sparse),
+                _PLURAL[span.kind]: span.kind not in ("full", self.sparse),
                 "dilation": span.dilation > 1,
+                "offset of blocks": span.offset > 0,
                 "sinks": span.sink > 0,
+                "global tokens": span.global_first > 0,
                 "LaS decay or pooling": span.is_las,
             }
             for lack, found in lacks.items():

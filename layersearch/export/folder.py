@@ -68,7 +68,7 @@ def export_model(
             f"the schedule has {len(schedule)} layers, {source.name} {layers}; give a schedule of the model's own depth"
         )
     sizes = {"seq_len": seq_len or tokens, "n_heads": heads}
-    schedule.check(**sizes)
+    schedule.check(seq_len=sizes["seq_len"], n_heads=sizes["n_heads"])
     write = {
         "hf": _write_hf,
         "hf-remote": _write_remote,

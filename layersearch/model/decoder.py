@@ -1,4 +1,4 @@
-"""The proxy model: a Llama-shaped decoder whose layers differ in their attention span only.
+"""The proxy model: a Llama-shaped decoder or encoder whose layers differ in their attention span only.
 
 Spans carry no weights, so two schedules of one seed start from the same numbers.
 
@@ -175,7 +175,7 @@ class Decoder(nn.Module):
             cos, sin = cos.to(kind), sin.to(kind)
         for layer in cast(list[Layer], list(self.layers)):
             q, k, v = before(layer, x, cos, sin)
-            x = after(layer, x, attend(q, k, v, layer.self_attn.span))
+            x = after(layer, x, attend(q, k, v, layer.self_attn.span, bidirectional=self.config.bidirectional))
         return x
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
@@ -187,7 +187,8 @@ class Decoder(nn.Module):
 
         Args:
             tokens: (B, T) token ids.
-            targets: (B, T) token ids to predict after each token; `IGNORE` where not scored.
+            targets: (B, T) token ids to predict after each token, or in its place by an encoder; `IGNORE` where not
+                scored.
             reduce: True returns the mean over scored targets, (). False returns each target's loss, 0 where not scored,
                 and whether it was predicted, both (B, T).
         """

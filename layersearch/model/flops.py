@@ -7,7 +7,8 @@ from layersearch.schedule.cost import attention_flops
 
 def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq_len: int) -> int:
     """Return the FLOPs of one sequence's forward pass: all matrix products, attention and the output layer included."""
-    attention = attention_flops(schedule, seq_len=seq_len, n_heads=config.n_heads, head_dim=config.head_dim)
+    size = {"seq_len": seq_len, "n_heads": config.n_heads, "head_dim": config.head_dim}
+    attention = attention_flops(schedule, **size, bidirectional=config.bidirectional)
     return seq_len * (num_matrix_parameters(config) + config.d_model * vocab_size) + attention
 
 

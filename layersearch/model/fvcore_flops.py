@@ -16,9 +16,10 @@ import torch
 from torch import nn
 
 from layersearch.config.recipe import Recipe
+from layersearch.model.attention.operator import read_text
 from layersearch.model.decoder import Decoder
 from layersearch.model.flops import model_flops
-from layersearch.schedule import Schedule, Span
+from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.presets import all_full
@@ -42,13 +43,13 @@ class UnknownAttentionError(RuntimeError):
 @functools.lru_cache(maxsize=256)
 def _visible_pairs(text: str, tokens: int, heads: int) -> int:
     """Count a span's pairs by `Span.visible` for each of them: no closed form is trusted here."""
-    span = Span.parse(text)
+    span, bidirectional = read_text(text)
     head, keys = torch.arange(heads)[:, None, None], torch.arange(tokens)
     rows = max(1, PAIRS_AT_ONCE // (heads * tokens))
     pairs = 0
     for first in range(0, tokens, rows):
         queries = torch.arange(first, min(first + rows, tokens))[:, None]
-        seen = span.visible(queries, keys, head)
+        seen = span.visible(queries, keys, head, bidirectional=bidirectional)
         pairs += int(seen.sum()) * (heads * len(queries) * tokens // seen.numel())  # one mask may stand for all heads
     return pairs
 
@@ -124,7 +125,8 @@ def _count(recipe: Recipe, schedule: Schedule, vocab_size: int) -> dict[str, Any
     model, seq_len = recipe.model, recipe.training.seq_len
     traced = traced_flops(_on_meta(recipe, schedule, vocab_size), seq_len)
     size = {"seq_len": seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
-    pairs = {"attention_flops": (traced.get(ATTEND, 0), attention_flops(schedule, **size))}
+    closed = attention_flops(schedule, **size, bidirectional=model.bidirectional)
+    pairs = {"attention_flops": (traced.get(ATTEND, 0), closed)}
     if recipe.pretrained is None:
         products = sum(count for name, count in traced.items() if name in PRODUCTS)
         pairs["model_flops"] = (products, model_flops(model, vocab_size, schedule, seq_len=seq_len))

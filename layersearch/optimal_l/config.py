@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean
@@ -139,7 +139,8 @@ class Setting:
                 f"search space {space.name!r} ties or restricts layers, but optimal-l chooses each layer freely: "
                 "name a space without tied, pattern and layers"
             )
-        sizes = {"n_layers": n_layers, "seq_len": seq_len, "n_heads": recipe.model.n_heads}
+        sizes: dict[str, Any] = {"n_layers": n_layers, "seq_len": seq_len, "n_heads": recipe.model.n_heads}
+        sizes["bidirectional"] = recipe.model.bidirectional
         span = BoundSpace(space, **sizes).baseline_span
         if span is None:
             raise ConfigError(f"search space {space.name!r} has no sparse choice: add one such as window:32 to choices")

@@ -63,7 +63,7 @@
     parent.append(made);
     return made;
   };
-  const colors = { full: "var(--full)", window: "var(--near)", block: "var(--block)" };
+  const colors = { full: "var(--full)", window: "var(--near)", block: "var(--block)", strided: "var(--third)", fixed: "var(--third)", bigbird: "var(--third)", memory: "var(--block)" };
   function picture(run, schedule) {
     const row = Math.max(5, Math.min(16, Math.floor(470 / schedule.layers.length)));
     const [left, right, width] = [26, 128, 460];
@@ -79,17 +79,7 @@
       const span = run.spans[number], y = top + row * (schedule.layers.length - 1 - layer);
       const group = draw("rect", { x: left, y: y + 1, width: keys, height: row - 2, fill: "var(--track)" }, svg);
       draw("title", {}, group, `layer ${layer}: ${span.text}, ${percent(span.share)} of a full layer's FLOPs`);
-      if (span.kind === "full") bar(0, run.seq_len, y, colors.full);
-      else {
-        if (span.sink) bar(0, span.sink, y, colors[span.kind]);
-        const reach = span.kind === "block" ? ((run.seq_len - 1) % span.size) + 1 : span.size;
-        if (span.dilation > 1 && span.size <= 256)
-          for (let key = 0; key < span.size; key++) {
-            const at = run.seq_len - 1 - key * span.dilation;
-            if (at >= 0) bar(at, at + 1, y, colors[span.kind]);
-          }
-        else bar(Math.max(0, run.seq_len - reach * span.dilation), run.seq_len, y, colors[span.kind]);
-      }
+      for (const [from, to] of span.keys) bar(from, to, y, colors[span.kind]);
       const skip = row < 10 ? Math.ceil(11 / row) : 1;
       if (layer % skip === 0) draw("text", { x: left - 5, y: y + row / 2 + 3.5, "text-anchor": "end" }, svg, layer);
       if (skip === 1) draw("text", { x: left + keys + 6, y: y + row / 2 + 3.5 }, svg, short(span.text, 21));

@@ -5,10 +5,15 @@ from __future__ import annotations
 import shlex
 from typing import Any
 
+import numpy as np
+
 from layersearch.report.folder import OpenedRun
 from layersearch.results.held_out import compact
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.cost import cache_tokens, kv_cache_bytes
+
+_RANGES = 256
+"""Most ranges of keys that are drawn for a layer."""
 
 
 class ScheduleTable:
@@ -57,7 +62,7 @@ class ScheduleTable:
     @property
     def spans(self) -> list[dict[str, Any]]:
         """The spans that occur, in the order of their numbers."""
-        seq_len = self._run.recipe.training.seq_len
+        seq_len, both = self._run.recipe.training.seq_len, self._run.recipe.model.bidirectional
         return [
             {
                 "text": str(span),
@@ -65,11 +70,20 @@ class ScheduleTable:
                 "size": span.size,
                 "dilation": span.dilation,
                 "sink": span.sink,
-                "cache": cache_tokens(span, seq_len),
+                "cache": 0 if both else cache_tokens(span, seq_len),
+                "keys": last_keys(span, seq_len, bidirectional=both),
                 "share": _share(self._run, span),
             }
             for span in self._spans
         ]
+
+
+def last_keys(span: Span, seq_len: int, *, bidirectional: bool = False) -> list[tuple[int, int]]:
+    """Return the keys of the last query of a text as ranges [from, to); too many to draw become one."""
+    seen = span.visible(seq_len - 1, np.arange(seq_len), bidirectional=bidirectional)
+    edges = np.flatnonzero(np.diff(np.concatenate(([0], seen.astype(np.int8), [0]))))
+    found = [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
+    return found if len(found) <= _RANGES else [(found[0][0], found[-1][1])]
 
 
 def _share(run: OpenedRun, span: Span) -> float:
@@ -78,7 +92,9 @@ def _share(run: OpenedRun, span: Span) -> float:
 
 
 def cache_bytes(run: OpenedRun, schedule: Schedule) -> int:
-    """Return the bytes of keys and values for one sequence of the run's length, 2 bytes a value."""
+    """Return the bytes of keys and values for one sequence of the run's length, 2 bytes a value; an encoder has 0."""
     model = run.recipe.model
+    if model.bidirectional:
+        return 0
     sizes = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
     return kv_cache_bytes(schedule, seq_len=run.recipe.training.seq_len, **sizes)

@@ -16,9 +16,10 @@ from random import Random
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import presets
-from layersearch.schedule.cost import budget_ratio, span_pairs
-from layersearch.schedule.schedule import FULL, Schedule, Span
+from layersearch.schedule.cost import span_pairs
+from layersearch.schedule.schedule import Schedule
 from layersearch.schedule.space import Space, check_budget_range
+from layersearch.schedule.span import FULL, Span
 
 Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
 
@@ -31,6 +32,7 @@ class BoundSpace:
         n_layers: layers L.
         seq_len: tokens in a sequence; every span must fit.
         n_heads: query heads.
+        bidirectional: whether the model is an encoder.
 
     Raises:
         ConfigError: a span is longer than the text or dilates too many heads, a named layer does not exist, or tied
@@ -48,15 +50,17 @@ class BoundSpace:
     def of(cls, space: Space, recipe: Recipe) -> BoundSpace:
         """Return the space for a recipe's model and sequence length."""
         model = recipe.model
-        return cls(space, n_layers=model.n_layers, seq_len=recipe.training.seq_len, n_heads=model.n_heads)
+        sizes = {"n_layers": model.n_layers, "seq_len": recipe.training.seq_len, "n_heads": model.n_heads}
+        return cls(space, **sizes, bidirectional=model.bidirectional)
 
-    def __init__(self, space: Space, *, n_layers: int, seq_len: int, n_heads: int) -> None:
+    def __init__(self, space: Space, *, n_layers: int, seq_len: int, n_heads: int, bidirectional: bool = False) -> None:
         self.space, self.n_layers, self.seq_len, self.n_heads = space, n_layers, seq_len, n_heads
+        self.bidirectional = bidirectional
         where = f"search space {space.name!r}"
         spans = {text: Span.parse(text) for text in space.choices}
         for text, span in spans.items():
             with located(f"{where}: choice {text}"):
-                span.check(seq_len=seq_len, n_heads=n_heads)
+                span.check(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
             known = layer < n_layers
             require(known, f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")
@@ -81,8 +85,8 @@ class BoundSpace:
         digits = max(2, len(str(n_layers - 1)))
         self.names: tuple[str, ...] = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         """The name of each group, after its first layer; `variables` has those of groups with a choice."""
-        self._pairs = {span: span_pairs(span, seq_len, n_heads) for span in spans.values()}
-        self._full_pairs = n_layers * span_pairs(FULL, seq_len, n_heads)
+        self._pairs = {span: self.pairs(span) for span in spans.values()}
+        self._full_pairs = n_layers * self.pairs(FULL)
         self._texts = [{str(span): span for span in allowed} for allowed in options]
 
     @functools.cached_property
@@ -135,12 +139,16 @@ class BoundSpace:
         require(alike, f"{name} has {len(schedule)} layers, the model {self.n_layers}; give one span per layer")
         require(self.encode(schedule) is not None, f"{name} lies outside search space {self.space.name!r}")
 
+    def pairs(self, span: Span) -> int:
+        """Return the visible pairs of one layer with any span, over all heads."""
+        return span_pairs(span, self.seq_len, self.n_heads, bidirectional=self.bidirectional)
+
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost relative to the all-full schedule."""
         try:
             return sum([self._pairs[span] for span in schedule]) / self._full_pairs
         except KeyError:  # all-full, in a space that does not hold it
-            return budget_ratio(schedule, seq_len=self.seq_len, n_heads=self.n_heads)
+            return sum(map(self.pairs, schedule)) / self._full_pairs
 
     def share(self, span: Span) -> float:
         """Return the cost of one layer with a span of the space, relative to the all-full schedule."""

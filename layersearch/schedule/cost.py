@@ -1,6 +1,6 @@
 """The cost of a schedule, in closed form: exact integers, no tensors, any length.
 
-A query at position i of a causal layer multiplies its vector with every key it may see (QK^T) and mixes as many values
+A query at position i multiplies its vector with every key it may see (QK^T) and mixes as many values
 (AV): one multiply-add per dimension each. One multiply-add = one FLOP, as in fvcore; others count two. Masked pairs
 cost nothing. Softmax, decay and pooling are not counted: they are no matrix products.
 """
@@ -8,7 +8,8 @@ cost nothing. Softmax, decay and pooling are not counted: they are no matrix pro
 import functools
 from dataclasses import dataclass
 
-from layersearch.schedule.schedule import FULL, Schedule, Span
+from layersearch.schedule.schedule import Schedule
+from layersearch.schedule.span import FULL, Span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class LayerCost:
     flops: int  # FLOPs of QK^T and AV of one sequence
     share: float  # of the schedule's attention FLOPs, in [0, 1]
     ratio: float  # FLOPs relative to a full layer of the same length and heads, in (0, 1]
-    cache_bytes: int  # keys and values that a decoder keeps at that length
+    cache_bytes: int  # keys and values that a decoder keeps at that length; 0 for an encoder
 
 
 def _triangle(n: int) -> int:
@@ -48,15 +49,85 @@ def _ceilings(last: int, divisor: int) -> int:
     return divisor * _triangle(times) + rest * (times + 1)
 
 
-def _block_pairs(seq_len: int, size: int, sink: int) -> int:
-    """Count one head's pairs of a block-diagonal layer with sinks."""
+def _block_pairs(seq_len: int, size: int, offset: int, sink: int) -> int:
+    """Count one head's pairs of a block-diagonal layer with sinks; the first block holds size - offset tokens."""
+    first = min(seq_len, size - offset)
+    inside = min(sink, first)
+    pairs = _aligned_block_pairs(seq_len - first, size, sink - inside)
+    # Sinks among the first block's keys are counted there: key j is seen by the block's tokens from j on.
+    return pairs + _triangle(first) - (inside * first - _triangle(inside - 1)) + _sink_pairs(seq_len, sink)
+
+
+def _aligned_block_pairs(seq_len: int, size: int, sink: int) -> int:
+    """Count one head's pairs within blocks, without those of the first ``sink`` keys."""
     blocks, rest = divmod(seq_len, size)
     pairs = blocks * _triangle(size) + _triangle(rest)
     # Sinks among the keys already counted: key j is seen by the queries from j to the end of its block.
     blocks, rest = divmod(sink, size)
     last = min(size, seq_len - blocks * size)
     counted = blocks * _triangle(size) + rest * last - _triangle(rest - 1)
-    return pairs + _sink_pairs(seq_len, sink) - counted
+    return pairs - counted
+
+
+def _both_ways_pairs(span: Span, seq_len: int) -> int:
+    """Count one head's pairs in an encoder."""
+    first = min(span.global_first, seq_len)
+    if span.size is None:
+        return seq_len * seq_len
+    near, rows = (_side_pairs, _side_rows) if span.kind == "window" else (_square_pairs, _square_rows)
+    size, offset = span.size, span.offset
+    # Rows and columns of the global tokens, without those of their pairs that are near and so counted already.
+    twice = 2 * rows(seq_len, size, offset, first) - near(first, size, offset)
+    return near(seq_len, size, offset) + 2 * first * seq_len - first * first - twice
+
+
+def _least(tokens: int, most: int) -> int:
+    """Return the sum of min(u, most) over u = 0 ... tokens-1."""
+    short = min(tokens, most + 1)
+    return _triangle(short - 1) + most * (tokens - short)
+
+
+def _side_pairs(seq_len: int, size: int, _: int) -> int:
+    """Count the pairs at most ``size`` tokens apart."""
+    return seq_len + 2 * _least(seq_len, size)
+
+
+def _side_rows(seq_len: int, size: int, _: int, first: int) -> int:
+    """Count those of them whose query is one of the first."""
+    return first + _least(first, size) + _least(seq_len, size) - _least(seq_len - first, size)
+
+
+def _square_pairs(seq_len: int, size: int, offset: int) -> int:
+    """Count the pairs within a block."""
+    return _square_rows(seq_len, size, offset, seq_len)
+
+
+def _square_rows(seq_len: int, size: int, offset: int, first: int) -> int:
+    """Count those of them whose query is one of the first."""
+    edge = min(seq_len, size - offset)
+    rows, left = min(first, edge), max(0, first - edge)
+    whole = (seq_len - edge) // size * size
+    return rows * edge + min(left, whole) * size + max(0, left - whole) * (seq_len - edge - whole)
+
+
+def _union_pairs(span: Span, size: int, seq_len: int) -> int:
+    """Count one head's pairs of a span that joins two parts."""
+    blocks, rest = divmod(seq_len, size)
+    earlier = size * _triangle(blocks - 1) + rest * blocks  # the sum of floor(i / size): earlier blocks of each query
+    if span.kind == "memory":  # segment s sees min(M, s S) tokens before it
+        short = min(blocks, span.memory // size + 1)
+        before = size * _triangle(short - 1) + span.memory * (blocks - short)
+        return _block_pairs(seq_len, size, 0, 0) + size * before + rest * min(span.memory, blocks * size)
+    if span.kind == "strided":
+        return _window_pairs(seq_len, size, 1, 0) + earlier
+    own = blocks * _triangle(size) + _triangle(rest)
+    if span.kind == "fixed":
+        return own + span.columns * earlier
+
+    # Block b sees b others whole, all there are, up to the one before it, the first and R random ones.
+    few = min(blocks, span.random_blocks + 3)
+    whole = _triangle(few - 1) + (blocks - few) * (span.random_blocks + 2)
+    return own + size * size * whole + rest * size * min(blocks, span.random_blocks + 2)
 
 
 def _sink_pairs(seq_len: int, sink: int) -> int:
@@ -65,20 +136,26 @@ def _sink_pairs(seq_len: int, sink: int) -> int:
 
 
 @functools.lru_cache(maxsize=4096)  # a run counts the same few spans for every layer of every record
-def span_pairs(span: Span, seq_len: int, n_heads: int) -> int:
+def span_pairs(span: Span, seq_len: int, n_heads: int, *, bidirectional: bool = False) -> int:
     """Return the visible (query, key) pairs of one layer, summed over its query heads."""
+    if bidirectional:
+        return n_heads * _both_ways_pairs(span, seq_len)
     if span.kind == "full":
         return n_heads * _triangle(seq_len)
     assert span.size is not None
+    if span.is_union:
+        return n_heads * _union_pairs(span, span.size, seq_len)
     size, sink = span.size, min(span.sink, seq_len)
     if span.kind == "block":
-        return n_heads * _block_pairs(seq_len, size, sink)
+        return n_heads * _block_pairs(seq_len, size, span.offset, sink)
     dilated = n_heads if span.dilated_heads is None else min(span.dilated_heads, n_heads)
     undilated = (n_heads - dilated) * _window_pairs(seq_len, size, 1, sink)
     return dilated * _window_pairs(seq_len, size, span.dilation, sink) + undilated
 
 
-def attention_flops(schedule: Schedule, *, seq_len: int, n_heads: int, head_dim: int) -> int:
+def attention_flops(
+    schedule: Schedule, *, seq_len: int, n_heads: int, head_dim: int, bidirectional: bool = False
+) -> int:
     """Return the FLOPs of QK^T and AV over all layers, for one sequence; one multiply-add = one FLOP.
 
     Each visible pair costs head_dim for its logit and head_dim for its value. That is the causal form of 2 n^2 d per
@@ -89,16 +166,18 @@ def attention_flops(schedule: Schedule, *, seq_len: int, n_heads: int, head_dim:
         seq_len: tokens in the sequence.
         n_heads: query heads.
         head_dim: width of one head.
+        bidirectional: whether the model is an encoder: its full layer has n^2 pairs per head.
 
     Example:
         >>> from layersearch import Schedule, attention_flops
         >>> attention_flops(Schedule.parse("full window:2"), seq_len=4, n_heads=1, head_dim=8)
         272
     """
-    return 2 * head_dim * sum(span_pairs(span, seq_len, n_heads) for span in schedule)
+    pairs = (span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule)
+    return 2 * head_dim * sum(pairs)
 
 
-def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int) -> float:
+def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int, bidirectional: bool = False) -> float:
     """Return the attention FLOPs relative to the all-full schedule, at the same length and number of heads.
 
     Example:
@@ -106,8 +185,8 @@ def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int) -> float:
         >>> round(budget_ratio(Schedule.parse("full*4 block:1024*20"), seq_len=8192, n_heads=16), 3)
         0.271
     """
-    full = len(schedule) * span_pairs(FULL, seq_len, n_heads)
-    return sum(span_pairs(span, seq_len, n_heads) for span in schedule) / full
+    full = len(schedule) * span_pairs(FULL, seq_len, n_heads, bidirectional=bidirectional)
+    return sum(span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule) / full
 
 
 def cache_tokens(span: Span, seq_len: int, *, dilated: bool = True) -> int:
@@ -118,6 +197,14 @@ def cache_tokens(span: Span, seq_len: int, *, dilated: bool = True) -> int:
     if span.kind == "full":
         return seq_len
     assert span.size is not None
+    if span.kind == "fixed":  # the columns of earlier blocks and the newest block, which is whole for a moment
+        blocks, rest = divmod(seq_len - 1, span.size)
+        whole = seq_len // span.size
+        return max(blocks * span.columns + rest + 1, (whole - 1) * span.columns + span.size if whole else 0)
+    if span.kind == "memory":
+        return min(seq_len, span.memory + span.size)
+    if span.is_union:  # a later token may see any earlier one
+        return seq_len
     # Pooling reaches back to P-1 values before the first visible token.
     reach = (span.size - 1) * (span.dilation if dilated else 1) + 1
     return min(seq_len, reach + span.sink + span.pool - 1)
@@ -153,11 +240,22 @@ def kv_cache_bytes(
 
 
 def layer_costs(
-    schedule: Schedule, *, seq_len: int, n_heads: int, n_kv_heads: int, head_dim: int, bytes_per_value: int = 2
+    schedule: Schedule,
+    *,
+    seq_len: int,
+    n_heads: int,
+    n_kv_heads: int,
+    head_dim: int,
+    bytes_per_value: int = 2,
+    bidirectional: bool = False,
 ) -> tuple[LayerCost, ...]:
-    """Return each layer's cost; arguments as in `kv_cache_bytes`, one multiply-add = one FLOP."""
-    pairs = [span_pairs(span, seq_len, n_heads) for span in schedule]
-    full = span_pairs(FULL, seq_len, n_heads)
+    """Return each layer's cost; arguments as in `kv_cache_bytes`, one multiply-add = one FLOP.
+
+    An encoder (``bidirectional``) keeps no keys and values.
+    """
+    pairs = [span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule]
+    full = span_pairs(FULL, seq_len, n_heads, bidirectional=bidirectional)
+    kept = [0 if bidirectional else _span_cache(span, seq_len, n_heads, n_kv_heads) for span in schedule]
     return tuple(
         LayerCost(
             layer=layer,
@@ -166,7 +264,7 @@ def layer_costs(
             flops=2 * head_dim * pairs[layer],
             share=pairs[layer] / sum(pairs),
             ratio=pairs[layer] / full,
-            cache_bytes=2 * _span_cache(span, seq_len, n_heads, n_kv_heads) * head_dim * bytes_per_value,
+            cache_bytes=2 * kept[layer] * head_dim * bytes_per_value,
         )
         for layer, span in enumerate(schedule)
     )

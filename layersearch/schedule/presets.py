@@ -15,8 +15,9 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from layersearch.errors import ConfigError, located, require
-from layersearch.schedule.schedule import FULL as FULL
-from layersearch.schedule.schedule import Schedule, Span
+from layersearch.schedule.schedule import Schedule
+from layersearch.schedule.span import FULL as FULL
+from layersearch.schedule.span import Span
 
 
 def _window(size: int) -> Span:

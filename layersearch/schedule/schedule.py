@@ -1,8 +1,6 @@
-"""Spans and schedules: which keys each layer's attention may see.
+"""Schedules: one `Span` per layer.
 
-A `Span` is the keys that one layer sees, a `Schedule` is one span per layer. The forward pass, the cost count and every
-exporter read these objects. Nothing else in the package decides which keys are visible. `GRAMMAR` is the text form,
-docs/concepts.md explains its terms, `Span.visible` defines them.
+The forward pass, the cost count and every exporter read these objects.
 """
 
 from __future__ import annotations
@@ -10,249 +8,14 @@ from __future__ import annotations
 import functools
 import itertools
 import re
-import reprlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import Annotated, Any, Literal, overload
+from dataclasses import dataclass, field
+from typing import Annotated, Any, overload
 
 from layersearch.errors import ConfigError, located, require
-
-SpanKind = Literal["full", "window", "block"]
-KINDS: tuple[str, ...] = ("full", "window", "block")
-GRAMMAR = "full, window:W, window:W/D, window:W/D@H or block:B, then any of +sink:G, +las:B, +las:B/P, then *N"
+from layersearch.schedule.span import Span
 
 MOST_LAYERS = 100_000  # Most layers of a schedule; more is a typo, and a list that fills the memory
-_LARGEST = 10**18  # As the text form reads: more tokens or heads are a typo, too long for a float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Span:
-    """The keys that one attention layer may see, and how it weighs them.
-
-    Raises:
-        LayersearchError: a field is out of range or does not belong to the kind.
-
-    Example:
-        >>> from layersearch import Span
-        >>> str(Span(kind="window", size=512, sink=4))
-        'window:512+sink:4'
-        >>> Span.parse("block:8").visible(9, 7)
-        False
-    """
-
-    kind: SpanKind
-    """``full``, ``window`` (sliding, causal) or ``block`` (block-diagonal, causal)."""
-    size: int | None = None
-    """Window W in keys (the token itself counted), or block size B in tokens; None for ``full``."""
-    dilation: int = 1
-    """Distance D between neighboring keys of a window, in tokens."""
-    dilated_heads: int | None = None
-    """The first H query heads are dilated, the others not; None: every head."""
-    sink: int = 0
-    """The number G of first tokens that stay visible."""
-    decay: float = 0.0
-    """LaS: the largest decay B per token, in [0, 1)."""
-    pool: int = 1
-    """LaS: width P of the causal average pooling of attention rows, in tokens."""
-
-    def __post_init__(self) -> None:
-        require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
-        for name in ("size", "dilation", "dilated_heads", "sink", "pool"):
-            value = getattr(self, name)
-            absent = value is None and name in ("size", "dilated_heads")
-            whole = absent or (isinstance(value, int) and not isinstance(value, bool))
-            require(whole, f"span {name} must be a whole number, not {value!r}")
-            require(absent or abs(value) < _LARGEST, f"span {name} must be below 10^18, not {reprlib.repr(value)}")
-        number = isinstance(self.decay, int | float) and not isinstance(self.decay, bool)
-        require(number, f"span decay must be a number, not {self.decay!r}")
-        in_range = 0.0 <= self.decay < 1.0
-        require(in_range, f"the LaS decay must lie in [0, 1), not {reprlib.repr(self.decay)}")
-        object.__setattr__(self, "decay", float(self.decay) + 0.0)  # -0.0 is 0.0, in the text too
-
-        size, heads = self.size, self.dilated_heads
-        if self.kind == "full":
-            require(size is None, "a full span has no size; write 'full'")
-            require(not self.sink, "a full span already sees the first tokens; drop '+sink'")
-        else:
-            require(size is not None and size >= 1, f"a {self.kind} needs a size of at least 1 token, not {size}")
-        dilated = self.dilation != 1 or heads is not None
-        require(self.kind == "window" or not dilated, f"only a window can be dilated, not {self.kind}")
-        require(self.dilation >= 1, f"dilation must be at least 1 token, not {self.dilation}")
-        require(heads is None or heads >= 1, f"the number of dilated heads must be at least 1, not {heads}")
-        require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
-        require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
-        # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
-        if self.size == 1:
-            object.__setattr__(self, "dilation", 1)
-        if self.dilation == 1:
-            object.__setattr__(self, "dilated_heads", None)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every earlier token is visible (a layer that counts toward l)."""
-        return self.kind == "full"
-
-    @property
-    def is_las(self) -> bool:
-        """Whether logits decay or attention rows are smoothed."""
-        return self.decay > 0 or self.pool > 1
-
-    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
-        """Refuse a span that does not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads."""
-        keys = 0 if self.size is None else (self.size - 1) * self.dilation + 1
-        fits = max(keys, self.sink) <= seq_len
-        require(fits, f"{self} is longer than the text of {seq_len} tokens; use a smaller span or 'full'")
-        enough = n_heads is None or (self.dilated_heads or 0) <= n_heads
-        require(enough, f"{self} dilates more heads than the model's {n_heads}")
-
-    def visible(self, i: Any, j: Any, head: Any = 0) -> Any:
-        """Tell whether query ``i`` may see key ``j`` in query head ``head``, all counted from 0.
-
-        This is the definition of the span. It uses operators only, so it serves Python integers, NumPy arrays, torch
-        tensors and FlexAttention's ``mask_mod``. The result has the broadcast shape of the arguments.
-        """
-        causal = j <= i
-        if self.kind == "full":
-            return causal
-        assert self.size is not None
-        if self.kind == "block":
-            near = (j // self.size) == (i // self.size)
-        else:
-            near = (i - j) < self.size
-            if self.dilation > 1:
-                dilated = ((i - j) < self.size * self.dilation) & ((i - j) % self.dilation == 0)
-                if self.dilated_heads is None:
-                    near = dilated
-                else:
-                    near = (near & (head >= self.dilated_heads)) | (dilated & (head < self.dilated_heads))
-        if self.sink:
-            near = near | (j < self.sink)
-        return causal & near
-
-    def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
-        """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
-
-        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
-        are as in `visible`.
-        """
-        moved = self.visible(i, j, head)
-        for ahead in range(1, self.pool):
-            moved = moved | self.visible(i, j + ahead, head)
-        return moved
-
-    def reach(self) -> int | None:
-        """Return the largest distance i-j, in tokens, over which this layer moves information; None: any distance.
-
-        Sinks do not count: they only carry the first tokens.
-        """
-        if self.kind == "full":
-            return None
-        assert self.size is not None
-        return (self.size - 1) * self.dilation + self.pool - 1
-
-    def alphas(self, n_heads: int) -> tuple[float, ...]:
-        """Return LaS's decay per head, in 1/token: 0 for head 0, then doubling from head to head up to B.
-
-        LaS (2311.16620) fixes alpha_0 = 0 and spreads the others exponentially in (0, B]. The paper does not publish
-        the ratio between neighbors; ours is 2, as between ALiBi's slopes.
-        """
-        return (0.0, *(self.decay * 2.0 ** (head - n_heads + 1) for head in range(1, n_heads)))
-
-    _text = ""  # Made at the first use: spans are keys of many tables, and a run writes few of them very often
-
-    def __str__(self) -> str:
-        if not self._text:
-            object.__setattr__(self, "_text", self._written())
-        return self._text
-
-    def __hash__(self) -> int:
-        return hash(str(self))
-
-    def _written(self) -> str:
-        text: str = self.kind
-        if self.size is not None:
-            text += f":{self.size}"
-        if self.dilation > 1:
-            text += f"/{self.dilation}"
-        if self.dilated_heads is not None:
-            text += f"@{self.dilated_heads}"
-        if self.sink:
-            text += f"+sink:{self.sink}"
-        if self.is_las:
-            text += f"+las:{self.decay!r}"
-            if self.pool > 1:
-                text += f"/{self.pool}"
-        return text
-
-    @classmethod
-    @functools.lru_cache(maxsize=4096)  # a thousand records of 48 layers name a handful of spans
-    def parse(cls, text: str) -> Span:
-        """Read one span from its text form, for example ``window:512/2@2+sink:4``.
-
-        Raises:
-            LayersearchError: the term is wrong; the message names the expected form.
-        """
-        base, *extras = re.split(r"\+(?=[^\d])", text.strip())
-        match = re.fullmatch(r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@]*)(/(?P<dilation>[^@]*)(@(?P<heads>.*))?)?)?", base)
-        if match is None:
-            raise ConfigError(f"{text!r}: expected {GRAMMAR}")
-        kind = match["kind"]
-        require(kind in KINDS, f"{text!r}: expected {GRAMMAR}", kind, KINDS)
-        values: dict[str, Any] = {"kind": kind}
-        for name, what in (("size", "size"), ("dilation", "dilation"), ("heads", "number of heads")):
-            if match[name] is not None:
-                values["dilated_heads" if name == "heads" else name] = _whole(match[name], what, text)
-        for extra in extras:
-            name, _, value = extra.partition(":")
-            if name == "sink" and "sink" not in values:
-                values["sink"] = _whole(value, "sink", text)
-                require(values["sink"] >= 1, f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
-            elif name == "las" and "decay" not in values:
-                decay, slash, pool = value.partition("/")
-                try:
-                    values["decay"] = float(decay)
-                except ValueError:
-                    raise ConfigError(f"{text!r}: expected a number after 'las:', found {decay!r}") from None
-                if slash:
-                    values["pool"] = _whole(pool, "pooling width", text)
-                changes = values["decay"] != 0.0 or values.get("pool", 1) != 1
-                require(changes, f"{text!r}: 'las:0' without pooling changes nothing; drop it")
-            else:
-                raise ConfigError(f"{text!r}: expected +sink:G or +las:B[/P], each once, found '+{extra}'")
-        with located(repr(text)):
-            return cls(**values)
-
-    @classmethod
-    def from_dict(cls, mapping: Mapping[str, Any]) -> Span:
-        """Read one span from the mapping that `to_dict` writes.
-
-        Raises:
-            LayersearchError: a key is unknown or a value out of range.
-        """
-        plain = isinstance(mapping, Mapping)
-        require(plain, f"a span is a mapping such as {{kind: window, size: 32}}, not {mapping!r}")
-        known = [field.name for field in fields(cls)]
-        for key in mapping:
-            require(key in known, f"a span has no key {key!r}", key, known)
-        require("kind" in mapping, f"a span needs the key 'kind': one of {', '.join(KINDS)}")
-        return cls(**mapping)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the mapping for files: the kind and every field that differs from its default."""
-        return {"kind": self.kind} | {
-            field.name: getattr(self, field.name)
-            for field in fields(self)
-            if field.name != "kind" and getattr(self, field.name) != field.default
-        }
-
-
-FULL = Span(kind="full")
-
-
-def _whole(text: str, what: str, term: str) -> int:
-    whole = re.fullmatch(r"-?\d{1,18}", text)
-    require(whole, f"{term!r}: expected a whole number for the {what}, found {text!r}")
-    return int(text)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -355,15 +118,15 @@ class Schedule(Sequence[Span]):
         """The layers with full attention, counted from 0."""
         return tuple(layer for layer, span in enumerate(self.spans) if span.is_full)
 
-    def check(self, *, seq_len: int, n_heads: int | None = None) -> None:
-        """Refuse spans that do not fit a text of ``seq_len`` tokens or a model of ``n_heads`` heads.
+    def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:
+        """Refuse spans that do not fit a text of ``seq_len`` tokens, a model of ``n_heads`` heads or its direction.
 
         Raises:
             LayersearchError: a window, block or sink is longer than the text, or too many heads are dilated.
         """
         for layer, span in enumerate(self.spans):
             with located(f"layer {layer}"):
-                span.check(seq_len=seq_len, n_heads=n_heads)
+                span.check(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
 
     def __len__(self) -> int:
         return len(self.spans)

@@ -12,7 +12,7 @@ from typing import Any
 
 from layersearch.config.loader import Strict, build, find_file, read_yaml
 from layersearch.errors import ConfigError, located, require, visible
-from layersearch.schedule.schedule import Span
+from layersearch.schedule.span import Span
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -121,7 +121,8 @@ def _vocabulary(recipe: Recipe) -> int:
 
         return int(load_config(recipe.pretrained).vocab_size)
     local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
-    return tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
+    size = tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
+    return size if recipe.data.mask_share is None else size + 1
 
 
 def _seconds(

@@ -16,7 +16,6 @@ from scipy import stats
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.cost import span_pairs
 from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
 
 EXPLORATION = 0.5  # Factor on the posterior standard deviation (tuned, see analysis/search_efficiency)
@@ -212,7 +211,7 @@ def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
         if at > 0:
             below = next(options for group, options in zip(space.groups, space.options, strict=True) if at - 1 in group)
             sparse = [other for other in below if not other.is_full] or below
-            recalls[at - 1] = max(sparse, key=lambda other: span_pairs(other, space.seq_len, space.n_heads))
+            recalls[at - 1] = max(sparse, key=space.pairs)
         found = [Schedule(tuple(recalls)), middle, presets.all_sparse(layers, span)]
         found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
     return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]

@@ -18,8 +18,9 @@ from layersearch.config.loader import build, read_yaml
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.cost import kv_cache_bytes, span_pairs
-from layersearch.schedule.schedule import FULL, Schedule, Span
+from layersearch.schedule.cost import kv_cache_bytes
+from layersearch.schedule.schedule import Schedule
+from layersearch.schedule.span import FULL, Span
 
 Kind = Literal["cost", "kv_cache", "latency"]
 
@@ -61,10 +62,10 @@ def cost_limit(space: BoundSpace, budget: float) -> Constraint:
         ConfigError: as `BoundSpace.check_budget`.
     """
     space.check_budget(budget)
-    full = space.n_layers * span_pairs(FULL, space.seq_len, space.n_heads)
+    full = space.n_layers * space.pairs(FULL)
     # A cost is a rounded quotient, so the largest numerator within the budget is searched, not computed.
     max_pairs = bisect.bisect_right(range(full + 1), budget, key=lambda pairs: pairs / full) - 1
-    per_span = {span: span_pairs(span, space.seq_len, space.n_heads) for span in _spans(space)}
+    per_span = {span: space.pairs(span) for span in _spans(space)}
     return Constraint(kind="cost", limit=budget, per_span=per_span, max_total=max_pairs, unit=full)
 
 
@@ -76,6 +77,7 @@ def cache_limit(space: BoundSpace, size: int, model: ModelConfig, bytes_per_valu
     Raises:
         ConfigError: if no schedule of the space is within the limit; names the smallest cache.
     """
+    require(not model.bidirectional, "an encoder keeps no KV cache; give --budget or --latency in place of --kv-cache")
     require(size >= 1, f"--kv-cache must be at least 1 byte, not {size}")
     require(bytes_per_value >= 1, f"--bytes must be at least 1, not {bytes_per_value}")
     heads = {"n_heads": space.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}

@@ -21,7 +21,6 @@ from scipy import linalg, optimize, special
 from layersearch.errors import ConfigError, LayersearchError
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.cost import span_pairs
 
 Array = NDArray[np.float64]
 Codes = NDArray[np.int64]
@@ -66,12 +65,15 @@ class Surrogate:
         self._prior = _PRIOR if pairwise else _SMOOTH
         spans = list(dict.fromkeys(span for options in space.options for span in options))
         self._index = {span: at for at, span in enumerate(spans)}
-        pairs = np.log([span_pairs(span, space.seq_len, space.n_heads) for span in spans])
+        pairs = np.log([space.pairs(span) for span in spans])
         spread = max(float(np.ptp(pairs)), 1e-12)
         other = [[float(a.kind != b.kind and not (a.is_full or b.is_full)) for b in spans] for a in spans]
         decay = np.array([span.decay for span in spans])
         pool = np.array([float(span.pool > 1) for span in spans])
         far = np.abs(pairs[:, None] - pairs[None, :]) / spread + np.array(other)
+        # Blocks of equal size that begin elsewhere see other tokens at the same cost.
+        begin = np.array([span.offset / (span.size or 1) for span in spans])
+        far = far + np.abs(begin[:, None] - begin)
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)

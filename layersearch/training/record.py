@@ -227,15 +227,16 @@ class Trial:
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
     """Return the record of a trial before its first step, with its exact cost and no loss."""
-    schedule, model, seq_len = trial.schedule, recipe.model, recipe.training.seq_len
+    schedule, model = trial.schedule, recipe.model
+    size = {"seq_len": recipe.training.seq_len, "n_heads": model.n_heads}
     return TrialRecord(
         schedule=schedule,
         seed=trial.seed,
         phase=trial.phase,
         role=trial.role,
         state="failed",
-        flops=attention_flops(schedule, seq_len=seq_len, n_heads=model.n_heads, head_dim=model.head_dim),
-        cost=budget_ratio(schedule, seq_len=seq_len, n_heads=model.n_heads),
+        flops=attention_flops(schedule, **size, head_dim=model.head_dim, bidirectional=model.bidirectional),
+        cost=budget_ratio(schedule, **size, bidirectional=model.bidirectional),
         steps=0,
         full_steps=recipe.training.steps,
         loss=None,

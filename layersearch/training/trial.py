@@ -57,7 +57,8 @@ def run_trial(
     training, schedule, device = recipe.training, trial.schedule, group.device
     alike = len(schedule) == recipe.model.n_layers
     require(alike, f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
-    schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads)
+    both = recipe.model.bidirectional
+    schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads, bidirectional=both)
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)

@@ -50,6 +50,16 @@ def test_cost_model_flops_add_the_other_products_of_the_model(
     assert "attention (QK^T and AV)" in shown
 
 
+def test_cost_of_an_encoder_counts_both_directions(capsys: pytest.CaptureFixture[str]) -> None:
+    schedule = "full window:4+global:first:2 block:8~4"
+    found = json.loads(printed(["cost", schedule, "--seq-len", "64", "--heads", "1", "--encoder", "--json"], capsys))
+    # 64^2; 64 * 9 - 4 * 5 near pairs, and for each of 2 global tokens those that are not near; 64 * 8 - 8^2 / 2.
+    pairs = [64**2, 556 + 2 * (59 + 58), 480]
+    assert [layer["pairs"] for layer in found["layers"]] == pairs
+    assert found["ratio"] == pytest.approx(sum(pairs) / (3 * 64**2))
+    assert found["kv_cache_bytes"] == sum(layer["cache_bytes"] for layer in found["layers"]) == 0
+
+
 def test_schedule_json_is_one_mapping_per_layer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "config.json", json.dumps(GEMMA3 | {"num_hidden_layers": 3}))
     layers = json.loads(printed(["schedule", path, "--json"], capsys))

@@ -100,7 +100,14 @@ def test_schema_describes_the_keys_of_every_section() -> None:
     assert found["$defs"]["TrainingConfig"]["properties"]["steps"]["description"] == "Optimizer steps of a full trial."
 
 
-@pytest.mark.parametrize("text", ["full*2 window:32+sink:4*2", "window:8/2@2 block:8+las:0.25/2 full+las:0.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "full*2 window:32+sink:4*2",
+        "window:8/2@2 block:8~3+las:0.25/2 full+las:0.5",
+        "strided:8 fixed:8/2 bigbird:4/2 bigbird:4/2/1 memory:9/4 window:4+global:first:2",
+    ],
+)
 def test_schema_holds_the_schedule_files_that_are_written(text: str) -> None:
     schedule = Schedule.parse(text)
     assert holds("schedule", yaml.safe_load(schedule_text(schedule, {"loss": 1.0})))

@@ -49,8 +49,14 @@ def mix(folder: Path, cache: Path) -> Source:
     return open_source(DataConfig(source="mix", recall_share=0.4, **settings), SEQ_LEN, cache)
 
 
+def masked(folder: Path, cache: Path) -> Source:
+    (folder / "a.txt").write_text("".join(TEXTS))
+    config = DataConfig(source="text", files=(str(folder / "a.txt"),), vocab_size=300, mask_share=0.15)
+    return open_source(config, SEQ_LEN, cache)
+
+
 SOURCES: dict[str, Opener] = {
-    **{opener.__name__: opener for opener in (text, jsonl, parquet, stdlib, mix)},
+    **{opener.__name__: opener for opener in (text, jsonl, parquet, stdlib, mix, masked)},
     **{name: lambda folder, cache, name=name: open_task(name, **SMALL[name]) for name in TASKS},
 }
 

@@ -16,7 +16,7 @@ WINDOWS = Capabilities(name="family stock")
 BLOCKS = Capabilities(name="blocks", sparse="block")
 PER_LAYER = Capabilities(name="per layer", size_per_layer=True)
 TERMS = ["full", "full+las:0.1", "window:3", "window:9", "window:4/3", "window:5/2@1", "block:8", "block:5+sink:2",
-         "window:6+sink:3", "window:4+las:0.2/3"]  # fmt: skip
+         "window:6+sink:3", "block:8~3", "fixed:8/2", "window:4+las:0.2/3"]  # fmt: skip
 
 
 def flops(schedule: Schedule) -> int:
@@ -50,6 +50,8 @@ def test_nearest_schedule_is_held_keeps_full_layers_and_no_other_size_is_closer(
         ("window:4 window:12 full", PER_LAYER, "window:4 window:12 full"),
         ("window:4/2@1 window:7 full+las:0.1", PER_LAYER, "window:4 window:7 full"),
         ("window:5+sink:2 block:8", BLOCKS, "block:10*2"),
+        ("strided:8 bigbird:4/1", WINDOWS, "window:12*2"),
+        ("block:8~4 block:8", BLOCKS, "block:8*2"),
         ("window:4 full+las:0.1 window:4", WINDOWS, "window:4 full window:4"),
     ],
 )

@@ -17,8 +17,9 @@ from layersearch.report import facts
 from layersearch.report.answer import frontier_line
 from layersearch.report.folder import expand, goes_on, open_run
 from layersearch.report.payload import clean, page_data
+from layersearch.report.schedules import last_keys
 from layersearch.results.held_out import measure_rows
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, Span
 from layersearch.schedule.cost import kv_cache_bytes
 from layersearch.study.saved_run import load_records, load_result
 from tests.helpers.hostile import ANSI
@@ -89,6 +90,19 @@ def test_frontier_of_two_points_says_what_was_measured_between_and_above() -> No
 def test_frontier_of_three_points_needs_no_reason(selection: dict[str, Any]) -> None:
     assert len(selection["frontier"]) > 2
     assert selection["frontier_line"] is None
+
+
+@pytest.mark.parametrize(
+    ("text", "keys"),
+    [
+        ("full", [(0, 20)]),
+        ("window:3+sink:2", [(0, 2), (17, 20)]),
+        ("window:3/4", [(11, 12), (15, 16), (19, 20)]),
+        ("block:8~3", [(13, 20)]),
+    ],
+)
+def test_last_keys_of_a_span_are_the_ranges_that_the_last_query_sees(text: str, keys: list[tuple[int, int]]) -> None:
+    assert last_keys(Span.parse(text), 20) == keys
 
 
 def test_spans_of_a_schedule_give_back_its_text(selection: dict[str, Any]) -> None:

@@ -27,9 +27,36 @@ from layersearch.schedule.cost import (
     span_pairs,
 )
 
-BARE = ["full", "window:9", "window:70", "window:9/3", "window:9/3@1", "window:5/80", "block:1", "block:16", "block:70"]
-SINKS = ["window:9+sink:4", "window:9/3+sink:20", "window:9/3@1+sink:4", "block:16+sink:4", "block:8+sink:30"]
-KINDS = [*BARE, *SINKS, "full+las:0.1", "window:9+las:0.1/3", "block:16+sink:4+las:0.1/3", "window:9/3@1+las:0/3"]
+BARE = [
+    "full",
+    "window:9",
+    "window:70",
+    "window:9/3",
+    "window:9/3@1",
+    "window:5/80",
+    "block:1",
+    "block:16",
+    "block:70",
+    "block:16~5",
+]
+SINKS = [
+    "window:9+sink:4",
+    "window:9/3+sink:20",
+    "window:9/3@1+sink:4",
+    "block:16+sink:4",
+    "block:8+sink:30",
+    "block:16~9+sink:12",
+]
+UNIONS = ["strided:9", "fixed:9/2", "bigbird:4/2", "memory:13/9"]
+KINDS = [
+    *BARE,
+    *SINKS,
+    *UNIONS,
+    "full+las:0.1",
+    "window:9+las:0.1/3",
+    "block:16+sink:4+las:0.1/3",
+    "window:9/3@1+las:0/3",
+]
 HEADS, HEAD_DIM = 4, 8
 
 
@@ -50,15 +77,104 @@ def test_attention_flops_closed_form_mask_and_trace_agree(text: str, tokens: int
     size=st.integers(1, 90),
     dilation=st.integers(1, 40),
     dilated_heads=st.one_of(st.none(), st.integers(1, 6)),
+    offset=st.integers(0, 89),
     sink=st.integers(0, 90),
     tokens=st.integers(1, 80),
 )
 def test_attended_pairs_closed_form_equals_the_mask_sum(
-    kind: str, size: int, dilation: int, dilated_heads: int | None, sink: int, tokens: int
+    kind: str, size: int, dilation: int, dilated_heads: int | None, offset: int, sink: int, tokens: int
 ) -> None:
-    extra = {"dilation": dilation, "dilated_heads": dilated_heads} if kind == "window" else {}
+    dilated = {"dilation": dilation, "dilated_heads": dilated_heads}
+    extra = dilated if kind == "window" else {"offset": offset % size}
     span = Span(kind=kind, size=size, sink=sink, **extra)  # type: ignore[arg-type]
     assert span_pairs(span, tokens, HEADS) == int(span_mask(span, tokens, HEADS).sum())
+
+
+unions = st.one_of(
+    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 20)),
+    st.builds(Span, kind=st.just("fixed"), size=st.integers(9, 20), columns=st.integers(1, 8)),
+    st.builds(Span, kind=st.just("memory"), size=st.integers(1, 20), memory=st.integers(1, 70)),
+    st.builds(Span, kind=st.just("bigbird"), size=st.integers(1, 20), random_blocks=st.integers(1, 9)),
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(span=unions, tokens=st.integers(1, 150))
+def test_union_pairs_and_what_covers_a_text_equal_the_mask(span: Span, tokens: int) -> None:
+    mask = span_mask(span, tokens, 1)
+    assert span_pairs(span, tokens, HEADS) == HEADS * int(mask.sum())
+    assert Span.parse(str(span)) == Span.from_dict(span.to_dict()) == span
+    if span.covers(tokens):
+        assert torch.equal(mask[0], torch.ones(tokens, tokens).tril().bool())
+
+
+ENCODER = [
+    "full",
+    "window:9",
+    "window:70",
+    "window:5+global:first:8",
+    "block:16",
+    "block:16~5",
+    "block:8+global:first:20",
+]
+
+
+@pytest.mark.parametrize("text", ENCODER)
+@pytest.mark.parametrize("tokens", [20, 64])
+def test_encoder_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) -> None:
+    schedule = Schedule.parse(text)
+    size = {"n_layers": 1, "d_model": HEADS * HEAD_DIM, "n_heads": HEADS, "n_kv_heads": 2, "d_ff": 24}
+    config = ModelConfig(kind="encoder", **size)
+    closed = attention_flops(schedule, seq_len=tokens, n_heads=HEADS, head_dim=HEAD_DIM, bidirectional=True)
+    mask = span_mask(schedule[0], tokens, HEADS, bidirectional=True)
+    traced = traced_flops(Decoder(config, 11, schedule), tokens)
+    assert closed == 2 * HEAD_DIM * int(mask.sum()) == traced["attend"]
+    assert sum(traced.values()) == model_flops(config, 11, schedule, seq_len=tokens)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    kind=st.sampled_from(["window", "block"]),
+    size=st.integers(1, 40),
+    offset=st.integers(0, 39),
+    first=st.integers(0, 60),
+    tokens=st.integers(1, 60),
+)
+def test_encoder_pairs_closed_form_equals_the_mask_sum(
+    kind: str, size: int, offset: int, first: int, tokens: int
+) -> None:
+    where = {"offset": offset % size} if kind == "block" else {}
+    span = Span(kind=kind, size=size, global_first=first, **where)  # type: ignore[arg-type]
+    mask = span_mask(span, tokens, 1, bidirectional=True)
+    assert span_pairs(span, tokens, HEADS, bidirectional=True) == HEADS * int(mask.sum())
+    assert Span.parse(str(span)) == span
+    assert bool(mask.all()) or not span.covers(tokens, bidirectional=True)
+
+
+def test_encoder_budget_ratio_of_longformer_equals_hand_computation() -> None:
+    # 256 keys on each side of 4,096 tokens (2004.05150): n (2w + 1) - w (w + 1) pairs of n^2, 12.1%.
+    ratio = budget_ratio(Schedule.parse("window:256*12"), seq_len=4096, n_heads=12, bidirectional=True)
+    assert ratio == (4096 * 513 - 256 * 257) / 4096**2
+    assert round(ratio, 3) == 0.121
+
+
+def test_bigbird_random_blocks_are_distinct_and_lie_between_the_first_and_the_window() -> None:
+    span = Span.parse("bigbird:1/4/3")
+    for block in range(6, 200):
+        drawn = [int(span.random_block(block, at)) for at in range(4)]
+        assert len(set(drawn)) == 4
+        assert 1 <= min(drawn) <= max(drawn) <= block - 2
+    others = {Span.parse(f"bigbird:1/4/{seed}").random_block(150, 2) for seed in range(20)}
+    assert len(others) > 10
+
+
+def test_budget_ratio_sparse_transformer_on_enwik8_equals_hand_computation() -> None:
+    # 12,288 tokens, blocks of 128 of which the last 32 columns are seen by all (1904.10509, section 7.2).
+    blocks, size, columns = 96, 128, 32
+    pairs = blocks * size * (size + 1) // 2 + columns * size * blocks * (blocks - 1) // 2
+    ratio = budget_ratio(Schedule.parse("fixed:128/32*30"), seq_len=12_288, n_heads=8)
+    assert ratio == pairs / (12_288 * 12_289 / 2)
+    assert round(ratio, 3) == 0.258
 
 
 def test_budget_ratio_masformer_equals_its_published_budget() -> None:
@@ -123,6 +239,12 @@ def test_traced_flops_attention_operator_of_another_library_is_an_error() -> Non
         ("block:128", 128),
         ("block:2000", 1000),
         ("window:999+sink:9", 1000),
+        ("strided:64", 1000),
+        ("bigbird:64/2", 1000),
+        ("memory:100/64", 164),
+        # At the end of the last whole block: the columns of 14 blocks, and a whole one. The text's end needs fewer.
+        ("fixed:64/16", 14 * 16 + 64),
+        ("fixed:500/16", 16 + 500),
     ],
 )
 def test_cached_tokens_equal_hand_counts(text: str, tokens: int) -> None:

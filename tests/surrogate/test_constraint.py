@@ -91,3 +91,10 @@ def test_parse_bytes_reads_units() -> None:
 def test_parse_bytes_other_text_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--kv-cache"):
         parse_bytes(text)
+
+
+def test_cache_limit_of_an_encoder_is_refused() -> None:
+    encoder = ModelConfig(kind="encoder", n_layers=3, d_model=32, n_heads=4, n_kv_heads=2, d_ff=64)
+    space = BoundSpace(Space(name="small", choices=("full", "block:12")), n_layers=3, seq_len=49, n_heads=4)
+    with pytest.raises(ConfigError, match="an encoder keeps no KV cache; give --budget"):
+        cache_limit(space, 10**9, encoder)

@@ -5,11 +5,19 @@
     block_mask = create_block_mask(MASK_MODS[layer], None, N_HEADS, tokens, tokens, device=...)
     out = flex_attention(q, k, average_values(v, layer), score_mod=SCORE_MODS[layer], block_mask=block_mask)
 
-`attention` does the same. Query i sees key j <= i as the span's ``kind`` says: "full" always; "window" if
-j = i - t * dilation, t = 0 ... size-1 (only the first ``dilated_heads`` heads may be dilated); "block" if both lie in
-the same block of ``size`` tokens. It also sees the first ``sink`` tokens. ``decay`` and ``pool`` are LaS
-(arXiv:2311.16620): the logits of head h are multiplied by exp(-alpha_h (i - j)); rows of attention weights are averaged
-over ``pool`` neighbors, which is the same as averaging values first.
+`attention` does the same. Query i sees key j <= i as the span's ``kind`` says:
+
+- "full": always.
+- "window": j = i - t * dilation, t = 0 ... size-1; only the first ``dilated_heads`` heads may be dilated.
+- "block": both lie in the same block of ``size`` tokens, of which the first holds ``size`` - ``offset``.
+- "strided": i - j is less than ``size`` or a multiple of it.
+- "fixed": both lie in the same block of ``size`` tokens, or j is one of the last ``columns`` of its block.
+- "memory": j is no more than ``memory`` tokens before i's segment of ``size`` tokens.
+- "bigbird": j's block is i's, the one before, the first, or one of ``random_blocks`` (`random_block`).
+
+It also sees the first ``sink`` tokens. ``decay`` and ``pool`` are LaS (arXiv:2311.16620): the logits of head h are
+multiplied by exp(-alpha_h (i - j)); rows of attention weights are averaged over ``pool`` neighbors, which is the same
+as averaging values first.
 
 Empty blocks of 128 by 128 scores are skipped: in a compiled ``flex_attention`` on a GPU, work grows with the span. On a
 CPU there is no backward pass (torch 2.13).
@@ -31,16 +39,41 @@ SPANS: list[dict[str, Any]] = [{"kind": "full"}]
 """One span per layer, bottom layer first."""
 
 
+def random_block(span: dict[str, Any], block: Any, at: int) -> Any:
+    """Return one random block of each block of queries, from the ``at``-th of equal parts; 0: there is none."""
+    choices, count, prime = block - 2, span["random_blocks"], 46_337
+    first = at * choices // count
+    width = (at + 1) * choices // count - first
+    salt = ((at + 1) * 7919 + span.get("seed", 0) * 10_007) % prime
+    drawn = (block + salt) % prime
+    for factor in (30_269, 20_011):
+        drawn = (drawn * factor + salt) % prime
+        drawn = drawn * drawn % prime
+    return (1 + first + drawn % (width + (width == 0))) * ((choices > 0) & (width > 0))
+
+
 def mask_mod(span: dict[str, Any]) -> Callable[..., Any]:
     """Return the function of (batch, head, query, key) that is true for visible keys."""
     kind, size = span["kind"], span.get("size", 0)
     dilation, heads, sink = span.get("dilation", 1), span.get("dilated_heads"), span.get("sink", 0)
+    offset = span.get("offset", 0)
 
     def visible(batch: Any, head: Any, i: Any, j: Any) -> Any:
         if kind == "full":
             return j <= i
+        if kind == "strided":
+            return (j <= i) & ((i - j < size) | ((i - j) % size == 0))
+        if kind == "memory":
+            return (j <= i) & (j >= i // size * size - span["memory"])
+        if kind == "fixed":
+            return (j <= i) & ((j // size == i // size) | (j % size >= size - span["columns"]))
+        if kind == "bigbird":
+            near = (i // size - j // size <= 1) | (j // size == 0)
+            for at in range(span["random_blocks"]):
+                near = near | (j // size == random_block(span, i // size, at))
+            return (j <= i) & near
         if kind == "block":
-            near = j // size == i // size
+            near = (j + offset) // size == (i + offset) // size
         else:
             near = i - j < size
             if dilation > 1:

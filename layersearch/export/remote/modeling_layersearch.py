@@ -5,8 +5,12 @@ weight names are the stock model's; its attention runs here. Query i (from 0, wi
 
     kind "full"     always
     kind "window"   j = i - t * dilation, t = 0 ... size-1; only the first ``dilated_heads`` heads may be dilated
-    kind "block"    i and j lie in the same block of ``size`` tokens
+    kind "block"    i and j lie in the same block of ``size`` tokens; the first holds ``size`` - ``offset``
     ``sink``        or j is one of the first ``sink`` tokens
+    kind "strided"  i - j is less than ``size`` or a multiple of it
+    kind "fixed"    i and j lie in the same block of ``size`` tokens, or j is one of the last ``columns`` of its block
+    kind "memory"   j is no more than ``memory`` tokens before i's segment of ``size`` tokens
+    kind "bigbird"  j's block is i's, the one before, the first, or one of ``random_blocks`` (`Span.random_block`)
 
 ``decay`` and ``pool`` are LaS (arXiv:2311.16620). The logits of head h are multiplied by exp(-alpha_h (i - j)), where
 alpha_0 = 0, and alpha_h doubles from head to head up to ``decay``. Rows of attention weights are averaged over ``pool``
@@ -51,27 +55,65 @@ class Span:
     size: int | None = None
     dilation: int = 1
     dilated_heads: int | None = None
+    offset: int = 0
+    columns: int = 0
+    random_blocks: int = 0
+    seed: int = 0
+    memory: int = 0
     sink: int = 0
     decay: float = 0.0
     pool: int = 1
 
     def __post_init__(self) -> None:
-        if self.kind not in ("full", "window", "block") or (self.size is None) != (self.kind == "full"):
+        kinds = ("full", "window", "block", "strided", "fixed", "bigbird", "memory")
+        if self.kind not in kinds or (self.size is None) != (self.kind == "full"):
             raise ValueError(f"layer_spans: {self} is neither full nor a window or block with a size")
 
     def reach(self, dilated: bool = True) -> int | None:
         """Return r such that every visible key except sinks lies at i-r < j; None: no bound."""
         if self.kind == "window":
             return (self.size - 1) * (self.dilation if dilated else 1) + 1
-        return self.size
+        return self.size + self.memory if self.kind in ("block", "memory") else None
+
+    def slots(self, tokens: int, dilated: bool = True) -> int:
+        """Return the most keys that a cache of so many tokens holds."""
+        reach = self.reach(dilated)
+        if self.kind == "fixed":  # a block stays whole until the next one begins
+            whole, now = tokens // self.size, (tokens - 1) // self.size * self.columns + (tokens - 1) % self.size + 1
+            return max(now, (whole - 1) * self.columns + self.size if whole else 0)
+        return tokens if reach is None else min(tokens, reach + self.pool - 1 + self.sink)
+
+    def random_block(self, block: Tensor, at: int) -> Tensor:
+        """Return one random block of each block of queries, from the ``at``-th of equal parts; 0: there is none."""
+        choices, prime = block - 2, 46_337
+        first = at * choices // self.random_blocks
+        width = (at + 1) * choices // self.random_blocks - first
+        salt = ((at + 1) * 7919 + self.seed * 10_007) % prime
+        drawn = (block + salt) % prime
+        for factor in (30_269, 20_011):
+            drawn = (drawn * factor + salt) % prime
+            drawn = drawn * drawn % prime
+        return (1 + first + drawn % width.clamp(min=1)) * ((choices > 0) & (width > 0))
 
     def visible(self, i: Tensor, j: Tensor, head: Tensor) -> Tensor:
         """Return the mask (..., H or 1, Q, S) for positions i (..., Q, 1) and j (..., S), and heads (H, 1, 1)."""
         seen = (j >= 0) & (j <= i)
         if self.kind == "full":
             return seen
+        if self.kind == "strided":
+            return seen & ((i - j < self.size) | ((i - j) % self.size == 0))
+        if self.kind == "memory":
+            return seen & (j >= i // self.size * self.size - self.memory)
+        if self.kind == "fixed":
+            return seen & ((j // self.size == i // self.size) | (j % self.size >= self.size - self.columns))
+        if self.kind == "bigbird":
+            block, other = i // self.size, j // self.size
+            near = (block - other <= 1) | (other == 0)
+            for at in range(self.random_blocks):
+                near = near | (other == self.random_block(block, at))
+            return seen & near
         if self.kind == "block":
-            near = j // self.size == i // self.size
+            near = (j + self.offset) // self.size == (i + self.offset) // self.size
         else:
             near = i - j < self.size
             if self.dilation > 1:
@@ -86,6 +128,11 @@ class Span:
         """
         age = torch.arange(slots - 1, -1, -1, device=tokens.device)  # 0 for the newest slot
         tokens = tokens.clamp(min=0)
+        if self.kind == "fixed":  # columns of earlier blocks come first, then the newest block
+            recent = (tokens - 1) % self.size + 1
+            older = age - recent
+            column = tokens - recent - (older // self.columns) * self.size - 1 - older % self.columns
+            return torch.where(age < recent, tokens - 1 - age, column).clamp(min=-1)
         reach = self.reach(dilated)
         recent = tokens if reach is None else tokens.clamp(max=reach + self.pool - 1)
         sinks = (tokens - recent).clamp(max=self.sink)
@@ -224,9 +271,9 @@ class SpanLayer(CacheLayerMixin):
             new = (key_states[:, heads], value_states[:, heads])
             both = [torch.cat(pair, dim=2) for pair in zip(self.held[part], new, strict=True)]
             found.append((positions, both))
-            reach = self.span.reach(dilated)
-            slots = total if reach is None else min(total, reach + self.span.pool - 1 + self.span.sink)
-            if slots < positions.shape[-1]:
+            slots = self.span.slots(total, dilated)
+            # A block of a padded row may end at any length: then its columns move.
+            if slots < positions.shape[-1] or self.span.columns:
                 index = torch.searchsorted(positions, self.span.kept(after, slots, dilated))
                 self.held[part] = [pick(states, index) for states in both]
             else:

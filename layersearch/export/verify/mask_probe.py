@@ -69,6 +69,8 @@ def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -
             edges.append(2 * (span.size or 0) + span.sink + span.pool)
         elif span.kind == "window":
             edges.append((span.reach() or 0) + 1 + span.sink + span.dilation)
+        elif span.is_union:  # enough blocks or strides to tell what lies behind the near keys
+            edges.append(span.memory + (span.random_blocks + 4) * (span.size or 0))
     needed += [edge + max(4, min(64, edge // 2)) for edge in edges]
     tokens = max(MIN_TOKENS, min(longest or 0, MIN_LONG_TOKENS), *needed)
     if tokens > MAX_TOKENS:
@@ -85,8 +87,13 @@ def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
         if span.size is None:
             continue
         keys |= {span.sink - 1, span.sink}
-        if span.kind == "block":
-            keys |= {times * span.size + off for times in (1, 2) for off in (-1, 0)}
+        if span.is_union:
+            edges = {times * span.size + off for times in range(1, 5) for off in (-1, 0)}
+            keys |= (
+                edges | {edge - span.columns - span.memory for edge in edges} | {tokens - 1 - edge for edge in edges}
+            )
+        elif span.kind == "block":
+            keys |= {times * span.size - span.offset + off for times in (1, 2) for off in (-1, 0)}
         else:
             reach = span.reach() or 0
             keys |= {reach, tokens - 1 - reach, tokens - 2 - reach, (tokens - 1 - reach) // 2}

@@ -130,7 +130,9 @@ def prompts(schedule: Schedule, tokens: int, longest: int) -> list[tuple[int, in
     if tokens <= SHORT:
         return [(_PROMPT, tokens - _PROMPT)]
     edges = {(span.reach() or 0) + 1 for span in schedule if span.kind == "window"}
-    edges |= {times * (span.size or 0) for span in schedule if span.kind == "block" for times in (1, 2)}
+    blocks = [span for span in schedule if span.kind == "block" or span.is_union]
+    edges |= {times * (span.size or 0) - span.offset for span in blocks for times in (1, 2, span.random_blocks + 3)}
+    edges |= {span.memory + times * (span.size or 0) for span in blocks if span.memory for times in (0, 1)}
     starts = {max(1, start) for edge in edges for start in (edge - _PROMPT, edge + _FEW)} or {tokens - _FEW}
     return [(start, _FEW) for start in sorted(starts) if start + _FEW <= longest]
 

@@ -26,8 +26,9 @@ def attend(
     *,
     softcap: float = 0.0,
     s_aux: Tensor | None = None,
+    bidirectional: bool = False,
 ) -> Tensor:
-    """Return causal attention over ``span``, differentiable in q, k, v and s_aux.
+    """Return attention over ``span``, differentiable in q, k, v and s_aux.
 
     Args:
         q: queries, (B, H, T, D).
@@ -40,12 +41,14 @@ def attend(
         softcap: scaled logits z become softcap tanh(z / softcap), as in Gemma 2; 0: they stay.
         s_aux: a learned logit per head, (H,), of one more key that every query sees and whose value is 0, as in
             gpt-oss; None: no such key.
+        bidirectional: whether the model is an encoder: tokens see later ones, and a window has W keys on each side.
 
     Returns:
         (B, H, T, D), in the widest precision of q, k and v, or in autocast's where that is on.
 
     Raises:
-        LayersearchError: the shapes do not match, the kernel is unknown, or flex needs gradients on CPU.
+        LayersearchError: the shapes do not match, the kernel is unknown, the span has no meaning in this direction, or
+            flex needs gradients on CPU.
 
     Example:
         >>> import torch
@@ -54,6 +57,7 @@ def attend(
         >>> attend(q, k, v, Span.parse("window:4+sink:1")).shape
         torch.Size([1, 4, 16, 8])
     """
+    span.check_direction(bidirectional)
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not tracing:  # under tracing shapes are tensors, which a branch would freeze
         _check(q, k, v, span)
@@ -73,17 +77,18 @@ def attend(
         if kernel == "flex" and _serves_flash(span, q.device, common, q.shape[3], bool(softcap) or s_aux is not None):
             kernel = "flash"
     if kernel == "chunked":
-        return chunked_attention(q, k, v, span, softcap, s_aux)
+        return chunked_attention(q, k, v, span, softcap, s_aux, bidirectional=bidirectional)
     if kernel == "flex":
         from layersearch.model.attention.flex import flex_span_attention
 
-        return flex_span_attention(q, k, v, span, softcap, s_aux)
+        return flex_span_attention(q, k, v, span, softcap, s_aux, bidirectional=bidirectional)
     if kernel == "flash":
         # Without a kernel of these torch would hold every pair in memory; here it raises an error instead.
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
-            return F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=q.shape[1] != k.shape[1])
+            grouped = q.shape[1] != k.shape[1]
+            return F.scaled_dot_product_attention(q, k, v, is_causal=not bidirectional, enable_gqa=grouped)
     if kernel == "reference":
-        return reference_attention(q, k, v, span, softcap, s_aux)
+        return reference_attention(q, k, v, span, softcap, s_aux, bidirectional=bidirectional)
     raise LayersearchError(f"attention kernel {kernel!r} is not known{did_you_mean(str(kernel), get_args(Kernel))}")
 
 

@@ -16,9 +16,9 @@ from layersearch.model.attention.operator import pool_values
 from layersearch.schedule import Span
 
 
-def mask_mod(span: Span) -> Callable[[Any, Any, Any, Any], Any]:
+def mask_mod(span: Span, bidirectional: bool = False) -> Callable[[Any, Any, Any, Any], Any]:
     """Return FlexAttention's mask function, which is `Span.visible`."""
-    return lambda batch, head, i, j: span.visible(i, j, head)
+    return lambda batch, head, i, j: span.visible(i, j, head, bidirectional=bidirectional)
 
 
 def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -> Callable[..., Any] | None:
@@ -35,10 +35,11 @@ def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -
 
 @functools.lru_cache(maxsize=256)
 def _modifiers(
-    span: Span, seq_len: int, n_heads: int, device: torch.device, softcap: float
+    span: Span, seq_len: int, n_heads: int, device: torch.device, softcap: float, bidirectional: bool
 ) -> tuple[BlockMask, Callable[..., Any] | None]:
     heads = n_heads if span.dilated_heads is not None else None
-    mask = create_block_mask(mask_mod(span), B=None, H=heads, Q_LEN=seq_len, KV_LEN=seq_len, device=str(device))
+    sizes: Any = {"B": None, "H": heads, "Q_LEN": seq_len, "KV_LEN": seq_len, "device": str(device)}
+    mask = create_block_mask(mask_mod(span, bidirectional), **sizes)
     return mask, _score_mod(span, n_heads, device, softcap)
 
 
@@ -53,9 +54,16 @@ def _compiled() -> Callable[..., Any]:
 
 
 def flex_span_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    softcap: float = 0.0,
+    s_aux: Tensor | None = None,
+    *,
+    bidirectional: bool = False,
 ) -> Tensor:
-    """Return causal attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v.
+    """Return attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v.
 
     Raises:
         LayersearchError: gradients are wanted on CPU, where FlexAttention has none.
@@ -64,7 +72,7 @@ def flex_span_attention(
         raise LayersearchError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
     wide = torch.promote_types(v.dtype, torch.float32)
     values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
-    mask, score_mod = _modifiers(span, q.shape[2], q.shape[1], q.device, softcap)
+    mask, score_mod = _modifiers(span, q.shape[2], q.shape[1], q.device, softcap, bidirectional)
     run: Any = flex_attention if q.device.type == "cpu" else _compiled()
     grouped = k.shape[1] != q.shape[1]
     aux = None if s_aux is None else AuxRequest(lse=True)

@@ -12,10 +12,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.model.attention import strips, tiled
+from layersearch.model.attention import strips, tiled, union
+from layersearch.model.attention.residues import deal, gather
 from layersearch.schedule import Span
 
 # Measured, see analysis/span_speed. Below this length in tokens, the CPU's flash kernel is slower backward in bf16 than
@@ -27,11 +27,20 @@ TILED_FORWARD_SIZE, TILED_BACKWARD_SIZE = 512, 256
 PIECE_VALUES = 1 << 17
 
 
+ENCODER = "encoder "
+"""Begins the operator's text of a span in an encoder."""
+
+
+def read_text(text: str) -> tuple[Span, bool]:
+    """Return the span of the operator's text, and whether the model is an encoder."""
+    return Span.parse(text.removeprefix(ENCODER)), text.startswith(ENCODER)
+
+
 @functools.lru_cache(maxsize=1024)
 def effective_span(text: str, seq_len: int) -> Span:
     """Return the span that sees the same in a text of ``seq_len`` tokens, full where it covers all of it."""
-    span = Span.parse(text)
-    if span.size is not None and span.dilation == 1 and max(span.size, span.sink) >= seq_len:
+    span, bidirectional = read_text(text)
+    if span.covers(seq_len, bidirectional=bidirectional):
         return Span(kind="full", decay=span.decay, pool=span.pool)
     return span
 
@@ -53,23 +62,6 @@ def pool_values(v: Tensor, width: int) -> Tensor:
     return pooled.div_(width)
 
 
-def _deal(x: Tensor, residues: int) -> Tensor:
-    """Deal tokens into one row per residue, zeros at the end: (B, H, T, D) -> (B*H*R, ceil(T/R), D), contiguous."""
-    batch, heads, tokens, width = x.shape
-    length = -(-tokens // residues)
-    if length * residues != tokens:
-        x = F.pad(x, (0, 0, 0, length * residues - tokens))
-    dealt = x.reshape(batch, heads, length, residues, width).transpose(2, 3)
-    return dealt.reshape(batch * heads * residues, length, width).contiguous()
-
-
-def _gather(x: Tensor, batch: int, residues: int, tokens: int) -> Tensor:
-    """Undo `_deal`: (B*H*R, ceil(T/R), D) -> (B, H, T, D)."""
-    _, length, width = x.shape
-    dealt = x.reshape(batch, -1, residues, length, width).transpose(2, 3)
-    return dealt.reshape(batch, -1, length * residues, width)[:, :, :tokens]
-
-
 def _head_groups(
     q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float
 ) -> Iterator[tuple[slice, Span, tiled.Band, tuple[Tensor, Tensor, Tensor], tuple[strips.StripGroup, ...] | None]]:
@@ -89,9 +81,9 @@ def _head_groups(
         if span.decay > 0:
             alphas = q.new_tensor(span.alphas(heads)[group])
             decay = alphas.repeat_interleave(dilation).repeat(batch)[:, None, None]
-        base = Span(kind=span.kind, size=span.size)
+        base = Span(kind=span.kind, size=span.size, offset=span.offset)
         band = tiled.Band(span=base, stride=dilation, alphas=decay, sinks=part if span.sink else None, softcap=softcap)
-        dealt = (_deal(q[:, group], dilation), _deal(k[:, group], dilation), _deal(v[:, group], dilation))
+        dealt = (deal(q[:, group], dilation), deal(k[:, group], dilation), deal(v[:, group], dilation))
         plan = None
         if q.device.type == "cpu" and span.size is not None and softcap == 0 and not (dilation > 1 and span.sink):
             tokens = dealt[0].shape[1]
@@ -130,9 +122,14 @@ def _forward_kind(span: Span, q: Tensor, softcap: float) -> torch.dtype:
     """Return the precision in which a span, as `effective_span` returns it, runs its forward pass."""
     # The flash kernel takes strips in bf16. Scores are joined and decayed in float32.
     by_strips = q.device.type == "cpu" and span.size is not None and span.dilated_heads is None
-    if by_strips and softcap == 0 and span.decay == 0 and span.pool == 1 and span.sink == 0:
+    if by_strips and softcap == 0 and span.decay == 0 and span.pool == 1 and span.sink == 0 and not span.is_union:
         return q.dtype
     return torch.promote_types(q.dtype, torch.float32)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Return batch and heads as one dimension, contiguous: (B, H, T, ...) -> (B*H, T, ...)."""
+    return x.flatten(0, 1).contiguous()
 
 
 def _empty(like: Tensor) -> Tensor:
@@ -172,20 +169,26 @@ def _forward(
 
 def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -> tuple[Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    span = effective_span(text, tokens)
+    span, both = effective_span(text, tokens), text.startswith(ENCODER)
     wide = torch.promote_types(q.dtype, torch.float32)
     if runs_flash(span, q.device, softcap):
         values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=True)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=not both)
         return out, lse
     scale = 1.0 / math.sqrt(width)
+    if both:
+        kind = q.dtype if q.device.type == "cpu" and softcap == 0 and span.global_first == 0 else wide
+        queries, keys, values = (_rows(x.to(kind)) for x in (q, _expand(k, heads), _expand(v, heads)))
+        out, lse = strips.forward(queries, keys, values, union.both_ways(span, tokens), scale, softcap=softcap)
+        return out.view(q.shape), lse.view(q.shape[:3])
     kind = _forward_kind(span, q, softcap)
     queries, keys, values = q.to(kind), k.to(kind), v.to(kind)
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = _expand(keys, heads), _expand(values, heads)
+    near, far = union.near_span(span), union.far_keys(span, tokens)
     outs, sums = [], []
-    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span, softcap):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
         if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             # Tiles accumulate in the precision of their input.
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
@@ -193,8 +196,13 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -
             out, lse = tiled.forward(wq, wk, wv, sink_k, sink_v, band, scale)
         else:
             out, lse = strips.forward(*dealt, plan, scale)
-        outs.append(_gather(out, batch, part.dilation, tokens))
-        sums.append(_gather(lse.unsqueeze(-1), batch, part.dilation, tokens).squeeze(-1))
+        outs.append(gather(out, batch, part.dilation, tokens))
+        sums.append(gather(lse.unsqueeze(-1), batch, part.dilation, tokens).squeeze(-1))
+    if far:
+        queries, keys, values = (_rows(x) for x in (queries, keys, values))
+        out, lse = outs[0].flatten(0, 1), sums[0].flatten(0, 1)
+        out, lse = union.forward(queries, keys, values, out, lse, far, scale, softcap)
+        return out.view(q.shape), lse.view(q.shape[:3])
     if len(outs) == 1:
         return outs[0], sums[0]
     return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
@@ -222,7 +230,7 @@ def _backward_piece(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, text: str, softcap: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     batch, heads, tokens, width = q.shape
-    span = effective_span(text, tokens)
+    span, both = effective_span(text, tokens), text.startswith(ENCODER)
     kv_heads = k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = _expand(k, heads)
@@ -230,8 +238,13 @@ def _backward_piece(
     if runs_flash(span, q.device, softcap):
         kind = _backward_kind(q)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, True
+            *(x.to(kind) for x in (grad, q, keys, values, out)), lse, 0.0, not both
         )
+    elif both:
+        grad, queries, held, mixed, outs, sums = (_rows(x.to(wide)) for x in (grad, q, keys, values, out, lse))
+        plan = union.both_ways(span, tokens)
+        found = strips.backward(grad, queries, held, mixed, outs, sums, plan, 1.0 / math.sqrt(width), softcap=softcap)
+        dq, dk, dv = (x.view(q.shape) for x in found)
     else:
         dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span, softcap)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
@@ -251,27 +264,34 @@ def _sparse_backward(
     # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.
     grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
     lse = lse.to(wide).unsqueeze(-1)
+    near, far = union.near_span(span), union.far_keys(span, tokens)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
-    for group, part, band, dealt, plan in _head_groups(queries, keys, values, span, softcap):
+    for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
         stride = part.dilation
-        dealt_lse, dealt_grad = _deal(lse[:, group], stride).squeeze(-1), _deal(grad[:, group], stride)
+        dealt_lse, dealt_grad = deal(lse[:, group], stride).squeeze(-1), deal(grad[:, group], stride)
         lent = None
         if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
-            dealt_out = _deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
+            dealt_out = deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
             found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
         else:
-            delta = _deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
+            delta = deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
             *found, dsk, dsv = tiled.backward(
                 *dealt, *sinks, lse=dealt_lse, delta=delta, grad=dealt_grad, band=band, scale=scale
             )
             lent = (dsk, dsv) if part.sink else None
-        dq, dk, dv = (_gather(x, batch, stride, tokens) for x in found)
+        dq, dk, dv = (gather(x, batch, stride, tokens) for x in found)
         if lent is not None:
             for into, some in zip((dk, dv), lent, strict=True):
                 # Each sink was lent to every residue's row.
                 into[:, :, : part.sink] += some.view(batch, -1, stride, *some.shape[1:]).sum(dim=2)
         gradients.append((dq, dk, dv))
+    if far:
+        dq, dk, dv = (x.flatten(0, 1) for x in gradients[0])
+        grad, queries, keys, values = (_rows(x) for x in (grad, queries, keys, values))
+        out, lse = _rows(out.to(wide)), _rows(lse.squeeze(-1))
+        union.backward(grad, queries, keys, values, out, lse, (dq, dk, dv), far, scale, softcap)
+        return dq.view(q.shape), dk.view(q.shape), dv.view(q.shape)
     if len(gradients) == 1:
         return gradients[0]
     dq, dk, dv = (torch.cat(parts, dim=1) for parts in zip(*gradients, strict=True))
@@ -323,8 +343,16 @@ torch.library.register_autograd("layersearch::attend", _autograd, setup_context=
 
 
 def chunked_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    softcap: float = 0.0,
+    s_aux: Tensor | None = None,
+    *,
+    bidirectional: bool = False,
 ) -> Tensor:
-    """Return causal attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v."""
-    out: Tensor = torch.ops.layersearch.attend(q, k, v, str(span), softcap, s_aux)[0]
+    """Return attention over ``span``; arguments as in `reference_attention`, one precision for q, k and v."""
+    text = f"{ENCODER if bidirectional else ''}{span}"
+    out: Tensor = torch.ops.layersearch.attend(q, k, v, text, softcap, s_aux)[0]
     return out

@@ -12,7 +12,14 @@ from torch import Tensor
 from layersearch.schedule import Span
 
 
-def span_mask(span: Span, seq_len: int, n_heads: int, device: torch.device | str | None = None) -> Tensor:
+def span_mask(
+    span: Span,
+    seq_len: int,
+    n_heads: int,
+    device: torch.device | str | None = None,
+    *,
+    bidirectional: bool = False,
+) -> Tensor:
     """Return which keys each query may see, (H, T, T) boolean: head, query, key.
 
     Example:
@@ -22,14 +29,22 @@ def span_mask(span: Span, seq_len: int, n_heads: int, device: torch.device | str
     """
     tokens = torch.arange(seq_len, device=device)
     heads = torch.arange(n_heads, device=device)
-    visible: Tensor = span.visible(tokens[None, :, None], tokens[None, None, :], heads[:, None, None])
+    place = tokens[None, :, None], tokens[None, None, :], heads[:, None, None]
+    visible: Tensor = span.visible(*place, bidirectional=bidirectional)
     return visible.expand(n_heads, seq_len, seq_len)
 
 
 def reference_attention(
-    q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float = 0.0, s_aux: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    span: Span,
+    softcap: float = 0.0,
+    s_aux: Tensor | None = None,
+    *,
+    bidirectional: bool = False,
 ) -> Tensor:
-    """Return causal attention over ``span``, with every (query, key) pair in memory.
+    """Return attention over ``span``, with every (query, key) pair in memory.
 
     Masked softmax attention (1706.03762, eq. 1). A LaS span (2311.16620) multiplies the scaled logits by
     exp(-alpha_c (i-j)) before the softmax. It then smooths each row of the attention matrix A by causal average
@@ -43,6 +58,7 @@ def reference_attention(
         softcap: scaled logits z become softcap tanh(z / softcap) (Gemma 2, 2408.00118, section 2); 0: they stay.
         s_aux: a learned logit per head, (H,), of one more key that every query sees and whose value is 0 (gpt-oss,
             2508.10925); None: no such key.
+        bidirectional: whether the model is an encoder: tokens see later ones.
 
     Returns:
         (B, H, T, D) in q's precision; computed in float32 or wider.
@@ -67,7 +83,7 @@ def reference_attention(
         distance = (position[:, None] - position[None, :]).clamp_min(0)  # (T, T)
         alphas = torch.tensor(span.alphas(heads), device=q.device, dtype=wide)[:, None, None]
         logits = logits * torch.exp(-alphas * distance)
-    visible = span_mask(span, tokens, heads, q.device)
+    visible = span_mask(span, tokens, heads, q.device, bidirectional=bidirectional)
     logits = logits.masked_fill(~visible, -math.inf)
     if s_aux is not None:
         logits = torch.cat((logits, s_aux.to(wide)[None, :, None, None].expand(*logits.shape[:3], 1)), dim=-1)

@@ -71,6 +71,13 @@ class _Tile:
 def _tiles(span: Span, tokens: int) -> Iterator[_Tile]:
     """Cut a span into tiles: some queries, with the keys that any of them sees."""
     size = tokens if span.size is None else min(span.size, tokens)
+    if span.offset:
+        # The first block is the end of one; the others follow as in a text of their own.
+        start = min((span.size or 0) - span.offset, tokens)
+        yield from _tiles(Span(kind="block", size=start), start)
+        for tile in _tiles(replace(span, offset=0), tokens - start):
+            yield _Tile(tile.first + start, tile.last + start, tile.low + start)
+        return
     if span.kind == "block":
         # A tile holds several whole blocks, or part of one.
         if 2 * size <= MOST_QUERIES:
@@ -123,7 +130,8 @@ def _doubtful(scores: Tensor, span: Span, tile: _Tile, low: int, unseen: float) 
     # A span looks the same along the text, so positions count from the tile's first key or query: one mask serves all
     # tiles. Keys are unseen only near either edge of the span.
     if span.kind == "block":
-        regions, origin = [(low, high)], tile.low
+        # A tile begins with a block, whatever the offset.
+        regions, origin, span = [(low, high)], tile.low, replace(span, offset=0)
     else:
         origin = first - first % 16 if span.kind == "full" else tile.low
         far = tile.low if span.size is None else min(last - span.size, high)

@@ -22,17 +22,31 @@ from layersearch.model.attention.operator import chunked_attention
 from layersearch.model.attention.reference import reference_attention, span_mask
 from layersearch.schedule import Span
 
-BASES = ["full", "window:1", "window:5", "window:37", "window:300", "block:1", "block:7", "block:64", "block:300"]
+BASES = [
+    "full",
+    "window:1",
+    "window:5",
+    "window:37",
+    "window:300",
+    "block:1",
+    "block:7",
+    "block:64",
+    "block:300",
+    "block:7~3",
+]
 DILATED = ["window:5/3", "window:40/2", "window:4/2@1", "window:4/7@3", "window:3/400"]
 SINKS = [f"{base}+sink:3" for base in BASES[1:] + DILATED] + [
     "window:4+sink:50",
     "window:300+sink:9",
     "block:6+sink:17",
+    "block:64~60+sink:9",
     "window:3/5+sink:20",
 ]
 PLAIN = BASES + DILATED + SINKS
 LAS = [f"{span}+las:{las}" for span in PLAIN for las in ("0.3", "0.9/3", "0/4")]
-KINDS = [*PLAIN, *LAS]
+UNIONS = ["strided:5", "strided:64", "fixed:8/3", "fixed:16/1", "fixed:70/9", "bigbird:4/2", "bigbird:16/1/7"]
+UNIONS += ["memory:9/4", "memory:50/64"]
+KINDS = [*PLAIN, *LAS, *UNIONS]
 
 
 def tensors(batch: int, heads: int, kv_heads: int, tokens: int, width: int, **options: Any) -> list[Tensor]:
@@ -69,7 +83,7 @@ def test_chunked_attention_any_span_equals_reference(text: str, tokens: int, kv_
     assert max(differences(found, truth)) < 1e-10
 
 
-@pytest.mark.parametrize("text", PLAIN)
+@pytest.mark.parametrize("text", [*PLAIN, *UNIONS])
 def test_chunked_attention_shortest_texts_equals_reference(text: str) -> None:
     for tokens in (1, 2):
         span, case = Span.parse(text), tensors(1, 4, 2, tokens, 3)
@@ -79,7 +93,16 @@ def test_chunked_attention_shortest_texts_equals_reference(text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["window:300", "window:520", "block:520", "window:300+sink:9", "block:300+sink:7", "window:260/2@1+las:0.01/3"],
+    [
+        "window:300",
+        "window:520",
+        "block:520",
+        "block:520~400",
+        "block:200~120+sink:99",
+        "window:300+sink:9",
+        "block:300+sink:7",
+        "window:260/2@1+las:0.01/3",
+    ],
 )
 def test_chunked_attention_spans_wide_enough_for_tiles_equals_reference(text: str) -> None:
     span, case = Span.parse(text), tensors(1, 2, 1, 733, 8)
@@ -94,7 +117,8 @@ spans = st.one_of(
         optional={"dilated_heads": st.integers(1, 4), "sink": st.integers(1, 40)},
     ),
     st.fixed_dictionaries(
-        {"kind": st.just("block"), "size": st.integers(1, 90)}, optional={"sink": st.integers(1, 120)}
+        {"kind": st.just("block"), "size": st.integers(20, 90)},
+        optional={"sink": st.integers(1, 120), "offset": st.integers(0, 19)},
     ),
 )
 
@@ -118,12 +142,54 @@ def test_chunked_attention_random_shapes_equals_reference(
     assert max(differences(found, truth)) < 1e-10
 
 
+unions = st.one_of(
+    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 70)),
+    st.builds(Span, kind=st.just("fixed"), size=st.integers(9, 70), columns=st.integers(1, 8)),
+    st.builds(Span, kind=st.just("memory"), size=st.integers(1, 70), memory=st.integers(1, 150)),
+    st.builds(
+        Span,
+        kind=st.just("bigbird"),
+        size=st.integers(1, 30),
+        random_blocks=st.integers(1, 9),
+        seed=st.integers(0, 10**17),
+    ),
+)
+
+
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(span=unions, tokens=st.integers(1, 300), kv_heads=st.sampled_from([1, 2]), softcap=st.sampled_from([0.0, 1.5]))
+def test_chunked_attention_union_of_random_shape_equals_reference(
+    span: Span, tokens: int, kv_heads: int, softcap: float
+) -> None:
+    case = tensors(2, 2, kv_heads, tokens, 4)
+    found, truth = (
+        outcome(lambda q, k, v, span, by=by: by(q, k, v, span, softcap), span, *case)
+        for by in (chunked_attention, reference_attention)
+    )
+    assert max(differences(found, truth)) < 1e-10
+
+
+def test_memory_span_equals_a_loop_over_segments_that_keeps_the_last_keys() -> None:
+    # As Transformer-XL runs (1901.02860, sec. 3.2): one segment at a time, with the last M keys and values before it.
+    q, k, v, _ = (x.detach() for x in tensors(1, 2, 2, 53, 4))
+    segment, memory = 8, 13
+    held, found = (k[:, :, :0], v[:, :, :0]), []
+    for first in range(0, 53, segment):
+        part = slice(first, first + segment)
+        keys, values = torch.cat((held[0], k[:, :, part]), dim=2), torch.cat((held[1], v[:, :, part]), dim=2)
+        seen = torch.ones(q[:, :, part].shape[2], keys.shape[2], dtype=torch.bool).tril(held[0].shape[2])
+        found.append(F.scaled_dot_product_attention(q[:, :, part], keys, values, attn_mask=seen))
+        held = keys[:, :, -memory:], values[:, :, -memory:]
+    out = chunked_attention(q, k, v, Span(kind="memory", size=segment, memory=memory))
+    assert torch.allclose(torch.cat(found, dim=2), out, atol=1e-12)
+
+
 NARROW = ["full", "window:32", "window:32/4", "window:8/4@1+sink:4", "window:520", "block:20", "block:64", "block:520"]
 
 
 # Rounding the output to bf16 alone is off by 2^-9 = 0.002.
 @pytest.mark.slow
-@pytest.mark.parametrize("text", [*NARROW, "full+las:0.1/3", "window:32+las:0.1/3"])
+@pytest.mark.parametrize("text", [*NARROW, *UNIONS[3:], "full+las:0.1/3", "window:32+las:0.1/3"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 3e-3)])
 @pytest.mark.parametrize("tokens", [61, 600])
 def test_chunked_attention_narrow_precisions_stay_near_reference(
@@ -204,7 +270,18 @@ class Largest(TorchDispatchMode):
 
 @pytest.mark.parametrize(
     "text",
-    ["full", "window:64", "window:300", "window:16/4@1", "block:256", "window:64+sink:4", "full+las:0.1"],
+    [
+        "full",
+        "window:64",
+        "window:300",
+        "window:16/4@1",
+        "block:256",
+        "window:64+sink:4",
+        "full+las:0.1",
+        "strided:64",
+        "fixed:64/16",
+        "bigbird:64/2",
+    ],
 )
 def test_chunked_attention_memory_grows_with_the_span(text: str) -> None:
     span, largest = Span.parse(text), {}
@@ -242,7 +319,7 @@ def test_chunked_operator_passes_torch_opcheck() -> None:
         torch.library.opcheck(torch.ops.layersearch.attend.default, (q, k, v, "window:4+sink:1", 2.0, aux))
 
 
-@pytest.mark.parametrize("text", PLAIN)
+@pytest.mark.parametrize("text", [*PLAIN, *UNIONS])
 def test_flex_mask_mod_sees_the_keys_of_span_mask(text: str) -> None:
     span, tokens, heads = Span.parse(text), 60, 4
     mask = mask_mod(span)
@@ -252,7 +329,9 @@ def test_flex_mask_mod_sees_the_keys_of_span_mask(text: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("text", ["full", "window:20", "window:4/2@1+sink:3", "block:16", "window:20+las:0.1/3"])
+@pytest.mark.parametrize(
+    "text", ["full", "window:20", "window:4/2@1+sink:3", "block:16", "window:20+las:0.1/3", "bigbird:8/2"]
+)
 def test_flex_forward_equals_reference(text: str) -> None:
     q, k, v, _ = (x.detach() for x in tensors(1, 4, 2, 130, 16, dtype=torch.float32))
     span = Span.parse(text)
@@ -263,12 +342,64 @@ def test_flex_forward_equals_reference(text: str) -> None:
     assert max(differences([found], [reference_attention(q, k, v, span)])) < 1e-5
 
 
+ENCODER = [
+    "full",
+    "window:1",
+    "window:37",
+    "window:5+global:first:3",
+    "window:3+global:first:20",
+    "block:7~3",
+    "block:300",
+]
+ENCODER += ["block:64", "block:64~60+global:first:9", "block:3~1+global:first:11", "window:60+global:first:2"]
+
+
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+@pytest.mark.parametrize("text", ENCODER)
+def test_chunked_attention_of_an_encoder_equals_reference(text: str, softcap: float) -> None:
+    span = Span.parse(text)
+    for tokens in (35, 331):
+        case = tensors(2, 4, 2, tokens, 5)
+        found, truth = (
+            outcome(
+                lambda q, k, v, span, by=by: by(q, k, v, span, softcap, bidirectional=True),
+                span,
+                *case,
+            )
+            for by in (chunked_attention, reference_attention)
+        )
+        assert max(differences(found, truth)) < 1e-10
+
+
+@pytest.mark.parametrize("text", ENCODER)
+def test_flex_mask_mod_of_an_encoder_sees_the_keys_of_span_mask(text: str) -> None:
+    span, i, j = Span.parse(text), torch.arange(60)[:, None], torch.arange(60)[None, :]
+    seen = mask_mod(span, bidirectional=True)(0, torch.tensor(0), i, j).expand(60, 60)
+    assert torch.equal(seen, span_mask(span, 60, 1, bidirectional=True)[0])
+
+
+@pytest.mark.parametrize(
+    ("text", "bidirectional", "said"),
+    [
+        ("window:4+sink:2", True, r"are '\+global:first:2'"),
+        ("window:4+global:first:2", False, r"are '\+sink:2'"),
+        ("strided:4", True, "is for causal models"),
+        ("window:4/2", True, "is for causal models"),
+        ("full+las:0.1", True, "is for causal models"),
+    ],
+)
+def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional: bool, said: str) -> None:
+    q, k, v, _ = tensors(1, 4, 2, 8, 4)
+    with pytest.raises(errors.LayersearchError, match=said):
+        attend(q, k, v, Span.parse(text), bidirectional=bidirectional)
+
+
 AUX = torch.tensor([0.3, -2.0, 4.0, 1.0], dtype=torch.float64)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("aux", [False, True])
-@pytest.mark.parametrize("text", [*PLAIN, "full+las:0.3/2", "window:5+sink:3+las:0.3"])
+@pytest.mark.parametrize("text", [*PLAIN, *UNIONS, "full+las:0.3/2", "window:5+sink:3+las:0.3"])
 def test_chunked_attention_softcap_and_learned_sink_equal_reference(text: str, aux: bool, softcap: float) -> None:
     span, (*case, grad) = Span.parse(text), tensors(2, 4, 2, 131, 5)
     found = []
