@@ -76,9 +76,7 @@ def run_unit(name: str, data: str, seed: int, options: argparse.Namespace, ends:
             print(f"{name} {data} {seed}, compiled {compiled}: {lines[0]}", file=sys.stderr, flush=True)
     seconds = time.perf_counter() - began
     if not curve or curve[-1][0] != scale.steps:
-        print(
-            f"{name} {data} seed {seed}: left out, too little time ({seconds:.0f} s spent)", file=sys.stderr, flush=True
-        )
+        print(f"{name} {data} {seed}: no record ({seconds:.0f} s spent)", file=sys.stderr, flush=True)
         return None
     measures = curve[-1][1]
     return {
