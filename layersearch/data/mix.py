@@ -12,20 +12,21 @@ import numpy.typing as npt
 from layersearch.config.recipe import DataConfig
 from layersearch.data.source import Batch, Source, Tokens, digest
 from layersearch.data.tasks.recall import Recall
-from layersearch.data.text import open_text
+from layersearch.data.text import Text, open_text
 
 
 class Mix(Source):
     """Sequences of the standard library's text and of recall; the token ids of recall follow those of the text.
 
     Sequence s of a batch is recall where floor((s + 1) share) exceeds floor(s share), with share ``recall_share``. This
-    spreads recall evenly, and a smaller batch is a prefix of a larger one.
+    spreads recall evenly, and a smaller batch is a prefix of a larger one. ``text`` is an opened text to take in place
+    of this Python's standard library.
     """
 
     name = "mix"
 
-    def __init__(self, config: DataConfig, seq_len: int, cache: Path) -> None:
-        self.text = open_text(replace(config, source="stdlib"), seq_len, cache)
+    def __init__(self, config: DataConfig, seq_len: int, cache: Path, text: Text | None = None) -> None:
+        self.text = text or open_text(replace(config, source="stdlib"), seq_len, cache)
         self.recall = Recall(replace(config, source="recall", vocab_size=config.recall_vocab), seq_len)
         self.seq_len, self.share = seq_len, config.recall_share
         self.vocab_size = self.text.vocab_size + self.recall.vocab_size
