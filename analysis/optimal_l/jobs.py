@@ -89,7 +89,10 @@ def trained_parts(recipe: Recipe) -> dict[str, Any]:
     whole = recipe.to_dict()
     # ``depth`` is a retired key of the data section; those digests were made with it.
     training = {key: value for key, value in whole["training"].items() if key not in UNTRAINED}
-    return {"model": whole["model"], "data": whole["data"] | {"depth": 0.5}, "training": training}
+    # Keys that came later are part of it only where they are set.
+    model = {key: value for key, value in whole["model"].items() if (key, value) != ("kind", "decoder")}
+    data = {key: value for key, value in whole["data"].items() if (key, value) != ("mask_share", None)}
+    return {"model": model, "data": data | {"depth": 0.5}, "training": training}
 
 
 @functools.cache
