@@ -87,9 +87,8 @@ class Records:
 def trained_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
     whole = recipe.to_dict()
-    # ``depth`` is a retired key of the data section; those digests were made with it.
+    # ``depth`` is a retired key of the data section; those digests were made with it, and before there were encoders.
     training = {key: value for key, value in whole["training"].items() if key not in UNTRAINED}
-    # Keys that came later are part of it only where they are set.
     model = {key: value for key, value in whole["model"].items() if (key, value) != ("kind", "decoder")}
     data = {key: value for key, value in whole["data"].items() if (key, value) != ("mask_share", None)}
     return {"model": model, "data": data | {"depth": 0.5}, "training": training}
