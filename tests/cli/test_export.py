@@ -37,6 +37,7 @@ HELD = [target for target in TARGETS if target not in ("mlx", "gguf")]
 """Targets that hold the winner: MLX-LM wants a full layer, and a GGUF file weights."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", HELD)
 def test_export_run_winner_is_written_with_its_evidence(
     target: str, saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

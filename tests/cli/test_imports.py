@@ -31,6 +31,7 @@ def imported(*arguments: str) -> set[str]:
     return set(done.stderr.split())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *(module.__name__.rpartition(".")[2] for module in COMMANDS)])
 def test_help_imports_no_library(command: str) -> None:
     words = [command.replace("_", "-")] if command else []

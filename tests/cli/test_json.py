@@ -28,6 +28,7 @@ def test_every_command_has_json() -> None:
     assert lacking == WITHOUT_RESULT
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "line"),
     [

@@ -95,6 +95,7 @@ def test_step_bytes_activations_are_those_that_autograd_saves(size: str, keys: s
     assert counted.trainable == sum(value.numel() for value in model.parameters() if value.requires_grad)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", KEYS)
 def test_estimate_peak_is_that_of_a_real_step(keys: str) -> None:
     """Everything that lives at the peak of a second step of AdamW, with the weights; libraries apart."""
@@ -121,6 +122,7 @@ def test_estimate_peak_is_that_of_a_real_step(keys: str) -> None:
     assert expected == pytest.approx(peak, rel=0.2)
 
 
+@pytest.mark.slow
 def test_step_bytes_leave_the_skeleton_as_it_was() -> None:
     made = bare("small")
     step_bytes(made, recipe_of("lora=4", "distil=0.5"), Schedule.parse(SCHEDULE))
@@ -128,6 +130,7 @@ def test_step_bytes_leave_the_skeleton_as_it_was() -> None:
     assert (str(made.schedule), made.teacher) == ("full*2", None)
 
 
+@pytest.mark.slow
 def test_estimate_zero_stages_shard_one_part_after_another() -> None:
     recipe = recipe_of("training.ranks=2", "distil=0.5", "training.precision=float32")
     counted = step_bytes(bare("wide"), recipe, Schedule.parse(SCHEDULE))

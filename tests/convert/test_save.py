@@ -45,6 +45,7 @@ def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp
     assert verify(tmp_path / "out", trust_remote_code=remote).proven
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
 def test_save_model_converted_twice_is_saved_again(family: str, tmp_path: Path) -> None:
     """Its own modelling file is not run for that; what it sees is the original that losses are compared with."""
@@ -127,6 +128,7 @@ def test_limits_are_none_where_a_modeling_file_holds_every_schedule(family: str)
     assert limits(family) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 @pytest.mark.parametrize("schedule", ["window:5 full window:5", "block:5 full window:4/2"])
 def test_save_model_keeps_the_type_of_the_weights(dtype: torch.dtype, schedule: str, tmp_path: Path) -> None:

@@ -159,6 +159,7 @@ def test_config_of_a_llama_with_biases_is_refused_by_name(field: str, tmp_path: 
         read_user_config(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "field"), [("gemma3", "sliding_window"), ("llama4", "attention_chunk_size")])
 def test_read_user_config_text_part_of_a_multimodal_config_is_found_and_proven(
     family: str, field: str, tmp_path: Path
@@ -253,6 +254,7 @@ def test_write_user_config_one_window_in_all_layers_keeps_a_class_that_ignores_l
     assert str(read_model_file(str(tmp_path / "full")).schedule) == "full*3"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fields", "schedule"),
     [
@@ -271,6 +273,7 @@ def test_write_user_config_exaone4_without_layer_types_is_given_them(
     assert proof.proven, proof.problem
 
 
+@pytest.mark.slow
 def test_read_user_config_text_part_without_a_type_is_the_one_that_transformers_takes(tmp_path: Path) -> None:
     given_config("gemma3", tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())
@@ -336,6 +339,7 @@ def test_read_user_config_missing_configuration_is_refused(content: str | None, 
         read_user_config(tmp_path)
 
 
+@pytest.mark.slow
 def test_export_command_own_config_is_written_and_position_changes_are_printed(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

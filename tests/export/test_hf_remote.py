@@ -107,6 +107,7 @@ def hub_names(ours: Decoder) -> dict[str, Any]:
 # The definitions.
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(spans)
 def test_remote_mask_equals_span_mask_pair_by_pair(span: Span) -> None:
@@ -125,6 +126,7 @@ class Module:
         self.config.layer_spans = [span.to_dict()]
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(span=spans, tokens=st.integers(1, 41), kv_heads=st.sampled_from([1, 2, 4]), chunk=st.integers(1, 50))
 def test_remote_attention_equals_dense_reference(
@@ -369,6 +371,7 @@ def test_remote_span_without_meaning_is_refused(spans: list[dict[str, Any]], wor
         AutoConfig.from_pretrained(file.parent, trust_remote_code=True)
 
 
+@pytest.mark.slow
 def test_remote_lower_precision_texts_equal_with_and_without_cache(model: Any) -> None:
     low = copy.deepcopy(model).to(torch.bfloat16)
     with torch.no_grad():
@@ -378,6 +381,7 @@ def test_remote_lower_precision_texts_equal_with_and_without_cache(model: Any) -
     assert (torch.cat(steps, dim=1) - whole).norm() / whole.norm() < 0.05
 
 
+@pytest.mark.slow
 def test_remote_training_with_and_without_recomputing_gives_the_same_gradients(model: Any) -> None:
     gradients = []
     for recomputing in (False, True):

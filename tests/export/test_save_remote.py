@@ -81,6 +81,7 @@ def test_remote_files_unsupported_model_is_refused() -> None:
         assert words in str(error.value)
 
 
+@pytest.mark.slow
 def test_save_remote_existing_weights_are_never_overwritten(tmp_path: Path) -> None:
     stock = hf_models.make("llama")
     save_remote(stock, Schedule.parse("full*3"), out=tmp_path)

@@ -56,6 +56,7 @@ def test_hf_decoder_all_full_equals_the_stock_model(family: str) -> None:
         assert (decoder.logits(tokens) - stock).abs().max() < ROUNDED.get(family, 1e-9) * stock.abs().max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", SPARSE, ids=str)
 @pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_hf_decoder_sparse_schedule_equals_a_dense_mask(family: str, schedule: Schedule) -> None:

@@ -57,6 +57,7 @@ def test_load_pretrained_other_kind_is_refused_by_name_before_its_weights(
     assert str(caught.value).startswith(f"--model {tmp_path}: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [*FAMILIES, *FURTHER])
 def test_skeleton_knows_what_the_loaded_model_knows(family: str) -> None:
     model = hf_models.make(family)

@@ -48,6 +48,7 @@ def test_prior_std_is_the_weighted_mean_of_variances() -> None:
     assert narrow.half_width < (stats.mean_interval([1.0, 1.1, 1.2]).half_width or 0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stds", [[0.01] * 8, [0.001, 0.05, 0.002, 0.03, 0.005, 0.01, 0.02, 0.04]])
 def test_moderated_intervals_corrected_for_choices_hold_the_truth_and_are_narrower(stds: list[float]) -> None:
     rng = np.random.default_rng(2)

@@ -20,6 +20,7 @@ def test_mean_interval_nominal_95_percent_covers_the_truth_as_often(n: int) -> N
     assert 0.93 < covered / len(draws) < 0.97
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("n", [3, 5])
 def test_paired_interval_shared_seed_effect_covers_the_true_difference(n: int) -> None:
     rng = np.random.default_rng(n)
@@ -37,6 +38,7 @@ def test_paired_interval_shared_seed_effect_covers_the_true_difference(n: int) -
     assert width < unpaired / 3
 
 
+@pytest.mark.slow
 def test_corrected_interval_after_choosing_the_best_still_covers() -> None:
     rng = np.random.default_rng(0)
     n, choices, trials = 3, 6, 2000
@@ -146,6 +148,7 @@ def test_rank_correlation_and_each_resample_equal_scipy() -> None:
         assert b == pytest.approx(scipy_stats.kendalltau(x[drawn], y[drawn]).statistic)
 
 
+@pytest.mark.slow
 def test_rank_correlation_of_many_trials_equals_scipy_and_has_the_interval_of_a_whole_bootstrap(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -175,6 +178,7 @@ def test_rank_correlation_repeats_and_is_none_without_ranking() -> None:
     assert stats.rank_correlation(x, [1.0] * 5) is None
 
 
+@pytest.mark.slow
 def test_rank_correlation_bootstrap_interval_covers_at_twenty_trials() -> None:
     rng = np.random.default_rng(1)
     rho = 0.7

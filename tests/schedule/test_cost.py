@@ -60,6 +60,7 @@ KINDS = [
 HEADS, HEAD_DIM = 4, 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", KINDS)
 @pytest.mark.parametrize("tokens", [1, 53, 64])
 def test_attention_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) -> None:
@@ -71,6 +72,7 @@ def test_attention_flops_closed_form_mask_and_trace_agree(text: str, tokens: int
     assert closed == enumerated == traced
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["window", "block"]),
@@ -98,6 +100,7 @@ unions = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(span=unions, tokens=st.integers(1, 150))
 def test_union_pairs_and_what_covers_a_text_equal_the_mask(span: Span, tokens: int) -> None:
@@ -132,6 +135,7 @@ def test_encoder_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) 
     assert sum(traced.values()) == model_flops(config, 11, schedule, seq_len=tokens)
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     kind=st.sampled_from(["window", "block"]),

@@ -48,6 +48,7 @@ def exact_loss(model: Layerwise) -> Tensor:
 
 
 # RMSNorm of transformers computes in float32, whatever the model's type: its differences need longer steps.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "step", "close"),
     [("gpt2", 2.0**-12, 1e-7), ("gpt_neox", 2.0**-12, 1e-7), ("llama", 2.0**-8, 1e-3), ("gemma", 2.0**-8, 1e-3)],
@@ -177,6 +178,7 @@ def test_keep_to_budget_is_the_nearest_mixture_in_relative_entropy() -> None:
     assert np.concatenate(keep_to_budget(logs, COSTS, budget)) == pytest.approx(solved.x, abs=1e-5)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(data=st.data())
 def test_rounded_schedules_are_each_optimal_at_some_price_and_none_is_left_out(data: st.DataObject) -> None:

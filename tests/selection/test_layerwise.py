@@ -29,6 +29,7 @@ def plain(model: Layerwise, tokens: Tensor, schedule: Schedule) -> Tensor:
         return model.decoder.model.get_decoder()(input_ids=tokens[None], use_cache=False).last_hidden_state[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_layerwise_run_from_any_trace_equals_the_plain_pass_to_the_bit(family: str, stride: int) -> None:
@@ -43,6 +44,7 @@ def test_layerwise_run_from_any_trace_equals_the_plain_pass_to_the_bit(family: s
     assert torch.equal(plain(model, tokens, SCHEDULES[1]), wanted[SCHEDULES[1]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stride", [1, 2])
 def test_layerwise_run_kept_from_a_start_gives_the_trace_of_a_fresh_run(stride: int) -> None:
     model, tokens = layerwise(stride=stride), token_ids(1)

@@ -86,6 +86,7 @@ def test_scorer_without_tasks_measures_the_text_alone(scorer: Scorer) -> None:
     assert float(alone.loss_with_graph(0)) == pytest.approx(found.text_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("begin", SCHEDULES)
 def test_scorer_start_from_changes_no_value_and_runs_fewer_layers(scorer: Scorer, begin: object) -> None:
     model = scorer.model

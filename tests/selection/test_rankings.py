@@ -100,6 +100,7 @@ def decisive(request: pytest.FixtureRequest) -> tuple[int, Scorer]:
     return layer, Scorer(Layerwise(HFDecoder(model)), units(2), TASKS, 0.25)
 
 
+@pytest.mark.slow
 def test_ranking_of_a_model_with_one_deciding_layer_finds_it(decisive: tuple[int, Scorer]) -> None:
     layer, scorer = decisive
     full = scorer.model.run(scorer.units[0].text[:-1], presets.all_full(LAYERS)).last
@@ -119,6 +120,7 @@ def test_ranking_of_a_model_with_one_deciding_layer_finds_it(decisive: tuple[int
     assert list(needs.scores) == sorted(needs.scores, reverse=True)
 
 
+@pytest.mark.slow
 def test_gate_gradient_is_the_slope_of_the_loss_from_sparse_to_full() -> None:
     """A small step of one gate lowers the loss by its need."""
     from layersearch.selection.gates import gated

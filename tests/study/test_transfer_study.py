@@ -77,6 +77,7 @@ def alone(recipe: Recipe, source: Source, schedule: Schedule, seed: int) -> dict
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "clip", "tolerance"),
     # Muon rounds to bf16, so sums in another order move its weights a little.

@@ -45,6 +45,7 @@ def test_candidates_all_full_flips_to_the_unused_size() -> None:
     assert found == ["full*2", "window:9*2", "window:9 full", "full window:9"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model_type", ["ministral", "gemma3_text", "granite_swa", "cohere2"])
 def test_reference_equals_the_library_where_it_obeys(model_type: str) -> None:
     values = values_of(model_type, ASKED)
@@ -68,6 +69,7 @@ def test_reference_of_a_llama_obeys_though_the_library_does_not() -> None:
     assert (reference.logprobs(TEXT, ASKED) - reference.logprobs(TEXT, full)).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_reference_foreign_weights_are_refused() -> None:
     state = load_state(values_of("qwen3", ASKED), None, "test").state_dict()
     with pytest.raises(ExportError, match=r"here: the reference cannot be built \(tensor .*q_norm"):

@@ -96,6 +96,7 @@ def test_verify_schedule_other_than_the_folders_is_not_proven(family: str, tmp_p
         assert "unlike" in problem(proof)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", IGNORE_LAYER_TYPES)
 def test_verify_families_that_ignore_the_schedule_are_caught(family: str, tmp_path: Path) -> None:
     asked = Schedule.parse("window:5 full window:5 full")
@@ -114,6 +115,7 @@ def test_verify_families_that_ignore_the_schedule_are_caught(family: str, tmp_pa
     assert [layer.proven for layer in proof.layers] == [span.is_full == (family == "llama") for span in asked]
 
 
+@pytest.mark.slow
 def test_verify_forgetful_cache_with_right_masks_is_caught(tmp_path: Path) -> None:
     # This Llama sees everything, as asked; its cache drops what layer_types says, and the text goes another way.
     folder = changed(written(Schedule.parse("window:5 full"), "ministral", tmp_path), model_type="llama")
@@ -129,6 +131,7 @@ def test_verify_window_not_switched_on_is_caught(family: str, tmp_path: Path) ->
         verify(folder)
 
 
+@pytest.mark.slow
 def test_export_modernbert_window_field_is_twice_its_window(tmp_path: Path) -> None:
     folder = written(Schedule.parse("window:5 full"), "modernbert-decoder", tmp_path)
     assert json.loads((folder / "config.json").read_text())["local_attention"] == 10
@@ -136,6 +139,7 @@ def test_export_modernbert_window_field_is_twice_its_window(tmp_path: Path) -> N
     assert [layer.too_few > 0 for layer in verify(folder).layers] == [True, False]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", DECODERS)
 def test_verify_trained_weights_are_loaded_and_compared(family: str, tmp_path: Path) -> None:
     asked = schedule(family, "{} full {}")
@@ -176,6 +180,7 @@ def test_verify_wide_model_is_shrunk_and_long_spans_tested_at_their_edges(
     assert [layer.proven for layer in verify(tmp_path, schedule=off).layers] == [False, True]
 
 
+@pytest.mark.slow
 def test_verify_positions_scaled_per_dimension_do_not_hinder_shrinking(tmp_path: Path) -> None:
     asked = Schedule.parse("window:5 full")
     model = ModelConfig(n_layers=2, d_model=256, n_heads=4, n_kv_heads=2, d_ff=512)
@@ -212,6 +217,7 @@ def test_export_model_with_windows_of_its_own_is_refused_before_loading(tmp_path
         verify(changed(folder, per_layer_config=None, sliding_window=[5, 24]))
 
 
+@pytest.mark.slow
 def test_verify_folder_without_schedule_takes_the_given_one(tmp_path: Path) -> None:
     folder = written(Schedule.parse("window:5 full"), "qwen2", tmp_path)
     (folder / "schedule.yaml").rename(folder / "other.yaml")

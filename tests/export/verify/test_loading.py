@@ -122,6 +122,7 @@ CASES: dict[str, tuple[Breaks, list[str]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_verify_export_bad_folder_is_refused_in_one_line_with_exit_code_2(
     case: str, folder: Path, capsys: pytest.CaptureFixture[str]

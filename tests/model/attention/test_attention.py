@@ -156,6 +156,7 @@ unions = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(span=unions, tokens=st.integers(1, 300), kv_heads=st.sampled_from([1, 2]), softcap=st.sampled_from([0.0, 1.5]))
 def test_chunked_attention_union_of_random_shape_equals_reference(
@@ -202,6 +203,7 @@ def test_chunked_attention_narrow_precisions_stay_near_reference(
     assert max(differences(found, truth)) < tolerance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["window:3+sink:1", "block:4+las:0.2/2"])
 def test_chunked_attention_gradients_equal_finite_differences(text: str) -> None:
     q, k, v, _ = tensors(1, 2, 1, 9, 2)
@@ -397,6 +399,7 @@ def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional:
 AUX = torch.tensor([0.3, -2.0, 4.0, 1.0], dtype=torch.float64)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
 @pytest.mark.parametrize("aux", [False, True])
 @pytest.mark.parametrize("text", [*PLAIN, *UNIONS, "full+las:0.3/2", "window:5+sink:3+las:0.3"])
@@ -436,6 +439,7 @@ def test_attend_learned_sink_gradients_equal_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda *x: attend(*x[:3], span, softcap=0.8, s_aux=x[3]), (q, k, v, s_aux))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["full", "window:20+sink:3", "window:20+las:0.1/3"])
 def test_flex_softcap_and_learned_sink_equal_reference(text: str) -> None:
     span, (q, k, v, _) = Span.parse(text), tensors(1, 4, 2, 150, 16, dtype=torch.float32)

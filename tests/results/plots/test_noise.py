@@ -121,6 +121,7 @@ def test_plot_signal_many_schedules_keeps_named_ones_and_placements(tmp_path: Pa
     assert all(label.endswith(f"{result.signal.cost:.3f}") for label in bold)
 
 
+@pytest.mark.slow
 def test_plot_signal_bars_marks_and_band_stand_at_measured_values(tmp_path: Path, figures: list[Any]) -> None:
     records = [
         *confirmed("full*4", [2.50, 2.61, 2.56], role="all_full"),
