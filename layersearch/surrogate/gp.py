@@ -243,7 +243,8 @@ class Surrogate:
         self._weights: Array = self._inverse @ self._y
         # Correlation of each observed loss with one at the end of the same trial.
         self._ends: Array = self._share_kernel(np.ones(1), self._share, log)[0]
-        self._each: Array = np.bincount(self._of, self._weights * self._ends, len(self._distinct))
+        each = np.bincount(self._of, self._weights * self._ends, len(self._distinct))
+        self._each: Array = each.astype(np.float64)
         self._known = {code.tobytes(): at for at, code in enumerate(self._distinct)}
         self._tables = None
         self._conformal = max(1.0, self._conformal_factor())
