@@ -124,11 +124,12 @@ def two() -> Iterator[tuple[str, Callable[[], Result]]]:
 
         out = WORK / "two"
         shutil.rmtree(out, ignore_errors=True)
-        slowly = lambda: setattr(stage.MadeUpPool, "seconds", 0.5)  # noqa: E731  # so that it still runs then
-        first = stage.start((*stage.RUN, "--out", str(out)), WORK / "first.txt", prepare=slowly)
+        first = stage.start((*stage.RUN, "--out", str(out)), WORK / "first.txt")
         while stage.lines(out) < max(1, moment * 5) and first.poll() is None:
             time.sleep(0.001)
+        first.kill(signal.SIGSTOP)  # so that it is not over when the second one asks
         code, said = stage.run(out, LOG)
+        first.kill(signal.SIGCONT)
         ended = first.wait()
         lost = stage.difference(_wanted(), out)
         held = code == 2 and "another search is running" in said and plainly(said) and ended == 0 and not lost
