@@ -2,5 +2,6 @@
 
 from layersearch.schedule import presets
 from layersearch.schedule.schedule import GRAMMAR, KINDS, MOST_LAYERS, Schedule, Span, SpanKind
+from layersearch.schedule.stretch import stretch
 
-__all__ = ["GRAMMAR", "KINDS", "MOST_LAYERS", "Schedule", "Span", "SpanKind", "presets"]
+__all__ = ["GRAMMAR", "KINDS", "MOST_LAYERS", "Schedule", "Span", "SpanKind", "presets", "stretch"]
