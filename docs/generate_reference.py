@@ -34,6 +34,7 @@ from layersearch.schedule.presets import PRESETS
 from layersearch.study.estimate import Estimate
 from layersearch.study.model_evaluation import ModelEvaluation
 from layersearch.study.selection_plan import SelectionPlan
+from layersearch.study.transfer import RunTransfer
 from layersearch.surrogate.solve import Solution
 from layersearch.training.record import TrialRecord
 
@@ -284,6 +285,7 @@ def json_keys() -> dict[str, list[str]]:
         "run --model --dry-run": fields_of(SelectionPlan, "memory_bytes"),
         "show": result,
         "confirm": result,
+        "transfer": fields_of(RunTransfer),
         "solve": fields_of(Solution, "attention_flops", "confirm_with"),
         "optimal-l": fields_of(OptimalL),
         "optimal-l --dry-run (a list)": fields_of(SettingPlan, "trials"),

@@ -91,18 +91,14 @@ def _written() -> dict[str, str]:
 def stretch(text: str, *, depth: int, tokens: int) -> Any:
     """Return a schedule of `SLOTS` layers and `TOKENS` tokens at another depth and length.
 
-    Layers map by relative depth: layer j of L takes the span of layer floor(j `SLOTS` / L), so that at twice the depth
-    each layer becomes two neighbors. Windows and blocks keep their share of the text. Both keep the cost relative to
-    all-full (blocks and windows to a few percent). The reach of all layers together then grows with the depth, as it
-    does between real models of one window size.
+    Layers map by relative depth (`layersearch.schedule.stretch`); windows and blocks keep their share of the text. Both
+    keep the cost relative to all-full. The reach of all layers together then grows with the depth, as it does between
+    real models of one window size.
     """
-    from layersearch.schedule import Schedule, Span
+    from layersearch.schedule import Schedule
+    from layersearch.schedule import stretch as mapped
 
-    def longer(span: Span) -> Span:
-        return span if span.size is None else Span(kind=span.kind, size=span.size * tokens // TOKENS)
-
-    written = Schedule.parse(text)
-    return Schedule(tuple(longer(written[layer * len(written) // depth]) for layer in range(depth)))
+    return mapped(Schedule.parse(text), depth=depth, scale=tokens / TOKENS)
 
 
 def schedules(scale: Scale) -> dict[str, Any]:

@@ -32,6 +32,7 @@ from layersearch.cli import (
     schedule,
     show,
     solve,
+    transfer,
     verify_export,
 )
 from layersearch.errors import EXIT_USER_ERROR, LayersearchError, did_you_mean, visible
@@ -42,6 +43,7 @@ COMMANDS = (
     show,
     solve,
     confirm,
+    transfer,
     optimal_l,
     plot,
     report,

@@ -21,6 +21,8 @@ from layersearch.results.sentences import (
 )
 from layersearch.results.stats import Interval, decimals
 from layersearch.study.run_folder import read_config
+from layersearch.study.saved_run import load_request
+from layersearch.study.transfer import scale_sentence
 
 LINES = 40
 
@@ -37,18 +39,20 @@ def print_run(result: Result, run: Path, as_json: bool, more: Mapping[str, Any] 
         return
     config = read_config(run)
     meta = {"run": run, "recipe": config["recipe"]["name"], "space": config["space"]["name"], "seed": config["seed"]}
-    print_result(result, meta | {"data": config["data"]["source"]})
+    scale = scale_sentence(load_request(run)[0])
+    print_result(result, meta | {"data": config["data"]["source"]}, scale)
 
 
-def print_result(result: Result, meta: Mapping[str, Any]) -> None:
+def print_result(result: Result, meta: Mapping[str, Any], scale: str | None = None) -> None:
     """Print a result on one screen: at most 40 lines at 100 columns, plain text where there is no terminal.
 
     Args:
         result: of a run, finished or not.
         meta: facts for the first line, in order, for example the run's folder and recipe.
+        scale: the sentence on what the run stands for, see `layersearch.study.transfer.scale_sentence`.
     """
     screen = console()
-    prose = _prose(result, screen.width)
+    prose = _prose(result, screen.width, scale)
     trust = result.trust[-4:]
     # Headings, column heads and blank lines take 9 lines, the note under a cut table 1 each; tables share the rest.
     room = LINES - len(prose) - (3 + len(trust) if trust else 0) - 12
@@ -85,10 +89,10 @@ def print_result(result: Result, meta: Mapping[str, Any]) -> None:
         screen.print(_trust(trust))
 
 
-def _prose(result: Result, width: int) -> list[tuple[str, str]]:
+def _prose(result: Result, width: int, scale: str | None) -> list[tuple[str, str]]:
     """Return the verdict and the noise, wrapped, each line with its style."""
     parts: list[str | None] = [result.verdict, noise_sentence(result.noise), signal_sentence(result.signal)]
-    parts += [position_sentence(result), ranking_warning(result.trust)]
+    parts += [position_sentence(result), ranking_warning(result.trust), scale]
     lines = [("", "")]
     if result.winner is not None:
         entry = result.entry(result.winner.schedule)

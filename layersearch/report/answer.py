@@ -12,6 +12,7 @@ from layersearch.results.result import ALL_FULL, Entry
 from layersearch.results.sentences import noise_sentence, position_sentence, ranking_warning, signal_sentence
 from layersearch.results.stats import Interval, decimals, paired_difference
 from layersearch.schedule import Schedule, presets
+from layersearch.study.transfer import STUDIED
 
 FEW = 5
 """Fewer seeds or documents than this are called few."""
@@ -284,6 +285,8 @@ def not_said(run: OpenedRun) -> list[str]:
             f"It is a small model ({run.space.n_layers} layers, {start}) that was trained for "
             f"{recipe.training.steps:,} steps at {tokens:,} tokens, on data from {source}. A larger model may differ."
         )
+        if not recipe.pretrained:
+            lines.append(STUDIED)
     winner = result.winner
     if winner is not None and winner.not_separated > 1:
         lines.append(
