@@ -1,8 +1,6 @@
 """A schedule at another depth and length of text: layers map by relative depth."""
 
-from dataclasses import replace
-
-from layersearch.schedule.schedule import Schedule, Span
+from layersearch.schedule.schedule import Schedule
 
 
 def stretch(schedule: Schedule, *, depth: int, scale: float = 1.0) -> Schedule:
@@ -14,8 +12,8 @@ def stretch(schedule: Schedule, *, depth: int, scale: float = 1.0) -> Schedule:
     Args:
         schedule: the one to map.
         depth: number of layers to map it to, at least 1.
-        scale: factor of windows and blocks, for example 4 for a text of four times the tokens; rounded down, at
-            least one token.
+        scale: factor of windows and blocks, for example 4 for a text of four times the tokens; rounded, at least
+            one token.
 
     Example:
         >>> from layersearch import Schedule
@@ -24,7 +22,4 @@ def stretch(schedule: Schedule, *, depth: int, scale: float = 1.0) -> Schedule:
         'window:8*2 full*2 block:32*2'
     """
 
-    def longer(span: Span) -> Span:
-        return span if span.size is None else replace(span, size=max(1, int(span.size * scale)))
-
-    return Schedule(tuple(longer(schedule[layer * len(schedule) // depth]) for layer in range(depth)))
+    return Schedule(tuple(schedule[layer * len(schedule) // depth].scaled(scale) for layer in range(depth)))

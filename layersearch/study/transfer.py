@@ -73,10 +73,11 @@ def compare_runs(small: Path, large: Path) -> RunTransfer:
     )
     scale = other.training.seq_len / recipe.training.seq_len
     found: dict[Phase, tuple[list[tuple[Schedule, Schedule]], Losses, Losses]] = {}
-    for phase in ("confirm", "search"):
+    phases: tuple[Phase, ...] = ("confirm", "search")
+    for phase in phases:
         sides = []
         for result in results:
-            pairs = {
+            losses = {
                 entry.schedule: dict(entry.confirm)
                 if phase == "confirm"
                 else {}
@@ -84,11 +85,11 @@ def compare_runs(small: Path, large: Path) -> RunTransfer:
                 else {0: entry.search_loss}
                 for entry in result.entries
             }
-            sides.append({schedule: by_seed for schedule, by_seed in pairs.items() if by_seed})
+            sides.append({schedule: by_seed for schedule, by_seed in losses.items() if by_seed})
         found[phase] = matched(sides[0], sides[1], scale), sides[0], sides[1]
     enough = len(found["confirm"][0]) >= min(stats.MIN_BOUNDED, len(found["search"][0]))
-    phase = "confirm" if enough else "search"
-    pairs, first, second = found[phase]
+    taken: Phase = "confirm" if enough else "search"
+    pairs, first, second = found[taken]
     a = _table({key: first[key] for key, _ in pairs})
     b = _table({key: second[key] for _, key in pairs})
     correlation = corrected_correlation(a, b) if pairs else None
@@ -98,7 +99,7 @@ def compare_runs(small: Path, large: Path) -> RunTransfer:
     return RunTransfer(
         small=scale_text(recipe),
         large=scale_text(other),
-        phase=phase,
+        phase=taken,
         schedules=tuple(pairs),
         seeds=(a.shape[1], b.shape[1]) if pairs else (0, 0),
         correlation=correlation,
