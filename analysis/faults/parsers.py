@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import io
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from layersearch.training.record import Trial, TrialRecord, blank_record, read
 ROOT = Path(__file__).resolve().parents[2]
 MEMORY = Path("/dev/shm")
 _FOLDER = Path(tempfile.mkdtemp(prefix="fuzz-", dir=MEMORY if MEMORY.is_dir() else None))
+atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
 RECIPE = load_recipe("smoke")
 TEXT = "The quick brown fox jumps over the lazy dog.\n"
 
