@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError
@@ -73,7 +74,8 @@ def compare_runs(small: Path, large: Path) -> RunTransfer:
     )
     scale = other.training.seq_len / recipe.training.seq_len
     found: dict[Phase, tuple[list[tuple[Schedule, Schedule]], Losses, Losses]] = {}
-    for phase in ("confirm", "search"):
+    phases: tuple[Phase, ...] = ("confirm", "search")
+    for phase in phases:
         sides = []
         for result in results:
             pairs = {
@@ -115,7 +117,8 @@ def matched(small: Losses, large: Losses, scale: float) -> list[tuple[Schedule, 
     share of the text (``scale`` is the ratio of the lengths).
     """
     depths = {len(schedule) for schedule in large}
-    pairs, taken = [], set()
+    pairs: list[tuple[Schedule, Schedule]] = []
+    taken: set[Schedule] = set()
     for schedule in sorted(small):
         stretched = (stretch(schedule, depth=depth, scale=by) for depth in depths for by in (1.0, scale))
         for other in (schedule, *stretched):
@@ -126,7 +129,7 @@ def matched(small: Losses, large: Losses, scale: float) -> list[tuple[Schedule, 
     return pairs
 
 
-def _table(losses: Losses) -> np.ndarray:
+def _table(losses: Losses) -> NDArray[np.float64]:
     """Return losses, [schedules, seeds], at the seeds that all share; infinity where none is shared by all."""
     if not losses:
         return np.empty((0, 0))
