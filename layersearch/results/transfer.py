@@ -158,7 +158,8 @@ def regret(small: Array, large: Array) -> Regret:
     means = large.mean(1)
     picked, best = int(small.mean(1).argmin()), int(means.argmin())
     seeds = large.shape[1]
-    fresh, interval = None, None
+    fresh: float | None = None
+    interval: stats.Interval | None = None
     if seeds > 1 and np.isfinite(large[[picked, best]]).all():
         others = [int(np.delete(large, seed, axis=1).mean(1).argmin()) for seed in range(seeds)]
         fresh = float(np.mean([large[picked, seed] - large[others[seed], seed] for seed in range(seeds)]))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError
@@ -116,7 +117,8 @@ def matched(small: Losses, large: Losses, scale: float) -> list[tuple[Schedule, 
     share of the text (``scale`` is the ratio of the lengths).
     """
     depths = {len(schedule) for schedule in large}
-    pairs, taken = [], set()
+    pairs: list[tuple[Schedule, Schedule]] = []
+    taken: set[Schedule] = set()
     for schedule in sorted(small):
         stretched = (stretch(schedule, depth=depth, scale=by) for depth in depths for by in (1.0, scale))
         for other in (schedule, *stretched):
@@ -127,7 +129,7 @@ def matched(small: Losses, large: Losses, scale: float) -> list[tuple[Schedule, 
     return pairs
 
 
-def _table(losses: Losses) -> np.ndarray:
+def _table(losses: Losses) -> NDArray[np.float64]:
     """Return losses, [schedules, seeds], at the seeds that all share; infinity where none is shared by all."""
     if not losses:
         return np.empty((0, 0))
