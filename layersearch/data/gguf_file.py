@@ -33,7 +33,7 @@ def opened(what: str) -> Iterator[dict[str, Any]]:
     The file is shown alone in a folder: transformers would also read what lies beside it, of other models.
 
     Raises:
-        DataError: the package gguf is missing, or the file cannot be read.
+        DataError: a package is missing or does not load, or the file cannot be read.
     """
     path = Path(what.split(" ", 1)[1]).expanduser()
     try:
@@ -51,6 +51,9 @@ def opened(what: str) -> Iterator[dict[str, Any]]:
             yield {"pretrained_model_name_or_path": folder, "gguf_file": "model.gguf", "local_files_only": True}
         except LayersearchError:
             raise
+        except ImportError as error:  # the installation is at fault, not the file
+            remedy = 'pip install --force-reinstall "layersearch[gguf]"'
+            raise DataError(f"{what} cannot be read: a package does not load ({one_line(error)}); {remedy}") from None
         except Exception as error:  # transformers and gguf raise many kinds
             text = one_line(error).replace(folder, str(path.parent))
             if "support" in text.lower() or isinstance(error, NotImplementedError):

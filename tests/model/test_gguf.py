@@ -10,6 +10,7 @@ import torch
 
 from layersearch.config.recipe import DataConfig, load_recipe
 from layersearch.data import open_source
+from layersearch.data.gguf_file import opened
 from layersearch.errors import LayersearchError
 from layersearch.model.pretrained import fingerprint, load_config, load_pretrained, recipe_for, with_tokenizer
 from tests.helpers import gguf_models
@@ -113,6 +114,12 @@ def test_load_config_gguf_of_unknown_architecture_is_refused_by_name(tmp_path: P
 def test_load_config_folder_of_gguf_files_asks_for_one_of_them(saved) -> None:
     with pytest.raises(LayersearchError, match=r"holds GGUF files: name one of them, .*tiny\.gguf"):
         load_config(str(saved[0].parent))
+
+
+def test_opened_package_that_does_not_load_is_not_called_a_damaged_file(saved) -> None:
+    said = r"a package does not load \(no torch\); pip install --force-reinstall"
+    with pytest.raises(LayersearchError, match=said), opened(f"--model {saved[0]}"):
+        raise ImportError("no torch")
 
 
 def test_load_config_without_the_package_says_how_to_install_it(
