@@ -16,7 +16,8 @@ from layersearch.results import stats
 from layersearch.results.analyze import analyze
 from layersearch.results.sentences import MIN_SPEARMAN
 from layersearch.results.transfer import GOAL, Correlation, Regret, corrected_correlation, regret
-from layersearch.schedule import Schedule, stretch
+from layersearch.schedule import Schedule
+from layersearch.schedule.stretch import stretch
 from layersearch.study.saved_run import load_records, load_request
 
 Losses = Mapping[Schedule, Mapping[int, float]]
@@ -78,7 +79,7 @@ def compare_runs(small: Path, large: Path) -> RunTransfer:
     for phase in phases:
         sides = []
         for result in results:
-            pairs = {
+            by_schedule = {
                 entry.schedule: dict(entry.confirm)
                 if phase == "confirm"
                 else {}
@@ -86,7 +87,7 @@ def compare_runs(small: Path, large: Path) -> RunTransfer:
                 else {0: entry.search_loss}
                 for entry in result.entries
             }
-            sides.append({schedule: by_seed for schedule, by_seed in pairs.items() if by_seed})
+            sides.append({schedule: by_seed for schedule, by_seed in by_schedule.items() if by_seed})
         found[phase] = matched(sides[0], sides[1], scale), sides[0], sides[1]
     enough = len(found["confirm"][0]) >= min(stats.MIN_BOUNDED, len(found["search"][0]))
     phase = "confirm" if enough else "search"
