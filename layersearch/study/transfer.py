@@ -16,7 +16,8 @@ from layersearch.results import stats
 from layersearch.results.analyze import analyze
 from layersearch.results.sentences import MIN_SPEARMAN
 from layersearch.results.transfer import GOAL, Correlation, Regret, corrected_correlation, regret
-from layersearch.schedule import Schedule, stretch
+from layersearch.schedule import Schedule
+from layersearch.schedule.stretch import stretch
 from layersearch.study.saved_run import load_records, load_request
 
 Losses = Mapping[Schedule, Mapping[int, float]]
