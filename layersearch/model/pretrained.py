@@ -346,7 +346,7 @@ def _hub_options(name: str) -> dict[str, Any]:
     if os.path.isdir(name):
         return {"local_files_only": True}
     if os.path.isfile(name):
-        raise LayersearchError(f"{FLAG} {name} is a file; give the folder that holds it and config.json, or a GGUF file")
+        raise LayersearchError(f"{FLAG} {name} is a file; give the folder that holds it, or a GGUF file")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
         raise LayersearchError(
             f"{FLAG} {name}: no such folder; give one that holds config.json and weights, a GGUF file, or a hub id"
