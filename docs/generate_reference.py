@@ -272,7 +272,7 @@ def json_keys() -> dict[str, list[str]]:
     def fields_of(cls: type, *more: str) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)] + [*more]
 
-    selection = ["held_out", "retrieval_levels", "ranking_agreements"]
+    selection = ["held_out", "retrieval_levels", "retrieval_cells", "ranking_agreements"]
     result = ["version", *fields_of(layersearch.Result)]
     files = ["files", "note"]
     sizes = ["seq_len", "n_heads", "head_dim", "n_kv_heads", "bytes_per_value"]

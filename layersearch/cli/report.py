@@ -55,6 +55,6 @@ def _watch(runs: list[Path], out: Path, every: int) -> None:
 
 def _stamps(runs: list[Path]) -> list[tuple[str, int]]:
     """Return the files that grow when a trial or a step ends, with their times."""
-    names = ("trials.jsonl", "gates.json", "answer.json")
+    names = ("trials.jsonl", "gates.json", "retrieval_lengths.json", "answer.json")
     files = [file for path in runs for name in names for file in path.rglob(name)]
     return sorted((str(file), file.stat().st_mtime_ns) for file in files)

@@ -7,6 +7,7 @@ from typing import Any
 
 from layersearch.report.folder import OpenedRun
 from layersearch.report.schedules import cache_bytes
+from layersearch.results.compared import full_entry
 from layersearch.results.held_out import MeasureRow, compact
 from layersearch.results.result import ALL_FULL, Entry
 from layersearch.results.sentences import noise_sentence, position_sentence, ranking_warning, signal_sentence
@@ -35,15 +36,6 @@ def chosen(run: OpenedRun) -> Schedule | None:
 def full_row(run: OpenedRun) -> MeasureRow | None:
     """Return all_full's row of a selection."""
     return next((row for row in run.held_out if ALL_FULL in row.names), None)
-
-
-def full_entry(run: OpenedRun) -> Entry | None:
-    """Return all_full's entry."""
-    return next((entry for entry in run.result.entries if ALL_FULL in _names(entry.names)), None)
-
-
-def _names(joined: tuple[str, ...]) -> set[str]:
-    return {part for name in joined for part in name.split(" = ")}
 
 
 def headline(run: OpenedRun) -> str:
@@ -97,7 +89,7 @@ def to_full(run: OpenedRun, entry: Entry) -> Interval | None:
     winner = run.result.winner
     if winner is not None and winner.schedule == entry.schedule and winner.to_all_full is not None:
         return winner.to_all_full.difference
-    full = full_entry(run)
+    full = full_entry(run.result)
     if full is None:
         return None
     a, b = dict(entry.confirm), dict(full.confirm)
@@ -277,7 +269,6 @@ def not_said(run: OpenedRun) -> list[str]:
             f"It is one model, at {tokens:,} tokens, on data from {source}, with one draw of the documents. Another "
             "length, language or draw may give another order.",
             f"No weight was trained after the switch. {HEALED_ORDER}",
-            "Retrieval is a mean over depths. Its level at each depth is not recorded.",
         ]
     else:
         start = "a pre-trained model" if recipe.pretrained else f"{recipe.model.d_model} wide, from random weights"

@@ -256,6 +256,21 @@
         traces.push({ x: labels, y: chance, mode: "markers", name: "chance (no facts in the text)", marker: { symbol: "line-ew", size: 48, line: { width: 2.5, color: css("soft") } }, hovertemplate: "chance %{y:.2f}<extra></extra>" });
       return { traces, shown: true, layout: { barmode: "group", bargap: tasks.length > 1 ? 0.3 : 0.7, yaxis: { range: [0, 1.02], title: { text: "share right", standoff: 8 } }, xaxis: { tickangle: 0, tickfont: { size: 11 } } } };
     },
+    depths(at) {
+      const { places, chance, rows } = runs[at].depths, looks = [["win", "circle", "solid"], ["ink", "diamond", "dash"], ["base", "square", "dot"]];
+      const lengths = [...new Set(places.map(([length]) => length))], traces = [];
+      rows.forEach((row, i) => lengths.forEach((length) => {
+        const own = places.map((place, k) => k).filter((k) => places[k][0] === length && row.values[k]), label = esc(short(row.label, 30));
+        if (!own.length) return;
+        traces.push({ x: [own.map(() => `${length.toLocaleString("en")} tokens`), own.map((k) => places[k][1].toFixed(1))], y: own.map((k) => row.values[k].mean),
+          error_y: bars(own.map((k) => row.values[k]), looks[i][0]), mode: "lines+markers", name: label, legendgroup: String(i), showlegend: !traces.some((t) => t.legendgroup === String(i)),
+          line: { color: css(looks[i][0]), dash: looks[i][2], width: 1.6 }, marker: { symbol: looks[i][1], size: 7, color: css(looks[i][0]) },
+          text: own.map((k) => `${length.toLocaleString("en")} tokens, depth ${places[k][1]}: ${ci(row.values[k])} (${row.values[k].n} answers)`), hovertemplate: `%{text}<extra>${label}</extra>` });
+      }));
+      const guess = chance === null ? {} : { shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chance, y1: chance, line: { color: css("soft"), width: 1.5, dash: "dash" } }],
+        annotations: [{ xref: "paper", x: 1, y: chance, text: `chance ${chance.toFixed(2)}`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: css("soft") } }] };
+      return { traces, shown: true, layout: { ...guess, yaxis: { range: [0, 1.05], title: { text: "share of digits right", standoff: 8 } }, xaxis: { title: { text: "depth of the fact", standoff: 8 }, tickfont: { size: 11 } } } };
+    },
     per_l(at) {
       const rows = runs[at].per_l, search = rows.filter((r) => r.best !== null), sure = rows.filter((r) => r.confirmed);
       return { traces: [

@@ -32,6 +32,8 @@ EXHAUSTED = "no new schedule within the budget"
 """Marks the proposal after which nothing was left to propose."""
 _LABEL = "schedule, role, generation"
 """The user attribute of every trial that is trained."""
+LOSS, COST = "validation loss (nats)", "attention cost (share of all-full)"
+"""The objectives. They are user attributes too: optuna-dashboard lists a trial's two values without their names."""
 _CONSTRAINTS = "constraints"
 """The system attribute of a trial's constraint values: Optuna's list, which optuna-dashboard shows as well.
 
@@ -59,7 +61,7 @@ class Study:
         self._space, self._budget, self._search, self._seed = space, budget, search, seed
         self._study: optuna.Study = _reopen(path) or _create(path)
         if self._study.metric_names is None:
-            self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
+            self._study.set_metric_names([LOSS, COST])
         for name, value in self._facts().items():
             if self._study.user_attrs.get(name) != value:
                 self._study.set_user_attr(name, value)
@@ -92,6 +94,7 @@ class Study:
             trial.storage.set_trial_system_attr(trial._trial_id, name, values)
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
         if schedule == proposed:
+            trial.set_user_attr(COST, self._space.cost(schedule))
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
             self._open_trials[schedule] = trial
             self._note(schedule, generation, trial.number)
@@ -121,7 +124,7 @@ class Study:
                 state=library.trial.TrialState.RUNNING,
                 params=params,
                 distributions=self._distributions,
-                user_attrs={_LABEL: [str(schedule), role, generation]},
+                user_attrs={_LABEL: [str(schedule), role, generation], COST: self._space.cost(schedule)},
                 system_attrs=self._constraints(schedule),
             )
         )
@@ -172,6 +175,9 @@ class Study:
                 open_trial.set_user_attr(key, getattr(record, key))
         if record.state == "complete":
             assert record.loss is not None
+            storage = self._study._storage
+            trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+            storage.set_trial_user_attr(trial_id, LOSS, record.loss)
             self._study.tell(number, [record.loss, record.cost])
         elif record.state == "stopped":
             self._tell_pruned(number)

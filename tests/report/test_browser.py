@@ -56,7 +56,7 @@ def selection(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_selection_page_draws_every_figure_without_an_error(selection: Opened) -> None:
-    names = ["frontier", "needs", "baselines", "positions", "retrieval", "per_l", "noise"]
+    names = ["frontier", "needs", "baselines", "positions", "retrieval", "depths", "per_l", "noise"]
     boxes = selection.page.locator(".plot")
     assert [boxes.nth(at).get_attribute("data-plot") for at in range(boxes.count())] == names
     assert selection.page.locator(".plot:has(.main-svg .cartesianlayer .subplot)").count() == len(names)
@@ -101,6 +101,18 @@ def test_slider_answers_for_another_budget_by_keyboard(selection: Opened) -> Non
     assert "Its loss was not measured." in page.locator(".solved").text_content()
     slider.press("End")
     assert "full x30" in page.locator(".solved").text_content()
+    selection.check_quiet()
+
+
+def test_hover_and_table_show_retrieval_by_depth_with_all_full_and_chance(selection: Opened) -> None:
+    page, figure = selection.page, selection.page.locator('[data-plot="depths"]')
+    assert figure.locator(".legendtext").all_text_contents()[:2] == ["winner", "all_full"]
+    assert "chance 0.06" in figure.locator(".annotation-text").all_text_contents()
+    figure.locator(".scatterlayer .trace path.point").first.hover(force=True)
+    assert "1,024 tokens, depth 0.1: 0.82" in figure.locator(".hoverlayer .hovertext").first.text_content()
+    table = page.locator("section", has=figure).locator("table")
+    assert table.locator("tbody tr").count() == 4
+    assert table.locator("thead th").all_text_contents()[-2:] == ["chance", "answers"]
     selection.check_quiet()
 
 
