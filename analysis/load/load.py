@@ -70,6 +70,10 @@ class MadeUpPool:
                 break
         step, loss = curve[-1]
         made = {"state": state, "steps": step, "loss": loss, "curve": tuple(curve), "seconds": 1.0}
+        # As long as a real record: a loss for each bin of positions, and a kernel for each layer.
+        made["position_edges"] = tuple(range(6, 49, 6))
+        made["loss_by_position"] = tuple(loss + rng.gauss(0, NOISE) for _ in range(8))
+        made["metrics"], made["kernels"] = (("recall_accuracy", rng.random()),), ("chunked-span",) * LAYERS
         return dataclasses.replace(blank_record(trial, self._recipe), **made)
 
     def close(self) -> None:

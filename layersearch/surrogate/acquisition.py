@@ -54,7 +54,7 @@ class ExpectedImprovement:
         self, space: BoundSpace, budget: float, observations: Sequence[Observation], pending: Sequence[Schedule] = ()
     ) -> None:
         self._space, self._budget = space, budget
-        self._seen = self._thinned([o for o in observations if o.curve and space.encode(o.schedule) is not None])
+        self._seen = self._thinned([o for o in observations if o.curve and space.holds(o.schedule)])
         self._surrogate: Surrogate | None = None
         if len({o.schedule for o in self._seen if o.complete}) < MIN_SCHEDULES:
             return
@@ -169,7 +169,7 @@ class ExpectedImprovement:
 
         ``curve`` is that of `Observation`; ``fresh`` is the `best_improvement` of a new schedule.
         """
-        if not self.ready or self._space.encode(schedule) is None or self._space.cost(schedule) > self._budget:
+        if not self.ready or not self._space.holds(schedule) or self._space.cost(schedule) > self._budget:
             return True
         trial = Observation(schedule=schedule, seed=seed, curve=tuple(curve))
         others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
@@ -214,4 +214,4 @@ def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
             recalls[at - 1] = max(sparse, key=space.pairs)
         found = [Schedule(tuple(recalls)), middle, presets.all_sparse(layers, span)]
         found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
-    return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
+    return [s for s in dict.fromkeys(found) if space.holds(s) and space.cost(s) <= budget]
