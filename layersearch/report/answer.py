@@ -37,15 +37,6 @@ def full_row(run: OpenedRun) -> MeasureRow | None:
     return next((row for row in run.held_out if ALL_FULL in row.names), None)
 
 
-def full_entry(run: OpenedRun) -> Entry | None:
-    """Return all_full's entry."""
-    return next((entry for entry in run.result.entries if ALL_FULL in _names(entry.names)), None)
-
-
-def _names(joined: tuple[str, ...]) -> set[str]:
-    return {part for name in joined for part in name.split(" = ")}
-
-
 def headline(run: OpenedRun) -> str:
     """Return the sentence that answers: which schedule, what it costs, what it loses."""
     schedule = chosen(run)
@@ -97,7 +88,7 @@ def to_full(run: OpenedRun, entry: Entry) -> Interval | None:
     winner = run.result.winner
     if winner is not None and winner.schedule == entry.schedule and winner.to_all_full is not None:
         return winner.to_all_full.difference
-    full = full_entry(run)
+    full = run.full
     if full is None:
         return None
     a, b = dict(entry.confirm), dict(full.confirm)

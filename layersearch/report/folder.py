@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from layersearch.errors import RunFolderError
 from layersearch.files import parse_json
 from layersearch.results.analyze import analyze
 from layersearch.results.held_out import MeasureRow, measure_rows
-from layersearch.results.result import Result
+from layersearch.results.result import ALL_FULL, Entry, Result
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.run_folder import read_config
@@ -48,6 +49,12 @@ class OpenedRun:
     """Whether the result was written."""
     answer: dict[str, Any] | None
     """The setting's part of ``answer.json``; None: no optimal-l study, or an unfinished one."""
+
+    @functools.cached_property
+    def full(self) -> Entry | None:
+        """all_full's entry."""
+        named = ((entry, {part for name in entry.names for part in name.split(" = ")}) for entry in self.result.entries)
+        return next((entry for entry, names in named if ALL_FULL in names), None)
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

@@ -77,17 +77,26 @@ class Surrogate:
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)
+        self._coded: dict[Schedule, Codes] = {}  # the same schedules are asked for again and again
         self._fitted: dict[str, float] = {}
         self._tables: tuple[float, Array, Array] | None = None
 
-    def _codes(self, schedules: Sequence[Schedule]) -> Codes:
-        """Return the index of each variable's span, (M, V)."""
-        firsts, rows = [group[0] for group in self._space.groups], []
+    def codes(self, schedules: Sequence[Schedule]) -> Codes:
+        """Return the `code` of each variable's span, (M, V).
+
+        Raises:
+            ConfigError: if a schedule lies outside the space.
+        """
+        firsts, known = [group[0] for group in self._space.groups], self._coded
         for schedule in schedules:
+            if schedule in known:
+                continue
             try:
-                rows.append([self._index[schedule[at]] for at in firsts])
+                spans = schedule.spans
+                known[schedule] = np.array([self._index[spans[at]] for at in firsts], dtype=np.int64)
             except (KeyError, IndexError):
                 raise ConfigError(f"{schedule} lies outside search space {self._space.space.name!r}") from None
+        rows = [known[schedule] for schedule in schedules]
         return np.array(rows, dtype=np.int64).reshape(len(schedules), len(firsts))
 
     def fit(
@@ -118,7 +127,7 @@ class Surrogate:
         distinct = len({s for s, _ in whole})
         if distinct < MIN_SCHEDULES:
             raise LayersearchError(f"{distinct} schedules are too few to learn from: train at least {MIN_SCHEDULES}")
-        self._x, self._share = self._codes(schedules), share
+        self._x, self._share = self.codes(schedules), share
         # Stopped trials were the worse ones, so only complete trials standardize the losses of a share.
         ended = np.array([(s, at) in whole for s, at in zip(schedules, seed, strict=True)])
         self._scale = {}
@@ -296,7 +305,7 @@ class Surrogate:
         Raises:
             ConfigError: if a schedule lies outside the space.
         """
-        codes = self._codes(schedules)
+        codes = self.codes(schedules)
         found = [self._predicted(codes[at : at + _AT_ONCE]) for at in range(0, len(codes), _AT_ONCE)]
         mean, variance = (np.concatenate([np.empty(0), *part]) for part in zip(*found, strict=True)) if found else _NONE
         center, unit = self._scale[1.0]
@@ -315,7 +324,8 @@ class Surrogate:
 
     def _matches(self, codes: Codes) -> list[tuple[int, int]]:
         """Return (row of the codes, index of the observed schedule) of each code that was observed."""
-        found = ((row, self._known.get(code.tobytes())) for row, code in enumerate(codes))
+        held, width = codes.tobytes(), codes.shape[1] * codes.itemsize
+        found = ((row, self._known.get(held[row * width : (row + 1) * width])) for row in range(len(codes)))
         return [(row, at) for row, at in found if at is not None]
 
     def code(self, span: Span) -> int:

@@ -58,7 +58,7 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
     surrogate = Surrogate(space)
     log = {name: middle for name, (middle, _) in surrogate._prior.items()}
     scale = {name: float(np.exp(value)) for name, value in log.items()}
-    codes = surrogate._codes(rng.sample(everything(space), 7))
+    codes = surrogate.codes(rng.sample(everything(space), 7))
     layers, mixed = surrogate._features(codes, scale)
     count = codes.shape[1]
     wanted = np.ones((7, 7))
