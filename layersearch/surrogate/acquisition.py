@@ -6,12 +6,13 @@ and others, "Hypervolume-based expected improvement", CEC 2011). See docs/method
 Shape legend: M schedules, K steps of the frontier.
 """
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, presets
@@ -186,7 +187,7 @@ def _evenly(numbers: Sequence[int], most: int) -> list[int]:
 def _below(level: Array | float, means: Array, stds: Array) -> Array:
     """Return the expected improvement of normal variables Y below a level: E max(0, level - Y)."""
     z = (level - means) / stds
-    return stds * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
+    return stds * (z * special.ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
 
 
 def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -217,6 +217,10 @@ def _check_alike(record: TrialRecord, other: TrialRecord) -> None:
     names, before = ([name for name, _ in one.metrics] for one in (record, other))
     if names != before:
         raise RunFolderError(f"metrics {names} and not {before}, as in the records before")
+
+
+KeepGoing = Callable[[int, float], bool]
+"""A stopping rule, called at each checkpoint with (step, loss); False stops the trial."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,7 +102,7 @@ def go_on(out: Path, pool: LocalPool, *overrides: str) -> None:
     study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
     folder.drop_torn_line()
     plan = make_plan(recipe, space, config["budget"], config["seed"])
-    SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
+    SearchLoop(plan, space, folder, lambda: study, pool, lambda progress: None).run()
     folder.release()
 
 
@@ -289,7 +289,7 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
     def go(found: Pool) -> Study:
         folder = RunFolder(out, asked)
         study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
-        SearchLoop(plan, space, folder, study, found, lambda progress: None).run()
+        SearchLoop(plan, space, folder, lambda: study, found, lambda progress: None).run()
         folder.release()
         return study
 
