@@ -77,7 +77,7 @@ class Surrogate:
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)
-        # What the kernel of the observed schedules is made of, by the length scales: the other hyperparameters only weigh.
+        # What the kernel of observed schedules is made of, by the length scales: other hyperparameters only weigh it.
         self._parts: dict[tuple[float, float], tuple[Array, Array]] = {}
         self._distinct: Codes = np.empty((0, len(space.groups)), dtype=np.int64)
         self._coded: dict[Schedule, Codes] = {}  # the same schedules are asked for again and again
