@@ -372,6 +372,30 @@ class Surrogate:
         result: Array = center + unit * mean
         return result
 
+    def changed_means(self, codes: Codes) -> Array:
+        """Return the `mean` of one schedule, (V,) codes, with each variable at each span of the space, (V, S).
+
+        Only for single layers and pairs, whose means are a sum of few terms: no other schedule is predicted anew.
+        """
+        assert self._pairwise
+        if self._tables is None:
+            self._tables = self._effects()
+        constant, single, pair = self._tables
+        variables, spans = len(codes), len(self._index)
+        chosen, each = np.eye(spans)[codes].reshape(-1), np.arange(variables)
+        own = pair.reshape(variables, spans, variables, spans)[each, :, each]  # a variable's spans among each other
+        slopes = (single + pair @ chosen + chosen @ pair).reshape(variables, spans)
+        mean: Array = slopes + np.einsum("vss->vs", own) - own[each, :, codes] - own[each, codes]
+        mean += constant + chosen @ single + chosen @ pair @ chosen
+        mean += (own[each, codes, codes] - slopes[each, codes])[:, None]
+        changed = np.repeat(codes[None], mean.size, axis=0)
+        changed[np.arange(mean.size), np.repeat(each, spans)] = np.tile(np.arange(spans), variables)
+        for row, at in self._matches(changed):
+            mean.reshape(-1)[row] += float(np.exp(2 * self._fitted["rest"])) * self._each[at]
+        center, unit = self._scale[1.0]
+        result: Array = center + unit * mean
+        return result
+
     def _effects(self) -> tuple[float, Array, Array]:
         """Return the standardized mean's constant, the effects of each variable's spans, and those of their pairs.
 

@@ -147,9 +147,7 @@ class _Search:
     def _changed(self, chosen: Choice) -> Codes:
         """Return admitted changes of a schedule, the best by the sum of the gains of their single changes."""
         now, i, j = _row(chosen), self._first, self._second
-        alone = np.tile(now, (len(self._of), 1))
-        alone[np.arange(len(alone)), self._of] = np.arange(len(alone))
-        gains = self._surrogate.mean(self._codes[alone]) - self._losses[chosen]
+        gains = self._surrogate.changed_means(self._codes[now])[self._of, self._codes] - self._losses[chosen]
         same = i == j
         takes, full, gain = (
             values[i] + np.where(same, 0, values[j])

@@ -72,6 +72,19 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
     assert surrogate._diagonal(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
 
 
+def test_means_of_single_changes_are_those_of_the_changed_schedules() -> None:
+    space, rng = bound(), Random(3)
+    schedules = rng.sample(everything(space), 40)
+    surrogate = Surrogate(space).fit(schedules, [rng.random() for _ in schedules])
+    codes = surrogate.codes(schedules[:3])
+    for row in codes:  # trained, so that some of their changes are trained too
+        found = surrogate.changed_means(row)
+        for variable, span in np.ndindex(found.shape):
+            changed = row.copy()
+            changed[variable] = span
+            assert found[variable, span] == pytest.approx(surrogate.mean(changed[None])[0], abs=1e-12)
+
+
 @pytest.mark.parametrize("pairwise", [True, False])
 def test_leave_one_out_prediction_uses_the_others_alone(pairwise: bool) -> None:
     """Against Gaussian conditioning written out, with two seeds of some schedules and early losses of all."""
