@@ -136,6 +136,7 @@ def answer_setting(
     if config.budget is not None:
         at_budget = best_within(ls, costs, by_l, config.budget) if shared else undefined
     l_star = l_star_of(setting, chosen, fresh)
+    unlearned = failed_seeds(fresh, config.delta)
     share = config.share(len(fresh.get(all_full, ())))
     return SettingAnswer(
         name=setting.name,
@@ -155,7 +156,7 @@ def answer_setting(
         fresh_seeds=len(shared),
         most_seeds_spent=max((len(found) for found in fresh.values()), default=0),
         failed_seeds={
-            schedule: (len(failed_seeds(fresh, schedule, config.delta)), len(fresh[schedule]))
+            schedule: (len(unlearned[schedule]), len(fresh[schedule]))
             for schedule in dict.fromkeys((l_star.shown_by, l_star.reference))
             if fresh.get(schedule)
         },

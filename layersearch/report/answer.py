@@ -7,7 +7,6 @@ from typing import Any
 
 from layersearch.report.folder import OpenedRun
 from layersearch.report.schedules import cache_bytes
-from layersearch.results.compared import full_entry
 from layersearch.results.held_out import MeasureRow, compact
 from layersearch.results.result import ALL_FULL, Entry
 from layersearch.results.sentences import noise_sentence, position_sentence, ranking_warning, signal_sentence
@@ -89,7 +88,7 @@ def to_full(run: OpenedRun, entry: Entry) -> Interval | None:
     winner = run.result.winner
     if winner is not None and winner.schedule == entry.schedule and winner.to_all_full is not None:
         return winner.to_all_full.difference
-    full = full_entry(run.result)
+    full = run.full
     if full is None:
         return None
     a, b = dict(entry.confirm), dict(full.confirm)

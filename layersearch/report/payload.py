@@ -15,12 +15,11 @@ from layersearch.report.budgets import budget_table
 from layersearch.report.folder import OpenedRun, damaged, read_json
 from layersearch.report.layers import layer_needs
 from layersearch.report.schedules import ScheduleTable
-from layersearch.results.compared import compared, full_entry
+from layersearch.results.compared import compared
 from layersearch.results.result import ALL_FULL, PROPOSED, Entry
 from layersearch.results.retrieval_cells import run_cells
 from layersearch.results.stats import Interval, paired_difference
-from layersearch.surrogate.fit import fit_pair, training_trials
-from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
+from layersearch.surrogate.solve import Solver
 from layersearch.version import __version__
 
 DIGITS = 8
@@ -59,7 +58,7 @@ def clean(value: Any) -> Any:
 def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
     """Return what the page shows of one run; see `page_data`."""
     flag, _ = facts.recipe_flag(run)
-    table, fitted = ScheduleTable(run, flag), None if quick else _fit(run)
+    table, solver = ScheduleTable(run, flag), None if quick else _solver(run)
     schedule = answer.chosen(run)
     model = run.recipe.model
     return {
@@ -81,8 +80,8 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "frontier": [table.add(one) for one in run.result.frontier],
         "frontier_of": run.result.frontier_of,
         "frontier_line": answer.frontier_line(run),
-        "needs": layer_needs(run, fitted and fitted[0]),
-        "budgets": budget_table(run, table, fitted),
+        "needs": layer_needs(run, solver and solver.pairwise),
+        "budgets": budget_table(run, table, solver),
         "baselines": _baselines(run, table),
         "positions": _positions(run),
         "position_line": answer.position_line(run),
@@ -105,15 +104,13 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
     }
 
 
-def _fit(run: OpenedRun) -> tuple[Surrogate, Surrogate] | None:
-    """Return the surrogates of a search; None if too few schedules are trained, or for a selection."""
+def _solver(run: OpenedRun) -> Solver | None:
+    """Return what answers a search's budgets; None if too few schedules are trained, or for a selection."""
     if run.kind == "selection":
         return None
-    trials = training_trials(run.records, run.space)
-    if len({record.schedule for record in trials if record.state == "complete"}) < MIN_SCHEDULES:
-        return None
+    search = run.recipe.search
     try:
-        return fit_pair(trials, run.space)
+        return Solver(run.records, run.space, tolerance=search.tolerance, first_round=search.first_round)
     except LayersearchError:
         return None
 
@@ -235,7 +232,7 @@ def _per_l(run: OpenedRun) -> list[dict[str, Any]]:
 def _noise(run: OpenedRun, table: ScheduleTable) -> dict[str, Any] | None:
     """Return differences to a reference by seed: the spread within a row is noise, the one between rows is signal."""
     entries = [entry for entry in run.result.entries if len(entry.confirm) > 1]
-    full, schedule = full_entry(run.result), answer.chosen(run)
+    full, schedule = run.full, answer.chosen(run)
     reference = full if full is not None and len(full.confirm) > 1 else None
     if reference is None or len(entries) < 2:
         return None

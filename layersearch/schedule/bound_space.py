@@ -88,6 +88,12 @@ class BoundSpace:
         self._pairs = {span: self.pairs(span) for span in spans.values()}
         self._full_pairs = n_layers * self.pairs(FULL)
         self._texts = [{str(span): span for span in allowed} for allowed in options]
+        self._alike = len(self.groups) == n_layers and all(len(allowed) == len(spans) for allowed in options)
+        """Whether any layer may have any span, whatever the others have."""
+        self._places = [0] * n_layers  # the group of each layer
+        for place, group in enumerate(self.groups):
+            for layer in group:
+                self._places[layer] = place
 
     @functools.cached_property
     def variables(self) -> dict[str, tuple[str, ...]]:
@@ -119,25 +125,28 @@ class BoundSpace:
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
         """Return the values of `variables` for a schedule, or None if it lies outside the space."""
-        if len(schedule) != self.n_layers:
+        if not self.holds(schedule):
             return None
-        params, spans = {}, schedule.spans
-        for name, group, texts in zip(self.names, self.groups, self._texts, strict=True):
-            span = spans[group[0]]
-            text = str(span)
-            if text not in texts or (len(group) > 1 and any(spans[layer] != span for layer in group)):
-                return None
-            if len(texts) > 1:
-                params[name] = text
-        if self.space.one_sparse and len({span for span in schedule if not span.is_full}) > 1:
-            return None
-        return params
+        named = zip(self.names, self.groups, self._texts, strict=True)
+        return {name: str(schedule.spans[group[0]]) for name, group, texts in named if len(texts) > 1}
+
+    def holds(self, schedule: Schedule) -> bool:
+        """Return whether a schedule lies in the space."""
+        if len(schedule) != self.n_layers or not schedule.counts.keys() <= self._pairs.keys():
+            return False
+        if self.space.one_sparse and sum(not span.is_full for span in schedule.counts) > 1:
+            return False
+        spans = schedule.spans
+        return self._alike or all(
+            str(spans[group[0]]) in texts and all(spans[layer] == spans[group[0]] for layer in group)
+            for group, texts in zip(self.groups, self._texts, strict=True)
+        )
 
     def check(self, schedule: Schedule) -> None:
         """Raise ConfigError if the schedule lies outside the space."""
         alike, name = len(schedule) == self.n_layers, f"schedule '{schedule}'"
         require(alike, f"{name} has {len(schedule)} layers, the model {self.n_layers}; give one span per layer")
-        require(self.encode(schedule) is not None, f"{name} lies outside search space {self.space.name!r}")
+        require(self.holds(schedule), f"{name} lies outside search space {self.space.name!r}")
 
     def pairs(self, span: Span) -> int:
         """Return the visible pairs of one layer with any span, over all heads."""
@@ -146,7 +155,7 @@ class BoundSpace:
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost relative to the all-full schedule."""
         try:
-            return sum([self._pairs[span] for span in schedule]) / self._full_pairs
+            return sum(self._pairs[span] * times for span, times in schedule.counts.items()) / self._full_pairs
         except KeyError:  # all-full, in a space that does not hold it
             return sum(map(self.pairs, schedule)) / self._full_pairs
 
@@ -202,7 +211,7 @@ class BoundSpace:
             for place in (presets.bottom, presets.top, presets.middle, presets.interleaved):
                 for l in range(self.n_layers - 1, 0, -1):  # noqa: E741
                     schedule = place(self.n_layers, l, span)
-                    if self.cost(schedule) <= budget and self.encode(schedule) is not None:
+                    if self.cost(schedule) <= budget and self.holds(schedule):
                         named.setdefault(schedule, []).append(f"{place.__name__}({l})")
                         break
         named.pop(all_full, None)  # a space that is full everywhere: nothing in it is sparse
@@ -344,8 +353,7 @@ class BoundSpace:
 
     def schedule(self, chosen: Sequence[Span]) -> Schedule:
         """Return the schedule with these spans, one for each of `groups`."""
-        spans = {layer: span for group, span in zip(self.groups, chosen, strict=True) for layer in group}
-        return Schedule(tuple(spans[layer] for layer in range(self.n_layers)))
+        return Schedule(tuple([chosen[place] for place in self._places]))
 
     def _chosen(self, schedule: Schedule) -> list[Span]:
         """Return the span of each group."""

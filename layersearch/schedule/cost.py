@@ -173,8 +173,13 @@ def attention_flops(
         >>> attention_flops(Schedule.parse("full window:2"), seq_len=4, n_heads=1, head_dim=8)
         272
     """
-    pairs = (span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule)
-    return 2 * head_dim * sum(pairs)
+    return 2 * head_dim * _pairs(schedule, seq_len, n_heads, bidirectional)
+
+
+def _pairs(schedule: Schedule, seq_len: int, n_heads: int, bidirectional: bool) -> int:
+    """Return the visible pairs of all layers."""
+    counted = schedule.counts.items()
+    return sum(times * span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span, times in counted)
 
 
 def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int, bidirectional: bool = False) -> float:
@@ -186,7 +191,7 @@ def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int, bidirectiona
         0.271
     """
     full = len(schedule) * span_pairs(FULL, seq_len, n_heads, bidirectional=bidirectional)
-    return sum(span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule) / full
+    return _pairs(schedule, seq_len, n_heads, bidirectional) / full
 
 
 def cache_tokens(span: Span, seq_len: int, *, dilated: bool = True) -> int:
@@ -235,7 +240,7 @@ def kv_cache_bytes(
         >>> kv_cache_bytes(Schedule.parse("full window:64"), seq_len=1024, n_heads=8, n_kv_heads=2, head_dim=64)
         557056
     """
-    tokens = sum(_span_cache(span, seq_len, n_heads, n_kv_heads) for span in schedule)
+    tokens = sum(times * _span_cache(span, seq_len, n_heads, n_kv_heads) for span, times in schedule.counts.items())
     return 2 * tokens * head_dim * bytes_per_value
 
 

@@ -317,7 +317,7 @@ class Span:
         return self._text
 
     def __hash__(self) -> int:
-        return hash(str(self))
+        return hash(self._text or str(self))
 
     def _written(self) -> str:
         text: str = self.kind

@@ -18,8 +18,7 @@ from layersearch.schedule.space import Space
 from layersearch.study.plan import Plan, make_plan
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.memory import activation_bytes, model_bytes
-from layersearch.training.record import Trial, TrialRecord
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import KeepGoing, Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool, Pool
 
 TIMED_FLOPS = 2e12

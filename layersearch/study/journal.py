@@ -100,7 +100,7 @@ class Study:
             self._note(schedule, generation, trial.number)
             return schedule
         over = self._space.cost(proposed) > self._budget
-        why = "outside the space" if self._space.encode(proposed) is None else "trained before"
+        why = "trained before" if self._space.holds(proposed) else "outside the space"
         trial.set_user_attr("not trained", "over the budget" if over else why)
         if schedule is None:
             trial.set_user_attr(EXHAUSTED, True)

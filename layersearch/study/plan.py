@@ -91,7 +91,7 @@ def make_plan(
     for name, schedule in (further or {}).items():
         named[schedule] = f"{named[schedule]} = {name}" if schedule in named else name
     baselines = tuple((name, schedule) for schedule, name in named.items())
-    inside = sum(space.encode(schedule) is not None for schedule in named)
+    inside = sum(map(space.holds, named))
     proposals = max(0, min(recipe.search.trials - len(baselines), space.size - inside))
     return Plan(budget=budget, seed=seed, recipe=recipe, baselines=baselines, proposals=proposals)
 

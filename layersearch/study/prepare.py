@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,6 @@ from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
 from layersearch.data import describe, open_source
 from layersearch.data.source import Source
 from layersearch.files import FREE
-from layersearch.model.fvcore_flops import check_flops
-from layersearch.model.pretrained import check_vocabulary, fingerprint
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.deepspeed_config import deepspeed_config
@@ -31,6 +29,8 @@ def open_data(
     """
     source = open_source(data, training.seq_len, cache)
     if rows is not None:
+        from layersearch.model.pretrained import check_vocabulary
+
         check_vocabulary(rows, source.vocab_size, data.tokenizer)
     source.validation(training.val_sequences)
     deepspeed_config(training, deepspeed)
@@ -55,8 +55,14 @@ def open_run_folder(
     """
     request = request_of(recipe, space, budget=budget, seed=seed, data=describe(source))
     folder = RunFolder(out, request, free)
-    folder.write_flops(lambda: check_flops(recipe, space, source.vocab_size))
+    folder.write_flops(lambda: _flops(recipe, space, source.vocab_size))
     return folder
+
+
+def _flops(recipe: Recipe, space: BoundSpace, vocab_size: int) -> Mapping[str, Any]:
+    from layersearch.model.fvcore_flops import check_flops  # imports torch
+
+    return check_flops(recipe, space, vocab_size)
 
 
 def request_of(recipe: Recipe, space: BoundSpace, *, budget: float, seed: int, data: dict[str, Any]) -> dict[str, Any]:
@@ -69,5 +75,7 @@ def request_of(recipe: Recipe, space: BoundSpace, *, budget: float, seed: int, d
         "data": data,
     }
     if recipe.pretrained is not None:
+        from layersearch.model.pretrained import fingerprint
+
         request["model_fingerprint"] = fingerprint(recipe.pretrained)
     return request

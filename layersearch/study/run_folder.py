@@ -19,6 +19,7 @@ from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
 from layersearch.version import __version__
 
+RESULT = "frontier.json"
 _REQUEST_KEYS = ("recipe", "space", "budget", "seed", "data")
 """Keys of the configuration that define a run. A resumed run must have the same values."""
 _KINDS: dict[str, Any] = {
@@ -159,8 +160,13 @@ def _with_defaults(key: str, held: Any) -> Any:
         return held  # the comparison then names the difference
 
 
+def result_text(result: Result) -> str:
+    """Return the content of ``frontier.json``."""
+    return json.dumps(result.to_dict(), indent=1) + "\n"
+
+
 def write_result(path: Path, result: Result) -> None:
     """Write ``frontier.json`` and, if there is a winner, ``winner.yaml``."""
-    write_text(path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    write_text(path / RESULT, result_text(result))
     if result.winner is not None:
         write_text(path / "winner.yaml", schedule_text(result.winner.schedule, winner_evidence(result)))

@@ -6,12 +6,13 @@ and others, "Hypervolume-based expected improvement", CEC 2011). See docs/method
 Shape legend: M schedules, K steps of the frontier.
 """
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, presets
@@ -54,7 +55,7 @@ class ExpectedImprovement:
         self, space: BoundSpace, budget: float, observations: Sequence[Observation], pending: Sequence[Schedule] = ()
     ) -> None:
         self._space, self._budget = space, budget
-        self._seen = self._thinned([o for o in observations if o.curve and space.encode(o.schedule) is not None])
+        self._seen = self._thinned([o for o in observations if o.curve and space.holds(o.schedule)])
         self._surrogate: Surrogate | None = None
         if len({o.schedule for o in self._seen if o.complete}) < MIN_SCHEDULES:
             return
@@ -169,7 +170,7 @@ class ExpectedImprovement:
 
         ``curve`` is that of `Observation`; ``fresh`` is the `best_improvement` of a new schedule.
         """
-        if not self.ready or self._space.encode(schedule) is None or self._space.cost(schedule) > self._budget:
+        if not self.ready or not self._space.holds(schedule) or self._space.cost(schedule) > self._budget:
             return True
         trial = Observation(schedule=schedule, seed=seed, curve=tuple(curve))
         others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
@@ -186,7 +187,7 @@ def _evenly(numbers: Sequence[int], most: int) -> list[int]:
 def _below(level: Array | float, means: Array, stds: Array) -> Array:
     """Return the expected improvement of normal variables Y below a level: E max(0, level - Y)."""
     z = (level - means) / stds
-    return stds * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
+    return stds * (z * special.ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
 
 
 def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
@@ -214,4 +215,4 @@ def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
             recalls[at - 1] = max(sparse, key=space.pairs)
         found = [Schedule(tuple(recalls)), middle, presets.all_sparse(layers, span)]
         found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
-    return [s for s in dict.fromkeys(found) if space.encode(s) is not None and space.cost(s) <= budget]
+    return [s for s in dict.fromkeys(found) if space.holds(s) and space.cost(s) <= budget]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -165,7 +165,12 @@ def read(path: Path, recipe: Recipe | None = None) -> Iterator[TrialRecord]:
     Raises:
         RunFolderError: names the file and the line that is not a record, or not one of this run.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    content = path.read_bytes()
+    if _LAST_READ and _LAST_READ[0][:2] == (content, recipe):
+        yield from _LAST_READ[0][2]
+        return
+    lines = content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    found: list[TrialRecord] = []
     measured: TrialRecord | None = None
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -180,7 +185,13 @@ def read(path: Path, recipe: Recipe | None = None) -> Iterator[TrialRecord]:
                 f"{path} line {number}: {error}; restore the line, or delete it: the same command then trains its "
                 "trial again"
             ) from None
+        found.append(record)
         yield record
+    _LAST_READ[:] = [(content, recipe, tuple(found))]
+
+
+_LAST_READ: list[tuple[bytes, Recipe | None, tuple[TrialRecord, ...]]] = []
+"""Content, recipe and records of the file that was read last: one command asks several times."""
 
 
 def check_record(record: TrialRecord, recipe: Recipe) -> None:
@@ -206,6 +217,10 @@ def _check_alike(record: TrialRecord, other: TrialRecord) -> None:
     names, before = ([name for name, _ in one.metrics] for one in (record, other))
     if names != before:
         raise RunFolderError(f"metrics {names} and not {before}, as in the records before")
+
+
+KeepGoing = Callable[[int, float], bool]
+"""A stopping rule, called at each checkpoint with (step, loss); False stops the trial."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,10 +22,8 @@ from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
 from layersearch.training.evaluate import ValidationResult, named_metrics, sum_over_ranks, to_device, validate
 from layersearch.training.memory import device_name, peak_memory, reset_peak_memory
-from layersearch.training.record import State, Trial, TrialRecord, blank_record
+from layersearch.training.record import KeepGoing, State, Trial, TrialRecord, blank_record
 from layersearch.training.unfinished import Begun, Unfinished
-
-KeepGoing = Callable[[int, float], bool]  # called at each checkpoint with (step, loss); False stops the trial
 
 
 def run_trial(

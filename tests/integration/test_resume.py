@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -78,7 +80,7 @@ def go_on(out: Path, pool: LocalPool, *overrides: str) -> None:
     recipe, config = load_recipe("smoke", overrides), read_config(out)
     space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
-    study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
+    study = functools.partial(Study, folder.journal, space, config["budget"], recipe.search, config["seed"])
     folder.drop_torn_line()
     plan = make_plan(recipe, space, config["budget"], config["seed"])
     SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
@@ -243,6 +245,25 @@ def test_run_finished_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> N
     assert after == before
 
 
+def test_run_finished_opens_no_study_and_keeps_its_figures(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    (out / "study.journal").write_text("no journal\n")  # nobody looks at it
+    os.utime(out / "study.journal", ns=(0, 0))
+    (out / "pareto.svg").write_text("drawn before")
+    go_on(out, pool)
+    assert (out / "study.journal").read_text() == "no journal\n"
+    assert (out / "pareto.svg").read_text() == "drawn before"
+    (out / "frontier.json").write_text("{}")  # of other records: its figures are others too
+    os.utime(out / "study.journal", ns=(0, 0))
+    go_on(out, pool)
+    assert (out / "pareto.svg").read_bytes() == (smoke_run / "pareto.svg").read_bytes()
+    assert (out / "frontier.json").read_bytes() == (smoke_run / "frontier.json").read_bytes()
+    (out / "signal.png").unlink()
+    go_on(out, pool)
+    assert (out / "signal.png").read_bytes() == (smoke_run / "signal.png").read_bytes()
+
+
 def test_run_killed_worker_has_its_trial_tried_once_more(tmp_path: Path, smoke_run: Path) -> None:
     """In the same run, so that its records and its result are those of an unbroken one."""
     out = tmp_path / "run"
@@ -291,7 +312,7 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
     def go(found: Pool) -> Study:
         folder = RunFolder(out, asked)
         study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
-        SearchLoop(plan, space, folder, study, found, lambda progress: None).run()
+        SearchLoop(plan, space, folder, lambda: study, found, lambda progress: None).run()
         folder.release()
         return study
 

@@ -8,8 +8,7 @@ from typing import Any
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
-from layersearch.training.record import DIED, Trial, TrialRecord, blank_record
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import DIED, KeepGoing, Trial, TrialRecord, blank_record
 from layersearch.training.workers.patience import Patience
 from layersearch.training.workers.process import WorkerProcess
 
