@@ -101,10 +101,16 @@ class Benchmark:
 
         Mean loss and cost are scaled to their range over all schedules. The reference point is the worst of both.
         """
+        scaled, whole = self._scaled
+        return hypervolume([scaled[self._at[one]] for one in found], (1.0, 1.0)) / whole
+
+    @cached_property
+    def _scaled(self) -> tuple[list[tuple[float, float]], float]:
+        """The (loss, cost) of every schedule, scaled to their range, and the hypervolume of all."""
         points = np.stack([self.means, self.costs], axis=1)
         low, high = points.min(axis=0), points.max(axis=0)
         scaled = [(float(loss), float(cost)) for loss, cost in (points - low) / (high - low)]
-        return hypervolume([scaled[self._at[one]] for one in found], (1.0, 1.0)) / hypervolume(scaled, (1.0, 1.0))
+        return scaled, hypervolume(scaled, (1.0, 1.0))
 
 
 def load_bench_space(table: Path) -> BoundSpace:
