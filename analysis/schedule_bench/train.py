@@ -1,9 +1,9 @@
 """Train every schedule of a small space, for a benchmark that searches can be run on in seconds.
 
-Command:  python analysis/schedule_bench/train.py [mix recall text] [--seeds 3] [--workers 2]
-Time:     about 6 seconds a trial for mix and 4 for recall on one core (729 trials each); 17 for text
-          (243 trials) where other work ran beside it
-Writes:   CORPUS.parquet, one row per trial and checkpoint, every 20 trials; finished trials are not trained again
+Command:  python analysis/schedule_bench/train.py [mix recall text prose deep] [--seeds 3] [--workers N] [--files PROSE]
+Time:     about 6 seconds a trial for mix and 4 for recall on one core (729 trials each), 7 for text and prose, and 10
+          for deep (243 each), after a minute of compiling in each worker
+Writes:   CORPUS.parquet, one row per trial and checkpoint, every 10 seconds; finished trials are not trained again
 
 The trials are those of `layersearch run`: its worker processes, its records, its paired seeds. One seed of all
 schedules comes before the next, in an order drawn once, so that what is there is a fair sample at any time.
@@ -15,6 +15,7 @@ import argparse
 import itertools
 import os
 import tempfile
+import time
 from concurrent.futures import as_completed
 from pathlib import Path
 from random import Random
@@ -25,14 +26,14 @@ from rich.progress import track
 
 from layersearch.config.recipe import load_recipe
 from layersearch.schedule import Schedule
-from layersearch.schedule.bound_space import BoundSpace
-from layersearch.schedule.space import load_space
+from layersearch.study.benchmark import load_bench_space
 from layersearch.training.record import Trial, TrialRecord
 from layersearch.training.workers.pool import LocalPool
 
 HERE = Path(__file__).resolve().parent
 POINTS = 8
-TOGETHER = 20
+SAVE_EVERY = 10.0
+"""Seconds."""
 
 
 def rows(record: TrialRecord) -> list[dict[str, object]]:
@@ -62,16 +63,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("corpora", nargs="*", default=["mix", "recall", "text"])
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--files", nargs="+", help="prose: files or folders of English prose")
     options = parser.parse_args()
     for corpus in options.corpora:
-        recipe = load_recipe(str(HERE / f"{corpus}.yaml"))
-        training = recipe.training
-        space = load_space(str(HERE / "space.yaml"))
-        bound = BoundSpace.of(space, recipe)
-        schedules = [str(Schedule(spans)) for spans in itertools.product(*bound.options)]
-        Random(0).shuffle(schedules)
         path = HERE / f"{corpus}.parquet"
+        files = [f"data.files=[{','.join(options.files)}]"] if options.files and corpus == "prose" else []
+        recipe = load_recipe(str(path.with_suffix(".yaml")), files)
+        training = recipe.training
+        bound = load_bench_space(path)
+        schedules = [str(bound.schedule(spans)) for spans in itertools.product(*bound.options)]
+        Random(0).shuffle(schedules)
         found = pq.read_table(path).to_pylist() if path.exists() else []
         done = {(row["schedule"], row["seed"]) for row in found}
         checkpoints = tuple(training.steps * at // POINTS for at in range(1, POINTS))
@@ -84,14 +86,18 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as logs:
             pool = LocalPool(recipe, options.workers, Path(logs))
             try:
-                for first in track(range(0, len(todo), TOGETHER), description=corpus):
-                    futures = [pool.submit(trial) for trial in todo[first : first + TOGETHER]]
-                    for future in as_completed(futures):
-                        record = future.result()
-                        assert record.state == "complete", record.error
-                        found += rows(record)
-                    save(found, path)
+                saved = time.monotonic()
+                futures = [pool.submit(trial) for trial in todo]
+                for future in track(as_completed(futures), total=len(todo), description=corpus):
+                    record = future.result()
+                    assert record.state == "complete", record.error
+                    found += rows(record)
+                    if time.monotonic() - saved > SAVE_EVERY:
+                        save(found, path)
+                        saved = time.monotonic()
             finally:
+                if found:
+                    save(found, path)
                 pool.close()
         print(f"{corpus}: {len(found) // POINTS} trials in {path.name}")
 

@@ -1,8 +1,8 @@
 """Which search finds the cost-quality frontier with the least training?
 
-Command:  python analysis/search_efficiency/contest.py [--methods ...] [--repetitions 21]
-Needs:    pip install "layersearch[ray]" syne-tune==0.16.0
-Time:     about an hour on one core, nearly all of it Optuna's GP sampler; finished repetitions are not run again
+Command:  python analysis/search_efficiency/contest.py [--corpora ...] [--methods ...] [--anchors yes|no] [--repetitions 21]
+Needs:    pip install "layersearch[ray]" syne-tune==0.16.0, and what rivals.py names
+Time:     seconds a repetition, minutes with Optuna's GP sampler and BOCS; finished repetitions are not run again
 Writes:   contest.jsonl, one line per corpus, method and repetition: what was found for how much training
 
 Every search pays for the trainings of `layersearch.study.benchmark`, one seed of it per repetition, and is
@@ -19,7 +19,8 @@ import warnings
 from pathlib import Path
 
 import optuna
-from methods import ANCHORED, METHODS, Exhausted, Training, anchors
+from methods import METHODS, WITHOUT_ANCHORS, Exhausted, Training, anchors
+from rivals import RIVALS
 
 from layersearch.study.benchmark import load_bench
 
@@ -27,15 +28,18 @@ HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "contest.jsonl"
 LIMIT = 120.0
 """Full trials that a search may spend."""
-SLOW = {"GP": 40.0, "layersearch": 25.0}
+SLOW = {"GP": 40.0, "layersearch": 25.0, "SMAC3": 40.0, "Casmopolitan (MCBO)": 25.0, "BOCS (MCBO)": 25.0}
 """Searches that take seconds a proposal from there on."""
+CORPORA = ("mix", "recall", "text", "prose", "deep", "smollm2")
+ALL = METHODS | RIVALS
 
 
 def main() -> None:
     """Run what has no record yet."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--corpora", nargs="+", default=["mix", "recall", "text"])
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--corpora", nargs="+", default=list(CORPORA))
+    parser.add_argument("--methods", nargs="+", default=list(ALL), choices=list(ALL))
+    parser.add_argument("--anchors", choices=("yes", "no"), help="only with, or only without the anchors trained first")
     parser.add_argument("--repetitions", type=int, default=21)
     parser.add_argument("--records", type=Path, default=RECORDS)
     options = parser.parse_args()
@@ -46,22 +50,24 @@ def main() -> None:
     for corpus in options.corpora:
         bench = load_bench(corpus)
         for method in options.methods:
-            for anchored in (False, True) if method in ANCHORED else (False,):
+            for anchored in (False, True):
+                if (method in WITHOUT_ANCHORS and anchored) or options.anchors == ("no" if anchored else "yes"):
+                    continue
                 for repetition in range(options.repetitions):
                     if (corpus, method, anchored, repetition) in done:
                         continue
                     limit = SLOW.get(method, LIMIT)
                     training = Training(bench, bench.seeds[repetition % len(bench.seeds)], limit)
-                    began = time.monotonic()
+                    began = time.process_time()
                     with contextlib.suppress(Exhausted):
-                        METHODS[method](training, repetition, anchors(bench) if anchored else [])
+                        ALL[method](training, repetition, anchors(bench) if anchored else [])
                     row = {
                         "corpus": corpus,
                         "method": method,
                         "anchors": anchored,
                         "repetition": repetition,
                         "spent": round(training.spent, 3),
-                        "search_seconds": round(time.monotonic() - began, 2),
+                        "cpu_seconds": round(time.process_time() - began, 2),
                         "trace": training.trace,
                     }
                     with options.records.open("a", encoding="utf-8") as file:

@@ -39,6 +39,8 @@ class Training:
         self.complete: dict[Schedule, float] = {}
         self.trace: list[tuple[float, ...]] = []
         self.shares = tuple(step / bench.steps[-1] for step in bench.steps)
+        self.truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
+        self.best = [min(loss for s, loss in self.truth.items() if bench.cost(s) <= budget) for budget in BUDGETS]
 
     def curve(self, schedule: Schedule) -> Iterator[tuple[float, float]]:
         """Yield (share of the training, loss) at each checkpoint; who stops asking stops the trial."""
@@ -64,14 +66,11 @@ class Training:
         bench, found = self.bench, list(self.complete)
         points = [(self.complete[s], bench.cost(s)) for s in found]
         front = [found[at] for at in nondominated(points)]
-        truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
         regrets = []
-        for budget in BUDGETS:
-            best = min(loss for s, loss in truth.items() if bench.cost(s) <= budget)
+        for budget, best in zip(BUDGETS, self.best, strict=True):
             within = [s for s in found if bench.cost(s) <= budget]
             chosen = min(within, key=self.complete.__getitem__, default=None)
-            worst = max(truth.values())
-            regrets.append((worst if chosen is None else truth[chosen]) - best)
+            regrets.append((max(self.truth.values()) if chosen is None else self.truth[chosen]) - best)
         row = (round(self.spent, 3), round(bench.hypervolume(front), 5), *(round(regret, 5) for regret in regrets))
         if not self.trace or self.trace[-1][1:] != row[1:]:
             self.trace.append(row)
@@ -103,23 +102,28 @@ def grid(training: Training, seed: int, first: list[Schedule]) -> None:
     spans = [text for text in training.bench.space.space.choices if text != "full"]
     cells = [place(layers, l, span) for l in range(1, layers) for place in places for span in spans]  # noqa: E741
     cells += [presets.all_sparse(layers, span) for span in spans] + [presets.all_full(layers)]
-    cells = list(dict.fromkeys(cells))
+    cells = [cell for cell in dict.fromkeys(cells) if training.bench.space.encode(cell) is not None]
     Random(seed).shuffle(cells)
     for schedule in [*first, *cells]:
         training.full(schedule)
 
 
 def greedy(training: Training, seed: int, first: list[Schedule]) -> None:
-    """From all-sparse, the layer whose restoration to full lowers the loss most is restored, one after the other."""
-    bench = training.bench
-    span, full = bench.space.baseline_span, presets.FULL
+    """From all-sparse, the layers whose restoration to full lowers the loss most are restored, one after the other.
+
+    Layers that share a choice are restored together.
+    """
+    space, full = training.bench.space, presets.FULL
+    span = space.baseline_span
     assert span is not None
-    now = list(presets.all_sparse(bench.space.n_layers, span))
-    training.full(Schedule(tuple(now)))
+    for schedule in first:
+        training.full(schedule)
+    now = [span] * len(space.groups)
+    training.full(space.schedule(now))
     while any(layer != full for layer in now):
-        steps = [Schedule((*now[:at], full, *now[at + 1 :])) for at, layer in enumerate(now) if layer != full]
+        steps = [[*now[:at], full, *now[at + 1 :]] for at, layer in enumerate(now) if layer != full]
         Random(seed).shuffle(steps)
-        now = list(min(steps, key=training.full))
+        now = min(steps, key=lambda step: training.full(space.schedule(step)))
 
 
 def _optuna(sampler: Callable[[int], optuna.samplers.BaseSampler]) -> Callable[[Training, int, list[Schedule]], None]:
@@ -221,5 +225,5 @@ METHODS: dict[str, Callable[[Training, int, list[Schedule]], None]] = {
     "MO-ASHA (Syne Tune)": mo_asha,
     "layersearch": ours,
 }
-ANCHORED = {"random", "NSGA-II", "NSGA-III", "TPE", "GP", "ASHA (Ray Tune)", "MO-ASHA (Syne Tune)", "layersearch"}
-"""Methods that are also run with the anchor schedules trained first."""
+WITHOUT_ANCHORS = {"grid of presets"}
+"""Methods that are not run with the anchor schedules trained first: they hold most of them."""

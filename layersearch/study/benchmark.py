@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from layersearch.config.loader import find_file
+from layersearch.config.loader import Strict, build, find_file, read_yaml
 from layersearch.config.recipe import load_recipe
 from layersearch.errors import DataError
 from layersearch.results.pareto import hypervolume, nondominated
@@ -22,6 +23,18 @@ from layersearch.schedule.space import load_space
 
 FOLDER = "analysis/schedule_bench"
 COLUMNS = ("schedule", "seed", "step", "loss", "cost", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredModel(Strict):
+    """The shape of a pre-trained model whose schedules were measured and not trained, as the table's YAML names it."""
+
+    name: str
+    """The name of the table."""
+    n_layers: int
+    n_heads: int
+    seq_len: int
+    """Tokens in a sequence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +101,38 @@ class Benchmark:
 
         Mean loss and cost are scaled to their range over all schedules. The reference point is the worst of both.
         """
+        scaled, whole = self._scaled
+        return hypervolume([scaled[self._at[one]] for one in found], (1.0, 1.0)) / whole
+
+    @cached_property
+    def _scaled(self) -> tuple[list[tuple[float, float]], float]:
+        """The (loss, cost) of every schedule, scaled to their range, and the hypervolume of all."""
         points = np.stack([self.means, self.costs], axis=1)
         low, high = points.min(axis=0), points.max(axis=0)
         scaled = [(float(loss), float(cost)) for loss, cost in (points - low) / (high - low)]
-        return hypervolume([scaled[self._at[one]] for one in found], (1.0, 1.0)) / hypervolume(scaled, (1.0, 1.0))
+        return scaled, hypervolume(scaled, (1.0, 1.0))
+
+
+def load_bench_space(table: Path) -> BoundSpace:
+    """Return the bound space of a table, from the YAML files beside it.
+
+    ``NAME.yaml`` is the recipe of the trials, or a `MeasuredModel`. ``NAME.space.yaml`` is the space; without it,
+    ``space.yaml`` is.
+
+    Raises:
+        ConfigError: a file is missing or wrong.
+    """
+    facts, own = table.with_suffix(".yaml"), table.with_suffix(".space.yaml")
+    space = load_space(str(own if own.exists() else table.with_name("space.yaml")))
+    mapping = read_yaml(facts) if facts.exists() else {}
+    if isinstance(mapping, dict) and "n_layers" in mapping:
+        model = build(MeasuredModel, mapping, facts.name)
+        return BoundSpace(space, n_layers=model.n_layers, seq_len=model.seq_len, n_heads=model.n_heads)
+    return BoundSpace.of(space, load_recipe(str(facts)))
 
 
 def load_bench(name: str) -> Benchmark:
-    """Read a benchmark: ``mix``, ``recall`` or ``text``, or the path of such a table beside its ``space.yaml``.
+    """Read a benchmark: ``mix``, ``recall`` or ``text``, or the path of such a table beside its YAML files.
 
     Raises:
         LayersearchError: if the file is missing, is no such table, or lacks trials.
@@ -114,8 +151,7 @@ def load_bench(name: str) -> Benchmark:
         table = pq.read_table(path, columns=list(COLUMNS)).to_pydict()
     except (pa.ArrowInvalid, OSError, KeyError) as error:
         raise DataError(f"{path}: no benchmark table ({str(error).splitlines()[0]}); download it again") from None
-    recipe, space = load_recipe(str(path.with_suffix(".yaml"))), load_space(str(path.with_name("space.yaml")))
-    bound = BoundSpace.of(space, recipe)
+    bound = load_bench_space(path)
     texts, seeds, steps = (sorted(set(table[key])) for key in ("schedule", "seed", "step"))
     shape = (len(texts), len(seeds), len(steps))
     losses, seconds, costs = np.full(shape, np.nan), np.full(shape[:2], np.nan), np.full(shape[0], np.nan)
