@@ -71,6 +71,26 @@ class Attention(nn.Module):
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
 
+    def summarize(self, x: Tensor, cos: Tensor, sin: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor]:
+        """Return rotated keys and values (B, G, M, D) of the blocks of x (B, T, C) that the span sums up.
+
+        LongT5 (2112.07916, section 3.1.2): a block's normalized inputs are added up and normalized again, and have the
+        projections of tokens. Their positions are the middles of the blocks. In an encoder a rest of the text joins the
+        last block. The second norm has no gains, so that spans have no weights.
+        """
+        batch, tokens, width = x.shape
+        size, count = self.span.summary, self.span.summaries(tokens)
+        blocks = x[:, : count * size].view(batch, count, size, width).sum(2)
+        if bidirectional and tokens % size:
+            rest = x[:, count * size :].sum(1, keepdim=True)
+            blocks = torch.cat((blocks[:, :-1], blocks[:, -1:] + rest), dim=1)
+        weight = torch.cat((self.k_proj.weight, self.v_proj.weight))
+        heads = F.linear(F.rms_norm(blocks, (width,), eps=1e-6), weight).view(batch, count, -1, self.head_dim)
+        k, v = heads.chunk(2, dim=2)
+        places = torch.arange(count, device=x.device) * size + size // 2
+        k = rotate(self.k_norm(k), cos[places], sin[places])
+        return k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+
 
 class SwiGLU(nn.Module):
     """Gated feed-forward layer (2002.05202, eq. 6)."""
@@ -99,6 +119,12 @@ class Layer(nn.Module):
     def before(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C)."""
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def summaries(self, x: Tensor, cos: Tensor, sin: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values (B, G, M, D) of the span's summaries of x (B, T, C); None: it has none."""
+        if not self.self_attn.span.summaries(x.shape[1]):
+            return None
+        return self.self_attn.summarize(self.input_layernorm(x), cos, sin, bidirectional)
 
     def after(self, x: Tensor, out: Tensor) -> Tensor:  # (B, T, C), (B, H, T, D) -> (B, T, C)
         """Return the residual stream after attention's output and the feed-forward layer."""
@@ -164,8 +190,9 @@ class Decoder(nn.Module):
             return 0.02
         return 1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5
 
-    def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        """Return the residual stream after the last layer."""
+    def stream(self, tokens: Tensor, marked: Tensor | None = None) -> Tensor:  # (B, T), (B, T) -> (B, T, C)
+        """Return the residual stream after the last layer; ``marked`` as in `forward`."""
+        both = self.config.bidirectional
         before, after = map(_compiled, (Layer.before, Layer.after)) if self.compiled else (Layer.before, Layer.after)
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
@@ -175,14 +202,18 @@ class Decoder(nn.Module):
             cos, sin = cos.to(kind), sin.to(kind)
         for layer in cast(list[Layer], list(self.layers)):
             q, k, v = before(layer, x, cos, sin)
-            x = after(layer, x, attend(q, k, v, layer.self_attn.span, bidirectional=self.config.bidirectional))
+            span, more = layer.self_attn.span, layer.summaries(x, cos, sin, both)
+            own = marked if span.global_marked else None
+            x = after(layer, x, attend(q, k, v, span, bidirectional=both, summaries=more, marked=own))
         return x
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
         """Return the scores of every next token."""
         return self.lm_head(self.norm(self.stream(tokens)))
 
-    def forward(self, tokens: Tensor, targets: Tensor, reduce: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, targets: Tensor, reduce: bool = True, marked: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the cross-entropy of the targets in nats.
 
         Args:
@@ -191,8 +222,9 @@ class Decoder(nn.Module):
                 scored.
             reduce: True returns the mean over scored targets, (). False returns each target's loss, 0 where not scored,
                 and whether it was predicted, both (B, T).
+            marked: (B, T), the tokens that the task marks for spans of ``+global:mask``; None: the first ones.
         """
-        x = self.stream(tokens)
+        x = self.stream(tokens, marked)
         if reduce:
             return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
         logits = self.lm_head(self.norm(x)).float()

@@ -9,7 +9,9 @@ def model_flops(config: ModelConfig, vocab_size: int, schedule: Schedule, *, seq
     """Return the FLOPs of one sequence's forward pass: all matrix products, attention and the output layer included."""
     size = {"seq_len": seq_len, "n_heads": config.n_heads, "head_dim": config.head_dim}
     attention = attention_flops(schedule, **size, bidirectional=config.bidirectional)
-    return seq_len * (num_matrix_parameters(config) + config.d_model * vocab_size) + attention
+    kv_width = 2 * config.d_model * config.n_kv_heads * config.head_dim
+    summaries = sum(span.summaries(seq_len) for span in schedule) * kv_width
+    return seq_len * (num_matrix_parameters(config) + config.d_model * vocab_size) + attention + summaries
 
 
 def num_matrix_parameters(config: ModelConfig) -> int:

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from layersearch.config.recipe import Recipe
-from layersearch.model.attention.operator import read_text
+from layersearch.model.attention.plain import read_text
 from layersearch.model.decoder import Decoder
 from layersearch.model.flops import model_flops
 from layersearch.schedule import Schedule
@@ -49,8 +49,11 @@ def _visible_pairs(text: str, tokens: int, heads: int) -> int:
     pairs = 0
     for first in range(0, tokens, rows):
         queries = torch.arange(first, min(first + rows, tokens))[:, None]
-        seen = span.visible(queries, keys, head, bidirectional=bidirectional)
+        seen = span.visible(queries, keys, head, bidirectional=bidirectional, tokens=tokens)
         pairs += int(seen.sum()) * (heads * len(queries) * tokens // seen.numel())  # one mask may stand for all heads
+        if blocks := span.summaries(tokens):
+            more = span.sees_summary(queries, torch.arange(blocks), bidirectional=bidirectional)
+            pairs += heads * int(more.expand(len(queries), blocks).sum())
     return pairs
 
 

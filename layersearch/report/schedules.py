@@ -80,7 +80,7 @@ class ScheduleTable:
 
 def last_keys(span: Span, seq_len: int, *, bidirectional: bool = False) -> list[tuple[int, int]]:
     """Return the keys of the last query of a text as ranges [from, to); too many to draw become one."""
-    seen = span.visible(seq_len - 1, np.arange(seq_len), bidirectional=bidirectional)
+    seen = span.visible(seq_len - 1, np.arange(seq_len), bidirectional=bidirectional, tokens=seq_len)
     edges = np.flatnonzero(np.diff(np.concatenate(([0], seen.astype(np.int8), [0]))))
     found = [(int(first), int(last)) for first, last in edges.reshape(-1, 2)]
     return found if len(found) <= _RANGES else [(found[0][0], found[-1][1])]

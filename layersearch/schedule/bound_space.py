@@ -16,7 +16,7 @@ from random import Random
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import presets
-from layersearch.schedule.cost import span_pairs
+from layersearch.schedule.cost import check_cost, span_pairs
 from layersearch.schedule.schedule import Schedule
 from layersearch.schedule.space import Space, check_budget_range
 from layersearch.schedule.span import FULL, Span
@@ -61,6 +61,7 @@ class BoundSpace:
         for text, span in spans.items():
             with located(f"{where}: choice {text}"):
                 span.check(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
+                check_cost([span], seq_len, bidirectional=bidirectional)
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
             known = layer < n_layers
             require(known, f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")

@@ -74,6 +74,12 @@ class Surrogate:
         # Blocks of equal size that begin elsewhere see other tokens at the same cost.
         begin = np.array([span.offset / (span.size or 1) for span in spans])
         far = far + np.abs(begin[:, None] - begin)
+        # Keys that carry news from everywhere, at a cost that does not show it.
+        for carried in ([span.global_first or span.global_marked for span in spans], [s.summary for s in spans]):
+            some = np.array(carried) > 0
+            far = far + (some[:, None] != some)
+        split = np.array([span.far_heads or 0 for span in spans])
+        far = far + (split[:, None] != split)
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)

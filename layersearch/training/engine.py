@@ -150,20 +150,20 @@ class Engine:
             # One rank has nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
             self._engine.enable_backward_allreduce = False
 
-    def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, targets: Tensor, marked: Tensor | None = None) -> Tensor:
         """Take one optimizer step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""
-        loss = self._engine(tokens, targets)
+        loss = self._engine(tokens, targets, **_marks(marked))
         self._engine.backward(loss)
         self._engine.step()
         return loss.detach()
 
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def token_losses(self, tokens: Tensor, targets: Tensor, marked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return each target's loss in nats, and whether the top prediction was right, both (B, T)."""
         self._engine.eval()
         try:
             # Keep gradients on for compiled regions: compiling them again without gradients costs more than it saves.
             with torch.set_grad_enabled(getattr(self.module, "compiled", False)):
-                losses, predicted = self._engine(tokens, targets, reduce=False)
+                losses, predicted = self._engine(tokens, targets, reduce=False, **_marks(marked))
             return losses.detach(), predicted
         finally:
             self._engine.train()
@@ -222,6 +222,11 @@ class Engine:
             # DeepSpeed marks weights to be gathered in bf16 under autocast; left there, it would round what is saved.
             if hasattr(parameter, "comm_dtype"):
                 del parameter.comm_dtype
+
+
+def _marks(marked: Tensor | None) -> dict[str, Tensor]:
+    """Return the argument of a model for the tokens that the task marks, (B, T)."""
+    return {} if marked is None else {"marked": marked}
 
 
 @contextlib.contextmanager

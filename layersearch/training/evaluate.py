@@ -35,7 +35,7 @@ def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> d
 
 
 def validate(
-    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    token_losses: Callable[..., tuple[Tensor, Tensor]],
     batch: Batch,
     rows_at_once: int,
     group: RankGroup,
@@ -54,8 +54,7 @@ def validate(
         stop = min(start + rows_at_once, n_rows)
         own = slice(*(start + (stop - start) * rank // group.size for rank in (group.rank, group.rank + 1)))
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
-        chunk = Batch(batch.tokens[rows], batch.targets[rows])
-        found, predicted = token_losses(*to_device(chunk, group))
+        found, predicted = token_losses(*to_device(batch.rows(rows), group))
         if rows == own:
             losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
         beat()
@@ -86,6 +85,6 @@ def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
     return values.cpu()
 
 
-def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
-    """Return tokens and targets, (B, T) each, on the rank's device."""
-    return torch.from_numpy(batch.tokens).to(group.device), torch.from_numpy(batch.targets).to(group.device)
+def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, ...]:
+    """Return tokens, targets and the task's marks, if there are any, (B, T) each, on the rank's device."""
+    return tuple(torch.from_numpy(x).to(group.device) for x in batch if x is not None)

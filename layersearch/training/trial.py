@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.data.source import Batch, Source
+from layersearch.data.source import Source, check_marks
 from layersearch.errors import require
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.schedule import Schedule
+from layersearch.schedule.cost import check_cost
 from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
@@ -57,6 +58,8 @@ def run_trial(
     require(alike, f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
     both = recipe.model.bidirectional
     schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads, bidirectional=both)
+    check_cost(schedule, training.seq_len, bidirectional=both)
+    check_marks(schedule, source)
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)
@@ -174,7 +177,7 @@ def train_steps(
     own = slice(group.rank * rows, (group.rank + 1) * rows)
     for step in range(first, training.steps):
         batch = source.train(seed=seed, step=before + step, batch_size=training.batch_size)
-        yield step + 1, engine.step(*to_device(Batch(batch.tokens[own], batch.targets[own]), group))
+        yield step + 1, engine.step(*to_device(batch.rows(own), group))
 
 
 def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:

@@ -343,6 +343,7 @@ def test_load_space_wrong_file_is_refused_by_its_key(tmp_path: Path, content: An
         ("full block:49", {}, "block:49 is longer than the text"),
         ("full window:8+sink:50", {}, "longer than the text"),
         ("full window:8/2@3", {}, "dilates more heads than the model's 2"),
+        ("full window:44+summary:2", {}, "choice window:44+summary:2: window:44+summary:2 costs more than 'full'"),
         ("full window:8", {"layers": {4: ("full",)}}, "a model of 4 has no layer 4; the last is 3"),
         ("full window:8", {"tied": ((0, 9),)}, "a model of 4 has no layer 9"),
         ("full window:8", {"pattern": 5}, "pattern 5 is longer than the model's 4 layers"),

@@ -67,7 +67,7 @@ def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -
     for span in schedule:
         if span.kind == "block":
             edges.append(2 * (span.size or 0) + span.sink + span.pool)
-        elif span.kind == "window":
+        elif span.kind == "window" and not span.summary:
             edges.append((span.reach() or 0) + 1 + span.sink + span.dilation)
         elif span.is_union:  # enough blocks or strides to tell what lies behind the near keys
             edges.append(span.memory + (span.random_blocks + 4) * (span.size or 0))

@@ -44,7 +44,7 @@ def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Pa
     """
     asked = schedule or folder_schedule(folder)
     for layer, span in enumerate(asked):
-        if span.dilation > 1 or span.offset or span.sink or span.is_las or span.is_union:
+        if span.dilation > 1 or span.offset or span.sink or span.summary or span.is_las or span.is_union:
             raise ExportError(f"layer {layer}: {span}: --engine compares plain windows and blocks; leave --engine out")
     overrides = folder / "vllm.yaml"
     if engine == "llama.cpp":
