@@ -156,7 +156,7 @@ class Mcbo:
         from mcbo.search_space import SearchSpace
 
         torch.manual_seed(seed)
-        np.random.seed(seed)  # noqa: NPY002 (MCBO draws from it)
+        np.random.seed(seed)
         self.training, self.level, self.space = training, level, training.bench.space
         names = self.space.variables
         variables = [{"name": n, "type": "nominal", "categories": list(c)} for n, c in names.items()]
