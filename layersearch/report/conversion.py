@@ -266,7 +266,8 @@ def _training(found: OpenedConversion) -> dict[str, Any]:
 
 def _compared(found: OpenedConversion) -> list[Evaluation]:
     """Return the evaluations of the bars, in the order of a run's: the answer first."""
-    return [one for one in map(found.at, ("converted", "original", "switched")) if one is not None]
+    order: tuple[Moment, ...] = ("converted", "original", "switched")
+    return [one for one in map(found.at, order) if one is not None]
 
 
 def _positions(found: OpenedConversion) -> dict[str, Any] | None:
