@@ -107,8 +107,8 @@ def _print(found: ModelEvaluation) -> None:
         screen.print(grid)
         screen.print("\nDigits right by tokens of the text and depth of the fact (0: its beginning)", style="bold")
         grid = table("tokens", "depth", *map(str, range(1, len(found.schedules) + 1)))
-        for cells in zip(*(row.retrieval for row in found.schedules), strict=True):
-            grid.add_row(f"{cells[0].length:,}", f"{cells[0].depth:.1f}", *(str(cell.accuracy) for cell in cells))
+        for place in zip(*(row.retrieval for row in found.schedules), strict=True):
+            grid.add_row(f"{place[0].length:,}", f"{place[0].depth:.1f}", *(str(cell.accuracy) for cell in place))
         screen.print(grid)
     if found.schedules[0].lm_eval:
         screen.print("\nlm-eval (± its standard error)", style="bold")

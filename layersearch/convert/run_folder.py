@@ -83,6 +83,14 @@ class ConvertFolder:
         """
         return [build(Evaluation, line, f"{self.path / 'evaluations.jsonl'}") for line in self._lines("evaluations")]
 
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the log of the optimizer steps: step, loss in nats, learning rate, tokens, seconds.
+
+        Raises:
+            RunFolderError: if a line is damaged.
+        """
+        return self._lines("steps")
+
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Append one evaluation, forced to the disk."""
         self._append("evaluations", dataclasses.asdict(evaluation), force=True)

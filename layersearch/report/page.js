@@ -93,7 +93,7 @@
   function show(at, number, copied = false) {
     const run = runs[at], schedule = run.schedules[number], box = one(`.picture[data-run="${at}"]`);
     const wins = number === run.winner, title = one(".picture-title", box), chosen = one(".chosen", box);
-    title.textContent = wins ? (run.finished ? "The winner" : "The best so far") : `Shown: ${short(schedule.compact, 60)}`;
+    title.textContent = wins && run.kind === "conversion" ? "The schedule" : wins ? (run.finished ? "The winner" : "The best so far") : `Shown: ${short(schedule.compact, 60)}`;
     const layers = one(".layers", box);
     layers.replaceChildren(picture(run, schedule));
     const legend = node("div", null, layers, { class: "legend" });
@@ -103,7 +103,7 @@
       label.append(kind + (kind === "full" ? ` (l = ${schedule.n_full})` : ""));
     }
     chosen.replaceChildren();
-    node("p", `Cost ${percent(schedule.cost)} of all-full, KV cache ${bytes(schedule.kv)}.`, chosen);
+    node("p", `Cost ${percent(schedule.cost)} of all-full` + (schedule.kv === null ? "." : `, KV cache ${bytes(schedule.kv)}.`), chosen);
     for (const [text, what] of [[schedule.text, "the schedule"], [schedule.export, "the command"]]) {
       const line = node("div", null, chosen, { class: "copyable" });
       node("pre", text, line, { tabindex: 0, "aria-label": what });
@@ -207,6 +207,18 @@
       return { traces, shown: drawn.length > 0, layout: { shapes: lines, annotations: notes, hovermode: "closest",
         xaxis: { title: { text: sizes[axis.x][1], standoff: 10 }, tickformat: axis.x === "cost" ? ".0%" : "~s", range: range(Math.min(...xs), Math.max(...xs)) },
         yaxis: { title: { text: title, standoff: 8 }, range: axis.y === "digits" ? [-0.03, 1.05] : range(Math.min(...ends), Math.max(...ends)) } } };
+    },
+    training(at) {
+      const { steps, original, evaluations } = runs[at].training, traces = [];
+      if (steps.length)
+        traces.push({ x: steps.map((s) => s[0]), y: steps.map((s) => s[1]), mode: "lines", name: "training texts", line: { color: css("faint"), width: 1.2 }, hovertemplate: "step %{x}: %{y:.4f} nats<extra>training</extra>" });
+      if (evaluations.length)
+        traces.push({ x: evaluations.map((e) => e[0]), y: evaluations.map((e) => e[1]), mode: "lines+markers", name: "validation, with the schedule", text: evaluations.map((e) => esc(e[2])), line: { color: css("win"), width: 2 },
+          marker: { size: 8, color: css("win") }, hovertemplate: "step %{x}: %{y:.4f} nats<extra>%{text}</extra>" });
+      const line = original === null ? {} : { shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: original, y1: original, line: { color: css("ink"), width: 1.5, dash: "dash" } }],
+        annotations: [{ xref: "paper", x: 1, y: original, text: `original ${original.toFixed(4)}`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: css("ink") } }] };
+      if (original !== null) traces.push({ x: [0], y: [original], mode: "markers", name: "original", marker: { symbol: "diamond", size: 9, color: css("ink") }, hovertemplate: "original: %{y:.4f} nats<extra></extra>" });
+      return { traces, shown: traces.length > 0, layout: { ...line, xaxis: { title: { text: "optimizer step", standoff: 8 } }, yaxis: { title: { text: "loss, nats", standoff: 8 } } } };
     },
     compare() {
       const looks = [["full", "circle"], ["win", "square"], ["block", "diamond"], ["third", "triangle-up"], ["near", "star"], ["base", "x"]];

@@ -20,6 +20,7 @@ from typing import Any
 from layersearch.errors import ConfigError, LayersearchError, RunFolderError
 from layersearch.files import write_text
 from layersearch.report.answer import size
+from layersearch.report.conversion import is_conversion, open_conversion
 from layersearch.report.folder import expand, open_run
 from layersearch.report.payload import page_data
 from layersearch.version import __version__
@@ -47,7 +48,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str, *, watched: bool =
     """Write one HTML page of run folders, finished or not, and return its path.
 
     Args:
-        runs: run folders of ``run`` or ``optimal-l``; two or more stand side by side.
+        runs: folders of ``run``, ``optimal-l`` or ``convert``; two or more stand side by side.
         out: the file. It is written beside and renamed, so a failure keeps the old page.
         watched: the page loads itself again every `REFRESH` seconds, and nothing is predicted for it.
 
@@ -82,10 +83,11 @@ def page_text(paths: Sequence[Path], *, watched: bool = False) -> str:
     """Return the page of run folders; see `write_report` for errors."""
     import jinja2
 
-    page = page_data([open_run(path) for path in expand(paths)], quick=watched)
+    opened = [open_conversion(path) if is_conversion(path) else open_run(path) for path in expand(paths)]
+    page = page_data(opened, quick=watched)
     for run in page["runs"]:
         for schedule in run["schedules"]:
-            schedule["kv_text"] = size(schedule["kv"])
+            schedule["kv_text"] = "" if schedule["kv"] is None else size(schedule["kv"])
     page["tile_labels"] = list(dict.fromkeys(tile["label"] for run in page["runs"] for tile in run["tiles"]))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     script = _file("page.js")

@@ -12,9 +12,10 @@ from layersearch.errors import LayersearchError, visible
 from layersearch.files import unseal
 from layersearch.report import answer, facts
 from layersearch.report.budgets import budget_table
+from layersearch.report.conversion import OpenedConversion, conversion_data
 from layersearch.report.folder import OpenedRun, damaged, read_json
 from layersearch.report.layers import layer_needs
-from layersearch.report.schedules import ScheduleTable
+from layersearch.report.schedules import ScheduleTable, run_table
 from layersearch.results.compared import compared
 from layersearch.results.result import ALL_FULL, PROPOSED, Entry
 from layersearch.results.retrieval_cells import run_cells
@@ -28,15 +29,18 @@ MOST_NOISE = 14
 """Schedules in the figure of signal and noise."""
 
 
-def page_data(runs: Sequence[OpenedRun], *, quick: bool = False) -> dict[str, Any]:
+def page_data(runs: Sequence[OpenedRun | OpenedConversion], *, quick: bool = False) -> dict[str, Any]:
     """Return what a page of runs shows, as plain data with visible text and finite numbers.
 
     ``quick`` leaves out what a surrogate predicts, which takes seconds.
     """
+    settings = [run.settings() if isinstance(run, OpenedConversion) else facts.settings(run) for run in runs]
     found = {
         "version": __version__,
-        "runs": [run_data(run, quick=quick) for run in runs],
-        "differences": facts.differences(runs) if len(runs) > 1 else [],
+        "runs": [
+            conversion_data(run) if isinstance(run, OpenedConversion) else run_data(run, quick=quick) for run in runs
+        ],
+        "differences": facts.differences(settings) if len(runs) > 1 else [],
     }
     cleaned: dict[str, Any] = clean(found)
     return cleaned
@@ -58,7 +62,7 @@ def clean(value: Any) -> Any:
 def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
     """Return what the page shows of one run; see `page_data`."""
     flag, _ = facts.recipe_flag(run)
-    table, solver = ScheduleTable(run, flag), None if quick else _solver(run)
+    table, solver = run_table(run, flag), None if quick else _solver(run)
     schedule = answer.chosen(run)
     model = run.recipe.model
     return {
@@ -82,6 +86,7 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "frontier_line": answer.frontier_line(run),
         "needs": layer_needs(run, solver and solver.pairwise),
         "budgets": budget_table(run, table, solver),
+        "training": None,
         "baselines": _baselines(run, table),
         "positions": _positions(run),
         "position_line": answer.position_line(run),
@@ -97,7 +102,7 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "space": facts.space_yaml(run),
         "command": facts.command(run),
         "recipe_file": flag == facts.RECIPE_FILE,
-        "versions": facts.versions(run),
+        "versions": facts.versions(run.config),
         "not_said": answer.not_said(run),
         "schedules": table.rows,
         "spans": table.spans,

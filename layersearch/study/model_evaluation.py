@@ -17,7 +17,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError
 from layersearch.model.pretrained import load_pretrained, load_skeleton
-from layersearch.results.retrieval_cells import RetrievalCell, first_example, retrieval_cells
+from layersearch.results.retrieval_cells import RetrievalCell, Shares, first_example, retrieval_cells
 from layersearch.results.stats import Interval, mean_interval
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
@@ -145,7 +145,9 @@ def evaluate_model(
     shorter = shorter_examples(tokenizer, tasks, seq_len=seq_len, numbers=numbers, seed=seed) if tasks else {}
     cells: dict[Schedule, list[RetrievalCell]] = {}
     for schedule, found in measured.items():
-        shares = {seq_len: {number: one.accuracy for number, one in zip(numbers, found, strict=True)}}
+        shares: dict[int, Shares] = {
+            seq_len: {number: one.accuracy for number, one in zip(numbers, found, strict=True)}
+        }
         for length, examples in shorter.items():
             note = f"{length:,} tokens ({schedule})"
             listener(Stage(phase="retrieval", done=len(cells), planned=len(asked), note=note))

@@ -10,6 +10,7 @@ import pytest
 
 from layersearch.report.page import write_report
 from tests.helpers.browser import WAIT, chromium
+from tests.helpers.conversion_folders import conversion_folder
 from tests.helpers.hostile import hostile_run
 
 pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
@@ -109,7 +110,10 @@ def test_hover_and_table_show_retrieval_by_depth_with_all_full_and_chance(select
     assert figure.locator(".legendtext").all_text_contents()[:2] == ["winner", "all_full"]
     assert "chance 0.06" in figure.locator(".annotation-text").all_text_contents()
     figure.locator(".scatterlayer .trace path.point").first.hover(force=True)
-    assert "1,024 tokens, depth 0.1: 0.82" in figure.locator(".hoverlayer .hovertext").first.text_content()
+    assert (
+        "1,024 tokens, depth 0.1: 0.817 ± 0.037 (12 answers)"
+        in figure.locator(".hoverlayer .hovertext").first.text_content()
+    )
     table = page.locator("section", has=figure).locator("table")
     assert table.locator("tbody tr").count() == 4
     assert table.locator("thead th").all_text_contents()[-2:] == ["chance", "answers"]
@@ -144,6 +148,21 @@ def test_narrow_window_does_not_scroll_sideways(selection: Opened) -> None:
     selection.page.wait_for_timeout(300)
     assert selection.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     selection.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_page_of_a_conversion_draws_its_figures_without_an_error(browser: Any, tmp_path: Path) -> None:
+    run = conversion_folder(tmp_path / "<script>window.attacked=1</script>")
+    opened = Opened(browser, write_report([run], tmp_path / "report.html"))
+    page = opened.page
+    boxes = page.locator(".plot")
+    names = [boxes.nth(at).get_attribute("data-plot") for at in range(boxes.count())]
+    assert names == ["training", "positions", "retrieval"]
+    assert page.locator(".plot:has(.main-svg .cartesianlayer .subplot)").count() == len(names)
+    assert page.locator(".picture-title").text_content() == "The schedule"
+    assert "original 2.0000" in page.locator('[data-plot="training"] .annotation-text').all_text_contents()
+    assert page.evaluate("window.attacked") is None
+    opened.check_quiet()
+    opened.context.close()
 
 
 def test_hostile_run_does_nothing(browser: Any, saved_run: Path, tmp_path: Path) -> None:

@@ -189,12 +189,12 @@ def test_command_of_a_shipped_recipe_makes_the_same_request() -> None:
 
 
 def test_differences_name_the_keys_in_which_two_runs_differ(saved_run: Path) -> None:
-    rows = facts.differences([open_run(saved_run), open_run(SELECTION)])
+    rows = facts.differences([facts.settings(open_run(run)) for run in (saved_run, SELECTION)])
     values = {row["key"]: row["values"] for row in rows}
     assert values["budget"] == ["0.6", "0.27"]
     assert values["recipe.training.seq_len"] == ["48", "1024"]
     assert "seed" not in values
-    assert facts.differences([open_run(saved_run), open_run(saved_run)]) == []
+    assert facts.differences([facts.settings(open_run(saved_run))] * 2) == []
 
 
 def test_depths_of_a_selection_are_shares_by_length_and_depth_with_chance(
