@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import RunFolderError, one_line
+from layersearch.errors import RunFolderError, one_line, visible
 from layersearch.version import __version__
 
 FORMAT = 1
@@ -34,9 +34,11 @@ def open_folder(
         check: refuses a folder that exists; its argument is the request as JSON returns it.
 
     Raises:
-        RunFolderError: if the folder holds other files or cannot be written, or another process holds its lock.
+        RunFolderError: if the folder holds other files or links out of it, cannot be written, or another process holds
+            its lock.
     """
     wanted = json.loads(json.dumps(request))  # lists in place of tuples
+    check_links(path)
     file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves these
     lock = None
     try:
@@ -61,6 +63,16 @@ def open_folder(
             raise RunFolderError(message) from None
         raise unwritable(path, error) from None
     return lock
+
+
+def check_links(path: Path) -> None:
+    """Raise RunFolderError if a symbolic link in a folder leads out of it: nothing there is read or written."""
+    top = os.path.realpath(path)
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            place = os.path.join(folder, name)
+            if os.path.islink(place) and not Path(os.path.realpath(place)).is_relative_to(top):
+                raise RunFolderError(f"{visible(place)}: a symbolic link out of the folder; put the file there itself")
 
 
 def write_text(path: Path, text: str) -> None:
