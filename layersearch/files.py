@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import json
 import os
 import zlib
@@ -19,6 +20,8 @@ UNTRAINED = ("checkpoint_seconds", "hang_seconds", "hang_factor")
 """Keys of a recipe's training that change no result."""
 FREE = ("recipe.search.workers", "recipe.data.depth", "data.read", *(f"recipe.training.{key}" for key in UNTRAINED))
 """Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
+LOCKS = "study.journal*.lock*"
+"""Locks of Optuna's journal that a killed search of an older version left: links to the journal's path."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 
 
@@ -71,6 +74,8 @@ def check_links(path: Path) -> None:
     for folder, folders, files in os.walk(path):
         for name in (*folders, *files):
             place = os.path.join(folder, name)
+            if fnmatch.fnmatch(name, LOCKS):
+                continue  # nobody follows it
             if os.path.islink(place) and not Path(os.path.realpath(place)).is_relative_to(top):
                 raise RunFolderError(f"{visible(place)}: a symbolic link out of the folder; put the file there itself")
 
