@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import json
 import os
 import zlib
@@ -10,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import RunFolderError, one_line
+from layersearch.errors import RunFolderError, one_line, visible
 from layersearch.version import __version__
 
 FORMAT = 1
@@ -19,6 +20,8 @@ UNTRAINED = ("checkpoint_seconds", "hang_seconds", "hang_factor")
 """Keys of a recipe's training that change no result."""
 FREE = ("recipe.search.workers", "recipe.data.depth", "data.read", *(f"recipe.training.{key}" for key in UNTRAINED))
 """Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
+LOCKS = "study.journal*.lock*"
+"""Locks of Optuna's journal that a killed search of an older version left: links to the journal's path."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 
 
@@ -34,9 +37,11 @@ def open_folder(
         check: refuses a folder that exists; its argument is the request as JSON returns it.
 
     Raises:
-        RunFolderError: if the folder holds other files or cannot be written, or another process holds its lock.
+        RunFolderError: if the folder holds other files or links out of it, cannot be written, or another process holds
+            its lock.
     """
     wanted = json.loads(json.dumps(request))  # lists in place of tuples
+    check_links(path)
     file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves these
     lock = None
     try:
@@ -61,6 +66,18 @@ def open_folder(
             raise RunFolderError(message) from None
         raise unwritable(path, error) from None
     return lock
+
+
+def check_links(path: Path) -> None:
+    """Raise RunFolderError if a symbolic link in a folder leads out of it: nothing there is read or written."""
+    top = os.path.realpath(path)
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            place = os.path.join(folder, name)
+            if fnmatch.fnmatch(name, LOCKS):
+                continue  # nobody follows it
+            if os.path.islink(place) and not Path(os.path.realpath(place)).is_relative_to(top):
+                raise RunFolderError(f"{visible(place)}: a symbolic link out of the folder; put the file there itself")
 
 
 def write_text(path: Path, text: str) -> None:

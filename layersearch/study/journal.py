@@ -15,7 +15,7 @@ from random import Random
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import SearchConfig
-from layersearch.files import parse_json
+from layersearch.files import LOCKS, parse_json
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -236,9 +236,8 @@ def _reopen(path: Path) -> optuna.Study | None:
     schedules again, and trains none that has a record.
     """
     part = path.with_name(path.name + ".part")
-    for name in (path.name, part.name):  # locks of a killed search; this process holds the run folder
-        for stale in (f"{name}.lock", f"{name}.lock.rename"):
-            path.with_name(stale).unlink(missing_ok=True)
+    for stale in path.parent.glob(LOCKS):  # of a search of an older version; this process holds the run folder
+        stale.unlink(missing_ok=True)
     part.unlink(missing_ok=True)
     drop_torn_line(path)
     if not path.exists() or not path.stat().st_size:
@@ -271,11 +270,26 @@ def _create(path: Path) -> optuna.Study:
     return study
 
 
+class _Unlocked:
+    """No lock: the run folder's own lets one process write the journal.
+
+    Optuna's is a symbolic link that is renamed. Where network storage loses the answer to a rename it raises an error,
+    and a killed process leaves it behind.
+    """
+
+    def acquire(self) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass
+
+
 def _storage(path: Path) -> optuna.storages.JournalStorage:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
-    return JournalStorage(JournalFileBackend(str(path)))
+    lock: Any = _Unlocked()
+    return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
 def _optuna() -> Any:

@@ -11,7 +11,7 @@ from typing import IO, Any
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import FORMAT, FREE, first_difference, open_folder, parse_json, write_text
+from layersearch.files import FORMAT, FREE, check_links, first_difference, open_folder, parse_json, write_text
 from layersearch.results.result import Result
 from layersearch.results.sentences import winner_evidence
 from layersearch.schedule.files import schedule_text
@@ -91,9 +91,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a run.
 
     Raises:
-        RunFolderError: if the folder is no run folder, or its configuration is damaged or of another version.
+        RunFolderError: if the folder is no run folder, or its configuration is damaged or of another version, or a link
+            leads out of it.
     """
     file = path / "config.json"
+    check_links(path)
     if not file.is_file():
         raise RunFolderError(
             f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made"

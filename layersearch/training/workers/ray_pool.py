@@ -24,6 +24,7 @@ from layersearch.data import open_source
 from layersearch.errors import LayersearchError, one_line, require
 from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.process import WorkerProcess
+from layersearch.training.workers.ray_cleanup import watch
 from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
 
@@ -50,7 +51,7 @@ class RayPool(Pool):
     def __init__(
         self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None, *, address: str | None = None
     ) -> None:
-        self._ours = _connect(address)
+        self._ours, self._watcher = _connect(address)
         try:
             _check_room(recipe.training)
             source = open_source(recipe.data, recipe.training.seq_len, cache)
@@ -81,10 +82,13 @@ class RayPool(Pool):
 
             ray.shutdown()
             self._ours = False
+        if self._watcher is not None:
+            self._watcher.communicate()  # ends its standard input; it waits for Ray's processes, and ends those left
+            self._watcher = None
 
 
-def _connect(address: str | None) -> bool:
-    """Connect to a cluster; return whether this made a new connection."""
+def _connect(address: str | None) -> tuple[bool, "subprocess.Popen[bytes] | None"]:
+    """Connect to a cluster; return whether this made a new connection, and the watcher of a cluster that it started."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,7 +101,7 @@ def _connect(address: str | None) -> bool:
         joined = ray.get_runtime_context().gcs_address
         here = f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
         require(address in (None, joined), here)
-        return False
+        return False, None
     cluster, origin = address, "--ray-address"
     if cluster is None and os.environ.get("RAY_ADDRESS"):
         cluster, origin = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
@@ -117,7 +121,7 @@ def _connect(address: str | None) -> bool:
     except Exception as error:  # also a bare Exception, where a node is not up in time
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
         raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
-    return True
+    return True, None if cluster else watch(os.getpid())
 
 
 @contextlib.contextmanager
