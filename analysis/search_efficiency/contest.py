@@ -1,6 +1,6 @@
 """Which search finds the cost-quality frontier with the least training?
 
-Command:  python analysis/search_efficiency/contest.py [--corpora ...] [--methods ...] [--anchors yes] [--repetitions 21]
+Command:  python analysis/search_efficiency/contest.py [--corpora ...] [--methods ...] [--anchors yes] [--repetitions N]
 Needs:    pip install "layersearch[ray]" syne-tune==0.16.0, and what rivals.py names
 Time:     seconds a repetition, minutes with Optuna's GP sampler and BOCS; finished repetitions are not run again
 Writes:   contest.jsonl, one line per corpus, method and repetition: what was found for how much training
@@ -23,7 +23,6 @@ import optuna
 from landscape import Landscape
 from methods import METHODS, WITHOUT_ANCHORS, Exhausted, Problem, Table, Training, anchors
 from rivals import RIVALS
-
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "contest.jsonl"

@@ -1,11 +1,11 @@
 """A simulated landscape of 24 or 48 layers, fitted to what was measured on SmolLM2-135M.
 
-`analysis/schedule_bench/smollm2.parquet` holds the loss of every choice of full groups of three layers, 1,024 of them. A
-schedule whose groups are full in part lies between them: the loss is the multilinear interpolation of the table, so all
-interactions between groups that were measured are kept, whatever their order. A layer has a share of its group, and a
-window a part of what full attention gives; both are fitted to the losses of single layers in `analysis/smollm2`. A
-landscape of another depth takes layers and shares by relative depth, the largest share of a group to the layer nearest
-to it. The noise is the table's own: a search reads one seed's losses, and is judged by the mean over seeds.
+`analysis/schedule_bench/smollm2.parquet` holds the loss of every choice of full groups of three layers, 1,024 of them.
+A schedule whose groups are full in part lies between them: the loss is the multilinear interpolation of the table, so
+all interactions between groups that were measured are kept, whatever their order. A layer has a share of its group, and
+a window a part of what full attention gives; both are fitted to the losses of schedules of single layers in
+`analysis/smollm2`. A landscape of another depth gives a layer's share to the layer nearest to it in relative depth.
+The noise is the table's own: a search reads one seed's losses, and is judged by the mean over seeds.
 
 Command:  python analysis/search_efficiency/landscape.py
 Writes:   landscape.json, the fit
@@ -49,7 +49,7 @@ def corners() -> Array:
 
 
 def between(values: Array, parts: Array) -> Array:
-    """Return the multilinear interpolation of ``values`` (2^10, ...) at ``parts`` (10,), the share full of each group."""
+    """Return the multilinear interpolation of ``values`` (2^10, ...) at the shares full of the groups, (10,)."""
     for part in parts[::-1]:  # the highest bit first
         half = len(values) // 2
         values = (1 - part) * values[:half] + part * values[half:]

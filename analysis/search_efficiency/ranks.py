@@ -4,11 +4,12 @@ Command:  python analysis/search_efficiency/ranks.py
 Writes:   ranks.md
 
 A block is one repetition on one table: all searches pay for the same seed's trainings. Within a block they are ranked
-by a score, 1 the best, ties shared (Demsar, "Statistical comparisons of classifiers over multiple data sets", JMLR 2006;
-so does CARP-S, 2506.06143). Friedman's test asks whether ranks differ at all. Two mean ranks differ by Nemenyi's test at
-5% if they are farther apart than its critical difference. Wilcoxon's signed-rank test compares layersearch with each
-other, Holm's correction keeps 5% over all of them. Intervals of mean ranks are 95% bootstrap intervals, repetitions
-drawn within each table. All of it speaks of these tables: three are too few to speak of tables not seen.
+by a score, 1 the best, ties shared (Demsar, "Statistical comparisons of classifiers over multiple data sets", JMLR
+2006; the package CARP-S does so too). Friedman's test asks whether ranks differ at all. Two mean ranks differ by
+Nemenyi's test at 5% if they are farther apart than its critical difference. Wilcoxon's signed-rank test compares
+layersearch with each other search; Holm's correction keeps 5% over all of them. Intervals of mean ranks are 95%
+bootstrap intervals, repetitions drawn within each table. All of it speaks of these tables: three are too few to speak
+of tables not seen.
 """
 
 from __future__ import annotations
@@ -88,12 +89,13 @@ def table(values: Array, tables: list[str], methods: Sequence[str]) -> list[str]
         gaps = values[:, mine] - values[:, other]
         raw.append(1.0 if not gaps.any() else float(stats.wilcoxon(gaps, zero_method="zsplit").pvalue))
     corrected = dict(zip(others, holm(raw), strict=True))
+    sizes = ", ".join(f"{name} {tables.count(name)}" for name in dict.fromkeys(tables))
     lines = [
-        f"{count} blocks: {', '.join(f'{name} {len(g)}' for name, g in zip(dict.fromkeys(tables), groups, strict=True))}. "
+        f"{count} blocks: {sizes}. "
         f"Friedman: chi-squared {friedman.statistic:.1f}, p {friedman.pvalue:.1e}. "
         f"Nemenyi's critical difference of mean ranks: {critical:.2f}.",
         "",
-        "| search | mean rank (95%) | median score | Nemenyi, from layersearch | Wilcoxon with Holm, p | layersearch is |",
+        "| search | mean rank (95%) | median score | Nemenyi | Wilcoxon with Holm, p | layersearch is |",
         "|---|---|---|---|---|---|",
     ]
     for at_ in np.argsort(ranks.mean(axis=0)):
@@ -105,7 +107,7 @@ def table(values: Array, tables: list[str], methods: Sequence[str]) -> list[str]
             apart = abs(mean - ranks[:, mine].mean()) > critical
             better = ranks[:, mine].mean() < mean
             shown = corrected[int(at_)] < 0.05
-            cells += ["differs" if apart else "not shown", f"{corrected[int(at_)]:.1e}"]
+            cells += ["apart" if apart else "not apart", f"{corrected[int(at_)]:.1e}"]
             cells += [("better" if better else "worse") if shown else "not shown to differ"]
         lines.append("| " + " | ".join(cells) + " |")
     return [*lines, ""]
