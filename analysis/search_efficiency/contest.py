@@ -1,6 +1,6 @@
 """Which search finds the cost-quality frontier with the least training?
 
-Command:  python analysis/search_efficiency/contest.py [--corpora ...] [--methods ...] [--anchors yes|no] [--repetitions 21]
+Command:  python analysis/search_efficiency/contest.py [--corpora ...] [--methods ...] [--anchors yes] [--repetitions N]
 Needs:    pip install "layersearch[ray]" syne-tune==0.16.0, and what rivals.py names
 Time:     seconds a repetition, minutes with Optuna's GP sampler and BOCS; finished repetitions are not run again
 Writes:   contest.jsonl, one line per corpus, method and repetition: what was found for how much training
@@ -14,15 +14,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import re
 import time
 import warnings
 from pathlib import Path
 
 import optuna
-from methods import METHODS, WITHOUT_ANCHORS, Exhausted, Training, anchors
+from landscape import Landscape
+from methods import METHODS, WITHOUT_ANCHORS, Exhausted, Problem, Table, Training, anchors
 from rivals import RIVALS
-
-from layersearch.study.benchmark import load_bench
 
 HERE = Path(__file__).resolve().parent
 RECORDS = HERE / "contest.jsonl"
@@ -32,6 +32,12 @@ SLOW = {"GP": 40.0, "layersearch": 25.0, "SMAC3": 40.0, "Casmopolitan (MCBO)": 2
 """Searches that take seconds a proposal from there on."""
 CORPORA = ("mix", "recall", "text", "prose", "deep", "smollm2")
 ALL = METHODS | RIVALS
+
+
+def problem(name: str) -> Problem:
+    """Return the table of a name, or the landscape ``smollm2-LAYERS``."""
+    landscape = re.fullmatch(r"smollm2-(\d+)", name)
+    return Landscape(int(landscape[1])) if landscape else Table(name)
 
 
 def main() -> None:
@@ -48,7 +54,7 @@ def main() -> None:
     rows = [json.loads(line) for line in options.records.read_text().splitlines()] if options.records.exists() else []
     done = {(row["corpus"], row["method"], row["anchors"], row["repetition"]) for row in rows}
     for corpus in options.corpora:
-        bench = load_bench(corpus)
+        bench = problem(corpus)
         for method in options.methods:
             for anchored in (False, True):
                 if (method in WITHOUT_ANCHORS and anchored) or options.anchors == ("no" if anchored else "yes"):

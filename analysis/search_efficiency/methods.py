@@ -7,14 +7,15 @@ import os
 from collections.abc import Callable, Iterator
 from random import Random
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import optuna
 from optuna.trial import TrialState
 
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule, presets
-from layersearch.study.benchmark import Benchmark
+from layersearch.schedule.bound_space import BoundSpace
+from layersearch.study.benchmark import load_bench
 from layersearch.surrogate.acquisition import ExpectedImprovement, Observation
 from layersearch.surrogate.sampler import CURVE, ScheduleSampler
 
@@ -25,6 +26,61 @@ class Exhausted(Exception):
     """The training that a search may spend is spent."""
 
 
+class Problem(Protocol):
+    """Where a search may be tried: a table of real trainings, or a simulated landscape."""
+
+    name: str
+    seeds: tuple[int, ...]
+    steps: tuple[int, ...]
+    space: BoundSpace
+    worst: float
+    """The largest loss, nats."""
+
+    def query(self, schedule: Schedule, seed: int, step: int) -> float:
+        """Return a trial's loss at a step, nats."""
+
+    def truth(self, schedule: Schedule) -> float:
+        """Return the mean loss over seeds at the end, nats."""
+
+    def cost(self, schedule: Schedule) -> float:
+        """Return the cost as a share of all-full's."""
+
+    def best(self, budget: float) -> float:
+        """Return the lowest true loss within a budget, nats."""
+
+    def hypervolume(self, found: list[Schedule]) -> float:
+        """Return the true hypervolume of schedules as a share of the best."""
+
+    def drawn(self, rng: Random) -> Iterator[Schedule]:
+        """Yield schedules drawn uniformly, none twice."""
+
+
+class Table:
+    """The benchmark of a name as a `Problem`."""
+
+    def __init__(self, name: str) -> None:
+        bench = load_bench(name)
+        self.name, self.seeds, self.steps, self.space = name, bench.seeds, bench.steps, bench.space
+        self.schedules, self.query, self.cost, self.hypervolume = (
+            bench.schedules,
+            bench.query,
+            bench.cost,
+            bench.hypervolume,
+        )
+        self._truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
+        self.truth, self.worst = self._truth.__getitem__, max(self._truth.values())
+
+    def best(self, budget: float) -> float:
+        """See `Problem`."""
+        return min(loss for schedule, loss in self._truth.items() if self.cost(schedule) <= budget)
+
+    def drawn(self, rng: Random) -> Iterator[Schedule]:
+        """See `Problem`."""
+        order = list(self.schedules)
+        rng.shuffle(order)
+        return iter(order)
+
+
 class Training:
     """Pays for trainings at one seed, and keeps what they have brought so far.
 
@@ -33,14 +89,13 @@ class Training:
     trials.
     """
 
-    def __init__(self, bench: Benchmark, seed: int, limit: float) -> None:
+    def __init__(self, bench: Problem, seed: int, limit: float) -> None:
         self.bench, self.seed, self.limit = bench, seed, limit
         self.spent = 0.0
         self.complete: dict[Schedule, float] = {}
         self.trace: list[tuple[float, ...]] = []
         self.shares = tuple(step / bench.steps[-1] for step in bench.steps)
-        self.truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
-        self.best = [min(loss for s, loss in self.truth.items() if bench.cost(s) <= budget) for budget in BUDGETS]
+        self.best = [bench.best(budget) for budget in BUDGETS]
 
     def curve(self, schedule: Schedule) -> Iterator[tuple[float, float]]:
         """Yield (share of the training, loss) at each checkpoint; who stops asking stops the trial."""
@@ -70,13 +125,13 @@ class Training:
         for budget, best in zip(BUDGETS, self.best, strict=True):
             within = [s for s in found if bench.cost(s) <= budget]
             chosen = min(within, key=self.complete.__getitem__, default=None)
-            regrets.append((max(self.truth.values()) if chosen is None else self.truth[chosen]) - best)
+            regrets.append((bench.worst if chosen is None else bench.truth(chosen)) - best)
         row = (round(self.spent, 3), round(bench.hypervolume(front), 5), *(round(regret, 5) for regret in regrets))
         if not self.trace or self.trace[-1][1:] != row[1:]:
             self.trace.append(row)
 
 
-def anchors(bench: Benchmark) -> list[Schedule]:
+def anchors(bench: Problem) -> list[Schedule]:
     """Return what `layersearch run` always trains: all-full, all-sparse, and the placements at each budget."""
     named = [bench.space.named_baselines(budget) for budget in BUDGETS]
     return list(dict.fromkeys(itertools.chain.from_iterable(part.values() for part in named)))
@@ -84,9 +139,7 @@ def anchors(bench: Benchmark) -> list[Schedule]:
 
 def random(training: Training, seed: int, first: list[Schedule]) -> None:
     """Schedules drawn uniformly, none twice."""
-    rest = [schedule for schedule in training.bench.schedules if schedule not in first]
-    Random(seed).shuffle(rest)
-    for schedule in [*first, *rest]:
+    for schedule in _shuffled(training, seed, first):
         training.full(schedule)
 
 
@@ -180,10 +233,9 @@ def mo_asha(training: Training, seed: int, first: list[Schedule]) -> None:
                 break
 
 
-def _shuffled(training: Training, seed: int, first: list[Schedule]) -> list[Schedule]:
-    rest = [schedule for schedule in training.bench.schedules if schedule not in first]
-    Random(seed).shuffle(rest)
-    return [*first, *rest]
+def _shuffled(training: Training, seed: int, first: list[Schedule]) -> Iterator[Schedule]:
+    yield from first
+    yield from (schedule for schedule in training.bench.drawn(Random(seed)) if schedule not in first)
 
 
 def ours(training: Training, seed: int, first: list[Schedule], rungs: tuple[float, ...] = (0.625,)) -> None:

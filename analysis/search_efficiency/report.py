@@ -97,12 +97,10 @@ def behind(groups: dict[Group, list[list[list[float]]]], corpus: str) -> str:
 def main() -> None:
     """Read the records, write the table, draw the figure."""
     groups: dict[Group, list[list[list[float]]]] = defaultdict(list)
-    seconds: dict[Group, list[float]] = defaultdict(list)
     for line in (HERE / "contest.jsonl").read_text().splitlines():
         row = json.loads(line)
         key = (row["corpus"], row["method"], row["anchors"])
         groups[key].append(row["trace"])
-        seconds[key].append(row["search_seconds"])
     corpora = sorted({corpus for corpus, _, _ in groups})
     lines = []
     for corpus in corpora:

@@ -5,8 +5,8 @@ within a budget, and take the budgets of `LEVELS` in turn. Every search of a lev
 and lies within its level. A frontier is what they find together.
 
 Needs:  pip install smac==2.4.1
-        for Casmopolitan and BOCS a checkout of github.com/huawei-noah/HEBO (commit ee6112d), with MCBO=…/HEBO/MCBO in the
-        environment, and: pip install "pandas<3" pymoo==0.6.0 gpytorch==1.6.0 disjoint_set scikit-posthocs
+        for Casmopolitan and BOCS a checkout of github.com/huawei-noah/HEBO at commit ee6112d, its folder MCBO named by
+        the environment variable MCBO, and: pip install "pandas<3" pymoo==0.6.0 gpytorch==1.6.0 disjoint_set==0.9.0
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from itertools import islice
 from random import Random
 from typing import Any, Protocol
 
@@ -27,6 +28,8 @@ LEVELS = (*BUDGETS, 1.0)
 """Budgets, shares of all-full's cost."""
 FIRST = 5
 """Random schedules to begin with where no anchors are given."""
+MANY = 10_000
+"""Random schedules to look for one within a level."""
 TRIES = 20
 """Schedules within a level that were trained before, after which the level's turn passes."""
 
@@ -56,15 +59,15 @@ def levels(make: Callable[[Training, float, int], Level]) -> Callable[[Training,
                 if not known and bench.cost(schedule) <= level:
                     each.learn(schedule, loss)
 
-        for schedule in first or rng.sample(bench.schedules, FIRST):
+        for schedule in first or islice(bench.drawn(rng), FIRST):
             train(schedule)
-        while len(training.complete) < len(bench.schedules):
+        while len(training.complete) < bench.space.size:
             for level, each in zip(open_, searches, strict=True):
                 proposed = (each.propose() for _ in range(TRIES))
                 fresh = next((s for s in proposed if s is not None and s not in training.complete), None)
                 if fresh is None:  # the search says nothing new: go on at random
-                    left = [s for s in bench.schedules if s not in training.complete and bench.cost(s) <= level]
-                    fresh = rng.choice(left) if left else None
+                    left = islice(bench.drawn(rng), MANY)
+                    fresh = next((s for s in left if s not in training.complete and bench.cost(s) <= level), None)
                 if fresh is not None:
                     train(fresh)
 
@@ -220,15 +223,15 @@ class Steepest:
     def _walk(self) -> Iterator[Schedule]:
         bench, known = self.training.bench, self.training.complete
         begun: set[Schedule] = set()
-        while len(begun) < len(bench.schedules):
+        while len(begun) < bench.space.size:
             trained = [s for s in known if self._inside(s) and s not in begun and bench.space.encode(s) is not None]
             if trained:
                 now = min(trained, key=known.__getitem__)
             else:
-                left = [s for s in bench.schedules if s not in begun and self._inside(s)]
-                if not left:
+                left = islice(bench.drawn(self.rng), MANY)
+                now = next((s for s in left if s not in begun and self._inside(s)), None)
+                if now is None:
                     return
-                now = self.rng.choice(left)
                 yield now
             while now not in begun:
                 begun.add(now)
