@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
@@ -144,6 +144,13 @@ class TrainingConfig(Strict):
 
     seq_len: Tokens
     """Tokens in a sequence."""
+    segments: Annotated[int, Field(ge=2)] | None = None
+    """Transformer-XL's recurrence: each sequence runs in so many segments of equal length, one after another. A layer
+    of ``memory:M/S`` also sees the M tokens before the segment, with stopped gradients. A row of the batch goes on with
+    its text from step to step. None: sequences are drawn anywhere and run whole."""
+    warm_tokens: NonNegativeInt | None = None
+    """With ``segments``: tokens before each validation sequence, which fill the memories and are not scored. None:
+    n_layers times the longest memory, which is all that a token can know of."""
     batch_size: Count
     """Sequences in an optimizer step, over all ranks."""
     steps: Count
@@ -196,6 +203,18 @@ class TrainingConfig(Strict):
         require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
         require(ranks > 0, "ranks must be greater than 0")
         require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
+        segments = self.segments or 1
+        require(
+            self.seq_len % segments == 0,
+            f"segments {segments} must divide seq_len {self.seq_len} evenly: one is longer than the text's rest",
+        )
+        require(segments == 1 or ranks == 1, "segments keep memories by row of a batch, which need ranks 1")
+        require(self.segments or self.warm_tokens is None, "warm_tokens fill the memories of segments; set segments")
+        warm = self.warm_tokens or 0
+        require(
+            warm % (self.seq_len // segments) == 0,
+            f"warm_tokens {warm} must be whole segments, of {self.seq_len // segments} tokens",
+        )
         for key, rows in (("batch_size", batch), ("val_sequences", self.val_sequences)):
             held = rows * self.seq_len
             require(
@@ -316,8 +335,24 @@ class Recipe(Strict):
                 self.training.optimizer == "adamw",
                 "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
             )
+        self._check_segments()
         good = re.fullmatch(r"[\w.-]+", self.name)
         require(good, f"name must be letters, digits, '-', '_' or '.', not {self.name!r}")
+
+    def _check_segments(self) -> None:
+        training = self.training
+        if training.segments is None:
+            return
+        text = self.data.source not in (*get_args(TaskKind), "mix") and self.data.mask_share is None
+        require(text, f"training.segments read on in a text, and data.source is {self.data.source}; name a text")
+        require(
+            self.model.kind == "decoder", "training.segments are for model.kind decoder: a segment sees what is past"
+        )
+        require(self.pretrained is None, "training.segments train from scratch; drop it, or the pre-trained model")
+        if training.warm_tokens is None:  # settled here, so that the run folder records it
+            longest = training.seq_len - training.seq_len // training.segments
+            warm = dataclasses.replace(training, warm_tokens=self.model.n_layers * longest)
+            object.__setattr__(self, "training", warm)
 
     @property
     def default_space(self) -> str:

@@ -85,6 +85,8 @@ class ConvertRecipe:
             raise ConfigError("data.mask_share is for encoders, and a conversion trains a decoder; drop it")
         if training.warmup_steps != 0:
             raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
+        if training.segments is not None:
+            raise ConfigError("training.segments trains from scratch, and a conversion trains on; drop it")
         if training.optimizer != "adamw":
             raise ConfigError("training.optimizer must be adamw: muon trains from scratch")
         last = self.stages[-1] if self.stages else None

@@ -5,22 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.recipe import DataConfig, TrainingConfig
 from layersearch.data.cache import default_cache
 from layersearch.data.masked import Masked
 from layersearch.data.mix import Mix
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
+from layersearch.data.streams import Streams
 from layersearch.data.tasks import TASKS
 from layersearch.data.text import open_text
 
 
-def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> Source:
+def open_source(
+    config: DataConfig, seq_len: int, cache: Path | None = None, training: TrainingConfig | None = None
+) -> Source:
     """Open the source that a recipe's data section names; prepare its text if the cache lacks it.
 
     Args:
         config: the data section.
         seq_len: tokens in a sequence.
         cache: folder of prepared text; None: `default_cache`.
+        training: the training section, whose ``segments`` read on in a text; None: sequences are drawn anywhere.
 
     Raises:
         DataError: names the wrong key and the remedy.
@@ -30,6 +34,8 @@ def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> 
     if config.source == "mix":
         return Mix(config, seq_len, cache or default_cache())
     text = open_text(config, seq_len, cache or default_cache())
+    if training is not None and training.segments is not None:
+        return Streams(text, training.warm_tokens or 0)
     return text if config.mask_share is None else Masked(text, config.mask_share)
 
 

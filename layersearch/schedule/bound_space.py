@@ -16,10 +16,10 @@ from random import Random
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import presets
-from layersearch.schedule.cost import check_cost, span_pairs
 from layersearch.schedule.schedule import Schedule
 from layersearch.schedule.space import Space, check_budget_range
 from layersearch.schedule.span import FULL, Span
+from layersearch.schedule.work import Work
 
 Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
 
@@ -33,6 +33,7 @@ class BoundSpace:
         seq_len: tokens in a sequence; every span must fit.
         n_heads: query heads.
         bidirectional: whether the model is an encoder.
+        work: counts the model's attention, in place of the three sizes before.
 
     Raises:
         ConfigError: a span is longer than the text or dilates too many heads, a named layer does not exist, or tied
@@ -49,19 +50,26 @@ class BoundSpace:
     @classmethod
     def of(cls, space: Space, recipe: Recipe) -> BoundSpace:
         """Return the space for a recipe's model and sequence length."""
-        model = recipe.model
-        sizes = {"n_layers": model.n_layers, "seq_len": recipe.training.seq_len, "n_heads": model.n_heads}
-        return cls(space, **sizes, bidirectional=model.bidirectional)
+        return cls(space, n_layers=recipe.model.n_layers, work=Work.of(recipe))
 
-    def __init__(self, space: Space, *, n_layers: int, seq_len: int, n_heads: int, bidirectional: bool = False) -> None:
-        self.space, self.n_layers, self.seq_len, self.n_heads = space, n_layers, seq_len, n_heads
-        self.bidirectional = bidirectional
+    def __init__(
+        self,
+        space: Space,
+        *,
+        n_layers: int,
+        seq_len: int = 0,
+        n_heads: int = 0,
+        bidirectional: bool = False,
+        work: Work | None = None,
+    ) -> None:
+        work = work or Work(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
+        self.space, self.n_layers, self.work = space, n_layers, work
+        self.seq_len, self.n_heads, self.bidirectional = work.seq_len, work.n_heads, work.bidirectional
         where = f"search space {space.name!r}"
         spans = {text: Span.parse(text) for text in space.choices}
         for text, span in spans.items():
             with located(f"{where}: choice {text}"):
-                span.check(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
-                check_cost([span], seq_len, bidirectional=bidirectional)
+                work.check(span)
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
             known = layer < n_layers
             require(known, f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")
@@ -151,7 +159,7 @@ class BoundSpace:
 
     def pairs(self, span: Span) -> int:
         """Return the visible pairs of one layer with any span, over all heads."""
-        return span_pairs(span, self.seq_len, self.n_heads, bidirectional=self.bidirectional)
+        return self.work.pairs(span)
 
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost relative to the all-full schedule."""

@@ -135,7 +135,8 @@ def _seconds(
 
         if not torch.cuda.is_available():
             return None, "not timed: the recipe needs a GPU, and this machine has none"
-    open_source(recipe.data, recipe.training.seq_len, cache).validation(recipe.training.val_sequences)
+    training = recipe.training
+    open_source(recipe.data, training.seq_len, cache, training).validation(training.val_sequences)
     workers = recipe.search.workers
     timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
     trial = Trial(schedule=full, seed=plan.seed, checkpoints=_TIMED_STEPS[:1])

@@ -28,7 +28,7 @@ def open_data(
     ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. Raises
     LayersearchError, which names the wrong key and the remedy.
     """
-    source = open_source(data, training.seq_len, cache)
+    source = open_source(data, training.seq_len, cache, training)
     if rows is not None:
         from layersearch.model.pretrained import check_vocabulary
 

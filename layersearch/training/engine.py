@@ -200,7 +200,7 @@ class Engine:
             "weights": weights,
             "optimizer": self._engine.optimizer.state_dict(),
             "lr_scheduler": self._engine.lr_scheduler.state_dict(),
-        }
+        } | ({"memories": self.module.states} if getattr(self.module, "states", None) else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load a `state` into an engine of the same model and recipe."""
@@ -208,6 +208,8 @@ class Engine:
         with torch.no_grad():
             for name, value in state["weights"].items():
                 named[name].copy_(value)
+        if "memories" in state:
+            self.module.states = state["memories"]
         self._engine.optimizer.load_state_dict(state["optimizer"])
         self._engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
 

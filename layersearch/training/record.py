@@ -17,8 +17,8 @@ from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError, RunFolderError, visible
 from layersearch.files import seal, unseal
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.schedule.files import plain
+from layersearch.schedule.work import Work
 
 Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
@@ -242,16 +242,15 @@ class Trial:
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
     """Return the record of a trial before its first step, with its exact cost and no loss."""
-    schedule, model = trial.schedule, recipe.model
-    size = {"seq_len": recipe.training.seq_len, "n_heads": model.n_heads}
+    schedule, work = trial.schedule, Work.of(recipe)
     return TrialRecord(
         schedule=schedule,
         seed=trial.seed,
         phase=trial.phase,
         role=trial.role,
         state="failed",
-        flops=attention_flops(schedule, **size, head_dim=model.head_dim, bidirectional=model.bidirectional),
-        cost=budget_ratio(schedule, **size, bidirectional=model.bidirectional),
+        flops=2 * recipe.model.head_dim * work.total(schedule),
+        cost=work.ratio(schedule),
         steps=0,
         full_steps=recipe.training.steps,
         loss=None,

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data.source import Source, check_marks
-from layersearch.errors import require
+from layersearch.errors import located, require
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
+from layersearch.model.recurrent import KERNEL, Recurrent
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import check_cost
+from layersearch.schedule.work import Work
 from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
@@ -56,13 +57,16 @@ def run_trial(
     training, schedule, device = recipe.training, trial.schedule, group.device
     alike = len(schedule) == recipe.model.n_layers
     require(alike, f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
-    both = recipe.model.bidirectional
-    schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads, bidirectional=both)
-    check_cost(schedule, training.seq_len, bidirectional=both)
+    work = Work.of(recipe)
+    for layer, span in enumerate(schedule):
+        with located(f"layer {layer}"):
+            work.check(span)
     check_marks(schedule, source)
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)
+    sharded = f"training.deepspeed {training.deepspeed} shards the weights; training.segments need ZeRO 0"
+    require(work.segment is None or zero_stage(path) == 0, sharded)
     model = _model(recipe, source, schedule, group)
     before = 0
     if training.start is not None:
@@ -140,7 +144,9 @@ def run_trial(
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
-        kernels=tuple(kernel_for(span, device, dtype=dtype, **heads) for span in schedule),
+        kernels=tuple(
+            KERNEL if work.segment is not None else kernel_for(span, device, dtype=dtype, **heads) for span in schedule
+        ),
         device=device_name(device),
         precision=training.precision,
         compiled=model.compiled,
@@ -152,8 +158,11 @@ def run_trial(
 
 def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | HFDecoder:
     """Return a new model, or the pre-trained one with the schedule."""
+    training, work = recipe.training, Work.of(recipe)
+    if work.segment is not None:
+        memories = tuple(map(work.memory, schedule))
+        return Recurrent(recipe.model, source.vocab_size, schedule, segment=work.segment, memories=memories)
     if recipe.pretrained is None:
-        training = recipe.training
         compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
         return Decoder(recipe.model, source.vocab_size, schedule, compiled)
     from layersearch.model.pretrained import check_vocabulary, load_pretrained

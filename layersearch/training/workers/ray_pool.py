@@ -54,7 +54,7 @@ class RayPool(Pool):
         self._ours, self._watcher = _connect(address)
         try:
             _check_room(recipe.training)
-            source = open_source(recipe.data, recipe.training.seq_len, cache)
+            source = open_source(recipe.data, recipe.training.seq_len, cache, recipe.training)
             groups = [_RayWorkerGroup(recipe, index, logs, cache, source.fingerprint) for index in range(workers)]
         except BaseException:
             self._disconnect()

@@ -42,7 +42,8 @@ def main() -> int:
     group = RankGroup(rank=start["rank"], size=start["ranks"], device=start["device"])
     recipe = build(Recipe, start["recipe"], "recipe")
     try:
-        source = open_source(recipe.data, recipe.training.seq_len, Path(start["cache"]) if start["cache"] else None)
+        cache = Path(start["cache"]) if start["cache"] else None
+        source = open_source(recipe.data, recipe.training.seq_len, cache, recipe.training)
         if start["fingerprint"] not in (None, source.fingerprint):
             raise DataError(
                 f"{socket.gethostname()}: its data differ from those here (data.source {recipe.data.source}): "
