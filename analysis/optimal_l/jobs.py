@@ -84,14 +84,26 @@ class Records:
             os.fsync(file.fileno())
 
 
+_OLD = object()
+ADDED: dict[str, Any] = {
+    "model.kind": "decoder",
+    "data.mask_share": None,
+    "training.segments": None,
+    "training.warm_tokens": None,
+    "training.stages": None,
+}
+"""Keys that came after the committed records, with the value at which a training is what it was before."""
+
+
 def trained_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
-    whole = recipe.to_dict()
-    # ``depth`` is a retired key of the data section; those digests were made with it, and before there were encoders.
-    training = {key: value for key, value in whole["training"].items() if key not in UNTRAINED}
-    model = {key: value for key, value in whole["model"].items() if (key, value) != ("kind", "decoder")}
-    data = {key: value for key, value in whole["data"].items() if (key, value) != ("mask_share", None)}
-    return {"model": model, "data": data | {"depth": 0.5}, "training": training}
+    parts = {
+        name: {key: value for key, value in recipe.to_dict()[name].items() if ADDED.get(f"{name}.{key}", _OLD) != value}
+        for name in ("model", "data", "training")
+    }
+    training = {key: value for key, value in parts["training"].items() if key not in UNTRAINED}
+    # ``depth`` is a retired key of the data section; those digests were made with it.
+    return {"model": parts["model"], "data": parts["data"] | {"depth": 0.5}, "training": training}
 
 
 @functools.cache
