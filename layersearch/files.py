@@ -6,6 +6,7 @@ import fcntl
 import fnmatch
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from layersearch.version import __version__
 
 FORMAT = 1
 """Version of the run folder's layout."""
+_PART = ".written.part"
 UNTRAINED = ("checkpoint_seconds", "hang_seconds", "hang_factor")
 """Keys of a recipe's training that change no result."""
 FREE = ("recipe.search.workers", "recipe.data.depth", "data.read", *(f"recipe.training.{key}" for key in UNTRAINED))
@@ -42,20 +44,21 @@ def open_folder(
     """
     wanted = json.loads(json.dumps(request))  # lists in place of tuples
     check_links(path)
-    file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves these
-    lock = None
+    file, lock = path / config, None
     try:
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"--out {path}: a file stands there; name a folder")
         fresh = not file.exists()
         if not fresh:
             check(wanted)
-        elif path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
+        elif path.is_dir() and not all(_begun(entry.name, config) for entry in path.iterdir()):
             raise RunFolderError(f"--out {path}: the folder holds other things; name a new or empty folder")
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "run.lock").open("w")
         # The kernel drops this lock when the process dies, however it dies.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for part in path.glob(f"*{_PART}"):  # half-written files of a killed process
+            part.unlink(missing_ok=True)
         if fresh:
             write_text(file, json.dumps(provenance() | wanted, indent=2) + "\n")
     except OSError as error:
@@ -66,6 +69,11 @@ def open_folder(
             raise RunFolderError(message) from None
         raise unwritable(path, error) from None
     return lock
+
+
+def _begun(name: str, config: str) -> bool:
+    """Return whether a process that was killed at its very start leaves a file of this name."""
+    return name == "run.lock" or (name.startswith(f"{config}.") and name.endswith(_PART))
 
 
 def check_links(path: Path) -> None:
@@ -86,8 +94,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
+    """Write a file whole or not at all, also where several processes write it at once."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
     try:
         with part.open("wb") as file:
             file.write(content)

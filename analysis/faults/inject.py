@@ -340,7 +340,7 @@ def inject(names: list[str]) -> None:
             began = time.monotonic()
             found = {"kind": kind, "fault": fault, **act(), "seconds": round(time.monotonic() - began, 1)}
             with RECORD.open("a") as file:
-                file.write(json.dumps(found) + "\n")
+                file.write(json.dumps(found).replace(str(WORK), "WORK") + "\n")
             print(found, flush=True)
     shutil.rmtree(WORK, ignore_errors=True)
     table()

@@ -191,9 +191,9 @@ class TrainingConfig(Strict):
     are at most seven, and one at each rung. A conversion has ``checkpoint_steps`` instead."""
     hang_seconds: PositiveFloat = 600.0
     """Least seconds without progress after which a worker counts as hung: it is killed, and its trial is tried once
-    more. Before its first step a worker may take an hour."""
+    more. A worker's first start, up to its first step, may take an hour."""
     hang_factor: PositiveFloat = 30.0
-    """The same limit as a multiple of the slowest step so far; the larger limit holds."""
+    """The same limit as a multiple of the slowest step so far, or of the slowest start; the larger limit holds."""
     start: str | None = None
     """Initial weights: a safetensors file that a trial of the same model wrote (see `Trial.save`). ``{seed}`` in its
     name stands for the trial's seed. The data continue where that trial ended. None: random weights."""
