@@ -52,8 +52,13 @@ SHAPES: dict[str, list[str]] = {
 """Sizes that are timed, as changes of the default recipe."""
 
 
-def nanogpt_step(folder: Path, recipe: Recipe) -> Callable[[Tensor, Tensor], None]:
-    """Return one training step of nanoGPT at the recipe's size: float32, eager, its own optimiser and clipping."""
+def nanogpt_step(
+    folder: Path, recipe: Recipe, precision: str = "float32", compiled: bool = False
+) -> Callable[[Tensor, Tensor], None]:
+    """Return one training step of nanoGPT at the recipe's size, with its own optimizer and clipping.
+
+    float32 and eager are its settings for a CPU; compiled and in bf16 is how its train.py runs on a GPU.
+    """
     spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
     assert spec is not None
     assert spec.loader is not None
@@ -72,9 +77,11 @@ def nanogpt_step(folder: Path, recipe: Recipe) -> Callable[[Tensor, Tensor], Non
         )
     )
     optimizer = model.configure_optimizers(0.1, 1e-3, (0.9, 0.95), "cpu")
+    run = torch.compile(model) if compiled else model
 
     def step(tokens: Tensor, targets: Tensor) -> None:
-        _, loss = model(tokens, targets)
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            _, loss = run(tokens, targets)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -7,7 +7,7 @@ Shape legend: M schedules, K steps of the frontier.
 """
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -15,8 +15,9 @@ import numpy as np
 from scipy import special
 
 from layersearch.results.pareto import nondominated
-from layersearch.schedule import Schedule, presets
+from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
+from layersearch.schedule.span import FULL
 from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
 
 EXPLORATION = 0.5  # Factor on the posterior standard deviation (tuned, see analysis/search_efficiency)
@@ -56,6 +57,7 @@ class ExpectedImprovement:
     ) -> None:
         self._space, self._budget = space, budget
         self._seen = self._thinned([o for o in observations if o.curve and space.holds(o.schedule)])
+        self._losses = {o.schedule: o.curve[-1][1] for o in self._seen if o.complete}
         self._surrogate: Surrogate | None = None
         if len({o.schedule for o in self._seen if o.complete}) < MIN_SCHEDULES:
             return
@@ -123,7 +125,7 @@ class ExpectedImprovement:
 
         ``taken`` are schedules not to propose; ``rng`` breaks ties and draws candidates in large spaces.
         """
-        initial = initial_schedules(self._space, self._budget)
+        initial = initial_schedules(self._space, self._budget, self._losses)
         first = next((s for s in (initial[:MIN_SCHEDULES] if self.ready else initial) if s not in taken), None)
         if first is not None:
             return first
@@ -190,29 +192,41 @@ def _below(level: Array | float, means: Array, stds: Array) -> Array:
     return stds * (z * special.ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
 
 
-def initial_schedules(space: BoundSpace, budget: float) -> list[Schedule]:
+def initial_schedules(
+    space: BoundSpace, budget: float, losses: Mapping[Schedule, float] | None = None
+) -> list[Schedule]:
     """Return the first schedules to train: each is known to work on some task, at the least cost.
 
     The list holds, of those in the space and within the budget:
 
     1. The cheapest schedule that recalls: one full layer in the middle, the widest sparse span right below it (tokens
        are joined before they are looked up), the cheapest span everywhere else.
-    2. One full layer in the middle, the baseline span everywhere else: the preset.
-    3. The baseline span everywhere.
+    2. The baseline span everywhere.
+    3. One full layer in the middle, the baseline span everywhere else: the preset.
     4. The cheapest schedule.
     5. One full layer on top (best for plain text), then one at the bottom.
+
+    If ``losses``, nats, show that a full layer in the middle (1 or 3) is no better than the baseline span alone (2),
+    nothing is looked up there: the full layer on top then stands third, and the one in the middle last. Layers that
+    share a choice are full together.
     """
-    cheapest, span, layers = space.cheapest(), space.baseline_span, space.n_layers
-    found = [cheapest]
+    known, cheapest, span, found = losses or {}, space.cheapest(), space.baseline_span, []
     if span is not None:
-        middle = presets.middle(layers, 1, span)
-        at = next(layer for layer, chosen in enumerate(middle) if chosen.is_full)
-        recalls = list(cheapest)
-        recalls[at] = middle[at]
-        if at > 0:
-            below = next(options for group, options in zip(space.groups, space.options, strict=True) if at - 1 in group)
-            sparse = [other for other in below if not other.is_full] or below
-            recalls[at - 1] = max(sparse, key=space.pairs)
-        found = [Schedule(tuple(recalls)), middle, presets.all_sparse(layers, span)]
-        found += [cheapest, presets.top(layers, 1, span), presets.bottom(layers, 1, span)]
-    return [s for s in dict.fromkeys(found) if space.holds(s) and space.cost(s) <= budget]
+        at = {layer: number for number, group in enumerate(space.groups) for layer in group}
+        last = space.n_layers - 1
+        middle = at[last // 2]
+        below = next((at[layer] for layer in range(last // 2, -1, -1) if at[layer] != middle), None)
+        recalls = [cheapest[group[0]] for group in space.groups]
+        recalls[middle] = FULL
+        if below is not None:
+            sparse = [other for other in space.options[below] if not other.is_full] or space.options[below]
+            recalls[below] = max(sparse, key=space.pairs)
+        looked_up, alone = space.schedule(recalls), space.schedule([span] * len(space.groups))
+        preset, top, bottom = (
+            space.schedule([FULL if group == one else span for group in range(len(space.groups))])
+            for one in (middle, at[last], at[0])
+        )
+        tried = [known[schedule] for schedule in (looked_up, preset) if schedule in known]
+        no_recall = tried and alone in known and min(tried) >= known[alone]
+        found = [looked_up, alone, *((top, cheapest, bottom, preset) if no_recall else (preset, cheapest, top, bottom))]
+    return [s for s in dict.fromkeys([*found, cheapest]) if space.holds(s) and space.cost(s) <= budget]

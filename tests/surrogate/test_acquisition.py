@@ -91,10 +91,10 @@ def test_propose_exhausts_the_space_once_and_then_returns_none() -> None:
 
 
 def test_anchors_of_small_spaces_are_known() -> None:
-    """The least that recalls, then its preset, no full layer, the cheapest; what budget or space forbid is left out."""
+    """The least that recalls, then no full layer, the preset, the cheapest; what budget or space forbid is left out."""
     space = Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4")
     first = [str(s) for s in initial_schedules(bound(space=space), 1.0)]
-    assert first[:3] == ["window:2 window:4 full window:2*2", "window:4*2 full window:4*2", "window:4*5"]
+    assert first[:3] == ["window:2 window:4 full window:2*2", "window:4*5", "window:4*2 full window:4*2"]
     assert first[3:] == ["window:2*5", "window:4*4 full", "full window:4*4"]
     cheap = bound(space=space)
     assert [str(s) for s in initial_schedules(cheap, cheap.cost(Schedule.parse("window:4*5")))] == [
@@ -104,6 +104,22 @@ def test_anchors_of_small_spaces_are_known() -> None:
     assert [str(s) for s in initial_schedules(bound(1, space), 1.0)] == ["full", "window:4", "window:2"]
     no_full = Space(name="small", choices=("window:4", "window:2"), baseline_span="window:4")
     assert [str(s) for s in initial_schedules(bound(space=no_full), 1.0)] == ["window:4*5", "window:2*5"]
+
+
+def test_initial_schedules_look_elsewhere_where_a_full_layer_in_the_middle_brings_nothing() -> None:
+    """Then the full layer on top comes third; a full layer that helps, or an unknown loss, changes nothing."""
+    space = bound(space=Space(name="small", choices=("full", "window:4", "window:2"), baseline_span="window:4"))
+    recalls, alone, preset, cheapest, top, bottom = usual = initial_schedules(space, 1.0)
+    assert initial_schedules(space, 1.0, {recalls: 3.6, alone: 3.5}) == [recalls, alone, top, cheapest, bottom, preset]
+    assert initial_schedules(space, 1.0, {recalls: 3.6, preset: 3.4, alone: 3.5}) == usual
+    assert initial_schedules(space, 1.0, {recalls: 3.6}) == usual
+
+
+def test_initial_schedules_of_tied_layers_are_full_together() -> None:
+    tied = Space(name="tied", choices=("full", "window:4", "window:2"), tied=((0, 1), (2, 3), (4, 5)))
+    patterned = Space(name="pattern", choices=("full", "window:4"), pattern=3)
+    assert str(initial_schedules(bound(6, tied), 1.0)[0]) == "window:4*2 full*2 window:2*2"
+    assert str(initial_schedules(bound(6, patterned), 1.0)[0]) == "window:4*2 full window:4*2 full"
 
 
 def test_propose_after_baselines_starts_with_the_anchors() -> None:
