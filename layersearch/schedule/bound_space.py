@@ -230,7 +230,7 @@ class BoundSpace:
     def baseline_span(self) -> Span | None:
         """The sparse span of the named baselines: the space's own, or its cheapest; None if it has no sparse span."""
         if self.space.baseline_span is not None:
-            return Span.parse(self.space.baseline_span)
+            return next(span for span in self._pairs if str(span) == self.space.baseline_span)
         sparse = [span for span in self._pairs if not span.is_full]
         return min(sparse, key=self._pairs.__getitem__, default=None)
 

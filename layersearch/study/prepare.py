@@ -12,7 +12,6 @@ from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
 from layersearch.data import describe, open_source
 from layersearch.data.source import Source, check_marks
 from layersearch.files import FREE
-from layersearch.schedule import Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.study.run_folder import RunFolder
 from layersearch.training.deepspeed_config import deepspeed_config
@@ -54,7 +53,7 @@ def open_run_folder(
 
     ``free`` are keys of the configuration that may differ from the folder's. See `RunFolder` for errors.
     """
-    check_marks([Span.parse(text) for text in space.space.choices], source)
+    check_marks(list(dict.fromkeys(span for options in space.options for span in options)), source)
     request = request_of(recipe, space, budget=budget, seed=seed, data=describe(source))
     folder = RunFolder(out, request, free)
     folder.write_flops(lambda: _flops(recipe, space, source.vocab_size))

@@ -174,4 +174,4 @@ def find_encoder(name: str) -> EncoderFamily:
 
 def is_encoder_file(values: Mapping[str, Any]) -> bool:
     """Return whether a ``config.json`` is of one of `ENCODERS`."""
-    return values.get("model_type") in ENCODERS
+    return str(values.get("model_type")) in ENCODERS

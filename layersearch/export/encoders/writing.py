@@ -19,7 +19,7 @@ from layersearch.export.families import make_config
 from layersearch.export.files import write_files
 from layersearch.export.hf import known_fields
 from layersearch.export.weights import copy_tokenizer, new_files
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, presets
 
 _PERIOD = "global_attn_every_n_layers"
 """ModernBERT's older form of ``layer_types``; transformers 4 reads nothing else."""
@@ -81,7 +81,7 @@ def encoder_text(schedule: Schedule, family: EncoderFamily, model: ModelConfig, 
         values |= fields
     else:
         own = values | fields
-        decoder = values | schedule_fields(Schedule.parse(f"full*{model.n_layers}"), family, seq_len)
+        decoder = values | schedule_fields(presets.all_full(model.n_layers), family, seq_len)
         values = {family.part: own, "decoder": decoder, "vocab_size": values["vocab_size"]}
         values["tie_word_embeddings"] = model.tie_embeddings
     values["architectures"] = [family.architecture]
