@@ -94,10 +94,9 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    if model.bidirectional and target not in ("yaml", "json"):
-        raise ExportError(
-            f"--to {target} is for decoders, and the recipe's model is an encoder; give --to yaml or json"
-        )
+    if model.kind != "decoder" and target not in ("yaml", "json"):
+        kind = {"encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}[model.kind]
+        raise ExportError(f"--to {target} is for decoders, and the recipe's model is {kind}; give --to yaml or json")
     schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
     if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")

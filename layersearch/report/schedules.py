@@ -62,7 +62,7 @@ class ScheduleTable:
     @property
     def spans(self) -> list[dict[str, Any]]:
         """The spans that occur, in the order of their numbers."""
-        seq_len, both = self._run.recipe.training.seq_len, self._run.recipe.model.bidirectional
+        seq_len, both = self._run.space.seq_len, self._run.space.bidirectional
         return [
             {
                 "text": str(span),
@@ -97,4 +97,4 @@ def cache_bytes(run: OpenedRun, schedule: Schedule) -> int:
     if model.bidirectional:
         return 0
     sizes = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
-    return kv_cache_bytes(schedule, seq_len=run.recipe.training.seq_len, **sizes)
+    return kv_cache_bytes(schedule, seq_len=run.space.seq_len, **sizes)

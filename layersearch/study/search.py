@@ -68,7 +68,9 @@ def search(
         return select(recipe, bound, budget, Path(out), seed, cache, on_stage, confirm)
     plan = make_plan(recipe, bound, budget, seed)
     rows = None if recipe.pretrained is None else load_config(recipe.pretrained).vocab_size
-    source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache)
+    source = open_data(
+        recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache, kind=recipe.model.kind
+    )
     out = Path(out)
     made = pool(recipe, recipe.search.workers, out / "logs", cache)
     folder: RunFolder | None = None
