@@ -176,7 +176,7 @@ def _converted(model: Path, recipe: Recipe | None) -> _Asked:
 
 def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str | None]:
     """Write the files; return their paths and a note."""
-    from layersearch.data import open_source
+    from layersearch.data import open_of
     from layersearch.export import export
     from layersearch.export.encoders import default_encoder, find_encoder, usage
     from layersearch.export.families import WITH_SINKS, default_family
@@ -207,7 +207,7 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
         asked.schedule,
         options.to,
         model=recipe.model,
-        vocab_size=asked.vocab_size or open_source(recipe.data, recipe.training.seq_len).vocab_size,
+        vocab_size=asked.vocab_size or open_of(recipe).vocab_size,
         seq_len=recipe.training.seq_len,
         out=options.out,
         family=family or _served(asked, options.to),

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from layersearch.config.corruption import corruption
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.config.selection import SelectionConfig
 from layersearch.errors import require
@@ -31,11 +32,18 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class ModelConfig(Strict):
     """The proxy model: a Llama-shaped decoder or encoder (RMSNorm, RoPE, SwiGLU)."""
 
-    kind: Literal["decoder", "encoder"] = "decoder"
+    kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """``decoder``: no token sees a later one, and each predicts the next. ``encoder``: bidirectional, trained by masked
-    language modeling (BERT); it needs ``data.mask_share``."""
+    language modeling (BERT). ``encoder_decoder``: two stacks, trained to write spans that the source lost (T5). The
+    last two need ``data.mask_share``."""
     n_layers: Layers
-    """Number of layers, L."""
+    """Number of layers, L; of the stack that schedules speak of."""
+    searched: Literal["encoder", "decoder"] | None = None
+    """encoder_decoder: the stack that schedules, l and budgets speak of. None: the encoder."""
+    other_layers: Layers | None = None
+    """encoder_decoder: number of layers of the other stack. None: n_layers."""
+    other_schedule: str | None = None
+    """encoder_decoder: schedule of the other stack, for example ``full*2 window:64*4``. None: full attention."""
     d_model: Width
     """Width of the residual stream."""
     n_heads: Width
@@ -62,11 +70,20 @@ class ModelConfig(Strict):
         require(self.head_width or width % heads == 0, f"d_model {width} is no multiple of n_heads {heads}")
         require(head_dim % 2 == 0, f"RoPE needs an even head dimension, not {head_dim}; change n_heads")
         require(heads % self.n_kv_heads == 0, f"n_kv_heads {self.n_kv_heads} must divide n_heads {heads}")
+        two = self.kind == "encoder_decoder"
+        for key in ("searched", "other_layers", "other_schedule"):
+            require(two or getattr(self, key) is None, f"{key} is for kind encoder_decoder, not {self.kind}; drop it")
 
     @property
     def bidirectional(self) -> bool:
-        """Whether tokens see later ones."""
-        return self.kind == "encoder"
+        """Whether the tokens of the layers that schedules speak of see later ones."""
+        return self.kind == "encoder" or (self.kind == "encoder_decoder" and self.searched != "decoder")
+
+    @property
+    def stack_layers(self) -> tuple[int, int]:
+        """Layers of an encoder_decoder's encoder and decoder."""
+        own, other = self.n_layers, self.other_layers or self.n_layers
+        return (other, own) if self.searched == "decoder" else (own, other)
 
     @property
     def head_dim(self) -> int:
@@ -103,7 +120,8 @@ class DataConfig(Strict):
     vocab_size: Vocabulary = 1024
     """Vocabulary size of the BPE, or of the generated task."""
     mask_share: Share | None = None
-    """Encoders: share of the tokens of a sequence that are masked and predicted (BERT: 0.15). None: each token predicts
+    """Encoders: share of the tokens of a sequence that are masked and predicted (BERT: 0.15). encoder_decoder: share of
+    the tokens of a text that the source loses, in spans of 3 tokens on average (T5: 0.15). None: each token predicts
     the next one."""
     pairs: PositiveInt = 8
     """recall, mix: key-value pairs in a sequence; hops: chains."""
@@ -322,11 +340,12 @@ class Recipe(Strict):
         ):  # Python code may have built them without a check of ranges
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
-        encoder, masked = self.model.bidirectional, self.data.mask_share is not None
-        require(masked or not encoder, "model.kind encoder learns from masked text: set data.mask_share, such as 0.15")
+        kind, masked = self.model.kind, self.data.mask_share is not None
+        encoder = kind != "decoder"
+        require(masked or not encoder, f"model.kind {kind} learns from masked text: set data.mask_share, such as 0.15")
         require(encoder or not masked, "data.mask_share is for encoders: set model.kind=encoder, or drop it")
         if self.pretrained is not None:
-            require(not encoder, "model.kind encoder trains from scratch; a pre-trained model is a decoder")
+            require(not encoder, f"model.kind {kind} trains from scratch; a pre-trained model is a decoder")
             require(
                 self.training.start is None,
                 "pretrained and training.start both name weights to start from; give one of them",
@@ -338,6 +357,25 @@ class Recipe(Strict):
         self._check_segments()
         good = re.fullmatch(r"[\w.-]+", self.name)
         require(good, f"name must be letters, digits, '-', '_' or '.', not {self.name!r}")
+
+    @property
+    def source_and_target(self) -> tuple[int, int]:
+        """Tokens of an encoder_decoder's source and target."""
+        assert self.data.mask_share is not None
+        found = corruption(self.training.seq_len, self.data.mask_share)
+        return found.source, found.target
+
+    @property
+    def target_len(self) -> int | None:
+        """Tokens of an encoder_decoder's target; None: another kind of model."""
+        return self.source_and_target[1] if self.model.kind == "encoder_decoder" else None
+
+    @property
+    def schedule_tokens(self) -> int:
+        """Tokens that the layers read that schedules speak of."""
+        if self.model.kind == "encoder_decoder" and self.model.searched == "decoder":
+            return self.source_and_target[1]
+        return self.training.seq_len
 
     def _check_segments(self) -> None:
         training = self.training

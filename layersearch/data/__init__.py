@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import DataConfig, TrainingConfig
+from layersearch.config.corruption import corruption
+from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
 from layersearch.data.cache import default_cache
+from layersearch.data.lost_spans import LostSpans
 from layersearch.data.masked import Masked
 from layersearch.data.mix import Mix
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
@@ -16,7 +18,11 @@ from layersearch.data.text import open_text
 
 
 def open_source(
-    config: DataConfig, seq_len: int, cache: Path | None = None, training: TrainingConfig | None = None
+    config: DataConfig,
+    seq_len: int,
+    cache: Path | None = None,
+    training: TrainingConfig | None = None,
+    kind: str = "decoder",
 ) -> Source:
     """Open the source that a recipe's data section names; prepare its text if the cache lacks it.
 
@@ -24,6 +30,7 @@ def open_source(
         config: the data section.
         seq_len: tokens in a sequence.
         cache: folder of prepared text; None: `default_cache`.
+        kind: the model's kind: what ``mask_share`` means depends on it.
         training: the training section, whose ``segments`` read on in a text; None: sequences are drawn anywhere.
 
     Raises:
@@ -33,6 +40,9 @@ def open_source(
         return TASKS[config.source](config, seq_len)
     if config.source == "mix":
         return Mix(config, seq_len, cache or default_cache())
+    if config.mask_share is not None and kind == "encoder_decoder":
+        lengths = corruption(seq_len, config.mask_share)
+        return LostSpans(open_text(config, lengths.text, cache or default_cache()), config.mask_share, lengths)
     text = open_text(config, seq_len, cache or default_cache())
     if training is not None and training.segments is not None:
         return Streams(text, training.warm_tokens or 0)
@@ -52,4 +62,9 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-__all__ = ["IGNORE", "TASKS", "Batch", "KnownAnswer", "Source", "default_cache", "describe", "open_source"]
+def open_of(recipe: Recipe, cache: Path | None = None) -> Source:
+    """Open the source of a recipe's trials, as `open_source` does."""
+    return open_source(recipe.data, recipe.training.seq_len, cache, recipe.training, recipe.model.kind)
+
+
+__all__ = ["IGNORE", "TASKS", "Batch", "KnownAnswer", "Source", "default_cache", "describe", "open_of", "open_source"]

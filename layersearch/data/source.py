@@ -24,7 +24,7 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Sequences and their targets, both int64 of shape [sequences, seq_len]."""
+    """Sequences and their targets, both int64 of shape [sequences, seq_len]; an encoder_decoder's targets differ."""
 
     tokens: Tokens
     targets: Tokens

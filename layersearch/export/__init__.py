@@ -96,10 +96,17 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    if model.bidirectional and target not in ("hf", "yaml", "json"):
-        raise ExportError(
-            f"--to {target} is for decoders, and the recipe's model is an encoder; give --to hf, yaml or json"
+    if model.kind != "decoder":
+        kind, forms = (
+            ("an encoder", ("hf", "yaml", "json"))
+            if model.kind == "encoder"
+            else ("an encoder-decoder", ("yaml", "json"))
         )
+        if target not in forms:
+            forms_text = ", ".join(forms[:-1]) + f" or {forms[-1]}"
+            raise ExportError(
+                f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {forms_text}"
+            )
     schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
     if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")

@@ -169,6 +169,8 @@ class Decoder(nn.Module):
         if len(schedule) != config.n_layers:
             raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
         self.config, self.compiled, self.softcap, self.sinks = config, compiled, 0.0, False
+        self.both = config.bidirectional
+        """Whether tokens see later ones."""
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
         self.norm = RMSNorm(config.d_model)
@@ -192,7 +194,7 @@ class Decoder(nn.Module):
 
     def stream(self, tokens: Tensor, marked: Tensor | None = None) -> Tensor:  # (B, T), (B, T) -> (B, T, C)
         """Return the residual stream after the last layer; ``marked`` as in `forward`."""
-        both = self.config.bidirectional
+        both = self.both
         before, after = map(_compiled, (Layer.before, Layer.after)) if self.compiled else (Layer.before, Layer.after)
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)

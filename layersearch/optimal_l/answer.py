@@ -13,7 +13,6 @@ from layersearch.optimal_l.scaling_law import Law, fit_laws
 from layersearch.results.failures import Losses, failed_seeds
 from layersearch.results.stats import Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.files import plain
 from layersearch.training.record import TrialRecord
 
@@ -205,13 +204,7 @@ def _point(
         l=l,
         schedule=best,
         cost=setting.bound.cost(best),
-        flops=attention_flops(
-            best,
-            seq_len=setting.seq_len,
-            n_heads=model.n_heads,
-            head_dim=model.head_dim,
-            bidirectional=model.bidirectional,
-        ),
+        flops=2 * model.head_dim * setting.bound.work.total(best),
         tried=len(tried),
         spread=(min(tried), max(tried)) if tried else (None, None),
         placements=tuple(placements),

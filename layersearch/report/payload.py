@@ -75,7 +75,7 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "sureness": answer.sureness(run),
         "tiles": answer.tiles(run),
         "budget": run.budget,
-        "seq_len": run.recipe.training.seq_len,
+        "seq_len": run.space.seq_len,
         "n_layers": run.space.n_layers,
         "heads": [model.n_heads, model.n_kv_heads, model.head_dim],
         "unit": run.result.unit,

@@ -84,8 +84,8 @@ class ScheduleTable:
 def run_table(run: OpenedRun, recipe_flag: str) -> ScheduleTable:
     """Return an empty table of a run's schedules; the flag names its recipe on a command line: a name or a file."""
     return ScheduleTable(
-        seq_len=run.recipe.training.seq_len,
-        bidirectional=run.recipe.model.bidirectional,
+        seq_len=run.space.seq_len,
+        bidirectional=run.space.bidirectional,
         cost=run.space.cost,
         cache=lambda schedule: cache_bytes(run, schedule),
         export=lambda schedule: _export(run, schedule, recipe_flag),
@@ -116,4 +116,4 @@ def cache_bytes(run: OpenedRun, schedule: Schedule) -> int:
     if model.bidirectional:
         return 0
     sizes = {"n_heads": model.n_heads, "n_kv_heads": model.n_kv_heads, "head_dim": model.head_dim}
-    return kv_cache_bytes(schedule, seq_len=run.recipe.training.seq_len, **sizes)
+    return kv_cache_bytes(schedule, seq_len=run.space.seq_len, **sizes)

@@ -95,7 +95,8 @@ class BoundSpace:
         self.names: tuple[str, ...] = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         """The name of each group, after its first layer; `variables` has those of groups with a choice."""
         self._pairs = {span: self.pairs(span) for span in spans.values()}
-        self._full_pairs = n_layers * self.pairs(FULL)
+        self._fixed = work.fixed
+        self._full_pairs = n_layers * self.pairs(FULL) + self._fixed
         self._texts = [{str(span): span for span in allowed} for allowed in options]
         self._alike = len(self.groups) == n_layers and all(len(allowed) == len(spans) for allowed in options)
         """Whether any layer may have any span, whatever the others have."""
@@ -164,9 +165,10 @@ class BoundSpace:
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost relative to the all-full schedule."""
         try:
-            return sum(self._pairs[span] * times for span, times in schedule.counts.items()) / self._full_pairs
+            spans = sum(self._pairs[span] * times for span, times in schedule.counts.items())
+            return (spans + self._fixed) / self._full_pairs
         except KeyError:  # all-full, in a space that does not hold it
-            return sum(map(self.pairs, schedule)) / self._full_pairs
+            return (sum(map(self.pairs, schedule)) + self._fixed) / self._full_pairs
 
     def share(self, span: Span) -> float:
         """Return the cost of one layer with a span of the space, relative to the all-full schedule."""
@@ -282,7 +284,7 @@ class BoundSpace:
     def _repair(self, chosen: list[Span], part: Subspace, budget: float, rng: Random) -> Schedule:
         # The ratio itself is compared, so that no rounding can put a repaired schedule over the budget.
         def fits(pairs: int) -> bool:
-            return pairs / self._full_pairs <= budget
+            return (pairs + self._fixed) / self._full_pairs <= budget
 
         pairs, widths = self._pairs, [len(group) for group in self.groups]
         least = [min(options, key=pairs.__getitem__) for options in part]

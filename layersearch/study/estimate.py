@@ -7,8 +7,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from layersearch.config.corruption import corruption
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.data import open_source
+from layersearch.data import open_of
 from layersearch.errors import ConfigError
 from layersearch.model.flops import model_flops, num_parameters
 from layersearch.schedule import Schedule
@@ -83,7 +84,7 @@ def estimate(
     plan = make_plan(recipe, bound, budget, seed)
     vocab_size = _vocabulary(recipe)
     full = all_full(model.n_layers)
-    forward = model_flops(model, vocab_size, full, seq_len=training.seq_len)
+    forward = model_flops(model, vocab_size, full, seq_len=training.seq_len, target_len=recipe.target_len)
     step_flops = forward * (1 + BACKWARD) * training.batch_size
     seconds, note = _seconds(recipe, plan, full, step_flops, cache)
     if elsewhere and seconds is not None:
@@ -121,7 +122,10 @@ def _vocabulary(recipe: Recipe) -> int:
         return int(load_config(recipe.pretrained).vocab_size)
     local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     size = tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
-    return size if recipe.data.mask_share is None else size + 1
+    if recipe.data.mask_share is None:
+        return size
+    more = corruption(recipe.training.seq_len, recipe.data.mask_share).spans if recipe.target_len is not None else 0
+    return size + 1 + more
 
 
 def _seconds(
@@ -135,8 +139,7 @@ def _seconds(
 
         if not torch.cuda.is_available():
             return None, "not timed: the recipe needs a GPU, and this machine has none"
-    training = recipe.training
-    open_source(recipe.data, training.seq_len, cache, training).validation(training.val_sequences)
+    open_of(recipe, cache).validation(recipe.training.val_sequences)
     workers = recipe.search.workers
     timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
     trial = Trial(schedule=full, seed=plan.seed, checkpoints=_TIMED_STEPS[:1])

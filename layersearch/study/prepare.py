@@ -20,14 +20,20 @@ _LOG = logging.getLogger(__name__)
 
 
 def open_data(
-    data: DataConfig, training: TrainingConfig, deepspeed: Path, *, rows: int | None = None, cache: Path | None = None
+    data: DataConfig,
+    training: TrainingConfig,
+    deepspeed: Path,
+    *,
+    rows: int | None = None,
+    cache: Path | None = None,
+    kind: str = "decoder",
 ) -> Source:
     """Open the data source, check its validation set, its vocabulary and the DeepSpeed file, and log its reading.
 
-    ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. Raises
-    LayersearchError, which names the wrong key and the remedy.
+    ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. ``kind``
+    is the model's kind. Raises LayersearchError, which names the wrong key and the remedy.
     """
-    source = open_source(data, training.seq_len, cache, training)
+    source = open_source(data, training.seq_len, cache, training, kind)
     if rows is not None:
         from layersearch.model.pretrained import check_vocabulary
 

@@ -73,7 +73,9 @@ def search(
         from layersearch.model.pretrained import load_config
 
         rows = load_config(recipe.pretrained).vocab_size
-    source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache)
+    source = open_data(
+        recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache, kind=recipe.model.kind
+    )
     out = Path(out)
     made = pool(recipe, recipe.search.workers, out / "logs", cache)
     folder: RunFolder | None = None

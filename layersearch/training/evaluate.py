@@ -21,8 +21,8 @@ class ValidationResult:
     loss: float  # Mean over sequences of the mean loss per predicted token, nats
     by_position: tuple[float, ...]  # Loss in equal bins of token position, nats; bins without a target are dropped
     edges: tuple[int, ...]  # Right edges of these bins, in tokens
-    losses: np.ndarray  # Loss of each target in nats, 0 where not scored, (sequences, tokens)
-    correct: np.ndarray  # Whether the top prediction was right, (sequences, tokens)
+    losses: np.ndarray  # Loss of each target in nats, 0 where not scored, (sequences, targets)
+    correct: np.ndarray  # Whether the top prediction was right, (sequences, targets)
 
 
 def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> dict[str, float]:
@@ -46,7 +46,7 @@ def validate(
     Each rank scores its share of ``rows_at_once`` sequences with ``token_losses``, see `Engine.token_losses`. ``beat``
     is called after each share.
     """
-    n_rows, tokens = batch.tokens.shape
+    n_rows, tokens = batch.targets.shape
     losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
     correct = torch.zeros(n_rows, tokens, dtype=torch.float64)
     # Every rank takes part in all chunks, as ZeRO-3's gathers need.

@@ -14,9 +14,10 @@ from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data.source import Source, check_marks
 from layersearch.errors import located, require
 from layersearch.model.attention.dispatch import kernel_for
+from layersearch.model.build import new_model
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
-from layersearch.model.recurrent import KERNEL, Recurrent
+from layersearch.model.recurrent import KERNEL
 from layersearch.schedule import Schedule
 from layersearch.schedule.work import Work
 from layersearch.training.checkpoint import load_weights, save_weights
@@ -158,13 +159,10 @@ def run_trial(
 
 def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup) -> Decoder | HFDecoder:
     """Return a new model, or the pre-trained one with the schedule."""
-    training, work = recipe.training, Work.of(recipe)
-    if work.segment is not None:
-        memories = tuple(map(work.memory, schedule))
-        return Recurrent(recipe.model, source.vocab_size, schedule, segment=work.segment, memories=memories)
     if recipe.pretrained is None:
+        training = recipe.training
         compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
-        return Decoder(recipe.model, source.vocab_size, schedule, compiled)
+        return new_model(recipe, source.vocab_size, schedule, compiled)
     from layersearch.model.pretrained import check_vocabulary, load_pretrained
 
     decoder = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)

@@ -66,6 +66,14 @@ def test_cost_wrong_schedule_is_refused_in_one_line(text: str, words: tuple[str,
             ("in an encoder", "'+global:first:2'"),
             id="sinks of an encoder",
         ),
+        pytest.param(
+            ["cost", "full", "--seq-len", "64", "--decoder", "full"], ("give --target-len too",), id="no target"
+        ),
+        pytest.param(
+            ["cost", "full", "--seq-len", "64", "--target-len", "8", "--decoder", "window:9"],
+            ("--decoder", "longer than the text of 8 tokens"),
+            id="decoder longer than its target",
+        ),
         pytest.param(["cost", "full"], ("--seq-len", "cost --help"), id="no length"),
         pytest.param(["cost", "full", "--seq-len", "0"], ("--seq-len", "at least 1, not 0"), id="length 0"),
         pytest.param(
