@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.recipe import DataConfig, TrainingConfig
+from layersearch.config.stages import divide
 from layersearch.data.cache import default_cache
 from layersearch.data.masked import Masked
 from layersearch.data.mix import Mix
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
+from layersearch.data.staged import Staged
 from layersearch.data.tasks import TASKS
 from layersearch.data.text import open_text
+from layersearch.errors import located
 
 
 def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> Source:
@@ -33,6 +36,17 @@ def open_source(config: DataConfig, seq_len: int, cache: Path | None = None) -> 
     return text if config.mask_share is None else Masked(text, config.mask_share)
 
 
+def open_training(data: DataConfig, training: TrainingConfig, cache: Path | None = None) -> Source:
+    """Open the data of a trial, of every stage of it; arguments and errors as of `open_source`."""
+    if not training.stages:
+        return open_source(data, training.seq_len, cache)
+    sources = []
+    for number, stage in enumerate(training.stages):
+        with located(f"training.stages[{number}]"):
+            sources.append(open_source(data, stage.seq_len, cache))
+    return Staged(sources, divide([stage.share for stage in training.stages], training.steps))
+
+
 def describe(source: Source) -> dict[str, Any]:
     """Return the facts about a source that a run folder records, as plain data."""
     return {
@@ -46,4 +60,14 @@ def describe(source: Source) -> dict[str, Any]:
     }
 
 
-__all__ = ["IGNORE", "TASKS", "Batch", "KnownAnswer", "Source", "default_cache", "describe", "open_source"]
+__all__ = [
+    "IGNORE",
+    "TASKS",
+    "Batch",
+    "KnownAnswer",
+    "Source",
+    "default_cache",
+    "describe",
+    "open_source",
+    "open_training",
+]

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
-from layersearch.data import open_source
+from layersearch.data import open_training
 from layersearch.errors import LayersearchError, one_line, require
 from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.process import WorkerProcess
@@ -53,7 +53,7 @@ class RayPool(Pool):
         self._ours = _connect(address)
         try:
             _check_room(recipe.training)
-            source = open_source(recipe.data, recipe.training.seq_len, cache)
+            source = open_training(recipe.data, recipe.training, cache)
             groups = [_RayWorkerGroup(recipe, index, logs, cache, source.fingerprint) for index in range(workers)]
         except BaseException:
             self._disconnect()
