@@ -17,6 +17,7 @@ from layersearch.study.loop import SearchLoop
 from layersearch.study.plan import Listener, Stage, make_plan, no_listener, no_stage_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
+from layersearch.training.stages import check_stages
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 
 
@@ -63,6 +64,7 @@ def search(
     bound = BoundSpace.of(space, recipe)
     for schedule in confirm or ():
         bound.check(schedule)
+        check_stages(schedule, recipe)
     if recipe.selection is not None:
         from layersearch.study.model_selection import select
 

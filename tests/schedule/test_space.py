@@ -23,7 +23,8 @@ from layersearch.schedule.work import Work
 SHIPPED = {"laptop": (6, 64, 2), "smoke": (2, 48, 2), "masformer-1.3b": (24, 8192, 16), "gpu-125m": (12, 2048, 12),
            "wide": (6, 512, 2), "planted": (4, 28, 2), "local": (4, 48, 2), "hf-exportable": (6, 64, 2),
            "text": (6, 256, 2), "pretrained": (6, 512, 2), "patterns": (6, 512, 2),
-           "smoke-encoder": (2, 48, 2), "smoke-segments": (2, 48, 2), "smoke-t5": (2, 48, 2)}  # fmt: skip
+           "smoke-encoder": (2, 48, 2), "smoke-segments": (2, 48, 2), "smoke-t5": (2, 48, 2),
+           "staged": (4, 512, 2)}  # fmt: skip
 """Layers, tokens and heads of a model that each shipped space fits."""
 
 
