@@ -90,7 +90,13 @@ ADDED: dict[str, Any] = {
     "data.mask_share": None,
     "training.segments": None,
     "training.warm_tokens": None,
-    "training.stages": None,
+    "training.stages": (),
+    "model.searched": None,
+    "model.other_layers": None,
+    "model.other_schedule": None,
+    "data.list_depth": 10,
+    "data.list_args": 10,
+    "data.reach": 8,
 }
 """Keys that came after the committed records, with the value at which a training is what it was before."""
 

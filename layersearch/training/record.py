@@ -101,7 +101,10 @@ class TrialRecord(Strict):
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return json.dumps(plain(self), allow_nan=False)
+        found = plain(self)
+        if not self.train_flops:  # of an earlier release: its lines stay as they are
+            del found["train_flops"]
+        return json.dumps(found, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:
