@@ -94,9 +94,6 @@ ADDED: dict[str, Any] = {
     "model.searched": None,
     "model.other_layers": None,
     "model.other_schedule": None,
-    "data.list_depth": 10,
-    "data.list_args": 10,
-    "data.reach": 8,
 }
 """Keys that came after the committed records, with the value at which a training is what it was before."""
 

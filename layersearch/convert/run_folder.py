@@ -14,6 +14,7 @@ from layersearch.config.loader import build
 from layersearch.convert.config import ConvertRecipe
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import first_difference, open_folder, parse_json, seal, unseal, write_text
+from layersearch.schedule import Schedule
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
@@ -48,6 +49,11 @@ class Evaluation:
     """Further named metrics of the data."""
     seconds: float = 0.0
     """Seconds since this process began the conversion."""
+
+    @property
+    def spans(self) -> Schedule:
+        """The schedule during the evaluation."""
+        return Schedule.parse(self.schedule)
 
 
 class ConvertFolder:

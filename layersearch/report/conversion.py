@@ -126,7 +126,7 @@ def conversion_data(found: OpenedConversion) -> dict[str, Any]:
     first = found.at("original")
     winner = table.add(found.schedule)
     if first is not None:
-        table.add(Schedule.parse(first.schedule))
+        table.add(first.spans)
     absent: dict[str, Any] = dict.fromkeys(("frontier_line", "needs", "budgets", "position_line", "depths", "noise"))
     absent |= {key: [] for key in ("points", "frontier", "baselines", "per_l", "noise_lines", "trust")}
     training, config = found.recipe.training, found.config

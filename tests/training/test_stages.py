@@ -158,10 +158,10 @@ def test_trial_trains_each_stage_and_goes_on_inside_one(
     seen: list[tuple[bool, int, str]] = []
     stream = Decoder.stream
 
-    def noted(self: Decoder, tokens: torch.Tensor) -> torch.Tensor:
+    def noted(self: Decoder, tokens: torch.Tensor, *rest: Any) -> Any:
         spans = str(Schedule(tuple(layer.self_attn.span for layer in self.layers)))  # type: ignore[union-attr, misc]
         seen.append((self.training, tokens.shape[1], spans))
-        return stream(self, tokens)
+        return stream(self, tokens, *rest)
 
     monkeypatch.setattr(Decoder, "stream", noted)
     whole = run_trial(trial, recipe, source, group)
