@@ -30,7 +30,7 @@ class Steps(NamedTuple):
 
     first: int
     """Steps of the stages before it."""
-    count: int
+    number: int
     """Its own steps."""
 
 
@@ -40,7 +40,7 @@ def divide(shares: Sequence[float], steps: int) -> list[Steps]:
     ``steps`` must be as many as the stages.
 
     Example:
-        >>> [stage.count for stage in divide([3, 1], 8)]
+        >>> [stage.number for stage in divide([3, 1], 8)]
         [6, 2]
     """
     total, share, first = sum(shares), 0.0, 0

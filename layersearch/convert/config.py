@@ -109,8 +109,8 @@ def resolve_stages(recipe: ConvertRecipe, schedule: Schedule) -> list[Stage]:
             training,
             seq_len=stage.seq_len,
             learning_rate=stage.learning_rate,
-            steps=steps.count,
-            warmup_steps=round(recipe.warmup * steps.count),
+            steps=steps.number,
+            warmup_steps=round(recipe.warmup * steps.number),
         )
         resolved.append(Stage(schedule=scale_schedule(schedule, stage.window), training=changed, first=steps.first))
     for one in resolved:

@@ -25,10 +25,10 @@ class Staged(Source):
         self.name, self.seq_len, self.vocab_size = last.name, last.seq_len, last.vocab_size
         self.tokenizer_file, self.reading, self.answer = last.tokenizer_file, last.reading, last.answer
         self.details = {**last.details, "stages": [source.seq_len for source in sources]}
-        self.fingerprint = digest([[source.fingerprint for source in sources], [stage.count for stage in steps]])
+        self.fingerprint = digest([[source.fingerprint for source in sources], [stage.number for stage in steps]])
 
     def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
-        stage = next((at for at, own in enumerate(self._steps) if step < own.first + own.count), -1)
+        stage = next((at for at, own in enumerate(self._steps) if step < own.first + own.number), -1)
         return self._sources[stage].train(seed=seed, step=step, batch_size=batch_size)
 
     def validation(self, sequences: int) -> Batch:

@@ -53,8 +53,8 @@ def trial_stages(training: TrainingConfig) -> tuple[TrialStage, ...]:
                 stages=(),
                 seq_len=stage.seq_len,
                 learning_rate=stage.learning_rate,
-                steps=own.count,
-                warmup_steps=round(training.warmup_steps * own.count / training.steps),
+                steps=own.number,
+                warmup_steps=round(training.warmup_steps * own.number / training.steps),
             ),
         )
         for stage, own in zip(training.stages, steps, strict=True)

@@ -36,9 +36,9 @@ def staged(kind: str = "smoke", *changes: str) -> Recipe:
 
 
 def test_steps_are_divided_by_shares_and_each_stage_has_one() -> None:
-    assert [own.count for own in divide([75, 9, 9, 6, 1], 400)] == [300, 36, 36, 24, 4]
+    assert [own.number for own in divide([75, 9, 9, 6, 1], 400)] == [300, 36, 36, 24, 4]
     assert [own.first for own in divide([75, 9, 9, 6, 1], 400)] == [0, 300, 336, 372, 396]
-    assert [own.count for own in divide([1000, 1, 1], 3)] == [1, 1, 1]
+    assert [own.number for own in divide([1000, 1, 1], 3)] == [1, 1, 1]
 
 
 def test_stages_double_length_and_window_and_halve_the_rate() -> None:
