@@ -57,6 +57,9 @@ class ModelConfig(Strict):
     """Base of the rotary frequencies."""
     qk_norm: bool = False
     """RMSNorm on queries and keys, as in Qwen3."""
+    pooling: Literal["first", "mean"] | None = None
+    """Sources with classes: what the class is read from. ``first``: the stream of the first token, which an encoder's
+    global tokens may be. ``mean``: the mean over the example's tokens. None: ``first`` in an encoder, else ``mean``."""
     tie_embeddings: bool = True
     """One matrix for the embedding and the output."""
     init: Literal["gpt2", "width"] = "gpt2"
@@ -93,7 +96,16 @@ class ModelConfig(Strict):
 
 
 TaskKind = Literal["recall", "hops", "listops", "local"]
-SourceKind = Literal[TaskKind, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
+ClassKind = Literal["lra_listops", "pathfinder", "text_classes", "retrieval", "digits", "arrays"]
+Elsewhere = Literal["imdb", "aan", "cifar10"]
+"""Sources of the Long Range Arena that a user must have: nothing is downloaded for them."""
+SourceKind = Literal[TaskKind, ClassKind, Elsewhere, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
+_WHERE = {
+    "imdb": "put its positive and its negative reviews in two folders, and give data.source text_classes with both as "
+    "data.files",
+    "aan": "save its pairs as two arrays (data.source arrays), or give your own documents with data.source retrieval",
+    "cifar10": "save its pictures, gray and row by row, as two arrays (data.source arrays, training.seq_len 1025)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +115,9 @@ class DataConfig(Strict):
     source: SourceKind
     """``stdlib``: the source files of Python's standard library. ``files``: local files, each read by its own format.
     ``text``, ``json`` (lines), ``parquet``: local files, all of this format. ``hub``: a data set of the Hugging Face
-    hub. ``mix``: ``stdlib`` and ``recall`` in one batch. The others are generated, see `layersearch.data.tasks`."""
+    hub. ``mix``: ``stdlib`` and ``recall`` in one batch. Sources with classes are ``lra_listops``, ``pathfinder``,
+    ``text_classes``, ``retrieval``, ``digits`` and ``arrays``, see `layersearch.data.classes`. The others are
+    generated, see `layersearch.data.tasks`."""
     files: tuple[str, ...] = ()
     """Paths, folders or glob patterns (files, text, json, parquet)."""
     dataset: str | None = None
@@ -136,9 +150,20 @@ class DataConfig(Strict):
     """hops: links of a chain, k."""
     depth: InitVar[float] = 0.5  # retired: accepted and dropped, so that recipes of older run folders load
     list_depth: PositiveInt = 10
-    """listops: levels of nesting; the innermost digits count as one (Long Range Arena: 10)."""
+    """listops, lra_listops: levels of nesting; the innermost digits count as one (Long Range Arena: 10)."""
     list_args: AtLeast2 = 10
-    """listops: most arguments of one operator (Long Range Arena: 10)."""
+    """listops, lra_listops: most arguments of one operator (Long Range Arena: 10)."""
+    list_min: NonNegativeInt = 500
+    """lra_listops: an expression has more tokens (Long Range Arena: 500)."""
+    list_max: Tokens = 2000
+    """lra_listops: an expression has fewer tokens (Long Range Arena: 2000)."""
+    contour_length: AtLeast2 = 14
+    """pathfinder: dashes of each of the two paths (Long Range Arena: 14, its easier ones 9 and 6)."""
+    examples: Count | None = None
+    """Sources with classes: training examples, drawn once; a tenth as many, at most 2,000, are held back. None: 96,000
+    for lra_listops, as published, all of arrays, and up to 20,000 else."""
+    classes: Count | None = None
+    """arrays: number of classes."""
     reach: PositiveInt = 8
     """local: distance in tokens to the farthest token on which the next one depends."""
     recall_share: Share = 0.5
@@ -147,14 +172,27 @@ class DataConfig(Strict):
     """mix: vocabulary size of the recall sequences; their token ids follow those of the text."""
 
     def __post_init__(self, depth: float) -> None:
-        local = self.source in ("files", "text", "json", "parquet")
-        kind = "" if self.source == "files" else f"{self.source} "
+        local = self.source in ("files", "text", "json", "parquet", "text_classes", "retrieval", "arrays")
+        kind = f"{self.source} " if self.source in ("text", "json", "parquet") else ""
         require(self.files or not local, f"data.files is empty: name the {kind}files to read")
         missing = self.source == "hub" and not self.dataset
         require(not missing, "data.dataset is missing: name the hub id, for example allenai/c4")
-        text = self.mask_share is None or self.source in ("stdlib", "hub") or local
+        text = self.mask_share is None or self.source in ("stdlib", "hub", "files", "text", "json", "parquet")
         require(text, f"mask_share masks text, and source is {self.source}; name a text, or drop mask_share")
+        where = _WHERE.get(self.source)
+        require(where is None, f"data.source {self.source} is not made here and nothing is downloaded: {where}")
+        named = self.source != "arrays" or self.classes is not None
+        require(named, "data.source arrays: name the number of classes (data.classes)")
         require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
+
+    @property
+    def n_classes(self) -> int | None:
+        """Number of classes of the source; None: its targets are tokens."""
+        if self.source not in get_args(ClassKind):
+            return None
+        if self.source == "text_classes":
+            return len(self.files)
+        return self.classes if self.source == "arrays" else {"lra_listops": 10, "digits": 10}.get(self.source, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -366,11 +404,18 @@ class Recipe(Strict):
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
         kind, masked = self.model.kind, self.data.mask_share is not None
-        encoder = kind != "decoder"
-        require(masked or not encoder, f"model.kind {kind} learns from masked text: set data.mask_share, such as 0.15")
+        encoder, classes = kind != "decoder", self.data.n_classes is not None
+        learns = masked or not encoder or (classes and kind == "encoder")
+        require(learns, f"model.kind {kind} learns from masked text: set data.mask_share, such as 0.15")
+        require(classes or self.model.pooling is None, "model.pooling is for sources with classes; drop it")
+        require(
+            self.model.pooling != "first" or encoder,
+            "model.pooling first reads the first token, which sees nothing in a decoder; give mean",
+        )
         require(encoder or not masked, "data.mask_share is for encoders: set model.kind=encoder, or drop it")
         if self.pretrained is not None:
             require(not encoder, f"model.kind {kind} trains from scratch; a pre-trained model is a decoder")
+            require(not classes, f"data.source {self.data.source} has classes, and a pre-trained model predicts tokens")
             require(
                 self.training.start is None,
                 "pretrained and training.start both name weights to start from; give one of them",
@@ -398,6 +443,11 @@ class Recipe(Strict):
         return self.source_and_target[1] if self.model.kind == "encoder_decoder" else None
 
     @property
+    def n_targets(self) -> int:
+        """Targets of a sequence: its tokens, those of an encoder_decoder's target, or one class."""
+        return 1 if self.data.n_classes is not None else self.target_len or self.training.seq_len
+
+    @property
     def schedule_tokens(self) -> int:
         """Tokens that the layers read that schedules speak of."""
         if self.model.kind == "encoder_decoder" and self.model.searched == "decoder":
@@ -408,7 +458,8 @@ class Recipe(Strict):
         training = self.training
         if training.segments is None:
             return
-        text = self.data.source not in (*get_args(TaskKind), "mix") and self.data.mask_share is None
+        others = (*get_args(TaskKind), *get_args(ClassKind), "mix")
+        text = self.data.source not in others and self.data.mask_share is None
         require(text, f"training.segments read on in a text, and data.source is {self.data.source}; name a text")
         require(
             self.model.kind == "decoder", "training.segments are for model.kind decoder: a segment sees what is past"

@@ -9,6 +9,7 @@ from layersearch.config.corruption import corruption
 from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
 from layersearch.config.stages import divide
 from layersearch.data.cache import default_cache
+from layersearch.data.classes import MAKERS, open_classes
 from layersearch.data.lost_spans import LostSpans
 from layersearch.data.masked import Masked
 from layersearch.data.mix import Mix
@@ -41,6 +42,8 @@ def open_source(
     """
     if config.source in TASKS:
         return TASKS[config.source](config, seq_len)
+    if config.source in MAKERS:
+        return open_classes(config, seq_len, cache or default_cache())
     if config.source == "mix":
         return Mix(config, seq_len, cache or default_cache())
     if config.mask_share is not None and kind == "encoder_decoder":

@@ -110,7 +110,7 @@ def _prepare(config: DataConfig) -> Prepared:
         tokenizer, eos = open_tokenizer(config.tokenizer)
     reading = Reading()
     documents_read = list(read_documents(config, reading))
-    train, validation, split = _split(documents_read)
+    train, validation, split = split_documents(documents_read)
     where = {"stdlib": "data.source stdlib", "hub": f"data.dataset {config.dataset}"}.get(
         config.source, f"data.files {', '.join(config.files)}"
     )
@@ -142,7 +142,7 @@ def _prepare(config: DataConfig) -> Prepared:
     return Prepared(facts, packed, text)
 
 
-def _split(documents: list[Document]) -> tuple[list[str], list[str], str]:
+def split_documents(documents: list[Document]) -> tuple[list[str], list[str], str]:
     """Return training texts, validation texts and a description of the split.
 
     The hash of a document's key decides its side. A document that comes or goes then moves no other one, and equal

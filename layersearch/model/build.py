@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from layersearch.config.recipe import Recipe
+from layersearch.model.classifier import Classifier
 from layersearch.model.decoder import Decoder
 from layersearch.model.encoder_decoder import EncoderDecoder
 from layersearch.model.recurrent import Recurrent
@@ -23,5 +24,7 @@ def new_model(recipe: Recipe, vocab_size: int, schedule: Schedule, compiled: boo
     if work.segment is not None:
         memories = tuple(map(work.memory, schedule))
         return Recurrent(recipe.model, vocab_size, schedule, segment=work.segment, memories=memories)
+    if recipe.data.n_classes is not None:
+        return Classifier(recipe.model, vocab_size, schedule, compiled, classes=recipe.data.n_classes)
     kind = EncoderDecoder if recipe.model.kind == "encoder_decoder" else Decoder
     return kind(recipe.model, vocab_size, schedule, compiled)

@@ -19,7 +19,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.model.attention.plain import read_text
 from layersearch.model.build import new_model
 from layersearch.model.decoder import Decoder
-from layersearch.model.flops import attention_parts, model_flops
+from layersearch.model.flops import attention_parts, recipe_flops
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops
@@ -73,11 +73,11 @@ def _cross_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({CROSS: 2 * batch * heads * tokens * keys[2] * width})
 
 
-def traced_flops(model: nn.Module, seq_len: int, target_len: int | None = None) -> dict[str, int]:
+def traced_flops(model: nn.Module, seq_len: int, targets: int | None = None) -> dict[str, int]:
     """Return the FLOPs of one sequence's forward pass by operator, as fvcore counts the traced graph.
 
-    ``model`` is a `Decoder`, or a module with the same arguments; ``seq_len`` is in tokens, and so is ``target_len`` of
-    an `EncoderDecoder`.
+    ``model`` is a `Decoder`, or a module with the same arguments; ``seq_len`` is in tokens. ``targets`` is the number
+    of targets of a sequence; None: one for each token.
 
     Raises:
         UnknownAttentionError: names an attention operator that cannot be counted; fvcore alone would count it as 0.
@@ -89,8 +89,8 @@ def traced_flops(model: nn.Module, seq_len: int, target_len: int | None = None) 
 
     device = next(model.parameters()).device
     tokens = torch.zeros((1, seq_len), dtype=torch.long, device=device)
-    targets = tokens if target_len is None else torch.zeros((1, target_len), dtype=torch.long, device=device)
-    analysis = FlopCountAnalysis(model, (tokens, targets))
+    wanted = torch.zeros((1, targets or seq_len), dtype=torch.long, device=device)
+    analysis = FlopCountAnalysis(model, (tokens, wanted))
     analysis.set_op_handle(OPERATOR, _attend_flops)
     if getattr(model, "cross_attends", False):
         analysis.set_op_handle("aten::scaled_dot_product_attention", _cross_flops)
@@ -138,8 +138,7 @@ def check_flops(recipe: Recipe, space: BoundSpace, vocab_size: int) -> dict[str,
 
 def _count(recipe: Recipe, schedule: Schedule, vocab_size: int) -> dict[str, Any]:
     model, seq_len = recipe.model, recipe.training.seq_len
-    length = {"seq_len": seq_len, "target_len": recipe.target_len}
-    traced = traced_flops(_on_meta(recipe, schedule, vocab_size), **length)  # type: ignore[arg-type]
+    traced = traced_flops(_on_meta(recipe, schedule, vocab_size), seq_len, recipe.n_targets)
     parts: dict[str, int] = {}
     if recipe.target_len is None:
         size = {"seq_len": seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
@@ -152,7 +151,8 @@ def _count(recipe: Recipe, schedule: Schedule, vocab_size: int) -> dict[str, Any
         pairs["cross_flops"] = (traced.get(CROSS, 0), parts["cross"])
     if recipe.pretrained is None:
         products = sum(count for name, count in traced.items() if name in PRODUCTS)
-        pairs["model_flops"] = (products, model_flops(model, vocab_size, schedule, **length))  # type: ignore[arg-type]
+        whole = recipe_flops(recipe, vocab_size, schedule)
+        pairs["model_flops"] = (products, whole)
     for name, (counted, closed) in pairs.items():
         if counted != closed:
             raise MismatchError(
@@ -167,7 +167,7 @@ def _on_meta(recipe: Recipe, schedule: Schedule, vocab_size: int) -> nn.Module:
     """Return the model of a trial, without storage."""
     if recipe.pretrained is None:
         with torch.device("meta"):
-            if recipe.target_len is None:  # memories are counted in one pass
+            if recipe.training.segments is not None:  # memories are counted in one pass
                 return Decoder(recipe.model, vocab_size, schedule)
             return new_model(recipe, vocab_size, schedule)
     from layersearch.model.pretrained import load_skeleton

@@ -11,7 +11,7 @@ from layersearch.config.corruption import corruption
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.data import open_of
 from layersearch.errors import ConfigError
-from layersearch.model.flops import model_flops, num_parameters
+from layersearch.model.flops import num_parameters, recipe_flops
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.presets import all_full
@@ -87,7 +87,7 @@ def estimate(
     plan = make_plan(recipe, bound, budget, seed)
     vocab_size = _vocabulary(recipe)
     full = all_full(model.n_layers)
-    forward = model_flops(model, vocab_size, full, seq_len=training.seq_len, target_len=recipe.target_len)
+    forward = recipe_flops(recipe, vocab_size, full)
     step_flops = forward * (1 + BACKWARD) * training.batch_size
     stages = stage_costs(recipe, full, vocab_size)
     trial_flops = sum(stage.flops for stage in stages)
@@ -107,7 +107,7 @@ def estimate(
         confirm_trials=plan.confirm_trials,
         full_trials=plan.full_trials(),
         vocab_size=vocab_size,
-        parameters=num_parameters(model, vocab_size),
+        parameters=num_parameters(model, vocab_size, recipe.data.n_classes),
         step_flops=step_flops,
         trial_flops=trial_flops,
         stages=stages if training.stages else (),
@@ -127,6 +127,8 @@ def _vocabulary(recipe: Recipe) -> int:
         from layersearch.model.pretrained import load_config
 
         return int(load_config(recipe.pretrained).vocab_size)
+    if recipe.data.n_classes is not None:  # the source itself says it, and makes its examples first
+        return open_of(recipe).vocab_size
     local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     size = tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
     if recipe.data.mask_share is None:

@@ -27,7 +27,7 @@ def model_bytes(recipe: Recipe, vocab_size: int) -> int:
     weights at stage 3 (1910.02054, fig. 1). At each stage DeepSpeed keeps a further float32 master shard of the
     weights. Stage 1 holds whole gradients until they are reduced, so they are counted whole.
     """
-    count, ranks = num_parameters(recipe.model, vocab_size), recipe.training.ranks
+    count, ranks = num_parameters(recipe.model, vocab_size, recipe.data.n_classes), recipe.training.ranks
     stage = zero_stage(deepspeed_file(recipe))
     weights = 4 * count / (ranks if stage == 3 else 1)
     master = 4 * count / ranks if stage else 0
@@ -57,7 +57,7 @@ def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int
         model = new_model(recipe, vocab_size, schedule)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         tokens = torch.zeros(rows, training.seq_len, dtype=torch.int64)
-        targets = tokens if recipe.target_len is None else tokens[:, :1].expand(-1, recipe.target_len)
+        targets = torch.zeros(rows, recipe.n_targets, dtype=torch.int64)
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),

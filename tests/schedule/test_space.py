@@ -24,8 +24,9 @@ SHIPPED = {"laptop": (6, 64, 2), "smoke": (2, 48, 2), "masformer-1.3b": (24, 819
            "wide": (6, 512, 2), "planted": (4, 28, 2), "local": (4, 48, 2), "hf-exportable": (6, 64, 2),
            "text": (6, 256, 2), "pretrained": (6, 512, 2), "patterns": (6, 512, 2),
            "smoke-encoder": (2, 48, 2), "smoke-segments": (2, 48, 2), "smoke-t5": (2, 48, 2),
-           "staged": (4, 512, 2)}  # fmt: skip
+           "staged": (4, 512, 2), "smoke-classes": (2, 40, 2), "lra": (6, 2000, 8)}  # fmt: skip
 """Layers, tokens and heads of a model that each shipped space fits."""
+ENCODERS = ("smoke-encoder", "smoke-t5", "smoke-classes", "lra")
 
 
 def bound(choices: str = "full window:8 block:12", **sizes: Any) -> BoundSpace:
@@ -58,7 +59,7 @@ def test_space_shipped_reaches_its_budget_and_opens_with_its_command(name: str) 
     space = load_space(name)
     n_layers, seq_len, n_heads = SHIPPED[name]
     segment = 12 if name == "smoke-segments" else None
-    work = Work(seq_len=seq_len, n_heads=n_heads, bidirectional=name in ("smoke-encoder", "smoke-t5"), segment=segment)
+    work = Work(seq_len=seq_len, n_heads=n_heads, bidirectional=name in ENCODERS, segment=segment)
     fitted = BoundSpace(space, n_layers=n_layers, work=work)
     assert space.name == name
     assert space.budget is not None
