@@ -12,11 +12,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig, load_recipe
 from layersearch.files import UNTRAINED
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import plain
@@ -84,26 +84,20 @@ class Records:
             os.fsync(file.fileno())
 
 
-_OLD = object()
-ADDED: dict[str, Any] = {
-    "model.kind": "decoder",
-    "data.mask_share": None,
-    "training.segments": None,
-    "training.warm_tokens": None,
-    "training.stages": (),
-    "model.searched": None,
-    "model.other_layers": None,
-    "model.other_schedule": None,
+ADDED: dict[str, tuple[type, tuple[str, ...]]] = {
+    "model": (ModelConfig, ("kind", "searched", "other_layers", "other_schedule", "pooling")),
+    "data": (DataConfig, ("mask_share", "list_min", "list_max", "contour_length", "examples", "classes")),
+    "training": (TrainingConfig, ("segments", "warm_tokens", "stages")),
 }
-"""Keys that came after the committed records, with the value at which a training is what it was before."""
+"""Keys that came after the committed records. At its default, such a key leaves a training what it was before."""
 
 
 def trained_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
-    parts = {
-        name: {key: value for key, value in recipe.to_dict()[name].items() if ADDED.get(f"{name}.{key}", _OLD) != value}
-        for name in ("model", "data", "training")
-    }
+    parts = recipe.to_dict()
+    for name, (section, keys) in ADDED.items():
+        defaults = {field.name: field.default for field in fields(section) if field.name in keys}
+        parts[name] = {key: value for key, value in parts[name].items() if (key, value) not in defaults.items()}
     training = {key: value for key, value in parts["training"].items() if key not in UNTRAINED}
     # ``depth`` is a retired key of the data section; those digests were made with it.
     return {"model": parts["model"], "data": parts["data"] | {"depth": 0.5}, "training": training}
