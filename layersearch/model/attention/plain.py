@@ -130,8 +130,8 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
         kind = q.dtype if q.device.type == "cpu" and not joins else wide
         values = pool_values(v.to(wide), span.pool, both) if span.pool > 1 else v
         queries, keys, values = (rows_of(x.to(kind)) for x in (q, expand(k, heads), expand(values, heads)))
-        plan, alphas = union.both_ways(span, tokens), _row_alphas(span, q)
-        out, lse = strips.forward(queries, keys, values, plan, scale, softcap=softcap, alphas=alphas)
+        cut, alphas = union.both_ways(span, tokens), _row_alphas(span, q)
+        out, lse = strips.forward(queries, keys, values, cut, scale, softcap=softcap, alphas=alphas)
         out, lse = union.forward(queries, keys, values, out, lse, union.both_ways_far(span, tokens), scale, softcap)
         return out.view(q.shape), lse.view(q.shape[:3])
     kind = _forward_kind(span, q, softcap)
