@@ -103,7 +103,7 @@ def config(at: Path, **fields: Any) -> str:
         ),
         pytest.param(
             ["cost", "full+las:0.1/2", "--seq-len", "64", "--encoder"],
-            ("an encoder smooths rows around a token", "the pooling width is odd: give 3"),
+            ("pooled about their keys", "give an odd width"),
             id="an even pooling width",
         ),
         pytest.param(
