@@ -254,7 +254,7 @@ def _losses(ranks: int, stage: int, *, offload: bool = False) -> tuple[tuple[int
 
 def raylet() -> Iterator[tuple[str, Callable[[], Result]]]:
     """kill -9 of a raylet under ranks: 2 ranks a trial, 2 trials at once, 4 nodes; the run ends with all trials."""
-    for moment in (2, 8):
+    for moment in (2, 4, 6, 8):
         yield f"{moment}", functools.partial(_cluster, moment, "raylet")
 
 
@@ -298,7 +298,7 @@ def _cluster(moment: int, harm: str) -> Result:
     lines = (out / "trials.jsonl").read_text().splitlines()
     failed = [json.loads(line)["error"] for line in lines if '"failed"' in line]
     held = code == 0 and not lost and far < TOLERANCE
-    row: Result = {"moment": moment, "exit": code, "reason": failed[:2], "difference": far}
+    row: Result = {"moment": moment, "exit": code, "failed": len(failed), "reason": failed[:1], "difference": far}
     row |= {"lost": ", ".join(lost) or "nothing", "held": held}
     return row if noticed is None else row | {"noticed": round(noticed, 2)}
 

@@ -32,6 +32,7 @@ _CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0  # Seconds; Ray itself would try f
 _STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials use none, Ray would take a third
 _ANSWER_TIMEOUT = 30.0  # Seconds that an actor's answer may take beyond the wait for its worker
 _SILENT = {"event": "silent"}
+_ELSEWHERE_TIMEOUT = 30.0  # Seconds for Ray to move a placement away from a machine that has died
 _PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
 
@@ -234,9 +235,19 @@ class _RayWorkerGroup(WorkerGroup):
             PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             for rank in range(training.ranks)
         ]
-        ranks = [_RayRank(kind.options(scheduling_strategy=bundle).remote()) for bundle in bundles]
-        self.ranks = [*ranks]
-        homes = [rank.home() for rank in ranks]
+        ends = time.monotonic() + _ELSEWHERE_TIMEOUT
+        while True:
+            ranks = [_RayRank(kind.options(scheduling_strategy=bundle).remote()) for bundle in bundles]
+            self.ranks = [*ranks]
+            try:
+                homes = [rank.home() for rank in ranks]
+                break
+            except EOFError:  # its machine has died, and Ray has not moved the placement yet
+                if time.monotonic() > ends:
+                    raise
+                for rank in ranks:
+                    rank.kill()
+                time.sleep(1.0)
         one_machine = len({home["node"] for home in homes}) == 1
         # Ray shows an actor only its own GPUs.
         device = "cuda:0" if training.gpus else "cpu"
