@@ -1,7 +1,5 @@
 """The learning rate of each optimizer step."""
 
-import torch
-
 from layersearch.config.recipe import TrainingConfig
 
 
@@ -10,6 +8,8 @@ def learning_rate_factor(step: int, training: TrainingConfig) -> float:
     # transformers' schedule warms up from another first step and takes its cosine in float64: other losses.
     if step < training.warmup_steps:
         return (step + 1) / training.warmup_steps
+    import torch
+
     done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     cosine = 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
     return training.final_lr_ratio + (1.0 - training.final_lr_ratio) * cosine

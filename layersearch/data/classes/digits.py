@@ -27,7 +27,7 @@ class Digits(Maker):
     def __init__(self, config: DataConfig, seq_len: int) -> None:
         super().__init__(config, seq_len)
         found = importlib.util.find_spec("mnist1d") is not None
-        require(found, "data.source digits needs the package mnist1d: pip install mnist1d")
+        require(found, "data.source digits needs the package mnist1d: pip install 'layersearch[digits]'")
         require(seq_len >= LONG, f"training.seq_len {seq_len} is too short for a curve: raise it to {LONG} or more")
 
     def identity(self) -> int:

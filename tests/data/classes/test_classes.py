@@ -180,7 +180,7 @@ def test_retrieval_pairs_are_of_one_file_or_of_two(folder: Path) -> None:
         ({"source": "lra_listops"}, 500, "training.seq_len 500 is too short for lists of up to 1999 tokens"),
         ({"source": "lra_listops", "list_min": 50, "list_max": 51}, 60, "must lie below"),
         ({"source": "lra_listops", "list_depth": 1}, 2000, "data.list_depth 1 gives no list of over 500 tokens"),
-        ({"source": "digits"}, 4, "pip install mnist1d|too short for a curve"),
+        ({"source": "digits"}, 4, "needs the package mnist1d|too short for a curve"),
         ({"source": "lra_listops", "mask_share": 0.2}, 42, "mask_share masks text"),
     ],
 )
