@@ -40,7 +40,7 @@ def mask_mod(
 
 
 def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -> Callable[..., Any] | None:
-    """Return what caps scaled logits, then multiplies them by exp(-alpha_c |i-j|) (LaS, 2311.16620), or None."""
+    """Return what caps scaled logits, then multiplies them by exp(-alpha_c (i-j)) (LaS, 2311.16620), or None."""
 
     def cap(score: Any) -> Any:
         return softcap * torch.tanh(score / softcap) if softcap else score
@@ -48,7 +48,7 @@ def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -
     if span.decay == 0:
         return (lambda score, batch, head, i, j: cap(score)) if softcap else None
     alphas = torch.tensor(span.alphas(n_heads), device=device, dtype=torch.float32)
-    return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * (i - j).abs())
+    return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * (i - j))
 
 
 @functools.lru_cache(maxsize=256)
@@ -92,7 +92,7 @@ def flex_span_attention(
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise LayersearchError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
     wide = torch.promote_types(v.dtype, torch.float32)
-    values = pool_values(v.to(wide), span.pool, bidirectional).to(v.dtype) if span.pool > 1 else v
+    values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
     tokens = q.shape[2]
     mask, score_mod = _modifiers(span, tokens, q.shape[1], q.device, softcap, bidirectional)
     if marked is not None:  # another mask for every batch
