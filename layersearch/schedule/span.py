@@ -76,7 +76,7 @@ class Span:
     decay: float = 0.0
     """LaS: the largest decay B per token, in [0, 1)."""
     pool: int = 1
-    """LaS: width P of the causal average pooling of attention rows, in tokens."""
+    """LaS: width P of the average pooling of attention rows, in tokens: causal, in an encoder around each token."""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
@@ -165,9 +165,14 @@ class Span:
             require(not first, f"{self}: in a causal model, first tokens that all see are '+sink:{first}'")
             return
         require(not self.sink, f"{self}: in an encoder, first tokens that all see are '+global:first:{self.sink}'")
-        plain = self.kind in ("full", "window", "block") and self.dilation == 1 and not self.is_las
+        plain = self.kind in ("full", "window", "block") and self.dilation == 1
         require(
-            plain, f"{self} is for causal models; an encoder has full, window:W, block:B, block:B~O, +global:first:G"
+            plain,
+            f"{self} is for causal models; an encoder has full, window:W, block:B, block:B~O, +global:first:G, +las",
+        )
+        require(
+            self.pool % 2 == 1,
+            f"{self}: an encoder smooths rows around a token, so the pooling width is odd: give {self.pool + 1}",
         )
 
     def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from layersearch.errors import LayersearchError
-from layersearch.model.attention.operator import pool_values
+from layersearch.model.attention.operator import pooled
 from layersearch.schedule import Span
 
 
@@ -21,8 +21,10 @@ def mask_mod(span: Span, bidirectional: bool = False) -> Callable[[Any, Any, Any
     return lambda batch, head, i, j: span.visible(i, j, head, bidirectional=bidirectional)
 
 
-def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -> Callable[..., Any] | None:
-    """Return what caps scaled logits, then multiplies them by exp(-alpha_c (i-j)) (LaS, 2311.16620), or None."""
+def _score_mod(
+    span: Span, n_heads: int, device: torch.device, softcap: float, bidirectional: bool = False
+) -> Callable[..., Any] | None:
+    """Return what caps scaled logits, then multiplies them by exp(-alpha_c |i-j|) (LaS, 2311.16620), or None."""
 
     def cap(score: Any) -> Any:
         return softcap * torch.tanh(score / softcap) if softcap else score
@@ -30,6 +32,8 @@ def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -
     if span.decay == 0:
         return (lambda score, batch, head, i, j: cap(score)) if softcap else None
     alphas = torch.tensor(span.alphas(n_heads), device=device, dtype=torch.float32)
+    if bidirectional:
+        return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * torch.abs(i - j))
     return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * (i - j))
 
 
@@ -40,7 +44,7 @@ def _modifiers(
     heads = n_heads if span.dilated_heads is not None else None
     sizes: Any = {"B": None, "H": heads, "Q_LEN": seq_len, "KV_LEN": seq_len, "device": str(device)}
     mask = create_block_mask(mask_mod(span, bidirectional), **sizes)
-    return mask, _score_mod(span, n_heads, device, softcap)
+    return mask, _score_mod(span, n_heads, device, softcap, bidirectional)
 
 
 @functools.cache
@@ -71,7 +75,7 @@ def flex_span_attention(
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise LayersearchError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
     wide = torch.promote_types(v.dtype, torch.float32)
-    values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
+    values = pooled(v.to(wide), span, bidirectional).to(v.dtype)
     mask, score_mod = _modifiers(span, q.shape[2], q.shape[1], q.device, softcap, bidirectional)
     run: Any = flex_attention if q.device.type == "cpu" else _compiled()
     grouped = k.shape[1] != q.shape[1]

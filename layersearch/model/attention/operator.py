@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import strips, tiled, union
+from layersearch.model.attention import las_both_ways, strips, tiled, union
 from layersearch.model.attention.residues import deal, gather
 from layersearch.schedule import Span
 
@@ -60,6 +60,18 @@ def pool_values(v: Tensor, width: int) -> Tensor:
     for back in range(1, min(width, v.shape[-2])):
         pooled[..., back:, :] += v[..., :-back, :]
     return pooled.div_(width)
+
+
+def pooled(v: Tensor, span: Span, bidirectional: bool) -> Tensor:
+    """Return the values as a span pools them, in an encoder toward both sides."""
+    if span.pool == 1:
+        return v
+    return las_both_ways.center_values(v, span.pool) if bidirectional else pool_values(v, span.pool)
+
+
+def _alphas(rows: Tensor, span: Span, batch: int) -> Tensor:
+    """Return the decay of every batch row, (B*H, 1, 1)."""
+    return rows.new_tensor(span.alphas(rows.shape[0] // batch)).repeat(batch)[:, None, None]
 
 
 def _head_groups(
@@ -172,13 +184,20 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) -
     span, both = effective_span(text, tokens), text.startswith(ENCODER)
     wide = torch.promote_types(q.dtype, torch.float32)
     if runs_flash(span, q.device, softcap):
-        values = pool_values(v.to(wide), span.pool).to(v.dtype) if span.pool > 1 else v
+        values = pooled(v.to(wide), span, both).to(v.dtype)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=not both)
         return out, lse
     scale = 1.0 / math.sqrt(width)
     if both:
-        kind = q.dtype if q.device.type == "cpu" and softcap == 0 and span.global_first == 0 else wide
-        queries, keys, values = (_rows(x.to(kind)) for x in (q, _expand(k, heads), _expand(v, heads)))
+        plain = softcap == 0 and span.global_first == 0 and not span.is_las
+        kind = q.dtype if q.device.type == "cpu" and plain else wide
+        queries, keys, values = (
+            _rows(x) for x in (q.to(kind), _expand(k.to(kind), heads), _expand(pooled(v.to(kind), span, both), heads))
+        )
+        if span.decay > 0:
+            alphas = _alphas(queries, span, batch)
+            out, lse = las_both_ways.forward(queries, keys, values, span, alphas, scale, softcap)
+            return out.view(q.shape), lse.view(q.shape[:3])
         out, lse = strips.forward(queries, keys, values, union.both_ways(span, tokens), scale, softcap=softcap)
         return out.view(q.shape), lse.view(q.shape[:3])
     kind = _forward_kind(span, q, softcap)
@@ -234,7 +253,7 @@ def _backward_piece(
     kv_heads = k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = _expand(k, heads)
-    values = _expand(pool_values(v.to(wide), span.pool) if span.pool > 1 else v, heads)
+    values = _expand(pooled(v.to(wide), span, both) if span.pool > 1 else v, heads)
     if runs_flash(span, q.device, softcap):
         kind = _backward_kind(q)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -242,15 +261,21 @@ def _backward_piece(
         )
     elif both:
         grad, queries, held, mixed, outs, sums = (_rows(x.to(wide)) for x in (grad, q, keys, values, out, lse))
-        plan = union.both_ways(span, tokens)
-        found = strips.backward(grad, queries, held, mixed, outs, sums, plan, 1.0 / math.sqrt(width), softcap=softcap)
+        scale = 1.0 / math.sqrt(width)
+        if span.decay > 0:
+            alphas = _alphas(queries, span, batch)
+            found = las_both_ways.backward(grad, queries, held, mixed, outs, sums, span, alphas, scale, softcap)
+        else:
+            plan = union.both_ways(span, tokens)
+            found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap)
         dq, dk, dv = (x.view(q.shape) for x in found)
     else:
         dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span, softcap)
     dk = dk.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dk
     dv = dv.reshape(batch, kv_heads, -1, tokens, width).sum(dim=2) if kv_heads != heads else dv
     if span.pool > 1:
-        dv = pool_values(dv.flip(-2), span.pool).flip(-2)  # the transpose of pooling: it looks ahead
+        # The transpose of causal pooling looks ahead.
+        dv = las_both_ways.center_values(dv, span.pool) if both else pool_values(dv.flip(-2), span.pool).flip(-2)
     return dq, dk, dv
 
 
