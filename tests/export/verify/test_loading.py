@@ -159,5 +159,5 @@ def test_verify_export_wrong_flag_is_refused_in_one_line(
 ) -> None:
     assert main(["verify-export", str(folder), *extra]) == 2
     shown = capsys.readouterr().err
-    assert shown.number("\n") == 1
+    assert shown.count("\n") == 1
     assert words in shown

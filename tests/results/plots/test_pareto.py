@@ -39,7 +39,7 @@ def test_plot_pareto_writes_both_files_and_names_what_they_show(tmp_path: Path, 
     shown = texts(svg)
     baselines = [entry.label for entry in result.entries if entry.names]
     assert len(baselines) == 5
-    assert [label for label in baselines if shown.number(label) != 1] == []
+    assert [label for label in baselines if shown.count(label) != 1] == []
     assert {f"budget {kwargs['budget']:g}", "attention cost (FLOPs, all-full = 1)"} <= set(shown)
     assert ("winner" in shown) == (result.winner is not None)
     stopped = sum(entry.state == "stopped" for entry in result.entries)
