@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bytes", type=positive, default=2, help="bytes of a cached value (default: %(default)s)")
     text = "of a model file: count its other matrix products too (projections, MLPs, experts, output layer)"
     add("--model-flops", action="store_true", help=text)
-    add(
-        "--encoder", action="store_true", help="count for an encoder: its tokens see later ones, and it has no KV cache"
-    )
+    add("--encoder", action="store_true", help="count a schedule for an encoder: tokens see later ones, no KV cache")
     text = "count for an encoder-decoder with so many target tokens; the schedule is the encoder's"
     add("--target-len", type=positive, metavar="T", help=text)
     add("--decoder", metavar="SCHEDULE", help="with --target-len: the decoder's schedule (default: as deep, all full)")
@@ -64,14 +62,14 @@ def run(options: argparse.Namespace) -> None:
         if options.target_len is not None or options.decoder is not None:
             raise ConfigError("--target-len counts a schedule, and a model file is a decoder's; leave it out")
         if options.encoder:
-            raise ConfigError("--encoder counts a schedule, and a model file is a decoder's; leave it out")
+            raise ConfigError("--encoder counts a schedule, and a model file says its own direction; leave it out")
         schedule, seq_len = model.schedule, options.seq_len or model.positions
         heads, kv_heads, head_dim = model.n_heads, model.n_kv_heads, model.head_dim
         if seq_len is None:
             raise ConfigError(f"--seq-len is missing, and {model.path} names no longest sequence; give the tokens")
     size_of = {"seq_len": seq_len, "n_heads": heads, "head_dim": head_dim}
     cache = {**size_of, "n_kv_heads": kv_heads, "bytes_per_value": options.bytes}
-    both = options.encoder
+    both = options.encoder or (model is not None and model.bidirectional)
     layers = layer_costs(schedule, **cache, bidirectional=both)
     flops = attention_flops(schedule, **size_of, bidirectional=both)
     full_flops = attention_flops(all_full(len(schedule)), **size_of, bidirectional=both)
@@ -91,7 +89,8 @@ def run(options: argparse.Namespace) -> None:
     screen = console()
     if model is not None:
         sizes = f"{heads} query heads and {kv_heads} key-value heads of {head_dim}"
-        screen.print(f"model            {model.kind}, {len(schedule)} layers, {sizes}", soft_wrap=True)
+        kind = f"{model.kind} (encoder)" if both else model.kind
+        screen.print(f"model            {kind}, {len(schedule)} layers, {sizes}", soft_wrap=True)
     screen.print(f"schedule         {schedule}", soft_wrap=True)
     screen.print(f"attention cost   {ratio:.3f} of all-full at {seq_len:,} tokens (l = {schedule.n_full})")
     screen.print(f"attention FLOPs  {flops:,} a sequence, forward (one multiply-add = one FLOP)")

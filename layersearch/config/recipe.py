@@ -12,6 +12,7 @@ from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, Pos
 from layersearch.config.corruption import corruption
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.config.selection import SelectionConfig
+from layersearch.config.stages import StageConfig
 from layersearch.errors import require
 
 AtLeast2 = Annotated[int, Field(ge=2)]
@@ -253,6 +254,10 @@ class TrainingConfig(Strict):
     start: str | None = None
     """Initial weights: a safetensors file that a trial of the same model wrote (see `Trial.save`). ``{seed}`` in its
     name stands for the trial's seed. The data continue where that trial ended. None: random weights."""
+    stages: tuple[StageConfig, ...] = ()
+    """Stages with lengths, rates and windows of their own, as Longformer was trained (2004.05150, section 4.2.2). Each
+    has its share of ``steps`` and of ``warmup_steps``. The last one has this section's ``seq_len`` and
+    ``learning_rate`` and whole windows. Empty: one stage."""
 
     def __post_init__(self) -> None:
         steps, warmup, ranks, batch = self.steps, self.warmup_steps, self.ranks, self.batch_size
@@ -271,11 +276,30 @@ class TrainingConfig(Strict):
             warm % (self.seq_len // segments) == 0,
             f"warm_tokens {warm} must be whole segments, of {self.seq_len // segments} tokens",
         )
+        if self.stages:
+            self._check_stages()
         for key, rows in (("batch_size", batch), ("val_sequences", self.val_sequences)):
             held = rows * self.seq_len
             require(
                 held <= MOST_TOKENS, f"{key} {rows} of seq_len {self.seq_len} are over {MOST_TOKENS} tokens; lower one"
             )
+
+    def _check_stages(self) -> None:
+        last = self.stages[-1]
+        whole = (last.seq_len, last.learning_rate, last.window) == (self.seq_len, self.learning_rate, 1.0)
+        require(
+            whole,
+            f"the last of stages must have training.seq_len ({self.seq_len}), training.learning_rate "
+            f"({self.learning_rate:g}) and window 1, not {last.seq_len}, {last.learning_rate:g} and {last.window:g}",
+        )
+        require(
+            len(self.stages) <= self.steps, f"steps {self.steps} are fewer than the {len(self.stages)} stages; raise it"
+        )
+        longest = max(stage.seq_len for stage in self.stages)
+        require(
+            longest == self.seq_len, f"a stage of {longest} tokens is longer than seq_len {self.seq_len}; shorten it"
+        )
+        require(self.start is None, "start goes on from a training, and stages begin one; give one of them")
 
 
 Pruner = Literal["expected_gain", "successive_halving", "none"]
@@ -399,6 +423,10 @@ class Recipe(Strict):
                 self.training.optimizer == "adamw",
                 "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
             )
+        staged = self.training.stages and (self.training.segments or classes or kind == "encoder_decoder")
+        require(
+            not staged, "training.stages are of lengths of a text: drop it, or segments, classes and encoder_decoder"
+        )
         self._check_segments()
         good = re.fullmatch(r"[\w.-]+", self.name)
         require(good, f"name must be letters, digits, '-', '_' or '.', not {self.name!r}")

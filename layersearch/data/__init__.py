@@ -7,15 +7,18 @@ from typing import Any
 
 from layersearch.config.corruption import corruption
 from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
+from layersearch.config.stages import divide
 from layersearch.data.cache import default_cache
 from layersearch.data.classes import MAKERS, open_classes
 from layersearch.data.lost_spans import LostSpans
 from layersearch.data.masked import Masked
 from layersearch.data.mix import Mix
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source
+from layersearch.data.staged import Staged
 from layersearch.data.streams import Streams
 from layersearch.data.tasks import TASKS
 from layersearch.data.text import open_text
+from layersearch.errors import located
 
 
 def open_source(
@@ -52,6 +55,19 @@ def open_source(
     return text if config.mask_share is None else Masked(text, config.mask_share)
 
 
+def open_training(
+    data: DataConfig, training: TrainingConfig, cache: Path | None = None, kind: str = "decoder"
+) -> Source:
+    """Open the data of a trial, of every stage of it; arguments and errors as of `open_source`."""
+    if not training.stages:
+        return open_source(data, training.seq_len, cache, training, kind)
+    sources = []
+    for number, stage in enumerate(training.stages):
+        with located(f"training.stages[{number}]"):
+            sources.append(open_source(data, stage.seq_len, cache, kind=kind))
+    return Staged(sources, divide([stage.share for stage in training.stages], training.steps))
+
+
 def describe(source: Source) -> dict[str, Any]:
     """Return the facts about a source that a run folder records, as plain data."""
     return {
@@ -66,8 +82,19 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def open_of(recipe: Recipe, cache: Path | None = None) -> Source:
-    """Open the source of a recipe's trials, as `open_source` does."""
-    return open_source(recipe.data, recipe.training.seq_len, cache, recipe.training, recipe.model.kind)
+    """Open the source of a recipe's trials, of every stage of them, as `open_source` does."""
+    return open_training(recipe.data, recipe.training, cache, recipe.model.kind)
 
 
-__all__ = ["IGNORE", "TASKS", "Batch", "KnownAnswer", "Source", "default_cache", "describe", "open_of", "open_source"]
+__all__ = [
+    "IGNORE",
+    "TASKS",
+    "Batch",
+    "KnownAnswer",
+    "Source",
+    "default_cache",
+    "describe",
+    "open_of",
+    "open_source",
+    "open_training",
+]

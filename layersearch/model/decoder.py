@@ -179,6 +179,11 @@ class Decoder(nn.Module):
             self.lm_head.weight = self.embed_tokens.weight
         self.apply(self._init_weights)
 
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Let each layer attend over another span; weights stay."""
+        for layer, span in zip(cast(list[Layer], list(self.layers)), schedule, strict=True):
+            layer.self_attn.span = span
+
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights; those that write to the residual stream are smaller by sqrt(2L), as in GPT-2."""
         if isinstance(module, nn.Linear | nn.Embedding):

@@ -16,7 +16,9 @@ from layersearch.errors import located, require
 from layersearch.schedule import span_keys
 from layersearch.schedule.span_text import KINDS, read_fields
 
-_ENCODER_TERMS = "full, window:W, block:B, block:B~O, bigbird:B/R, +global:first:G, +global:mask:G and +summary:G"
+_ENCODER_TERMS = (
+    "full, window:W, block:B, block:B~O, bigbird:B/R, +global:first:G, +global:mask:G, +summary:G and +las:B"
+)
 SpanKind = Literal["full", "window", "block", "strided", "fixed", "bigbird", "memory"]
 
 _WHOLE = (
@@ -88,7 +90,7 @@ class Span:
     decay: float = 0.0
     """LaS: the largest decay B per token, in [0, 1)."""
     pool: int = 1
-    """LaS: width P of the causal average pooling of attention rows, in tokens."""
+    """LaS: width P of the average pooling of attention rows, in tokens: causal, in an encoder around each token."""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
@@ -185,8 +187,13 @@ class Span:
             require(not first, f"{self}: in a causal model, first tokens that all see are '+sink:{first}'")
             return
         require(not self.sink, f"{self}: in an encoder, first tokens that all see are '+global:first:{self.sink}'")
-        plain = self.kind in ("full", "window", "block", "bigbird") and self.dilation == 1 and not self.is_las
+        plain = self.kind in ("full", "window", "block", "bigbird") and self.dilation == 1
         require(plain, f"{self} is for causal models; an encoder has {_ENCODER_TERMS}")
+        require(
+            self.pool % 2 == 1,
+            f"{self}: an encoder smooths rows around a token, so the pooling width is odd: give {self.pool + 1}",
+        )
+        require(not (self.is_las and self.global_marked), f"{self}: LaS takes '+global:first:G' only; drop one")
 
     def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:
         """Refuse a span that does not fit a text of ``seq_len`` tokens, ``n_heads`` heads or the model's direction."""

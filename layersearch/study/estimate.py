@@ -20,14 +20,13 @@ from layersearch.study.plan import Plan, make_plan
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.memory import activation_bytes, model_bytes
 from layersearch.training.record import Trial, TrialRecord
+from layersearch.training.stages import BACKWARD, StageCost, stage_costs
 from layersearch.training.trial import KeepGoing
 from layersearch.training.workers.pool import LocalPool, Pool
 
 TIMED_FLOPS = 2e12
 """Training steps are timed only if they take at most this many FLOPs."""
 _TIMED_STEPS = (2, 8)
-BACKWARD = 2
-"""FLOPs of a backward pass, as a multiple of the forward pass's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +50,11 @@ class Estimate:
     parameters: int
     """Parameters of the proxy model."""
     step_flops: int
-    """Multiply-adds of one training step of the all-full schedule, forward and backward."""
+    """Multiply-adds of one training step of the all-full schedule, forward and backward; of the last stage."""
+    trial_flops: int
+    """Multiply-adds of a full trial of the all-full schedule, each stage at its own length."""
+    stages: tuple[StageCost, ...]
+    """The stages of a trial of the all-full schedule; empty: there is one."""
     total_flops: float
     """Multiply-adds of the whole search with every trial all-full: an upper bound."""
     model_bytes: int
@@ -87,7 +90,9 @@ def estimate(
     full = all_full(model.n_layers)
     forward = recipe_flops(recipe, vocab_size, full)
     step_flops = forward * (1 + BACKWARD) * training.batch_size
-    seconds, note = _seconds(recipe, plan, full, step_flops, cache)
+    stages = stage_costs(recipe, full, vocab_size)
+    trial_flops = sum(stage.flops for stage in stages)
+    seconds, note = _seconds(recipe, plan, full, step_flops, trial_flops, cache)
     if elsewhere and seconds is not None:
         note += (
             f". This is for this machine; the cluster was not contacted. It holds for similar machines with room for "
@@ -105,7 +110,9 @@ def estimate(
         vocab_size=vocab_size,
         parameters=num_parameters(model, vocab_size, recipe.data.n_classes),
         step_flops=step_flops,
-        total_flops=step_flops * training.steps * plan.full_trials(),
+        trial_flops=trial_flops,
+        stages=stages if training.stages else (),
+        total_flops=trial_flops * plan.full_trials(),
         model_bytes=model_bytes(recipe, vocab_size),
         activation_bytes=activation_bytes(recipe, vocab_size, full),
         seconds=seconds,
@@ -132,7 +139,7 @@ def _vocabulary(recipe: Recipe) -> int:
 
 
 def _seconds(
-    recipe: Recipe, plan: Plan, full: Schedule, step_flops: int, cache: Path | None
+    recipe: Recipe, plan: Plan, full: Schedule, step_flops: int, trial_flops: int, cache: Path | None
 ) -> tuple[float | None, str]:
     """Time a few real training steps of the all-full schedule in a worker process."""
     if step_flops * sum(_TIMED_STEPS) > TIMED_FLOPS:
@@ -144,7 +151,7 @@ def _seconds(
             return None, "not timed: the recipe needs a GPU, and this machine has none"
     open_of(recipe, cache).validation(recipe.training.val_sequences)
     workers = recipe.search.workers
-    timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
+    timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0, stages=()))
     trial = Trial(schedule=full, seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as logs:
@@ -157,7 +164,8 @@ def _seconds(
             records = _run_on_each(pool, trial, workers, None)
         finally:
             pool.close()
-    train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * recipe.training.steps
+    # Steps of other stages take as long as their FLOPs say.
+    train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * trial_flops / step_flops
     checks = len(plan.checkpoints) + 1
     evaluate = max(record.eval_seconds for record in records) / 2 * checks
     setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
-from layersearch.data import describe, open_source
+from layersearch.data import describe, open_training
 from layersearch.data.source import Source, check_marks
 from layersearch.files import FREE
 from layersearch.model.fvcore_flops import check_flops
@@ -36,7 +36,7 @@ def open_data(
     ``rows`` are the embedding rows of a pre-trained model, which the vocabulary must fit; None: a new model. ``kind``
     is the model's kind. Raises LayersearchError, which names the wrong key and the remedy.
     """
-    source = open_source(data, training.seq_len, cache, training, kind)
+    source = open_training(data, training, cache, kind)
     if rows is not None:
         check_vocabulary(rows, source.vocab_size, data.tokenizer)
     source.validation(training.val_sequences)

@@ -19,6 +19,7 @@ from layersearch.study.model_selection import select
 from layersearch.study.plan import Listener, Stage, make_plan, no_listener, no_stage_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
+from layersearch.training.stages import check_stages
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 
 
@@ -64,6 +65,7 @@ def search(
     bound = BoundSpace.of(space, recipe)
     for schedule in confirm or ():
         bound.check(schedule)
+        check_stages(schedule, recipe)
     if recipe.selection is not None:
         return select(recipe, bound, budget, Path(out), seed, cache, on_stage, confirm)
     plan = make_plan(recipe, bound, budget, seed)

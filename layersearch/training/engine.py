@@ -24,7 +24,9 @@ from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
 from layersearch.config.recipe import TrainingConfig
 from layersearch.errors import RunFolderError, one_line
 from layersearch.training.deepspeed_config import check_with_deepspeed
+from layersearch.training.learning_rate import learning_rate_factor as learning_rate_factor  # also for importers
 from layersearch.training.optimizer import make_optimizer
+from layersearch.training.stages import staged_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +111,6 @@ def can_compile(device: str) -> bool:
     return any(shutil.which(name) for name in ((names,) if isinstance(names, str) else names) if name)
 
 
-def learning_rate_factor(step: int, training: TrainingConfig) -> float:
-    """Return the share of the peak learning rate at a step, from 0: linear warm-up, then cosine decay."""
-    # transformers' schedule warms up from another first step and takes its cosine in float64: other losses.
-    if step < training.warmup_steps:
-        return (step + 1) / training.warmup_steps
-    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    cosine = 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
-    return training.final_lr_ratio + (1.0 - training.final_lr_ratio) * cosine
-
-
 class Engine:
     """A model, its optimizer and its learning-rate schedule under DeepSpeed.
 
@@ -142,7 +134,7 @@ class Engine:
                 config=config,
                 dist_init_required=False,
                 lr_scheduler=lambda base: torch.optim.lr_scheduler.LambdaLR(
-                    base, lambda step: learning_rate_factor(step, training)
+                    base, lambda step: staged_factor(step, training)
                 ),
             )
         self.module: torch.nn.Module = self._engine.module  # The model itself

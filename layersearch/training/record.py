@@ -19,6 +19,7 @@ from layersearch.files import seal, unseal
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import plain
 from layersearch.schedule.work import Work
+from layersearch.training.stages import attention_so_far
 
 Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
@@ -51,6 +52,9 @@ class TrialRecord(Strict):
     """Optimizer steps done."""
     full_steps: PositiveInt
     """Optimizer steps of a full trial."""
+    train_flops: NonNegativeInt = 0
+    """Attention FLOPs of the forward passes of all steps done, each stage at its own length and spans; 0 in records of
+    earlier releases."""
     loss: Nats | None
     """Validation loss at the last step done: mean over sequences of the mean per predicted token, nats; None if
     failed."""
@@ -97,7 +101,10 @@ class TrialRecord(Strict):
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return json.dumps(plain(self), allow_nan=False)
+        content = plain(self)
+        if not self.train_flops:  # as releases wrote it that did not count them
+            del content["train_flops"]
+        return json.dumps(content, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:
@@ -195,6 +202,8 @@ def check_record(record: TrialRecord, recipe: Recipe) -> None:
         )
     if record.seed < 0:
         raise RunFolderError(f"the seed {record.seed} is negative")
+    if record.train_flops not in (0, attention_so_far(recipe, schedule, record.steps)):
+        raise RunFolderError(f"train_flops {record.train_flops} are not those of {record.steps} steps of {schedule}")
     if recipe.selection is None and record.full_steps != made.full_steps:
         raise RunFolderError(f"full_steps {record.full_steps} in a run of {made.full_steps} steps a trial")
 

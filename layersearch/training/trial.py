@@ -26,6 +26,7 @@ from layersearch.training.engine import Engine, RankGroup, can_compile
 from layersearch.training.evaluate import ValidationResult, named_metrics, sum_over_ranks, to_device, validate
 from layersearch.training.memory import device_name, peak_memory, reset_peak_memory
 from layersearch.training.record import State, Trial, TrialRecord, blank_record
+from layersearch.training.stages import attention_so_far, check_stages, stage_at, trial_stages
 from layersearch.training.unfinished import Begun, Unfinished
 
 KeepGoing = Callable[[int, float], bool]  # called at each checkpoint with (step, loss); False stops the trial
@@ -65,6 +66,8 @@ def run_trial(
         with located(f"layer {layer}"):
             work.check(span)
     check_marks(schedule, source)
+    check_stages(schedule, recipe)
+    stages = trial_stages(training)
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)
@@ -93,11 +96,13 @@ def run_trial(
             keep_going(*passed)
     mark = time.perf_counter()
     try:
+        model.set_schedule(stage_at(stages, first).schedule(schedule))
         for step, _ in train_steps(engine, source, seed=trial.seed, first=first, before=before):
             beat()
             if step in checkpoints:
                 now = time.perf_counter()
                 train_seconds += now - mark
+                model.set_schedule(schedule)
                 measured = validate(engine.token_losses, validation, training.batch_size, group, beat)
                 mark = time.perf_counter()
                 eval_seconds += mark - now
@@ -123,6 +128,8 @@ def run_trial(
                     )
                 )
                 mark = time.perf_counter()
+            if len(stages) > 1:  # the next step's
+                model.set_schedule(stage_at(stages, step).schedule(schedule))
         state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
         if trial.save is not None and state == "complete" and group.rank == 0:
             save_weights(engine.module, Path(trial.save), before + step)
@@ -138,6 +145,7 @@ def run_trial(
         blank_record(trial, recipe),
         state=state,
         steps=step,
+        train_flops=attention_so_far(recipe, schedule, step),
         loss=None if failed else measured.loss,
         curve=tuple(curve),
         loss_by_position=() if failed else measured.by_position,

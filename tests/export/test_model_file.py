@@ -183,7 +183,7 @@ def test_read_model_file_of_a_modeling_file_gives_any_span_without_running_it(tm
         ({}, "no key 'model_type'"),
         ({"model_type": "gemma5"}, "transformers knows no model_type 'gemma5'; did you mean 'gemma2'"),
         ({"model_type": "internlm9", "auto_map": {"AutoConfig": "x.Y"}}, "brings code of its own, which is not run"),
-        ({"model_type": "bert"}, "bert is an encoder, which sees later tokens"),
+        ({"model_type": "roberta"}, "roberta is an encoder, which sees later tokens"),
         ({"model_type": "mamba"}, "mamba"),
         ({"model_type": "deepseek_v3"}, "attention fails .*; give another architecture"),
         ({"model_type": "bloom"}, "does not use transformers' attention interface"),

@@ -61,13 +61,13 @@ def test_encoder_schedule_of_a_decoder_is_refused_by_its_space() -> None:
         BoundSpace(load_space("patterns"), n_layers=2, seq_len=512, n_heads=2, bidirectional=True)
 
 
-def test_encoder_is_exported_as_a_file_of_its_schedule_only(tmp_path: Path) -> None:
+def test_encoder_is_exported_as_a_file_of_its_schedule_and_not_to_targets_of_decoders(tmp_path: Path) -> None:
     schedule = Schedule.parse("full window:4+global:first:1")
     asked = {"model": load_recipe("smoke-encoder").model, "vocab_size": 301, "seq_len": 48}
     (path,) = export(schedule, "yaml", **asked, out=tmp_path / "new")
     assert "global_first: 1" in path.read_text()
-    for target in ("hf", "hf-remote", "flex", "vllm"):
-        with pytest.raises(ExportError, match="give --to yaml or json"):
+    for target in ("hf-remote", "flex", "vllm"):
+        with pytest.raises(ExportError, match="give --to hf, yaml or json"):
             export(schedule, target, **asked, out=tmp_path / target)
 
 

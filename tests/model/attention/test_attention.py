@@ -473,7 +473,7 @@ def test_flex_mask_mod_of_an_encoder_sees_the_keys_of_span_mask(text: str) -> No
         ("window:4+global:first:2", False, r"are '\+sink:2'"),
         ("strided:4", True, "is for causal models"),
         ("window:4/2", True, "is for causal models"),
-        ("full+las:0.1", True, "is for causal models"),
+        ("full+las:0.1/2", True, "pooling width is odd: give 3"),
     ],
 )
 def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional: bool, said: str) -> None:
