@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.encoders import default_encoder, encoder_text, find_encoder
+from layersearch.export.encoders.remote import remote_encoder_files
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, default_family, find_family
 from layersearch.export.files import write_files
@@ -96,9 +97,10 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    if model.bidirectional and target not in ("hf", "yaml", "json"):
+    if model.bidirectional and target not in ("hf", "hf-remote", "yaml", "json"):
         raise ExportError(
-            f"--to {target} is for decoders, and the recipe's model is an encoder; give --to hf, yaml or json"
+            f"--to {target} is for decoders, and the recipe's model is an encoder; give --to hf, hf-remote, yaml or "
+            "json"
         )
     schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
     if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
@@ -110,6 +112,8 @@ def export(
     elif target == "hf":
         chosen = find_family(family or default_family(model.qk_norm))
         texts["config.json"] = config_text(schedule, chosen, model, vocab_size, seq_len)
+    elif target == "hf-remote" and model.bidirectional:
+        texts = remote_encoder_files(schedule, model, vocab_size, seq_len)
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
     elif target == "mlx":

@@ -257,15 +257,15 @@ class Span:
         some = (choices > 0) & (width > 0)
         return (1 + first + drawn % (width + (width == 0))) * some
 
-    def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
+    def moves(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
         """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
 
-        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
-        are as in `visible`.
+        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``, in an encoder into
+        those up to (P-1)/2 from ``j``. Arguments and result are as in `visible`.
         """
-        moved = self.visible(i, j, head)
-        for ahead in range(1, self.pool):
-            moved = moved | self.visible(i, j + ahead, head)
+        moved, side = self.visible(i, j, head, bidirectional=bidirectional), self.pool // 2
+        for ahead in range(-side, side + 1) if bidirectional else range(1, self.pool):
+            moved = moved | self.visible(i, j + ahead, head, bidirectional=bidirectional)
         return moved
 
     def reach(self) -> int | None:

@@ -72,8 +72,8 @@ def config(at: Path, **fields: Any) -> str:
             id="an encoder's family for a decoder",
         ),
         pytest.param(
-            ["export", "window:4 full", *HF[2:], "--to", "hf-remote"],
-            ("--to hf-remote is for decoders", "give --to hf, yaml or json"),
+            ["export", "window:4 full", *HF[2:], "--to", "flex"],
+            ("--to flex is for decoders", "give --to hf, hf-remote, yaml or json"),
             id="a target of decoders",
         ),
         pytest.param(
