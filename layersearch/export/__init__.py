@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.encoders import default_encoder, encoder_text, find_encoder
+from layersearch.export.encoders.remote import remote_encoder_files
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, default_family, find_family
 from layersearch.export.files import write_files
@@ -96,7 +97,7 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    takes = {"decoder": (target,), "encoder": ("hf", "yaml", "json")}.get(model.kind, ("yaml", "json"))
+    takes = {"decoder": (target,), "encoder": ("hf", "hf-remote", "yaml", "json")}.get(model.kind, ("yaml", "json"))
     if target not in takes:
         kind = {"encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}[model.kind]
         known = f"{', '.join(takes[:-1])} or {takes[-1]}"
@@ -111,6 +112,8 @@ def export(
     elif target == "hf":
         chosen = find_family(family or default_family(model.qk_norm))
         texts["config.json"] = config_text(schedule, chosen, model, vocab_size, seq_len)
+    elif target == "hf-remote" and model.bidirectional:
+        texts = remote_encoder_files(schedule, model, vocab_size, seq_len)
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
     elif target == "mlx":

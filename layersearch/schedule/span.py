@@ -254,16 +254,18 @@ class Span:
         """The same span without summaries and without the task's marks."""
         return replace(self, summary=0, global_marked=0) if self.summary or self.global_marked else self
 
-    def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
+    def moves(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
         """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
 
-        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
-        are as in `visible`.
+        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``, in an encoder into
+        those up to (P-1)/2 from ``j``. Arguments and result are as in `visible`.
         """
-        moved = self.visible(i, j, head)
-        for ahead in range(1, self.pool):
-            moved = moved | self.visible(i, j + ahead, head)
-        return moved | self.sees_summary(i, j // self.summary) if self.summary else moved
+        moved, side = self.visible(i, j, head, bidirectional=bidirectional), self.pool // 2
+        for ahead in range(-side, side + 1) if bidirectional else range(1, self.pool):
+            moved = moved | self.visible(i, j + ahead, head, bidirectional=bidirectional)
+        if self.summary:
+            moved = moved | self.sees_summary(i, j // self.summary, bidirectional=bidirectional)
+        return moved
 
     def reach(self) -> int | None:
         """Return the largest distance i-j, in tokens, over which this layer moves information; None: any distance.
