@@ -30,9 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--bytes", type=positive, default=2, help="bytes of a cached value (default: %(default)s)")
     text = "of a model file: count its other matrix products too (projections, MLPs, experts, output layer)"
     add("--model-flops", action="store_true", help=text)
-    add(
-        "--encoder", action="store_true", help="count for an encoder: its tokens see later ones, and it has no KV cache"
-    )
+    add("--encoder", action="store_true", help="count a schedule for an encoder: tokens see later ones, no KV cache")
     text = "count for an encoder-decoder with so many target tokens; the schedule is the encoder's"
     add("--target-len", type=positive, metavar="T", help=text)
     add("--decoder", metavar="SCHEDULE", help="with --target-len: the decoder's schedule (default: as deep, all full)")

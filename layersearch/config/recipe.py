@@ -264,9 +264,6 @@ class TrainingConfig(Strict):
         require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
         require(ranks > 0, "ranks must be greater than 0")
         require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
-        if self.stages:
-            require(self.segments is None, "stages change the texts' length, and segments read on in them; drop one")
-            self._check_stages()
         segments = self.segments or 1
         require(
             self.seq_len % segments == 0,
@@ -279,6 +276,8 @@ class TrainingConfig(Strict):
             warm % (self.seq_len // segments) == 0,
             f"warm_tokens {warm} must be whole segments, of {self.seq_len // segments} tokens",
         )
+        if self.stages:
+            self._check_stages()
         for key, rows in (("batch_size", batch), ("val_sequences", self.val_sequences)):
             held = rows * self.seq_len
             require(
@@ -424,6 +423,10 @@ class Recipe(Strict):
                 self.training.optimizer == "adamw",
                 "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
             )
+        staged = self.training.stages and (self.training.segments or classes or kind == "encoder_decoder")
+        require(
+            not staged, "training.stages are of lengths of a text: drop it, or segments, classes and encoder_decoder"
+        )
         self._check_segments()
         one = not self.training.stages or self.model.kind != "encoder_decoder"
         require(one, "training.stages are for one stack; drop them, or take model.kind decoder or encoder")

@@ -64,7 +64,7 @@ def open_training(
     sources = []
     for number, stage in enumerate(training.stages):
         with located(f"training.stages[{number}]"):
-            sources.append(open_source(data, stage.seq_len, cache))
+            sources.append(open_source(data, stage.seq_len, cache, kind=kind))
     return Staged(sources, divide([stage.share for stage in training.stages], training.steps))
 
 
@@ -82,7 +82,7 @@ def describe(source: Source) -> dict[str, Any]:
 
 
 def open_of(recipe: Recipe, cache: Path | None = None) -> Source:
-    """Open the source of a recipe's trials, as `open_training` does."""
+    """Open the source of a recipe's trials, of every stage of them, as `open_source` does."""
     return open_training(recipe.data, recipe.training, cache, recipe.model.kind)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.encoders import default_encoder, encoder_text, find_encoder
+from layersearch.export.encoders.remote import remote_encoder_files
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, default_family, find_family
 from layersearch.export.files import write_files
@@ -96,17 +97,11 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    if model.kind != "decoder":
-        kind, forms = (
-            ("an encoder", ("hf", "yaml", "json"))
-            if model.kind == "encoder"
-            else ("an encoder-decoder", ("yaml", "json"))
-        )
-        if target not in forms:
-            forms_text = ", ".join(forms[:-1]) + f" or {forms[-1]}"
-            raise ExportError(
-                f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {forms_text}"
-            )
+    takes = {"decoder": (target,), "encoder": ("hf", "hf-remote", "yaml", "json")}.get(model.kind, ("yaml", "json"))
+    if target not in takes:
+        kind = {"encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}[model.kind]
+        known = f"{', '.join(takes[:-1])} or {takes[-1]}"
+        raise ExportError(f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {known}")
     schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
     if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")
@@ -117,6 +112,8 @@ def export(
     elif target == "hf":
         chosen = find_family(family or default_family(model.qk_norm))
         texts["config.json"] = config_text(schedule, chosen, model, vocab_size, seq_len)
+    elif target == "hf-remote" and model.bidirectional:
+        texts = remote_encoder_files(schedule, model, vocab_size, seq_len)
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
     elif target == "mlx":

@@ -17,7 +17,7 @@ from layersearch.schedule import span_keys
 from layersearch.schedule.span_text import KINDS, read_fields
 
 _ENCODER_TERMS = (
-    "full, window:W, block:B, block:B~O, bigbird:B/R, +global:first:G, +global:mask:G, +summary:G and +las:B/P"
+    "full, window:W, block:B, block:B~O, bigbird:B/R, +global:first:G, +global:mask:G, +summary:G and +las:B"
 )
 SpanKind = Literal["full", "window", "block", "strided", "fixed", "bigbird", "memory"]
 
@@ -88,9 +88,9 @@ class Span:
     sink: int = 0
     """The number G of first tokens that stay visible."""
     decay: float = 0.0
-    """LaS: the largest decay B per token of distance, in [0, 1)."""
+    """LaS: the largest decay B per token, in [0, 1)."""
     pool: int = 1
-    """LaS: width P of the average pooling of attention rows, in tokens: causal, or about the key in an encoder."""
+    """LaS: width P of the average pooling of attention rows, in tokens: causal, in an encoder around each token."""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
@@ -189,7 +189,10 @@ class Span:
         require(not self.sink, f"{self}: in an encoder, first tokens that all see are '+global:first:{self.sink}'")
         plain = self.kind in ("full", "window", "block", "bigbird") and self.dilation == 1
         require(plain, f"{self} is for causal models; an encoder has {_ENCODER_TERMS}")
-        require(self.pool % 2, f"{self}: in an encoder rows are pooled about their keys; give an odd width")
+        require(
+            self.pool % 2 == 1,
+            f"{self}: an encoder smooths rows around a token, so the pooling width is odd: give {self.pool + 1}",
+        )
         require(not (self.is_las and self.global_marked), f"{self}: LaS takes '+global:first:G' only; drop one")
 
     def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:
@@ -251,16 +254,18 @@ class Span:
         """The same span without summaries and without the task's marks."""
         return replace(self, summary=0, global_marked=0) if self.summary or self.global_marked else self
 
-    def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
+    def moves(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
         """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
 
-        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
-        are as in `visible`.
+        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``, in an encoder into
+        those up to (P-1)/2 from ``j``. Arguments and result are as in `visible`.
         """
-        moved = self.visible(i, j, head)
-        for ahead in range(1, self.pool):
-            moved = moved | self.visible(i, j + ahead, head)
-        return moved | self.sees_summary(i, j // self.summary) if self.summary else moved
+        moved, side = self.visible(i, j, head, bidirectional=bidirectional), self.pool // 2
+        for ahead in range(-side, side + 1) if bidirectional else range(1, self.pool):
+            moved = moved | self.visible(i, j + ahead, head, bidirectional=bidirectional)
+        if self.summary:
+            moved = moved | self.sees_summary(i, j // self.summary, bidirectional=bidirectional)
+        return moved
 
     def reach(self) -> int | None:
         """Return the largest distance i-j, in tokens, over which this layer moves information; None: any distance.

@@ -101,10 +101,10 @@ class TrialRecord(Strict):
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        found = plain(self)
-        if not self.train_flops:  # of an earlier release: its lines stay as they are
-            del found["train_flops"]
-        return json.dumps(found, allow_nan=False)
+        content = plain(self)
+        if not self.train_flops:  # as releases wrote it that did not count them
+            del content["train_flops"]
+        return json.dumps(content, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from layersearch.config.recipe import Recipe, TrainingConfig
 from layersearch.config.stages import divide
 from layersearch.errors import located
-from layersearch.model.flops import model_flops
+from layersearch.model.flops import recipe_flops
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.work import Work
 from layersearch.training.learning_rate import learning_rate_factor
@@ -131,21 +131,18 @@ class StageCost:
 
 def stage_costs(recipe: Recipe, schedule: Schedule, vocab_size: int) -> tuple[StageCost, ...]:
     """Return the cost of every stage of a trial of a recipe; their sum is the trial's."""
-    model, found = recipe.model, []
+    found = []
     for stage in trial_stages(recipe.training):
         own, training = stage.schedule(schedule), stage.training
-        rows = training.steps * training.batch_size
-        pairs = _work(recipe, stage).total(own)
+        rows, one = training.steps * training.batch_size, replace(recipe, training=training)
         found.append(
             StageCost(
                 seq_len=training.seq_len,
                 steps=training.steps,
                 schedule=str(own),
                 learning_rate=training.learning_rate,
-                attention_flops=rows * 2 * model.head_dim * pairs,
-                flops=rows
-                * (1 + BACKWARD)
-                * model_flops(model, vocab_size, own, seq_len=training.seq_len, target_len=recipe.target_len),
+                attention_flops=rows * _attention(one, own),
+                flops=rows * (1 + BACKWARD) * recipe_flops(one, vocab_size, own),
             )
         )
     return tuple(found)
@@ -156,5 +153,10 @@ def attention_so_far(recipe: Recipe, schedule: Schedule, steps: int) -> int:
     total = 0
     for stage in trial_stages(recipe.training):
         rows = max(0, min(steps, stage.end) - stage.first) * stage.training.batch_size
-        total += rows * 2 * recipe.model.head_dim * _work(recipe, stage).total(stage.schedule(schedule))
+        total += rows * _attention(replace(recipe, training=stage.training), stage.schedule(schedule))
     return total
+
+
+def _attention(recipe: Recipe, schedule: Schedule) -> int:
+    """Return the FLOPs of QK^T and AV of one sequence's forward pass."""
+    return 2 * recipe.model.head_dim * Work.of(recipe).total(schedule)

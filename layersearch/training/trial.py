@@ -62,6 +62,7 @@ def run_trial(
     work = Work.of(recipe)
     check_stages(schedule, recipe)
     check_marks(schedule, source)
+    check_stages(schedule, recipe)
     stages = trial_stages(training)
 
     torch.manual_seed(trial.seed)

@@ -47,6 +47,21 @@ def config(at: Path, **fields: Any) -> str:
             id="global tokens outside the text",
         ),
         pytest.param(
+            ["export", "window:4+summary:8 full", *HF, "--family", "modernbert"],
+            ("layer 0: window:4+summary:8", "is written without summaries", "nearest supported schedule is"),
+            id="summaries",
+        ),
+        pytest.param(
+            ["export", "window:4+global:mask full", *HF, "--family", "longformer"],
+            ("layer 0: window:4+global:mask:1", "write +global:first:G"),
+            id="marked tokens",
+        ),
+        pytest.param(
+            ["export", "bigbird:6/1 full", "--to", "hf-remote", "--recipe", "smoke-encoder", "--out", "new"],
+            ("layer 0: bigbird:6/1", "give --to yaml or json"),
+            id="BigBird to a modeling file",
+        ),
+        pytest.param(
             ["export", "window:4 full", *HF, "--family", "bert"],
             ("family bert holds no windows, as modernbert and longformer do", "layersearch export 'full*2'"),
             id="a window for a family without one",
@@ -72,8 +87,8 @@ def config(at: Path, **fields: Any) -> str:
             id="an encoder's family for a decoder",
         ),
         pytest.param(
-            ["export", "window:4 full", *HF[2:], "--to", "hf-remote"],
-            ("--to hf-remote is for decoders", "give --to hf, yaml or json"),
+            ["export", "window:4 full", *HF[2:], "--to", "flex"],
+            ("--to flex is for decoders", "give --to hf, hf-remote, yaml or json"),
             id="a target of decoders",
         ),
         pytest.param(
@@ -103,7 +118,7 @@ def config(at: Path, **fields: Any) -> str:
         ),
         pytest.param(
             ["cost", "full+las:0.1/2", "--seq-len", "64", "--encoder"],
-            ("pooled about their keys", "give an odd width"),
+            ("an encoder smooths rows around a token", "the pooling width is odd: give 3"),
             id="an even pooling width",
         ),
         pytest.param(

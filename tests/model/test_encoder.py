@@ -66,8 +66,8 @@ def test_encoder_is_exported_by_targets_for_encoders_only(tmp_path: Path) -> Non
     asked = {"model": load_recipe("smoke-encoder").model, "vocab_size": 301, "seq_len": 48}
     (path,) = export(schedule, "yaml", **asked, out=tmp_path / "new")
     assert "global_first: 1" in path.read_text()
-    for target in ("hf-remote", "flex", "vllm"):
-        with pytest.raises(ExportError, match=r"is for decoders.*give --to hf, yaml or json"):
+    for target in ("gguf", "flex", "vllm"):
+        with pytest.raises(ExportError, match="give --to hf, hf-remote, yaml or json"):
             export(schedule, target, **asked, out=tmp_path / target)
 
 

@@ -24,7 +24,7 @@ SHIPPED = {"laptop": (6, 64, 2), "smoke": (2, 48, 2), "masformer-1.3b": (24, 819
            "wide": (6, 512, 2), "planted": (4, 28, 2), "local": (4, 48, 2), "hf-exportable": (6, 64, 2),
            "text": (6, 256, 2), "pretrained": (6, 512, 2), "patterns": (6, 512, 2),
            "smoke-encoder": (2, 48, 2), "smoke-segments": (2, 48, 2), "smoke-t5": (2, 48, 2),
-           "staged": (4, 512, 2), "smoke-classes": (2, 40, 2), "lra": (6, 2000, 8)}  # fmt: skip
+           "smoke-classes": (2, 40, 2), "lra": (6, 2000, 8), "staged": (4, 512, 2)}  # fmt: skip
 """Layers, tokens and heads of a model that each shipped space fits."""
 ENCODERS = ("smoke-encoder", "smoke-t5", "smoke-classes", "lra")
 

@@ -28,6 +28,10 @@ def problem(schedule: Schedule, family: EncoderFamily) -> str | None:
             if span.kind == "window":
                 return f"{where}: family {family.name} holds no windows, as modernbert and longformer do"
             return f"{where}: family {family.name} holds no {span.kind} spans"
+        if span.summary:
+            return f"{where}: family {family.name} is written without summaries"
+        if span.global_marked:
+            return f"{where}: family {family.name} gets a task's marks when it runs; write +global:first:G"
         if span.is_las or span.dilation > 1:
             return f"{where}: family {family.name} holds plain windows only"
         if span.global_first and not family.takes_globals:

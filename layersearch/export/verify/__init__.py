@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layersearch.errors import ExportError
 from layersearch.export.encoders import is_encoder_file
+from layersearch.export.encoders.remote import MODEL_TYPE as REMOTE_ENCODER
 from layersearch.export.verify.encoders import EncoderProof, verify_encoder
 from layersearch.export.verify.loading import (
     MAX_WEIGHT_BYTES,
@@ -21,6 +23,7 @@ from layersearch.export.verify.loading import (
 )
 from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
 from layersearch.export.verify.outputs import LogitsProof, TextProof, compare_logits, compare_texts
+from layersearch.export.verify.remote_encoders import verify_remote_encoder
 from layersearch.schedule import Schedule
 
 __all__ = ["EncoderProof", "LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
@@ -103,6 +106,10 @@ def verify(
     import torch
 
     found = read_folder(folder, schedule, trust_remote_code=trust_remote_code)
+    if found.config.get("model_type") == REMOTE_ENCODER and found.remote:
+        if attention is not None:
+            raise ExportError("--attention has no meaning for code of the folder's own; drop it")
+        return verify_remote_encoder(found, seed=seed)
     if is_encoder_file(found.config) and not found.remote:
         return verify_encoder(found, attention=attention, seed=seed)
     config = read_config(found)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -210,6 +210,19 @@ def _config(folder: Folder, family: EncoderFamily) -> Any:
     return read_encoder_config(folder.config, family, str(folder.path / "config.json"))
 
 
+def text_length(edges: Sequence[int], longest: int | None) -> int:
+    """Return the tokens of a text that is longer than distances ``edges``, and no longer than ``longest``.
+
+    Raises:
+        ExportError: that is too long to test.
+    """
+    tokens = max([MIN_TOKENS] + [edge + 1 + max(4, min(64, edge // 2)) for edge in edges])
+    tokens = min(tokens, longest or tokens)
+    if tokens > MOST_TOKENS:
+        raise ExportError(f"the spans need a text of {tokens} tokens; more than {MOST_TOKENS} are not tested")
+    return tokens
+
+
 def _with_globals(written: Schedule, asked: Schedule) -> Schedule:
     """Return a configuration's schedule with the global tokens of the calls that test another."""
     first = max(span.global_first for span in asked)
@@ -230,12 +243,9 @@ def _text_length(family: EncoderFamily, config: Any, schedule: Schedule) -> tupl
         longest = min(longest or max(sides) + 1, max(sides) + 1)
     edges = [min(side, longest or side) for side in sides] + [span.size or 0 for span in schedule]
     edges += [span.global_first for span in schedule]
-    tokens = max([MIN_TOKENS] + [edge + 1 + max(4, min(64, edge // 2)) for edge in edges])
     if longest is not None and schedule.n_full and family.form in ("list", "one"):
-        tokens = longest
-    tokens = min(tokens, longest or tokens)
-    if tokens > MOST_TOKENS:
-        raise ExportError(f"the spans need a text of {tokens} tokens; more than {MOST_TOKENS} are not tested")
+        edges.append(longest)
+    tokens = text_length(edges, longest)
     largest = max(sides, default=0) * family.factor if family.pads else 0
     return tokens, -(-tokens // largest) * largest if largest else tokens
 

@@ -154,7 +154,7 @@ def random_model(folder: Folder, config: Any, tokens: int, seed: int, attention:
     text.use_cache = True
     small = copy.deepcopy(original)
     per_head = any(span.dilated_heads is not None or span.is_las for span in folder.schedule)
-    shrunk = _shrink(small.get_text_config(decoder=True), keep_heads=per_head)
+    shrunk = shrink(small.get_text_config(decoder=True), keep_heads=per_head)
     try:
         model = _build_model(small, folder, seed, attention)
     except ExportError:
@@ -210,7 +210,7 @@ def decoder_layers(model: Any, n_layers: int) -> nn.ModuleList:
     return lists[min(named, key=lambda name: name.count("."))]
 
 
-def _shrink(text: Any, *, keep_heads: bool) -> bool:
+def shrink(text: Any, *, keep_heads: bool) -> bool:
     """Make a configuration narrower in place; return whether it was wide."""
     heads = getattr(text, "num_attention_heads", None)
     if not isinstance(heads, int) or getattr(text, "hidden_size", 0) <= SMALL_WIDTH:

@@ -158,7 +158,7 @@ def _compare(
 ) -> LayerProof:
     queries, columns = torch.arange(len(seen)), torch.tensor(keys)
     place = queries[None, :, None], columns[None, None, :], torch.arange(n_heads)[:, None, None]
-    shown: Tensor = span.visible(*place, bidirectional=True) if bidirectional else span.moves(*place)
+    shown: Tensor = span.moves(*place, bidirectional=bidirectional)
     each = shown.expand(n_heads, len(seen), len(keys))
     wanted = each.any(0)
     wrong = (seen != wanted).nonzero()

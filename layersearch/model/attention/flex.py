@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, create_block_mask, flex_attention
 
 from layersearch.errors import LayersearchError
-from layersearch.model.attention.plain import pool_values
+from layersearch.model.attention.plain import pooled
 from layersearch.schedule import Span
 
 
@@ -39,7 +39,9 @@ def mask_mod(
     return visible
 
 
-def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -> Callable[..., Any] | None:
+def _score_mod(
+    span: Span, n_heads: int, device: torch.device, softcap: float, bidirectional: bool = False
+) -> Callable[..., Any] | None:
     """Return what caps scaled logits, then multiplies them by exp(-alpha_c |i-j|) (LaS, 2311.16620), or None."""
 
     def cap(score: Any) -> Any:
@@ -48,7 +50,9 @@ def _score_mod(span: Span, n_heads: int, device: torch.device, softcap: float) -
     if span.decay == 0:
         return (lambda score, batch, head, i, j: cap(score)) if softcap else None
     alphas = torch.tensor(span.alphas(n_heads), device=device, dtype=torch.float32)
-    return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * (i - j).abs())
+    if bidirectional:
+        return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * torch.abs(i - j))
+    return lambda score, batch, head, i, j: cap(score) * torch.exp(-alphas[head] * (i - j))
 
 
 @functools.lru_cache(maxsize=256)
@@ -59,7 +63,7 @@ def _modifiers(
     keys = seq_len + span.summaries(seq_len)
     sizes: Any = {"B": None, "H": heads, "Q_LEN": seq_len, "KV_LEN": keys, "device": str(device)}
     mask = create_block_mask(mask_mod(span, bidirectional, seq_len), **sizes)
-    return mask, _score_mod(span, n_heads, device, softcap)
+    return mask, _score_mod(span, n_heads, device, softcap, bidirectional)
 
 
 @functools.cache
@@ -92,8 +96,7 @@ def flex_span_attention(
     if q.device.type == "cpu" and torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise LayersearchError("FlexAttention has no backward pass on CPU; use kernel='chunked'")
     wide = torch.promote_types(v.dtype, torch.float32)
-    values = pool_values(v.to(wide), span.pool, bidirectional).to(v.dtype) if span.pool > 1 else v
-    tokens = q.shape[2]
+    values, tokens = pooled(v.to(wide), span, bidirectional).to(v.dtype), q.shape[2]
     mask, score_mod = _modifiers(span, tokens, q.shape[1], q.device, softcap, bidirectional)
     if marked is not None:  # another mask for every batch
         sizes: Any = {"B": len(q), "H": None, "Q_LEN": tokens, "KV_LEN": tokens + span.summaries(tokens)}

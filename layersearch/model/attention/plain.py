@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import strips, tiled, union
+from layersearch.model.attention import las_both_ways, strips, tiled, union
 from layersearch.model.attention.residues import deal, gather
 from layersearch.schedule import Span
 
@@ -44,18 +44,28 @@ def runs_flash(span: Span, device: torch.device, softcap: float = 0.0) -> bool:
     return span.is_full and span.decay == 0 and softcap == 0 and device.type == "cpu"
 
 
-def pool_values(v: Tensor, width: int, both: bool = False) -> Tensor:
-    """Return means of ``width`` values with zeros beyond the ends, causal or about each: (..., T, D) -> same.
+def pool_values(v: Tensor, width: int) -> Tensor:
+    """Return causal means of ``width`` values, with zeros before the first: (..., T, D) -> same.
 
     Pooling attention rows after the softmax equals pooling the values once:
     sum_j (1/P sum_p A_{i,j+p}) V_j = sum_m A_im (1/P sum_p V_{m-p}).
     """
     pooled = v.clone()
-    for back in range(1, min(width // 2 + 1 if both else width, v.shape[-2])):
+    for back in range(1, min(width, v.shape[-2])):
         pooled[..., back:, :] += v[..., :-back, :]
-        if both:
-            pooled[..., :-back, :] += v[..., back:, :]
     return pooled.div_(width)
+
+
+def pooled(v: Tensor, span: Span, bidirectional: bool) -> Tensor:
+    """Return the values as a span pools them, in an encoder toward both sides."""
+    if span.pool == 1:
+        return v
+    return las_both_ways.center_values(v, span.pool) if bidirectional else pool_values(v, span.pool)
+
+
+def _alphas(rows: Tensor, span: Span, batch: int) -> Tensor:
+    """Return the decay of every batch row, (B*H, 1, 1)."""
+    return rows.new_tensor(span.alphas(rows.shape[0] // batch)).repeat(batch)[:, None, None]
 
 
 def _head_groups(
@@ -121,17 +131,20 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     span, both = effective_span(text, tokens), text.startswith(ENCODER)
     wide = torch.promote_types(q.dtype, torch.float32)
     if runs_flash(span, q.device, softcap):
-        values = pool_values(v.to(wide), span.pool, both).to(v.dtype) if span.pool > 1 else v
+        values = pooled(v.to(wide), span, both).to(v.dtype)
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, values, is_causal=not both)
         return out, lse
     scale = 1.0 / math.sqrt(width)
     if both:
         joins = softcap != 0 or span.global_first or span.kind == "bigbird" or span.is_las
         kind = q.dtype if q.device.type == "cpu" and not joins else wide
-        values = pool_values(v.to(wide), span.pool, both) if span.pool > 1 else v
-        queries, keys, values = (rows_of(x.to(kind)) for x in (q, expand(k, heads), expand(values, heads)))
-        cut, alphas = union.both_ways(span, tokens), _row_alphas(span, q)
-        out, lse = strips.forward(queries, keys, values, cut, scale, softcap=softcap, alphas=alphas)
+        mixed = expand(pooled(v.to(kind), span, both), heads)
+        queries, keys, values = (rows_of(x) for x in (q.to(kind), expand(k.to(kind), heads), mixed))
+        if span.decay > 0:
+            alphas = _alphas(queries, span, batch)
+            out, lse = las_both_ways.forward(queries, keys, values, span, alphas, scale, softcap)
+            return out.view(q.shape), lse.view(q.shape[:3])
+        out, lse = strips.forward(queries, keys, values, union.both_ways(span, tokens), scale, softcap=softcap)
         out, lse = union.forward(queries, keys, values, out, lse, union.both_ways_far(span, tokens), scale, softcap)
         return out.view(q.shape), lse.view(q.shape[:3])
     kind = _forward_kind(span, q, softcap)
@@ -161,14 +174,6 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     return torch.cat(outs, dim=1), torch.cat(sums, dim=1)
 
 
-def _row_alphas(span: Span, like: Tensor, q: Tensor | None = None) -> Tensor | None:
-    """Return the decay of each row of batch and head, in the precision of ``like``; None: there is none."""
-    if span.decay == 0:
-        return None
-    batch, heads = (like if q is None else q).shape[:2]
-    return like.new_tensor(span.alphas(heads), dtype=torch.promote_types(like.dtype, torch.float32)).repeat(batch)
-
-
 def fold_heads(x: Tensor, kv_heads: int) -> Tensor:
     """Return the sum over the query heads of each key-value head: (B, H, T, D) -> (B, G, T, D)."""
     return x if x.shape[1] == kv_heads else x.view(len(x), kv_heads, -1, *x.shape[2:]).sum(dim=2)
@@ -183,7 +188,7 @@ def backward_plain(
     kv_heads = k.shape[1]
     wide = torch.promote_types(q.dtype, torch.float32)
     keys = expand(k, heads)
-    values = expand(pool_values(v.to(wide), span.pool, both) if span.pool > 1 else v, heads)
+    values = expand(pooled(v.to(wide), span, both) if span.pool > 1 else v, heads)
     if runs_flash(span, q.device, softcap):
         kind = backward_kind(q)
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
@@ -191,18 +196,22 @@ def backward_plain(
         )
     elif both:
         grad, queries, held, mixed, outs, sums = (rows_of(x.to(wide)) for x in (grad, q, keys, values, out, lse))
-        plan, scale = union.both_ways(span, tokens), 1.0 / math.sqrt(width)
-        alphas = _row_alphas(span, queries, q)
-        found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap, alphas=alphas)
-        far = union.both_ways_far(span, tokens)
-        union.backward(grad, queries, held, mixed, outs, sums, found, far, scale, softcap)
+        scale = 1.0 / math.sqrt(width)
+        if span.decay > 0:
+            alphas = _alphas(queries, span, len(q))
+            found = las_both_ways.backward(grad, queries, held, mixed, outs, sums, span, alphas, scale, softcap)
+        else:
+            plan = union.both_ways(span, tokens)
+            found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap)
+            far = union.both_ways_far(span, tokens)
+            union.backward(grad, queries, held, mixed, outs, sums, found, far, scale, softcap)
         dq, dk, dv = (x.view(q.shape) for x in found)
     else:
         dq, dk, dv = _sparse_backward(grad, q, keys, values, out, lse, span, softcap)
     dk, dv = fold_heads(dk, kv_heads), fold_heads(dv, kv_heads)
     if span.pool > 1:
-        # The transpose of pooling: causal pooling looks ahead, and the other one is its own.
-        dv = pool_values(dv, span.pool, True) if both else pool_values(dv.flip(-2), span.pool).flip(-2)
+        # The transpose of causal pooling looks ahead.
+        dv = las_both_ways.center_values(dv, span.pool) if both else pool_values(dv.flip(-2), span.pool).flip(-2)
     return dq, dk, dv
 
 

@@ -49,9 +49,9 @@ def reference_attention(
     """Return attention over ``span``, with every (query, key) pair in memory.
 
     Masked softmax attention (1706.03762, eq. 1). A LaS span (2311.16620) multiplies the scaled logits by
-    exp(-alpha_c |i-j|) before the softmax. It then smooths each row of the attention matrix A by causal average
-    pooling of width P: A'_ij = 1/P sum_{p<P} A_{i,j+p}, zero beyond the last token. In an encoder the P keys lie about
-    j.
+    exp(-alpha_c (i-j)) before the softmax. It then smooths each row of the attention matrix A by causal average
+    pooling of width P: A'_ij = 1/P sum_{p<P} A_{i,j+p}, zero beyond the last token. In an encoder the logits decay with
+    |i-j|, and the mean is taken around j, over |p| <= (P-1)/2.
 
     Args:
         q: queries, (B, H, T, D).
@@ -86,7 +86,8 @@ def reference_attention(
         logits = softcap * torch.tanh(logits / softcap)
     if span.decay > 0:
         position = torch.arange(tokens, device=q.device, dtype=wide)
-        distance = (position[:, None] - position[None, :]).abs()  # (T, T)
+        distance = position[:, None] - position[None, :]  # (T, T)
+        distance = distance.abs() if bidirectional else distance.clamp_min(0)
         alphas = torch.tensor(span.alphas(heads), device=q.device, dtype=wide)[:, None, None]
         logits = logits * torch.exp(-alphas * distance)
     visible = span_mask(span if marked is None else span.plain, tokens, heads, q.device, bidirectional=bidirectional)
@@ -104,7 +105,7 @@ def reference_attention(
         logits = torch.cat((logits, s_aux.to(wide)[None, :, None, None].expand(*logits.shape[:3], 1)), dim=-1)
     weights = logits.softmax(dim=-1)[..., : values.shape[2]]
     if span.pool > 1:
-        # Zeros follow the last token, in an encoder also before the first, and the mean always divides by P.
-        before = span.pool // 2 if bidirectional else 0
-        weights = F.pad(weights, (before, span.pool - 1 - before)).unfold(-1, span.pool, 1).mean(dim=-1)
+        # P-1 zeros follow the last token, in an encoder half of them precede the first; the mean always divides by P.
+        zeros = (span.pool // 2, span.pool // 2) if bidirectional else (0, span.pool - 1)
+        weights = F.pad(weights, zeros).unfold(-1, span.pool, 1).mean(dim=-1)
     return (weights @ values).to(q.dtype)

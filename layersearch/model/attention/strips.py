@@ -135,24 +135,17 @@ def _cut(x: Tensor, first: int, strips: int, size: int, step: int, stride: int =
 
 
 def _attend(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    part: StripGroup,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float,
-    alphas: Tensor | None,
+    q: Tensor, k: Tensor, v: Tensor, part: StripGroup, bias: Tensor | None, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
     """Return the output (N, S, C, D) and log-sum-exp (N, S, C) of strips (N, S, C, D) and their keys (N, S, L, D)."""
-    if q.device.type == "cpu" and softcap == 0 and alphas is None:
+    if q.device.type == "cpu" and softcap == 0:
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, is_causal=part.causal, attn_mask=bias, scale=scale
         )
         return out, lse
     out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3])
     for rows in _pieces(q, k):
-        scores, _ = _scores(q[rows], k[rows], part, bias, scale, softcap, alphas, rows[0])
+        scores, _ = _scores(q[rows], k[rows], part, bias, scale, softcap)
         sums = scores.logsumexp(dim=-1)
         lse[rows] = sums
         out[rows] = scores.sub_(sums.unsqueeze(-1)).exp_() @ v[rows]
@@ -170,17 +163,16 @@ def _attend_backward(
     bias: Tensor | None,
     scale: float,
     softcap: float,
-    alphas: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v of `_attend`."""
-    if q.device.type == "cpu" and softcap == 0 and alphas is None:
+    if q.device.type == "cpu" and softcap == 0:
         dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, part.causal, attn_mask=bias, scale=scale
         )
         return dq, dk, dv
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     for rows in _pieces(q, k):
-        scores, slope = _scores(q[rows], k[rows], part, bias, scale, softcap, alphas, rows[0])
+        scores, slope = _scores(q[rows], k[rows], part, bias, scale, softcap)
         weights = scores.sub_(lse[rows].unsqueeze(-1)).exp_()
         delta = (grad[rows] * out[rows]).sum(dim=-1, keepdim=True)
         dv[rows] = weights.mT @ grad[rows]
@@ -203,30 +195,14 @@ def _pieces(q: Tensor, k: Tensor) -> list[tuple[slice, slice]]:
 
 
 def _scores(
-    q: Tensor,
-    k: Tensor,
-    part: StripGroup,
-    bias: Tensor | None,
-    scale: float,
-    softcap: float,
-    alphas: Tensor | None,
-    rows: slice,
+    q: Tensor, k: Tensor, part: StripGroup, bias: Tensor | None, scale: float, softcap: float
 ) -> tuple[Tensor, Tensor | None]:
-    """Return scaled, capped, decayed and masked logits (..., C, L), and the derivative of cap and decay.
-
-    ``alphas`` (N,) are the decays of LaS (2311.16620) per token of distance, of which ``rows`` are taken.
-    """
+    """Return scaled, capped and masked logits (..., C, L), and the derivative of the cap."""
     scores, slope = q @ k.mT * scale, None
     if softcap:
         capped = torch.tanh(scores.div_(softcap))
         slope = 1.0 - capped * capped
         scores = capped * softcap
-    if alphas is not None:
-        queries = torch.arange(part.queries, device=q.device)[:, None] + (part.first - part.low)
-        distance = (queries - torch.arange(part.keys, device=q.device)).abs()
-        decay = torch.exp(-alphas[rows, None, None, None] * distance)
-        scores = scores * decay
-        slope = decay if slope is None else slope * decay
     if part.causal:
         later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
         scores.masked_fill_(later, -torch.inf)
@@ -242,9 +218,8 @@ def forward(
     *,
     softcap: float = 0.0,
     covered: bool = True,
-    alphas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Attend over the groups of a span; ``scale`` multiplies the logits, ``alphas`` (N,) are decays of LaS.
+    """Attend over the groups of a span; ``scale`` multiplies the logits.
 
     q is (N, T, D), k and v are (N, keys, D), all contiguous. Without ``covered`` some queries may be in no group: their
     output is 0 and their log-sum-exp -inf. Returns the output (N, T, D) and the log-sum-exp of each query's logits
@@ -257,7 +232,7 @@ def forward(
         lse.fill_(-torch.inf)
     for part in plan:
         inputs = part.cut(q, keys=False), part.cut(k, keys=True), part.cut(v, keys=True)
-        some, sums = _attend(*inputs, part, _bias(part, q.dtype), scale, softcap, alphas)
+        some, sums = _attend(*inputs, part, _bias(part, q.dtype), scale, softcap)
         into, into_lse = part.cut(out, keys=False), part.cut(lse.unsqueeze(-1), keys=False).squeeze(-1)
         if part.joins:
             joined = torch.logaddexp(into_lse, sums)
@@ -281,7 +256,6 @@ def backward(
     *,
     softcap: float = 0.0,
     covered: bool = True,
-    alphas: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of q, k and v; arguments as in `forward`, ``out`` and ``lse`` over all keys of a query."""
     dq, dk, dv = torch.empty_like(q) if covered else torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
@@ -290,7 +264,7 @@ def backward(
         by_query = [part.cut(x, keys=False) for x in (grad, q, out, sums)]
         inputs = by_query[0], by_query[1], part.cut(k, keys=True), part.cut(v, keys=True), by_query[2]
         part_sums, bias = by_query[3].squeeze(-1), _bias(part, q.dtype)
-        some_q, some_k, some_v = _attend_backward(*inputs, part_sums, part, bias, scale, softcap, alphas)
+        some_q, some_k, some_v = _attend_backward(*inputs, part_sums, part, bias, scale, softcap)
         into_q = part.cut(dq, keys=False)
         (into_q.add_ if part.joins else into_q.copy_)(some_q)
         # Strips share keys: their gradients are added one step's width at a time, so that writes never overlap. Strips

@@ -185,10 +185,7 @@ def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
 def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
     """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query."""
     if span.size is None:
-        # In pieces: decayed scores are held in memory.
-        starts = range(0, tokens, MOST_QUERIES) if span.decay else (0,)
-        width = MOST_QUERIES if span.decay else tokens
-        return tuple(StripGroup(at, 1, min(width, tokens - at), 0, tokens, 0, None, False) for at in starts)
+        return (StripGroup(0, 1, tokens, 0, tokens, 0, None, False),)
     if span.kind == "bigbird":
         return _bigbird_both_ways(span.size, tokens)
     near = Span(kind=span.kind, size=span.size, offset=span.offset)

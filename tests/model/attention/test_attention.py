@@ -243,19 +243,6 @@ def test_reference_attention_decayed_logits_equal_hand_computation() -> None:
         assert torch.allclose(out, torch.stack((torch.tensor(0.5), weights)))
 
 
-def test_attend_encoder_decays_by_distance_and_pools_about_the_key() -> None:
-    # Two heads: alpha 0 and 0.5. Query 1 of three, logits 2 everywhere but for the decay.
-    q, k = torch.full((1, 2, 3, 1), 2.0), torch.ones(1, 2, 3, 1)
-    v = torch.tensor([1.0, 10.0, 100.0]).view(1, 1, 3, 1).expand(1, 2, 3, 1)
-    near = torch.tensor([2.0 * torch.e**-0.5, 2.0, 2.0 * torch.e**-0.5]).softmax(0)
-    plain = torch.full((3,), 1 / 3)
-    # The mean over a value, the one before and the one after it, zeros beyond the ends.
-    pooled = torch.tensor([11.0, 111.0, 110.0]) / 3
-    for attention in (attend, reference_attention):
-        out = attention(q, k, v, Span.parse("full+las:0.5/3"), bidirectional=True)[0, :, 1, 0]
-        assert torch.allclose(out, torch.stack((plain @ pooled, near @ pooled)))
-
-
 def test_attend_large_logits_stay_finite() -> None:
     q, k, v, grad = tensors(1, 2, 2, 150, 4, dtype=torch.float32)
     case = [(200 * q.detach()).requires_grad_(), k, v, grad]
@@ -376,13 +363,6 @@ ENCODER = [
 ]
 ENCODER += ["block:64", "block:64~60+global:first:9", "block:3~1+global:first:11", "window:60+global:first:2"]
 ENCODER += ["bigbird:4/0", "bigbird:6/2", "bigbird:9/1/5", "bigbird:40/2"]
-ENCODER += [
-    "full+las:0.3",
-    "full+las:0/3",
-    "window:5+las:0.2/5",
-    "block:7~3+las:0.9",
-    "window:4+global:first:3+las:0.1/3",
-]
 EXTRA = [
     ("window:5+summary:7", True),
     ("block:9~2+global:first:2+summary:4", True),
@@ -493,8 +473,7 @@ def test_flex_mask_mod_of_an_encoder_sees_the_keys_of_span_mask(text: str) -> No
         ("window:4+global:first:2", False, r"are '\+sink:2'"),
         ("strided:4", True, "is for causal models"),
         ("window:4/2", True, "is for causal models"),
-        ("full+las:0.1/2", True, "give an odd width"),
-        ("window:4+global:mask+las:0.1", True, "LaS takes"),
+        ("full+las:0.1/2", True, "pooling width is odd: give 3"),
     ],
 )
 def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional: bool, said: str) -> None:

@@ -45,8 +45,8 @@ def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Pa
     """
     asked = schedule or folder_schedule(folder)
     for layer, span in enumerate(asked):
-        more = span.offset or span.sink or span.summary or span.global_first or span.global_marked
-        if more or span.dilation > 1 or span.is_las or span.is_union:
+        other = span.sink or span.summary or span.global_first or span.global_marked or span.is_las or span.is_union
+        if span.dilation > 1 or span.offset or other:
             raise ExportError(f"layer {layer}: {span}: --engine compares plain windows and blocks; leave --engine out")
     overrides = folder / "vllm.yaml"
     if engine == "llama.cpp":
