@@ -279,8 +279,8 @@
           line: { color: css(looks[i][0]), dash: looks[i][2], width: 1.6 }, marker: { symbol: looks[i][1], size: 7, color: css(looks[i][0]) },
           text: own.map((k) => `${length.toLocaleString("en")} tokens, depth ${places[k][1]}: ${ci(row.values[k])} (${row.values[k].n} answers)`), hovertemplate: `%{text}<extra>${label}</extra>` });
       }));
-      const guess = chance === null ? {} : { shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chance, y1: chance, line: { color: css("soft"), width: 1.5, dash: "dash" } }],
-        annotations: [{ xref: "paper", x: 1, y: chance, text: `chance ${chance.toFixed(2)}`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: css("soft") } }] };
+      const look = { color: css("soft"), width: 1.5, dash: "dash" }, guess = chance === null ? {} : { shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chance, y1: chance, line: look }] };
+      if (chance !== null) traces.push({ x: traces[0].x.map((names) => names.slice(0, 1)), y: [chance], mode: "lines", name: `chance ${chance.toFixed(2)}`, line: look, hoverinfo: "skip" });
       return { traces, shown: true, layout: { ...guess, yaxis: { range: [0, 1.05], title: { text: "share of digits right", standoff: 8 } }, xaxis: { title: { text: "depth of the fact", standoff: 8 }, tickfont: { size: 11 } } } };
     },
     per_l(at) {

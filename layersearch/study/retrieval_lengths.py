@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from layersearch.config.selection import SHORTER
 from layersearch.errors import ConfigError
 from layersearch.files import write_text
+from layersearch.results.held_out import compact
 from layersearch.results.retrieval_cells import NAME, read_lengths
 from layersearch.schedule import Schedule
 from layersearch.selection.measure import Scorer
@@ -70,7 +71,7 @@ def measure_lengths(
         for length, by_number in examples.items():
             found = held.setdefault(schedule, {})
             if found.get(length, {}).keys() != by_number.keys():
-                say(done, planned, f"{length:,} tokens ({schedule})")
+                say(done, planned, f"{length:,} tokens, {compact(schedule)}")
                 found[length] = shares_of(scorer, schedule, by_number)
                 text = {str(one): by_length for one, by_length in held.items()}
                 write_text(run / NAME, json.dumps(text, indent=1) + "\n")

@@ -200,19 +200,18 @@ def test_differences_name_the_keys_in_which_two_runs_differ(saved_run: Path) -> 
 def test_depths_of_a_selection_are_shares_by_length_and_depth_with_chance(
     selection: dict[str, Any], tmp_path: Path
 ) -> None:
-    """The kept run has its own length alone; a run of today has shorter texts too."""
     found, tasks = selection["depths"], selection["retrieval"]
-    assert found["places"] == [[1024, depth] for depth in DEPTHS]
+    assert found["places"] == [[length, depth] for length in (256, 512, 1024) for depth in DEPTHS]
     assert [row["label"] for row in found["rows"]] == [row["label"] for row in tasks["rows"]]
     assert found["chance"] == pytest.approx(fmean(tasks["chance"]), abs=1e-6)
     for row, by_task in zip(found["rows"], tasks["rows"], strict=True):
-        assert fmean(value["mean"] for value in row["values"]) == pytest.approx(fmean(by_task["values"]), abs=1e-6)
+        assert fmean(value["mean"] for value in row["values"][8:]) == pytest.approx(fmean(by_task["values"]), abs=1e-6)
         assert all(value["n"] == 12 for value in row["values"])
     run = Path(shutil.copytree(SELECTION, tmp_path / "run"))
     shares = {"512": {"10": {"pass_key": 0.25}}}  # example 10 asks for the pass key at depth 0.5
     (run / "retrieval_lengths.json").write_text(json.dumps({"full*30": shares}))
     found = page_data([open_run(run)])["runs"][0]["depths"]
-    assert found["places"][0] == [512, 0.5]
+    assert found["places"] == [[512, 0.5], *([1024, depth] for depth in DEPTHS)]
     by_label = {row["label"]: row["values"] for row in found["rows"]}
     assert by_label["all_full"][0] == {"mean": 0.25, "low": None, "high": None, "n": 1}
     assert by_label["winner"][0] is None

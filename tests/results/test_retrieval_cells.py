@@ -39,11 +39,11 @@ def test_depth_of_a_number_is_the_depth_of_the_example_that_is_made() -> None:
         assert {a.task: a.depth for a in example.answers} == {t: depth_of(t, TASK_NAMES, number) for t in TASK_NAMES}
 
 
-def test_cells_of_an_earlier_run_hold_every_depth_at_its_own_length() -> None:
-    """Its folder names no depth; the numbers of its examples tell them."""
+def test_cells_of_an_earlier_run_hold_every_depth_at_its_own_length(tmp_path: Path) -> None:
+    """Its folder lacks the file of shorter lengths and names no depth; the numbers of its examples tell them."""
     records, recipe = load_records(SELECTION), load_request(SELECTION)[0]
     assert first_example(recipe) == 10
-    found = run_cells(SELECTION, recipe, records)
+    found = run_cells(tmp_path, recipe, records)
     rows = {row.schedule: row for row in measure_rows(records)}
     assert found.keys() == rows.keys()
     for schedule, cells in found.items():
