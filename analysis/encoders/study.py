@@ -100,7 +100,7 @@ def groups() -> list[Group]:
 def main() -> None:
     """Train what is missing and write the tables."""
     options = arguments(str(__doc__))
-    folder = Path("/tmp/encoders-toy") if options.toy else HERE
+    folder = HERE / "toy" if options.toy else HERE
     folder.mkdir(exist_ok=True)
     asked = [toy(group) for group in groups()] if options.toy else groups()
     run(asked, folder / "records.jsonl", options.workers, options.only)

@@ -3,7 +3,7 @@
 Command:  python analysis/memory/study.py [--workers N]
 Time:     about half an hour on one idle core; trials that are in records.jsonl are not trained again
 Shows:    6 layers, segments of 32 tokens, trained by recurrence on the standard library. A long memory has 224 tokens,
-          a short one 8. At equal cost: one long one at the bottom, in the middle or at the top, and three at the bottom,
+          a short one 8. At equal cost: one long one at the bottom, in the middle or at the top, three at the bottom,
           interleaved or at the top; beside none and all. Validation is warmed up by 448 tokens: two long memories.
 
 Writes records.jsonl and tables.md beside itself. ``--toy`` writes into /tmp.
@@ -77,7 +77,7 @@ def schedules() -> dict[str, Schedule]:
 def main() -> None:
     """Train what is missing and write the table."""
     options = arguments(str(__doc__))
-    folder = Path("/tmp/memory-toy") if options.toy else HERE
+    folder = HERE / "toy" if options.toy else HERE
     folder.mkdir(exist_ok=True)
     group = Group(name="memory", recipe=recipe(), schedules=schedules(), seeds=SEEDS)
     run([toy(group) if options.toy else group], folder / "records.jsonl", options.workers, options.only)
