@@ -77,7 +77,7 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "frontier": [table.add(one) for one in run.result.frontier],
         "frontier_of": run.result.frontier_of,
         "frontier_line": answer.frontier_line(run),
-        "needs": layer_needs(run, solver and solver.pairwise),
+        "needs": layer_needs(run, None if solver is None else solver.pairwise),
         "budgets": budget_table(run, table, solver),
         "baselines": _baselines(run, table),
         "positions": _positions(run),
