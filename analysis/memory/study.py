@@ -3,7 +3,7 @@
 Command:  python analysis/memory/study.py [--workers N]
 Time:     about half an hour on one idle core; trials that are in records.jsonl are not trained again
 Shows:    6 layers, segments of 32 tokens, trained by recurrence on the standard library. A long memory has 224 tokens,
-          a short one 8. At equal cost: one long one at the bottom, in the middle or at the top, and three at the bottom,
+          a short one 8. At equal cost: one long one at the bottom, in the middle or at the top; three at the bottom,
           interleaved or at the top; beside none and all. Validation is warmed up by 448 tokens: two long memories.
 
 Writes records.jsonl and tables.md beside itself. ``--toy`` writes into /tmp.

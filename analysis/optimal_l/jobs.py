@@ -84,14 +84,25 @@ class Records:
             os.fsync(file.fileno())
 
 
+LATER: dict[str, dict[str, Any]] = {
+    "model": {"kind": "decoder"} | dict.fromkeys(("searched", "other_layers", "other_schedule", "pooling")),
+    "data": {"list_min": 500, "list_max": 2000, "contour_length": 14}
+    | dict.fromkeys(("mask_share", "examples", "classes")),
+    "training": {"stages": ()} | dict.fromkeys(("segments", "warm_tokens")),
+}
+"""Keys that came after the digests of the committed records, with the values that change nothing."""
+
+
 def trained_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
     whole = recipe.to_dict()
-    # ``depth`` is a retired key of the data section; those digests were made with it, and before there were encoders.
-    training = {key: value for key, value in whole["training"].items() if key not in UNTRAINED}
-    model = {key: value for key, value in whole["model"].items() if (key, value) != ("kind", "decoder")}
-    data = {key: value for key, value in whole["data"].items() if (key, value) != ("mask_share", None)}
-    return {"model": model, "data": data | {"depth": 0.5}, "training": training}
+    found = {
+        name: {key: value for key, value in whole[name].items() if (key, value) not in later.items()}
+        for name, later in LATER.items()
+    }
+    found["training"] = {key: value for key, value in found["training"].items() if key not in UNTRAINED}
+    # ``depth`` is a retired key of the data section; those digests were made with it.
+    return found | {"data": found["data"] | {"depth": 0.5}}
 
 
 @functools.cache
