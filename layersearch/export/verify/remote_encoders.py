@@ -72,8 +72,8 @@ def verify_remote_encoder(folder: Folder, *, seed: int = 0) -> EncoderProof:
     matches = []
     for name, other in candidates(schedule, tokens):
         wanted = _logits(model, other, ids)
-        error = float(((found - wanted).abs().max() / wanted.std()).nan_to_num(torch.inf))
-        matches.append(Nearness(name=name, schedule=str(other), error=error))
+        off = float(((found - wanted).abs().max() / wanted.std()).nan_to_num(torch.inf))
+        matches.append(Nearness(name=name, schedule=str(other), error=off))
     nearest, following = sorted(matches, key=lambda match: match.error)[:2]
     return EncoderProof(
         architecture=type(model).__name__,
