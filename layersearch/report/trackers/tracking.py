@@ -7,14 +7,13 @@ once and left out from then on; the search goes on. ``tracking/KIND.json`` holds
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from layersearch.errors import ConfigError, LayersearchError, one_line
-from layersearch.files import parse_json, write_text
+from layersearch.files import parse_sealed, write_sealed
 from layersearch.report.trackers.base import Tracker
 from layersearch.training.record import TrialRecord
 
@@ -114,7 +113,7 @@ class Tracking:
 
     def _held(self, kind: str) -> dict[str, Any]:
         try:
-            held = parse_json((self._run / FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
+            held = parse_sealed((self._run / FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
             return held if isinstance(held, dict) and isinstance(held.get("logged"), int) else {}
         except (OSError, ValueError):
             return {}
@@ -122,7 +121,7 @@ class Tracking:
     def _save(self, kind: str) -> None:
         try:
             held = {"id": self._open[kind].id, "logged": self._logged[kind]}
-            write_text(self._run / FOLDER / f"{kind}.json", json.dumps(held) + "\n")
+            write_sealed(self._run / FOLDER / f"{kind}.json", held, indent=None)
         except OSError as error:
             _LOG.warning("--log %s: %s", kind, one_line(error))
 
