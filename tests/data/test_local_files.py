@@ -189,7 +189,16 @@ def test_read_texts_file_without_text_is_refused_if_named_and_left_out_of_a_fold
         ("a.json", b'[{"text": "a"}, {"te', r"a\.json cannot be read as json \(line 1: .*\); give JSON objects$"),
         ("a.jsonl", b'{"body": "a"}\n', r"a\.jsonl: no column 'text'; set data\.column to one of body$"),
     ],
-    ids=["gz", "zst", "zip", "zip with a password", "parquet", "jsonl", "json", "column"],  # a packed file holds the time
+    ids=[
+        "gz",
+        "zst",
+        "zip",
+        "zip with a password",
+        "parquet",
+        "jsonl",
+        "json",
+        "column",
+    ],  # a packed file holds the time
 )
 def test_read_texts_broken_shard_of_a_folder_is_refused(tmp_path, name, content, line):
     with pytest.raises(DataError, match=line):

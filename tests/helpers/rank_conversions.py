@@ -21,7 +21,7 @@ JOBS: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "alone": (1, 0, ()),
     **{f"zero{stage}": (2, stage, ()) for stage in (0, 1, 2, 3)},
     "alone3": (1, 3, ()),
-    "bf16": (1, 3, ("training.precision=bf16",)),
+    "bf16": (2, 3, ("training.precision=bf16",)),
 }
 """By name: ranks, ZeRO stage, other keys. All are healed by distillation, so the original is sharded too."""
 VOCABULARY = 300

@@ -104,7 +104,7 @@ class Tracking:
             held = self._held(kind)
             self._logged[kind] = int(held.get("logged", 0))
             try:
-                self._open[kind] = _make(kind, self._run, held.get("id"))
+                self._open[kind] = _make(kind, self._run, held.get("id"), fresh=not self._logged[kind])
             except Exception as error:
                 self._failed.add(kind)
                 _LOG.warning("--log %s: not started (%s); the run goes on", kind, one_line(error))
@@ -126,14 +126,14 @@ class Tracking:
             _LOG.warning("--log %s: %s", kind, one_line(error))
 
 
-def _make(kind: str, run: Path, id: object) -> Tracker:
+def _make(kind: str, run: Path, id: object, *, fresh: bool) -> Tracker:
     folder, name = run / FOLDER / kind, run.resolve().name
     folder.parent.mkdir(parents=True, exist_ok=True)
     known = None if id is None else str(id)
     if kind == "csv":
         from layersearch.report.trackers.csv_files import CsvFiles
 
-        return CsvFiles(folder)
+        return CsvFiles(folder, fresh=fresh)
     if kind == "tensorboard":
         from layersearch.report.trackers.tensorboard_files import TensorboardFiles
 
