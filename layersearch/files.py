@@ -60,7 +60,7 @@ def open_folder(
         for part in path.glob(f"*{_PART}"):  # half-written files of a killed process
             part.unlink(missing_ok=True)
         if fresh:
-            write_text(file, json.dumps(provenance() | wanted, indent=2) + "\n")
+            write_sealed(file, provenance() | wanted, indent=2)
     except OSError as error:
         if lock is not None:
             lock.close()
@@ -115,12 +115,12 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("nested too deeply") from None
 
 
-def checksum(content: Mapping[str, Any]) -> str:
-    """Return the CRC-32 of plain data, 8 hexadecimal digits; ``content`` may not hold NaN.
+def checksum(content: Mapping[str, Any], *, allow_nan: bool = False) -> str:
+    """Return the CRC-32 of plain data, 8 hexadecimal digits.
 
     It is that of the content, so other spaces, line ends or another order of the keys change nothing.
     """
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=allow_nan)
     return f"{zlib.crc32(text.encode()):08x}"
 
 
@@ -146,6 +146,31 @@ def unseal(line: str) -> dict[str, Any]:
     if not fits:
         raise RunFolderError("changed since it was written: its content does not fit its crc32")
     return content
+
+
+def write_sealed(path: Path, content: Mapping[str, Any], *, indent: int | None = 1) -> None:
+    """Write plain data as a JSON file with its checksum in the key ``crc32``, whole or not at all."""
+    plain = json.loads(json.dumps(content))  # keys are texts then, as a reader sorts them
+    sealed = {**plain, "crc32": checksum(plain, allow_nan=True)}
+    write_text(path, json.dumps(sealed, indent=indent) + "\n")
+
+
+def parse_sealed(text: str | bytes) -> Any:
+    """Return the value of a JSON text without its checksum; files of older versions and of others have none.
+
+    Raises:
+        ValueError: as `parse_json`, or the content does not fit its checksum.
+    """
+    value = parse_json(text)
+    if not is_unchanged(value):
+        raise ValueError("changed since it was written")
+    return value
+
+
+def is_unchanged(value: Any) -> bool:
+    """Return whether the value of a JSON text fits its checksum, which is removed; without one it does."""
+    held = value.pop("crc32", None) if isinstance(value, dict) else None
+    return held is None or held == checksum(value, allow_nan=True)
 
 
 def unwritable(path: Path, error: OSError) -> RunFolderError:

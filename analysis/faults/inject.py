@@ -321,9 +321,10 @@ KINDS: dict[str, Callable[[], Iterator[tuple[str, Callable[[], Result]]]]] = {
 
 def _kinds() -> dict[str, Callable[[], Iterator[tuple[str, Callable[[], Result]]]]]:
     from shared_fs import shared
+    from state_files import state_files
     from trained import TRAINED
 
-    return KINDS | {"shared": shared} | TRAINED
+    return KINDS | {"state files": state_files, "shared": shared} | TRAINED
 
 
 def inject(names: list[str]) -> None:

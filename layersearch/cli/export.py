@@ -193,7 +193,8 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
         )
     note = None
     if options.to == "hf" and recipe.model.bidirectional:
-        encoder = default_encoder() if family is None else find_encoder(family)
+        two = recipe.model.kind == "encoder_decoder"
+        encoder = default_encoder(two) if family is None else find_encoder(family)
         own = "no weights: the family's norms and feed-forward layers are its own"
         note = "; ".join(
             filter(None, (f"family {encoder.name}", own, usage(asked.schedule, encoder, recipe.training.seq_len)))

@@ -9,7 +9,7 @@ from typing import Any
 from layersearch.cli.tables import console, table
 from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
-from layersearch.files import parse_json
+from layersearch.files import parse_sealed
 from layersearch.results.held_out import MeasureRow, compact, measure_rows, ranking_agreements
 from layersearch.results.result import Result
 from layersearch.results.retrieval_cells import run_cells
@@ -174,7 +174,7 @@ def _levels(run: Path) -> dict[str, dict[str, float]]:
     if not file.exists():
         return {}
     try:
-        held = parse_json(file.read_text(encoding="utf-8"))
+        held = parse_sealed(file.read_text(encoding="utf-8"))
         return {str(task): {key: float(level[key]) for key in ("full", "chance")} for task, level in held.items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         raise RunFolderError(f"{file}: damaged; remove it, and run the command that made it again") from None

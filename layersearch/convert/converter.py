@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import json
 import logging
 import math
 import shutil
@@ -29,7 +28,7 @@ from layersearch.data import open_source
 from layersearch.data.source import Source
 from layersearch.data.tokenizer import tokenizer_file
 from layersearch.errors import ConfigError, LayersearchError, RunFolderError, one_line
-from layersearch.files import write_text
+from layersearch.files import write_sealed
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.pretrained import load_config, load_pretrained, load_sharded
 from layersearch.model.stored_dtype import stored_dtype
@@ -291,7 +290,7 @@ class _Converter:
         }
         found = {name: [int(value) for value in self._by_rank(count)] for name, count in facts.items()}
         if self.first:
-            write_text(self.folder.path / "memory.json", json.dumps(found) + "\n")
+            write_sealed(self.folder.path / "memory.json", found, indent=None)
 
     def evaluate(self, decoder: HFDecoder, moment: Moment, step: int) -> None:
         """Evaluate at the full length; log and report it."""

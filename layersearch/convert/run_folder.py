@@ -13,7 +13,7 @@ from typing import IO, Any, Literal
 from layersearch.config.loader import build
 from layersearch.convert.config import ConvertRecipe
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import first_difference, open_folder, parse_json, seal, unseal, write_text
+from layersearch.files import first_difference, is_unchanged, open_folder, parse_json, seal, unseal, write_text
 from layersearch.schedule import Schedule
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
@@ -157,6 +157,10 @@ def _check_same(wanted: Mapping[str, Any], path: Path) -> None:
     if form != FORMAT:
         raise RunFolderError(
             f"{path}: a conversion of format {form!r}, this version reads {FORMAT}; name another --out"
+        )
+    if not is_unchanged(held):
+        raise RunFolderError(
+            f"{config}: changed since it was written; restore it, or remove its key 'crc32' if you changed it yourself"
         )
     for key in _REQUEST:
         before = _with_defaults(held.get(key)) if key == "recipe" else held.get(key)

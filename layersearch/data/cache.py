@@ -1,13 +1,12 @@
 """The cache of prepared token streams: plain files, published whole, checked when opened.
 
 A prepared folder holds ``train.npy`` and ``validation.npy`` (one-dimensional, uint16 or uint32), ``tokenizer.json`` and
-``prepared.json``, which records the size and CRC-32 of the others. It is built under a temporary name and then renamed,
-so that processes that prepare the same text at once never see each other's half-written files.
+``prepared.json``, which records the size and CRC-32 of the others, and has its own. It is built under a temporary name
+and then renamed, so that processes that prepare the same text at once never see each other's half-written files.
 """
 
 from __future__ import annotations
 
-import json
 import mmap
 import os
 import shutil
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from layersearch.errors import DataError
-from layersearch.files import parse_json
+from layersearch.files import parse_sealed, write_sealed
 
 INDEX = "prepared.json"
 
@@ -51,7 +50,7 @@ def _checksum(path: Path) -> list[int]:
 def _facts(folder: Path) -> dict[str, Any] | None:
     """Return the facts in a prepared folder's index; None if the folder is missing or damaged."""
     try:
-        index: dict[str, Any] = parse_json((folder / INDEX).read_text(encoding="utf-8"))
+        index: dict[str, Any] = parse_sealed((folder / INDEX).read_text(encoding="utf-8"))
         intact = all(_checksum(folder / name) == check for name, check in index["files"].items())
         return dict(index["facts"]) if intact else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -82,8 +81,7 @@ def prepared(cache: Path, key: str, prepare: Callable[[], Prepared]) -> tuple[Pa
                 np.save(draft / f"{name}.npy", stream, allow_pickle=False)
             (draft / "tokenizer.json").write_text(content.tokenizer, encoding="utf-8")
             files = {path.name: _checksum(path) for path in sorted(draft.iterdir())}
-            index = json.dumps({"facts": content.facts, "files": files}, indent=1)
-            (draft / INDEX).write_text(index + "\n", encoding="utf-8")
+            write_sealed(draft / INDEX, {"facts": content.facts, "files": files})
             draft.chmod(0o755)  # mkdtemp's own mode shuts other users out of a shared cache
             return folder, _publish(draft, folder, content.facts)
     finally:

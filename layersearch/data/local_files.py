@@ -140,6 +140,8 @@ def read_texts(source: str, files: Mapping[Path, bool], column: str, reading: Re
         except Exception as error:  # pyarrow, json and the packers each raise their own
             if isinstance(error, (OSError, EOFError, lzma.LZMAError, zipfile.BadZipFile, zlib.error)):
                 remedy = "give a whole file"
+            elif kind not in _READERS:  # no member could be opened: a password, or a packing that is not known
+                remedy = "unpack it"
             else:
                 remedy = _READERS["text" if isinstance(error, UnicodeError) else kind].remedy
             raise DataError(f"data.files: {where} cannot be read as {kind} ({one_line(error)}); {remedy}") from None

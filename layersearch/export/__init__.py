@@ -80,7 +80,7 @@ def export(
         out: the folder; created if it is missing.
         family: for ``hf`` and ``mlx`` a key of `FAMILIES`; for ``vllm`` and ``sglang`` the family of the served model.
             For ``hf`` of an encoder a key of `layersearch.export.encoders.ENCODERS`. None: for ``hf`` the decoder's
-            own, `default_family`, or ModernBERT; for ``mlx`` a Llama.
+            own, `default_family`, or ModernBERT, or T5Gemma for an encoder-decoder; for ``mlx`` a Llama.
         evidence: what supports the schedule, as plain data; it is written beside the schedule.
         stock: for ``hf-remote``: configuration of a stock model; None: the one of ``model``.
 
@@ -97,9 +97,13 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    takes = {"decoder": (target,), "encoder": ("hf", "hf-remote", "yaml", "json")}.get(model.kind, ("yaml", "json"))
+    two = model.kind == "encoder_decoder"
+    takes: tuple[str, ...] = (target,) if model.kind == "decoder" else ("yaml", "json")
+    if model.bidirectional:
+        takes = ("hf", *takes) if two else ("hf", "hf-remote", *takes)
     if target not in takes:
-        kind = {"encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}[model.kind]
+        searched = "" if model.bidirectional else " whose decoder is searched"
+        kind = f"an encoder-decoder{searched}" if two else "an encoder"
         known = f"{', '.join(takes[:-1])} or {takes[-1]}"
         raise ExportError(f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {known}")
     schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
@@ -107,7 +111,7 @@ def export(
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")
     texts: dict[str, str] = {}
     if target == "hf" and model.bidirectional:
-        encoder = default_encoder() if family is None else find_encoder(family)
+        encoder = default_encoder(two) if family is None else find_encoder(family)
         texts["config.json"] = encoder_text(schedule, encoder, model, vocab_size, seq_len)
     elif target == "hf":
         chosen = find_family(family or default_family(model.qk_norm))

@@ -20,6 +20,8 @@ def read_json(file: Path, where: str, remedy: str) -> dict[str, Any]:
         raise ExportError(f"{where}: no JSON text ({error}); {remedy}") from None
     if not isinstance(values, dict):
         raise ExportError(f"{where}: expected a mapping, found {type(values).__name__}; {remedy}")
+    if not files.is_unchanged(values):
+        raise ExportError(f"{where}: changed since it was written; {remedy}")
     return values
 
 

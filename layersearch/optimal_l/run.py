@@ -1,12 +1,11 @@
 """A whole optimal-l study: its settings one after another, the scaling laws over them, and the files of the result."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from layersearch.data import open_of
 from layersearch.errors import RunFolderError
-from layersearch.files import unwritable, write_text
+from layersearch.files import unwritable, write_sealed, write_text
 from layersearch.optimal_l import report
 from layersearch.optimal_l.answer import OptimalL, SettingAnswer, answer_setting, find_laws
 from layersearch.optimal_l.config import OptimalLConfig, Setting
@@ -61,7 +60,7 @@ def optimal_l(
         if figures and len(answers) > 1:
             plots.draw_l_star(found, out / "l_star")
         write_text(out / "answer.md", found.text)
-        write_text(out / "answer.json", json.dumps(found.to_dict(), indent=1, allow_nan=False) + "\n")
+        write_sealed(out / "answer.json", found.to_dict())
     except OSError as error:
         raise unwritable(out, error) from None
     return found

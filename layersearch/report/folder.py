@@ -13,7 +13,7 @@ from typing import Any, Literal
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
-from layersearch.files import parse_json
+from layersearch.files import parse_sealed
 from layersearch.results.analyze import analyze
 from layersearch.results.compared import full_entry
 from layersearch.results.held_out import MeasureRow, measure_rows
@@ -117,9 +117,9 @@ def _answer(path: Path) -> dict[str, Any] | None:
 
 
 def read_json(file: Path) -> Any:
-    """Return the content of a JSON file of a run; raise RunFolderError if it is damaged."""
+    """Return the content of a JSON file of a run; raise RunFolderError if it is damaged or was changed."""
     try:
-        return parse_json(file.read_text(encoding="utf-8"))
+        return parse_sealed(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise damaged(file) from None
 

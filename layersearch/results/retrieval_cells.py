@@ -12,8 +12,8 @@ from pathlib import Path
 
 from layersearch.config.recipe import Recipe
 from layersearch.config.selection import depth_of
-from layersearch.errors import RunFolderError
-from layersearch.files import parse_json
+from layersearch.errors import LayersearchError, RunFolderError
+from layersearch.files import parse_sealed
 from layersearch.results import stats
 from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
@@ -103,7 +103,7 @@ def read_lengths(run: Path) -> dict[Schedule, dict[int, dict[int, dict[str, floa
                 }
                 for length, by_number in by_length.items()
             }
-            for text, by_length in parse_json(file.read_text(encoding="utf-8")).items()
+            for text, by_length in parse_sealed(file.read_text(encoding="utf-8")).items()
         }
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError, AttributeError, LayersearchError):
         raise RunFolderError(f"{file}: damaged; remove it, and run the command that made it again") from None

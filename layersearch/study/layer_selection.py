@@ -6,15 +6,14 @@ data. `restore_greedy` and `remove_one` of `layersearch.selection.rankings` rank
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import torch
 
 from layersearch.config.recipe import Recipe
 from layersearch.data.source import Source
-from layersearch.errors import RunFolderError
-from layersearch.files import parse_json, write_text
+from layersearch.errors import LayersearchError, RunFolderError
+from layersearch.files import parse_sealed, write_sealed
 from layersearch.model.hf_decoder import HFDecoder, token_kl
 from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule
@@ -81,9 +80,9 @@ def selected_baselines(
     file = folder / "selectors.json"
     if file.exists():
         try:
-            held = parse_json(file.read_text(encoding="utf-8"))
+            held = parse_sealed(file.read_text(encoding="utf-8"))
             return {name: Schedule.parse(chosen["schedule"]) for name, chosen in held.items()}
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, LayersearchError):
             raise RunFolderError(f"{file}: damaged; restore it, or start anew with another --out") from None
     decoder = load_pretrained(recipe.pretrained, tokens=recipe.training.seq_len)
     tokens = source.train(seed=seed, step=recipe.training.steps, batch_size=SEQUENCES).tokens
@@ -92,5 +91,5 @@ def selected_baselines(
         name: {"schedule": str(schedule), "layers": ranking.layers, "kl": ranking.scores}
         for name, (schedule, ranking) in found.items()
     }
-    write_text(file, json.dumps(facts, indent=1) + "\n")
+    write_sealed(file, facts)
     return {name: schedule for name, (schedule, _) in found.items()}

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +27,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.config.selection import SelectionConfig
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError, RunFolderError
-from layersearch.files import parse_json, unwritable, write_text
+from layersearch.files import parse_sealed, unwritable, write_sealed
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.fvcore_flops import check_flops
 from layersearch.model.pretrained import load_pretrained
@@ -144,9 +143,9 @@ class ModelSelection:
             without = units_without_facts(self._recipe, self._tasks, len(units), self._seed)
             guessed = by_task(Scorer(model, without, self._tasks, 0.5).measure_all(full))
             levels = {task: {"full": level[task], "chance": guessed[task]} for task in level}
-            write_text(file, json.dumps(levels, indent=1) + "\n")
+            write_sealed(file, levels)
         try:
-            held = parse_json(file.read_text(encoding="utf-8"))
+            held = parse_sealed(file.read_text(encoding="utf-8"))
             return tuple(task for task in self._tasks if held[task]["full"] >= self._config.min_accuracy)
         except (ValueError, TypeError, KeyError):
             raise RunFolderError(f"{file}: damaged; remove it, and run the same command again") from None
@@ -161,7 +160,7 @@ class ModelSelection:
         scores = [np.zeros(len(options)) for options in self._space.options]
         if file.exists():
             try:
-                held = parse_json(file.read_text(encoding="utf-8"))
+                held = parse_sealed(file.read_text(encoding="utf-8"))
                 losses = [float(loss) for loss in held["losses"]]
                 scores = [np.array(layer, dtype=np.float64) for layer in held["scores"]]
                 if [s.shape for s in scores] != [(len(options),) for options in self._space.options]:
@@ -173,7 +172,7 @@ class ModelSelection:
 
         def on_step(step: int, loss: float, now: Sequence[Array]) -> None:
             losses.append(loss)
-            write_text(file, json.dumps({"scores": [layer.tolist() for layer in now], "losses": losses}) + "\n")
+            write_sealed(file, {"scores": [layer.tolist() for layer in now], "losses": losses}, indent=None)
             self._say("gates", step, steps, f"relaxed loss {loss:.3f}")
 
         self._say("gates", done, steps, f"all {sum(map(len, self._space.options))} choices of {model.n_layers} layers")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from tokenizers import Tokenizer
 
 from layersearch.config.selection import SHORTER
 from layersearch.errors import ConfigError
-from layersearch.files import write_text
+from layersearch.files import write_sealed
 from layersearch.results.held_out import compact
 from layersearch.results.retrieval_cells import NAME, read_lengths
 from layersearch.schedule import Schedule
@@ -73,6 +72,5 @@ def measure_lengths(
             if found.get(length, {}).keys() != by_number.keys():
                 say(done, planned, f"{length:,} tokens, {compact(schedule)}")
                 found[length] = shares_of(scorer, schedule, by_number)
-                text = {str(one): by_length for one, by_length in held.items()}
-                write_text(run / NAME, json.dumps(text, indent=1) + "\n")
+                write_sealed(run / NAME, {str(one): by_length for one, by_length in held.items()})
             done += 1

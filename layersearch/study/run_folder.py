@@ -11,7 +11,16 @@ from typing import IO, Any
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import FORMAT, FREE, check_links, first_difference, open_folder, parse_json, write_text
+from layersearch.files import (
+    FORMAT,
+    FREE,
+    check_links,
+    first_difference,
+    is_unchanged,
+    open_folder,
+    parse_json,
+    write_text,
+)
 from layersearch.results.result import Result
 from layersearch.results.sentences import winner_evidence
 from layersearch.schedule.files import schedule_text
@@ -121,6 +130,10 @@ def read_config(path: Path) -> dict[str, Any]:
             raise RunFolderError(
                 f"{file}: the key {key!r} is missing or damaged; restore it or start anew with another --out"
             )
+    if not is_unchanged(config):
+        raise RunFolderError(
+            f"{file}: changed since it was written; restore it, or remove its key 'crc32' if you changed it yourself"
+        )
     search = config["recipe"].get("search")
     if isinstance(search, dict) and "pruner" not in search:
         # An older version had no such key: the sampler chose the pruner, and `reduction` could be there without effect.

@@ -179,12 +179,26 @@ def test_read_texts_file_without_text_is_refused_if_named_and_left_out_of_a_fold
             zipped({"a.txt": b"one"})[:-30],
             r"a\.zip cannot be read as a packed file \(.*\); give a whole file$",
         ),
+        (
+            "a.zip",
+            zipped({"a.txt": b"one"}).replace(b"\x14\0\0\0\0\0", b"\x14\0\1\0\0\0"),
+            r"a\.zip cannot be read as a packed file \(.*encrypted.*\); unpack it$",
+        ),
         ("a.parquet", b"PAR1 and no more", r"a\.parquet cannot be read as parquet \(.*\); give Parquet files$"),
         ("a.jsonl", JSON[:-9], r"a\.jsonl cannot be read as jsonl \(line 60: .*\); give one JSON object a line$"),
         ("a.json", b'[{"text": "a"}, {"te', r"a\.json cannot be read as json \(line 1: .*\); give JSON objects$"),
         ("a.jsonl", b'{"body": "a"}\n', r"a\.jsonl: no column 'text'; set data\.column to one of body$"),
     ],
-    ids=["gz", "zst", "zip", "parquet", "jsonl", "json", "column"],  # a packed file holds the time
+    ids=[
+        "gz",
+        "zst",
+        "zip",
+        "zip with a password",
+        "parquet",
+        "jsonl",
+        "json",
+        "column",
+    ],  # a packed file holds the time
 )
 def test_read_texts_broken_shard_of_a_folder_is_refused(tmp_path, name, content, line):
     with pytest.raises(DataError, match=line):

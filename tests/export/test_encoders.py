@@ -273,3 +273,40 @@ def test_model_file_of_a_published_longformer_counts_its_pairs(tmp_path: Path) -
         "mlp": 12 * 2 * width * inner + width**2,
         "head": width * 50265,
     }
+
+
+def of_two_stacks(family: str | None, out: Path, **given: Any) -> Path:
+    model = ModelConfig(
+        kind="encoder_decoder", n_layers=2, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48, **{"other_layers": 1} | given
+    )
+    schedule = Schedule.parse("window:5*2")
+    export(schedule, "hf", model=model, vocab_size=VOCAB, seq_len=TOKENS, out=out, family=family)
+    return out
+
+
+@pytest.mark.parametrize("family", [None, "led", "longt5"])
+def test_encoder_decoder_of_a_recipe_keeps_the_layers_of_both_stacks(family: str | None, tmp_path: Path) -> None:
+    values = json.loads((of_two_stacks(family, tmp_path / "out") / "config.json").read_text())
+    assert str(read_model_file(str(tmp_path / "out")).schedule) == "window:5*2"
+    layers = {
+        None: lambda: (values["encoder"]["num_hidden_layers"], values["decoder"]["num_hidden_layers"]),
+        "led": lambda: (values["encoder_layers"], values["decoder_layers"]),
+        "longt5": lambda: (values["num_layers"], values["num_decoder_layers"]),
+    }
+    assert layers[family]() == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "said"),
+    [
+        ("modernbert", {}, "modernbert has no decoder, and the recipe's model is an encoder-decoder; give led, longt5"),
+        ("led", {"other_schedule": "window:4"}, r"model\.other_schedule window:4: .* full attention; give --to yaml"),
+        (None, {"searched": "decoder"}, "an encoder-decoder whose decoder is searched; give --to yaml or json"),
+    ],
+)
+def test_encoder_decoder_that_no_family_holds_is_refused(
+    family: str | None, given: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=said):
+        of_two_stacks(family, tmp_path / "out", **given)
+    assert not (tmp_path / "out").exists()

@@ -9,11 +9,12 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.conversions import PLAIN, SPARSE, Stop, stop_at
+from tests.helpers.conversions import PLAIN, SPARSE
 
 STEPS = 10
 JOBS: dict[str, tuple[int, int, tuple[str, ...]]] = {
@@ -27,7 +28,8 @@ VOCABULARY = 300
 PIECE_ROWS = 8
 """Rows of logits that jobs of one rank may make at once: their texts need several pieces, those of other jobs one."""
 BROKEN = {"zero3": 5}
-"""Jobs that are also stopped after a step and resumed, as NAME-broken: under ZeRO-3 the state lies in shards."""
+"""Jobs that are done again as NAME-broken: after this step the second rank stops, as in a machine that hangs, and the
+conversion goes on from its last checkpoint. Under ZeRO-3 the state lies in shards."""
 
 
 def _recipe(name: str) -> Any:
@@ -38,17 +40,52 @@ def _recipe(name: str) -> Any:
     return load_convert_recipe("plain", [*settings, "training.weight_decay=0.1", "distil=0.5", *keys])
 
 
-KILLED: list[int] = []
+STOPPED: list[int] = []
 
 
-def _kill_second_rank(step: Any) -> None:
+def _ranks() -> list[Any]:
     import psutil
 
-    if step.step >= 3:
-        ranks = [one for one in psutil.Process().children() if "layersearch.convert.worker" in one.cmdline()]
-        if len(ranks) == 2 and ranks[1].pid not in KILLED:
-            KILLED.append(ranks[1].pid)
-            ranks[1].kill()
+    found = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "layersearch.convert.worker" in child.cmdline():
+                found.append(child)
+    return found
+
+
+def _nothing(step: Any) -> None:
+    pass
+
+
+def _stop_second_rank(wanted: int) -> Callable[[Any], None]:
+    def listener(step: Any) -> None:
+        if step.step >= wanted and not STOPPED and len(ranks := _ranks()) == 2:
+            STOPPED.append(ranks[1].pid)
+            ranks[1].suspend()
+
+    return listener
+
+
+@contextlib.contextmanager
+def _first_ranks_killed() -> Iterator[list[int]]:
+    """Kill each first rank as soon as there are two; give their process IDs."""
+    killed, ended = list[int](), threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.02):
+            ranks = _ranks()
+            if len(ranks) == 2 and ranks[0].pid not in killed:
+                killed.append(ranks[0].pid)
+                ranks[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    try:
+        yield killed
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextlib.contextmanager
@@ -82,18 +119,20 @@ def main(base: str, out: str, cache: str) -> None:
     schedule = Schedule.parse(SPARSE)
     stops = [(name, name, None) for name in JOBS] + [(f"{name}-broken", name, step) for name, step in BROKEN.items()]
     for label, name, stop in stops:
-        recipe, folder = _recipe(name), Path(out) / label
-        with contextlib.suppress(Stop):
-            if stop is not None:
-                convert(recipe, base, schedule, folder, cache=Path(cache), listener=stop_at(stop))
+        recipe, folder, listener = _recipe(name), Path(out) / label, _nothing
+        if stop is not None:
+            patience = dataclasses.replace(recipe.training, hang_seconds=8, hang_factor=8)
+            recipe, listener = dataclasses.replace(recipe, training=patience), _stop_second_rank(stop)
         with _small_pieces() as rows:
-            done = convert(recipe, base, schedule, folder, cache=Path(cache))
+            done = convert(recipe, base, schedule, folder, cache=Path(cache), listener=listener)
         evaluations = [dataclasses.asdict(one) for one in done.evaluations]
         found[label] = {"family": done.family, "evaluations": evaluations, "rows": max(rows, default=0)}
-    try:
-        convert(_recipe("zero1"), base, schedule, Path(out) / "dead", cache=Path(cache), listener=_kill_second_rank)
-    except LayersearchError as error:
-        found["dead"], found["kills"] = str(error), len(KILLED)
+    found["stopped"] = len(STOPPED)
+    with _first_ranks_killed() as killed:
+        try:
+            convert(_recipe("zero2"), base, schedule, Path(out) / "dead", cache=Path(cache))
+        except LayersearchError as error:
+            found["dead"], found["kills"] = str(error), len(killed)
     (Path(out) / "results.json").write_text(json.dumps(found))
 
 

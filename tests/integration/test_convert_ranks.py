@@ -94,7 +94,8 @@ def test_convert_bf16_shards_are_saved_unrounded(out: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [*rank_conversions.BROKEN])
-def test_convert_ranks_stopped_ends_as_unbroken(name: str, out: Path) -> None:
+def test_convert_rank_that_hangs_is_killed_and_the_rest_ends_as_unbroken(name: str, out: Path) -> None:
+    assert json.loads((out / "results.json").read_text())["stopped"] == 1
     assert losses(out, f"{name}-broken") == losses(out, name)
     found, wanted = weights(out, f"{name}-broken"), weights(out, name)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from layersearch.cli.main import main
 from tests.helpers import gguf_models
 from tests.helpers.refusals import check_line
 
@@ -63,6 +64,9 @@ def converted(folder: Path, out: str, *more: str) -> dict[str, Any]:
 
 
 def test_convert_winner_of_a_selection_takes_its_model_text_and_length(folder: Path) -> None:
+    """And the model, of a GGUF file, is stock with its tokenizer."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
     found = converted(folder, "healed", "--set", "training.precision=float32")
     asked = json.loads((folder / "healed/convert.json").read_text())
     assert (asked["model"], asked["recipe"]["name"]) == ("tiny.gguf", "heal")
@@ -75,15 +79,9 @@ def test_convert_winner_of_a_selection_takes_its_model_text_and_length(folder: P
         assert {"accuracy_pass_key", "answer_accuracy", "answer_loss"} <= metrics.keys()
         assert evaluation["seq_len"] == TOKENS
     assert [one["moment"] for one in found["evaluations"]] == ["original", "switched", "training", "converted"]
-
-
-def test_convert_model_from_a_gguf_file_is_stock_with_its_tokenizer(folder: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    found = converted(folder, "stock", "--set", "training.precision=float32")
-    model = AutoModelForCausalLM.from_pretrained(folder / "stock/model").eval()
+    model = AutoModelForCausalLM.from_pretrained(folder / "healed/model").eval()
     assert model.config.model_type == found["family"]
-    tokenizer = AutoTokenizer.from_pretrained(folder / "stock/model")
+    tokenizer = AutoTokenizer.from_pretrained(folder / "healed/model")
     assert tokenizer.eos_token
     text = "the river runs to 3 1 4"
     assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
@@ -98,11 +96,14 @@ def test_convert_flags_win_over_the_run(folder: Path) -> None:
     assert (asked["training"]["seq_len"], asked["data"]["files"]) == (128, ["docs/0*.txt"])
 
 
-def test_convert_run_of_a_proxy_without_model_is_refused(folder: Path, saved_run: Path) -> None:
-    done = layersearch("convert", "--run", str(saved_run), "--out", "none", at=folder, code=2)
-    check_line(done.stderr, ("--model is missing", "name the pre-trained model"))
-    done = layersearch("convert", "--schedule", "full*3", "--out", "none", at=folder, code=2)
-    check_line(done.stderr, ("--model is missing", "--schedule names none"))
+def test_convert_run_of_a_proxy_without_model_is_refused(
+    folder: Path, saved_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(["convert", "--run", str(saved_run), "--out", "none"]) == 2
+    check_line(capsys.readouterr().err, ("--model is missing", "name the pre-trained model"))
+    assert main(["convert", "--schedule", "full*3", "--out", "none"]) == 2
+    check_line(capsys.readouterr().err, ("--model is missing", "--schedule names none"))
     assert not (folder / "none").exists()
 
 
@@ -120,19 +121,28 @@ def test_run_heal_ends_with_a_healed_model_and_resumes(folder: Path) -> None:
     assert [json.loads(line)["step"] for line in steps] == list(range(1, 41))
 
 
-def test_run_heal_dry_run_states_the_healing(folder: Path) -> None:
-    plan = json.loads(layersearch(*search(folder, "--heal", "--dry-run", "--json"), at=folder).stdout)
+def test_run_heal_dry_run_states_the_healing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    assert main(search(folder, "--heal", "--dry-run", "--json")) == 0
+    plan = json.loads(capsys.readouterr().out)
     assert (plan["heal"]["steps"], plan["heal"]["tokens"]) == (40, TOKENS)
     memory = plan["heal"]["memory"]
     assert memory["weights"] == memory["original"] == memory["gradients"] == 4 * plan["parameters"]
     assert memory["total"] > 20 * plan["parameters"]
 
 
-def test_convert_dry_run_prints_the_memory_and_trains_nothing(folder: Path) -> None:
-    words = ("convert", "--run", "run", "--out", "planned", "--dry-run")
-    memory = json.loads(layersearch(*words, "--json", at=folder).stdout)["memory"]
+def test_convert_dry_run_prints_the_memory_and_trains_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    words = ["convert", "--run", "run", "--out", "planned", "--dry-run"]
+    assert main([*words, "--json"]) == 0
+    memory = json.loads(capsys.readouterr().out)["memory"]
     assert memory["activations"] > 0 < memory["logits"]
-    said = layersearch(*words, at=folder).stdout
+    assert main(words) == 0
+    said = capsys.readouterr().out
     assert "40 steps of 1 x 160 tokens, recipe heal" in said
     assert "activations" in said
     assert not (folder / "planned").exists()

@@ -97,7 +97,7 @@ def test_read_config_from_before_the_pruner_key_derives_it(
     out = tmp_path / "run"
     shutil.copytree(smoke_run, out)
     config = json.loads((out / "config.json").read_text())
-    del config["recipe"]["search"]["pruner"]
+    del config["recipe"]["search"]["pruner"], config["crc32"]
     config["recipe"]["search"] |= {"sampler": sampler, "reduction": 2}
     (out / "config.json").write_text(json.dumps(config))
     found = build(Recipe, read_config(out)["recipe"], "recipe")
@@ -112,6 +112,7 @@ def test_run_folder_of_optimal_l_with_another_sampler_resumes(tmp_path: Path, sm
     recipe = load_recipe("recall")
     (setting,) = OptimalLConfig(recipe=recipe, space=load_space(recipe.default_space), delta=0.05).settings()
     config = json.loads((smoke_run / "config.json").read_text())
+    del config["crc32"]
     held = json.loads(json.dumps(setting.recipe.to_dict()))
     held["search"] |= {"sampler": "gp", "reduction": 2}
     del held["search"]["pruner"]

@@ -159,6 +159,7 @@ def test_run_records_lost_from_every_generation_are_trained_again(
     more, whole, out = "search.trials=10", tmp_path / "whole", tmp_path / "run"
     config = json.loads((smoke_run / "config.json").read_text())
     config["recipe"]["search"]["trials"] = 10
+    del config["crc32"]
     whole.mkdir()
     (whole / "config.json").write_text(json.dumps(config))
     go_on(whole, pool, more)
@@ -264,7 +265,7 @@ def test_run_finished_opens_no_study_and_keeps_its_figures(tmp_path: Path, smoke
     assert (out / "signal.png").read_bytes() == (smoke_run / "signal.png").read_bytes()
 
 
-def test_run_killed_worker_has_its_trial_tried_once_more(tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_worker_has_its_trial_tried_once_more(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
     """In the same run, so that its records and its result are those of an unbroken one."""
     out = tmp_path / "run"
     process = started(out)
@@ -279,7 +280,7 @@ def test_run_killed_worker_has_its_trial_tried_once_more(tmp_path: Path, smoke_r
     assert latest(out) == records(smoke_run)
     check_study(out)
     before = lines(out)
-    run(out)
+    go_on(out, pool)
     assert lines(out) == before  # nothing is left to try
 
 

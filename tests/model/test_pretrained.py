@@ -71,5 +71,6 @@ def test_folder_without_a_fingerprint_still_opens(tmp_path: Path, opened, file: 
     opened(out, "one")
     held = json.loads((out / file).read_text())
     assert held.pop("model_fingerprint") == "one"
+    del held["crc32"]
     (out / file).write_text(json.dumps(held))
     opened(out, "two")

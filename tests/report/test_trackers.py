@@ -57,6 +57,15 @@ def test_tracking_logs_each_record_once_as_the_file_grows_and_after_a_restart(
     assert numbers == [*range(len(records))]
 
 
+@pytest.mark.parametrize("text", ["{", '{"id": null, "logged": 1, "crc32": "00000000"}'])
+def test_csv_whose_count_was_damaged_holds_each_trial_once(run: Path, records: list[TrialRecord], text: str) -> None:
+    Tracking(["csv"], run).finish()
+    (run / "tracking" / "csv.json").write_text(text)
+    Tracking(["csv"], run).finish()
+    numbers = [int(row["trial"]) for row in rows(run / "tracking" / "csv" / "trials.csv")]
+    assert numbers == [*range(len(records))]
+
+
 def test_csv_a_later_metric_becomes_a_column(run: Path) -> None:
     file = run / "trials.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]

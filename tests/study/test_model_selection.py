@@ -205,7 +205,7 @@ def test_selection_killed_in_every_phase_resumes_to_the_same_records(
     for name in ("gates.json", "retrieval.json", "retrieval_lengths.json", "flops.json", "winner.yaml"):
         assert (out / name).read_text() == (finished / name).read_text()
     before = contents(out)["trials.jsonl"]
-    assert launch(request(model, out)).returncode == 0
+    assert main(request(model, out)) == 0
     assert contents(out)["trials.jsonl"] == before  # a finished run measures nothing again
 
 

@@ -158,9 +158,9 @@ WORDS = {"full": "full_attention", "window": "sliding_attention"}
 """The word of a layer where the form is ``types``."""
 
 
-def default_encoder() -> EncoderFamily:
-    """Return the family of an encoder for ``--to hf`` where none is named."""
-    return ENCODERS["modernbert"]
+def default_encoder(two_stacks: bool = False) -> EncoderFamily:
+    """Return the family of an encoder, or of an encoder-decoder, for ``--to hf`` where none is named."""
+    return ENCODERS["t5gemma" if two_stacks else "modernbert"]
 
 
 def find_encoder(name: str) -> EncoderFamily:

@@ -20,6 +20,7 @@ from layersearch.export.files import write_files
 from layersearch.export.hf import known_fields
 from layersearch.export.weights import copy_tokenizer, new_files
 from layersearch.schedule import Schedule, presets
+from layersearch.schedule.work import other_stack
 
 _PERIOD = "global_attn_every_n_layers"
 """ModernBERT's older form of ``layer_types``; transformers 4 reads nothing else."""
@@ -66,6 +67,8 @@ def encoder_text(schedule: Schedule, family: EncoderFamily, model: ModelConfig, 
     The vocabulary gets one more token, for padding, where the family cannot do without.
     """
     check_supported(schedule, family, seq_len=seq_len, n_heads=model.n_heads)
+    if model.kind == "encoder_decoder":
+        _check_decoder(model, family)
     if not family.gqa and model.n_kv_heads != model.n_heads:
         raise ExportError(
             f"n_kv_heads: family {family.name} has one key-value head per query head, the model {model.n_kv_heads} for "
@@ -81,12 +84,31 @@ def encoder_text(schedule: Schedule, family: EncoderFamily, model: ModelConfig, 
         values |= fields
     else:
         own = values | fields
-        decoder = values | schedule_fields(presets.all_full(model.n_layers), family, seq_len)
+        layers = _decoder_layers(model)
+        decoder = values | schedule_fields(presets.all_full(layers), family, seq_len) | {"num_hidden_layers": layers}
         values = {family.part: own, "decoder": decoder, "vocab_size": values["vocab_size"]}
         values["tie_word_embeddings"] = model.tie_embeddings
     values["architectures"] = [family.architecture]
     built = build(family, values, f"family {family.name} at this size")
     return str(built.to_json_string())
+
+
+def _decoder_layers(model: ModelConfig) -> int:
+    return model.stack_layers[1] if model.kind == "encoder_decoder" else model.n_layers
+
+
+def _check_decoder(model: ModelConfig, family: EncoderFamily) -> None:
+    """Refuse a family without a decoder, and a decoder's schedule, for a recipe's encoder-decoder."""
+    if not family.decoder:
+        known = ", ".join(one.name for one in ENCODERS.values() if one.decoder)
+        raise ExportError(
+            f"--family {family.name} has no decoder, and the recipe's model is an encoder-decoder; give {known}"
+        )
+    decoder = other_stack(model)
+    if decoder.n_full != len(decoder):
+        raise ExportError(
+            f"model.other_schedule {decoder}: --to hf writes a decoder with full attention; give --to yaml or json"
+        )
 
 
 def _sizes(family: EncoderFamily, model: ModelConfig, vocab: int, seq_len: int, padded: int) -> dict[str, Any]:
@@ -104,9 +126,9 @@ def _sizes(family: EncoderFamily, model: ModelConfig, vocab: int, seq_len: int, 
         "decoder_ffn_dim": model.d_ff,
         "num_hidden_layers": model.n_layers,
         "num_layers": model.n_layers,
-        "num_decoder_layers": model.n_layers,
+        "num_decoder_layers": _decoder_layers(model),
         "encoder_layers": model.n_layers,
-        "decoder_layers": model.n_layers,
+        "decoder_layers": _decoder_layers(model),
         "num_attention_heads": model.n_heads,
         "num_heads": model.n_heads,
         "encoder_attention_heads": model.n_heads,

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import las_both_ways, strips, tiled, union
+from layersearch.model.attention import las_both_ways, strips, tiled, two_sides, union
 from layersearch.model.attention.residues import deal, gather
 from layersearch.schedule import Span
 
@@ -200,6 +200,8 @@ def backward_plain(
         if span.decay > 0:
             alphas = _alphas(queries, span, len(q))
             found = las_both_ways.backward(grad, queries, held, mixed, outs, sums, span, alphas, scale, softcap)
+        elif two_sides.serves(span, tokens, TILED_BACKWARD_SIZE):
+            found = two_sides.backward(grad, queries, held, mixed, outs, sums, span, scale, softcap)
         else:
             plan = union.both_ways(span, tokens)
             found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap)

@@ -256,9 +256,15 @@ def backward(
     *,
     softcap: float = 0.0,
     covered: bool = True,
+    begun: tuple[Tensor, Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v; arguments as in `forward`, ``out`` and ``lse`` over all keys of a query."""
-    dq, dk, dv = torch.empty_like(q) if covered else torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    """Return the gradients of q, k and v; arguments as in `forward`, ``out`` and ``lse`` over all keys of a query.
+
+    ``begun`` are gradients that another kernel has found of other pairs, which change.
+    """
+    if begun is None:
+        begun = torch.empty_like(q) if covered else torch.zeros_like(q), torch.zeros_like(k), torch.zeros_like(v)
+    dq, dk, dv = begun
     sums = lse.unsqueeze(-1)
     for part in plan:
         by_query = [part.cut(x, keys=False) for x in (grad, q, out, sums)]

@@ -20,6 +20,8 @@ from layersearch.schedule.span_keys import random_block
 
 FEWEST_STEP_QUERIES = tiled.MOST_QUERIES
 """Fewest queries that see one prefix of the columns without a mask: as many as a window's tile has, not measured."""
+FEWEST_STEP_KEYS = 16
+"""Fewest columns by which such prefixes grow: fewer make many small products (see analysis/span_speed)."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +124,7 @@ def _strides(size: int, tokens: int) -> tuple[StripGroup, ...]:
 
 def steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
     """Cut the columns of earlier blocks into strips: a rectangle for several blocks of queries, and its corner."""
-    several = max(1, FEWEST_STEP_QUERIES // size)
+    several = max(1, FEWEST_STEP_QUERIES // size, FEWEST_STEP_KEYS // columns)
     queries, mask = several * size, Steps(size, columns)
     cut: list[StripGroup] = []
     if several > 1:
@@ -142,7 +144,7 @@ def steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
 
 def _own_steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
     """Cut the columns of earlier blocks, and those of a query's own block before it, into strips."""
-    several = max(1, FEWEST_STEP_QUERIES // size)
+    several = max(1, FEWEST_STEP_QUERIES // size, FEWEST_STEP_KEYS // columns)
     queries, step, mask = several * size, several * columns, Steps(size, columns, own=True)
     tiles, rest = divmod(tokens, queries)
     keys = rest // size * columns + max(0, rest % size - size + columns)  # columns of the rest
@@ -190,20 +192,28 @@ def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
         return _bigbird_both_ways(span.size, tokens)
     near = Span(kind=span.kind, size=span.size, offset=span.offset)
     cut = _sides(near, span.size, tokens) if span.kind == "window" else _squares(near, span.size, tokens)
-    first = span.global_first
-    if first:
-        # The global tokens' near pairs end here; those beyond need no mask.
-        end = first - 1 + span.size if span.kind == "window" else _block_end(near, first - 1)
-        edge, far = min(end + 1, tokens), BothWays(near, outside=True)
-        for queries, keys in (((0, first), (0, edge)), ((0, first), (edge, tokens)), ((first, edge), (0, first))):
-            if queries[0] < queries[1] and keys[0] < keys[1]:
-                mask = far if keys[0] == 0 else None
-                cut.append(
-                    StripGroup(queries[0], 1, queries[1] - queries[0], keys[0], keys[1] - keys[0], 0, mask, False, True)
-                )
-        if edge < tokens:
-            cut.append(StripGroup(edge, 1, tokens - edge, 0, first, 0, None, False, True))
-    return tuple(cut)
+    return (*cut, *global_strips(span, tokens))
+
+
+def global_strips(span: Span, tokens: int) -> list[StripGroup]:
+    """Cut the pairs with a global token that an encoder's window or block does not see, into strips."""
+    first, cut = span.global_first, list[StripGroup]()
+    if not first:
+        return cut
+    assert span.size is not None
+    near = Span(kind=span.kind, size=span.size, offset=span.offset)
+    # The global tokens' near pairs end here; those beyond need no mask.
+    end = first - 1 + span.size if span.kind == "window" else _block_end(near, first - 1)
+    edge, far = min(end + 1, tokens), BothWays(near, outside=True)
+    for queries, keys in (((0, first), (0, edge)), ((0, first), (edge, tokens)), ((first, edge), (0, first))):
+        if queries[0] < queries[1] and keys[0] < keys[1]:
+            mask = far if keys[0] == 0 else None
+            cut.append(
+                StripGroup(queries[0], 1, queries[1] - queries[0], keys[0], keys[1] - keys[0], 0, mask, False, True)
+            )
+    if edge < tokens:
+        cut.append(StripGroup(edge, 1, tokens - edge, 0, first, 0, None, False, True))
+    return cut
 
 
 def _bigbird_both_ways(size: int, tokens: int) -> tuple[StripGroup, ...]:

@@ -14,10 +14,13 @@ from layersearch.training.record import TrialRecord
 class CsvFiles:
     """Appends to the two files in a folder; where a later trial has a further metric, the file is written again."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fresh: bool = False) -> None:
         self.id: str | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._trials, self._curves = folder / "trials.csv", folder / "curves.csv"
+        if fresh:  # nothing says what they hold
+            self._trials.unlink(missing_ok=True)
+            self._curves.unlink(missing_ok=True)
 
     def trial(self, number: int, record: TrialRecord) -> None:
         """Append the trial and its curve."""

@@ -7,14 +7,13 @@ once and left out from then on; the search goes on. ``tracking/KIND.json`` holds
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from layersearch.errors import ConfigError, LayersearchError, one_line
-from layersearch.files import parse_json, write_text
+from layersearch.files import parse_sealed, write_sealed
 from layersearch.report.trackers.base import Tracker
 from layersearch.training.record import TrialRecord
 
@@ -105,7 +104,7 @@ class Tracking:
             held = self._held(kind)
             self._logged[kind] = int(held.get("logged", 0))
             try:
-                self._open[kind] = _make(kind, self._run, held.get("id"))
+                self._open[kind] = _make(kind, self._run, held.get("id"), fresh=not self._logged[kind])
             except Exception as error:
                 self._failed.add(kind)
                 _LOG.warning("--log %s: not started (%s); the run goes on", kind, one_line(error))
@@ -114,7 +113,7 @@ class Tracking:
 
     def _held(self, kind: str) -> dict[str, Any]:
         try:
-            held = parse_json((self._run / FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
+            held = parse_sealed((self._run / FOLDER / f"{kind}.json").read_text(encoding="utf-8"))
             return held if isinstance(held, dict) and isinstance(held.get("logged"), int) else {}
         except (OSError, ValueError):
             return {}
@@ -122,19 +121,19 @@ class Tracking:
     def _save(self, kind: str) -> None:
         try:
             held = {"id": self._open[kind].id, "logged": self._logged[kind]}
-            write_text(self._run / FOLDER / f"{kind}.json", json.dumps(held) + "\n")
+            write_sealed(self._run / FOLDER / f"{kind}.json", held, indent=None)
         except OSError as error:
             _LOG.warning("--log %s: %s", kind, one_line(error))
 
 
-def _make(kind: str, run: Path, id: object) -> Tracker:
+def _make(kind: str, run: Path, id: object, *, fresh: bool) -> Tracker:
     folder, name = run / FOLDER / kind, run.resolve().name
     folder.parent.mkdir(parents=True, exist_ok=True)
     known = None if id is None else str(id)
     if kind == "csv":
         from layersearch.report.trackers.csv_files import CsvFiles
 
-        return CsvFiles(folder)
+        return CsvFiles(folder, fresh=fresh)
     if kind == "tensorboard":
         from layersearch.report.trackers.tensorboard_files import TensorboardFiles
 

@@ -392,6 +392,19 @@ def test_chunked_attention_of_an_encoder_equals_reference(text: str, softcap: fl
         assert max(differences(found, truth)) < 1e-10
 
 
+@pytest.mark.parametrize("text", ["window:130", "window:150+global:first:9", "window:256+las:0/3"])
+@pytest.mark.parametrize("softcap", [0.0, 1.5])
+def test_chunked_attention_of_an_encoder_with_windows_wide_enough_for_tiles_equals_reference(
+    text: str, softcap: float
+) -> None:
+    span, case = Span.parse(text), tensors(1, 2, 1, 1033, 8)
+    found, truth = (
+        outcome(lambda q, k, v, span, by=by: by(q, k, v, span, softcap, bidirectional=True), span, *case)
+        for by in (chunked_attention, reference_attention)
+    )
+    assert max(differences(found, truth)) < 1e-10
+
+
 def extra_case(text: str, tokens: int) -> tuple[Span, list[Tensor], Tensor, dict[str, Any]]:
     """Return a span, its q, k, v and summaries, a gradient, and its marks."""
     span, (*case, grad) = Span.parse(text), tensors(3, 4, 2, tokens, 5)
