@@ -23,31 +23,31 @@ from layersearch.config.recipe import Recipe  # noqa: E402
 from layersearch.schedule import Schedule  # noqa: E402
 from trials import Group, arguments, read, run, table, toy  # noqa: E402
 
-LAYERS, SEEDS = 6, 3
+LAYERS, SEEDS = 4, 3
 TASKS: dict[str, dict[str, Any]] = {
-    # Six windows of 2 tokens reach 6 tokens back, and six of 3 tokens 12.
+    # Four windows of 2 tokens reach 4 tokens back.
     "hops": {
         "window": "window:2",
-        "data": {"source": "hops", "hops": 2, "vocab_size": 24, "pairs": 4, "queries": 4, "distance": 7},
-        "seq_len": 32,
+        "data": {"source": "hops", "hops": 2, "vocab_size": 24, "pairs": 4, "queries": 4, "distance": 5},
+        "seq_len": 28,
         "steps": 400,
     },
     "coreference": {
-        "window": "window:3",
-        "data": {"source": "coreference", "documents": 3, "vocab_size": 24, "pairs": 3, "queries": 3, "distance": 13},
-        "seq_len": 69,
+        "window": "window:2",
+        "data": {"source": "coreference", "documents": 2, "vocab_size": 18, "pairs": 3, "queries": 3, "distance": 5},
+        "seq_len": 32,
         "steps": 400,
     },
 }
 PLACES: dict[str, tuple[int, ...]] = {
     "none": (),
     "1 at the bottom": (0,),
-    "1 in the middle": (3,),
-    "1 at the top": (5,),
+    "1 in the middle": (1,),
+    "1 at the top": (3,),
     "2 at the bottom": (0, 1),
-    "2 in the middle": (2, 3),
-    "2 at the top": (4, 5),
-    "2 apart": (1, 4),
+    "2 in the middle": (1, 2),
+    "2 at the top": (2, 3),
+    "2 apart": (1, 3),
     "all": tuple(range(LAYERS)),
 }
 """Layers that are full, counted from 0 at the bottom."""

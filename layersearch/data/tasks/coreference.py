@@ -1,19 +1,20 @@
 """Coreference across documents: which name of the first document means the same entity as an alias of another one?
 
-A sequence holds ``documents`` documents. Each one names every entity in a statement of three tokens: the document's
-mark, an alias that holds in this document only, and an attribute of the entity. The attribute is what an entity's
-mentions in different documents share. Aliases of all documents come from one alphabet, so the same alias may mean
-another entity elsewhere. At least ``distance - 1`` tokens of filler lie between one document and the next. Queries
-follow, each a later document's mark and one of its aliases; the answer is the entity's alias in the first document. Two
-entities, two documents::
+A sequence holds ``documents`` documents. Each one names every entity in a statement of three tokens that begins with
+the document's mark. The first document gives an attribute of the entity, then its alias there; the others give their
+alias, then the attribute, which is what an entity's mentions share. An alias holds in its document only: the same word
+may mean another entity elsewhere. At least ``distance - 1`` tokens of filler lie between one document and the next.
+Queries follow, each a later document's mark and one of its aliases; the answer is the entity's alias in the first
+document. Two entities, two documents::
 
-    m1 a x m1 b y . . . . . . . . m2 c y m2 a x . . . . . . . . m2 a . m2 c
+    m1 x a m1 y b . . . . . . . . m2 c y m2 a x . . . . . . . . m2 a . m2 c
                                                                    a      b    to predict
 
-No document answers alone: the later one tells the attribute, the first one the alias. Training also scores the end of
-every statement of a later document, where the attribute is read already and one step is left; validation scores the
-queries only. Answers never enter the stream, so no answer can be copied from nearby. A model that reads the aliases of
-the first document and links nothing guesses one of ``pairs``.
+No document answers alone: the later one tells the attribute, the first one the alias. Attributes and aliases come from
+one alphabet, so that matching a word to its earlier use is learned once. Training also scores the end of every
+statement of a later document, where the attribute is read already and one step is left; validation scores the queries
+only. Answers never enter the stream, so no answer can be copied from nearby. A model that reads the aliases of the
+first document and links nothing guesses one of ``pairs``.
 
 The number of full layers it takes, above local layers that give every token its two left neighbors, is that of `hops`
 with two links, by the same argument:
@@ -22,6 +23,8 @@ with two links, by the same argument:
   attribute. In the second one, a query fetches that from the statement with its own mark and alias.
 - One is not enough for a model too narrow to carry all statements at once (2402.09268, sec. 4, under its conjecture): a
   query knows its mark and alias, and only the statement of the later document tells which attribute to look for.
+
+With two documents the mark tells no more than the order of a statement does, and one left neighbor is enough.
 """
 
 from __future__ import annotations
@@ -45,7 +48,7 @@ class Coreference(Task):
         documents, entities, queries, distance = config.documents, config.pairs, config.queries, config.distance
         cause = f"data.documents {documents}, data.pairs {entities}"
         # With one alias only there would be nothing to predict.
-        self.need_vocabulary(documents + max(2 * entities, 4), cause)
+        self.need_vocabulary(documents + entities + max(entities, 2), cause)
         cause = (
             f"data.documents {documents}, data.pairs {entities}, data.queries {queries} and data.distance {distance}"
         )
@@ -60,15 +63,14 @@ class Coreference(Task):
         )
         assert config.fillers is not None
         self.first_mark = config.fillers
-        self.first_alias = self.first_mark + documents
-        self.first_attribute = self.first_alias + (self.vocab_size - self.first_alias) // 2
-        aliases, attributes = self.first_attribute - self.first_alias, self.vocab_size - self.first_attribute
-        # Filler, positions, attributes, aliases and order of the entities by document, queried mentions.
+        self.first_word = self.first_mark + documents
+        words = self.vocab_size - self.first_word
+        # Filler, positions, words, aliases and order of the entities by document, queried mentions.
         items, mentions = documents * entities + queries, (documents - 1) * entities
-        return (self.seq_len, items, attributes, *[aliases, entities] * documents, mentions), answer
+        return (self.seq_len, items, words, *[words - entities, entities] * documents, mentions), answer
 
     def generate(self, parts: Sequence[Uniform], evaluating: bool) -> Batch:
-        filler, positions, attributes, *drawn, queried = parts
+        filler, positions, words, *drawn, queried = parts
         documents, entities, queries = self.config.documents, self.config.pairs, self.config.queries
         rows = np.arange(len(filler))[:, None]
         tokens = to_integers(filler, self.first_mark)
@@ -78,14 +80,15 @@ class Coreference(Task):
         statements = (gap * np.arange(documents)[:, None] + 3 * np.arange(entities)).ravel()
         position = spread(np.concatenate([statements, gap * documents + 2 * np.arange(queries)]), positions, self.slack)
 
-        attribute = self.first_attribute + choose(attributes, entities)
+        word = self.first_word + choose(words, words.shape[1])
+        attribute, others = word[:, :entities], word[:, entities:]
         # Alias of each entity in each document, [sequences, documents, entities].
-        alias = self.first_alias + np.stack([choose(one, entities) for one in drawn[::2]], axis=1)
+        alias = np.stack([others[rows, choose(one, entities)] for one in drawn[::2]], axis=1)
         for document, order in enumerate(drawn[1::2]):
             at, which = position[:, document * entities : (document + 1) * entities], choose(order, entities)
             tokens[rows, at] = self.first_mark + document
-            tokens[rows, at + 1] = alias[rows, document, which]
-            tokens[rows, at + 2] = attribute[rows, which]
+            first, second = (attribute[rows, which], alias[rows, document, which])[:: 1 if document == 0 else -1]
+            tokens[rows, at + 1], tokens[rows, at + 2] = first, second
             if document > 0 and not evaluating:
                 targets[rows, at + 2] = alias[rows, 0, which]
         later, which = np.divmod(choose(queried, queries), entities)
