@@ -28,7 +28,14 @@ from trials import Group, arguments, read, run, table, toy  # noqa: E402
 LAYERS, SEEDS = 4, 3
 TASKS: dict[str, dict[str, Any]] = {
     "listops": {
-        "data": {"source": "lra_listops", "list_min": 5, "list_max": 32, "list_depth": 3, "list_args": 5, "examples": 20_000},
+        "data": {
+            "source": "lra_listops",
+            "list_min": 5,
+            "list_max": 32,
+            "list_depth": 3,
+            "list_args": 5,
+            "examples": 20_000,
+        },
         "seq_len": 32,
         "batch_size": 32,
         "steps": 300,
@@ -67,12 +74,13 @@ def group(task: str, kind: str) -> Group:
         "learning_rate": 0.004,
         "warmup_steps": 30,
         "val_sequences": 500,
+        "precision": "float32",
         "compile": False,
     }
     name = f"{task}-{kind}"
     recipe = build(Recipe, {"name": name, "model": model, "data": given["data"], "training": training}, name)
     near = "window:4" if kind == "encoder" else "window:9"  # 9 keys in both
-    spans = SPANS | {"windows": near}
+    spans = SPANS | ({"windows": near} if kind == "encoder" else {})
     schedules = {label: Schedule.parse(f"{span}*{LAYERS}") for label, span in spans.items()}
     return Group(name=name, recipe=recipe, schedules=schedules, seeds=SEEDS)
 

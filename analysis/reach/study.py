@@ -76,6 +76,7 @@ def group(task: str) -> Group:
         "warmup_steps": 20,
         "final_lr_ratio": 0.5,
         "val_sequences": 256,
+        "precision": "float32",
         "compile": False,
     }
     recipe = build(Recipe, {"name": task, "model": model, "data": given["data"], "training": training}, task)
