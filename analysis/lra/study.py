@@ -79,8 +79,7 @@ def group(task: str, kind: str) -> Group:
     }
     name = f"{task}-{kind}"
     recipe = build(Recipe, {"name": name, "model": model, "data": given["data"], "training": training}, name)
-    near = "window:4" if kind == "encoder" else "window:9"  # 9 keys in both
-    spans = SPANS | ({"windows": near} if kind == "encoder" else {})
+    spans = SPANS | ({"windows": "window:4"} if kind == "encoder" else {})
     schedules = {label: Schedule.parse(f"{span}*{LAYERS}") for label, span in spans.items()}
     return Group(name=name, recipe=recipe, schedules=schedules, seeds=SEEDS)
 
