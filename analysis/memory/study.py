@@ -2,8 +2,8 @@
 
 Command:  python analysis/memory/study.py [--workers N] [--only recall text]
 Time:     about 15 minutes on one idle core; trials that are in records.jsonl are not trained again
-Shows:    decoders of 4 layers. A long memory stands at the bottom or at the top; two stand at the bottom, interleaved or
-          at the top, at equal cost; beside none and all.
+Shows:    decoders of 4 layers. A long memory stands at the bottom or at the top; two stand at the bottom, interleaved
+          or at the top, at equal cost; beside none and all.
           recall: a pair lies farther back than all short memories together reach. Trained in one pass over segments of
           4 tokens, so gradients reach the memories; a long memory holds 32 tokens, a short one 1.
           text: the standard library, trained by recurrence as Transformer-XL, with stopped gradients. Segments of 16
