@@ -18,6 +18,9 @@ from layersearch.training.record import Trial
 from layersearch.training.workers.pool import LocalPool
 from layersearch.training.workers.run_trials import run_trials
 
+LOGS = Path(__file__).resolve().parent.parent / "runs"
+"""Where workers write what they say; not committed."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -69,7 +72,7 @@ def run(groups: Sequence[Group], records: Path, workers: int, only: Sequence[str
         ]
         if not missing:
             continue
-        pool = LocalPool(group.recipe, min(workers, len(missing)), records.parent / "logs" / group.name)
+        pool = LocalPool(group.recipe, min(workers, len(missing)), LOGS / records.parent.name / group.name)
         try:
             for count, record in enumerate(run_trials(pool, missing), start=1):
                 row = {

@@ -25,9 +25,9 @@ from layersearch.schedule import Schedule  # noqa: E402
 from layersearch.schedule.work import Work  # noqa: E402
 from trials import Group, arguments, read, run, table, toy  # noqa: E402
 
-LAYERS, TOKENS, SEEDS = 6, 256, 3
-NEAR = {"encoder": "window:4", "decoder": "window:9", "t5": "window:4"}
-"""9 keys in all three."""
+LAYERS, TOKENS, SEEDS = 4, 128, 3
+NEAR = {"encoder": "window:1", "decoder": "window:3", "t5": "window:1"}
+"""3 keys in all three."""
 
 
 def recipe(kind: str) -> Recipe:
@@ -47,15 +47,16 @@ def recipe(kind: str) -> Recipe:
         model["other_layers"] = 2
     training = {
         "seq_len": TOKENS,
-        "batch_size": 8,
-        "steps": 400,
+        "batch_size": 16,
+        "steps": 200,
         "optimizer": "muon",
         "muon_learning_rate": 0.03,
         "learning_rate": 0.004,
-        "warmup_steps": 40,
+        "warmup_steps": 20,
+        "compile": False,
         "val_sequences": 64,
     }
-    data = {"source": "stdlib", "vocab_size": 512} | ({} if kind == "decoder" else {"mask_share": 0.15})
+    data = {"source": "stdlib", "vocab_size": 512} | ({} if kind == "decoder" else {"mask_share": 0.3})
     return build(Recipe, {"name": f"encoders-{kind}", "model": model, "data": data, "training": training}, kind)
 
 
@@ -72,20 +73,20 @@ def nearest(work: Work, target: float, made: Callable[[Any], str], sizes: Iterab
 def schedules(kind: str) -> dict[str, Schedule]:
     """Return the schedules of a group by name."""
     near = NEAR[kind]
-    found = {f"full at {layer}": full_at(near, layer) for layer in (0, 1, 3, 5)}
-    found |= {"l = 0": full_at(near), "l = 2, 2 and 5": full_at(near, 2, 5), "all full": full_at(near, *range(LAYERS))}
+    found = {f"full at {layer}": full_at(near, layer) for layer in ((0, 3) if kind == "t5" else (0, 1, 3))}
+    found |= {"l = 0": full_at(near), "l = 2": full_at(near, 1, 3), "all full": full_at(near, *range(LAYERS))}
     if kind != "encoder":
         return found
     work = Work.of(recipe(kind))
     target = work.ratio(found["full at 0"])
-    wide = range(1, 120)
-    found["windows"] = nearest(work, target, lambda w: f"window:{w}*6", wide)
-    found["windows and 8 global"] = nearest(work, target, lambda w: f"window:{w}+global:first:8*6", wide)
-    found["windows and summaries"] = nearest(work, target, lambda w: f"window:{w}+summary:16*6", wide)
-    stagger = (f"block:{b} block:{b}~{b // 2} " * 3 for b in range(2, 120))
+    wide = range(1, 60)
+    found["windows"] = nearest(work, target, lambda w: f"window:{w}*{LAYERS}", wide)
+    found["windows and 8 global"] = nearest(work, target, lambda w: f"window:{w}+global:first:8*{LAYERS}", wide)
+    found["windows and summaries"] = nearest(work, target, lambda w: f"window:{w}+summary:16*{LAYERS}", wide)
+    stagger = (f"block:{b} block:{b}~{b // 2} " * 2 for b in range(2, 60))
     found["blocks, staggered"] = nearest(work, target, lambda text: text, stagger)
     pairs = ((b, r) for b in range(2, 24) for r in (1, 2, 3))
-    found["BigBird"] = nearest(work, target, lambda one: f"bigbird:{one[0]}/{one[1]}*6", pairs)
+    found["BigBird"] = nearest(work, target, lambda one: f"bigbird:{one[0]}/{one[1]}*{LAYERS}", pairs)
     return found
 
 
@@ -100,7 +101,7 @@ def groups() -> list[Group]:
 def main() -> None:
     """Train what is missing and write the tables."""
     options = arguments(str(__doc__))
-    folder = HERE / "toy" if options.toy else HERE
+    folder = Path("/tmp/encoders-toy") if options.toy else HERE
     folder.mkdir(exist_ok=True)
     asked = [toy(group) for group in groups()] if options.toy else groups()
     run(asked, folder / "records.jsonl", options.workers, options.only)

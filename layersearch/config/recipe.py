@@ -95,7 +95,7 @@ class ModelConfig(Strict):
         return self.head_width or self.d_model // self.n_heads
 
 
-TaskKind = Literal["recall", "hops", "listops", "local"]
+TaskKind = Literal["recall", "hops", "coreference", "listops", "local"]
 ClassKind = Literal["lra_listops", "pathfinder", "text_classes", "retrieval", "digits", "arrays"]
 Elsewhere = Literal["imdb", "aan", "cifar10"]
 """Sources of the Long Range Arena that a user must have: nothing is downloaded for them."""
@@ -139,15 +139,18 @@ class DataConfig(Strict):
     the tokens of a text that the source loses, in spans of 3 tokens on average (T5: 0.15). None: each token predicts
     the next one."""
     pairs: PositiveInt = 8
-    """recall, mix: key-value pairs in a sequence; hops: chains."""
+    """recall, mix: key-value pairs in a sequence; hops: chains; coreference: entities."""
     queries: PositiveInt = 4
-    """recall, mix: queried pairs in a sequence; hops: queried chains."""
+    """recall, mix: queried pairs in a sequence; hops: queried chains; coreference: queried aliases."""
     distance: PositiveInt = 64
-    """recall, mix, hops: least distance in tokens between a query and its pair, and between the links of a chain."""
+    """recall, mix, hops, coreference: least distance in tokens between a query and its pair, between the links of a
+    chain, and between documents."""
     fillers: PositiveInt | None = None
-    """recall, mix, hops: number of distinct filler tokens. None: an eighth of the vocabulary."""
+    """recall, mix, hops, coreference: number of distinct filler tokens. None: an eighth of the vocabulary."""
     hops: PositiveInt = 2
     """hops: links of a chain, k."""
+    documents: AtLeast2 = 2
+    """coreference: documents in a sequence."""
     depth: InitVar[float] = 0.5  # retired: accepted and dropped, so that recipes of older run folders load
     list_depth: PositiveInt = 10
     """listops, lra_listops: levels of nesting; the innermost digits count as one (Long Range Arena: 10)."""

@@ -18,7 +18,7 @@ from layersearch.errors import ConfigError, DataError
 from tests.helpers.tasks import SMALL, open_task
 
 OTHER = {
-    "fillers": 3, "pairs": 5, "queries": 1, "distance": 17, "hops": 1, "list_depth": 7, "list_args": 6,
+    "fillers": 3, "pairs": 5, "queries": 1, "distance": 17, "hops": 1, "documents": 2, "list_depth": 7, "list_args": 6,
     "reach": 5, "seq_len": 90, "vocab_size": 41,
 }  # fmt: skip
 
@@ -40,6 +40,7 @@ def test_task_fingerprint_follows_every_setting_it_reads(name):
         ("recall", {}, 1, None, True),
         ("local", {}, 0, None, True),
         ("listops", {}, 1, 5, False),
+        ("coreference", {}, 2, 2, True),
         ("hops", {"hops": 1}, 1, 1, True),
         ("hops", {}, 2, 2, True),
         ("hops", {"hops": 3, "seq_len": 99}, 2, 3, True),
@@ -118,6 +119,83 @@ def test_hops_validation_is_judged_by_the_whole_chain():
         assert [*np.flatnonzero(targets != IGNORE)] == links(tokens, 5)[1]
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    documents=st.integers(2, 4),
+    pairs=st.integers(1, 5),
+    share=st.floats(0, 1),
+    distance=st.integers(1, 20),
+    slack=st.integers(0, 20),
+    spare=st.integers(0, 30),
+    seed=st.integers(0, 2**31),
+)
+def test_coreference_alias_leads_over_an_attribute_to_the_first_document(
+    documents, pairs, share, distance, slack, spare, seed
+):
+    queries, fillers = max(1, round(share * pairs)), 2
+    source = open_task(
+        "coreference",
+        documents * (3 * pairs + distance - 1) + 2 * queries + slack,
+        vocab_size=fillers + documents + pairs + max(pairs, 2) + spare,
+        **{"documents": documents, "pairs": pairs, "queries": queries, "distance": distance, "fillers": fillers},
+    )
+    batch = source.train(seed=seed, step=0, batch_size=3)
+    for tokens, targets in zip(batch.tokens, batch.targets, strict=True):
+        said, asked = statements(tokens, fillers, documents)
+        assert len(said) == documents * pairs
+        assert len({(mark, alias) for mark, alias, _, _ in said}) == documents * pairs
+        attributes = {(mark, alias): (attribute, place) for mark, alias, attribute, place in said}
+        # The first document says the attribute first.
+        first = {attribute: (alias, place) for mark, attribute, alias, place in said if mark == fillers}
+        scored = {}
+        for mark, alias, place in asked:
+            attribute, there = attributes[mark, alias]
+            assert mark > fillers
+            assert place - there >= distance
+            scored[place] = first[attribute][0]
+        for mark, _, attribute, place in said:
+            if mark > fillers:
+                assert place - first[attribute][1] >= distance
+                scored[place] = first[attribute][0]
+        assert len(asked) == len({(mark, alias) for mark, alias, _ in asked}) == queries
+        assert {place: targets[place] for place in np.flatnonzero(targets != IGNORE)} == scored
+    evaluated = source.validation(3)
+    for tokens, targets in zip(evaluated.tokens, evaluated.targets, strict=True):
+        assert [*np.flatnonzero(targets != IGNORE)] == [at for _, _, at in statements(tokens, fillers, documents)[1]]
+
+
+def test_coreference_alias_means_another_entity_in_another_document():
+    """An alias alone answers no better than a guess: the same alias stands for all entities alike."""
+    source = open_task("coreference", 30, vocab_size=12, documents=2, pairs=3, queries=3, distance=4, fillers=2)
+    batch = source.validation(3000)
+    same = batch.tokens[batch.targets != IGNORE] == batch.targets[batch.targets != IGNORE]
+    # Five words are left for aliases: one is its own answer in one of five. 9000 queries: standard deviation 0.004.
+    assert abs(same.mean() - 0.2) < 0.02
+
+
+def statements(tokens: np.ndarray, fillers: int, documents: int) -> tuple[list[tuple], list[tuple]]:
+    """Return every statement (mark, two words, place of the last) and query (mark, alias, its place).
+
+    Knows only which tokens are marks and aliases: a query has no attribute behind it, and a mark before its alias.
+    """
+    said, asked, seen = [], [], set()
+    place = 0
+    while place < len(tokens):
+        if tokens[place] < fillers:
+            place += 1
+            continue
+        mark, alias = int(tokens[place]), int(tokens[place + 1])
+        assert mark < fillers + documents <= alias
+        if (mark, alias) in seen:
+            asked.append((mark, alias, place + 1))
+            place += 2
+        else:
+            seen.add((mark, alias))
+            said.append((mark, alias, int(tokens[place + 2]), place + 2))
+            place += 3
+    return said, asked
+
+
 def evaluate(tokens: np.ndarray) -> tuple[int, int]:
     """Return value and depth of an expression with a stack, as a calculator does."""
     rules = {12: min, 13: max, 14: lambda values: int(np.median(values)), 15: lambda values: sum(values) % 10}
@@ -193,6 +271,8 @@ def test_local_sequences_follow_their_chain_and_no_more():
         ("recall", {"vocab_size": 8}, "data.vocab_size 8 is too small for data.pairs 4: raise it to 9"),
         ("hops", {"seq_len": 48}, "training.seq_len 48 is too short .* raise it to 49"),
         ("hops", {"vocab_size": 12}, "data.vocab_size 12 is too small .* raise it to 13"),
+        ("coreference", {"seq_len": 62}, "training.seq_len 62 is too short .* raise it to 63"),
+        ("coreference", {"vocab_size": 11}, "data.vocab_size 11 is too small .* raise it to 12"),
         ("listops", {"vocab_size": 15}, "data.vocab_size 15 is too small .* raise it to 16"),
         ("local", {"seq_len": 7}, "training.seq_len 7 is too short .* raise it to 8"),
     ],
@@ -208,6 +288,7 @@ def test_task_that_does_not_fit_names_the_key_and_a_value_that_would(name, setti
 @pytest.mark.parametrize(
     ("settings_", "message"),
     [
+        ({"documents": 1}, "documents: input should be greater than or equal to 2, found 1"),
         ({"hops": 0}, "hops: input should be greater than 0, found 0"),
         ({"fillers": 0}, "fillers: input should be greater than 0, found 0"),
         ({"list_args": 1}, "list_args: input should be greater than or equal to 2, found 1"),

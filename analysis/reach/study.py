@@ -1,0 +1,91 @@
+"""A task beyond the reach of the bottom layers: coreference across documents, made by a generator.
+
+Command:  python analysis/reach/study.py [--workers N]
+Time:     about 10 minutes on one idle core; trials that are in records.jsonl are not trained again
+Shows:    decoders of 4 layers on the generated task `coreference`. All windows together reach less far than from one
+          document to the next. One and two full layers stand at the bottom, in the middle and at the top, beside two
+          apart, three at the bottom, none and all. The same for several hops is in ../optimal_l.
+
+An encoder is not among them: the generated tasks predict the next token, and encoders read masked text or classes.
+Writes records.jsonl and tables.md beside itself. ``--toy`` writes into /tmp.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from layersearch.config.loader import build  # noqa: E402
+from layersearch.config.recipe import Recipe  # noqa: E402
+from layersearch.schedule import Schedule  # noqa: E402
+from trials import Group, arguments, read, run, table, toy  # noqa: E402
+
+NAME, LAYERS, SEEDS = "coreference", 4, 3
+DATA = {"source": "coreference", "documents": 2, "vocab_size": 18, "pairs": 3, "queries": 3, "distance": 5}
+WINDOW = "window:2"
+"""Four of them reach 4 tokens back, one less than the distance."""
+PLACES: dict[str, tuple[int, ...]] = {
+    "none": (),
+    "1 at the bottom": (0,),
+    "1 in the middle": (1,),
+    "1 at the top": (3,),
+    "2 at the bottom": (0, 1),
+    "2 in the middle": (1, 2),
+    "2 at the top": (2, 3),
+    "2 apart": (1, 3),
+    "3 at the bottom": (0, 1, 2),
+    "all": tuple(range(LAYERS)),
+}
+"""Layers that are full, counted from 0 at the bottom."""
+
+
+def group() -> Group:
+    """Return the schedules."""
+    model = {
+        "n_layers": LAYERS,
+        "d_model": 64,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "d_ff": 128,
+        "qk_norm": True,
+        "tie_embeddings": False,
+        "init": "width",
+    }
+    training = {
+        "seq_len": 32,
+        "batch_size": 32,
+        "steps": 400,
+        "optimizer": "muon",
+        "muon_learning_rate": 0.02,
+        "learning_rate": 0.004,
+        "warmup_steps": 20,
+        "final_lr_ratio": 0.5,
+        "val_sequences": 256,
+        "precision": "float32",
+        "compile": False,
+    }
+    recipe = build(Recipe, {"name": NAME, "model": model, "data": DATA, "training": training}, NAME)
+    schedules = {
+        name: Schedule.parse(" ".join("full" if layer in full else WINDOW for layer in range(LAYERS)))
+        for name, full in PLACES.items()
+    }
+    return Group(name=NAME, recipe=recipe, schedules=schedules, seeds=SEEDS)
+
+
+def main() -> None:
+    """Train what is missing and write the tables."""
+    options = arguments(str(__doc__))
+    folder = Path("/tmp/reach-toy") if options.toy else HERE
+    folder.mkdir(exist_ok=True)
+    asked = toy(group()) if options.toy else group()
+    run([asked], folder / "records.jsonl", options.workers, options.only)
+    rows = read(folder / "records.jsonl")
+    head = "Written by `study.py`. Intervals are 95%, paired by seed.\n\n"
+    (folder / "tables.md").write_text(head + table(rows, NAME, "coreference_accuracy", "2 in the middle"))
+
+
+if __name__ == "__main__":
+    main()
