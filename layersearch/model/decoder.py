@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.data.source import IGNORE
+from layersearch.model.attention.dense import dense_attention, hidden, serves
 from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Schedule, Span
 
@@ -105,6 +106,10 @@ class Layer(nn.Module):
         x = x + self.self_attn.o_proj(out.transpose(1, 2).flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x))
 
+    def dense(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        """Return the residual stream after the whole layer, attention by `dense_attention`."""
+        return self.after(x, dense_attention(*self.before(x, cos, sin), hidden))
+
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:  # (B, T, V), (B, T) -> (B, T)
     """Return each target's cross-entropy in nats, float32, 0 where it is not scored."""
@@ -166,7 +171,9 @@ class Decoder(nn.Module):
 
     def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
         """Return the residual stream after the last layer."""
-        before, after = map(_compiled, (Layer.before, Layer.after)) if self.compiled else (Layer.before, Layer.after)
+        before, after, dense = (
+            _compiled(part) if self.compiled else part for part in (Layer.before, Layer.after, Layer.dense)
+        )
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
         if not tokens.is_meta and torch.is_autocast_enabled(tokens.device.type):  # meta has no autocast
@@ -174,8 +181,12 @@ class Decoder(nn.Module):
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
         for layer in cast(list[Layer], list(self.layers)):
-            q, k, v = before(layer, x, cos, sin)
-            x = after(layer, x, attend(q, k, v, layer.self_attn.span, bidirectional=self.config.bidirectional))
+            span, both = layer.self_attn.span, self.config.bidirectional
+            if self.compiled and serves(span, tokens.shape[1], tokens.device):
+                x = dense(layer, x, cos, sin, hidden(span, tokens.shape[1], self.config.n_heads, both))
+            else:
+                q, k, v = before(layer, x, cos, sin)
+                x = after(layer, x, attend(q, k, v, span, bidirectional=both))
         return x
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)

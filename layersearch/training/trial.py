@@ -126,6 +126,7 @@ def run_trial(
     failed = state == "failed"
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     heads: Any = {"head_dim": recipe.model.head_dim, "softcap": model.softcap, "sinks": model.sinks}
+    heads["compiled_tokens"] = training.seq_len if model.compiled else 0
     return replace(
         blank_record(trial, recipe),
         state=state,

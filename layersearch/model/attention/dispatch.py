@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layersearch.errors import LayersearchError, did_you_mean
+from layersearch.model.attention import dense
 from layersearch.model.attention.operator import chunked_attention, runs_flash
 from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Span
@@ -118,11 +119,12 @@ def kernel_for(
     head_dim: int = 64,
     softcap: float = 0.0,
     sinks: bool = False,
+    compiled_tokens: int = 0,
 ) -> str:
     """Return the name of the kernel that `attend` runs on a device, for records.
 
     It is ``flash`` or ``flex`` on CUDA. On CPU it is ``chunked-flash`` (torch's CPU flash kernel over every earlier
-    token, which has no ``softcap``) or ``chunked-span``.
+    token, which has no ``softcap``) or ``chunked-span``, and ``dense`` in a compiled proxy of short texts.
 
     Args:
         span: the span.
@@ -131,8 +133,11 @@ def kernel_for(
         head_dim: width of a head.
         softcap: as of `attend`.
         sinks: whether heads have learned sinks, the ``s_aux`` of `attend`.
+        compiled_tokens: tokens of the texts of a compiled proxy; 0: it is not compiled, or no proxy.
     """
     where = torch.device(device)
+    if compiled_tokens and dense.serves(span, compiled_tokens, where):
+        return "dense"
     if where.type == "cuda":
         return "flash" if _serves_flash(span, where, dtype, head_dim, bool(softcap) or sinks) else "flex"
     return "chunked-flash" if runs_flash(span, where, softcap) else "chunked-span"

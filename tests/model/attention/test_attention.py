@@ -457,6 +457,9 @@ def test_kernel_for_span_and_device_names_the_kernel() -> None:
     assert kernel_for(Span.parse("full+las:0.1"), "cpu") == "chunked-span"
     assert kernel_for(window, "cuda") == "flex"
     assert kernel_for(Span.parse("full"), "cpu", softcap=50.0) == "chunked-span"
+    assert kernel_for(window, "cpu", compiled_tokens=64) == "dense"
+    assert kernel_for(window, "cpu", compiled_tokens=1024) == "chunked-span"
+    assert kernel_for(Span.parse("window:8+las:0.1"), "cpu", compiled_tokens=64) == "chunked-span"
 
 
 def test_attend_wrong_input_is_refused() -> None:
