@@ -24,8 +24,9 @@ from layersearch.cli.schemas import NAMES, schema
 from layersearch.convert.config import ConvertRecipe
 from layersearch.data import TASKS
 from layersearch.export import FAMILIES, TARGETS
+from layersearch.export.encoders import ENCODERS
 from layersearch.export.engines import ENGINES
-from layersearch.export.verify import Proof
+from layersearch.export.verify import EncoderProof, Proof
 from layersearch.export.verify.engines import EngineProof
 from layersearch.export.verify.engines.bench import Timing
 from layersearch.optimal_l.answer import OptimalL
@@ -272,7 +273,7 @@ def json_keys() -> dict[str, list[str]]:
     def fields_of(cls: type, *more: str) -> list[str]:
         return [field.name for field in dataclasses.fields(cls)] + [*more]
 
-    selection = ["held_out", "retrieval_levels", "ranking_agreements"]
+    selection = ["held_out", "retrieval_levels", "retrieval_cells", "ranking_agreements"]
     result = ["version", *fields_of(layersearch.Result)]
     files = ["files", "note"]
     sizes = ["seq_len", "n_heads", "head_dim", "n_kv_heads", "bytes_per_value"]
@@ -293,6 +294,7 @@ def json_keys() -> dict[str, list[str]]:
         "convert": healed,
         "convert --dry-run": ["memory"],
         "verify-export": fields_of(Proof, "proven", "problem"),
+        "verify-export of an encoder": fields_of(EncoderProof, "proven", "problem"),
         "verify-export --engine": fields_of(EngineProof, "proven", "problem"),
         "bench-engine (a list)": fields_of(Timing),
         "cost": ["schedule", *sizes, "ratio", "attention_flops", "kv_cache_bytes", "layers"],
@@ -338,6 +340,8 @@ def names_page() -> str:
     text += "`analysis/smollm2/run`:\n\n" + executed_table(executed(REAL_MODEL))
     text += "\n## Families (`--to hf --family`)\n\n| name | class in transformers |\n|---|---|\n"
     text += "".join(f"| `{name}` | `{family.architecture}` |\n" for name, family in FAMILIES.items())
+    text += "\n## Encoders (`--to hf --family`)\n\n| name | class in transformers |\n|---|---|\n"
+    text += "".join(f"| `{name}` | `{family.architecture}` |\n" for name, family in ENCODERS.items())
     text += "\n## Generated tasks (`data.source`)\n\n| name | task |\n|---|---|\n"
     text += "".join(f"| `{name}` | {first_sentence(inspect.getmodule(task))} |\n" for name, task in TASKS.items())
     text += "\n## Presets (`layersearch presets`)\n\n| name | parameters | schedule | source |\n|---|---|---|---|\n"

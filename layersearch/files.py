@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+import fnmatch
 import json
 import os
+import secrets
 import zlib
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-from layersearch.errors import RunFolderError, one_line
+from layersearch.errors import RunFolderError, one_line, visible
 from layersearch.version import __version__
 
 FORMAT = 1
 """Version of the run folder's layout."""
+_PART = ".written.part"
 UNTRAINED = ("checkpoint_seconds", "hang_seconds", "hang_factor")
 """Keys of a recipe's training that change no result."""
 FREE = ("recipe.search.workers", "recipe.data.depth", "data.read", *(f"recipe.training.{key}" for key in UNTRAINED))
 """Keys that change no record; a resumed run may have others. ``data.depth`` is retired: older folders hold it."""
+LOCKS = "study.journal*.lock*"
+"""Locks of Optuna's journal that a killed search of an older version left: links to the journal's path."""
 _LIBRARIES = ("torch", "deepspeed", "optuna", "datasets", "tokenizers", "fvcore", "transformers")
 
 
@@ -34,23 +39,26 @@ def open_folder(
         check: refuses a folder that exists; its argument is the request as JSON returns it.
 
     Raises:
-        RunFolderError: if the folder holds other files or cannot be written, or another process holds its lock.
+        RunFolderError: if the folder holds other files or links out of it, cannot be written, or another process holds
+            its lock.
     """
     wanted = json.loads(json.dumps(request))  # lists in place of tuples
-    file, begun = path / config, ("run.lock", f"{config}.part")  # a process killed at its very start leaves these
-    lock = None
+    check_links(path)
+    file, lock = path / config, None
     try:
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"--out {path}: a file stands there; name a folder")
         fresh = not file.exists()
         if not fresh:
             check(wanted)
-        elif path.is_dir() and any(entry.name not in begun for entry in path.iterdir()):
+        elif path.is_dir() and not all(_begun(entry.name, config) for entry in path.iterdir()):
             raise RunFolderError(f"--out {path}: the folder holds other things; name a new or empty folder")
         path.mkdir(parents=True, exist_ok=True)
         lock = (path / "run.lock").open("w")
         # The kernel drops this lock when the process dies, however it dies.
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        for part in path.glob(f"*{_PART}"):  # half-written files of a killed process
+            part.unlink(missing_ok=True)
         if fresh:
             write_text(file, json.dumps(provenance() | wanted, indent=2) + "\n")
     except OSError as error:
@@ -63,14 +71,31 @@ def open_folder(
     return lock
 
 
+def _begun(name: str, config: str) -> bool:
+    """Return whether a process that was killed at its very start leaves a file of this name."""
+    return name == "run.lock" or (name.startswith(f"{config}.") and name.endswith(_PART))
+
+
+def check_links(path: Path) -> None:
+    """Raise RunFolderError if a symbolic link in a folder leads out of it: nothing there is read or written."""
+    top = os.path.realpath(path)
+    for folder, folders, files in os.walk(path):
+        for name in (*folders, *files):
+            place = os.path.join(folder, name)
+            if fnmatch.fnmatch(name, LOCKS):
+                continue  # nobody follows it
+            if os.path.islink(place) and not Path(os.path.realpath(place)).is_relative_to(top):
+                raise RunFolderError(f"{visible(place)}: a symbolic link out of the folder; put the file there itself")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a file whole or not at all."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    part = path.with_name(path.name + ".part")
+    """Write a file whole or not at all, also where several processes write it at once."""
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}{_PART}")
     try:
         with part.open("wb") as file:
             file.write(content)

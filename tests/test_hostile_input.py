@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ import pytest
 from layersearch.cli.main import main
 from layersearch.config.loader import read_yaml
 from layersearch.config.recipe import load_recipe
+from layersearch.data import local_files
 from layersearch.errors import ConfigError, LayersearchError, visible
 from layersearch.export.edit_config import parse_user_config
 from layersearch.export.model_file import read_model_file
@@ -169,3 +173,59 @@ def test_command_ended_by_a_signal_says_so_and_gives_its_code(
         assert signal.getsignal(number) == signal.SIG_DFL
     finally:
         signal.signal(number, before)
+
+
+def test_run_folder_with_a_link_out_of_it_is_refused(
+    saved_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither read nor written, however deep it lies; a link within the folder, or the folder's own, is none."""
+    out, secret = tmp_path / "run", tmp_path / "secret"
+    secret.write_text("mine\n")
+    shutil.copytree(saved_run, out)
+    (out / "logs").mkdir(exist_ok=True)
+    (out / "logs" / "latest").symlink_to("../trials.jsonl")
+    (tmp_path / "named").symlink_to(out)
+    assert main(["show", str(tmp_path / "named")]) == 0
+    capsys.readouterr()
+    for name in ("frontier.json.part", "logs/worker-0-rank-0.log", "healed"):
+        link = out / name
+        link.symlink_to(secret if name != "healed" else tmp_path)
+        for command in (["show", str(out)], ["run", "--recipe", "smoke", "--budget", "0.6", "--out", str(out)]):
+            assert f"{link}: a symbolic link out of the folder" in one_line(capsys, *command)
+        link.unlink()
+    assert secret.read_text() == "mine\n"
+
+
+@pytest.mark.parametrize("suffix", [".txt.gz", ".zip", ".jsonl.xz"])
+def test_packed_file_that_unpacks_to_far_more_is_refused(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_files, "AT_LEAST", 1_000_000)
+    file, row = tmp_path / f"bomb{suffix}", b'{"text": "' + b"a" * 9_999_900 + b'"}\n'
+    if suffix == ".zip":
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a.txt", row)
+    else:
+        file.write_bytes(gzip.compress(row) if suffix == ".txt.gz" else lzma.compress(row))
+    with pytest.raises(LayersearchError, match="unpacks to over 200 times its size"):
+        list(local_files.read_texts("files", local_files.local_files([str(file)]), "text"))
+    monkeypatch.setattr(local_files, "AT_LEAST", 20_000_000)
+    (text,) = local_files.read_texts("files", local_files.local_files([str(file)]), "text")
+    assert len(text) >= 9_999_900
+
+
+def test_checkpoint_whose_parts_are_packed_is_refused(tmp_path: Path) -> None:
+    """It could hold more than fits in memory; torch writes none."""
+    import torch
+
+    from layersearch.training.checkpoint import load_state
+
+    torch.save({"x": torch.zeros(1000)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "state.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for part in plain.infolist():
+            packed.writestr(part.filename, plain.read(part))
+    with pytest.raises(LayersearchError, match=r"state\.pt: damaged, no checkpoint \(its parts are packed\)"):
+        load_state(tmp_path / "state.pt", "cpu")

@@ -22,7 +22,7 @@ DEPENDENCIES = [
     for found in map(Requirement, [*PROJECT["dependencies"], *(text for extra in EXTRAS.values() for text in extra)])
     if found.name != PROJECT["name"]
 ]
-NOT_PINNED = {"dashboard", "docs", "tensorboard", "mlflow", "wandb", "lm-eval", "completion"}
+NOT_PINNED = {"dashboard", "docs", "tensorboard", "mlflow", "wandb", "lm-eval", "completion", "digits"}
 """Extras that the test environment does not install."""
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").iterdir())
 

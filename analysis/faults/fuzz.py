@@ -17,9 +17,11 @@ import json
 import logging
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 import warnings
@@ -276,15 +278,14 @@ def guided(name: str, runs: int = 20_000) -> None:
         if done == runs:
             faults = [[kind, times, None] for kind, times in found.items()]
             _note(parser=name, way="atheris", count=done, faults=faults, seconds=round(time.monotonic() - began))
+            shutil.rmtree(folder, ignore_errors=True)
             os._exit(0)
 
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        for number, content in enumerate(parser.seeds):
-            Path(folder, str(number)).write_bytes(content)
-        atheris.Setup([sys.argv[0], "-seed=1", "-max_len=4096", "-verbosity=0", "-timeout=60", folder], once)
-        atheris.Fuzz()
+    folder = tempfile.mkdtemp()
+    for number, content in enumerate(parser.seeds):
+        Path(folder, str(number)).write_bytes(content)
+    atheris.Setup([sys.argv[0], "-seed=1", "-max_len=4096", "-verbosity=0", "-timeout=60", folder], once)
+    atheris.Fuzz()
 
 
 def one(name: str, number: int) -> None:

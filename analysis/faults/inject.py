@@ -319,12 +319,18 @@ KINDS: dict[str, Callable[[], Iterator[tuple[str, Callable[[], Result]]]]] = {
 }
 
 
+def _kinds() -> dict[str, Callable[[], Iterator[tuple[str, Callable[[], Result]]]]]:
+    from shared_fs import shared
+    from trained import TRAINED
+
+    return KINDS | {"shared": shared} | TRAINED
+
+
 def inject(names: list[str]) -> None:
     """Inject what is not recorded yet."""
     import stage
-    from trained import TRAINED
 
-    kinds = KINDS | TRAINED
+    kinds = _kinds()
     done = {(row["kind"], row["fault"]) for row in _rows()}
     stage.import_everything()
     for kind in names or kinds:
@@ -334,7 +340,7 @@ def inject(names: list[str]) -> None:
             began = time.monotonic()
             found = {"kind": kind, "fault": fault, **act(), "seconds": round(time.monotonic() - began, 1)}
             with RECORD.open("a") as file:
-                file.write(json.dumps(found) + "\n")
+                file.write(json.dumps(found).replace(str(WORK), "WORK") + "\n")
             print(found, flush=True)
     shutil.rmtree(WORK, ignore_errors=True)
     table()
@@ -346,13 +352,11 @@ def _rows() -> list[Result]:
 
 def table() -> None:
     """Write the table into the README, between its two marks."""
-    from trained import TRAINED
-
     kinds: dict[str, list[Result]] = defaultdict(list)
     for row in _rows():
         kinds[row["kind"]].append(row)
     lines = ["| fault | tried | held | lost | noticed after, s |", "|---|---|---|---|---|"]
-    for kind, about in (KINDS | TRAINED).items():
+    for kind, about in _kinds().items():
         rows = kinds.get(kind, [])
         lost = sorted({row["lost"] for row in rows if row["lost"] not in ("", "nothing")})
         noticed = [row["noticed"] for row in rows if "noticed" in row]

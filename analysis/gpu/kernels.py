@@ -20,6 +20,8 @@ SPANS = ["full", "window:37", "window:40/2", "window:8/4@1", "block:64", "block:
 SPANS += ["window:8/4@1+sink:4", "block:50+sink:4", "full+las:0.05", "full+las:0/3", "window:37+las:0.05/3"]
 SPANS += ["window:8/4@1+sink:4+las:0.05/3", "block:50+las:0.05"]
 SPANS += ["block:50~20", "strided:40", "fixed:50/8", "bigbird:32/2", "memory:40/64"]
+ENCODER = ["full", "window:37", "window:20+global:first:5", "window:40", "block:50", "block:50~20"]
+"""Spans of encoders, where tokens see later ones."""
 TOLERANCE = {"float64": 1e-10, "float32": 2e-3, "bfloat16": 2e-2}
 """Largest relative error by type: products of float32 run in TF32 or better on a GPU."""
 PROCESSES = 8
@@ -38,6 +40,8 @@ class Case:
     softcap: float = 0.0
     sinks: bool = False
     """A learned sink per head."""
+    bidirectional: bool = False
+    """Whether the model is an encoder."""
 
 
 def cases(device: str, *, few: bool = False) -> list[Case]:
@@ -48,6 +52,9 @@ def cases(device: str, *, few: bool = False) -> list[Case]:
             # Grouped heads and a length that no block divides, for every other span each.
             shape: dict[str, Any] = {"tokens": 333, "kv_heads": 2} if number % 2 else {"tokens": 256, "kv_heads": 4}
             found.append(Case(span=span, kernel=kernel, dtype=dtype, device=device, **shape))
+        for number, span in enumerate(ENCODER[1:2] if few else ENCODER):
+            shape = {"tokens": 256, "kv_heads": 4} if number % 2 else {"tokens": 333, "kv_heads": 2}
+            found.append(Case(span=span, kernel=kernel, dtype=dtype, device=device, bidirectional=True, **shape))
         for span in ("full", "window:37+sink:4"):
             more: dict[str, Any] = {"tokens": 333, "kv_heads": 2, "softcap": 20.0, "sinks": True}
             found.append(Case(span=span, kernel=kernel, dtype=dtype, device=device, **more))
@@ -74,16 +81,13 @@ def errors(case: Case) -> dict[str, float]:
     def outcome(attention: Callable[..., Tensor], kind: torch.dtype) -> list[Tensor]:
         given = [x.to(kind).requires_grad_(with_gradients) for x in made[:3]]
         own = None if sinks is None else sinks.to(kind).requires_grad_(with_gradients)
-        out = attention(*given, span, softcap=case.softcap, s_aux=own)
+        out = attention(*given, span, softcap=case.softcap, s_aux=own, bidirectional=case.bidirectional)
         leaves = given if own is None else [*given, own]
         found = torch.autograd.grad(out, leaves, made[3].to(kind)) if with_gradients else ()
         return [out.detach(), *found]
 
-    def reference(q: Tensor, k: Tensor, v: Tensor, span: Span, softcap: float, s_aux: Tensor | None) -> Tensor:
-        return reference_attention(q, k, v, span, softcap, s_aux)
-
     found = outcome(lambda *a, **n: attend(*a, kernel=case.kernel, **n), dtype)  # type: ignore[arg-type]
-    truth = outcome(reference, torch.float64)
+    truth = outcome(reference_attention, torch.float64)
     names = ("out", "dq", "dk", "dv", "ds")
     return {name: float((x.double() - y).norm() / y.norm()) for name, x, y in zip(names, found, truth, strict=False)}
 

@@ -12,11 +12,11 @@ import json
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig, load_recipe
 from layersearch.files import UNTRAINED
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import plain
@@ -84,14 +84,23 @@ class Records:
             os.fsync(file.fileno())
 
 
+ADDED: dict[str, tuple[type, tuple[str, ...]]] = {
+    "model": (ModelConfig, ("kind", "searched", "other_layers", "other_schedule", "pooling")),
+    "data": (DataConfig, ("mask_share", "list_min", "list_max", "contour_length", "examples", "classes")),
+    "training": (TrainingConfig, ("segments", "warm_tokens", "stages")),
+}
+"""Keys that came after the committed records. At its default, such a key leaves a training what it was before."""
+
+
 def trained_parts(recipe: Recipe) -> dict[str, Any]:
     """Return the sections of a recipe that decide a training, as the digests of the committed records hold them."""
-    whole = recipe.to_dict()
-    # ``depth`` is a retired key of the data section; those digests were made with it, and before there were encoders.
-    training = {key: value for key, value in whole["training"].items() if key not in UNTRAINED}
-    model = {key: value for key, value in whole["model"].items() if (key, value) != ("kind", "decoder")}
-    data = {key: value for key, value in whole["data"].items() if (key, value) != ("mask_share", None)}
-    return {"model": model, "data": data | {"depth": 0.5}, "training": training}
+    parts = recipe.to_dict()
+    for name, (section, keys) in ADDED.items():
+        defaults = {field.name: field.default for field in fields(section) if field.name in keys}
+        parts[name] = {key: value for key, value in parts[name].items() if (key, value) not in defaults.items()}
+    training = {key: value for key, value in parts["training"].items() if key not in UNTRAINED}
+    # ``depth`` is a retired key of the data section; those digests were made with it.
+    return {"model": parts["model"], "data": parts["data"] | {"depth": 0.5}, "training": training}
 
 
 @functools.cache

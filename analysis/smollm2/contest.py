@@ -11,6 +11,9 @@ from bench import BUDGET, WEIGHT, Bench, Held, append, costs_of, device_name, fu
 
 DRAWS, UNITS, CONFIRM = 3, 2, 8
 GATE_STEPS, CANDIDATES = 8, 12
+FEW_STEPS = 2
+"""Steps of *gates, two steps of answers alone*. Two, and the rate of 0.5, were fixed on examples not used here."""
+FEW = "gates, two steps of answers alone"
 SPARSE = "window:64+sink:4"
 
 
@@ -26,8 +29,8 @@ def methods(
     n, span, full = space.n_layers, Span.parse(SPARSE), presets.all_full(space.n_layers)
     sparse = presets.all_sparse(n, span)
 
-    def scorer(count: int = UNITS, start: Any = None) -> Any:
-        made = bench.scorer("calibration", draw * UNITS, count)
+    def scorer(count: int = UNITS, start: Any = None, weight: float = WEIGHT) -> Any:
+        made = bench.scorer("calibration", draw * UNITS, count, weight)
         if start is not None:
             made.start_from(start)
         return made
@@ -50,8 +53,8 @@ def methods(
 
         return [first(rank(n, span, score(weight))) for weight in (WEIGHT, 0.0, 1.0)]
 
-    def gates() -> list[Any]:
-        return descend(scorer(), space.options, costs_of(space), BUDGET, steps=GATE_STEPS, rate=0.5)
+    def gates(steps: int = GATE_STEPS, weight: float = WEIGHT) -> list[Any]:
+        return descend(scorer(weight=weight), space.options, costs_of(space), BUDGET, steps=steps, rate=0.5)
 
     def ours() -> Any:
         scores = gates()
@@ -67,6 +70,7 @@ def methods(
     yield ("block influence",), lambda: [first(rankings.block_influence(scorer()))]
     yield ("lazy ratio",), lambda: [first(rankings.lazy_ratio(scorer(), span))]
     yield ("gate gradient",), lambda: [first(rankings.gate_gradient(scorer(), span))]
+    yield (FEW,), lambda: [within(space, gates(FEW_STEPS, weight=1.0), BUDGET)]
     yield ("gates",), lambda: [within(space, gates(), BUDGET)]
     yield ("ours (gates, local search)",), lambda: [ours()]
     yield named("restore one"), lambda: one_by_one(rankings.restore_one, sparse)
@@ -113,6 +117,38 @@ def run(model: str, prose: Sequence[str], device: str = "cpu") -> None:
     measure_all(bench, "contest", [*ends, *(r["schedule"] for r in lines("choices"))], CONFIRM)
 
 
+def seconds(model: str, prose: Sequence[str]) -> None:
+    """Time two methods in turns in one process, one thread: processor seconds, so that other work matters little.
+
+    Args:
+        model: the GGUF file.
+        prose: not used.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    bench = Bench(model)
+    space = bench.space("full", SPARSE)
+    done = {(r["method"], r["draw"]) for r in lines("contest-seconds")}
+    for draw in range(DRAWS):
+        for names, call in methods(bench, space, draw, 4):
+            if names[0] in (FEW, "restore one") and (names[0], draw) not in done:
+                began = time.process_time()
+                chosen = call()[0]
+                spent = round(time.process_time() - began, 2)
+                found = {"schedule": str(chosen), "processor seconds": spent, "threads": 1}
+                append("contest-seconds", {"method": names[0], "draw": draw, **found})
+
+
+def ratio() -> str:
+    """Return the time of the few steps as a share of restore-one's, from the records alone."""
+    spent = {(r["method"], r["draw"]): r["processor seconds"] for r in lines("contest-seconds")}
+    draws = [draw for draw in range(DRAWS) if {(FEW, draw), ("restore one", draw)} <= set(spent)]
+    shares = [spent[FEW, draw] / spent["restore one", draw] for draw in draws]
+    found = f"{min(shares):.2f} to {max(shares):.2f}" if shares else "not measured"
+    return f"Processor time of *{FEW}* as a share of *restore one*'s, by draw, timed in turns on one thread: {found}."
+
+
 def table() -> list[str]:
     """Return the contest as lines of Markdown, from the records alone."""
     held = Held(lines("contest"))
@@ -150,4 +186,6 @@ def table() -> list[str]:
         "| full layers, by draw |",
         "|---|---|---|---|---|---|---|---|---|---|",
         *(row for _, row in sorted(rows)),
+        "",
+        ratio(),
     ]

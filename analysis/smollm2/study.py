@@ -1,6 +1,7 @@
 """Studies of SmolLM2-135M: which layers, which method, which spans, and what healing changes. See README.md.
 
 python analysis/smollm2/study.py contest MODEL.gguf                 # methods at equal units, three draws
+python analysis/smollm2/study.py seconds MODEL.gguf                 # two of them timed in turns, one thread
 python analysis/smollm2/study.py spaces MODEL.gguf                  # one window or several, sinks or none
 python analysis/smollm2/study.py layers MODEL.gguf --prose FILES    # texts, lengths, budgets, goals
 python analysis/smollm2/study.py heal MODEL.gguf                    # before and after healing
@@ -44,7 +45,7 @@ def report() -> str:
 def main() -> None:
     """Run one study, or report."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=(*STUDIES, "report"))
+    parser.add_argument("study", choices=(*STUDIES, "seconds", "report"))
     parser.add_argument("model", nargs="?", help="the GGUF file")
     parser.add_argument("--prose", nargs="+", default=(), help="files or folders of English prose")
     parser.add_argument("--most", type=int, help="layers: only so many conditions, the first of its list")
@@ -59,6 +60,9 @@ def main() -> None:
         return
     if options.model is None:
         parser.error("MODEL is missing: give the GGUF file")
+    if options.study == "seconds":
+        contest.seconds(options.model, options.prose)
+        return
     taken = {
         "contest": ("device",),
         "layers": ("device", "most", "lengths"),

@@ -72,9 +72,17 @@ def full_both_ways(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def over(text: str, bidirectional: bool = False) -> Callable[..., Tensor]:
-    """Return attention over a span."""
+    """Return attention over a span; its summaries are some of the keys, and its marked tokens evenly spread."""
     span = Span.parse(text)
-    return lambda q, k, v: attend(q, k, v, span, bidirectional=bidirectional)
+
+    def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        count, marked = span.summaries(q.shape[2]), None
+        more = (k[:, :, :count], v[:, :, :count]) if count else None
+        if span.global_marked:
+            marked = (torch.arange(q.shape[2]) % (q.shape[2] // span.global_marked) == 0).expand(len(q), -1)
+        return attend(q, k, v, span, bidirectional=bidirectional, summaries=more, marked=marked)
+
+    return attention
 
 
 def seconds(attention: Callable[..., Tensor], q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[float, float]:

@@ -22,8 +22,9 @@ from bench import HERE, LIMIT, LONG, summary, timed
 from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 SPANS = ["block:1024", "block:1024~512", "window:512", "strided:128", "strided:512", "fixed:128/32", "fixed:512/64"]
-SPANS += ["bigbird:64/3", "bigbird:256/3", "memory:512/512"]
-ENCODER = ["window:256", "window:256+global:first:64", "block:1024", "block:1024~512"]
+SPANS += ["bigbird:64/3", "bigbird:256/3", "memory:512/512", "window:512+summary:64", "strided:512@1", "fixed:512/64@1"]
+ENCODER = ["window:256", "window:256+global:first:64", "window:256+global:mask:64", "window:256+summary:64"]
+ENCODER += ["block:1024", "block:1024~512", "bigbird:64/3", "bigbird:256/3"]
 """Spans of an encoder, against its full attention."""
 REPETITIONS = 5
 

@@ -31,7 +31,6 @@ from bench import STEPS, batch, nanogpt_step, our_step, rows
 from torch import Tensor
 
 from layersearch.config.recipe import Recipe, load_recipe
-from layersearch.model.attention import dense
 from layersearch.model.attention.reference import span_mask
 from layersearch.model.decoder import Decoder, rotary_table, rotate
 from layersearch.schedule import Schedule
@@ -136,18 +135,6 @@ def stacked_step(
     return step
 
 
-def by_spans(recipe: Recipe, schedule: str) -> Callable[[Tensor, Tensor], None]:
-    """Return one training step of ours in which every span runs its own kernel, as in longer texts."""
-    step = our_step(recipe, schedule, precision="bf16", compiled=True)
-
-    def run(tokens: Tensor, targets: Tensor) -> None:
-        kept, dense.MOST_TOKENS = dense.MOST_TOKENS, 0
-        step(tokens, targets)
-        dense.MOST_TOKENS = kept
-
-    return run
-
-
 def check(recipe: Recipe, schedule: str) -> float:
     """Return the largest difference of the stacked model's losses from the decoder's over five steps, nats."""
     tokens, targets = batch(recipe)
@@ -188,7 +175,6 @@ def main() -> None:
         "nanoGPT, float32, compiled": (lambda: nanogpt_step(options.nanogpt, recipe, "float32", True), 1),
         "nanoGPT, float32, eager": (lambda: nanogpt_step(options.nanogpt, recipe), 1),
         "ours, AdamW, bf16, compiled": (lambda: our_step(recipe, schedule, precision="bf16", compiled=True), 1),
-        "ours, spans by their own kernels": (lambda: by_spans(recipe, schedule), 1),
         "one graph, torch's attention": (lambda: stacked_step(recipe, [schedule], products=False), 1),
         "one graph, attention by products": (lambda: stacked_step(recipe, [schedule]), 1),
     }

@@ -239,7 +239,9 @@ def validate(model: BatchedDecoder, batch: Batch, rows: int, groups: dict[str, A
     """Return every model's validation loss, the loss of each group of tokens, and the share of predicted targets."""
     losses, right = [], []
     for start in range(0, len(batch.tokens), rows):
-        pieces = (torch.from_numpy(part[start : start + rows]).to(model.device) for part in batch)
+        pieces = (
+            torch.from_numpy(part[start : start + rows]).to(model.device) for part in (batch.tokens, batch.targets)
+        )
         found, predicted = model.losses(*pieces)
         losses.append(found)
         right.append(predicted)
@@ -276,7 +278,7 @@ def train(
     mark, marked = time.perf_counter(), 0
     for step in range(training.steps):
         batch = source.train(seed=seed, step=step, batch_size=training.batch_size)
-        tokens, targets = (torch.from_numpy(part).to(model.device) for part in batch)
+        tokens, targets = (torch.from_numpy(part).to(model.device) for part in (batch.tokens, batch.targets))
         losses, _ = model.losses(tokens, targets)
         sequence_means(losses, targets).mean(dim=1).sum().backward()
         clip_each(model.weights, training.grad_clip)

@@ -13,7 +13,7 @@ from scales import DATA, EARLY, SCALES, recipe, schedules
 from layersearch.results.transfer import GOAL, corrected_correlation, regret
 
 TARGETS = ("middle", "deep-middle", "large")
-"""The larger scales: the first with three seeds, the others with one."""
+"""The larger scales: the last with two seeds, the others with three."""
 RESAMPLES = 600
 Records = list[dict[str, Any]]
 
@@ -107,25 +107,20 @@ def targets_table(records: Records, data: str, target: str) -> list[str]:
         )
         return ["–" if found is None else str(found) for found in (every, equal, placed)]
 
-    for name in present(records, data):
-        if name == target:
-            continue
-        small = losses(records, data, name)
-        found = regret(small, goal)
+    sides = [(name, losses(records, data, name), goal) for name in present(records, data) if name != target]
+    if goal.shape[1] > 1:
+        sides.append((f"{target}, seed 0, against its others", goal[:, :1], goal[:, 1:]))
+    for said, small, large in sides:
+        found = regret(small, large)
         fresh = "–" if found.fresh is None else f"{found.fresh:.3f}"
-        row = [name, *correlations(small, goal), names[found.picked], f"{found.nats:.3f}", fresh]
-        rows.append(row)
-    if goal.shape[1] > 1:  # the target's own first seed against its others
-        found = regret(goal[:, :1], goal[:, 1:])
-        row = [f"{target}, seed 0, against its others", *correlations(goal[:, :1], goal[:, 1:])]
-        rows.append([*row, names[found.picked], f"{found.nats:.3f}", f"{found.fresh:.3f}"])
+        rows.append([said, *correlations(small, large), names[found.picked], f"{found.nats:.3f}", fresh])
     dearer = -cost[:, None]
     picked = regret(dearer, goal)
     rows.append(["cost alone", *correlations(dearer, goal), names[picked.picked], f"{picked.nats:.3f}", ""])
     rows.append(["at random", "0", "0", "0", "", f"{picked.chance:.3f}", ""])
     head = "scale | Spearman, all 28 | at equal cost | placements alone | its winner | regret, nats | on fresh seeds"
-    said = f"### {data}, against {target} ({goal.shape[1]} seed{'s' if goal.shape[1] > 1 else ''}; its best: "
-    return [said + f"{names[int(goal.mean(1).argmin())]})", "", *table(head, rows)]
+    title = f"### {data}, against {target} ({goal.shape[1]} seed{'s' if goal.shape[1] > 1 else ''}; its best: "
+    return [title + f"{names[int(goal.mean(1).argmin())]})", "", *table(head, rows)]
 
 
 def attention_cost(name: str) -> float:
@@ -203,6 +198,7 @@ def early_table(records: Records, data: str, target: str) -> list[str]:
 
 def report(records: Records) -> str:
     """Return the tables of all records."""
+    from law import law_table
     from smollm2 import lines as real_model
 
     out = ["# Transfer between scales: tables", "", "Written by `study.py report` from `records/`.", ""]
@@ -216,5 +212,6 @@ def report(records: Records) -> str:
             out += price_table(records, data, target)
         for target in targets:
             out += early_table(records, data, target)
+    out += law_table(records)
     out += real_model(records)
     return "\n".join(out).rstrip() + "\n"

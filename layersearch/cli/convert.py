@@ -75,6 +75,13 @@ def run(options: argparse.Namespace) -> None:
         if options.card or options.push is not None:
             _publish(found, schedule, options)
         print_conversion(found, schedule, output, options.json, family=options.family)
+    from layersearch.report.page import report_beside
+
+    pages = [report_beside(options.out)]
+    if options.run is not None and options.out.resolve().parent == options.run.resolve():
+        pages.append(report_beside(options.run))  # it shows what follows its selection
+    if not options.json:
+        print(*pages, sep="\n", file=sys.stderr)
 
 
 def _publish(found: Conversion, schedule: Schedule, options: argparse.Namespace) -> None:

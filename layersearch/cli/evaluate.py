@@ -105,6 +105,11 @@ def _print(found: ModelEvaluation) -> None:
         for task, chance in found.chance.items():
             grid.add_row(task, f"{chance:.2f}", *(str(row.by_task[task]) for row in found.schedules))
         screen.print(grid)
+        screen.print("\nDigits right by tokens of the text and depth of the fact (0: its beginning)", style="bold")
+        grid = table("tokens", "depth", *map(str, range(1, len(found.schedules) + 1)))
+        for place in zip(*(row.retrieval for row in found.schedules), strict=True):
+            grid.add_row(f"{place[0].length:,}", f"{place[0].depth:.1f}", *(str(cell.accuracy) for cell in place))
+        screen.print(grid)
     if found.schedules[0].lm_eval:
         screen.print("\nlm-eval (± its standard error)", style="bold")
         grid = table("task", "metric", *map(str, range(1, len(found.schedules) + 1)), left=2)

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="hf, hf-remote, mlx, gguf, vllm, sglang, tensorrt-llm, megatron, litgpt, torchtitan, flash-attn, flex, "
         "yaml or json",
     )
-    add("--family", help="hf, mlx, vllm, sglang, tensorrt-llm: the model family, for example granite_swa or llama")
+    add("--family", help="hf, mlx, vllm, sglang, tensorrt-llm: the model family, for example granite_swa or modernbert")
     add("--recipe", help="take the model's size from this recipe (default: the run's)")
     text = (
         "hf, hf-remote, mlx, gguf, litgpt: a model of yours; its folder, GGUF file or hub id brings its weights and "
@@ -176,8 +176,9 @@ def _converted(model: Path, recipe: Recipe | None) -> _Asked:
 
 def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str | None]:
     """Write the files; return their paths and a note."""
-    from layersearch.data import open_source
+    from layersearch.data import open_of
     from layersearch.export import export
+    from layersearch.export.encoders import default_encoder, find_encoder, usage
     from layersearch.export.families import WITH_SINKS, default_family
     from layersearch.export.folder import MODEL_TARGETS
 
@@ -191,7 +192,13 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
             "--recipe is missing: a schedule alone has no model size; name a recipe, give --model, or export a run"
         )
     note = None
-    if options.to == "hf" and family is None:
+    if options.to == "hf" and recipe.model.bidirectional:
+        encoder = default_encoder() if family is None else find_encoder(family)
+        own = "no weights: the family's norms and feed-forward layers are its own"
+        note = "; ".join(
+            filter(None, (f"family {encoder.name}", own, usage(asked.schedule, encoder, recipe.training.seq_len)))
+        )
+    elif options.to == "hf" and family is None:
         family = default_family(recipe.model.qk_norm)
         note = f"family {family}"
         if family == WITH_SINKS:
@@ -200,7 +207,7 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
         asked.schedule,
         options.to,
         model=recipe.model,
-        vocab_size=asked.vocab_size or open_source(recipe.data, recipe.training.seq_len).vocab_size,
+        vocab_size=asked.vocab_size or open_of(recipe).vocab_size,
         seq_len=recipe.training.seq_len,
         out=options.out,
         family=family or _served(asked, options.to),
@@ -214,9 +221,16 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
     from layersearch.data.gguf_file import is_gguf
     from layersearch.export import SourceModel, export_model, read_source
     from layersearch.export.edit_config import read_user_config, write_user_config
+    from layersearch.export.encoders import edit_encoder
 
     path = Path(name)
     is_file, user = os.path.isfile(name) and not is_gguf(name), None
+    if (encoder := _encoder_values(path)) is not None:
+        if options.to != "hf":
+            raise ExportError(f"--to {options.to} is for decoders, and {name} is an encoder; give --to hf")
+        return edit_encoder(
+            asked.schedule, encoder, path, out=options.out, family=options.family, evidence=asked.evidence
+        )
     if options.model is not None and options.to == "hf" and (is_file or os.path.isdir(name)):
         # The user's own file is edited, so that its other keys keep their values.
         held = path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin")))
@@ -248,6 +262,19 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
         seq_len=asked.recipe.training.seq_len if asked.recipe is not None else None,
         user=user,
     )
+
+
+def _encoder_values(path: Path) -> dict[str, Any] | None:
+    """Return the ``config.json`` of a path, if it is an encoder's."""
+    from layersearch.export.encoders import is_encoder_file
+    from layersearch.files import parse_json
+
+    file = path / "config.json" if os.path.isdir(path) else path
+    try:
+        values = parse_json(file.read_bytes()) if file.suffix == ".json" else None
+    except (OSError, ValueError):  # what reads it says what is wrong
+        return None
+    return values if isinstance(values, dict) and is_encoder_file(values) else None
 
 
 def _served(asked: _Asked, target: str) -> str | None:

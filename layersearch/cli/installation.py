@@ -23,6 +23,7 @@ EXTRAS = {
     "mlflow": "run --log mlflow",
     "wandb": "run --log wandb",
     "lm-eval": "evaluate --lm-eval",
+    "digits": "data.source digits",
     "completion": "completion: the keys of a shell complete commands and flags",
 }
 """What each extra of pyproject.toml adds for a user, by its name for pip."""

@@ -21,7 +21,7 @@ def run(options: argparse.Namespace) -> None:
     from layersearch.study.saved_run import load_records, load_result
 
     out = options.out or options.run
-    result = load_result(options.run)
+    result = load_result(options.run, predicted=False)  # no figure shows how well it predicts
     try:
         out.mkdir(parents=True, exist_ok=True)
         if result.unit == "document":

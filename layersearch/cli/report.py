@@ -13,7 +13,7 @@ from layersearch.errors import LayersearchError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("runs", nargs="+", type=Path, metavar="RUN", help="run folders, finished or not")
+    add("runs", nargs="+", type=Path, metavar="RUN", help="folders of run, optimal-l or convert, finished or not")
     add("--out", type=Path, help="the file (default: RUN/report.html; with several runs: report.html)")
     add("--watch", action="store_true", help="write the page again whenever a trial ends, until no run goes on")
     add("--every", type=positive, default=10, metavar="SECONDS", help="with --watch: least time between two pages")
@@ -55,6 +55,6 @@ def _watch(runs: list[Path], out: Path, every: int) -> None:
 
 def _stamps(runs: list[Path]) -> list[tuple[str, int]]:
     """Return the files that grow when a trial or a step ends, with their times."""
-    names = ("trials.jsonl", "gates.json", "answer.json")
+    names = ("trials.jsonl", "gates.json", "retrieval_lengths.json", "answer.json", "evaluations.jsonl")
     files = [file for path in runs for name in names for file in path.rglob(name)]
     return sorted((str(file), file.stat().st_mtime_ns) for file in files)

@@ -198,6 +198,7 @@ def _print_estimate(found: Estimate) -> None:
         "total training": f"about {found.full_trials:.1f} full trials",
         "model": f"{found.parameters:,} parameters, vocabulary {found.vocab_size:,}",
         "one training step": f"{found.step_flops:.3g} FLOPs (all-full, forward and backward)",
+        **({"one trial": f"{found.trial_flops:.3g} FLOPs, in {len(found.stages)} stages"} if found.stages else {}),
         "whole search": f"at most {found.total_flops:.3g} FLOPs (one multiply-add = one FLOP)",
         "memory of a rank": f"{size(found.model_bytes)} for weights, gradients and optimizer state",
         "activations": f"{size(found.activation_bytes)} kept for the backward pass (all-full)",
@@ -212,3 +213,10 @@ def _print_estimate(found: Estimate) -> None:
     for name, schedule, cost in found.baselines:
         baselines.add_row(name, schedule, f"{cost:.3f}")
     screen.print(grid, "", baselines, sep="\n")
+    if found.stages:
+        stages = table("stage", "tokens", "steps", "learning rate", "FLOPs of a trial (all-full)", "share", left=1)
+        for number, stage in enumerate(found.stages, start=1):
+            share = f"{stage.flops / found.trial_flops:.1%}"
+            rate = f"{stage.learning_rate:g}"
+            stages.add_row(str(number), f"{stage.seq_len:,}", f"{stage.steps:,}", rate, f"{stage.flops:,}", share)
+        screen.print("", stages, sep="\n")

@@ -22,7 +22,9 @@ from layersearch.schedule.span_text import KINDS
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 SPAN_TEXT = (
     r"^((full|(window|block):[0-9]+(/[0-9]+(@[0-9]+)?)?(~[1-9][0-9]*)?)"
-    r"(\+sink:[1-9][0-9]*|\+global:first:[1-9][0-9]*|\+las:[0-9.eE-]+(/[0-9]+)?)*|strided:[0-9]+|fixed:[0-9]+/[0-9]+|memory:[0-9]+/[0-9]+|bigbird:[0-9]+(/[0-9]+){1,2})$"
+    r"(\+sink:[1-9][0-9]*|\+global:first:[1-9][0-9]*|\+global:mask(:[1-9][0-9]*)?|\+summary:[1-9][0-9]*"
+    r"|\+las:[0-9.eE-]+(/[0-9]+)?)*"
+    r"|(strided:[0-9]+|fixed:[0-9]+/[0-9]+)(@[0-9]+)?|memory:[0-9]+/[0-9]+|bigbird:[0-9]+(/[0-9]+){1,2})$"
 )
 """Text form of a span."""
 NAMES = ("recipe", "space", "conversion", "schedule")
@@ -97,7 +99,10 @@ def _fields() -> dict[str, dict[str, Any]]:
         "random_blocks": {"type": "integer", "minimum": 0},
         "seed": {"type": "integer", "minimum": 0},
         "memory": {"type": "integer", "minimum": 0},
+        "far_heads": {"type": ["integer", "null"], "minimum": 1},
+        "summary": {"type": "integer", "minimum": 0},
         "global_first": {"type": "integer", "minimum": 0},
+        "global_marked": {"type": "integer", "minimum": 0},
         "sink": {"type": "integer", "minimum": 0},
         "decay": {"type": "number", "minimum": 0, "exclusiveMaximum": 1},
         "pool": {"type": "integer", "minimum": 1},
@@ -109,8 +114,11 @@ def _fields() -> dict[str, dict[str, Any]]:
 def _span() -> dict[str, Any]:
     """Return the schema of one span: which fields belong to which kind."""
     sized = {"required": ["size"], "properties": {"size": {"type": "integer"}}}
-    whole = {"properties": {"size": {"type": "null"}, "sink": {"maximum": 0}, "global_first": {"maximum": 0}}}
+    zero = {"maximum": 0}
+    beside = {name: zero for name in ("sink", "summary", "global_first", "global_marked")}
+    whole = {"properties": {"size": {"type": "null"}, **beside}}
     plain = {"properties": {"dilation": {"maximum": 1}, "dilated_heads": {"type": "null"}}}
+    merged = {"properties": {"far_heads": {"type": "null"}}}
     only = {
         "block": {"properties": {"offset": {"maximum": 0}}},
         "fixed": {"properties": {"columns": {"maximum": 0}}},
@@ -119,8 +127,7 @@ def _span() -> dict[str, Any]:
     }
     bare = {
         "properties": {
-            "sink": {"maximum": 0},
-            "global_first": {"maximum": 0},
+            **beside,
             "decay": {"maximum": 0},
             "pool": {"maximum": 1},
         }
@@ -133,6 +140,7 @@ def _span() -> dict[str, Any]:
         "allOf": [
             {"if": {"properties": {"kind": {"const": "full"}}}, "then": whole, "else": sized},
             {"if": {"properties": {"kind": {"const": "window"}}}, "else": plain},
+            {"if": {"properties": {"kind": {"enum": ["strided", "fixed"]}}}, "else": merged},
             *({"if": {"properties": {"kind": {"const": kind}}}, "else": rest} for kind, rest in only.items()),
             {"if": {"properties": {"kind": {"enum": ["strided", "fixed", "bigbird", "memory"]}}}, "then": bare},
         ],

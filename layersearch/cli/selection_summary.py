@@ -12,11 +12,12 @@ from layersearch.errors import RunFolderError
 from layersearch.files import parse_json
 from layersearch.results.held_out import MeasureRow, compact, measure_rows, ranking_agreements
 from layersearch.results.result import Result
+from layersearch.results.retrieval_cells import run_cells
 from layersearch.results.stats import Interval
 from layersearch.schedule.files import plain
 from layersearch.schedule.space import Space
 from layersearch.study.run_folder import read_config
-from layersearch.study.saved_run import load_records
+from layersearch.study.saved_run import load_records, load_request
 
 
 def print_selection(result: Result, run: Path, as_json: bool, more: Mapping[str, Any] | None = None) -> None:
@@ -32,7 +33,14 @@ def print_selection(result: Result, run: Path, as_json: bool, more: Mapping[str,
             {"first": a.first, "second": a.second, "spearman": a.correlation.spearman, "differs": a.differs}
             for a in agreements
         ]
-        found = result.to_dict() | {"held_out": held, "retrieval_levels": levels, "ranking_agreements": ranked}
+        recipe = load_request(run)[0]
+        cells = [
+            {"schedule": str(schedule), **plain(cell)}
+            for schedule, cells in run_cells(run, recipe, records).items()
+            for cell in cells
+        ]
+        found = result.to_dict() | {"held_out": held, "retrieval_levels": levels, "retrieval_cells": cells}
+        found |= {"ranking_agreements": ranked}
         found |= dict(more or {})
         print(json.dumps(found, indent=1))
         return

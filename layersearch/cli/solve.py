@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Find the best schedule within another constraint."""
     from layersearch.schedule.bound_space import BoundSpace
-    from layersearch.schedule.cost import attention_flops
     from layersearch.study.saved_run import load_records, load_request
     from layersearch.surrogate import constraint
     from layersearch.surrogate.solve import solve
@@ -48,8 +47,7 @@ def run(options: argparse.Namespace) -> None:
         limit = constraint.latency_limit(bound, options.latency, constraint.read_latencies(options.latency_table))
     search = recipe.search
     found = solve(load_records(options.run), bound, limit, tolerance=search.tolerance, first_round=search.first_round)
-    size = {"seq_len": bound.seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
-    flops = attention_flops(found.answer.schedule, **size, bidirectional=model.bidirectional)
+    flops = 2 * model.head_dim * bound.work.total(found.answer.schedule)
     command = None
     if found.proposal is not None:
         command = shlex.join(["layersearch", "confirm", str(options.run), str(found.proposal.schedule)])

@@ -11,7 +11,7 @@ from layersearch.cli.flags import add_shared
 from layersearch.errors import EXIT_NOT_PROVEN, ExportError
 
 if TYPE_CHECKING:
-    from layersearch.export.verify import Proof
+    from layersearch.export.verify import EncoderProof, Proof
     from layersearch.export.verify.engines import EngineProof
     from layersearch.schedule import Schedule
 
@@ -45,8 +45,12 @@ def run(options: argparse.Namespace) -> int:
         trust_remote_code=options.trust_remote_code,
         attention=options.attention,
     )
+    from layersearch.export.verify.encoders import EncoderProof
+
     if options.json:
         print(json.dumps(proof.to_dict(), indent=1))
+    elif isinstance(proof, EncoderProof):
+        _print_encoder_proof(proof)
     else:
         _print_proof(proof)
     return 0 if proof.proven else EXIT_NOT_PROVEN
@@ -87,7 +91,22 @@ def _print_engine_proof(proof: EngineProof) -> None:
         console().print(line, soft_wrap=True)
 
 
-def _print_proof(proof: Proof) -> None:
+def _print_encoder_proof(proof: EncoderProof) -> None:
+    from layersearch.cli.tables import console
+
+    _print_masks(proof)
+    near, following = proof.nearest, proof.next_nearest
+    verdict = "PROVEN: every layer does what the schedule says" if proof.proven else f"NOT PROVEN: {proof.problem}"
+    for line in (
+        f"\nnearest    {near.name}: '{near.schedule}', outputs within {near.error:.1e} of their spread, "
+        f"{proof.weights} weights",
+        f"next       {following.name}: {following.error:.1e} off, of {proof.tried} schedules compared",
+        f"\n{verdict}",
+    ):
+        console().print(line, soft_wrap=True)
+
+
+def _print_masks(proof: Proof | EncoderProof) -> None:
     from layersearch.cli.tables import console, table
 
     how = f"{proof.keys} keys tested against every query, those at the spans' edges among them"
@@ -99,6 +118,17 @@ def _print_proof(proof: Proof) -> None:
         heads = "not tested" if not layer.by_head else "yes" if not layer.wrong_heads else f"{layer.wrong_heads:,} off"
         counts = (f"{count:,}" for count in (layer.pairs, layer.seen, layer.too_many, layer.too_few))
         grid.add_row(str(layer.layer), layer.span, *counts, heads, "yes" if layer.proven else "NO")
+    screen = console()
+    for line in (f"model      {proof.architecture}", f"schedule   {proof.schedule}"):
+        screen.print(line, soft_wrap=True)
+    screen.print(f"masks      {proof.tokens:,} tokens, {how}; {masks}\n", soft_wrap=True)
+    screen.print(grid)
+
+
+def _print_proof(proof: Proof) -> None:
+    from layersearch.cli.tables import console
+
+    _print_masks(proof)
     logits = f"not compared with layersearch's own model: {proof.logits_reason}"
     if proof.logits is not None:
         logits = f"{proof.logits.difference:.1e} of their norm from layersearch's own model, {proof.weights} weights"
@@ -110,10 +140,5 @@ def _print_proof(proof: Proof) -> None:
         f"cache, logits within {texts.difference:.1e} of their spread, {proof.weights} weights"
     )
     verdict = "PROVEN: every layer does what the schedule says" if proof.proven else f"NOT PROVEN: {proof.problem}"
-    screen = console()
-    for line in (f"model      {proof.architecture}", f"schedule   {proof.schedule}"):
-        screen.print(line, soft_wrap=True)
-    screen.print(f"masks      {proof.tokens:,} tokens, {how}; {masks}\n", soft_wrap=True)
-    screen.print(grid)
     for line in (f"\nlogits     {logits}", f"texts      {generated}", f"\n{verdict}"):
-        screen.print(line, soft_wrap=True)
+        console().print(line, soft_wrap=True)

@@ -5,12 +5,14 @@ import re
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
+from layersearch.config.corruption import corruption
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.config.selection import SelectionConfig
+from layersearch.config.stages import StageConfig
 from layersearch.errors import require
 
 AtLeast2 = Annotated[int, Field(ge=2)]
@@ -31,11 +33,18 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 class ModelConfig(Strict):
     """The proxy model: a Llama-shaped decoder or encoder (RMSNorm, RoPE, SwiGLU)."""
 
-    kind: Literal["decoder", "encoder"] = "decoder"
+    kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """``decoder``: no token sees a later one, and each predicts the next. ``encoder``: bidirectional, trained by masked
-    language modeling (BERT); it needs ``data.mask_share``."""
+    language modeling (BERT). ``encoder_decoder``: two stacks, trained to write spans that the source lost (T5). The
+    last two need ``data.mask_share``."""
     n_layers: Layers
-    """Number of layers, L."""
+    """Number of layers, L; of the stack that schedules speak of."""
+    searched: Literal["encoder", "decoder"] | None = None
+    """encoder_decoder: the stack that schedules, l and budgets speak of. None: the encoder."""
+    other_layers: Layers | None = None
+    """encoder_decoder: number of layers of the other stack. None: n_layers."""
+    other_schedule: str | None = None
+    """encoder_decoder: schedule of the other stack, for example ``full*2 window:64*4``. None: full attention."""
     d_model: Width
     """Width of the residual stream."""
     n_heads: Width
@@ -48,6 +57,9 @@ class ModelConfig(Strict):
     """Base of the rotary frequencies."""
     qk_norm: bool = False
     """RMSNorm on queries and keys, as in Qwen3."""
+    pooling: Literal["first", "mean"] | None = None
+    """Sources with classes: what the class is read from. ``first``: the stream of the first token, which an encoder's
+    global tokens may be. ``mean``: the mean over the example's tokens. None: ``first`` in an encoder, else ``mean``."""
     tie_embeddings: bool = True
     """One matrix for the embedding and the output."""
     init: Literal["gpt2", "width"] = "gpt2"
@@ -62,11 +74,20 @@ class ModelConfig(Strict):
         require(self.head_width or width % heads == 0, f"d_model {width} is no multiple of n_heads {heads}")
         require(head_dim % 2 == 0, f"RoPE needs an even head dimension, not {head_dim}; change n_heads")
         require(heads % self.n_kv_heads == 0, f"n_kv_heads {self.n_kv_heads} must divide n_heads {heads}")
+        two = self.kind == "encoder_decoder"
+        for key in ("searched", "other_layers", "other_schedule"):
+            require(two or getattr(self, key) is None, f"{key} is for kind encoder_decoder, not {self.kind}; drop it")
 
     @property
     def bidirectional(self) -> bool:
-        """Whether tokens see later ones."""
-        return self.kind == "encoder"
+        """Whether the tokens of the layers that schedules speak of see later ones."""
+        return self.kind == "encoder" or (self.kind == "encoder_decoder" and self.searched != "decoder")
+
+    @property
+    def stack_layers(self) -> tuple[int, int]:
+        """Layers of an encoder_decoder's encoder and decoder."""
+        own, other = self.n_layers, self.other_layers or self.n_layers
+        return (other, own) if self.searched == "decoder" else (own, other)
 
     @property
     def head_dim(self) -> int:
@@ -75,7 +96,16 @@ class ModelConfig(Strict):
 
 
 TaskKind = Literal["recall", "hops", "listops", "local"]
-SourceKind = Literal[TaskKind, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
+ClassKind = Literal["lra_listops", "pathfinder", "text_classes", "retrieval", "digits", "arrays"]
+Elsewhere = Literal["imdb", "aan", "cifar10"]
+"""Sources of the Long Range Arena that a user must have: nothing is downloaded for them."""
+SourceKind = Literal[TaskKind, ClassKind, Elsewhere, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
+_WHERE = {
+    "imdb": "put its positive and its negative reviews in two folders, and give data.source text_classes with both as "
+    "data.files",
+    "aan": "save its pairs as two arrays (data.source arrays), or give your own documents with data.source retrieval",
+    "cifar10": "save its pictures, gray and row by row, as two arrays (data.source arrays, training.seq_len 1025)",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +115,9 @@ class DataConfig(Strict):
     source: SourceKind
     """``stdlib``: the source files of Python's standard library. ``files``: local files, each read by its own format.
     ``text``, ``json`` (lines), ``parquet``: local files, all of this format. ``hub``: a data set of the Hugging Face
-    hub. ``mix``: ``stdlib`` and ``recall`` in one batch. The others are generated, see `layersearch.data.tasks`."""
+    hub. ``mix``: ``stdlib`` and ``recall`` in one batch. Sources with classes are ``lra_listops``, ``pathfinder``,
+    ``text_classes``, ``retrieval``, ``digits`` and ``arrays``, see `layersearch.data.classes`. The others are
+    generated, see `layersearch.data.tasks`."""
     files: tuple[str, ...] = ()
     """Paths, folders or glob patterns (files, text, json, parquet)."""
     dataset: str | None = None
@@ -103,7 +135,8 @@ class DataConfig(Strict):
     vocab_size: Vocabulary = 1024
     """Vocabulary size of the BPE, or of the generated task."""
     mask_share: Share | None = None
-    """Encoders: share of the tokens of a sequence that are masked and predicted (BERT: 0.15). None: each token predicts
+    """Encoders: share of the tokens of a sequence that are masked and predicted (BERT: 0.15). encoder_decoder: share of
+    the tokens of a text that the source loses, in spans of 3 tokens on average (T5: 0.15). None: each token predicts
     the next one."""
     pairs: PositiveInt = 8
     """recall, mix: key-value pairs in a sequence; hops: chains."""
@@ -117,9 +150,20 @@ class DataConfig(Strict):
     """hops: links of a chain, k."""
     depth: InitVar[float] = 0.5  # retired: accepted and dropped, so that recipes of older run folders load
     list_depth: PositiveInt = 10
-    """listops: levels of nesting; the innermost digits count as one (Long Range Arena: 10)."""
+    """listops, lra_listops: levels of nesting; the innermost digits count as one (Long Range Arena: 10)."""
     list_args: AtLeast2 = 10
-    """listops: most arguments of one operator (Long Range Arena: 10)."""
+    """listops, lra_listops: most arguments of one operator (Long Range Arena: 10)."""
+    list_min: NonNegativeInt = 500
+    """lra_listops: an expression has more tokens (Long Range Arena: 500)."""
+    list_max: Tokens = 2000
+    """lra_listops: an expression has fewer tokens (Long Range Arena: 2000)."""
+    contour_length: AtLeast2 = 14
+    """pathfinder: dashes of each of the two paths (Long Range Arena: 14, its easier ones 9 and 6)."""
+    examples: Count | None = None
+    """Sources with classes: training examples, drawn once; a tenth as many, at most 2,000, are held back. None: 96,000
+    for lra_listops, as published, all of arrays, and up to 20,000 else."""
+    classes: Count | None = None
+    """arrays: number of classes."""
     reach: PositiveInt = 8
     """local: distance in tokens to the farthest token on which the next one depends."""
     recall_share: Share = 0.5
@@ -128,14 +172,27 @@ class DataConfig(Strict):
     """mix: vocabulary size of the recall sequences; their token ids follow those of the text."""
 
     def __post_init__(self, depth: float) -> None:
-        local = self.source in ("files", "text", "json", "parquet")
-        kind = "" if self.source == "files" else f"{self.source} "
+        local = self.source in ("files", "text", "json", "parquet", "text_classes", "retrieval", "arrays")
+        kind = f"{self.source} " if self.source in ("text", "json", "parquet") else ""
         require(self.files or not local, f"data.files is empty: name the {kind}files to read")
         missing = self.source == "hub" and not self.dataset
         require(not missing, "data.dataset is missing: name the hub id, for example allenai/c4")
-        text = self.mask_share is None or self.source in ("stdlib", "hub") or local
+        text = self.mask_share is None or self.source in ("stdlib", "hub", "files", "text", "json", "parquet")
         require(text, f"mask_share masks text, and source is {self.source}; name a text, or drop mask_share")
+        where = _WHERE.get(self.source)
+        require(where is None, f"data.source {self.source} is not made here and nothing is downloaded: {where}")
+        named = self.source != "arrays" or self.classes is not None
+        require(named, "data.source arrays: name the number of classes (data.classes)")
         require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
+
+    @property
+    def n_classes(self) -> int | None:
+        """Number of classes of the source; None: its targets are tokens."""
+        if self.source not in get_args(ClassKind):
+            return None
+        if self.source == "text_classes":
+            return len(self.files)
+        return self.classes if self.source == "arrays" else {"lra_listops": 10, "digits": 10}.get(self.source, 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +201,13 @@ class TrainingConfig(Strict):
 
     seq_len: Tokens
     """Tokens in a sequence."""
+    segments: Annotated[int, Field(ge=2)] | None = None
+    """Transformer-XL's recurrence: each sequence runs in so many segments of equal length, one after another. A layer
+    of ``memory:M/S`` also sees the M tokens before the segment, with stopped gradients. A row of the batch goes on with
+    its text from step to step. None: sequences are drawn anywhere and run whole."""
+    warm_tokens: NonNegativeInt | None = None
+    """With ``segments``: tokens before each validation sequence, which fill the memories and are not scored. None:
+    n_layers times the longest memory, which is all that a token can know of."""
     batch_size: Count
     """Sequences in an optimizer step, over all ranks."""
     steps: Count
@@ -184,23 +248,58 @@ class TrainingConfig(Strict):
     are at most seven, and one at each rung. A conversion has ``checkpoint_steps`` instead."""
     hang_seconds: PositiveFloat = 600.0
     """Least seconds without progress after which a worker counts as hung: it is killed, and its trial is tried once
-    more. Before its first step a worker may take an hour."""
+    more. A worker's first start, up to its first step, may take an hour."""
     hang_factor: PositiveFloat = 30.0
-    """The same limit as a multiple of the slowest step so far; the larger limit holds."""
+    """The same limit as a multiple of the slowest step so far, or of the slowest start; the larger limit holds."""
     start: str | None = None
     """Initial weights: a safetensors file that a trial of the same model wrote (see `Trial.save`). ``{seed}`` in its
     name stands for the trial's seed. The data continue where that trial ended. None: random weights."""
+    stages: tuple[StageConfig, ...] = ()
+    """Stages with lengths, rates and windows of their own, as Longformer was trained (2004.05150, section 4.2.2). Each
+    has its share of ``steps`` and of ``warmup_steps``. The last one has this section's ``seq_len`` and
+    ``learning_rate`` and whole windows. Empty: one stage."""
 
     def __post_init__(self) -> None:
         steps, warmup, ranks, batch = self.steps, self.warmup_steps, self.ranks, self.batch_size
         require(warmup <= steps, f"warmup_steps must lie between 0 and steps ({steps}), not {warmup}")
         require(ranks > 0, "ranks must be greater than 0")
         require(batch % ranks == 0, f"ranks {ranks} must divide batch_size {batch} evenly")
+        segments = self.segments or 1
+        require(
+            self.seq_len % segments == 0,
+            f"segments {segments} must divide seq_len {self.seq_len} evenly: one is longer than the text's rest",
+        )
+        require(segments == 1 or ranks == 1, "segments keep memories by row of a batch, which need ranks 1")
+        require(self.segments or self.warm_tokens is None, "warm_tokens fill the memories of segments; set segments")
+        warm = self.warm_tokens or 0
+        require(
+            warm % (self.seq_len // segments) == 0,
+            f"warm_tokens {warm} must be whole segments, of {self.seq_len // segments} tokens",
+        )
+        if self.stages:
+            self._check_stages()
         for key, rows in (("batch_size", batch), ("val_sequences", self.val_sequences)):
             held = rows * self.seq_len
             require(
                 held <= MOST_TOKENS, f"{key} {rows} of seq_len {self.seq_len} are over {MOST_TOKENS} tokens; lower one"
             )
+
+    def _check_stages(self) -> None:
+        last = self.stages[-1]
+        whole = (last.seq_len, last.learning_rate, last.window) == (self.seq_len, self.learning_rate, 1.0)
+        require(
+            whole,
+            f"the last of stages must have training.seq_len ({self.seq_len}), training.learning_rate "
+            f"({self.learning_rate:g}) and window 1, not {last.seq_len}, {last.learning_rate:g} and {last.window:g}",
+        )
+        require(
+            len(self.stages) <= self.steps, f"steps {self.steps} are fewer than the {len(self.stages)} stages; raise it"
+        )
+        longest = max(stage.seq_len for stage in self.stages)
+        require(
+            longest == self.seq_len, f"a stage of {longest} tokens is longer than seq_len {self.seq_len}; shorten it"
+        )
+        require(self.start is None, "start goes on from a training, and stages begin one; give one of them")
 
 
 Pruner = Literal["expected_gain", "successive_halving", "none"]
@@ -303,11 +402,19 @@ class Recipe(Strict):
         ):  # Python code may have built them without a check of ranges
             section = getattr(self, key)
             build(type(section), dataclasses.asdict(section), key)
-        encoder, masked = self.model.bidirectional, self.data.mask_share is not None
-        require(masked or not encoder, "model.kind encoder learns from masked text: set data.mask_share, such as 0.15")
+        kind, masked = self.model.kind, self.data.mask_share is not None
+        encoder, classes = kind != "decoder", self.data.n_classes is not None
+        learns = masked or not encoder or (classes and kind == "encoder")
+        require(learns, f"model.kind {kind} learns from masked text: set data.mask_share, such as 0.15")
+        require(classes or self.model.pooling is None, "model.pooling is for sources with classes; drop it")
+        require(
+            self.model.pooling != "first" or encoder,
+            "model.pooling first reads the first token, which sees nothing in a decoder; give mean",
+        )
         require(encoder or not masked, "data.mask_share is for encoders: set model.kind=encoder, or drop it")
         if self.pretrained is not None:
-            require(not encoder, "model.kind encoder trains from scratch; a pre-trained model is a decoder")
+            require(not encoder, f"model.kind {kind} trains from scratch; a pre-trained model is a decoder")
+            require(not classes, f"data.source {self.data.source} has classes, and a pre-trained model predicts tokens")
             require(
                 self.training.start is None,
                 "pretrained and training.start both name weights to start from; give one of them",
@@ -316,8 +423,55 @@ class Recipe(Strict):
                 self.training.optimizer == "adamw",
                 "training.optimizer muon trains from scratch; set training.optimizer=adamw with a pre-trained model",
             )
+        staged = self.training.stages and (self.training.segments or classes or kind == "encoder_decoder")
+        require(
+            not staged, "training.stages are of lengths of a text: drop it, or segments, classes and encoder_decoder"
+        )
+        self._check_segments()
+        one = not self.training.stages or self.model.kind != "encoder_decoder"
+        require(one, "training.stages are for one stack; drop them, or take model.kind decoder or encoder")
         good = re.fullmatch(r"[\w.-]+", self.name)
         require(good, f"name must be letters, digits, '-', '_' or '.', not {self.name!r}")
+
+    @property
+    def source_and_target(self) -> tuple[int, int]:
+        """Tokens of an encoder_decoder's source and target."""
+        assert self.data.mask_share is not None
+        found = corruption(self.training.seq_len, self.data.mask_share)
+        return found.source, found.target
+
+    @property
+    def target_len(self) -> int | None:
+        """Tokens of an encoder_decoder's target; None: another kind of model."""
+        return self.source_and_target[1] if self.model.kind == "encoder_decoder" else None
+
+    @property
+    def n_targets(self) -> int:
+        """Targets of a sequence: its tokens, those of an encoder_decoder's target, or one class."""
+        return 1 if self.data.n_classes is not None else self.target_len or self.training.seq_len
+
+    @property
+    def schedule_tokens(self) -> int:
+        """Tokens that the layers read that schedules speak of."""
+        if self.model.kind == "encoder_decoder" and self.model.searched == "decoder":
+            return self.source_and_target[1]
+        return self.training.seq_len
+
+    def _check_segments(self) -> None:
+        training = self.training
+        if training.segments is None:
+            return
+        others = (*get_args(TaskKind), *get_args(ClassKind), "mix")
+        text = self.data.source not in others and self.data.mask_share is None
+        require(text, f"training.segments read on in a text, and data.source is {self.data.source}; name a text")
+        require(
+            self.model.kind == "decoder", "training.segments are for model.kind decoder: a segment sees what is past"
+        )
+        require(self.pretrained is None, "training.segments train from scratch; drop it, or the pre-trained model")
+        if training.warm_tokens is None:  # settled here, so that the run folder records it
+            longest = training.seq_len - training.seq_len // training.segments
+            warm = dataclasses.replace(training, warm_tokens=self.model.n_layers * longest)
+            object.__setattr__(self, "training", warm)
 
     @property
     def default_space(self) -> str:

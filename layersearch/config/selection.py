@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,6 +14,19 @@ from layersearch.errors import ConfigError
 AtLeast2 = Annotated[int, Field(ge=2)]
 TaskName = Literal["pass_key", "needle_among_distractors", "several_keys", "variable_tracking"]
 TASK_NAMES: tuple[TaskName, ...] = ("pass_key", "needle_among_distractors", "several_keys", "variable_tracking")
+DEPTHS = (0.1, 0.3, 0.5, 0.7)
+"""Depth of a task's first fact: 0 is the beginning of the text, 1 stands just before the questions."""
+
+SHORTER = (4, 2)
+"""The compared schedules are asked for facts at the text's length divided by these, too."""
+
+
+def depth_of(task: str, tasks: Sequence[str], number: int) -> float:
+    """Return the depth of a task's first fact in the example of a number: the tasks take turns at `DEPTHS`.
+
+    Run folders hold numbers and no depths, so this must stay as it is.
+    """
+    return DEPTHS[(tasks.index(task) + number) % len(DEPTHS)]
 
 
 @dataclass(frozen=True, kw_only=True)

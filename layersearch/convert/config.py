@@ -9,28 +9,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from layersearch.config.loader import build, find_file, override, read_yaml
-from layersearch.config.recipe import DataConfig, Tokens, TrainingConfig
+from layersearch.config.recipe import DataConfig, TrainingConfig
 from layersearch.config.selection import TaskName
+from layersearch.config.stages import StageConfig, divide
 from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule
 
 FOLDER = "trials/convert"
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageConfig:
-    """One stage of a staged conversion: a sequence length, its learning rate and its share of the steps."""
-
-    __pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}
-
-    seq_len: Tokens
-    """Tokens in a sequence."""
-    learning_rate: Annotated[float, Field(gt=0)]
-    """Peak learning rate of the stage."""
-    share: Annotated[float, Field(gt=0)]
-    """Weight of the stage when the optimizer steps are divided among the stages."""
-    window: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Size of the schedule's windows and blocks, as a share of the final ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,8 +68,12 @@ class ConvertRecipe:
         training = self.training
         if self.data.mask_share is not None:
             raise ConfigError("data.mask_share is for encoders, and a conversion trains a decoder; drop it")
+        if training.stages:
+            raise ConfigError("training.stages is for trials from scratch; a conversion has the key stages of its own")
         if training.warmup_steps != 0:
             raise ConfigError("training.warmup_steps is not used here; give warmup, a share of the steps")
+        if training.segments is not None:
+            raise ConfigError("training.segments trains from scratch, and a conversion trains on; drop it")
         if training.optimizer != "adamw":
             raise ConfigError("training.optimizer must be adamw: muon trains from scratch")
         last = self.stages[-1] if self.stages else None
@@ -116,21 +105,16 @@ def resolve_stages(recipe: ConvertRecipe, schedule: Schedule) -> list[Stage]:
     """Return the stages in order; their steps add up to ``training.steps``, and each has at least one."""
     training = recipe.training
     given = recipe.stages or (StageConfig(seq_len=training.seq_len, learning_rate=training.learning_rate, share=1.0),)
-    total = sum(stage.share for stage in given)
     resolved: list[Stage] = []
-    first, share = 0, 0.0
-    for later, stage in zip(reversed(range(len(given))), given, strict=True):
-        share += stage.share
-        end = min(max(round(training.steps * share / total), first + 1), training.steps - later)
+    for stage, steps in zip(given, divide([stage.share for stage in given], training.steps), strict=True):
         changed = replace(
             training,
             seq_len=stage.seq_len,
             learning_rate=stage.learning_rate,
-            steps=end - first,
-            warmup_steps=round(recipe.warmup * (end - first)),
+            steps=steps.number,
+            warmup_steps=round(recipe.warmup * steps.number),
         )
-        resolved.append(Stage(schedule=scale_schedule(schedule, stage.window), training=changed, first=first))
-        first = end
+        resolved.append(Stage(schedule=scale_schedule(schedule, stage.window), training=changed, first=steps.first))
     for one in resolved:
         one.schedule.check(seq_len=one.training.seq_len)
     return resolved

@@ -14,6 +14,7 @@ from layersearch.config.loader import build
 from layersearch.convert.config import ConvertRecipe
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import first_difference, open_folder, parse_json, seal, unseal, write_text
+from layersearch.schedule import Schedule
 from layersearch.study.run_folder import check_model
 from layersearch.training.record import drop_torn_line
 
@@ -49,6 +50,11 @@ class Evaluation:
     seconds: float = 0.0
     """Seconds since this process began the conversion."""
 
+    @property
+    def spans(self) -> Schedule:
+        """The schedule during the evaluation."""
+        return Schedule.parse(self.schedule)
+
 
 class ConvertFolder:
     """The folder of a conversion, locked by this process.
@@ -82,6 +88,14 @@ class ConvertFolder:
             RunFolderError: if a line is damaged.
         """
         return [build(Evaluation, line, f"{self.path / 'evaluations.jsonl'}") for line in self._lines("evaluations")]
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Return the log of the optimizer steps: step, loss in nats, learning rate, tokens, seconds.
+
+        Raises:
+            RunFolderError: if a line is damaged.
+        """
+        return self._lines("steps")
 
     def add_evaluation(self, evaluation: Evaluation) -> None:
         """Append one evaluation, forced to the disk."""

@@ -16,7 +16,7 @@ from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import FAMILIES, Family
 from layersearch.export.files import write_files
 from layersearch.export.hf import schedule_fields
-from layersearch.export.layer_spans import BY_TYPE, layer_positions
+from layersearch.export.layer_spans import BY_TYPE, changed_positions
 from layersearch.export.uniform import UNIFORM, UniformFamily
 from layersearch.model.hf_decoder import PROBE_TOKENS, HFDecoder, quiet
 from layersearch.model.weight_checksums import write_checksums
@@ -111,9 +111,9 @@ def _obstacle(model: Any, schedule: Schedule, family: Family) -> str | None:
     if (misfit := _misfit(empty, model)) is not None:
         return f"cannot load the weights ({misfit})"
     if family.position_change is not None:
-        pairs = zip(layer_positions(family, model.config), layer_positions(family, empty.config), strict=True)
-        if changed := [str(layer) for layer, (old, new) in enumerate(pairs) if old != new]:
-            return f"changes the positions of layers {', '.join(changed)} with {schedule}: {family.position_change}"
+        changed = changed_positions(family, model.config, empty.config)
+        if changed is not None:
+            return f"changes the positions of {changed} with {schedule}: {family.position_change}"
     return None
 
 

@@ -51,6 +51,29 @@ _OPEN: dict[str, Callable[[Path], Any]] = {
 _UNREAD = frozenset([".lz4", ".7z", ".tar", ".tgz", ".rar"])
 
 
+UNPACKED, AT_LEAST = 200, 100_000_000
+"""Times its size, and bytes, that a packed file may unpack to: a small one can stand for more than fits in memory."""
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a packed file, up to its bound."""
+
+    def __init__(self, inner: Any, file: Path) -> None:
+        self._inner, self._file = inner, file
+        self._left = max(UNPACKED * file.stat().st_size, AT_LEAST)
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._inner.read(len(buffer))
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"data.files: {self._file} unpacks to over {UNPACKED} times its size; unpack it yourself")
+        buffer[: len(content)] = content
+        return len(content)
+
+
 class _NoText(DataError):
     """A file that is left out of a folder, and refused if it is named itself."""
 
@@ -146,10 +169,11 @@ def _parts(file: Path, alone: bool) -> Iterator[_Part]:
                     with archive.open(member) as held:
                         name = PurePath(member.filename.lower())
                         name = name if name.suffix else PurePath(file.stem.lower())
-                        stream: Any = held
+                        stream: Any = io.BufferedReader(_Unpacked(held, file))
                         yield _Part(name, stream, stream.peek(_HEAD), f"{file}: {member.filename}", False)
         return
-    with _OPEN[suffix](file) if suffix in _OPEN else file.open("rb") as stream:
+    with _OPEN[suffix](file) if suffix in _OPEN else file.open("rb") as opened:
+        stream = io.BufferedReader(_Unpacked(opened, file)) if suffix in _OPEN else opened
         name = PurePath(file.name.lower())
         yield _Part(name.with_suffix("") if suffix in _OPEN else name, stream, stream.peek(_HEAD), str(file), alone)
 

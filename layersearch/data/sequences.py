@@ -11,6 +11,7 @@ import numpy as np
 
 from layersearch.config.recipe import DataConfig
 from layersearch.data.cache import Prepared, default_cache, prepared
+from layersearch.data.classes import MAKERS
 from layersearch.data.documents import identity, origin, read_documents
 from layersearch.data.reading import Reading
 from layersearch.data.source import Tokens, digest, require
@@ -67,7 +68,7 @@ def document_sequences(
         DataError: there are too few documents; it names the longest ``seq_len`` that they could serve. Or the text or
             the tokenizer cannot be read.
     """
-    generated = config.source in TASKS or config.source == "mix"
+    generated = config.source in (*TASKS, *MAKERS, "mix")
     require(not generated, f"data.source {config.source} holds no documents; give text, for example data.source stdlib")
     wanted = [FORMAT, identity(config), tokenizer_stamp(tokenizer_name), seq_len, sorted(counts.items()), seed]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from layersearch.data.reading import Reading
 from layersearch.errors import DataError
+from layersearch.schedule import Span
 
 IGNORE = -100
 """Target of a token whose prediction is not scored; PyTorch's default ``ignore_index``."""
@@ -23,12 +24,19 @@ Tokens = npt.NDArray[np.int64]
 
 
 class Batch(NamedTuple):
-    """Sequences and their targets, both int64 of shape [sequences, seq_len]."""
+    """Sequences and their targets, both int64 of shape [sequences, seq_len]; an encoder_decoder's targets differ."""
 
     tokens: Tokens
     targets: Tokens
     """``targets[s, t]`` is the token to predict after ``tokens[s, : t + 1]``, or `IGNORE`. In a masked text it is the
     token that stood at t."""
+    marked: npt.NDArray[np.bool_] | None = None
+    """The tokens that the task marks to see all and be seen by all, of the same shape; None: it marks none."""
+
+    def rows(self, rows: slice) -> Batch:
+        """Return some of the sequences."""
+        marked = None if self.marked is None else self.marked[rows]
+        return Batch(self.tokens[rows], self.targets[rows], marked)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +74,8 @@ class Source(ABC):
     """Path of the ``tokenizer.json``; None for a generated task."""
     reading: Reading | None = None
     """How much text was read; None for a generated task."""
+    marked: int = 0
+    """Number of tokens that the task marks in each sequence."""
     answer: KnownAnswer | None = None
     """The known answer; None for text."""
     details: Mapping[str, Any]
@@ -99,6 +109,14 @@ def generator(*key: int) -> np.random.Generator:
 def digest(facts: Any) -> str:
     """Return the SHA-256 (hex) of plain data; the order of keys does not matter."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def check_marks(spans: Iterable[Span], source: Source) -> None:
+    """Raise a `DataError` unless a task marks as many tokens as the spans of ``+global:mask:G`` say."""
+    for span in spans:
+        good, count = span.global_marked in (0, source.marked), source.marked
+        remedy = f"write '+global:mask:{count}'" if count else "write '+global:first:G', or take a task that marks some"
+        require(good, f"{span}: data.source {source.name} marks {count or 'no'} tokens of a sequence; {remedy}")
 
 
 def require(holds: object, message: str) -> None:

@@ -59,19 +59,38 @@ class Text(Source):
         return self._cut(self._train, starts)
 
     def validation(self, sequences: int) -> Batch:
-        if len(self._train) <= self.seq_len or (len(self._validation) - 1) // self.seq_len < sequences:
-            self._refuse(sequences)
-        return self._cut(self._validation, np.arange(sequences) * (len(self._validation) - 1) // sequences)
+        return self.validation_after(0, sequences)
 
-    def _refuse(self, sequences: int) -> NoReturn:
+    def rows_from(self, places: npt.NDArray[np.int64]) -> Batch:
+        """Return training rows that begin at these places of the stream; places beyond its end begin again."""
+        if len(self._train) <= self.seq_len:
+            self._refuse(1)
+        # A multiple of the length, so that a row which goes on never skips a token but at the end of the text.
+        whole = max(1, (len(self._train) - 1) // self.seq_len) * self.seq_len
+        tokens = len(self._train)
+        places = places % whole
+        held = self._train[(places[:, None] + np.arange(self.seq_len + 1)) % tokens].astype(np.int64)
+        return Batch(held[:, :-1], held[:, 1:])
+
+    def validation_after(self, warm: int, sequences: int) -> Batch:
+        """Return validation sequences, evenly spread, each after ``warm`` tokens; none overlap but there."""
+        held = len(self._validation) - 1 - warm
+        if len(self._train) <= self.seq_len or held // self.seq_len < sequences:
+            self._refuse(sequences, warm)
+        starts = np.arange(sequences) * held // sequences
+        windows = self._validation[starts[:, None] + np.arange(warm + self.seq_len + 1)].astype(np.int64)
+        return Batch(windows[:, :-1], windows[:, 1:])
+
+    def _refuse(self, sequences: int, warm: int = 0) -> NoReturn:
         """Name the longest sequences that the text serves, and the most validation sequences of this length."""
-        train, held = len(self._train) - 1, len(self._validation) - 1
+        train, held = len(self._train) - 1, max(0, len(self._validation) - 1 - warm)
         longest = min(train, held // max(1, sequences))
         remedies = [f"lower training.seq_len to {longest}, the longest that it can serve"] if longest > 1 else []
         if train >= self.seq_len <= held:
             remedies.append(f"lower training.val_sequences to {held // self.seq_len}")
         raise DataError(
-            f"{self._key} gives {train + 1} tokens of training text and {held + 1} of validation text, too few for "
+            f"{self._key} gives {train + 1} tokens of training text and {held + warm + 1} of validation text, too few "
+            f"for {f'training.warm_tokens {warm} and ' if warm else ''}"
             f"training.seq_len {self.seq_len} with training.val_sequences {sequences}: "
             + ", or ".join([*remedies, self._remedy])
         )
@@ -91,7 +110,7 @@ def _prepare(config: DataConfig) -> Prepared:
         tokenizer, eos = open_tokenizer(config.tokenizer)
     reading = Reading()
     documents_read = list(read_documents(config, reading))
-    train, validation, split = _split(documents_read)
+    train, validation, split = split_documents(documents_read)
     where = {"stdlib": "data.source stdlib", "hub": f"data.dataset {config.dataset}"}.get(
         config.source, f"data.files {', '.join(config.files)}"
     )
@@ -123,7 +142,7 @@ def _prepare(config: DataConfig) -> Prepared:
     return Prepared(facts, packed, text)
 
 
-def _split(documents: list[Document]) -> tuple[list[str], list[str], str]:
+def split_documents(documents: list[Document]) -> tuple[list[str], list[str], str]:
     """Return training texts, validation texts and a description of the split.
 
     The hash of a document's key decides its side. A document that comes or goes then moves no other one, and equal

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
+from layersearch.export.encoders import default_encoder, encoder_text, find_encoder
+from layersearch.export.encoders.remote import remote_encoder_files
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
 from layersearch.export.families import FAMILIES, default_family, find_family
 from layersearch.export.files import write_files
@@ -77,7 +79,8 @@ def export(
         seq_len: longest sequence in tokens.
         out: the folder; created if it is missing.
         family: for ``hf`` and ``mlx`` a key of `FAMILIES`; for ``vllm`` and ``sglang`` the family of the served model.
-            None: for ``hf`` the decoder's own, `default_family`; for ``mlx`` a Llama.
+            For ``hf`` of an encoder a key of `layersearch.export.encoders.ENCODERS`. None: for ``hf`` the decoder's
+            own, `default_family`, or ModernBERT; for ``mlx`` a Llama.
         evidence: what supports the schedule, as plain data; it is written beside the schedule.
         stock: for ``hf-remote``: configuration of a stock model; None: the one of ``model``.
 
@@ -94,17 +97,23 @@ def export(
         raise ExportError(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
-    if model.bidirectional and target not in ("yaml", "json"):
-        raise ExportError(
-            f"--to {target} is for decoders, and the recipe's model is an encoder; give --to yaml or json"
-        )
+    takes = {"decoder": (target,), "encoder": ("hf", "hf-remote", "yaml", "json")}.get(model.kind, ("yaml", "json"))
+    if target not in takes:
+        kind = {"encoder": "an encoder", "encoder_decoder": "an encoder-decoder"}[model.kind]
+        known = f"{', '.join(takes[:-1])} or {takes[-1]}"
+        raise ExportError(f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {known}")
     schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
     if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")
     texts: dict[str, str] = {}
-    if target == "hf":
+    if target == "hf" and model.bidirectional:
+        encoder = default_encoder() if family is None else find_encoder(family)
+        texts["config.json"] = encoder_text(schedule, encoder, model, vocab_size, seq_len)
+    elif target == "hf":
         chosen = find_family(family or default_family(model.qk_norm))
         texts["config.json"] = config_text(schedule, chosen, model, vocab_size, seq_len)
+    elif target == "hf-remote" and model.bidirectional:
+        texts = remote_encoder_files(schedule, model, vocab_size, seq_len)
     elif target == "hf-remote":
         texts = remote_files(schedule, stock or stock_config(model, vocab_size, seq_len))
     elif target == "mlx":

@@ -55,7 +55,8 @@ class Capabilities:
                 "dilation": span.dilation > 1,
                 "offset of blocks": span.offset > 0,
                 "sinks": span.sink > 0,
-                "global tokens": span.global_first > 0,
+                "global tokens": span.global_first > 0 or span.global_marked > 0,
+                "summaries": span.summary > 0,
                 "LaS decay or pooling": span.is_las,
             }
             for lack, found in lacks.items():

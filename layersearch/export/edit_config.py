@@ -18,7 +18,7 @@ from layersearch.export.families import (
 )
 from layersearch.export.files import read_json, write_files
 from layersearch.export.hf import schedule_fields
-from layersearch.export.layer_spans import BY_TYPE, layer_positions, readable, text_part
+from layersearch.export.layer_spans import BY_TYPE, changed_positions, readable, text_part
 from layersearch.export.uniform import UNIFORM, UniformFamily
 from layersearch.schedule import Schedule
 
@@ -167,12 +167,11 @@ def write_user_config(
     family.capabilities.check(schedule, **sizes)
     decoder = config.decoder | _changes(schedule, config, sizes["seq_len"])
     after = family.build(decoder, where)
-    pairs = zip(layer_positions(family, before), layer_positions(family, after), strict=True)
-    changed = [str(layer) for layer, (old, new) in enumerate(pairs) if old != new]
+    changed = changed_positions(family, before, after)
     notes = [config.note] if config.note else []
     if changed:
         notes.append(
-            f"in family {family.name} {family.position_change}: the positions of layers {', '.join(changed)} change; "
+            f"in family {family.name} {family.position_change}: the positions of {changed} change; "
             "trained weights need further training"
         )
     values = config.values | {"text_config": decoder} if config.nested else decoder

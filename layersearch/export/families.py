@@ -225,6 +225,8 @@ def converted_family(model_type: str, family: str | None) -> str | None:
     return IGNORE_LAYER_TYPES.get(model_type)
 
 
+ENCODER_TYPES = ("modernbert", "longformer", "led", "longt5", "t5gemma", "bert")
+"""Model types of `layersearch.export.encoders.ENCODERS`."""
 _SIZES = ("sliding_window", "attention_chunk_size", "window_size", "local_attention")
 _BY_LAYER = ("per_layer_config", "sliding_windows", "layer_windows", "window_sizes", "sliding_window_sizes")
 
@@ -237,6 +239,8 @@ def find_family(name: str | None) -> Family:
         other = IGNORE_LAYER_TYPES[name]
         remedy = f"--family {other}, which loads its weights" if other else "--family ministral"
         raise ExportError(f"--family {name}: transformers' {name} ignores layer_types; give {remedy}")
+    if name in ENCODER_TYPES:
+        raise ExportError(f"--family {name} is an encoder's, and the model is a decoder; give {', '.join(FAMILIES)}")
     if name not in FAMILIES:
         raise ExportError(f"--family {name!r} is not known{did_you_mean(name, FAMILIES)}")
     return FAMILIES[name]

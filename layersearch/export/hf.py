@@ -100,8 +100,19 @@ def _code(name: str) -> str:
     return resources.files("layersearch.export.remote").joinpath(name).read_text(encoding="utf-8")
 
 
+def check_summaries(schedule: Schedule, target: str) -> None:
+    """Raise ExportError if a layer has summaries: they are made of its inputs, which attention does not get."""
+    for layer, span in enumerate(schedule):
+        if span.summary:
+            raise ExportError(
+                f"layer {layer}: {span}: --to {target} has no summaries, which are made of a layer's inputs; "
+                "give --to yaml or json"
+            )
+
+
 def flex_module(schedule: Schedule, n_heads: int) -> str:
     """Return the code of FlexAttention's module: its two constants hold the schedule and the number of query heads."""
+    check_summaries(schedule, "flex")
     code, spans = _code(FLEX), pprint.pformat(schedule.to_dicts(), width=110, sort_dicts=False)
     for line, value in (("N_HEADS = 1\n", n_heads), ('SPANS: list[dict[str, Any]] = [{"kind": "full"}]\n', spans)):
         assert code.count(line) == 1
@@ -122,6 +133,7 @@ def remote_config(schedule: Schedule, config: PreTrainedConfig) -> PreTrainedCon
     """
     from layersearch.export.remote.modeling_layersearch import BASES, NAME, config_class
 
+    check_summaries(schedule, "hf-remote")
     values = copy.deepcopy(config.to_dict())
     base = values.pop("base_model_type", None) or values["model_type"]
     if base not in BASES:

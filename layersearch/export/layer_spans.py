@@ -88,6 +88,13 @@ def layer_positions(family: Family, config: PreTrainedConfig) -> list[Any]:
     return ["RoPE" if everywhere or word != family.layer_types["full"] else None for word in words]
 
 
+def changed_positions(family: Family, before: PreTrainedConfig, after: PreTrainedConfig) -> str | None:
+    """Return the layers whose positions differ between two configurations, in words; None: there is none."""
+    pairs = zip(layer_positions(family, before), layer_positions(family, after), strict=True)
+    changed = [str(layer) for layer, (old, new) in enumerate(pairs) if old != new]
+    return f"layer{'s' if len(changed) > 1 else ''} {', '.join(changed)}" if changed else None
+
+
 def config_schedule(config: PreTrainedConfig, where: str) -> Schedule | None:
     """Return the schedule that a stock model of a configuration runs; None: the family is not known here.
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.errors import ConfigError, ExportError, LayersearchError, did_you_mean
+from layersearch.export.encoders import ENCODERS, encoder_schedule, encoder_sizes, is_encoder_file
+from layersearch.export.encoders.reading import encoder_flops, read_encoder_config
 from layersearch.export.families import check_no_layer_windows, make_config
 from layersearch.export.files import read_json
 from layersearch.export.gguf_spans import gguf_matrix_flops, gguf_schedule, read_header
@@ -40,6 +42,8 @@ class ModelFile:
     """Most tokens of a sequence; None: the file names no such number."""
     token_flops: Callable[[], dict[str, int]]
     """Counts one token's matrix products outside of attention's own, by part."""
+    bidirectional: bool = False
+    """Whether it is an encoder, or the encoder of a model that has a decoder too."""
 
 
 def is_model_file(name: str) -> bool:
@@ -60,7 +64,8 @@ def read_model_file(name: str) -> ModelFile:
     """Read a model file.
 
     Raises:
-        LayersearchError: it cannot be read, is no decoder's, or no span says what one of its layers does.
+        LayersearchError: it cannot be read, is neither a decoder's nor a known encoder's, or no span says what one of
+            its layers does.
     """
     path = Path(name)
     if name.lower().endswith(".gguf") and not path.is_dir():
@@ -98,6 +103,8 @@ def _config(values: Mapping[str, Any], file: Path) -> ModelFile:
         values = {key: value for key, value in values.items() if key not in ("auto_map", "layer_spans")}
         values["model_type"] = values.pop("base_model_type", None)
     check_no_layer_windows(values, where)
+    if is_encoder_file(values) and not values.get("is_decoder"):
+        return _encoder(values, file)
     model_type, part, _ = text_part(values)
     config = _configuration(model_type, part, where)
     if getattr(config, "use_bidirectional_attention", False):
@@ -133,6 +140,23 @@ def _config(values: Mapping[str, Any], file: Path) -> ModelFile:
         head_dim=width or getattr(config, "head_dim", None) or config.hidden_size // heads,
         positions=getattr(config, "max_position_embeddings", None),
         token_flops=token_flops,
+    )
+
+
+def _encoder(values: Mapping[str, Any], file: Path) -> ModelFile:
+    where, family = str(file), ENCODERS[str(values["model_type"])]
+    config = read_encoder_config(values, family, where)
+    sizes = encoder_sizes(config, family)
+    return ModelFile(
+        path=file,
+        kind=family.model_type,
+        schedule=encoder_schedule(config, family, where),
+        n_heads=sizes.n_heads,
+        n_kv_heads=sizes.n_kv_heads,
+        head_dim=sizes.head_dim,
+        positions=sizes.positions,
+        token_flops=lambda: encoder_flops(config, family, where),
+        bidirectional=True,
     )
 
 

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from layersearch.config.recipe import ModelConfig
 from layersearch.data.source import IGNORE
-from layersearch.model.attention.dense import dense_attention, hidden, serves
 from layersearch.model.attention.dispatch import attend
 from layersearch.schedule import Schedule, Span
 
@@ -72,6 +71,26 @@ class Attention(nn.Module):
         q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         return q.transpose(1, 2).contiguous(), k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
 
+    def summarize(self, x: Tensor, cos: Tensor, sin: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor]:
+        """Return rotated keys and values (B, G, M, D) of the blocks of x (B, T, C) that the span sums up.
+
+        LongT5 (2112.07916, section 3.1.2): a block's normalized inputs are added up and normalized again, and have the
+        projections of tokens. Their positions are the middles of the blocks. In an encoder a rest of the text joins the
+        last block. The second norm has no gains, so that spans have no weights.
+        """
+        batch, tokens, width = x.shape
+        size, count = self.span.summary, self.span.summaries(tokens)
+        blocks = x[:, : count * size].view(batch, count, size, width).sum(2)
+        if bidirectional and tokens % size:
+            rest = x[:, count * size :].sum(1, keepdim=True)
+            blocks = torch.cat((blocks[:, :-1], blocks[:, -1:] + rest), dim=1)
+        weight = torch.cat((self.k_proj.weight, self.v_proj.weight))
+        heads = F.linear(F.rms_norm(blocks, (width,), eps=1e-6), weight).view(batch, count, -1, self.head_dim)
+        k, v = heads.chunk(2, dim=2)
+        places = torch.arange(count, device=x.device) * size + size // 2
+        k = rotate(self.k_norm(k), cos[places], sin[places])
+        return k.transpose(1, 2).contiguous(), v.transpose(1, 2).contiguous()
+
 
 class SwiGLU(nn.Module):
     """Gated feed-forward layer (2002.05202, eq. 6)."""
@@ -101,14 +120,16 @@ class Layer(nn.Module):
         """Return queries (B, H, T, D), keys and values (B, G, T, D) of x (B, T, C)."""
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
 
+    def summaries(self, x: Tensor, cos: Tensor, sin: Tensor, bidirectional: bool) -> tuple[Tensor, Tensor] | None:
+        """Return keys and values (B, G, M, D) of the span's summaries of x (B, T, C); None: it has none."""
+        if not self.self_attn.span.summaries(x.shape[1]):
+            return None
+        return self.self_attn.summarize(self.input_layernorm(x), cos, sin, bidirectional)
+
     def after(self, x: Tensor, out: Tensor) -> Tensor:  # (B, T, C), (B, H, T, D) -> (B, T, C)
         """Return the residual stream after attention's output and the feed-forward layer."""
         x = x + self.self_attn.o_proj(out.transpose(1, 2).flatten(2))
         return x + self.mlp(self.post_attention_layernorm(x))
-
-    def dense(self, x: Tensor, cos: Tensor, sin: Tensor, hidden: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        """Return the residual stream after the whole layer, attention by `dense_attention`."""
-        return self.after(x, dense_attention(*self.before(x, cos, sin), hidden))
 
 
 def token_losses(logits: Tensor, targets: Tensor) -> Tensor:  # (B, T, V), (B, T) -> (B, T)
@@ -148,6 +169,8 @@ class Decoder(nn.Module):
         if len(schedule) != config.n_layers:
             raise ValueError(f"a schedule of {len(schedule)} layers for a model of {config.n_layers}")
         self.config, self.compiled, self.softcap, self.sinks = config, compiled, 0.0, False
+        self.both = config.bidirectional
+        """Whether tokens see later ones."""
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
         self.norm = RMSNorm(config.d_model)
@@ -155,6 +178,11 @@ class Decoder(nn.Module):
         if config.tie_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.apply(self._init_weights)
+
+    def set_schedule(self, schedule: Schedule) -> None:
+        """Let each layer attend over another span; weights stay."""
+        for layer, span in zip(cast(list[Layer], list(self.layers)), schedule, strict=True):
+            layer.self_attn.span = span
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw the weights; those that write to the residual stream are smaller by sqrt(2L), as in GPT-2."""
@@ -169,11 +197,10 @@ class Decoder(nn.Module):
             return 0.02
         return 1.0 if isinstance(module, nn.Embedding) else module.in_features**-0.5
 
-    def stream(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        """Return the residual stream after the last layer."""
-        before, after, dense = (
-            _compiled(part) if self.compiled else part for part in (Layer.before, Layer.after, Layer.dense)
-        )
+    def stream(self, tokens: Tensor, marked: Tensor | None = None) -> Tensor:  # (B, T), (B, T) -> (B, T, C)
+        """Return the residual stream after the last layer; ``marked`` as in `forward`."""
+        both = self.both
+        before, after = map(_compiled, (Layer.before, Layer.after)) if self.compiled else (Layer.before, Layer.after)
         x = self.embed_tokens(tokens)
         cos, sin = rotary_table(tokens.shape[1], self.config.head_dim, self.config.rope_theta, tokens.device)
         if not tokens.is_meta and torch.is_autocast_enabled(tokens.device.type):  # meta has no autocast
@@ -181,19 +208,19 @@ class Decoder(nn.Module):
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
         for layer in cast(list[Layer], list(self.layers)):
-            span, both = layer.self_attn.span, self.config.bidirectional
-            if self.compiled and serves(span, tokens.shape[1], tokens.device):
-                x = dense(layer, x, cos, sin, hidden(span, tokens.shape[1], self.config.n_heads, both))
-            else:
-                q, k, v = before(layer, x, cos, sin)
-                x = after(layer, x, attend(q, k, v, span, bidirectional=both))
+            q, k, v = before(layer, x, cos, sin)
+            span, more = layer.self_attn.span, layer.summaries(x, cos, sin, both)
+            own = marked if span.global_marked else None
+            x = after(layer, x, attend(q, k, v, span, bidirectional=both, summaries=more, marked=own))
         return x
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
         """Return the scores of every next token."""
         return self.lm_head(self.norm(self.stream(tokens)))
 
-    def forward(self, tokens: Tensor, targets: Tensor, reduce: bool = True) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, tokens: Tensor, targets: Tensor, reduce: bool = True, marked: Tensor | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the cross-entropy of the targets in nats.
 
         Args:
@@ -202,8 +229,9 @@ class Decoder(nn.Module):
                 scored.
             reduce: True returns the mean over scored targets, (). False returns each target's loss, 0 where not scored,
                 and whether it was predicted, both (B, T).
+            marked: (B, T), the tokens that the task marks for spans of ``+global:mask``; None: the first ones.
         """
-        x = self.stream(tokens)
+        x = self.stream(tokens, marked)
         if reduce:
             return (_compiled(mean_loss) if self.compiled else mean_loss)(self.lm_head, self.norm, x, targets)
         logits = self.lm_head(self.norm(x)).float()

@@ -16,17 +16,18 @@ import torch
 from torch import nn
 
 from layersearch.config.recipe import Recipe
-from layersearch.model.attention.operator import read_text
+from layersearch.model.attention.plain import read_text
+from layersearch.model.build import new_model
 from layersearch.model.decoder import Decoder
-from layersearch.model.flops import model_flops
+from layersearch.model.flops import attention_parts, recipe_flops
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.presets import all_full
 
 OPERATOR = "layersearch::attend"
-ATTEND = OPERATOR.split("::")[1]
-PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", ATTEND)
+ATTEND, CROSS = OPERATOR.split("::")[1], "cross"
+PRODUCTS = ("linear", "matmul", "mm", "bmm", "addmm", "baddbmm", "einsum", ATTEND, CROSS)
 """Matrix products, by fvcore's names. fvcore also counts norms, which the closed form leaves out."""
 CONVENTION = "one multiply-add = one FLOP"
 PAIRS_AT_ONCE = 1 << 22  # Pairs of a mask in memory together
@@ -49,8 +50,11 @@ def _visible_pairs(text: str, tokens: int, heads: int) -> int:
     pairs = 0
     for first in range(0, tokens, rows):
         queries = torch.arange(first, min(first + rows, tokens))[:, None]
-        seen = span.visible(queries, keys, head, bidirectional=bidirectional)
+        seen = span.visible(queries, keys, head, bidirectional=bidirectional, tokens=tokens)
         pairs += int(seen.sum()) * (heads * len(queries) * tokens // seen.numel())  # one mask may stand for all heads
+        if blocks := span.summaries(tokens):
+            more = span.sees_summary(queries, torch.arange(blocks), bidirectional=bidirectional)
+            pairs += heads * int(more.expand(len(queries), blocks).sum())
     return pairs
 
 
@@ -62,10 +66,18 @@ def _attend_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
     return Counter({ATTEND: batch * pairs * (width + values[-1])})
 
 
-def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
+def _cross_flops(inputs: list[Any], outputs: list[Any]) -> Counter[str]:
+    """Count attention of every query over every key, from the shapes in the traced graph."""
+    queries, keys = inputs[0].type().sizes(), inputs[1].type().sizes()
+    batch, heads, tokens, width = queries
+    return Counter({CROSS: 2 * batch * heads * tokens * keys[2] * width})
+
+
+def traced_flops(model: nn.Module, seq_len: int, targets: int | None = None) -> dict[str, int]:
     """Return the FLOPs of one sequence's forward pass by operator, as fvcore counts the traced graph.
 
-    ``model`` is a `Decoder`, or a module with the same arguments; ``seq_len`` is in tokens.
+    ``model`` is a `Decoder`, or a module with the same arguments; ``seq_len`` is in tokens. ``targets`` is the number
+    of targets of a sequence; None: one for each token.
 
     Raises:
         UnknownAttentionError: names an attention operator that cannot be counted; fvcore alone would count it as 0.
@@ -77,8 +89,11 @@ def traced_flops(model: nn.Module, seq_len: int) -> dict[str, int]:
 
     device = next(model.parameters()).device
     tokens = torch.zeros((1, seq_len), dtype=torch.long, device=device)
-    analysis = FlopCountAnalysis(model, (tokens, tokens))
+    wanted = torch.zeros((1, targets or seq_len), dtype=torch.long, device=device)
+    analysis = FlopCountAnalysis(model, (tokens, wanted))
     analysis.set_op_handle(OPERATOR, _attend_flops)
+    if getattr(model, "cross_attends", False):
+        analysis.set_op_handle("aten::scaled_dot_product_attention", _cross_flops)
     analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False)
     with warnings.catch_warnings(), _whole_logits(model):
         # Tracing freezes Python numbers taken from shapes, as a count for one shape needs.
@@ -123,27 +138,38 @@ def check_flops(recipe: Recipe, space: BoundSpace, vocab_size: int) -> dict[str,
 
 def _count(recipe: Recipe, schedule: Schedule, vocab_size: int) -> dict[str, Any]:
     model, seq_len = recipe.model, recipe.training.seq_len
-    traced = traced_flops(_on_meta(recipe, schedule, vocab_size), seq_len)
-    size = {"seq_len": seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
-    closed = attention_flops(schedule, **size, bidirectional=model.bidirectional)
-    pairs = {"attention_flops": (traced.get(ATTEND, 0), closed)}
+    traced = traced_flops(_on_meta(recipe, schedule, vocab_size), seq_len, recipe.n_targets)
+    parts: dict[str, int] = {}
+    if recipe.target_len is None:
+        size = {"seq_len": seq_len, "n_heads": model.n_heads, "head_dim": model.head_dim}
+        closed = attention_flops(schedule, **size, bidirectional=model.bidirectional)
+    else:
+        parts = attention_parts(model, schedule, seq_len=seq_len, target_len=recipe.target_len)
+        closed = sum(parts.values())
+    pairs = {"attention_flops": (traced.get(ATTEND, 0) + traced.get(CROSS, 0), closed)}
+    if parts:
+        pairs["cross_flops"] = (traced.get(CROSS, 0), parts["cross"])
     if recipe.pretrained is None:
         products = sum(count for name, count in traced.items() if name in PRODUCTS)
-        pairs["model_flops"] = (products, model_flops(model, vocab_size, schedule, seq_len=seq_len))
+        whole = recipe_flops(recipe, vocab_size, schedule)
+        pairs["model_flops"] = (products, whole)
     for name, (counted, closed) in pairs.items():
         if counted != closed:
             raise MismatchError(
                 f"internal error: fvcore counts {counted} {name} in the traced forward pass of '{schedule}', the "
                 f"closed form {closed}; please report it"
             )
-    return {"schedule": str(schedule)} | {name: counted for name, (counted, _) in pairs.items()}
+    found: dict[str, Any] = {"schedule": str(schedule)} | {name: counted for name, (counted, _) in pairs.items()}
+    return found | ({"attention_parts": parts} if parts else {})
 
 
 def _on_meta(recipe: Recipe, schedule: Schedule, vocab_size: int) -> nn.Module:
     """Return the model of a trial, without storage."""
     if recipe.pretrained is None:
         with torch.device("meta"):
-            return Decoder(recipe.model, vocab_size, schedule)
+            if recipe.training.segments is not None:  # memories are counted in one pass
+                return Decoder(recipe.model, vocab_size, schedule)
+            return new_model(recipe, vocab_size, schedule)
     from layersearch.model.pretrained import load_skeleton
 
     decoder = load_skeleton(recipe.pretrained, tokens=recipe.training.seq_len)

@@ -174,6 +174,12 @@ class HFDecoder(nn.Module):
             raise ConfigError(
                 f"a schedule of {len(schedule)} layers for a model of {len(self.attention)}: give one span per layer"
             )
+        for layer, span in enumerate(schedule):
+            if span.summary:
+                raise ConfigError(
+                    f"layer {layer}: {span}: summaries are made of a layer's inputs, and a pre-trained model gives its "
+                    "attention no inputs; use a span without '+summary'"
+                )
         for module, span in zip(self.attention, schedule, strict=True):
             module.layersearch_span = span  # type: ignore[assignment]
         self.schedule = schedule

@@ -345,6 +345,8 @@ def _hub_options(name: str) -> dict[str, Any]:
     """Return how transformers looks for a name: a hub that does not answer is not asked."""
     if os.path.isdir(name):
         return {"local_files_only": True}
+    if os.path.isfile(name):
+        raise LayersearchError(f"{FLAG} {name} is a file; give the folder that holds it, or a GGUF file")
     if name.startswith(("/", "./", "../", "~")) or name.count("/") > 1 or not name:
         raise LayersearchError(
             f"{FLAG} {name}: no such folder; give one that holds config.json and weights, a GGUF file, or a hub id"

@@ -13,7 +13,6 @@ from layersearch.optimal_l.scaling_law import Law, fit_laws
 from layersearch.results.failures import Losses, failed_seeds
 from layersearch.results.stats import Interval, mean_interval, paired_difference, pooled_std
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.files import plain
 from layersearch.training.record import TrialRecord
 
@@ -136,6 +135,7 @@ def answer_setting(
     if config.budget is not None:
         at_budget = best_within(ls, costs, by_l, config.budget) if shared else undefined
     l_star = l_star_of(setting, chosen, fresh)
+    unlearned = failed_seeds(fresh, config.delta)
     share = config.share(len(fresh.get(all_full, ())))
     return SettingAnswer(
         name=setting.name,
@@ -155,7 +155,7 @@ def answer_setting(
         fresh_seeds=len(shared),
         most_seeds_spent=max((len(found) for found in fresh.values()), default=0),
         failed_seeds={
-            schedule: (len(failed_seeds(fresh, schedule, config.delta)), len(fresh[schedule]))
+            schedule: (len(unlearned[schedule]), len(fresh[schedule]))
             for schedule in dict.fromkeys((l_star.shown_by, l_star.reference))
             if fresh.get(schedule)
         },
@@ -204,13 +204,7 @@ def _point(
         l=l,
         schedule=best,
         cost=setting.bound.cost(best),
-        flops=attention_flops(
-            best,
-            seq_len=setting.seq_len,
-            n_heads=model.n_heads,
-            head_dim=model.head_dim,
-            bidirectional=model.bidirectional,
-        ),
+        flops=2 * model.head_dim * setting.bound.work.total(best),
         tried=len(tried),
         spread=(min(tried), max(tried)) if tried else (None, None),
         placements=tuple(placements),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean
@@ -139,16 +139,14 @@ class Setting:
                 f"search space {space.name!r} ties or restricts layers, but optimal-l chooses each layer freely: "
                 "name a space without tied, pattern and layers"
             )
-        sizes: dict[str, Any] = {"n_layers": n_layers, "seq_len": seq_len, "n_heads": recipe.model.n_heads}
-        sizes["bidirectional"] = recipe.model.bidirectional
-        span = BoundSpace(space, **sizes).baseline_span
+        span = BoundSpace.of(space, self.recipe).baseline_span
         if span is None:
             raise ConfigError(f"search space {space.name!r} has no sparse choice: add one such as window:32 to choices")
         self.span = str(span)
         """Span of every layer that is not full."""
         choices = (str(presets.FULL), self.span)
         self.space = Space(name=f"{space.name}-l", choices=choices, budget=1.0, baseline_span=self.span)
-        self.bound = BoundSpace(self.space, **sizes)
+        self.bound = BoundSpace.of(self.space, self.recipe)
 
     @property
     def name(self) -> str:

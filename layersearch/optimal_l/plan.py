@@ -84,8 +84,8 @@ def _plan(setting: Setting, out: Path, cache: Path | None, elsewhere: bool) -> S
         selection=(selection[0], selection[1]),
         confirm=(low, high),
         before=before,
-        trial_flops=found.step_flops * recipe.training.steps,
-        total_flops=float(found.step_flops * recipe.training.steps * work[1]),
+        trial_flops=found.trial_flops,
+        total_flops=float(found.trial_flops * work[1]),
         seconds=None if seconds is None else (seconds[0], seconds[1]),
         seconds_note=found.seconds_note,
     )

@@ -213,7 +213,9 @@ class _Protocol:
             )
 
     def _runner(self, recipe: Recipe, out: Path) -> TrialRunner:
-        source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), cache=self._cache)
+        source = open_data(
+            recipe.data, recipe.training, deepspeed_file(recipe), cache=self._cache, kind=recipe.model.kind
+        )
         free = ("recipe.search",)  # the study has its own way to propose schedules
         seed, space = self.setting.config.seed, self.setting.bound
         folder = open_run_folder(out, recipe, space, source, budget=1.0, seed=seed, free=free)

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from layersearch.data import open_source
+from layersearch.data import open_of
 from layersearch.errors import RunFolderError
 from layersearch.files import unwritable, write_text
 from layersearch.optimal_l import report
@@ -82,7 +82,7 @@ def answer_folder(setting: Setting, out: Path, cache: Path | None = None, settin
         raise RunFolderError(
             f"{out}: all-full failed at its seeds, so there is nothing to compare with; see trials.jsonl"
         )
-    known = open_source(setting.recipe.data, setting.seq_len, cache).answer
+    known = open_of(setting.recipe, cache).answer
     return answer_setting(setting, complete, None if known is None else known.optimal_l, failed, settings)
 
 

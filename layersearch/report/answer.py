@@ -22,6 +22,11 @@ HEALED_ORDER = (
     "answers, and 0.45 (-0.21 to 0.89) for both together (analysis/smollm2)."
 )
 """How far training-free scores rank as healed models do. A test compares the figures with the study's tables."""
+LATENCY = (
+    "Attention FLOPs and KV cache bytes are counted exactly. No latency was measured: kernels may be slower than their "
+    "share of the FLOPs."
+)
+"""What no run measured."""
 
 
 def chosen(run: OpenedRun) -> Schedule | None:
@@ -37,15 +42,6 @@ def full_row(run: OpenedRun) -> MeasureRow | None:
     return next((row for row in run.held_out if ALL_FULL in row.names), None)
 
 
-def full_entry(run: OpenedRun) -> Entry | None:
-    """Return all_full's entry."""
-    return next((entry for entry in run.result.entries if ALL_FULL in _names(entry.names)), None)
-
-
-def _names(joined: tuple[str, ...]) -> set[str]:
-    return {part for name in joined for part in name.split(" = ")}
-
-
 def headline(run: OpenedRun) -> str:
     """Return the sentence that answers: which schedule, what it costs, what it loses."""
     schedule = chosen(run)
@@ -53,17 +49,18 @@ def headline(run: OpenedRun) -> str:
         return run.result.verdict
     if run.answer is not None:
         first = next(iter(sureness(run)), "")
-        return first.partition(". ")[0].rstrip(".") + "." if first else _kept(schedule) + "."
+        return first.partition(". ")[0].rstrip(".") + "." if first else kept(schedule) + "."
     entry = next((entry for entry in run.result.entries if entry.schedule == schedule), None)
-    kept = _kept(schedule)
+    keeps = kept(schedule)
     if run.result.winner is None and run.answer is None:
-        kept = f"No winner yet. Best so far, on one seed: {kept[0].lower()}{kept[1:]}"
-    said = f"{kept}. That is {run.space.cost(schedule):.1%} of the attention FLOPs of all-full"
+        keeps = f"No winner yet. Best so far, on one seed: {keeps[0].lower()}{keeps[1:]}"
+    said = f"{keeps}. That is {run.space.cost(schedule):.1%} of the attention FLOPs of all-full"
     loses = None if entry is None else _loses(run, entry)
     return f"{said}, {loses}." if loses else f"{said}."
 
 
-def _kept(schedule: Schedule) -> str:
+def kept(schedule: Schedule) -> str:
+    """Return which layers keep full attention, without a full stop."""
     number, total = schedule.n_full, len(schedule)
     layers = [str(layer) for layer, span in enumerate(schedule) if span.is_full]
     if not number:
@@ -97,7 +94,7 @@ def to_full(run: OpenedRun, entry: Entry) -> Interval | None:
     winner = run.result.winner
     if winner is not None and winner.schedule == entry.schedule and winner.to_all_full is not None:
         return winner.to_all_full.difference
-    full = full_entry(run)
+    full = run.full
     if full is None:
         return None
     a, b = dict(entry.confirm), dict(full.confirm)
@@ -216,33 +213,34 @@ def tiles(run: OpenedRun) -> list[dict[str, str]]:
     full = presets.all_full(run.space.n_layers)
     cost_note = "of all-full" if run.budget >= 1 else f"of all-full; budget {run.budget:.4g}"
     made = [
-        _tile("Full layers", f"{schedule.n_full} of {len(schedule)}", "l, the layers that see every earlier token"),
-        _tile("Attention cost", f"{run.space.cost(schedule):.1%}", cost_note),
+        tile("Full layers", f"{schedule.n_full} of {len(schedule)}", "l, the layers that see every earlier token"),
+        tile("Attention cost", f"{run.space.cost(schedule):.1%}", cost_note),
     ]
     row, reference = next((row for row in run.held_out if row.schedule == schedule), None), full_row(run)
     entry = next((entry for entry in run.result.entries if entry.schedule == schedule), None)
     if row is not None:
-        made.append(_tile("Text loss", f"{signed(row.text_to_full)}", "nats against all-full, paired by document"))
+        made.append(tile("Text loss", f"{signed(row.text_to_full)}", "nats against all-full, paired by document"))
         if row.accuracy is not None and reference is not None and reference.accuracy is not None:
             note = f"all-full {reference.accuracy.mean:.0%}; on {row.text.n} documents"
-            made.append(_tile("Hidden digits right", f"{row.accuracy.mean:.0%}", note))
+            made.append(tile("Hidden digits right", f"{row.accuracy.mean:.0%}", note))
     elif entry is not None and entry.mean is not None:
         difference = corrected_to_full(run, entry)
         if difference is not None and difference.n > 1:
             corrected = run.result.winner is not None and run.result.winner.to_all_full is not None
             note = "nats against all-full, paired by seed" + ("; corrected for the choice" if corrected else "")
-            made.append(_tile("Loss", signed(difference), note))
+            made.append(tile("Loss", signed(difference), note))
         else:
-            made.append(_tile("Loss", str(entry.mean), f"nats, on {entry.mean.n} fresh seeds"))
+            made.append(tile("Loss", str(entry.mean), f"nats, on {entry.mean.n} fresh seeds"))
     elif entry is not None and entry.loss is not None:
-        made.append(_tile("Loss", f"{entry.loss:.4g}", "nats, on one seed"))
+        made.append(tile("Loss", f"{entry.loss:.4g}", "nats, on one seed"))
     cache, whole = cache_bytes(run, schedule), cache_bytes(run, full)
     note = f"of {size(whole)} for all-full, one sequence of {run.recipe.training.seq_len:,} tokens, 16-bit values"
-    made.append(_tile("KV cache", size(cache), note))
+    made.append(tile("KV cache", size(cache), note))
     return made
 
 
-def _tile(label: str, value: str, note: str) -> dict[str, str]:
+def tile(label: str, value: str, note: str) -> dict[str, str]:
+    """Return one key figure."""
     return {"label": label, "value": value, "note": note}
 
 
@@ -277,7 +275,6 @@ def not_said(run: OpenedRun) -> list[str]:
             f"It is one model, at {tokens:,} tokens, on data from {source}, with one draw of the documents. Another "
             "length, language or draw may give another order.",
             f"No weight was trained after the switch. {HEALED_ORDER}",
-            "Retrieval is a mean over depths. Its level at each depth is not recorded.",
         ]
     else:
         start = "a pre-trained model" if recipe.pretrained else f"{recipe.model.d_model} wide, from random weights"
@@ -298,8 +295,7 @@ def not_said(run: OpenedRun) -> list[str]:
     if result.failed:
         lines.append(f"{result.failed} trials failed. trials.jsonl holds their errors.")
     lines += [
-        "Attention FLOPs and KV cache bytes are counted exactly. No latency was measured: kernels may be slower than "
-        "their share of the FLOPs.",
+        LATENCY,
     ]
     unseen = run.space.size - len(result.entries)
     if unseen > 0:

@@ -11,28 +11,25 @@ from layersearch.errors import LayersearchError
 from layersearch.report.folder import OpenedRun
 from layersearch.report.layers import gate_scores
 from layersearch.report.schedules import ScheduleTable
-from layersearch.results.analyze import analyze
+from layersearch.results.analyze import decide
 from layersearch.results.result import Winner
 from layersearch.selection.rounding import round_to_schedules
 from layersearch.surrogate.constraint import cost_limit
-from layersearch.surrogate.gp import Surrogate
-from layersearch.surrogate.solve import Candidate, solve
+from layersearch.surrogate.solve import Candidate, Solver
 
 GRID = 12
 """Budgets of a search, between its cheapest schedule and its most expensive one."""
 MOST_ROWS = 240
 
 
-def budget_table(
-    run: OpenedRun, table: ScheduleTable, fitted: tuple[Surrogate, Surrogate] | None
-) -> dict[str, Any] | None:
+def budget_table(run: OpenedRun, table: ScheduleTable, solver: Solver | None) -> dict[str, Any] | None:
     """Return rows by ascending budget; None where there is nothing to choose from.
 
     A row counts until the next one begins. Its measured schedule is the winner of the confirmed ones that the budget
     admits. Its proposal comes from the gates of a selection, or from the surrogate of a search.
     """
     winners = _winners(run)
-    proposals, note = _proposals(run, table, fitted)
+    proposals, note = _proposals(run, table, solver)
     edges = sorted(winners.keys() | proposals.keys())
     if len(edges) > MOST_ROWS:
         edges = sorted({*edges[:: math.ceil(len(edges) / MOST_ROWS)], edges[-1]})
@@ -57,22 +54,15 @@ def _winners(run: OpenedRun) -> dict[float, Winner]:
     found = {}
     for edge in sorted({record.cost for record in confirmed}):
         search = run.recipe.search
-        winner = analyze(
-            confirmed,
-            edge,
-            tolerance=search.tolerance,
-            unit=run.result.unit,
-            first_round=search.first_round,
-            trust=False,
+        winner = decide(
+            confirmed, edge, tolerance=search.tolerance, unit=run.result.unit, first_round=search.first_round
         ).winner
         if winner is not None and len(winner.seeds) > 1:
             found[edge] = winner
     return found
 
 
-def _proposals(
-    run: OpenedRun, table: ScheduleTable, fitted: tuple[Surrogate, Surrogate] | None
-) -> tuple[dict[float, dict[str, Any]], str]:
+def _proposals(run: OpenedRun, table: ScheduleTable, solver: Solver | None) -> tuple[dict[float, dict[str, Any]], str]:
     """Return proposals by the budget at which they begin, and what they are."""
     if run.kind == "selection":
         scores = gate_scores(run)
@@ -82,11 +72,11 @@ def _proposals(
         path = round_to_schedules(run.space.options, scores, costs)
         note = "Proposed: the gates, rounded at this budget. No loss was measured unless the schedule was confirmed."
         return {run.space.cost(one): {"schedule": table.add(one)} for one in path}, note
-    if fitted is None:
+    if solver is None:
         return {}, ""
     found = {}
     for budget in _grid(run):
-        solution = _solve(run, budget, fitted)
+        solution = _solve(run, budget, solver)
         if solution is not None:
             found[budget] = {"schedule": table.add(solution.schedule), **_prediction(solution)}
     return found, "Proposed: the answer of `layersearch solve`. A prediction is no measurement; confirm it."
@@ -98,18 +88,9 @@ def _grid(run: OpenedRun) -> list[float]:
     return sorted({min(1.0, budget) for budget in even} | {run.budget})
 
 
-def _solve(run: OpenedRun, budget: float, fitted: tuple[Surrogate, Surrogate]) -> Candidate | None:
+def _solve(run: OpenedRun, budget: float, solver: Solver) -> Candidate | None:
     try:
-        limit = cost_limit(run.space, budget)
-        search = run.recipe.search
-        return solve(
-            run.records,
-            run.space,
-            limit,
-            tolerance=search.tolerance,
-            fitted=fitted,
-            first_round=search.first_round,
-        ).answer
+        return solver.solve(cost_limit(run.space, budget)).answer
     except LayersearchError:  # no schedule with a trained number of full layers is that cheap
         return None
 

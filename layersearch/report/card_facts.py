@@ -13,7 +13,6 @@ from layersearch.export.card import CardFacts, Measure
 from layersearch.export.files import read_json
 from layersearch.results.held_out import measure_rows
 from layersearch.results.stats import Interval
-from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.study.saved_run import load_records, load_request, load_result
 
@@ -72,7 +71,7 @@ def conversion_facts(folder: Path) -> CardFacts:
     if "converted" not in found or "original" not in found:
         raise RunFolderError(f"{folder}: the conversion has not ended; run the same command again to go on")
     first, last = found["original"], found["converted"]
-    schedule = Schedule.parse(last.schedule)
+    schedule = last.spans
     training, data = request["recipe"]["training"], request["recipe"]["data"]
     measures = [
         Measure(

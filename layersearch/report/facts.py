@@ -47,16 +47,24 @@ def recipe_flag(run: OpenedRun) -> tuple[str, list[str]]:
     shipped = _shipped(run.recipe)
     if shipped is None:
         return RECIPE_FILE, []
-    own, base = flatten(_plain(run.recipe.to_dict())), flatten(_plain(shipped.to_dict()))
     skip = FILLED if run.recipe.pretrained else ()
     if run.kind == "optimal-l" and run.recipe.training.start is not None:
         skip = (*skip, "training.start", "training.steps", "training.warmup_steps")  # --regime converted sets them
+    return changed_keys(run.recipe.name, run.recipe.to_dict(), shipped.to_dict(), skip)
+
+
+def changed_keys(name: str, own: Any, shipped: Any, skip: Sequence[str]) -> tuple[str, list[str]]:
+    """Return the name of a recipe that ships and the keys to set; a file's name if many differ.
+
+    Keys in ``skip``, and those below them, are not compared: other flags fill them.
+    """
+    found, base = flatten(_plain(own)), flatten(_plain(shipped))
     changed = [
         f"{key}={json.dumps(value)}"
-        for key, value in own.items()
+        for key, value in found.items()
         if base.get(key) != value and not any(key == one or key.startswith(one + ".") for one in skip)
     ]
-    return (run.recipe.name, changed) if len(changed) <= 8 else (RECIPE_FILE, [])
+    return (name, changed) if len(changed) <= 8 else (RECIPE_FILE, [])
 
 
 def command(run: OpenedRun) -> str:
@@ -103,13 +111,18 @@ def _ships(name: str, like: Space | None = None) -> bool:
 
 def recipe_yaml(run: OpenedRun) -> str:
     """Return the recipe as YAML."""
-    return str(yaml.safe_dump(_plain(run.config["recipe"]), sort_keys=False, allow_unicode=False, width=100))
+    return as_yaml(run.config["recipe"])
 
 
 def space_yaml(run: OpenedRun) -> str:
     """Return the search space as YAML."""
     held = {key: value for key, value in _plain(dataclasses.asdict(run.space.space)).items() if value not in (None, [])}
-    return str(yaml.safe_dump(held, sort_keys=False, allow_unicode=False, width=100))
+    return as_yaml(held)
+
+
+def as_yaml(held: Any) -> str:
+    """Return plain data as YAML."""
+    return str(yaml.safe_dump(_plain(held), sort_keys=False, allow_unicode=False, width=100))
 
 
 def spent(run: OpenedRun) -> list[list[str]]:
@@ -157,21 +170,22 @@ def duration(seconds: float) -> str:
     return f"{hours} h {left} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.3g} s"
 
 
-def versions(run: OpenedRun) -> list[list[str]]:
-    """Return rows of (what, version), the commit of the checkout included."""
-    held = run.config.get("versions")
+def versions(config: Mapping[str, Any]) -> list[list[str]]:
+    """Return rows of (what, version) of a folder's request, the commit of the checkout included."""
+    held = config.get("versions")
     rows = [[str(name), str(value)] for name, value in held.items()] if isinstance(held, Mapping) else []
-    return [*rows, ["git commit", str(run.config.get("git_commit") or "unknown")]]
+    return [*rows, ["git commit", str(config.get("git_commit") or "unknown")]]
 
 
-def differences(runs: Sequence[OpenedRun]) -> list[dict[str, Any]]:
-    """Return the keys in which runs differ, with every run's value as text."""
-    held = []
-    for run in runs:
-        # Recipe and space with their defaults: an older folder may lack keys.
-        whole: dict[str, Any] = {"recipe": run.recipe.to_dict(), "space": dataclasses.asdict(run.space.space)}
-        whole.update((key, run.config.get(key)) for key in ("budget", "seed", "data", "versions"))
-        held.append(flatten(_plain(whole)))
+def settings(run: OpenedRun) -> dict[str, Any]:
+    """Return what can differ between two runs. An older folder may lack keys, so these have their defaults."""
+    whole: dict[str, Any] = {"recipe": run.recipe.to_dict(), "space": dataclasses.asdict(run.space.space)}
+    return whole | {key: run.config.get(key) for key in ("budget", "seed", "data", "versions")}
+
+
+def differences(all_settings: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the keys in which runs differ, with every run's value as text. See `settings`."""
+    held = [flatten(_plain(whole)) for whole in all_settings]
     keys = dict.fromkeys(key for one in held for key in one)
     rows = []
     for key in keys:

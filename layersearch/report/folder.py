@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,9 @@ from layersearch.config.recipe import Recipe
 from layersearch.errors import RunFolderError
 from layersearch.files import parse_json
 from layersearch.results.analyze import analyze
+from layersearch.results.compared import full_entry
 from layersearch.results.held_out import MeasureRow, measure_rows
-from layersearch.results.result import Result
+from layersearch.results.result import Entry, Result
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.run_folder import read_config
@@ -48,6 +50,11 @@ class OpenedRun:
     """Whether the result was written."""
     answer: dict[str, Any] | None
     """The setting's part of ``answer.json``; None: no optimal-l study, or an unfinished one."""
+
+    @functools.cached_property
+    def full(self) -> Entry | None:
+        """all_full's entry."""
+        return full_entry(self.result)
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:

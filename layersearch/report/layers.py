@@ -83,7 +83,7 @@ def _from_trials(run: OpenedRun) -> dict[str, Any] | None:
 def _from_surrogate(run: OpenedRun, surrogate: Surrogate) -> dict[str, Any] | None:
     result, space = run.result, run.space
     base = result.best_searched if result.winner is None else result.winner.schedule
-    if base is None or space.encode(base) is None:
+    if base is None or not space.holds(base):
         return None
     pairs = [_full_and_sparse(run, base, group) for group in space.groups]
     asked = [schedule for pair in pairs if pair is not None for schedule in pair]
@@ -129,4 +129,4 @@ def _full_and_sparse(run: OpenedRun, base: Schedule, group: tuple[int, ...]) -> 
         return Schedule(tuple(span if layer in group else base[layer] for layer in range(space.n_layers)))
 
     made = having(full[0]), having(other)
-    return made if all(space.encode(schedule) is not None for schedule in made) else None
+    return made if all(map(space.holds, made)) else None

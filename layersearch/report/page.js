@@ -93,7 +93,7 @@
   function show(at, number, copied = false) {
     const run = runs[at], schedule = run.schedules[number], box = one(`.picture[data-run="${at}"]`);
     const wins = number === run.winner, title = one(".picture-title", box), chosen = one(".chosen", box);
-    title.textContent = wins ? (run.finished ? "The winner" : "The best so far") : `Shown: ${short(schedule.compact, 60)}`;
+    title.textContent = wins && run.kind === "conversion" ? "The schedule" : wins ? (run.finished ? "The winner" : "The best so far") : `Shown: ${short(schedule.compact, 60)}`;
     const layers = one(".layers", box);
     layers.replaceChildren(picture(run, schedule));
     const legend = node("div", null, layers, { class: "legend" });
@@ -103,7 +103,7 @@
       label.append(kind + (kind === "full" ? ` (l = ${schedule.n_full})` : ""));
     }
     chosen.replaceChildren();
-    node("p", `Cost ${percent(schedule.cost)} of all-full, KV cache ${bytes(schedule.kv)}.`, chosen);
+    node("p", `Cost ${percent(schedule.cost)} of all-full` + (schedule.kv === null ? "." : `, KV cache ${bytes(schedule.kv)}.`), chosen);
     for (const [text, what] of [[schedule.text, "the schedule"], [schedule.export, "the command"]]) {
       const line = node("div", null, chosen, { class: "copyable" });
       node("pre", text, line, { tabindex: 0, "aria-label": what });
@@ -208,6 +208,18 @@
         xaxis: { title: { text: sizes[axis.x][1], standoff: 10 }, tickformat: axis.x === "cost" ? ".0%" : "~s", range: range(Math.min(...xs), Math.max(...xs)) },
         yaxis: { title: { text: title, standoff: 8 }, range: axis.y === "digits" ? [-0.03, 1.05] : range(Math.min(...ends), Math.max(...ends)) } } };
     },
+    training(at) {
+      const { steps, original, evaluations } = runs[at].training, traces = [];
+      if (steps.length)
+        traces.push({ x: steps.map((s) => s[0]), y: steps.map((s) => s[1]), mode: "lines", name: "training texts", line: { color: css("faint"), width: 1.2 }, hovertemplate: "step %{x}: %{y:.4f} nats<extra>training</extra>" });
+      if (evaluations.length)
+        traces.push({ x: evaluations.map((e) => e[0]), y: evaluations.map((e) => e[1]), mode: "lines+markers", name: "validation, with the schedule", text: evaluations.map((e) => esc(e[2])), line: { color: css("win"), width: 2 },
+          marker: { size: 8, color: css("win") }, hovertemplate: "step %{x}: %{y:.4f} nats<extra>%{text}</extra>" });
+      const line = original === null ? {} : { shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: original, y1: original, line: { color: css("ink"), width: 1.5, dash: "dash" } }],
+        annotations: [{ xref: "paper", x: 1, y: original, text: `original ${original.toFixed(4)}`, showarrow: false, xanchor: "right", yanchor: "bottom", font: { size: 11, color: css("ink") } }] };
+      if (original !== null) traces.push({ x: [0], y: [original], mode: "markers", name: "original", marker: { symbol: "diamond", size: 9, color: css("ink") }, hovertemplate: "original: %{y:.4f} nats<extra></extra>" });
+      return { traces, shown: traces.length > 0, layout: { ...line, xaxis: { title: { text: "optimizer step", standoff: 8 } }, yaxis: { title: { text: "loss, nats", standoff: 8 } } } };
+    },
     compare() {
       const looks = [["full", "circle"], ["win", "square"], ["block", "diamond"], ["third", "triangle-up"], ["near", "star"], ["base", "x"]];
       const traces = runs.map((run, at) => {
@@ -255,6 +267,21 @@
       if (chance.length)
         traces.push({ x: labels, y: chance, mode: "markers", name: "chance (no facts in the text)", marker: { symbol: "line-ew", size: 48, line: { width: 2.5, color: css("soft") } }, hovertemplate: "chance %{y:.2f}<extra></extra>" });
       return { traces, shown: true, layout: { barmode: "group", bargap: tasks.length > 1 ? 0.3 : 0.7, yaxis: { range: [0, 1.02], title: { text: "share right", standoff: 8 } }, xaxis: { tickangle: 0, tickfont: { size: 11 } } } };
+    },
+    depths(at) {
+      const { places, chance, rows } = runs[at].depths, looks = [["win", "circle", "solid"], ["ink", "diamond", "dash"], ["base", "square", "dot"]];
+      const lengths = [...new Set(places.map(([length]) => length))], traces = [];
+      rows.forEach((row, i) => lengths.forEach((length) => {
+        const own = places.map((place, k) => k).filter((k) => places[k][0] === length && row.values[k]), label = esc(short(row.label, 30));
+        if (!own.length) return;
+        traces.push({ x: [own.map(() => `${length.toLocaleString("en")} tokens`), own.map((k) => places[k][1].toFixed(1))], y: own.map((k) => row.values[k].mean),
+          error_y: bars(own.map((k) => row.values[k]), looks[i][0]), mode: "lines+markers", name: label, legendgroup: String(i), showlegend: !traces.some((t) => t.legendgroup === String(i)),
+          line: { color: css(looks[i][0]), dash: looks[i][2], width: 1.6 }, marker: { symbol: looks[i][1], size: 7, color: css(looks[i][0]) },
+          text: own.map((k) => `${length.toLocaleString("en")} tokens, depth ${places[k][1]}: ${ci(row.values[k])} (${row.values[k].n} answers)`), hovertemplate: `%{text}<extra>${label}</extra>` });
+      }));
+      const look = { color: css("soft"), width: 1.5, dash: "dash" }, guess = chance === null ? {} : { shapes: [{ type: "line", xref: "paper", x0: 0, x1: 1, y0: chance, y1: chance, line: look }] };
+      if (chance !== null) traces.push({ x: traces[0].x.map((names) => names.slice(0, 1)), y: [chance], mode: "lines", name: `chance ${chance.toFixed(2)}`, line: look, hoverinfo: "skip" });
+      return { traces, shown: true, layout: { ...guess, yaxis: { range: [0, 1.05], title: { text: "share of digits right", standoff: 8 } }, xaxis: { title: { text: "depth of the fact", standoff: 8 }, tickfont: { size: 11 } } } };
     },
     per_l(at) {
       const rows = runs[at].per_l, search = rows.filter((r) => r.best !== null), sure = rows.filter((r) => r.confirmed);

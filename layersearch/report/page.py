@@ -6,6 +6,7 @@ Everything is inside one file. Its content security policy forbids every request
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -19,10 +20,19 @@ from typing import Any
 from layersearch.errors import ConfigError, LayersearchError, RunFolderError
 from layersearch.files import write_text
 from layersearch.report.answer import size
+from layersearch.report.conversion import is_conversion, open_conversion
 from layersearch.report.folder import expand, open_run
 from layersearch.report.payload import page_data
+from layersearch.version import __version__
 
 NAME = "report.html"
+PARTS = ("page.html", "page.css", "page.js")
+"""Files of this package that a page is made of."""
+SOURCES = (
+    *("config.json", "trials.jsonl", "frontier.json", "gates.json", "retrieval.json", "answer.json"),
+    *("../answer.json", "healed/evaluations.jsonl"),
+)
+"""Files of a run folder that its page is made of."""
 REFRESH = 15
 """Seconds after which the page of a run that goes on loads itself again."""
 
@@ -38,7 +48,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str, *, watched: bool =
     """Write one HTML page of run folders, finished or not, and return its path.
 
     Args:
-        runs: run folders of ``run`` or ``optimal-l``; two or more stand side by side.
+        runs: folders of ``run``, ``optimal-l`` or ``convert``; two or more stand side by side.
         out: the file. It is written beside and renamed, so a failure keeps the old page.
         watched: the page loads itself again every `REFRESH` seconds, and nothing is predicted for it.
 
@@ -50,7 +60,11 @@ def write_report(runs: Sequence[Path | str], out: Path | str, *, watched: bool =
         >>> write_report(["runs/mine"], "report.html")  # doctest: +SKIP
     """
     check_extra()
-    text = page_text([Path(run) for run in runs], watched=watched)
+    folders = expand([Path(run) for run in runs])
+    mark = _mark(folders)  # before they are read: what changes meanwhile makes the page an old one
+    text = page_text(folders, watched=watched)
+    if not watched:
+        text += f"<!-- {mark} {_digest(text.encode())} -->\n"
     out = Path(out)
     try:
         if out.is_dir():
@@ -69,10 +83,11 @@ def page_text(paths: Sequence[Path], *, watched: bool = False) -> str:
     """Return the page of run folders; see `write_report` for errors."""
     import jinja2
 
-    page = page_data([open_run(path) for path in expand(paths)], quick=watched)
+    opened = [open_conversion(path) if is_conversion(path) else open_run(path) for path in expand(paths)]
+    page = page_data(opened, quick=watched)
     for run in page["runs"]:
         for schedule in run["schedules"]:
-            schedule["kv_text"] = size(schedule["kv"])
+            schedule["kv_text"] = "" if schedule["kv"] is None else size(schedule["kv"])
     page["tile_labels"] = list(dict.fromkeys(tile["label"] for run in page["runs"] for tile in run["tiles"]))
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     script = _file("page.js")
@@ -109,12 +124,43 @@ def plotly_text() -> str:
 
 
 def _file(name: str) -> str:
-    return (importlib.resources.files("layersearch.report") / name).read_text(encoding="utf-8")
+    return _shipped(name).read_text(encoding="utf-8")
+
+
+def _shipped(name: str) -> Path:
+    return Path(__file__).with_name(name)
 
 
 def report_beside(run: Path) -> str:
-    """Write a run's page into its folder, and return one line for the user: its path, or why there is none."""
+    """Write a run's page into its folder, and return one line for the user: its path, or why there is none.
+
+    A page of the same files is left as it is.
+    """
     try:
-        return f"Report: {write_report([run], run / NAME)}"
+        out = run / NAME
+        return f"Report: {out if _is_current(out, expand([run])) else write_report([run], out)}"
     except LayersearchError as error:
         return f"No {NAME}: {error}"
+
+
+def _mark(folders: Sequence[Path]) -> str:
+    """Return what tells whether a page would be the same: this version, and the content of all files it is made of."""
+    held = hashlib.sha256(__version__.encode())
+    for file in (*(_shipped(name) for name in PARTS), *(folder / name for folder in folders for name in SOURCES)):
+        held.update(f"\n{file}\n".encode())
+        with contextlib.suppress(OSError):
+            held.update(hashlib.sha256(file.read_bytes()).digest())
+    return held.hexdigest()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _is_current(page: Path, folders: Sequence[Path]) -> bool:
+    """Return whether a page is whole, and made of the files as they are."""
+    try:
+        text, _, last = page.read_bytes().rpartition(b"<!-- ")
+    except OSError:
+        return False
+    return last == f"{_mark(folders)} {_digest(text)} -->\n".encode()

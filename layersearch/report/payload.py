@@ -5,19 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from layersearch.errors import LayersearchError, visible
 from layersearch.files import unseal
 from layersearch.report import answer, facts
 from layersearch.report.budgets import budget_table
+from layersearch.report.conversion import OpenedConversion, conversion_data
 from layersearch.report.folder import OpenedRun, damaged, read_json
 from layersearch.report.layers import layer_needs
-from layersearch.report.schedules import ScheduleTable
+from layersearch.report.schedules import ScheduleTable, run_table
+from layersearch.results.compared import compared
 from layersearch.results.result import ALL_FULL, PROPOSED, Entry
+from layersearch.results.retrieval_cells import run_cells
 from layersearch.results.stats import Interval, paired_difference
-from layersearch.surrogate.fit import fit_pair, training_trials
-from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
+from layersearch.surrogate.solve import Solver
 from layersearch.version import __version__
 
 DIGITS = 8
@@ -26,15 +29,18 @@ MOST_NOISE = 14
 """Schedules in the figure of signal and noise."""
 
 
-def page_data(runs: Sequence[OpenedRun], *, quick: bool = False) -> dict[str, Any]:
+def page_data(runs: Sequence[OpenedRun | OpenedConversion], *, quick: bool = False) -> dict[str, Any]:
     """Return what a page of runs shows, as plain data with visible text and finite numbers.
 
     ``quick`` leaves out what a surrogate predicts, which takes seconds.
     """
+    settings = [run.settings() if isinstance(run, OpenedConversion) else facts.settings(run) for run in runs]
     found = {
         "version": __version__,
-        "runs": [run_data(run, quick=quick) for run in runs],
-        "differences": facts.differences(runs) if len(runs) > 1 else [],
+        "runs": [
+            conversion_data(run) if isinstance(run, OpenedConversion) else run_data(run, quick=quick) for run in runs
+        ],
+        "differences": facts.differences(settings) if len(runs) > 1 else [],
     }
     cleaned: dict[str, Any] = clean(found)
     return cleaned
@@ -56,7 +62,7 @@ def clean(value: Any) -> Any:
 def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
     """Return what the page shows of one run; see `page_data`."""
     flag, _ = facts.recipe_flag(run)
-    table, fitted = ScheduleTable(run, flag), None if quick else _fit(run)
+    table, solver = run_table(run, flag), None if quick else _solver(run)
     schedule = answer.chosen(run)
     model = run.recipe.model
     return {
@@ -69,7 +75,7 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "sureness": answer.sureness(run),
         "tiles": answer.tiles(run),
         "budget": run.budget,
-        "seq_len": run.recipe.training.seq_len,
+        "seq_len": run.space.seq_len,
         "n_layers": run.space.n_layers,
         "heads": [model.n_heads, model.n_kv_heads, model.head_dim],
         "unit": run.result.unit,
@@ -78,12 +84,14 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "frontier": [table.add(one) for one in run.result.frontier],
         "frontier_of": run.result.frontier_of,
         "frontier_line": answer.frontier_line(run),
-        "needs": layer_needs(run, fitted and fitted[0]),
-        "budgets": budget_table(run, table, fitted),
+        "needs": layer_needs(run, solver.pairwise if solver else None),
+        "budgets": budget_table(run, table, solver),
+        "training": None,
         "baselines": _baselines(run, table),
         "positions": _positions(run),
         "position_line": answer.position_line(run),
         "retrieval": _retrieval(run),
+        "depths": _depths(run),
         "per_l": _per_l(run),
         "noise": _noise(run, table),
         "noise_lines": answer.noise_lines(run),
@@ -94,22 +102,20 @@ def run_data(run: OpenedRun, *, quick: bool = False) -> dict[str, Any]:
         "space": facts.space_yaml(run),
         "command": facts.command(run),
         "recipe_file": flag == facts.RECIPE_FILE,
-        "versions": facts.versions(run),
+        "versions": facts.versions(run.config),
         "not_said": answer.not_said(run),
         "schedules": table.rows,
         "spans": table.spans,
     }
 
 
-def _fit(run: OpenedRun) -> tuple[Surrogate, Surrogate] | None:
-    """Return the surrogates of a search; None if too few schedules are trained, or for a selection."""
+def _solver(run: OpenedRun) -> Solver | None:
+    """Return what answers a search's budgets; None if too few schedules are trained, or for a selection."""
     if run.kind == "selection":
         return None
-    trials = training_trials(run.records, run.space)
-    if len({record.schedule for record in trials if record.state == "complete"}) < MIN_SCHEDULES:
-        return None
+    search = run.recipe.search
     try:
-        return fit_pair(trials, run.space)
+        return Solver(run.records, run.space, tolerance=search.tolerance, first_round=search.first_round)
     except LayersearchError:
         return None
 
@@ -158,15 +164,7 @@ def _baselines(run: OpenedRun, table: ScheduleTable) -> list[dict[str, Any]]:
 
 
 def _compared(run: OpenedRun) -> list[tuple[str, Entry]]:
-    """Return the winner, all_full and the best baseline within the budget, where they are."""
-    schedule, entries = answer.chosen(run), run.result.entries
-    winner = next((entry for entry in entries if entry.schedule == schedule), None)
-    named = [entry for entry in entries if entry.names and entry.within_budget and entry.loss is not None]
-    best = min(named, key=lambda entry: (entry.mean is None, entry.loss), default=None)
-    found = [("winner" if run.result.winner else "best so far", winner), (ALL_FULL, answer.full_entry(run))]
-    if best is not None and best is not winner:
-        found.append((best.names[0], best))
-    return [(label, entry) for label, entry in found if entry is not None]
+    return compared(run.result, answer.chosen(run))
 
 
 def _positions(run: OpenedRun) -> dict[str, Any] | None:
@@ -186,18 +184,41 @@ def _retrieval(run: OpenedRun) -> dict[str, Any] | None:
     )
     if not names:
         return None
-    file, chance = run.path / "retrieval.json", list[float | None]()
-    if file.exists():
-        levels = read_json(file)
-        try:
-            chance = [float(levels[name.removeprefix("accuracy_")]["chance"]) for name in names]
-        except (KeyError, TypeError, ValueError):
-            raise damaged(file) from None
     return {
         "tasks": [name.removeprefix("accuracy_").replace("_", " ") for name in names],
-        "chance": chance,
+        "chance": _chance(run, [name.removeprefix("accuracy_") for name in names]),
         "rows": [{"label": la, "values": [dict(e.metrics).get(name) for name in names]} for la, e in rows],
     }
+
+
+def _chance(run: OpenedRun, tasks: Sequence[str]) -> list[float]:
+    """Return what can be guessed of each task without its facts; nothing where that was not measured."""
+    file = run.path / "retrieval.json"
+    if not file.exists():
+        return []
+    levels = read_json(file)
+    try:
+        return [float(levels[task]["chance"]) for task in tasks]
+    except (KeyError, TypeError, ValueError):
+        raise damaged(file) from None
+
+
+def _depths(run: OpenedRun) -> dict[str, Any] | None:
+    """Return shares of digits right by length and depth, of the schedules of `_retrieval`; None without tasks."""
+    if run.kind != "selection":
+        return None
+    held = run_cells(run.path, run.recipe, run.records)
+    rows = [(label, held[entry.schedule]) for label, entry in _compared(run) if entry.schedule in held]
+    places = sorted({(cell.length, cell.depth) for _, cells in rows for cell in cells})
+    if not places:
+        return None
+    found = []
+    for label, cells in rows:
+        by_place = {(cell.length, cell.depth): cell.accuracy for cell in cells}
+        found.append({"label": label, "values": [_interval(by_place.get(place)) for place in places]})
+    tasks = [name.removeprefix("accuracy_") for name, _ in run.records[0].metrics if name.startswith("accuracy_")]
+    chance = _chance(run, tasks)
+    return {"places": places, "chance": fmean(chance) if chance else None, "rows": found}
 
 
 def _per_l(run: OpenedRun) -> list[dict[str, Any]]:
@@ -216,7 +237,7 @@ def _per_l(run: OpenedRun) -> list[dict[str, Any]]:
 def _noise(run: OpenedRun, table: ScheduleTable) -> dict[str, Any] | None:
     """Return differences to a reference by seed: the spread within a row is noise, the one between rows is signal."""
     entries = [entry for entry in run.result.entries if len(entry.confirm) > 1]
-    full, schedule = answer.full_entry(run), answer.chosen(run)
+    full, schedule = run.full, answer.chosen(run)
     reference = full if full is not None and len(full.confirm) > 1 else None
     if reference is None or len(entries) < 2:
         return None

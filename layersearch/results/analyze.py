@@ -7,6 +7,7 @@ measure how good they are. `docs/methods/winner.md` says how the winner is chose
 import dataclasses
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 
 from layersearch.results import pareto, stats
@@ -31,7 +32,6 @@ def analyze(
     leave_one_out: Sequence[tuple[float, float]] = (),
     unit: Unit = "seed",
     first_round: int = 0,
-    trust: bool = True,
 ) -> Result:
     """Analyze a run's records, finished or not.
 
@@ -45,7 +45,6 @@ def analyze(
         unit: what a record's ``seed`` counts: seeds of a training, or held-out documents.
         first_round: number of fresh seeds of all candidates, where a second round gave further seeds to the undecided
             ones (`layersearch.study.confirmation`); 0: one round.
-        trust: False leaves out `Result.trust`, which takes most of the time.
 
     Example:
         >>> from layersearch import analyze
@@ -53,27 +52,9 @@ def analyze(
         'Nothing to conclude: no trial has completed.'
     """
     # In one order, whatever the order of the trials was: ties and resampling must not depend on it.
-    records = sorted(records, key=lambda record: record.key)
-    grouped: dict[Schedule, list[TrialRecord]] = {}
-    for record in records:
-        grouped.setdefault(record.schedule, []).append(record)
-    confirmed = {
-        schedule: {
-            r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None
-        }
-        for schedule, group in grouped.items()
-    }
-    common, shared = _rounds(confirmed.values(), first_round)
-    # Failures to learn are one of training seeds; a held-out document is no training.
-    unlearned = {
-        s: failed_seeds(confirmed, s, FAILURE_NATS) if losses and unit == "seed" else ()
-        for s, losses in confirmed.items()
-    }
-    entries = [
-        _entry(group, confirmed[schedule], shared, unlearned[schedule], budget, confidence)
-        for schedule, group in grouped.items()
-    ]
-    entries.sort(key=lambda entry: (entry.cost, entry.schedule))
+    records = sorted(records, key=_order)
+    decided = decide(records, budget, confidence, tolerance, unit, first_round)
+    entries, common, confirmed, winner = decided.entries, decided.common, decided.confirmed, decided.winner
     searched = [(entry, entry.search_loss) for entry in entries if entry.search_loss is not None]
     # Over the seeds that all share: a seed's effect is common to all schedules, so means over other seeds differ by it.
     means = [
@@ -83,15 +64,14 @@ def analyze(
     ]
     search_frontier = _frontier(searched)
     frontier = _frontier(means) if len(means) > 1 else search_frontier
-    entries = [dataclasses.replace(entry, on_frontier=entry.schedule in frontier) for entry in entries]
+    on_frontier = set(frontier)
+    entries = [dataclasses.replace(e, on_frontier=True) if e.schedule in on_frontier else e for e in entries]
     reference = max(((loss, 1.0) for entry, loss in searched if entry.names), default=None)
     within = [(loss, entry.cost, entry) for entry, loss in searched if entry.within_budget]
     best = min(within, key=lambda one: one[:2])[2] if within else None
-    by_schedule = [confirmed[schedule] for schedule in sorted(confirmed)]  # the order of records must not matter
-    prior = fit_prior(by_schedule)
-    winner = _winner(entries, confirmed, (common, shared), confidence, tolerance, prior, unit)
     claims = [] if winner is None else [winner.to_all_full, winner.to_best_baseline]
     choices = max((claim.comparisons for claim in claims if claim is not None), default=1)
+    by_schedule = [confirmed[schedule] for schedule in sorted(confirmed)]
     return Result(
         budget=budget,
         confidence=confidence,
@@ -103,18 +83,67 @@ def analyze(
         hypervolume_reference=reference,
         winner=winner,
         best_searched=None if best is None else best.schedule,
-        noise=measure_noise(by_schedule, len(shared), confidence, choices, prior),
+        noise=measure_noise(by_schedule, len(decided.shared), confidence, choices, decided.prior),
         signal=measure_signal(entries, common),
         best_per_l=tuple(_per_l(n_full, entries) for n_full in sorted({entry.n_full for entry in entries})),
         trust=rank_fidelities(
             records, [(loss, entry.mean.mean) for entry, loss in searched if entry.mean], confidence, leave_one_out
-        )
-        if trust
-        else (),
+        ),
         failed=len({r.key for r in records if r.state == "failed"} - {r.key for r in records if r.state != "failed"}),
         verdict=verdict_text(winner, best, entries, unit),
         unit=unit,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decision:
+    """Which of a run's schedules wins within a budget, without the rest of its analysis."""
+
+    entries: list[Entry]
+    """Cheapest first. Which of them are on the frontier is not known."""
+    confirmed: Mapping[Schedule, Mapping[int, float]]
+    """Losses by fresh seed, nats."""
+    common: tuple[int, ...]
+    """Fresh seeds that all candidates share."""
+    shared: tuple[int, ...]
+    """Those that decide: the second round's too, if there was one."""
+    prior: Prior | None
+    winner: Winner | None
+
+
+def decide(
+    records: Iterable[TrialRecord],
+    budget: float,
+    confidence: float = stats.CONFIDENCE,
+    tolerance: float = 0.0,
+    unit: Unit = "seed",
+    first_round: int = 0,
+) -> Decision:
+    """Return the winner of a run within a budget, as `analyze` does in more time; arguments are its own."""
+    grouped: dict[Schedule, list[TrialRecord]] = {}
+    for record in sorted(records, key=_order):
+        grouped.setdefault(record.schedule, []).append(record)
+    confirmed = {
+        schedule: {
+            r.seed: r.loss for r in group if r.phase == "confirm" and r.state == "complete" and r.loss is not None
+        }
+        for schedule, group in grouped.items()
+    }
+    common, shared = _rounds(confirmed.values(), first_round)
+    # Failures to learn are one of training seeds; a held-out document is no training.
+    unlearned = failed_seeds(confirmed, FAILURE_NATS) if unit == "seed" else {}
+    entries = [
+        _entry(group, confirmed[schedule], shared, unlearned.get(schedule, ()), budget, confidence)
+        for schedule, group in grouped.items()
+    ]
+    entries.sort(key=lambda entry: (entry.cost, entry.schedule))
+    prior = fit_prior([confirmed[schedule] for schedule in sorted(confirmed)])  # the order of records must not matter
+    winner = _winner(entries, confirmed, (common, shared), confidence, tolerance, prior, unit)
+    return Decision(entries=entries, confirmed=confirmed, common=common, shared=shared, prior=prior, winner=winner)
+
+
+def _order(record: TrialRecord) -> tuple[str, int, str]:
+    return str(record.schedule), record.seed, record.phase
 
 
 def _frontier(points: Sequence[tuple[Entry, float]]) -> tuple[Schedule, ...]:
@@ -203,7 +232,8 @@ def _winner(
     if not candidates:
         return None
     # The first round chose among all of them, so all count as choices.
-    tried = [e for e in entries if e in candidates or (e.within_budget and confirmed[e.schedule].keys() >= set(common))]
+    first, chosen = set(common), {entry.schedule for entry in candidates}
+    tried = [e for e in entries if e.schedule in chosen or (e.within_budget and confirmed[e.schedule].keys() >= first)]
 
     def mean(entry: Entry) -> float:
         return not_none(entry.mean).mean

@@ -16,10 +16,10 @@ from random import Random
 from layersearch.config.recipe import Recipe
 from layersearch.errors import ConfigError, did_you_mean, located, require
 from layersearch.schedule import presets
-from layersearch.schedule.cost import span_pairs
 from layersearch.schedule.schedule import Schedule
 from layersearch.schedule.space import Space, check_budget_range
 from layersearch.schedule.span import FULL, Span
+from layersearch.schedule.work import Work
 
 Subspace = tuple[tuple[Span, ...], ...]  # The choices of each group of layers; any combination is a schedule
 
@@ -33,6 +33,7 @@ class BoundSpace:
         seq_len: tokens in a sequence; every span must fit.
         n_heads: query heads.
         bidirectional: whether the model is an encoder.
+        work: counts the model's attention, in place of the three sizes before.
 
     Raises:
         ConfigError: a span is longer than the text or dilates too many heads, a named layer does not exist, or tied
@@ -49,18 +50,26 @@ class BoundSpace:
     @classmethod
     def of(cls, space: Space, recipe: Recipe) -> BoundSpace:
         """Return the space for a recipe's model and sequence length."""
-        model = recipe.model
-        sizes = {"n_layers": model.n_layers, "seq_len": recipe.training.seq_len, "n_heads": model.n_heads}
-        return cls(space, **sizes, bidirectional=model.bidirectional)
+        return cls(space, n_layers=recipe.model.n_layers, work=Work.of(recipe))
 
-    def __init__(self, space: Space, *, n_layers: int, seq_len: int, n_heads: int, bidirectional: bool = False) -> None:
-        self.space, self.n_layers, self.seq_len, self.n_heads = space, n_layers, seq_len, n_heads
-        self.bidirectional = bidirectional
+    def __init__(
+        self,
+        space: Space,
+        *,
+        n_layers: int,
+        seq_len: int = 0,
+        n_heads: int = 0,
+        bidirectional: bool = False,
+        work: Work | None = None,
+    ) -> None:
+        work = work or Work(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
+        self.space, self.n_layers, self.work = space, n_layers, work
+        self.seq_len, self.n_heads, self.bidirectional = work.seq_len, work.n_heads, work.bidirectional
         where = f"search space {space.name!r}"
         spans = {text: Span.parse(text) for text in space.choices}
         for text, span in spans.items():
             with located(f"{where}: choice {text}"):
-                span.check(seq_len=seq_len, n_heads=n_heads, bidirectional=bidirectional)
+                work.check(span)
         for layer in sorted({*space.layers, *itertools.chain.from_iterable(space.tied)}):
             known = layer < n_layers
             require(known, f"{where}: a model of {n_layers} has no layer {layer}; the last is {n_layers - 1}")
@@ -86,8 +95,15 @@ class BoundSpace:
         self.names: tuple[str, ...] = tuple(f"layer_{group[0]:0{digits}d}" for group in self.groups)
         """The name of each group, after its first layer; `variables` has those of groups with a choice."""
         self._pairs = {span: self.pairs(span) for span in spans.values()}
-        self._full_pairs = n_layers * self.pairs(FULL)
+        self._fixed = work.fixed
+        self._full_pairs = n_layers * self.pairs(FULL) + self._fixed
         self._texts = [{str(span): span for span in allowed} for allowed in options]
+        self._alike = len(self.groups) == n_layers and all(len(allowed) == len(spans) for allowed in options)
+        """Whether any layer may have any span, whatever the others have."""
+        self._places = [0] * n_layers  # the group of each layer
+        for place, group in enumerate(self.groups):
+            for layer in group:
+                self._places[layer] = place
 
     @functools.cached_property
     def variables(self) -> dict[str, tuple[str, ...]]:
@@ -119,36 +135,40 @@ class BoundSpace:
 
     def encode(self, schedule: Schedule) -> dict[str, str] | None:
         """Return the values of `variables` for a schedule, or None if it lies outside the space."""
-        if len(schedule) != self.n_layers:
+        if not self.holds(schedule):
             return None
-        params, spans = {}, schedule.spans
-        for name, group, texts in zip(self.names, self.groups, self._texts, strict=True):
-            span = spans[group[0]]
-            text = str(span)
-            if text not in texts or (len(group) > 1 and any(spans[layer] != span for layer in group)):
-                return None
-            if len(texts) > 1:
-                params[name] = text
-        if self.space.one_sparse and len({span for span in schedule if not span.is_full}) > 1:
-            return None
-        return params
+        named = zip(self.names, self.groups, self._texts, strict=True)
+        return {name: str(schedule.spans[group[0]]) for name, group, texts in named if len(texts) > 1}
+
+    def holds(self, schedule: Schedule) -> bool:
+        """Return whether a schedule lies in the space."""
+        if len(schedule) != self.n_layers or not schedule.counts.keys() <= self._pairs.keys():
+            return False
+        if self.space.one_sparse and sum(not span.is_full for span in schedule.counts) > 1:
+            return False
+        spans = schedule.spans
+        return self._alike or all(
+            str(spans[group[0]]) in texts and all(spans[layer] == spans[group[0]] for layer in group)
+            for group, texts in zip(self.groups, self._texts, strict=True)
+        )
 
     def check(self, schedule: Schedule) -> None:
         """Raise ConfigError if the schedule lies outside the space."""
         alike, name = len(schedule) == self.n_layers, f"schedule '{schedule}'"
         require(alike, f"{name} has {len(schedule)} layers, the model {self.n_layers}; give one span per layer")
-        require(self.encode(schedule) is not None, f"{name} lies outside search space {self.space.name!r}")
+        require(self.holds(schedule), f"{name} lies outside search space {self.space.name!r}")
 
     def pairs(self, span: Span) -> int:
         """Return the visible pairs of one layer with any span, over all heads."""
-        return span_pairs(span, self.seq_len, self.n_heads, bidirectional=self.bidirectional)
+        return self.work.pairs(span)
 
     def cost(self, schedule: Schedule) -> float:
         """Return the exact cost relative to the all-full schedule."""
         try:
-            return sum([self._pairs[span] for span in schedule]) / self._full_pairs
+            spans = sum(self._pairs[span] * times for span, times in schedule.counts.items())
+            return (spans + self._fixed) / self._full_pairs
         except KeyError:  # all-full, in a space that does not hold it
-            return sum(map(self.pairs, schedule)) / self._full_pairs
+            return (sum(map(self.pairs, schedule)) + self._fixed) / self._full_pairs
 
     def share(self, span: Span) -> float:
         """Return the cost of one layer with a span of the space, relative to the all-full schedule."""
@@ -202,7 +222,7 @@ class BoundSpace:
             for place in (presets.bottom, presets.top, presets.middle, presets.interleaved):
                 for l in range(self.n_layers - 1, 0, -1):  # noqa: E741
                     schedule = place(self.n_layers, l, span)
-                    if self.cost(schedule) <= budget and self.encode(schedule) is not None:
+                    if self.cost(schedule) <= budget and self.holds(schedule):
                         named.setdefault(schedule, []).append(f"{place.__name__}({l})")
                         break
         named.pop(all_full, None)  # a space that is full everywhere: nothing in it is sparse
@@ -212,7 +232,7 @@ class BoundSpace:
     def baseline_span(self) -> Span | None:
         """The sparse span of the named baselines: the space's own, or its cheapest; None if it has no sparse span."""
         if self.space.baseline_span is not None:
-            return Span.parse(self.space.baseline_span)
+            return next(span for span in self._pairs if str(span) == self.space.baseline_span)
         sparse = [span for span in self._pairs if not span.is_full]
         return min(sparse, key=self._pairs.__getitem__, default=None)
 
@@ -264,7 +284,7 @@ class BoundSpace:
     def _repair(self, chosen: list[Span], part: Subspace, budget: float, rng: Random) -> Schedule:
         # The ratio itself is compared, so that no rounding can put a repaired schedule over the budget.
         def fits(pairs: int) -> bool:
-            return pairs / self._full_pairs <= budget
+            return (pairs + self._fixed) / self._full_pairs <= budget
 
         pairs, widths = self._pairs, [len(group) for group in self.groups]
         least = [min(options, key=pairs.__getitem__) for options in part]
@@ -344,8 +364,7 @@ class BoundSpace:
 
     def schedule(self, chosen: Sequence[Span]) -> Schedule:
         """Return the schedule with these spans, one for each of `groups`."""
-        spans = {layer: span for group, span in zip(self.groups, chosen, strict=True) for layer in group}
-        return Schedule(tuple(spans[layer] for layer in range(self.n_layers)))
+        return Schedule(tuple([chosen[place] for place in self._places]))
 
     def _chosen(self, schedule: Schedule) -> list[Span]:
         """Return the span of each group."""

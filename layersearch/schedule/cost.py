@@ -6,8 +6,10 @@ cost nothing. Softmax, decay and pooling are not counted: they are no matrix pro
 """
 
 import functools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from layersearch.errors import require
 from layersearch.schedule.schedule import Schedule
 from layersearch.schedule.span import FULL, Span
 
@@ -70,10 +72,12 @@ def _aligned_block_pairs(seq_len: int, size: int, sink: int) -> int:
 
 
 def _both_ways_pairs(span: Span, seq_len: int) -> int:
-    """Count one head's pairs in an encoder."""
-    first = min(span.global_first, seq_len)
+    """Count one head's pairs in an encoder; tokens that the task marks are taken to be the first ones."""
+    first = min(span.global_first or span.global_marked, seq_len)
     if span.size is None:
         return seq_len * seq_len
+    if span.kind == "bigbird":
+        return _bigbird_both_ways(seq_len, span.size, span.random_blocks)
     near, rows = (_side_pairs, _side_rows) if span.kind == "window" else (_square_pairs, _square_rows)
     size, offset = span.size, span.offset
     # Rows and columns of the global tokens, without those of their pairs that are near and so counted already.
@@ -110,6 +114,40 @@ def _square_rows(seq_len: int, size: int, offset: int, first: int) -> int:
     return rows * edge + min(left, whole) * size + max(0, left - whole) * (seq_len - edge - whole)
 
 
+def _bigbird_both_ways(seq_len: int, size: int, count: int) -> int:
+    """Count BigBird's pairs: the first and the last block see all, each other one some whole ones and the last."""
+    blocks = -(-seq_len // size)
+    last = seq_len - (blocks - 1) * size
+    if blocks <= 3:
+        return seq_len * seq_len
+    ends = 3 + min(count, blocks - 4)  # whole blocks that the second and the last but one see
+    inner = 4 + min(count, blocks - 5) if blocks > 4 else 0
+    rows = 2 * (ends * size + last) + (blocks - 4) * (inner * size + last)
+    return (size + last) * seq_len + size * rows
+
+
+def marked_pairs(span: Span, seq_len: int, marked: Sequence[int]) -> int:
+    """Return one head's exact pairs in an encoder whose task marks these tokens, counted from 0; each once.
+
+    `span_pairs` takes the marked tokens to be the first ones. There the near keys are fewest, so other places of a
+    single token cost no more.
+    """
+    plain = span.plain
+    near = _both_ways_pairs(plain, seq_len)
+    inside = sum(plain.visible(i, j, bidirectional=True, tokens=seq_len) for i in marked for j in marked)
+    beside = sum(_near_keys(plain, token, seq_len) for token in marked)
+    return near + 2 * len(marked) * seq_len - len(marked) ** 2 - 2 * beside + inside
+
+
+def _near_keys(span: Span, token: int, seq_len: int) -> int:
+    """Return the keys that a token of an encoder sees."""
+    size = span.size or seq_len
+    if span.kind == "block":
+        first = (token + span.offset) // size * size - span.offset
+        return min(first + size, seq_len) - max(first, 0)
+    return min(token + size, seq_len - 1) - max(token - size, 0) + 1
+
+
 def _union_pairs(span: Span, size: int, seq_len: int) -> int:
     """Count one head's pairs of a span that joins two parts."""
     blocks, rest = divmod(seq_len, size)
@@ -130,6 +168,17 @@ def _union_pairs(span: Span, size: int, seq_len: int) -> int:
     return own + size * size * whole + rest * size * min(blocks, span.random_blocks + 2)
 
 
+def _far_pairs(span: Span, size: int, seq_len: int) -> int:
+    """Count the pairs of a head that sees strides or columns, and itself."""
+    blocks, rest = divmod(seq_len, size)
+    earlier = size * _triangle(blocks - 1) + rest * blocks
+    if span.kind == "strided":
+        return earlier + seq_len
+    others = size - span.columns  # the first tokens of a block, which see themselves and no column of it
+    own = blocks * (others + _triangle(span.columns)) + min(rest, others) + _triangle(max(0, rest - others))
+    return own + span.columns * earlier
+
+
 def _sink_pairs(seq_len: int, sink: int) -> int:
     """Count the pairs of every query with those of the first ``sink`` <= seq_len tokens that it sees."""
     return sink * seq_len - _triangle(sink - 1)
@@ -137,20 +186,35 @@ def _sink_pairs(seq_len: int, sink: int) -> int:
 
 @functools.lru_cache(maxsize=4096)  # a run counts the same few spans for every layer of every record
 def span_pairs(span: Span, seq_len: int, n_heads: int, *, bidirectional: bool = False) -> int:
-    """Return the visible (query, key) pairs of one layer, summed over its query heads."""
+    """Return the visible (query, key) pairs of one layer, summed over its query heads; summaries are keys too."""
     if bidirectional:
-        return n_heads * _both_ways_pairs(span, seq_len)
+        return n_heads * (_both_ways_pairs(span, seq_len) + seq_len * span.summaries(seq_len))
     if span.kind == "full":
         return n_heads * _triangle(seq_len)
     assert span.size is not None
-    if span.is_union:
-        return n_heads * _union_pairs(span, span.size, seq_len)
     size, sink = span.size, min(span.sink, seq_len)
+    if span.far_heads is not None:
+        far = min(span.far_heads, n_heads)
+        near = _window_pairs(seq_len, size, 1, 0) if span.kind == "strided" else _block_pairs(seq_len, size, 0, 0)
+        return far * _far_pairs(span, size, seq_len) + (n_heads - far) * near
+    if span.is_union:
+        return n_heads * _union_pairs(span, size, seq_len)
+    if span.summary:  # the sum of floor(i / G): the finished blocks of each query
+        blocks, rest = divmod(seq_len, span.summary)
+        finished = span.summary * _triangle(blocks - 1) + rest * blocks
+        return n_heads * finished + span_pairs(span.plain, seq_len, n_heads)
     if span.kind == "block":
         return n_heads * _block_pairs(seq_len, size, span.offset, sink)
     dilated = n_heads if span.dilated_heads is None else min(span.dilated_heads, n_heads)
     undilated = (n_heads - dilated) * _window_pairs(seq_len, size, 1, sink)
     return dilated * _window_pairs(seq_len, size, span.dilation, sink) + undilated
+
+
+def check_cost(spans: Iterable[Span], seq_len: int, *, bidirectional: bool = False) -> None:
+    """Refuse summaries that make a span more expensive than full attention."""
+    for span in spans:
+        own, full = (span_pairs(each, seq_len, 1, bidirectional=bidirectional) for each in (span, FULL))
+        require(own <= full, f"{span} costs more than 'full' at {seq_len} tokens; use that, or longer summaries")
 
 
 def attention_flops(
@@ -173,8 +237,13 @@ def attention_flops(
         >>> attention_flops(Schedule.parse("full window:2"), seq_len=4, n_heads=1, head_dim=8)
         272
     """
-    pairs = (span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule)
-    return 2 * head_dim * sum(pairs)
+    return 2 * head_dim * _pairs(schedule, seq_len, n_heads, bidirectional)
+
+
+def _pairs(schedule: Schedule, seq_len: int, n_heads: int, bidirectional: bool) -> int:
+    """Return the visible pairs of all layers."""
+    counted = schedule.counts.items()
+    return sum(times * span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span, times in counted)
 
 
 def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int, bidirectional: bool = False) -> float:
@@ -186,17 +255,20 @@ def budget_ratio(schedule: Schedule, *, seq_len: int, n_heads: int, bidirectiona
         0.271
     """
     full = len(schedule) * span_pairs(FULL, seq_len, n_heads, bidirectional=bidirectional)
-    return sum(span_pairs(span, seq_len, n_heads, bidirectional=bidirectional) for span in schedule) / full
+    return _pairs(schedule, seq_len, n_heads, bidirectional) / full
 
 
 def cache_tokens(span: Span, seq_len: int, *, dilated: bool = True) -> int:
     """Return the most tokens whose keys and values a decoder of ``seq_len`` tokens keeps for one head.
 
-    ``dilated`` is False for a head that the span leaves undilated.
+    ``dilated`` is False for a head that the span leaves undilated, or that sees no strides and columns. A summary
+    counts as one token.
     """
     if span.kind == "full":
         return seq_len
     assert span.size is not None
+    if span.far_heads is not None and not dilated:
+        return min(seq_len, span.size)
     if span.kind == "fixed":  # the columns of earlier blocks and the newest block, which is whole for a moment
         blocks, rest = divmod(seq_len - 1, span.size)
         whole = seq_len // span.size
@@ -207,12 +279,13 @@ def cache_tokens(span: Span, seq_len: int, *, dilated: bool = True) -> int:
         return seq_len
     # Pooling reaches back to P-1 values before the first visible token.
     reach = (span.size - 1) * (span.dilation if dilated else 1) + 1
-    return min(seq_len, reach + span.sink + span.pool - 1)
+    return min(seq_len, reach + span.sink + span.pool - 1) + span.summaries(seq_len)
 
 
 def _span_cache(span: Span, seq_len: int, n_heads: int, n_kv_heads: int) -> int:
     """Return the tokens kept by one layer, summed over key-value heads: each keeps what its neediest query needs."""
-    cut = n_heads if span.dilated_heads is None else min(span.dilated_heads, n_heads)
+    first = span.dilated_heads or span.far_heads
+    cut = n_heads if first is None else min(first, n_heads)
     dilated = -(-cut // (n_heads // n_kv_heads))
     return dilated * cache_tokens(span, seq_len) + (n_kv_heads - dilated) * cache_tokens(span, seq_len, dilated=False)
 
@@ -235,7 +308,7 @@ def kv_cache_bytes(
         >>> kv_cache_bytes(Schedule.parse("full window:64"), seq_len=1024, n_heads=8, n_kv_heads=2, head_dim=64)
         557056
     """
-    tokens = sum(_span_cache(span, seq_len, n_heads, n_kv_heads) for span in schedule)
+    tokens = sum(times * _span_cache(span, seq_len, n_heads, n_kv_heads) for span, times in schedule.counts.items())
     return 2 * tokens * head_dim * bytes_per_value
 
 

@@ -33,13 +33,18 @@ def read_schedule(path: Path) -> Schedule:
         held = held.get("layers", held.get("schedule"))
     require(held is not None, f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
     with located(str(path)):
-        return Schedule.parse(held) if isinstance(held, str) else Schedule.from_dicts(held)
+        return _written(held)
+
+
+def _written(held: Any) -> Schedule:
+    """Return the schedule of a text form, or of a list with one span per layer."""
+    return Schedule.parse(held) if isinstance(held, str) else Schedule.from_dicts(held)
 
 
 def schedule_argument(text: str) -> Schedule:
     """Read a schedule from a ``.yaml`` or ``.json`` file that a user named, or from its text form."""
     path = Path(text)
-    return read_schedule(path) if path.suffix in (".yaml", ".yml", ".json") else Schedule.parse(text)
+    return read_schedule(path) if path.suffix in (".yaml", ".yml", ".json") else _written(text)
 
 
 def plain(value: Any) -> Any:

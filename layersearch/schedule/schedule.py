@@ -5,6 +5,7 @@ The forward pass, the cost count and every exporter read these objects.
 
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import re
@@ -50,10 +51,11 @@ class Schedule(Sequence[Span]):
     def __post_init__(self) -> None:
         object.__setattr__(self, "spans", tuple(self.spans))
         require(self.spans, "a schedule needs at least one layer, for example 'full*2 window:32*2'")
-        for layer, span in enumerate(self.spans):
-            if not isinstance(span, Span):
-                raise ConfigError(f"layer {layer} of a schedule must be a Span, not {span!r}")
-        runs = ((str(span), len(list(run))) for span, run in itertools.groupby(self.spans))
+        if set(map(type, self.spans)) != {Span}:
+            for layer, span in enumerate(self.spans):
+                if not isinstance(span, Span):
+                    raise ConfigError(f"layer {layer} of a schedule must be a Span, not {span!r}")
+        runs = ((str(span), sum(1 for _ in run)) for span, run in itertools.groupby(self.spans))
         text = " ".join(text if times == 1 else f"{text}*{times}" for text, times in runs)
         object.__setattr__(self, "_text", text)
 
@@ -108,10 +110,15 @@ class Schedule(Sequence[Span]):
         """Return the list of mappings for files, one per layer."""
         return [span.to_dict() for span in self.spans]
 
+    @functools.cached_property
+    def counts(self) -> Mapping[Span, int]:
+        """How many layers have each span: sums over layers are sums over these few."""
+        return collections.Counter(self.spans)
+
     @property
     def n_full(self) -> int:
         """The number l of full-attention layers."""
-        return sum(span.is_full for span in self.spans)
+        return sum(times for span, times in self.counts.items() if span.is_full)
 
     @property
     def full_layers(self) -> tuple[int, ...]:

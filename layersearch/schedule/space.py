@@ -58,8 +58,8 @@ class Space(Strict):
         if self.budget is not None:
             check_budget_range(self.budget)
         if self.baseline_span is not None:
-            span = str(Span.parse(self.baseline_span))
-            sparse = [text for text in self.choices if not Span.parse(text).is_full]
+            given, *choices = map(Span.parse, (self.baseline_span, *self.choices))
+            span, sparse = str(given), [str(choice) for choice in choices if not choice.is_full]
             require(span in sparse, f"baseline_span: {span} is not a sparse choice", span, sparse)
             object.__setattr__(self, "baseline_span", span)
 

@@ -13,8 +13,12 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 from layersearch.errors import located, require
+from layersearch.schedule import span_keys
 from layersearch.schedule.span_text import KINDS, read_fields
 
+_ENCODER_TERMS = (
+    "full, window:W, block:B, block:B~O, bigbird:B/R, +global:first:G, +global:mask:G, +summary:G and +las:B"
+)
 SpanKind = Literal["full", "window", "block", "strided", "fixed", "bigbird", "memory"]
 
 _WHOLE = (
@@ -26,11 +30,14 @@ _WHOLE = (
     "random_blocks",
     "seed",
     "memory",
+    "far_heads",
+    "summary",
     "global_first",
+    "global_marked",
     "sink",
     "pool",
 )
-_PRIME = 46_337  # The largest whose square fits 32 bits, which is what FlexAttention counts with
+_MAY_LACK = ("size", "dilated_heads", "far_heads")
 _LARGEST = 10**18  # As the text form reads: more tokens or heads are a typo, too long for a float
 
 
@@ -69,20 +76,27 @@ class Span:
     """``bigbird``: what the random blocks are drawn from."""
     memory: int = 0
     """``memory``: the number M of tokens before its segment that a token sees."""
+    far_heads: int | None = None
+    """``strided``, ``fixed``: the first H query heads see the strides or columns, the others the window or block; None:
+    every head sees both."""
+    summary: int = 0
+    """Each G tokens are summed up into one more key (LongT5), which all see; in a causal model those after them."""
     global_first: int = 0
     """Encoders only: the number G of first tokens that see all and are seen by all."""
+    global_marked: int = 0
+    """Encoders only: the number G of tokens that the task marks to see all and be seen by all; unmarked, the first."""
     sink: int = 0
     """The number G of first tokens that stay visible."""
     decay: float = 0.0
     """LaS: the largest decay B per token, in [0, 1)."""
     pool: int = 1
-    """LaS: width P of the causal average pooling of attention rows, in tokens."""
+    """LaS: width P of the average pooling of attention rows, in tokens: causal, in an encoder around each token."""
 
     def __post_init__(self) -> None:
         require(self.kind in KINDS, f"span kind {self.kind!r} is not known", self.kind, KINDS)
         for name in _WHOLE:
             value = getattr(self, name)
-            absent = value is None and name in ("size", "dilated_heads")
+            absent = value is None and name in _MAY_LACK
             whole = absent or (isinstance(value, int) and not isinstance(value, bool))
             require(whole, f"span {name} must be a whole number, not {value!r}")
             require(absent or abs(value) < _LARGEST, f"span {name} must be below 10^18, not {reprlib.repr(value)}")
@@ -96,7 +110,8 @@ class Span:
         if self.kind == "full":
             require(size is None, "a full span has no size; write 'full'")
             require(not self.sink, "a full span already sees the first tokens; drop '+sink'")
-            require(not self.global_first, "a full span already sees all tokens; drop '+global'")
+            require(not (self.global_first or self.global_marked), "a full span already sees all; drop '+global'")
+            require(not self.summary, "a full span already sees all tokens; drop '+summary'")
         else:
             require(size is not None and size >= 1, f"{self._noun} needs a size of at least 1 token, not {size}")
         dilated = self.dilation != 1 or heads is not None
@@ -107,8 +122,11 @@ class Span:
         inside = 0 <= self.offset < (size or 1)
         require(inside, f"the offset of a block must be 0 to {(size or 1) - 1} tokens, not {self.offset}")
         self._check_union()
-        require(self.global_first >= 0, f"global_first must be at least 0 tokens, not {self.global_first}")
-        require(self.sink >= 0, f"sink must be at least 0 tokens, not {self.sink}")
+        for name in ("global_first", "global_marked", "summary", "sink"):
+            require(getattr(self, name) >= 0, f"{name} must be at least 0 tokens, not {getattr(self, name)}")
+        require(not (self.global_first and self.global_marked), "global tokens are the first or the marked; drop one")
+        require(not (self.summary and self.is_las), "summaries have no distance for LaS; drop '+las' or '+summary'")
+        require(self.summary != 1, "'+summary:1' repeats every key; give 2 tokens or more")
         require(self.pool >= 1, f"the LaS pooling width must be at least 1 token, not {self.pool}")
         # One object per meaning: a dilation of 1 is none, and a window of one key has nothing to dilate.
         if self.size == 1:
@@ -132,12 +150,16 @@ class Span:
         if self.kind == "fixed":
             inside = 1 <= self.columns < size
             require(inside, f"fixed:L/C needs 1 <= C < L columns, not {self.columns} of {size}")
-        if self.kind == "bigbird":
-            require(self.random_blocks >= 1, "bigbird:B/R needs R of at least 1 random block")
+        strided = self.kind in ("strided", "fixed")
+        heads = self.far_heads
+        require(strided or heads is None, f"only strided and fixed differ by head in this way, not {self.kind}")
+        require(heads is None or heads >= 1, f"the number of heads must be at least 1, not {heads}")
+        require(self.random_blocks or not self.seed, "bigbird:B/0 draws no blocks; drop its seed")
         if self.kind == "memory":
             require(self.memory >= 1, f"memory:0/{size} is a block; write 'block:{size}'")
-        plain = not (self.sink or self.is_las or self.global_first)
-        require(plain or not self.is_union, f"{self._noun} takes no '+sink', '+global' or '+las'; drop it")
+        plain = not (self.sink or self.is_las or self.global_first or self.global_marked or self.summary)
+        taken = "'+sink', '+global', '+summary' or '+las'"
+        require(plain or not self.is_union, f"{self._noun} takes no {taken}; drop it")
 
     @property
     def _noun(self) -> str:
@@ -160,40 +182,48 @@ class Span:
 
     def check_direction(self, bidirectional: bool) -> None:
         """Refuse a span that has no meaning in a causal model, or in an encoder (``bidirectional``)."""
-        first = self.global_first
+        first = self.global_first or self.global_marked
         if not bidirectional:
             require(not first, f"{self}: in a causal model, first tokens that all see are '+sink:{first}'")
             return
         require(not self.sink, f"{self}: in an encoder, first tokens that all see are '+global:first:{self.sink}'")
-        plain = self.kind in ("full", "window", "block") and self.dilation == 1 and not self.is_las
+        plain = self.kind in ("full", "window", "block", "bigbird") and self.dilation == 1
+        require(plain, f"{self} is for causal models; an encoder has {_ENCODER_TERMS}")
         require(
-            plain, f"{self} is for causal models; an encoder has full, window:W, block:B, block:B~O, +global:first:G"
+            self.pool % 2 == 1,
+            f"{self}: an encoder smooths rows around a token, so the pooling width is odd: give {self.pool + 1}",
         )
+        require(not (self.is_las and self.global_marked), f"{self}: LaS takes '+global:first:G' only; drop one")
 
     def check(self, *, seq_len: int, n_heads: int | None = None, bidirectional: bool = False) -> None:
         """Refuse a span that does not fit a text of ``seq_len`` tokens, ``n_heads`` heads or the model's direction."""
         self.check_direction(bidirectional)
         keys = 0 if self.size is None else (self.size - 1) * self.dilation + 1
-        fits = max(keys, self.sink, self.memory, self.global_first) <= seq_len
+        fits = max(keys, self.sink, self.memory, self.global_first, self.global_marked, self.summary) <= seq_len
         require(fits, f"{self} is longer than the text of {seq_len} tokens; use a smaller span or 'full'")
         enough = n_heads is None or (self.dilated_heads or 0) <= n_heads
         require(enough, f"{self} dilates more heads than the model's {n_heads}")
+        enough = n_heads is None or (self.far_heads or 0) <= n_heads
+        require(enough, f"{self} names more heads than the model's {n_heads}")
 
-    def visible(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
+    def visible(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False, tokens: int | None = None) -> Any:
         """Tell whether query ``i`` may see key ``j`` in query head ``head``, all counted from 0.
 
         ``bidirectional`` is the direction of the model: an encoder's window has W keys on each side of the token.
+        ``tokens`` is the length of the text, which BigBird needs there. Tokens that the task marks are taken to be the
+        first ones. Summaries are no tokens: `sees_summary` has them.
+
         This is the definition of the span. It uses operators only, so it serves Python integers, NumPy arrays, torch
         tensors and FlexAttention's ``mask_mod``. The result has the broadcast shape of the arguments.
         """
         if bidirectional:
-            return self._both_ways(i, j)
+            return span_keys.both_ways(self, i, j, tokens)
         causal = j <= i
         if self.kind == "full":
             return causal
         assert self.size is not None
         if self.is_union:
-            return causal & self._union(i, j)
+            return causal & span_keys.union(self, i, j, head)
         if self.kind == "block":
             near = ((j + self.offset) // self.size) == ((i + self.offset) // self.size)
         else:
@@ -208,59 +238,33 @@ class Span:
             near = near | (j < self.sink)
         return causal & near
 
-    def _both_ways(self, i: Any, j: Any) -> Any:
-        """Return `visible` in an encoder."""
-        if self.kind == "full":
-            return (i == i) & (j == j)
-        assert self.size is not None
-        if self.kind == "window":
-            near = (i - j <= self.size) & (j - i <= self.size)
-        else:
-            near = (i + self.offset) // self.size == (j + self.offset) // self.size
-        return near | (i < self.global_first) | (j < self.global_first) if self.global_first else near
+    def sees_summary(self, i: Any, block: Any, *, bidirectional: bool = False) -> Any:
+        """Tell whether query ``i`` sees the summary of a block of ``summary`` tokens; arguments as in `visible`.
 
-    def _union(self, i: Any, j: Any) -> Any:
-        """Return `visible` without the order of query and key, where `is_union`."""
-        assert self.size is not None
-        block, other = i // self.size, j // self.size
-        if self.kind == "strided":
-            return (i - j < self.size) | ((i - j) % self.size == 0)
-        if self.kind == "memory":
-            return j >= block * self.size - self.memory
-        if self.kind == "fixed":
-            return (block == other) | (j % self.size >= self.size - self.columns)
-        seen = (block - other <= 1) | (other == 0)
-        for at in range(self.random_blocks):
-            seen = seen | (other == self.random_block(block, at))
-        return seen
-
-    def random_block(self, block: Any, at: int) -> Any:
-        """Return the random block number ``at`` < R that a block of queries sees; 0 where there is none left.
-
-        The blocks 1 ... ``block`` - 2 are cut into R equal parts, and one is drawn from each: so no block is drawn
-        twice. The draw is arithmetic of 32 bits, the same for every head and text, and on every device. Argument and
-        result are as in `visible`.
+        A causal model's query sees the blocks that are finished before its own. An encoder's sees all.
         """
-        choices = block - 2
-        first = at * choices // self.random_blocks
-        width = (at + 1) * choices // self.random_blocks - first
-        salt = ((at + 1) * 7919 + self.seed * 10_007) % _PRIME
-        drawn = (block + salt) % _PRIME
-        for factor in (30_269, 20_011):
-            drawn = (drawn * factor + salt) % _PRIME
-            drawn = drawn * drawn % _PRIME
-        some = (choices > 0) & (width > 0)
-        return (1 + first + drawn % (width + (width == 0))) * some
+        return (i == i) & (block == block) if bidirectional else block < i // self.summary
 
-    def moves(self, i: Any, j: Any, head: Any = 0) -> Any:
+    def summaries(self, seq_len: int) -> int:
+        """Return how many summaries a text has; a rest shorter than a block joins the last one in an encoder."""
+        return seq_len // self.summary if self.summary else 0
+
+    @property
+    def plain(self) -> Span:
+        """The same span without summaries and without the task's marks."""
+        return replace(self, summary=0, global_marked=0) if self.summary or self.global_marked else self
+
+    def moves(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
         """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
 
-        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``. Arguments and result
-        are as in `visible`.
+        Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``, in an encoder into
+        those up to (P-1)/2 from ``j``. Arguments and result are as in `visible`.
         """
-        moved = self.visible(i, j, head)
-        for ahead in range(1, self.pool):
-            moved = moved | self.visible(i, j + ahead, head)
+        moved, side = self.visible(i, j, head, bidirectional=bidirectional), self.pool // 2
+        for ahead in range(-side, side + 1) if bidirectional else range(1, self.pool):
+            moved = moved | self.visible(i, j + ahead, head, bidirectional=bidirectional)
+        if self.summary:
+            moved = moved | self.sees_summary(i, j // self.summary, bidirectional=bidirectional)
         return moved
 
     def reach(self) -> int | None:
@@ -268,16 +272,20 @@ class Span:
 
         Sinks do not count: they only carry the first tokens.
         """
-        if self.kind == "full" or (self.is_union and not self.memory):
+        if self.kind == "full" or self.summary or (self.is_union and not self.memory):
             return None
         assert self.size is not None
         return self.memory + (self.size - 1) * self.dilation + self.pool - 1
 
     def covers(self, seq_len: int, *, bidirectional: bool = False) -> bool:
         """Tell whether a text of ``seq_len`` tokens is seen as by a full span."""
+        if self.summaries(seq_len) or self.far_heads is not None:
+            return False
         if bidirectional:
-            if self.size is None or self.global_first >= seq_len:
+            if self.size is None or max(self.global_first, self.global_marked) >= seq_len:
                 return True
+            if self.kind == "bigbird":
+                return (seq_len - 1) // self.size <= max(2, self.random_blocks + 3)
             return self.size - self.offset + (self.kind == "window") >= seq_len
         if self.size is None or self.sink >= seq_len:
             return True
@@ -317,7 +325,7 @@ class Span:
         return self._text
 
     def __hash__(self) -> int:
-        return hash(str(self))
+        return hash(self._text or str(self))
 
     def _written(self) -> str:
         text: str = self.kind
@@ -325,17 +333,24 @@ class Span:
             text += f":{self.memory}/{self.size}"
         elif self.size is not None:
             text += f":{self.size}"
-        for number in (self.columns, self.random_blocks, self.seed):
-            if number:
-                text += f"/{number}"
+        if self.kind == "bigbird":
+            text += f"/{self.random_blocks}" + (f"/{self.seed}" if self.seed else "")
+        if self.columns:
+            text += f"/{self.columns}"
         if self.dilation > 1:
             text += f"/{self.dilation}"
         if self.dilated_heads is not None:
             text += f"@{self.dilated_heads}"
+        if self.far_heads is not None:
+            text += f"@{self.far_heads}"
         if self.offset:
             text += f"~{self.offset}"
         if self.global_first:
             text += f"+global:first:{self.global_first}"
+        if self.global_marked:
+            text += f"+global:mask:{self.global_marked}"
+        if self.summary:
+            text += f"+summary:{self.summary}"
         if self.sink:
             text += f"+sink:{self.sink}"
         if self.is_las:

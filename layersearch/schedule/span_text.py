@@ -7,12 +7,17 @@ from layersearch.errors import ConfigError, require
 
 KINDS: tuple[str, ...] = ("full", "window", "block", "strided", "fixed", "bigbird", "memory")
 GRAMMAR = (
-    "full, window:W, window:W/D, window:W/D@H, block:B or block:B~O, then any of +sink:G, +global:first:G, +las:B, "
-    "+las:B/P; or "
-    "strided:L, fixed:L/C, bigbird:B/R, bigbird:B/R/S or memory:M/S; then *N"
+    "full, window:W, window:W/D, window:W/D@H, block:B or block:B~O, then any of +sink:G, +global:first:G, "
+    "+global:mask:G, +summary:G, +las:B, +las:B/P; or "
+    "strided:L, strided:L@H, fixed:L/C, fixed:L/C@H, bigbird:B/R, bigbird:B/R/S or memory:M/S; then *N"
 )
 
-_WORDS = {"dilated_heads": "number of heads", "random_blocks": "number of random blocks", "columns": "columns"}
+_WORDS = {
+    "dilated_heads": "number of heads",
+    "far_heads": "number of heads",
+    "random_blocks": "number of random blocks",
+    "columns": "columns",
+}
 
 
 def read_fields(text: str) -> dict[str, Any]:
@@ -23,7 +28,7 @@ def read_fields(text: str) -> dict[str, Any]:
     """
     base, *extras = re.split(r"\+(?=[^\d])", text.strip())
     match = re.fullmatch(
-        r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@~]*)(/(?P<second>[^@~]*)(@(?P<heads>[^~]*))?)?(~(?P<offset>.*))?)?",
+        r"(?P<kind>[A-Za-z_]+)(:(?P<size>[^/@~]*)(/(?P<second>[^@~]*))?(@(?P<heads>[^~]*))?(~(?P<offset>.*))?)?",
         base,
     )
     if match is None:
@@ -31,7 +36,12 @@ def read_fields(text: str) -> dict[str, Any]:
     kind = match["kind"]
     require(kind in KINDS, f"{text!r}: expected {GRAMMAR}", kind, KINDS)
     values: dict[str, Any] = {"kind": kind}
-    named = {"size": match["size"], "dilated_heads": match["heads"], "offset": match["offset"]}
+    by_head = "far_heads" if kind in ("strided", "fixed") else "dilated_heads"
+    # A window's heads stand behind its dilation.
+    form = match["heads"] is None or by_head == "far_heads" or match["second"] is not None
+    require(form, f"{text!r}: expected {GRAMMAR}")
+    require(kind != "bigbird" or match["second"] is not None, f"{text!r}: bigbird:B/R needs a number R, such as /2")
+    named = {"size": match["size"], by_head: match["heads"], "offset": match["offset"]}
     if kind == "memory":
         named["memory"] = match["size"]
     second = {"fixed": "columns", "bigbird": "random_blocks", "memory": "size"}.get(kind, "dilation")
@@ -45,11 +55,17 @@ def read_fields(text: str) -> dict[str, Any]:
     require(values.get("offset") != 0, f"{text!r}: an offset of 0 changes nothing; drop '~0'")
     for extra in extras:
         name, _, value = extra.partition(":")
-        if name == "global" and "global_first" not in values:
-            which, _, count = value.partition(":")
-            require(which == "first", f"{text!r}: expected +global:first:G, found '+{extra}'")
-            values["global_first"] = _whole(count, "number of global tokens", text)
-            require(values["global_first"] >= 1, f"{text!r}: at least 1 token is global; drop '+global:first:0'")
+        if name == "global" and not {"global_first", "global_marked"} & set(values):
+            which, colon, count = value.partition(":")
+            field = {"first": "global_first", "mask": "global_marked"}.get(which)
+            if field is None:
+                raise ConfigError(f"{text!r}: expected +global:first:G or +global:mask:G, found '+{extra}'")
+            # The task's own mask marks one token where no number is given, as for a classification.
+            values[field] = 1 if which == "mask" and not colon else _whole(count, "number of global tokens", text)
+            require(values[field] >= 1, f"{text!r}: at least 1 token is global; drop '+{extra}'")
+        elif name == "summary" and "summary" not in values:
+            values["summary"] = _whole(value, "tokens of a summary", text)
+            require(values["summary"] >= 1, f"{text!r}: a summary has at least 2 tokens; drop '+summary:0'")
         elif name == "sink" and "sink" not in values:
             values["sink"] = _whole(value, "sink", text)
             require(values["sink"] >= 1, f"{text!r}: sink must be at least 1 token; drop '+sink:0'")
@@ -64,7 +80,10 @@ def read_fields(text: str) -> dict[str, Any]:
             changes = values["decay"] != 0.0 or values.get("pool", 1) != 1
             require(changes, f"{text!r}: 'las:0' without pooling changes nothing; drop it")
         else:
-            raise ConfigError(f"{text!r}: expected +sink:G, +global:first:G or +las:B[/P], each once, found '+{extra}'")
+            raise ConfigError(
+                f"{text!r}: expected +sink:G, +global:first:G, +global:mask:G, +summary:G or +las:B[/P], each once, "
+                f"found '+{extra}'"
+            )
     return values
 
 

@@ -102,21 +102,25 @@ class Scorer:
         unit, model = self.units[number], self.model
         text = model.run(unit.text[:-1], schedule, self._starts.get((number, True))).last
         losses, _ = model.losses(text, unit.text[1:])
-        answers, accuracy = [], {}
-        if self.tasks:
-            hidden = model.run(unit.example.tokens[:-1], schedule, self._starts.get((number, False))).last
-            for answer in unit.example.answers:
-                if answer.task in self.tasks:
-                    targets = unit.example.tokens[answer.start : answer.stop]
-                    found, right = model.losses(hidden[answer.start - 1 : answer.stop - 1], targets)
-                    answers.append(float(found.mean()))
-                    accuracy[answer.task] = float(right.float().mean())
+        answers = self.answers(schedule, unit.example, self._starts.get((number, False))) if self.tasks else {}
         return Measurement(
             text_loss=finite(float(losses.mean())),
-            answer_loss=fmean(answers) if answers else float("nan"),
-            accuracy=accuracy,
+            answer_loss=fmean(loss for loss, _ in answers.values()) if answers else float("nan"),
+            accuracy={task: share for task, (_, share) in answers.items()},
             by_position=tuple(float(part.mean()) for part in losses.tensor_split(BINS) if len(part)),
         )
+
+    def answers(
+        self, schedule: Schedule, example: Example, start: Trace | None = None
+    ) -> dict[str, tuple[float, float]]:
+        """Return each answer's loss in nats and the share of its digits that the model predicts, by task."""
+        hidden, found = self.model.run(example.tokens[:-1], schedule, start).last, {}
+        for answer in example.answers:
+            if answer.task in self.tasks:
+                targets = example.tokens[answer.start : answer.stop]
+                losses, right = self.model.losses(hidden[answer.start - 1 : answer.stop - 1], targets)
+                found[answer.task] = float(losses.mean()), float(right.float().mean())
+        return found
 
     def measure_all(self, schedule: Schedule) -> list[Measurement]:
         """Measure a schedule on every unit."""

@@ -8,12 +8,13 @@ import math
 from dataclasses import dataclass
 
 from layersearch.config.recipe import ModelConfig
-from layersearch.config.selection import SelectionConfig
+from layersearch.config.selection import SHORTER, SelectionConfig
 from layersearch.selection.layerwise import PIECE
 
 LIBRARIES = 1 << 30  # Python, torch, transformers and a tokenizer, bytes; measured, rounded up
 MARGIN = 1.25  # allocator and copies, on all but the libraries; measured on SmolLM2-135M, see analysis/smollm2
 LEAST_KEPT = 1 << 30  # activations may take this much, or as much as the weights
+COMPARED = 3  # schedules that are measured at shorter lengths too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,4 +87,5 @@ def forward_passes(config: SelectionConfig, confirmed: int) -> float:
     sequences = 2 if config.retrieval_weight else 1
     gates = 6.0 * config.gate_steps
     search = config.candidates * config.selection_units / 4 + 4 * config.selection_units
-    return sequences * (gates + search + confirmed * config.confirm_units) + 4 * config.calibration_units
+    shorter = COMPARED * config.confirm_units * sum(1 / part for part in SHORTER) if config.retrieval_weight else 0
+    return sequences * (gates + search + confirmed * config.confirm_units) + shorter + 4 * config.calibration_units

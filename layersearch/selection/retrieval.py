@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from layersearch.config.selection import depth_of
 from layersearch.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,8 +33,6 @@ NAMES = (
     *("red", "green", "silver", "winter", "river", "garden", "market", "harbor"),
     *("castle", "forest", "copper", "bridge", "orange", "summer", "island", "window"),
 )
-DEPTHS = (0.1, 0.3, 0.5, 0.7)
-"""Depth of a task's first fact: 0 is the beginning of the text, 1 stands just before the questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ def make_example(
         tokenizer: the model's own.
         tasks: keys of `TASKS`.
         seq_len: tokens T, the answers' included.
-        number: of the sequence; tasks take turns at the depths of `DEPTHS` from one number to the next.
+        number: of the sequence; tasks take turns at their depths from one number to the next, see `depth_of`.
         seed: of the names, the numbers and the filler.
         with_facts: hide the facts; without them the answers can only be guessed, which shows the chance level.
 
@@ -150,7 +149,7 @@ def make_example(
     rng = Random(f"{seed}/{number}")
     draw = _Draw(rng)
     asked = {task: TASKS[task](draw) for task in tasks}
-    depths = {task: DEPTHS[(at + number) % len(DEPTHS)] for at, task in enumerate(tasks)}
+    depths = {task: depth_of(task, tasks, number) for task in tasks}
 
     def encode(text: str) -> list[int]:
         return list(tokenizer.encode(text, add_special_tokens=False).ids)

@@ -31,7 +31,7 @@ def named_placements(space: BoundSpace, budget: float) -> dict[str, Schedule]:
     n = space.n_layers
 
     def fits(schedule: Schedule) -> bool:
-        return space.cost(schedule) <= budget and space.encode(schedule) is not None
+        return space.cost(schedule) <= budget and space.holds(schedule)
 
     for place in _PLACES:
         placed = next((s for l in range(n - 1, 0, -1) if fits(s := place(n, l, span))), None)  # noqa: E741

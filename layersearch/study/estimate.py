@@ -7,10 +7,11 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from layersearch.config.corruption import corruption
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.data import open_source
+from layersearch.data import open_of
 from layersearch.errors import ConfigError
-from layersearch.model.flops import model_flops, num_parameters
+from layersearch.model.flops import num_parameters, recipe_flops
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.presets import all_full
@@ -18,15 +19,13 @@ from layersearch.schedule.space import Space
 from layersearch.study.plan import Plan, make_plan
 from layersearch.training.deepspeed_config import zero_stage
 from layersearch.training.memory import activation_bytes, model_bytes
-from layersearch.training.record import Trial, TrialRecord
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import KeepGoing, Trial, TrialRecord
+from layersearch.training.stages import BACKWARD, StageCost, stage_costs
 from layersearch.training.workers.pool import LocalPool, Pool
 
 TIMED_FLOPS = 2e12
 """Training steps are timed only if they take at most this many FLOPs."""
 _TIMED_STEPS = (2, 8)
-BACKWARD = 2
-"""FLOPs of a backward pass, as a multiple of the forward pass's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,11 @@ class Estimate:
     parameters: int
     """Parameters of the proxy model."""
     step_flops: int
-    """Multiply-adds of one training step of the all-full schedule, forward and backward."""
+    """Multiply-adds of one training step of the all-full schedule, forward and backward; of the last stage."""
+    trial_flops: int
+    """Multiply-adds of a full trial of the all-full schedule, each stage at its own length."""
+    stages: tuple[StageCost, ...]
+    """The stages of a trial of the all-full schedule; empty: there is one."""
     total_flops: float
     """Multiply-adds of the whole search with every trial all-full: an upper bound."""
     model_bytes: int
@@ -84,9 +87,11 @@ def estimate(
     plan = make_plan(recipe, bound, budget, seed)
     vocab_size = _vocabulary(recipe)
     full = all_full(model.n_layers)
-    forward = model_flops(model, vocab_size, full, seq_len=training.seq_len)
+    forward = recipe_flops(recipe, vocab_size, full)
     step_flops = forward * (1 + BACKWARD) * training.batch_size
-    seconds, note = _seconds(recipe, plan, full, step_flops, cache)
+    stages = stage_costs(recipe, full, vocab_size)
+    trial_flops = sum(stage.flops for stage in stages)
+    seconds, note = _seconds(recipe, plan, full, step_flops, trial_flops, cache)
     if elsewhere and seconds is not None:
         note += (
             f". This is for this machine; the cluster was not contacted. It holds for similar machines with room for "
@@ -102,9 +107,11 @@ def estimate(
         confirm_trials=plan.confirm_trials,
         full_trials=plan.full_trials(),
         vocab_size=vocab_size,
-        parameters=num_parameters(model, vocab_size),
+        parameters=num_parameters(model, vocab_size, recipe.data.n_classes),
         step_flops=step_flops,
-        total_flops=step_flops * training.steps * plan.full_trials(),
+        trial_flops=trial_flops,
+        stages=stages if training.stages else (),
+        total_flops=trial_flops * plan.full_trials(),
         model_bytes=model_bytes(recipe, vocab_size),
         activation_bytes=activation_bytes(recipe, vocab_size, full),
         seconds=seconds,
@@ -120,13 +127,18 @@ def _vocabulary(recipe: Recipe) -> int:
         from layersearch.model.pretrained import load_config
 
         return int(load_config(recipe.pretrained).vocab_size)
+    if recipe.data.n_classes is not None:  # the source itself says it, and makes its examples first
+        return open_of(recipe).vocab_size
     local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     size = tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
-    return size if recipe.data.mask_share is None else size + 1
+    if recipe.data.mask_share is None:
+        return size
+    more = corruption(recipe.training.seq_len, recipe.data.mask_share).spans if recipe.target_len is not None else 0
+    return size + 1 + more
 
 
 def _seconds(
-    recipe: Recipe, plan: Plan, full: Schedule, step_flops: int, cache: Path | None
+    recipe: Recipe, plan: Plan, full: Schedule, step_flops: int, trial_flops: int, cache: Path | None
 ) -> tuple[float | None, str]:
     """Time a few real training steps of the all-full schedule in a worker process."""
     if step_flops * sum(_TIMED_STEPS) > TIMED_FLOPS:
@@ -136,9 +148,9 @@ def _seconds(
 
         if not torch.cuda.is_available():
             return None, "not timed: the recipe needs a GPU, and this machine has none"
-    open_source(recipe.data, recipe.training.seq_len, cache).validation(recipe.training.val_sequences)
+    open_of(recipe, cache).validation(recipe.training.val_sequences)
     workers = recipe.search.workers
-    timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0))
+    timed = replace(recipe, training=replace(recipe.training, steps=_TIMED_STEPS[1], warmup_steps=0, stages=()))
     trial = Trial(schedule=full, seed=plan.seed, checkpoints=_TIMED_STEPS[:1])
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as logs:
@@ -151,7 +163,8 @@ def _seconds(
             records = _run_on_each(pool, trial, workers, None)
         finally:
             pool.close()
-    train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * recipe.training.steps
+    # Steps of other stages take as long as their FLOPs say.
+    train = max(record.train_seconds for record in records) / _TIMED_STEPS[1] * trial_flops / step_flops
     checks = len(plan.checkpoints) + 1
     evaluate = max(record.eval_seconds for record in records) / 2 * checks
     setup = max(record.seconds - record.train_seconds - record.eval_seconds for record in records)

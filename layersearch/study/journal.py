@@ -6,16 +6,19 @@ the budget is repaired before training. No schedule is trained twice. A stopped 
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
 import warnings
 from collections import deque
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.recipe import SearchConfig
-from layersearch.files import parse_json
+from layersearch.files import LOCKS, parse_json
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -32,6 +35,8 @@ EXHAUSTED = "no new schedule within the budget"
 """Marks the proposal after which nothing was left to propose."""
 _LABEL = "schedule, role, generation"
 """The user attribute of every trial that is trained."""
+LOSS, COST = "validation loss (nats)", "attention cost (share of all-full)"
+"""The objectives. They are user attributes too: optuna-dashboard lists a trial's two values without their names."""
 _CONSTRAINTS = "constraints"
 """The system attribute of a trial's constraint values: Optuna's list, which optuna-dashboard shows as well.
 
@@ -59,7 +64,7 @@ class Study:
         self._space, self._budget, self._search, self._seed = space, budget, search, seed
         self._study: optuna.Study = _reopen(path) or _create(path)
         if self._study.metric_names is None:
-            self._study.set_metric_names(["validation loss (nats)", "attention cost (share of all-full)"])
+            self._study.set_metric_names([LOSS, COST])
         for name, value in self._facts().items():
             if self._study.user_attrs.get(name) != value:
                 self._study.set_user_attr(name, value)
@@ -84,6 +89,10 @@ class Study:
         """
         if self._exhausted:
             return None
+        with self._together():
+            return self._propose(seen, generation, index)
+
+    def _propose(self, seen: Collection[Schedule], generation: int, index: int) -> Schedule | None:
         key = f"{self._seed}/{generation}/{index}"
         self._study.sampler = self._sampler(Random(key).getrandbits(32))
         trial = self._study.ask(self._distributions)
@@ -92,12 +101,13 @@ class Study:
             trial.storage.set_trial_system_attr(trial._trial_id, name, values)
         schedule = self._nearest_new(self._space.repair(trial.params, self._budget, Random(key)), seen)
         if schedule == proposed:
+            trial.set_user_attr(COST, self._space.cost(schedule))
             trial.set_user_attr(_LABEL, [str(schedule), PROPOSED, generation])
             self._open_trials[schedule] = trial
             self._note(schedule, generation, trial.number)
             return schedule
         over = self._space.cost(proposed) > self._budget
-        why = "outside the space" if self._space.encode(proposed) is None else "trained before"
+        why = "trained before" if self._space.holds(proposed) else "outside the space"
         trial.set_user_attr("not trained", "over the budget" if over else why)
         if schedule is None:
             trial.set_user_attr(EXHAUSTED, True)
@@ -121,7 +131,7 @@ class Study:
                 state=library.trial.TrialState.RUNNING,
                 params=params,
                 distributions=self._distributions,
-                user_attrs={_LABEL: [str(schedule), role, generation]},
+                user_attrs={_LABEL: [str(schedule), role, generation], COST: self._space.cost(schedule)},
                 system_attrs=self._constraints(schedule),
             )
         )
@@ -164,19 +174,29 @@ class Study:
         if record.state != "failed":
             self._seen[record.schedule] = observation(record)
         number = self._untold.pop(record.schedule, None)
-        if number is None:
-            return  # already told, or outside the space
+        if number is not None:  # else already told, or outside the space
+            with self._together():
+                self._tell(record, number)
+
+    def _tell(self, record: TrialRecord, number: int) -> None:
         open_trial = self._open_trials.pop(record.schedule, None)
         if open_trial is not None:  # missing after a resume
             for key in ("state", "steps", "seconds", "error"):
                 open_trial.set_user_attr(key, getattr(record, key))
         if record.state == "complete":
             assert record.loss is not None
+            storage = self._study._storage
+            trial_id = storage.get_trial_id_from_study_id_trial_number(self._study._study_id, number)
+            storage.set_trial_user_attr(trial_id, LOSS, record.loss)
             self._study.tell(number, [record.loss, record.cost])
         elif record.state == "stopped":
             self._tell_pruned(number)
         else:
             self._study.tell(number, state=_optuna().trial.TrialState.FAIL)
+
+    def _together(self) -> contextlib.AbstractContextManager[None]:
+        backend: _Backend = self._study._storage._backend  # type: ignore[attr-defined]
+        return backend.together()
 
     def _trials(self) -> list[optuna.trial.FrozenTrial]:
         return self._study.get_trials(deepcopy=False)
@@ -230,9 +250,8 @@ def _reopen(path: Path) -> optuna.Study | None:
     schedules again, and trains none that has a record.
     """
     part = path.with_name(path.name + ".part")
-    for name in (path.name, part.name):  # locks of a killed search; this process holds the run folder
-        for stale in (f"{name}.lock", f"{name}.lock.rename"):
-            path.with_name(stale).unlink(missing_ok=True)
+    for stale in path.parent.glob(LOCKS):  # of a search of an older version; this process holds the run folder
+        stale.unlink(missing_ok=True)
     part.unlink(missing_ok=True)
     drop_torn_line(path)
     if not path.exists() or not path.stat().st_size:
@@ -265,11 +284,46 @@ def _create(path: Path) -> optuna.Study:
     return study
 
 
+class _Backend:
+    """Optuna's journal file, without its lock, and with fewer waits for the disk.
+
+    The run folder's own lock lets one process write the journal. Optuna's is a symbolic link that is renamed: where
+    network storage loses the answer to a rename it raises an error, and a killed process leaves it behind.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from optuna.storages.journal import JournalFileBackend
+
+        self._path, self._together, self._reader = path, False, JournalFileBackend(str(path))
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:
+        return self._reader.read_logs(log_number_from)
+
+    def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:
+        """Append lines and, unless `together`, wait until they are on the disk."""
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self._path.open("ab") as file:
+            file.write(lines.encode())
+            file.flush()
+            if not self._together:
+                os.fsync(file.fileno())
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Wait for the disk once, at the end: a proposal writes a line for each layer, and the last one labels it."""
+        self._together = True
+        try:
+            yield
+        finally:
+            self._together = False
+            self.append_logs([])
+
+
 def _storage(path: Path) -> optuna.storages.JournalStorage:
     from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
 
-    return JournalStorage(JournalFileBackend(str(path)))
+    backend: Any = _Backend(path)
+    return JournalStorage(backend)
 
 
 def _optuna() -> Any:

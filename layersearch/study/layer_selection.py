@@ -60,7 +60,7 @@ def select_layers(space: BoundSpace, budget: float, score: Score) -> dict[str, t
         return {}
     rankings = (restore_greedy(space.n_layers, span, score, most), remove_one(space.n_layers, span, score))
     found = {f"{ranking.name}({most})": (ranking.schedule(most, space.n_layers, span), ranking) for ranking in rankings}
-    return {name: chosen for name, chosen in found.items() if space.encode(chosen[0]) is not None}
+    return {name: chosen for name, chosen in found.items() if space.holds(chosen[0])}
 
 
 SEQUENCES = 32

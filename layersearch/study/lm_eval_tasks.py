@@ -75,7 +75,7 @@ def run_tasks(
     Raises:
         ConfigError: the data of a task is not there and cannot be fetched, or a task generates text.
     """
-    from lm_eval import simple_evaluate
+    from lm_eval.evaluator import simple_evaluate
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     asked = language_model(model, schedule, tokenizer, end, most)

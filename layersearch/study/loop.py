@@ -17,7 +17,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 
 from layersearch.errors import LayersearchError
 from layersearch.results.analyze import analyze
@@ -29,10 +30,9 @@ from layersearch.study.confirmation import DECIDING, second_round
 from layersearch.study.journal import Study
 from layersearch.study.plan import GENERATION, Listener, Plan, Progress
 from layersearch.study.pruning import ExpectedGainPruner, SuccessiveHalvingPruner, TrialPruner
-from layersearch.study.run_folder import RunFolder, write_result
+from layersearch.study.run_folder import RESULT, RunFolder, result_text, write_result
 from layersearch.surrogate.fit import leave_one_out_losses
-from layersearch.training.record import Trial, TrialRecord
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import KeepGoing, Trial, TrialRecord
 from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.run_trials import run_trials
 
@@ -40,23 +40,53 @@ from layersearch.training.workers.run_trials import run_trials
 class SearchLoop:
     """One search, from its first baseline to its winner. See the module docstring."""
 
-    def __init__(self, plan: Plan, space: BoundSpace, folder: RunFolder, study: Study, pool: Pool, listener: Listener):
-        self._plan, self._space, self._folder, self._study, self._pool = plan, space, folder, study, pool
+    def __init__(
+        self,
+        plan: Plan,
+        space: BoundSpace,
+        folder: RunFolder,
+        study: Callable[[], Study],
+        pool: Pool,
+        listener: Listener,
+    ):
+        """``study`` opens the study: reading a journal of thousands of trials takes longer than all else."""
+        self._plan, self._space, self._folder, self._open_study, self._pool = plan, space, folder, study, pool
         self._listener = listener
-        found = folder.records()
-        self._records = [record for record in found if record.state != "failed"]
-        made = {record.key for record in self._records}
-        self._to_retry = {r.schedule for r in found if r.phase == "search" and r.key not in made}
-        # A record may be lost: another program cut the file, or the user deleted a damaged line.
-        kept = {r.schedule for r in found if r.phase == "search"}
-        self._to_retry |= {schedule for schedule in study.generations() if schedule not in kept}
+        self._found = folder.records()
+        self._records = [record for record in self._found if record.state != "failed"]
         self._resumed = len(self._records)
         self._planned = plan.trials
         self._planned_steps = plan.full_trials() * plan.recipe.training.steps
         self._began = time.monotonic()
 
+    @functools.cached_property
+    def _study(self) -> Study:
+        return self._open_study()
+
     def run(self) -> Result:
         """Run the remaining trials; write and return the result."""
+        if not self._searched():
+            self._search()
+        self._confirm()
+        return self._finish()
+
+    def _searched(self) -> bool:
+        """Whether the search was over when the result was written, and no record of it is missing."""
+        records, baselines = self._search_records(), {schedule for _, schedule in self._plan.baselines}
+        schedules = {record.schedule for record in records}
+        if not baselines <= schedules or len(schedules - baselines) < self._plan.proposals:
+            return False
+        try:
+            return self._folder.journal.stat().st_mtime_ns <= (self._folder.path / RESULT).stat().st_mtime_ns
+        except OSError:
+            return False
+
+    def _search(self) -> None:
+        made, found = {record.key for record in self._records}, self._found
+        self._to_retry = {r.schedule for r in found if r.phase == "search" and r.key not in made}
+        # A record may be lost: another program cut the file, or the user deleted a damaged line.
+        kept = {r.schedule for r in found if r.phase == "search"}
+        self._to_retry |= {schedule for schedule in self._study.generations() if schedule not in kept}
         for record in self._search_records():
             self._study.tell(record)  # a kill may come between record and study
         for schedule in sorted(self._to_retry):
@@ -69,8 +99,6 @@ class SearchLoop:
                 "or, if the machine was the cause, run the same command again"
             )
         self._race()
-        self._confirm()
-        return self._finish()
 
     def confirm(self, schedules: Sequence[Schedule]) -> Result:
         """Train these schedules at the confirmation seeds; write and return the result."""
@@ -234,9 +262,22 @@ class SearchLoop:
         )
 
     def _write(self, result: Result) -> None:
-        from layersearch.results.plots.noise import plot_signal
-        from layersearch.results.plots.pareto import plot_pareto
+        path = self._folder.path
+        files = [path / f"{name}{suffix}" for name in ("pareto", "signal") for suffix in (".png", ".svg")]
+        if result_text(result) != _content(path / RESULT):
+            for file in files:  # of an older result; a kill before they are drawn again leaves none
+                file.unlink(missing_ok=True)
+        write_result(path, result)
+        if not all(file.exists() for file in files):
+            from layersearch.results.plots.noise import plot_signal
+            from layersearch.results.plots.pareto import plot_pareto
 
-        write_result(self._folder.path, result)
-        plot_pareto(result, self._folder.path / "pareto")
-        plot_signal(result, self._folder.path / "signal")
+            plot_pareto(result, path / "pareto")
+            plot_signal(result, path / "signal")
+
+
+def _content(file: Path) -> str | None:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return None

@@ -17,6 +17,7 @@ from layersearch.config.recipe import Recipe
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError
 from layersearch.model.pretrained import load_pretrained, load_skeleton
+from layersearch.results.retrieval_cells import RetrievalCell, Shares, first_example, retrieval_cells
 from layersearch.results.stats import Interval, mean_interval
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
@@ -25,9 +26,10 @@ from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.measure import Measurement, Scorer, by_task, position_edges
 from layersearch.selection.memory import LIBRARIES, MARGIN, memory_bound
 from layersearch.study.lm_eval_tasks import HarnessTasks, run_tasks
-from layersearch.study.model_selection import make_units, units_without_facts
 from layersearch.study.plan import Stage
+from layersearch.study.retrieval_lengths import shares_of, shorter_examples
 from layersearch.study.selection_plan import device_of, weights_type
+from layersearch.study.selection_units import make_units, units_without_facts
 from layersearch.training.memory import device_name, free_memory
 
 CHANCE_EXAMPLES = 4
@@ -55,6 +57,8 @@ class ScheduleEvaluation:
     accuracy_to_own: Interval | None
     by_task: dict[str, Interval]
     """That share of each task."""
+    retrieval: tuple[RetrievalCell, ...]
+    """That share by length of the text and depth of the fact: the own length, and a half and a quarter of it."""
     lm_eval: dict[str, dict[str, float]]
     """Metrics and standard errors of lm-eval's tasks, by task; empty if none was asked for."""
 
@@ -135,9 +139,22 @@ def evaluate_model(
             measured[schedule].append(scorer.measure(schedule, number))
             done = sum(map(len, measured.values()))
             listener(Stage(phase="confirm", done=done, planned=len(asked) * len(held), note=str(schedule)))
+    first = first_example(recipe)
+    tokenizer, end = open_tokenizer(str(recipe.data.tokenizer))
+    numbers = range(first, first + len(held))
+    shorter = shorter_examples(tokenizer, tasks, seq_len=seq_len, numbers=numbers, seed=seed) if tasks else {}
+    cells: dict[Schedule, list[RetrievalCell]] = {}
+    for schedule, found in measured.items():
+        shares: dict[int, Shares] = {
+            seq_len: {number: one.accuracy for number, one in zip(numbers, found, strict=True)}
+        }
+        for length, examples in shorter.items():
+            note = f"{length:,} tokens ({schedule})"
+            listener(Stage(phase="retrieval", done=len(cells), planned=len(asked), note=note))
+            shares[length] = shares_of(scorer, schedule, examples)
+        cells[schedule] = retrieval_cells(shares, tasks)
     further: dict[Schedule, dict[str, dict[str, float]]] = {}
     if harness is not None:
-        tokenizer, end = open_tokenizer(str(recipe.data.tokenizer))
         for schedule in asked:
             listener(Stage(phase="lm-eval", done=len(further), planned=len(asked), note=str(schedule)))
             further[schedule] = run_tasks(harness, model, schedule, tokenizer, end=end, most=seq_len)
@@ -152,7 +169,8 @@ def evaluate_model(
         position_edges=position_edges(seq_len),
         chance=_chance(recipe, model, skeleton.original, seed) if tasks else {},
         schedules=tuple(
-            _summary(schedule, found, own, recipe, further.get(schedule, {})) for schedule, found in measured.items()
+            _summary(schedule, found, own, recipe, cells[schedule], further.get(schedule, {}))
+            for schedule, found in measured.items()
         ),
     )
 
@@ -190,6 +208,7 @@ def _summary(
     found: Sequence[Measurement],
     own: Sequence[Measurement],
     recipe: Recipe,
+    cells: Sequence[RetrievalCell],
     lm_eval: dict[str, dict[str, float]],
 ) -> ScheduleEvaluation:
     def accuracy(one: Measurement) -> float:
@@ -209,5 +228,6 @@ def _summary(
         accuracy=mean_interval(map(accuracy, found)) if asked else None,
         accuracy_to_own=mean_interval(accuracy(a) - accuracy(b) for a, b in pairs) if asked and not mine else None,
         by_task={task: mean_interval(one.accuracy[task] for one in found) for task in found[0].accuracy},
+        retrieval=tuple(cells),
         lm_eval=lm_eval,
     )

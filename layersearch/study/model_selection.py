@@ -12,7 +12,6 @@ pairs schedules by document. A killed run resumes: after each gate step, schedul
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import logging
@@ -27,77 +26,38 @@ import torch
 
 from layersearch.config.recipe import Recipe
 from layersearch.config.selection import SelectionConfig
-from layersearch.data.sequences import document_sequences
-from layersearch.data.tokenizer import open_tokenizer, vocab_size
+from layersearch.data.tokenizer import open_tokenizer
 from layersearch.errors import ConfigError, RunFolderError
 from layersearch.files import parse_json, unwritable, write_text
 from layersearch.model.attention.dispatch import kernel_for
 from layersearch.model.fvcore_flops import check_flops
-from layersearch.model.pretrained import check_vocabulary, load_pretrained
+from layersearch.model.pretrained import load_pretrained
 from layersearch.results.analyze import analyze
+from layersearch.results.compared import compared
 from layersearch.results.held_out import measure_rows
 from layersearch.results.plots.selection import plot_selection
 from layersearch.results.result import ALL_FULL, PROPOSED, Result
+from layersearch.results.retrieval_cells import first_example
 from layersearch.schedule import Schedule, presets
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.selection.gates import descend, round_to_schedules
 from layersearch.selection.layerwise import Layerwise
 from layersearch.selection.local_search import DECIMALS, LocalSearch, Measured
 from layersearch.selection.measure import Measurement, Scorer, Unit, by_task, position_edges
-from layersearch.selection.retrieval import make_example
 from layersearch.selection.templates import named_placements
 from layersearch.study.plan import Stage
 from layersearch.study.prepare import request_of
+from layersearch.study.retrieval_lengths import measure_lengths, shorter_examples
 from layersearch.study.run_folder import RunFolder, write_result
 from layersearch.study.selection_plan import SelectionPlan, check_memory, plan_of, uniform_schedules
+from layersearch.study.selection_units import make_units, units_without_facts
 from layersearch.training.memory import device_name, peak_memory, reset_peak_memory
 from layersearch.training.record import Trial, TrialRecord, blank_record
 
-PARTS = ("calibration", "selection", "confirmation")
 _LOG = logging.getLogger(__name__)
 
 Listener = Callable[[Stage], None]
 Array = np.ndarray
-
-
-def make_units(
-    recipe: Recipe, rows: int, seed: int, cache: Path | None
-) -> tuple[dict[str, list[Unit]], dict[str, Any]]:
-    """Return the units of each of `PARTS`, which share no document, and the facts that a run folder records.
-
-    ``rows`` are the model's embeddings, which the tokens must fit. See `layersearch.search` for errors.
-    """
-    config, data, seq_len = recipe.selection, recipe.data, recipe.training.seq_len
-    assert config is not None
-    assert data.tokenizer is not None
-    tokenizer, _ = open_tokenizer(data.tokenizer)
-    check_vocabulary(rows, vocab_size(tokenizer), data.tokenizer)
-    counts = dict(zip(PARTS, (config.calibration_units, config.selection_units, config.confirm_units), strict=True))
-    texts = document_sequences(data, data.tokenizer, seq_len, counts, seed=seed, cache=cache)
-    _LOG.info("data: %s", texts.reading)
-    number, units = 0, dict[str, list[Unit]]()
-    for part in PARTS:
-        units[part] = []
-        for text in texts[part]:
-            example = make_example(tokenizer, config.used_tasks, seq_len=seq_len + 1, number=number, seed=seed)
-            units[part].append(Unit(torch.from_numpy(text), example))
-            number += 1
-    content = hashlib.sha256()
-    for unit in itertools.chain.from_iterable(units.values()):
-        for tokens in (unit.text, unit.example.tokens):
-            content.update(tokens.numpy().tobytes())
-    facts = {"source": data.source, "tokenizer": data.tokenizer, "vocab_size": rows, "seq_len": seq_len}
-    return units, facts | {"fingerprint": content.hexdigest()[:20], "read": dataclasses.asdict(texts.reading)}
-
-
-def units_without_facts(recipe: Recipe, tasks: Sequence[str], count: int, seed: int) -> list[Unit]:
-    """Return retrieval examples that ask for facts that are not in the text: what can be guessed."""
-    seq_len, tokenizer = recipe.training.seq_len, open_tokenizer(str(recipe.data.tokenizer))[0]
-    made = [
-        make_example(tokenizer, tasks, seq_len=seq_len + 1, number=number, seed=seed, with_facts=False)
-        for number in range(count)
-    ]
-    return [Unit(example.tokens, example) for example in made]
 
 
 class ModelSelection:
@@ -145,6 +105,7 @@ class ModelSelection:
         else:
             roles = dict.fromkeys(confirm, PROPOSED)
         self._confirm(model, units["confirmation"], roles)
+        self._lengths(model)
         return self._records
 
     def _say(self, phase: str, done: int, planned: int, note: str) -> None:
@@ -294,6 +255,29 @@ class ModelSelection:
                 self._append(schedule, number, "confirm", [loss], [found], 1, roles[schedule])
                 count += 1
                 self._say("confirm", count, planned, self._leader())
+
+    def _lengths(self, model: Layerwise) -> None:
+        """Ask the compared schedules for the facts of shorter texts too; ``retrieval_lengths.json`` keeps it."""
+        if not self._tasks:
+            return
+        recipe, first = self._recipe, first_example(self._recipe)
+        result = analyze(self._records, self._budget, tolerance=recipe.search.tolerance, unit="document")
+        chosen = result.best_searched if result.winner is None else result.winner.schedule
+        examples = shorter_examples(
+            open_tokenizer(str(recipe.data.tokenizer))[0],
+            self._config.used_tasks,
+            seq_len=recipe.training.seq_len,
+            numbers=range(first, first + self._config.confirm_units),
+            seed=self._seed,
+        )
+        self._enter(0)
+        measure_lengths(
+            self._folder.path,
+            self._scorer(model, []),
+            [entry.schedule for _, entry in compared(result, chosen)],
+            examples,
+            lambda done, planned, note: self._say("retrieval", done, planned, note),
+        )
 
     def _leader(self) -> str:
         by: dict[Schedule, list[float]] = {}

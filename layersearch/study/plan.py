@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from layersearch.config.recipe import Recipe
-from layersearch.schedule import Schedule
+from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.study.confirmation import DECIDING
 from layersearch.training.record import TrialRecord
+from layersearch.training.stages import check_choices
 
 GENERATION = 4
 """Proposals per generation; constant, so records do not depend on the number of workers."""
@@ -85,13 +86,15 @@ def make_plan(
     """Return the plan of a search. ``further`` are more baselines by name; an existing baseline gets the name too.
 
     Raises:
-        ConfigError: if the budget is out of range or below the space's cheapest schedule.
+        ConfigError: if the budget is out of range or below the space's cheapest schedule, or a choice does not fit the
+            texts of a stage.
     """
+    check_choices([Span.parse(text) for text in space.space.choices], recipe)
     named = {schedule: name for name, schedule in space.named_baselines(budget).items()}
     for name, schedule in (further or {}).items():
         named[schedule] = f"{named[schedule]} = {name}" if schedule in named else name
     baselines = tuple((name, schedule) for schedule, name in named.items())
-    inside = sum(space.encode(schedule) is not None for schedule in named)
+    inside = sum(map(space.holds, named))
     proposals = max(0, min(recipe.search.trials - len(baselines), space.size - inside))
     return Plan(budget=budget, seed=seed, recipe=recipe, baselines=baselines, proposals=proposals)
 

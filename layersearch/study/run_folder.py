@@ -11,7 +11,7 @@ from typing import IO, Any
 from layersearch.config.loader import build
 from layersearch.config.recipe import Recipe, default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
-from layersearch.files import FORMAT, FREE, first_difference, open_folder, parse_json, write_text
+from layersearch.files import FORMAT, FREE, check_links, first_difference, open_folder, parse_json, write_text
 from layersearch.results.result import Result
 from layersearch.results.sentences import winner_evidence
 from layersearch.schedule.files import schedule_text
@@ -19,6 +19,7 @@ from layersearch.schedule.space import Space
 from layersearch.training.record import TrialRecord, append, drop_torn_line, read
 from layersearch.version import __version__
 
+RESULT = "frontier.json"
 _REQUEST_KEYS = ("recipe", "space", "budget", "seed", "data")
 """Keys of the configuration that define a run. A resumed run must have the same values."""
 _KINDS: dict[str, Any] = {
@@ -90,9 +91,11 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the configuration of a run.
 
     Raises:
-        RunFolderError: if the folder is no run folder, or its configuration is damaged or of another version.
+        RunFolderError: if the folder is no run folder, or its configuration is damaged or of another version, or a link
+            leads out of it.
     """
     file = path / "config.json"
+    check_links(path)
     if not file.is_file():
         raise RunFolderError(
             f"{path}: no run folder (it has no config.json); give a folder that 'layersearch run' made"
@@ -159,8 +162,13 @@ def _with_defaults(key: str, held: Any) -> Any:
         return held  # the comparison then names the difference
 
 
+def result_text(result: Result) -> str:
+    """Return the content of ``frontier.json``."""
+    return json.dumps(result.to_dict(), indent=1) + "\n"
+
+
 def write_result(path: Path, result: Result) -> None:
     """Write ``frontier.json`` and, if there is a winner, ``winner.yaml``."""
-    write_text(path / "frontier.json", json.dumps(result.to_dict(), indent=1) + "\n")
+    write_text(path / RESULT, result_text(result))
     if result.winner is not None:
         write_text(path / "winner.yaml", schedule_text(result.winner.schedule, winner_evidence(result)))

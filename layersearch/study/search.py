@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.files import unwritable
-from layersearch.model.pretrained import load_config
 from layersearch.results.result import Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space
 from layersearch.study.journal import Study
-from layersearch.study.layer_selection import selected_baselines
 from layersearch.study.loop import SearchLoop
-from layersearch.study.model_selection import select
 from layersearch.study.plan import Listener, Stage, make_plan, no_listener, no_stage_listener
 from layersearch.study.prepare import open_data, open_run_folder
 from layersearch.study.run_folder import RunFolder
+from layersearch.training.stages import check_stages
 from layersearch.training.workers.pool import LocalPool, PoolFactory
 
 
@@ -61,23 +60,35 @@ def search(
         >>> recipe, space = layersearch.load_recipe("smoke"), layersearch.load_space("smoke")
         >>> result = layersearch.search(recipe, space, 0.6, "runs/smoke")  # doctest: +SKIP
     """
+    # What imports torch is imported where it is needed: a run that is done needs none of it.
     bound = BoundSpace.of(space, recipe)
     for schedule in confirm or ():
         bound.check(schedule)
+        check_stages(schedule, recipe)
     if recipe.selection is not None:
+        from layersearch.study.model_selection import select
+
         return select(recipe, bound, budget, Path(out), seed, cache, on_stage, confirm)
     plan = make_plan(recipe, bound, budget, seed)
-    rows = None if recipe.pretrained is None else load_config(recipe.pretrained).vocab_size
-    source = open_data(recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache)
+    rows = None
+    if recipe.pretrained is not None:
+        from layersearch.model.pretrained import load_config
+
+        rows = load_config(recipe.pretrained).vocab_size
+    source = open_data(
+        recipe.data, recipe.training, deepspeed_file(recipe), rows=rows, cache=cache, kind=recipe.model.kind
+    )
     out = Path(out)
     made = pool(recipe, recipe.search.workers, out / "logs", cache)
     folder: RunFolder | None = None
     try:
         folder = open_run_folder(out, recipe, bound, source, budget=budget, seed=seed)
         if recipe.pretrained is not None:
+            from layersearch.study.layer_selection import selected_baselines
+
             further = selected_baselines(recipe, bound, budget, source, seed, out)
             plan = make_plan(recipe, bound, budget, seed, further)
-        study = Study(folder.journal, bound, budget, recipe.search, seed)
+        study = functools.partial(Study, folder.journal, bound, budget, recipe.search, seed)
         folder.drop_torn_line()
         loop = SearchLoop(plan, bound, folder, study, made, listener)
         return loop.run() if confirm is None else loop.confirm(confirm)

@@ -25,8 +25,8 @@ Losses = Mapping[Schedule, Mapping[int, float]]
 Phase = Literal["confirm", "search"]
 
 STUDIED = (
-    "In a study of scales, proxies of 64 tokens ranked schedules as models of 256 tokens do with Spearman 0.77 to "
-    "0.92 on text, 0.50 to 0.92 on mix; their winner on mix was mostly a poor choice there. layersearch transfer "
+    "In a study of scales, proxies of 64 tokens ranked schedules as models of 256 tokens do with Spearman 0.69 to "
+    "0.94 on text, 0.45 to 0.92 on mix; their winner on mix was mostly a poor choice there. layersearch transfer "
     "compares two."
 )
 """What analysis/transfer/tables.md says of the scales of 64 tokens, against middle and deep-middle."""

@@ -6,12 +6,13 @@ and others, "Hypervolume-based expected improvement", CEC 2011). See docs/method
 Shape legend: M schedules, K steps of the frontier.
 """
 
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 
 import numpy as np
-from scipy import stats
+from scipy import special
 
 from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule
@@ -55,7 +56,7 @@ class ExpectedImprovement:
         self, space: BoundSpace, budget: float, observations: Sequence[Observation], pending: Sequence[Schedule] = ()
     ) -> None:
         self._space, self._budget = space, budget
-        self._seen = self._thinned([o for o in observations if o.curve and space.encode(o.schedule) is not None])
+        self._seen = self._thinned([o for o in observations if o.curve and space.holds(o.schedule)])
         self._losses = {o.schedule: o.curve[-1][1] for o in self._seen if o.complete}
         self._surrogate: Surrogate | None = None
         if len({o.schedule for o in self._seen if o.complete}) < MIN_SCHEDULES:
@@ -171,7 +172,7 @@ class ExpectedImprovement:
 
         ``curve`` is that of `Observation`; ``fresh`` is the `best_improvement` of a new schedule.
         """
-        if not self.ready or self._space.encode(schedule) is None or self._space.cost(schedule) > self._budget:
+        if not self.ready or not self._space.holds(schedule) or self._space.cost(schedule) > self._budget:
             return True
         trial = Observation(schedule=schedule, seed=seed, curve=tuple(curve))
         others = [o for o in self._seen if o.schedule != schedule or o.seed != seed]
@@ -188,7 +189,7 @@ def _evenly(numbers: Sequence[int], most: int) -> list[int]:
 def _below(level: Array | float, means: Array, stds: Array) -> Array:
     """Return the expected improvement of normal variables Y below a level: E max(0, level - Y)."""
     z = (level - means) / stds
-    return stds * (z * stats.norm.cdf(z) + stats.norm.pdf(z))
+    return stds * (z * special.ndtr(z) + np.exp(-(z**2) / 2) / math.sqrt(2 * math.pi))
 
 
 def initial_schedules(
@@ -228,4 +229,4 @@ def initial_schedules(
         tried = [known[schedule] for schedule in (looked_up, preset) if schedule in known]
         no_recall = tried and alone in known and min(tried) >= known[alone]
         found = [looked_up, alone, *((top, cheapest, bottom, preset) if no_recall else (preset, cheapest, top, bottom))]
-    return [s for s in dict.fromkeys([*found, cheapest]) if space.encode(s) is not None and space.cost(s) <= budget]
+    return [s for s in dict.fromkeys([*found, cheapest]) if space.holds(s) and space.cost(s) <= budget]

@@ -40,7 +40,7 @@ class Constraint:
 
     def total(self, schedule: Schedule) -> float:
         """Return a schedule's sum over layers, in the units of ``per_span``; integer sums are exact."""
-        return sum(self.per_span[span] for span in schedule)
+        return sum(self.per_span[span] * times for span, times in schedule.counts.items())
 
     def measure(self, schedule: Schedule) -> float:
         """Return a schedule's sum over layers, in the units of ``limit``."""

@@ -20,7 +20,7 @@ def training_trials(records: Iterable[TrialRecord], space: BoundSpace) -> list[T
     """
     kept: dict[tuple[Schedule, int, str], TrialRecord] = {}
     for record in records:
-        if record.loss is None or space.encode(record.schedule) is None:
+        if record.loss is None or not space.holds(record.schedule):
             continue
         if record.state == "complete" or record.key not in kept:
             kept[record.key] = record

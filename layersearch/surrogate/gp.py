@@ -74,20 +74,38 @@ class Surrogate:
         # Blocks of equal size that begin elsewhere see other tokens at the same cost.
         begin = np.array([span.offset / (span.size or 1) for span in spans])
         far = far + np.abs(begin[:, None] - begin)
+        # Keys that carry news from everywhere, at a cost that does not show it.
+        for carried in ([span.global_first or span.global_marked for span in spans], [s.summary for s in spans]):
+            some = np.array(carried) > 0
+            far = far + (some[:, None] != some)
+        split = np.array([span.far_heads or 0 for span in spans])
+        far = far + (split[:, None] != split)
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)
+        # What the kernel of observed schedules is made of, by the length scales: other hyperparameters only weigh it.
+        self._parts: dict[tuple[float, float], tuple[Array, Array]] = {}
+        self._distinct: Codes = np.empty((0, len(space.groups)), dtype=np.int64)
+        self._coded: dict[Schedule, Codes] = {}  # the same schedules are asked for again and again
         self._fitted: dict[str, float] = {}
         self._tables: tuple[float, Array, Array] | None = None
 
-    def _codes(self, schedules: Sequence[Schedule]) -> Codes:
-        """Return the index of each variable's span, (M, V)."""
-        firsts, rows = [group[0] for group in self._space.groups], []
+    def codes(self, schedules: Sequence[Schedule]) -> Codes:
+        """Return the `code` of each variable's span, (M, V).
+
+        Raises:
+            ConfigError: if a schedule lies outside the space.
+        """
+        firsts, known = [group[0] for group in self._space.groups], self._coded
         for schedule in schedules:
+            if schedule in known:
+                continue
             try:
-                rows.append([self._index[schedule[at]] for at in firsts])
+                spans = schedule.spans
+                known[schedule] = np.array([self._index[spans[at]] for at in firsts], dtype=np.int64)
             except (KeyError, IndexError):
                 raise ConfigError(f"{schedule} lies outside search space {self._space.space.name!r}") from None
+        rows = [known[schedule] for schedule in schedules]
         return np.array(rows, dtype=np.int64).reshape(len(schedules), len(firsts))
 
     def fit(
@@ -118,7 +136,7 @@ class Surrogate:
         distinct = len({s for s, _ in whole})
         if distinct < MIN_SCHEDULES:
             raise LayersearchError(f"{distinct} schedules are too few to learn from: train at least {MIN_SCHEDULES}")
-        self._x, self._share = self._codes(schedules), share
+        self._x, self._share = self.codes(schedules), share
         # Stopped trials were the worse ones, so only complete trials standardize the losses of a share.
         ended = np.array([(s, at) in whole for s, at in zip(schedules, seed, strict=True)])
         self._scale = {}
@@ -130,14 +148,17 @@ class Surrogate:
         center, unit = np.array([self._scale[part] for part in share]).T
         self._y = (loss - center) / unit
         self._distinct, self._of = np.unique(self._x, axis=0, return_inverse=True)
-        self._same = self._of[:, None] == self._of[None, :]
-        self._same_seed = seed[:, None] == seed[None, :]
+        self._parts = {}
+        same, same_seed = self._of[:, None] == self._of[None, :], seed[:, None] == seed[None, :]
+        self._same: Array = same.astype(np.float64)
+        self._same_seed: Array | None = None if np.all(same_seed) else same_seed.astype(np.float64)
+        self._apart: Array = np.abs(share[:, None] - share[None, :])
         if like is None and len(self._distinct) > _MOST_FITTED:
             like = self._like_some(schedules, losses, seed, share)
         if like is not None:
             self._condition(like._fitted)
             return self
-        unknown = {"seed"} if np.all(self._same_seed) else set()
+        unknown = {"seed"} if self._same_seed is None else set()
         unknown |= {"early"} if len(self._scale) == 1 else set()
         names = [name for name in self._prior if name not in unknown]
         start, search = [self._prior[name][0] for name in names], {"method": "L-BFGS-B", "options": _FITTING}
@@ -184,19 +205,29 @@ class Surrogate:
     def _kernel(self, left: Codes, right: Codes, log: dict[str, float]) -> Array:
         """Return the prior covariance of the layers' effects, (rows of left, rows of right)."""
         scale = {name: float(np.exp(value)) for name, value in log.items()}
+        if left is not right or left is not self._distinct:
+            return self._sum(scale, *self._kernels(left, right, scale))
+        key = scale["width"], scale["reach"]
+        if key not in self._parts:
+            if len(self._parts) == 4:  # gradients are differences: most change neither of the two
+                self._parts.pop(next(iter(self._parts)))
+            self._parts[key] = self._kernels(left, right, scale)
+        return self._sum(scale, *self._parts[key])
+
+    def _kernels(self, left: Codes, right: Codes, scale: dict[str, float]) -> tuple[Array, Array]:
+        """Return the kernel of single layers, and that of pairs or else the squared distance."""
         vectors = self._span_vectors(scale)
         a, mixed_a = self._features(left, scale, vectors)
         b, mixed_b = (a, mixed_a) if left is right else self._features(right, scale, vectors)
         single: Array = mixed_a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         if not self._pairwise:
             norms = [np.einsum("nvs,nvs->n", x, y) for x, y in ((mixed_a, a), (mixed_b, b))]
-            distance = np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
-            return self._sum(scale, single, distance)
+            return single, np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
         count = left.shape[1]
         plain = a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         squares = ((vectors @ vectors.T) ** 2)[left].reshape(len(left), -1)
         own = squares @ np.eye(len(vectors))[right].reshape(len(right), -1).T  # each layer with itself is no pair
-        return self._sum(scale, single, (plain**2 - own) / max(1, count * (count - 1)))
+        return single, (plain**2 - own) / max(1, count * (count - 1))
 
     def _diagonal(self, codes: Codes, log: dict[str, float]) -> Array:
         """Return the diagonal of `_kernel`, (rows,)."""
@@ -215,18 +246,21 @@ class Surrogate:
 
     def _covariance(self, log: dict[str, float]) -> Array:
         """Return the prior covariance of the observed losses, (N, N)."""
-        covariance = self._kernel(self._distinct, self._distinct, log)[self._of][:, self._of]
+        covariance: Array = self._kernel(self._distinct, self._distinct, log)[np.ix_(self._of, self._of)]
         covariance += np.exp(2 * log["rest"]) * self._same
-        covariance += np.exp(2 * log.get("seed", -np.inf)) * self._same_seed
-        covariance += np.exp(2 * log["noise"]) * self._same * self._same_seed
-        covariance *= self._share_kernel(self._share, self._share, log)
+        noise = np.exp(2 * log["noise"]) * self._same
+        if self._same_seed is not None:
+            covariance += np.exp(2 * log.get("seed", -np.inf)) * self._same_seed
+            noise *= self._same_seed
+        covariance += noise
+        covariance *= self._correlation(self._apart, log)
         covariance[np.diag_indices_from(covariance)] += _JITTER
         return covariance
 
     @staticmethod
-    def _share_kernel(left: Array, right: Array, log: dict[str, float]) -> Array:
-        """Return the correlation of losses at these shares of the training, in [0, 1]."""
-        return np.exp(-np.abs(left[:, None] - right[None, :]) / np.exp(log.get("early", 0.0)))
+    def _correlation(apart: Array, log: dict[str, float]) -> Array:
+        """Return the correlation, in [0, 1], of losses at shares of the training that are so far apart."""
+        return np.exp(-apart / np.exp(log.get("early", 0.0)))
 
     def _objective(self, values: Array, names: list[str]) -> float:
         """Return the negative log density of losses and hyperparameters, up to a constant."""
@@ -244,7 +278,7 @@ class Surrogate:
         self._inverse = _inverse(self._covariance(log))
         self._weights: Array = self._inverse @ self._y
         # Correlation of each observed loss with one at the end of the same trial.
-        self._ends: Array = self._share_kernel(np.ones(1), self._share, log)[0]
+        self._ends: Array = self._correlation(1.0 - self._share, log)
         each = np.bincount(self._of, weights=self._weights * self._ends, minlength=len(self._distinct))
         self._each: Array = each.astype(np.float64)
         self._known = {code.tobytes(): at for at, code in enumerate(self._distinct)}
@@ -296,7 +330,7 @@ class Surrogate:
         Raises:
             ConfigError: if a schedule lies outside the space.
         """
-        codes = self._codes(schedules)
+        codes = self.codes(schedules)
         found = [self._predicted(codes[at : at + _AT_ONCE]) for at in range(0, len(codes), _AT_ONCE)]
         mean, variance = (np.concatenate([np.empty(0), *part]) for part in zip(*found, strict=True)) if found else _NONE
         center, unit = self._scale[1.0]
@@ -315,7 +349,8 @@ class Surrogate:
 
     def _matches(self, codes: Codes) -> list[tuple[int, int]]:
         """Return (row of the codes, index of the observed schedule) of each code that was observed."""
-        found = ((row, self._known.get(code.tobytes())) for row, code in enumerate(codes))
+        held, width = codes.tobytes(), codes.shape[1] * codes.itemsize
+        found = ((row, self._known.get(held[row * width : (row + 1) * width])) for row in range(len(codes)))
         return [(row, at) for row, at in found if at is not None]
 
     def code(self, span: Span) -> int:
@@ -339,6 +374,30 @@ class Surrogate:
             mean = constant + chosen @ single + ((chosen @ pair) * chosen).sum(axis=1)
             for row, at in self._matches(codes):
                 mean[row] += float(np.exp(2 * self._fitted["rest"])) * self._each[at]
+        center, unit = self._scale[1.0]
+        result: Array = center + unit * mean
+        return result
+
+    def changed_means(self, codes: Codes) -> Array:
+        """Return the `mean` of one schedule, (V,) codes, with each variable at each span of the space, (V, S).
+
+        Only for single layers and pairs, whose means are a sum of few terms: no other schedule is predicted anew.
+        """
+        assert self._pairwise
+        if self._tables is None:
+            self._tables = self._effects()
+        constant, single, pair = self._tables
+        variables, spans = len(codes), len(self._index)
+        chosen, each = np.eye(spans)[codes].reshape(-1), np.arange(variables)
+        own = pair.reshape(variables, spans, variables, spans)[each, :, each]  # a variable's spans among each other
+        slopes = (single + pair @ chosen + chosen @ pair).reshape(variables, spans)
+        mean: Array = slopes + np.einsum("vss->vs", own) - own[each, :, codes] - own[each, codes]
+        mean += constant + chosen @ single + chosen @ pair @ chosen
+        mean += (own[each, codes, codes] - slopes[each, codes])[:, None]
+        changed = np.repeat(codes[None], mean.size, axis=0)
+        changed[np.arange(mean.size), np.repeat(each, spans)] = np.tile(np.arange(spans), variables)
+        for row, at in self._matches(changed):
+            mean.reshape(-1)[row] += float(np.exp(2 * self._fitted["rest"])) * self._each[at]
         center, unit = self._scale[1.0]
         result: Array = center + unit * mean
         return result

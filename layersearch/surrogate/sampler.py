@@ -64,8 +64,9 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
     ) -> dict[str, Any]:
         """Return the variables of the next schedule; empty if all schedules within the budget were trained."""
         trials = [t for t in study.get_trials(deepcopy=False) if t.number != trial.number and t.params]
-        taken = {self._space.decode(t.params) for t in trials if t.state != TrialState.FAIL}
-        schedule = self._acquisition(trials).propose(taken, self._rng)
+        known = [(t, self._space.decode(t.params)) for t in trials]
+        taken = {schedule for t, schedule in known if t.state != TrialState.FAIL}
+        schedule = self._acquisition(known).propose(taken, self._rng)
         return (schedule and self._space.encode(schedule)) or {}
 
     def sample_independent(
@@ -74,10 +75,9 @@ class ScheduleSampler(optuna.samplers.BaseSampler):
         """Sample a parameter that is no variable of the space at random."""
         return self._fallback.sample_independent(study, trial, param_name, param_distribution)
 
-    def _acquisition(self, trials: Sequence[FrozenTrial]) -> ExpectedImprovement:
+    def _acquisition(self, trials: Sequence[tuple[FrozenTrial, Schedule]]) -> ExpectedImprovement:
         seen, pending = [], []
-        for trial in trials:
-            schedule = self._space.decode(trial.params)
+        for trial, schedule in trials:
             if trial.state == TrialState.COMPLETE or (trial.state == TrialState.PRUNED and CURVE in trial.user_attrs):
                 seen.append(self._seen.get(schedule) or _observation(schedule, trial))
             elif trial.state == TrialState.PRUNED and schedule in self._seen:

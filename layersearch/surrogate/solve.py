@@ -5,20 +5,20 @@ lowest predicted loss among all others (*proposal*), of a number of full layers 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results import stats
-from layersearch.results.analyze import analyze
+from layersearch.results.analyze import Decision, decide
 from layersearch.results.result import Entry, Result
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.files import plain
 from layersearch.surrogate.constraint import Constraint, Kind
 from layersearch.surrogate.fit import fit_pair, thinned, training_trials
-from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
+from layersearch.surrogate.gp import MIN_SCHEDULES
 from layersearch.surrogate.local_search import shortlist
 from layersearch.training.record import TrialRecord
 
@@ -100,123 +100,167 @@ def solve(
     *,
     tolerance: float = 0.0,
     confidence: float = stats.CONFIDENCE,
-    fitted: tuple[Surrogate, Surrogate] | None = None,
     first_round: int = 0,
 ) -> Solution:
-    """Return the best schedule of a space within a constraint, given a run's records.
+    """Return the best schedule of a space within a constraint, given a run's records. See `Solver` and its `solve`."""
+    solver = Solver(records, space, tolerance=tolerance, confidence=confidence, first_round=first_round)
+    return solver.solve(constraint)
+
+
+class Solver:
+    """Answers constraints from the records of one run: all share the fits of the surrogates.
 
     Args:
         records: of one run, finished or not; a complete record replaces others of its schedule, phase and seed.
         space: the run's space.
-        constraint: see `layersearch.surrogate.constraint`.
         tolerance: loss above the lowest confirmed one, in nats, within which a cheaper schedule must be shown to lie
             (``cheaper``).
         confidence: of every interval.
-        fitted: `fit_pair` of the records' trials; None: fit here. Several constraints share one fit.
         first_round: see `layersearch.results.analyze.analyze`.
 
     Raises:
         RunFolderError: if too few distinct schedules are complete.
-        ConfigError: if no schedule with a trained number of full layers is within the constraint.
     """
-    trials = training_trials(records, space)
-    trained = sorted({record.schedule for record in trials})
-    complete = [record for record in trials if record.state == "complete"]
-    ended = {record.schedule for record in complete}
-    if len(ended) < MIN_SCHEDULES:
-        raise RunFolderError(
-            f"{len(ended)} schedules of the space are trained to the end, too few to learn from: {MIN_SCHEDULES} are "
-            "needed; run the command that made the run again to go on, or search with more --trials into another --out"
-        )
-    within = [schedule for schedule in trained if constraint.admits(schedule)]
-    admitted = set(within)
-    n_full = sorted({schedule.n_full for schedule in trained})
-    pairwise, surrogate = fitted or fit_pair(trials, space)
-    offered = shortlist(pairwise, space, constraint, within, n_full)
-    if not within and not offered:
-        raise ConfigError(
-            f"every schedule of l = {', '.join(map(str, n_full))} full layers, which are those that were trained, is "
-            f"over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other l"
-        )
-    losses = [(record, record.loss) for record in complete if record.loss is not None]
-    fresh: dict[Schedule, list[float]] = {}
-    for record, loss in losses:
-        if record.phase == "confirm":
-            fresh.setdefault(record.schedule, []).append(loss)
-    lowest = min(loss for _, loss in losses)
-    kept = [record for record in complete if record.schedule in admitted]
-    found = analyze(kept, 1.0, confidence, tolerance, first_round=first_round, trust=False)
-    entries = {entry.schedule: entry for entry in found.entries}
-    shared = len(found.winner.seeds) if found.winner else 0
-    z = stats.normal_quantile(confidence)
-    ceiling = lowest + z * surrogate.noise
 
-    def candidate(schedule: Schedule, mean: float, std: float) -> Candidate:
-        entry = entries.get(schedule)
-        state: CandidateState = "trained" if entry else "stopped" if schedule in admitted else "untrained"
-        loss, low, high = max(0.0, mean), max(0.0, mean - z * std), max(mean + z * std, ceiling)
-        real = entry.mean if entry else None
-        if real is not None and real.low is not None and real.high is not None and real.n >= shared:
-            state, loss, low, high = "confirmed", real.mean, real.low, real.high
-        return Candidate(
-            schedule=schedule,
-            n_full=schedule.n_full,
-            cost=space.cost(schedule),
-            takes=constraint.measure(schedule),
-            state=state,
-            loss=loss,
-            low=low,
-            high=high,
-            seeds=len(entry.confirm) if entry else 0,
-            predicted=mean,
-            predicted_std=std,
+    def __init__(
+        self,
+        records: Iterable[TrialRecord],
+        space: BoundSpace,
+        *,
+        tolerance: float = 0.0,
+        confidence: float = stats.CONFIDENCE,
+        first_round: int = 0,
+    ) -> None:
+        self._space, self._tolerance, self._confidence, self._first_round = space, tolerance, confidence, first_round
+        self._trials = training_trials(records, space)
+        self._trained = sorted({record.schedule for record in self._trials}, key=str)
+        self._complete = [record for record in self._trials if record.state == "complete"]
+        self._ended = {record.schedule for record in self._complete}
+        if len(self._ended) < MIN_SCHEDULES:
+            raise RunFolderError(
+                f"{len(self._ended)} schedules of the space are trained to the end, too few to learn from: "
+                f"{MIN_SCHEDULES} are needed; run the command that made the run again to go on, or search with more "
+                "--trials into another --out"
+            )
+        self._n_full = sorted({schedule.n_full for schedule in self._trained})
+        self.pairwise, self.surrogate = fit_pair(self._trials, space)
+        means, stds = self.surrogate.predict(self._trained)
+        self._predicted = dict(zip(self._trained, zip(means.tolist(), stds.tolist(), strict=True), strict=True))
+        losses = [(record, record.loss) for record in self._complete if record.loss is not None]
+        self._lowest = min(loss for _, loss in losses)
+        fresh: dict[Schedule, list[float]] = {}
+        for record, loss in losses:
+            if record.phase == "confirm":
+                fresh.setdefault(record.schedule, []).append(loss)
+        self._noise = stats.pooled_std(fresh.values())
+        self._confirmed = [record for record in self._complete if record.schedule in fresh]
+
+    def solve(self, constraint: Constraint) -> Solution:
+        """Return the best schedule within a constraint, see `layersearch.surrogate.constraint`.
+
+        Raises:
+            ConfigError: if no schedule with a trained number of full layers is within the constraint.
+        """
+        within = [schedule for schedule in self._trained if constraint.admits(schedule)]
+        offered = shortlist(self.pairwise, self._space, constraint, within, self._n_full)
+        if not within and not offered:
+            raise ConfigError(
+                f"every schedule of l = {', '.join(map(str, self._n_full))} full layers, which are those that were "
+                f"trained, is over the limit of {constraint.limit:g}; raise it, or search at a budget that holds other "
+                "l"
+            )
+        kept = [record for record in self._confirmed if constraint.admits(record.schedule)]
+        decided = decide(kept, 1.0, self._confidence, self._tolerance, first_round=self._first_round)
+        found = decided.winner
+        candidates = self._candidates(constraint, within, offered, decided)
+        measured = cheaper = None
+        # A winner on a single seed is not confirmed.
+        if found is not None and candidates[found.leader].state == "confirmed":
+            measured = candidates[found.leader]
+            cheaper = None if found.to_leader is None else candidates[found.schedule]
+        others = [one for one in candidates.values() if one.state != "confirmed"]
+        proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
+        difference = nearest = changed = None
+        if proposal is not None:
+            if measured is not None:
+                difference = _difference(proposal, measured, stats.normal_quantile(self._confidence))
+            nearest, changed = self._nearest(proposal.schedule, candidates)
+        better = difference is None or (difference.shown and difference.mean < 0)
+        answer = proposal if proposal is not None and better else cheaper or measured
+        assert answer is not None, "something is within the constraint"
+        return Solution(
+            kind=constraint.kind,
+            limit=constraint.limit,
+            answer=answer,
+            measured=measured,
+            cheaper=cheaper,
+            proposal=proposal,
+            nearest=nearest,
+            changed=changed,
+            difference=difference,
+            shortlisted=len(offered),
+            trials=len(self._complete),
+            stopped=len(self._trials) - len(self._complete),
+            fitted=len(thinned(self._trials)),
+            schedules=len(self._trained),
+            n_full=tuple(self._n_full),
+            within=len(within),
+            lowest=self._lowest,
+            noise=self._noise,
+            confidence=self._confidence,
         )
 
-    asked = [*within, *offered]
-    means, stds = surrogate.predict(asked)
-    rows = zip(asked, means.tolist(), (STD_FACTOR * stds).tolist(), strict=True)
-    candidates = {schedule: candidate(schedule, mean, std) for schedule, mean, std in rows}
-    measured = cheaper = None
-    # A winner on a single seed is not confirmed.
-    if found.winner is not None and candidates[found.winner.leader].state == "confirmed":
-        measured = candidates[found.winner.leader]
-        cheaper = None if found.winner.to_leader is None else candidates[found.winner.schedule]
-    others = [one for one in candidates.values() if one.state != "confirmed"]
-    proposal = min(others, key=lambda one: (one.predicted, one.cost, one.schedule), default=None)
-    difference = nearest = changed = None
-    if proposal is not None:
-        difference = None if measured is None else _difference(proposal, measured, z)
+    def _candidates(
+        self,
+        constraint: Constraint,
+        within: list[Schedule],
+        offered: list[Schedule],
+        decided: Decision,
+    ) -> dict[Schedule, Candidate]:
+        """Return the trained and the offered schedules; ``decided`` holds those with fresh seeds."""
+        entries = {entry.schedule: entry for entry in decided.entries}
+        shared = 0 if decided.winner is None else len(decided.winner.seeds)
+        z = stats.normal_quantile(self._confidence)
+        ceiling = self._lowest + z * self.surrogate.noise
+        means, stds = self.surrogate.predict(offered)
+        predicted = self._predicted | dict(zip(offered, zip(means.tolist(), stds.tolist(), strict=True), strict=True))
+
+        def candidate(schedule: Schedule, known: bool) -> Candidate:
+            mean, std = predicted[schedule]
+            std *= STD_FACTOR
+            state: CandidateState = "trained" if schedule in self._ended else "stopped" if known else "untrained"
+            loss, low, high = max(0.0, mean), max(0.0, mean - z * std), max(mean + z * std, ceiling)
+            entry = entries.get(schedule)
+            real = entry.mean if entry else None
+            if real is not None and real.low is not None and real.high is not None and real.n >= shared:
+                state, loss, low, high = "confirmed", real.mean, real.low, real.high
+            return Candidate(
+                schedule=schedule,
+                n_full=schedule.n_full,
+                cost=self._space.cost(schedule),
+                takes=constraint.measure(schedule),
+                state=state,
+                loss=loss,
+                low=low,
+                high=high,
+                seeds=len(entry.confirm) if entry else 0,
+                predicted=mean,
+                predicted_std=std,
+            )
+
+        return {one: candidate(one, True) for one in within} | {one: candidate(one, False) for one in offered}
+
+    def _nearest(
+        self, proposal: Schedule, candidates: Mapping[Schedule, Candidate]
+    ) -> tuple[Candidate | None, int | None]:
+        """Return the candidate trained to the end that differs in the fewest layers, and their number."""
         distances = {
-            other: sum(a != b for a, b in zip(proposal.schedule, other, strict=True))
-            for other in within
-            if other in ended and other != proposal.schedule
+            other: sum(a is not b and a != b for a, b in zip(proposal, other, strict=True))
+            for other in candidates
+            if other in self._ended and other != proposal
         }
         nearest = min(distances, key=lambda other: (distances[other], candidates[other].predicted, other), default=None)
-        changed = None if nearest is None else distances[nearest]
-    better = difference is None or (difference.shown and difference.mean < 0)
-    answer = proposal if proposal is not None and better else cheaper or measured
-    assert answer is not None, "something is within the constraint"
-    return Solution(
-        kind=constraint.kind,
-        limit=constraint.limit,
-        answer=answer,
-        measured=measured,
-        cheaper=cheaper,
-        proposal=proposal,
-        nearest=None if nearest is None else candidates[nearest],
-        changed=changed,
-        difference=difference,
-        shortlisted=len(offered),
-        trials=len(complete),
-        stopped=len(trials) - len(complete),
-        fitted=len(thinned(trials)),
-        schedules=len(trained),
-        n_full=tuple(n_full),
-        within=len(within),
-        lowest=lowest,
-        noise=stats.pooled_std(fresh.values()),
-        confidence=confidence,
-    )
+        return (None, None) if nearest is None else (candidates[nearest], distances[nearest])
 
 
 def _difference(proposal: Candidate, measured: Candidate, z: float) -> Difference:

@@ -121,12 +121,14 @@ def load_state(
 
 
 def check_archive(path: Path) -> None:
-    """Raise RunFolderError if a file of `torch.save` is damaged.
+    """Raise RunFolderError if a file of `torch.save` is damaged, or packed: what is read is no larger than the file.
 
     The file is a zip archive with a CRC-32 of each part, which torch itself does not compare.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):
+                raise ValueError("its parts are packed")
             damaged = archive.testzip()
     except Exception as error:  # a damaged header can raise almost anything
         raise RunFolderError(f"{path}: damaged, no checkpoint ({one_line(error)})") from None

@@ -24,7 +24,9 @@ from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
 from layersearch.config.recipe import TrainingConfig
 from layersearch.errors import RunFolderError, one_line
 from layersearch.training.deepspeed_config import check_with_deepspeed
+from layersearch.training.learning_rate import learning_rate_factor as learning_rate_factor  # also for importers
 from layersearch.training.optimizer import make_optimizer
+from layersearch.training.stages import staged_factor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,16 +111,6 @@ def can_compile(device: str) -> bool:
     return any(shutil.which(name) for name in ((names,) if isinstance(names, str) else names) if name)
 
 
-def learning_rate_factor(step: int, training: TrainingConfig) -> float:
-    """Return the share of the peak learning rate at a step, from 0: linear warm-up, then cosine decay."""
-    # transformers' schedule warms up from another first step and takes its cosine in float64: other losses.
-    if step < training.warmup_steps:
-        return (step + 1) / training.warmup_steps
-    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
-    cosine = 0.5 * (1.0 + float(torch.cos(torch.tensor(torch.pi * min(1.0, done)))))
-    return training.final_lr_ratio + (1.0 - training.final_lr_ratio) * cosine
-
-
 class Engine:
     """A model, its optimizer and its learning-rate schedule under DeepSpeed.
 
@@ -142,7 +134,7 @@ class Engine:
                 config=config,
                 dist_init_required=False,
                 lr_scheduler=lambda base: torch.optim.lr_scheduler.LambdaLR(
-                    base, lambda step: learning_rate_factor(step, training)
+                    base, lambda step: staged_factor(step, training)
                 ),
             )
         self.module: torch.nn.Module = self._engine.module  # The model itself
@@ -150,20 +142,20 @@ class Engine:
             # One rank has nothing to reduce, but DeepSpeed would copy all gradients into a buffer and back.
             self._engine.enable_backward_allreduce = False
 
-    def step(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def step(self, tokens: Tensor, targets: Tensor, marked: Tensor | None = None) -> Tensor:
         """Take one optimizer step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""
-        loss = self._engine(tokens, targets)
+        loss = self._engine(tokens, targets, **_marks(marked))
         self._engine.backward(loss)
         self._engine.step()
         return loss.detach()
 
-    def token_losses(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def token_losses(self, tokens: Tensor, targets: Tensor, marked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return each target's loss in nats, and whether the top prediction was right, both (B, T)."""
         self._engine.eval()
         try:
             # Keep gradients on for compiled regions: compiling them again without gradients costs more than it saves.
             with torch.set_grad_enabled(getattr(self.module, "compiled", False)):
-                losses, predicted = self._engine(tokens, targets, reduce=False)
+                losses, predicted = self._engine(tokens, targets, reduce=False, **_marks(marked))
             return losses.detach(), predicted
         finally:
             self._engine.train()
@@ -200,7 +192,7 @@ class Engine:
             "weights": weights,
             "optimizer": self._engine.optimizer.state_dict(),
             "lr_scheduler": self._engine.lr_scheduler.state_dict(),
-        }
+        } | ({"memories": self.module.states} if getattr(self.module, "states", None) else {})
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Load a `state` into an engine of the same model and recipe."""
@@ -208,6 +200,8 @@ class Engine:
         with torch.no_grad():
             for name, value in state["weights"].items():
                 named[name].copy_(value)
+        if "memories" in state:
+            self.module.states = state["memories"]
         self._engine.optimizer.load_state_dict(state["optimizer"])
         self._engine.lr_scheduler.load_state_dict(state["lr_scheduler"])
 
@@ -222,6 +216,11 @@ class Engine:
             # DeepSpeed marks weights to be gathered in bf16 under autocast; left there, it would round what is saved.
             if hasattr(parameter, "comm_dtype"):
                 del parameter.comm_dtype
+
+
+def _marks(marked: Tensor | None) -> dict[str, Tensor]:
+    """Return the argument of a model for the tokens that the task marks, (B, T)."""
+    return {} if marked is None else {"marked": marked}
 
 
 @contextlib.contextmanager

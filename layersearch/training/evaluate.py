@@ -21,8 +21,8 @@ class ValidationResult:
     loss: float  # Mean over sequences of the mean loss per predicted token, nats
     by_position: tuple[float, ...]  # Loss in equal bins of token position, nats; bins without a target are dropped
     edges: tuple[int, ...]  # Right edges of these bins, in tokens
-    losses: np.ndarray  # Loss of each target in nats, 0 where not scored, (sequences, tokens)
-    correct: np.ndarray  # Whether the top prediction was right, (sequences, tokens)
+    losses: np.ndarray  # Loss of each target in nats, 0 where not scored, (sequences, targets)
+    correct: np.ndarray  # Whether the top prediction was right, (sequences, targets)
 
 
 def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> dict[str, float]:
@@ -35,7 +35,7 @@ def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> d
 
 
 def validate(
-    token_losses: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    token_losses: Callable[..., tuple[Tensor, Tensor]],
     batch: Batch,
     rows_at_once: int,
     group: RankGroup,
@@ -46,7 +46,7 @@ def validate(
     Each rank scores its share of ``rows_at_once`` sequences with ``token_losses``, see `Engine.token_losses`. ``beat``
     is called after each share.
     """
-    n_rows, tokens = batch.tokens.shape
+    n_rows, tokens = batch.targets.shape
     losses = torch.zeros(n_rows, tokens, dtype=torch.float64)
     correct = torch.zeros(n_rows, tokens, dtype=torch.float64)
     # Every rank takes part in all chunks, as ZeRO-3's gathers need.
@@ -54,8 +54,7 @@ def validate(
         stop = min(start + rows_at_once, n_rows)
         own = slice(*(start + (stop - start) * rank // group.size for rank in (group.rank, group.rank + 1)))
         rows = own if own.stop > own.start else slice(start, start + 1)  # a rank without a row still takes part
-        chunk = Batch(batch.tokens[rows], batch.targets[rows])
-        found, predicted = token_losses(*to_device(chunk, group))
+        found, predicted = token_losses(*to_device(batch.rows(rows), group))
         if rows == own:
             losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
         beat()
@@ -86,6 +85,6 @@ def sum_over_ranks(values: Tensor, group: RankGroup) -> Tensor:
     return values.cpu()
 
 
-def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, Tensor]:
-    """Return tokens and targets, (B, T) each, on the rank's device."""
-    return torch.from_numpy(batch.tokens).to(group.device), torch.from_numpy(batch.targets).to(group.device)
+def to_device(batch: Batch, group: RankGroup) -> tuple[Tensor, ...]:
+    """Return tokens, targets and the task's marks, if there are any, (B, T) each, on the rank's device."""
+    return tuple(torch.from_numpy(x).to(group.device) for x in batch if x is not None)

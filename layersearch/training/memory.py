@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.errors import ConfigError
-from layersearch.model.decoder import Decoder
+from layersearch.model.build import new_model
 from layersearch.model.flops import num_matrix_parameters, num_parameters
 from layersearch.schedule import Schedule
 from layersearch.training.deepspeed_config import zero_stage
@@ -27,7 +27,7 @@ def model_bytes(recipe: Recipe, vocab_size: int) -> int:
     weights at stage 3 (1910.02054, fig. 1). At each stage DeepSpeed keeps a further float32 master shard of the
     weights. Stage 1 holds whole gradients until they are reduced, so they are counted whole.
     """
-    count, ranks = num_parameters(recipe.model, vocab_size), recipe.training.ranks
+    count, ranks = num_parameters(recipe.model, vocab_size, recipe.data.n_classes), recipe.training.ranks
     stage = zero_stage(deepspeed_file(recipe))
     weights = 4 * count / (ranks if stage == 3 else 1)
     master = 4 * count / ranks if stage else 0
@@ -54,14 +54,15 @@ def activation_bytes(recipe: Recipe, vocab_size: int, schedule: Schedule) -> int
         return tensor
 
     with FakeTensorMode():
-        model = Decoder(recipe.model, vocab_size, schedule)
+        model = new_model(recipe, vocab_size, schedule)
         weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
         tokens = torch.zeros(rows, training.seq_len, dtype=torch.int64)
+        targets = torch.zeros(rows, recipe.n_targets, dtype=torch.int64)
         with (
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
             torch.autocast("cpu", torch.bfloat16, enabled=training.precision == "bf16"),
         ):
-            loss = model(tokens, tokens)  # held until the sum: the address of a freed storage may be reused
+            loss = model(tokens, targets)  # held until the sum: the address of a freed storage may be reused
         count = sum(size for address, size in kept.items() if address not in weights)
     del loss
     return count

@@ -19,8 +19,9 @@ def make_optimizer(model: nn.Module, training: TrainingConfig) -> torch.optim.Op
     if training.optimizer == "adamw":
         matrices = {"params": [p for name, p in named if dims[name] >= 2], "weight_decay": training.weight_decay}
         return torch.optim.AdamW([matrices, vectors], lr=training.learning_rate, betas=training.betas, fused=True)
-    inner = [p for name, p in named if p.dim() >= 2 and name.startswith("layers.")]
-    outer = [p for name, p in named if p.dim() >= 2 and not name.startswith("layers.")]
+    stacks = ("layers.", "decoder_layers.")
+    inner = [p for name, p in named if p.dim() >= 2 and name.startswith(stacks)]
+    outer = [p for name, p in named if p.dim() >= 2 and not name.startswith(stacks)]
     embeddings = {"params": outer, "weight_decay": training.weight_decay}
     return MuonAndAdamW(
         GroupedMuon(inner, lr=training.muon_learning_rate, weight_decay=training.weight_decay),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,8 +17,9 @@ from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError, RunFolderError, visible
 from layersearch.files import seal, unseal
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import attention_flops, budget_ratio
 from layersearch.schedule.files import plain
+from layersearch.schedule.work import Work
+from layersearch.training.stages import attention_so_far
 
 Phase = Literal["search", "confirm"]
 State = Literal["complete", "stopped", "failed"]
@@ -51,6 +52,9 @@ class TrialRecord(Strict):
     """Optimizer steps done."""
     full_steps: PositiveInt
     """Optimizer steps of a full trial."""
+    train_flops: NonNegativeInt = 0
+    """Attention FLOPs of the forward passes of all steps done, each stage at its own length and spans; 0 in records of
+    earlier releases."""
     loss: Nats | None
     """Validation loss at the last step done: mean over sequences of the mean per predicted token, nats; None if
     failed."""
@@ -97,7 +101,10 @@ class TrialRecord(Strict):
 
     def to_json(self) -> str:
         """Return the record as one line of JSON."""
-        return json.dumps(plain(self), allow_nan=False)
+        content = plain(self)
+        if not self.train_flops:  # as releases wrote it that did not count them
+            del content["train_flops"]
+        return json.dumps(content, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> TrialRecord:
@@ -165,7 +172,12 @@ def read(path: Path, recipe: Recipe | None = None) -> Iterator[TrialRecord]:
     Raises:
         RunFolderError: names the file and the line that is not a record, or not one of this run.
     """
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    content = path.read_bytes()
+    if _LAST_READ and _LAST_READ[0][:2] == (content, recipe):
+        yield from _LAST_READ[0][2]
+        return
+    lines = content.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    found: list[TrialRecord] = []
     measured: TrialRecord | None = None
     for number, line in enumerate(lines[:-1], start=1):
         try:
@@ -180,7 +192,13 @@ def read(path: Path, recipe: Recipe | None = None) -> Iterator[TrialRecord]:
                 f"{path} line {number}: {error}; restore the line, or delete it: the same command then trains its "
                 "trial again"
             ) from None
+        found.append(record)
         yield record
+    _LAST_READ[:] = [(content, recipe, tuple(found))]
+
+
+_LAST_READ: list[tuple[bytes, Recipe | None, tuple[TrialRecord, ...]]] = []
+"""Content, recipe and records of the file that was read last: one command asks several times."""
 
 
 def check_record(record: TrialRecord, recipe: Recipe) -> None:
@@ -195,6 +213,8 @@ def check_record(record: TrialRecord, recipe: Recipe) -> None:
         )
     if record.seed < 0:
         raise RunFolderError(f"the seed {record.seed} is negative")
+    if record.train_flops not in (0, attention_so_far(recipe, schedule, record.steps)):
+        raise RunFolderError(f"train_flops {record.train_flops} are not those of {record.steps} steps of {schedule}")
     if recipe.selection is None and record.full_steps != made.full_steps:
         raise RunFolderError(f"full_steps {record.full_steps} in a run of {made.full_steps} steps a trial")
 
@@ -206,6 +226,10 @@ def _check_alike(record: TrialRecord, other: TrialRecord) -> None:
     names, before = ([name for name, _ in one.metrics] for one in (record, other))
     if names != before:
         raise RunFolderError(f"metrics {names} and not {before}, as in the records before")
+
+
+KeepGoing = Callable[[int, float], bool]
+"""A stopping rule, called at each checkpoint with (step, loss); False stops the trial."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,16 +251,15 @@ class Trial:
 
 def blank_record(trial: Trial, recipe: Recipe) -> TrialRecord:
     """Return the record of a trial before its first step, with its exact cost and no loss."""
-    schedule, model = trial.schedule, recipe.model
-    size = {"seq_len": recipe.training.seq_len, "n_heads": model.n_heads}
+    schedule, work = trial.schedule, Work.of(recipe)
     return TrialRecord(
         schedule=schedule,
         seed=trial.seed,
         phase=trial.phase,
         role=trial.role,
         state="failed",
-        flops=attention_flops(schedule, **size, head_dim=model.head_dim, bidirectional=model.bidirectional),
-        cost=budget_ratio(schedule, **size, bidirectional=model.bidirectional),
+        flops=2 * recipe.model.head_dim * work.total(schedule),
+        cost=work.ratio(schedule),
         steps=0,
         full_steps=recipe.training.steps,
         loss=None,

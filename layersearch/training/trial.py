@@ -11,21 +11,23 @@ import torch
 from torch import Tensor
 
 from layersearch.config.recipe import Recipe, deepspeed_file
-from layersearch.data.source import Batch, Source
+from layersearch.data.source import Source, check_marks
 from layersearch.errors import require
 from layersearch.model.attention.dispatch import kernel_for
+from layersearch.model.build import new_model
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import HFDecoder
+from layersearch.model.recurrent import KERNEL
 from layersearch.schedule import Schedule
+from layersearch.schedule.work import Work
 from layersearch.training.checkpoint import load_weights, save_weights
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import Engine, RankGroup, can_compile
 from layersearch.training.evaluate import ValidationResult, named_metrics, sum_over_ranks, to_device, validate
 from layersearch.training.memory import device_name, peak_memory, reset_peak_memory
-from layersearch.training.record import State, Trial, TrialRecord, blank_record
+from layersearch.training.record import KeepGoing, State, Trial, TrialRecord, blank_record
+from layersearch.training.stages import attention_so_far, check_stages, stage_at, trial_stages
 from layersearch.training.unfinished import Begun, Unfinished
-
-KeepGoing = Callable[[int, float], bool]  # called at each checkpoint with (step, loss); False stops the trial
 
 
 def run_trial(
@@ -57,11 +59,16 @@ def run_trial(
     training, schedule, device = recipe.training, trial.schedule, group.device
     alike = len(schedule) == recipe.model.n_layers
     require(alike, f"a schedule of {len(schedule)} layers for a model of {recipe.model.n_layers}: {schedule}")
-    both = recipe.model.bidirectional
-    schedule.check(seq_len=training.seq_len, n_heads=recipe.model.n_heads, bidirectional=both)
+    work = Work.of(recipe)
+    check_stages(schedule, recipe)
+    check_marks(schedule, source)
+    check_stages(schedule, recipe)
+    stages = trial_stages(training)
 
     torch.manual_seed(trial.seed)
     path = deepspeed_file(recipe)
+    sharded = f"training.deepspeed {training.deepspeed} shards the weights; training.segments need ZeRO 0"
+    require(work.segment is None or zero_stage(path) == 0, sharded)
     model = _model(recipe, source, schedule, group)
     before = 0
     if training.start is not None:
@@ -85,11 +92,13 @@ def run_trial(
             keep_going(*passed)
     mark = time.perf_counter()
     try:
+        model.set_schedule(stage_at(stages, first).schedule(schedule))
         for step, _ in train_steps(engine, source, seed=trial.seed, first=first, before=before):
             beat()
             if step in checkpoints:
                 now = time.perf_counter()
                 train_seconds += now - mark
+                model.set_schedule(schedule)
                 measured = validate(engine.token_losses, validation, training.batch_size, group, beat)
                 mark = time.perf_counter()
                 eval_seconds += mark - now
@@ -115,6 +124,8 @@ def run_trial(
                     )
                 )
                 mark = time.perf_counter()
+            if len(stages) > 1:  # the next step's
+                model.set_schedule(stage_at(stages, step).schedule(schedule))
         state_bytes = _by_rank(engine.optimizer_state_bytes(), group)
         if trial.save is not None and state == "complete" and group.rank == 0:
             save_weights(engine.module, Path(trial.save), before + step)
@@ -126,11 +137,11 @@ def run_trial(
     failed = state == "failed"
     dtype = torch.bfloat16 if training.precision == "bf16" else torch.float32
     heads: Any = {"head_dim": recipe.model.head_dim, "softcap": model.softcap, "sinks": model.sinks}
-    heads["compiled_tokens"] = training.seq_len if model.compiled else 0
     return replace(
         blank_record(trial, recipe),
         state=state,
         steps=step,
+        train_flops=attention_so_far(recipe, schedule, step),
         loss=None if failed else measured.loss,
         curve=tuple(curve),
         loss_by_position=() if failed else measured.by_position,
@@ -140,7 +151,9 @@ def run_trial(
         train_seconds=train_seconds,
         eval_seconds=eval_seconds,
         peak_memory_bytes=peak_memory(group.device),
-        kernels=tuple(kernel_for(span, device, dtype=dtype, **heads) for span in schedule),
+        kernels=tuple(
+            KERNEL if work.segment is not None else kernel_for(span, device, dtype=dtype, **heads) for span in schedule
+        ),
         device=device_name(device),
         precision=training.precision,
         compiled=model.compiled,
@@ -155,7 +168,7 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
     if recipe.pretrained is None:
         training = recipe.training
         compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
-        return Decoder(recipe.model, source.vocab_size, schedule, compiled)
+        return new_model(recipe, source.vocab_size, schedule, compiled)
     from layersearch.model.pretrained import check_vocabulary, load_pretrained
 
     decoder = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
@@ -177,7 +190,7 @@ def train_steps(
     own = slice(group.rank * rows, (group.rank + 1) * rows)
     for step in range(first, training.steps):
         batch = source.train(seed=seed, step=before + step, batch_size=training.batch_size)
-        yield step + 1, engine.step(*to_device(Batch(batch.tokens[own], batch.targets[own]), group))
+        yield step + 1, engine.step(*to_device(batch.rows(own), group))
 
 
 def _by_rank(value: int, group: RankGroup) -> tuple[int, ...]:

@@ -144,6 +144,10 @@ CASES: dict[str, tuple[Arguments, tuple[str, ...]]] = {
     ),
     "remote code": (remote_code, ("--model llama brings its own modeling code", "--trust-remote-code")),
     "a folder that is none": (lambda at: convert("./nowhere", *RECALL), ("--model ./nowhere", "no such folder")),
+    "a file of the folder": (
+        lambda at: convert("llama/model.safetensors", *RECALL),
+        ("--model llama/model.safetensors is a file", "give the folder that holds it"),
+    ),
     "a folder without config.json": (
         lambda at: [(at / "empty").mkdir(), convert("empty", *RECALL)][1],  # type: ignore[func-returns-value]
         ("--model empty", "no config.json"),

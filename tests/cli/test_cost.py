@@ -83,6 +83,20 @@ def test_cost_model_file_that_cannot_be_counted_is_refused(
     refuses(lambda at, run: ["cost", write(at / "config.json", json.dumps(GEMMA3 | fields)), *more], *words)
 
 
+def test_cost_of_an_encoder_decoder_counts_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["cost", "full window:4", "--seq-len", "64", "--target-len", "16", "--heads", "2", "--head-dim", "8"]
+    found = json.loads(printed([*line, "--decoder", "full*3", "--json"], capsys))
+    pairs = {"encoder": 64**2 + 64 * 9 - 4 * 5, "decoder": 3 * 16 * 17 // 2, "cross": 3 * 64 * 16}
+    assert found["attention_parts"] == {name: 2 * 2 * 8 * count for name, count in pairs.items()}
+    assert found["attention_flops"] == sum(found["attention_parts"].values())
+    whole = 2 * 64**2 + pairs["decoder"] + pairs["cross"]
+    assert found["ratio"] == pytest.approx(sum(pairs.values()) / whole)
+    # Keys and values of 3 layers, 2 bytes each.
+    assert found["kv_cache_bytes"] == 3 * 2 * 16 * 2 * 8 * 2
+    assert found["cross_cache_bytes"] == 3 * 2 * 64 * 2 * 8 * 2
+    assert "cross" in printed(line, capsys)
+
+
 def test_cost_model_flops_of_a_schedule_are_refused(refuses: Refuses) -> None:
     refuses(["cost", "full*2", "--seq-len", "8", "--model-flops"], "--model-flops needs a model's sizes")
 

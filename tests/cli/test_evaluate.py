@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import re
 import textwrap
 from pathlib import Path
 from statistics import fmean
@@ -20,7 +21,7 @@ from layersearch.model.pretrained import load_pretrained, recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.study.model_evaluation import ModelEvaluation, evaluate_model
-from layersearch.study.model_selection import make_units
+from layersearch.study.selection_units import make_units
 from tests.helpers.refusals import Refuses
 from tests.helpers.selections import save_model
 
@@ -74,6 +75,13 @@ def test_evaluate_loss_is_that_of_the_stock_logits_and_differences_are_paired(
     assert found["position_edges"][-1] == TOKENS
     assert len(sparse["loss_by_position"]) == len(found["position_edges"])
     assert set(found["chance"]) == set(sparse["by_task"]) == {"pass_key"}
+    lengths = [cell["length"] for cell in sparse["retrieval"]]
+    assert lengths == sorted(lengths)
+    assert TOKENS // 2 in lengths
+    own_length = [cell["accuracy"] for cell in sparse["retrieval"] if cell["length"] == TOKENS]
+    assert sum(cell["n"] for cell in own_length) == 3
+    mean = sum(cell["mean"] * cell["n"] for cell in own_length) / 3
+    assert mean == pytest.approx(sparse["by_task"]["pass_key"]["mean"])
     assert sorted(found) == sorted(field.name for field in dataclasses.fields(ModelEvaluation))
 
 
@@ -85,6 +93,7 @@ def test_evaluate_prints_a_row_per_schedule_and_the_chance_level(
     out = capsys.readouterr().out
     assert "full*5 (own)" in out
     assert "chance" in out
+    assert re.search(r"Digits right by tokens of the text and depth.*\n.*tokens +depth +1", out)
     assert "±" in out
 
 
@@ -92,7 +101,7 @@ def test_evaluate_without_retrieval_measures_the_text_alone(model: Path) -> None
     keys = [*KEYS[:3], "selection.retrieval_weight=0", "selection.calibration_units=1"]
     found = evaluate_model(recipe_for(load_recipe("pretrained", keys), str(model)))
     (row,) = found.schedules
-    assert (row.accuracy, row.by_task, found.chance) == (None, {}, {})
+    assert (row.accuracy, row.by_task, row.retrieval, found.chance) == (None, {}, (), {})
 
 
 TASK = """

@@ -106,6 +106,7 @@ def test_schema_describes_the_keys_of_every_section() -> None:
         "full*2 window:32+sink:4*2",
         "window:8/2@2 block:8~3+las:0.25/2 full+las:0.5",
         "strided:8 fixed:8/2 bigbird:4/2 bigbird:4/2/1 memory:9/4 window:4+global:first:2",
+        "strided:8@2 fixed:8/2@1 bigbird:4/0 window:4+summary:3 block:8+global:mask:2",
     ],
 )
 def test_schema_holds_the_schedule_files_that_are_written(text: str) -> None:

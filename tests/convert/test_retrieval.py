@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from layersearch.config.selection import DEPTHS
 from layersearch.convert.retrieval import Retrieval
 from layersearch.data.source import IGNORE
 from layersearch.data.tokenizer import open_tokenizer
-from layersearch.selection.retrieval import DEPTHS, make_example
+from layersearch.selection.retrieval import make_example
 from layersearch.training.engine import RankGroup
 from tests.helpers.selections import small_tokenizer
 

@@ -101,7 +101,7 @@ def test_save_model_weights_the_stock_family_lacks_are_refused_by_name(tmp_path:
         ("mixtral", "window:5 full window:5", "family mixtral alone, which holds one window in all layers, or none"),
         ("qwen3_moe", "window:5*3", None),
         ("gemma3_text", "window:5*3", None),  # as it was: only the size changes
-        ("gemma3_text", "window:5 full window:5", "changes the positions of layers 1 with"),
+        ("gemma3_text", "window:5 full window:5", "changes the positions of layer 1 with"),
         ("olmoe", "window:5*3", "cannot save another schedule for a model of type olmoe"),
         ("qwen2_moe", "full*3", "cannot save another schedule for a model of type qwen2_moe"),
     ],

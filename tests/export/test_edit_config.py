@@ -230,7 +230,7 @@ def test_write_user_config_names_the_layers_whose_positions_change_and_no_other(
         return
     before, after = rotated_by(tmp_path / "given"), rotated_by(tmp_path / "out")
     changed = [str(layer) for layer in range(4) if before[layer] != after[layer]]
-    named = re.search(r"the positions of layers ([\d, ]+) change;", note or "")
+    named = re.search(r"the positions of layers? ([\d, ]+) change;", note or "")
     assert (named[1].split(", ") if named else []) == changed
 
 

@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 EVERY = Schedule.parse(
     "window:5 full window:4/3 window:3/4@1 block:6 window:5+sink:3 block:5+sink:2 window:2/3@3+sink:2 "
     "full+las:0.1/3 window:7+las:0.05/4 block:7~3+sink:2+las:0.0/5 window:3/2@2+las:0.2/3 full+las:0.3 "
-    "strided:4 fixed:5/2 bigbird:3/2/1 memory:7/5"
+    "strided:4 fixed:5/2 bigbird:3/2/1 memory:7/5 strided:4@1 fixed:5/2@2"
 )
 CACHE = next(
     name
@@ -43,9 +43,15 @@ SIZE: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_kv_heads": 2, "d_ff": 48
 
 spans = st.one_of(
     st.builds(Span, kind=st.just("full"), decay=st.sampled_from([0.0, 0.07]), pool=st.integers(1, 5)),
-    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 9)),
+    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 9), far_heads=st.sampled_from([None, 1, 2, 4])),
     st.builds(Span, kind=st.just("memory"), size=st.integers(1, 9), memory=st.integers(1, 12)),
-    st.builds(Span, kind=st.just("fixed"), size=st.integers(4, 9), columns=st.integers(1, 3)),
+    st.builds(
+        Span,
+        kind=st.just("fixed"),
+        size=st.integers(4, 9),
+        columns=st.integers(1, 3),
+        far_heads=st.sampled_from([None, 1, 2, 4]),
+    ),
     st.builds(
         Span,
         kind=st.just("bigbird"),

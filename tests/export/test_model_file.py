@@ -12,11 +12,13 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layersearch.cli.main import main
 from layersearch.config.recipe import ModelConfig
 from layersearch.errors import LayersearchError
 from layersearch.export.families import FAMILIES
 from layersearch.export.hf import config_text, remote_config, stock_config
 from layersearch.export.model_file import read_model_file
+from layersearch.export.uniform import UNIFORM
 from layersearch.export.verify import verify
 from layersearch.model.fvcore_flops import ATTEND, PRODUCTS, traced_flops
 from layersearch.model.hf_decoder import HFDecoder
@@ -147,6 +149,22 @@ FILES: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+def test_cost_and_schedule_commands_take_every_family(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {family.model_type for family in (*FAMILIES.values(), *UNIFORM.values())}
+    assert known <= {fields["model_type"] for fields, _ in FILES.values()}
+    first = {fields["model_type"]: (fields, expected) for fields, expected in reversed(FILES.values())}
+    for fields, expected in (first[model_type] for model_type in sorted(known)):
+        path = file(tmp_path, **fields)
+        assert main(["schedule", path]) == 0
+        assert capsys.readouterr().out == f"{expected}\n"
+        assert main(["cost", str(tmp_path), "--model-flops", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        sizes = {"n_heads": found["n_heads"], "head_dim": found["head_dim"]}
+        flops = attention_flops(Schedule.parse(expected), seq_len=TOKENS, **sizes)
+        assert found["attention_flops"] == found["model_flops"]["attention"] == flops
+        assert all(found["model_flops"][part] > 0 for part in ("projections", "mlp", "head")), fields
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_read_model_file_schedule_is_proven_to_be_what_transformers_runs(name: str, tmp_path: Path) -> None:
@@ -183,7 +201,7 @@ def test_read_model_file_of_a_modeling_file_gives_any_span_without_running_it(tm
         ({}, "no key 'model_type'"),
         ({"model_type": "gemma5"}, "transformers knows no model_type 'gemma5'; did you mean 'gemma2'"),
         ({"model_type": "internlm9", "auto_map": {"AutoConfig": "x.Y"}}, "brings code of its own, which is not run"),
-        ({"model_type": "bert"}, "bert is an encoder, which sees later tokens"),
+        ({"model_type": "roberta"}, "roberta is an encoder, which sees later tokens"),
         ({"model_type": "mamba"}, "mamba"),
         ({"model_type": "deepseek_v3"}, "attention fails .*; give another architecture"),
         ({"model_type": "bloom"}, "does not use transformers' attention interface"),
@@ -220,7 +238,7 @@ def test_read_model_file_run_folder_and_empty_folder_are_refused_with_what_to_gi
 
 COUNTED = ["gemma3 period 3", "gemma2", "cohere2 period 2", "qwen2 with max_window_layers", "qwen3 with layer_types",
            "smollm3", "exaone4 integer period", "gpt_oss", "olmo3", "granite_swa", "ministral", "mistral", "mixtral",
-           "phi3", "starcoder2", "qwen3_moe", "of no family, without windows"]  # fmt: skip
+           "modernbert-decoder radius", "phi3", "starcoder2", "qwen3_moe", "of no family, without windows"]  # fmt: skip
 
 
 @pytest.mark.slow

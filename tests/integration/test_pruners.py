@@ -70,7 +70,7 @@ def test_search_with_any_sampler_stops_what_the_named_pruner_stops(
     asked = {key: config[key] for key in ("space", "budget", "seed", "data")} | {"recipe": recipe.to_dict()}
     folder = RunFolder(tmp_path, asked)
     study = Study(folder.journal, space, 0.6, recipe.search, 0)
-    SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
+    SearchLoop(plan, space, folder, lambda: study, pool, lambda progress: None).run()
     folder.release()
     generations = study.generations()
     records = {r.schedule: r for r in folder.records() if r.phase == "search"}

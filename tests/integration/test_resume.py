@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -46,18 +48,11 @@ def workers_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
     return [child for child in found if "layersearch.training.workers.worker" in " ".join(child.cmdline())]
 
 
-MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "baselines": lambda out: len(lines(out)) >= 1,
-    "confirm": lambda out: len(lines(out)) >= 9,
-}
-"""When the search is killed: with so many of its 16 records. The sampler's own phase is that of the next test."""
-
-
-@pytest.mark.parametrize("moment", MOMENTS)
-def test_run_killed_at_any_phase_ends_as_unbroken(moment: str, tmp_path: Path, smoke_run: Path) -> None:
+def test_run_killed_in_the_search_ends_as_unbroken(tmp_path: Path, smoke_run: Path) -> None:
+    """The tests below put every other moment in place by its files, and kill nothing."""
     out = tmp_path / "run"
     process = started(out)
-    wait_until(lambda: MOMENTS[moment](out), process)
+    wait_until(lambda: len(lines(out)) >= 1, process)
     workers = workers_of(process)
     process.kill()
     process.wait()
@@ -69,20 +64,6 @@ def test_run_killed_at_any_phase_ends_as_unbroken(moment: str, tmp_path: Path, s
     run(out)
     assert lines(out)[: len(kept)] == kept
     assert records(out) == records(smoke_run)
-    check_study(out)
-
-
-def test_run_gain_sampler_killed_ends_as_unbroken(tmp_path: Path) -> None:
-    """What `gain` proposes and stops depends on what was known, not on the process or the number of workers."""
-    own = ["--set", "search.sampler=gain", "--set", "search.rungs=[0.5]", "--set", "search.trials=10"]
-    run(tmp_path / "whole", *own, "--workers", "2")
-    out = tmp_path / "killed"
-    process = started(out, *own, "--workers", "1")
-    wait_until(lambda: len(lines(out)) >= 7, process)
-    process.kill()
-    process.wait()
-    run(out, *own, "--workers", "2")
-    assert records(out) == records(tmp_path / "whole")
     check_study(out)
 
 
@@ -99,11 +80,28 @@ def go_on(out: Path, pool: LocalPool, *overrides: str) -> None:
     recipe, config = load_recipe("smoke", overrides), read_config(out)
     space = BoundSpace.of(load_space("smoke"), recipe)
     folder = RunFolder(out, {key: config[key] for key in ("recipe", "space", "budget", "seed", "data")})
-    study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
+    study = functools.partial(Study, folder.journal, space, config["budget"], recipe.search, config["seed"])
     folder.drop_torn_line()
     plan = make_plan(recipe, space, config["budget"], config["seed"])
     SearchLoop(plan, space, folder, study, pool, lambda progress: None).run()
     folder.release()
+
+
+def test_run_gain_sampler_killed_ends_as_unbroken(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
+    """What `gain` proposes and stops depends on what was known, not on the process or the number of workers."""
+    keys = ("search.sampler=gain", "search.rungs=[0.5]", "search.trials=10")
+    own = [word for key in keys for word in ("--set", key)]
+    out, whole = tmp_path / "killed", tmp_path / "whole"
+    process = started(out, *own, "--workers", "1")
+    wait_until(lambda: len(lines(out)) >= 7, process)
+    process.kill()
+    process.wait()
+    whole.mkdir()
+    shutil.copy(out / "config.json", whole)
+    go_on(out, pool, *keys)
+    go_on(whole, pool, *keys)
+    assert records(out) == records(whole)
+    check_study(out)
 
 
 LABEL = "schedule, role, generation"
@@ -225,7 +223,13 @@ def test_journal_without_its_last_label_keeps_every_whole_trial(
 
 def test_run_one_worker_finds_what_two_find(tmp_path: Path, smoke_run: Path) -> None:
     out = tmp_path / "run"
-    run(out, "--workers", "1")
+    out.mkdir()
+    shutil.copy(smoke_run / "config.json", out)
+    alone = LocalPool(load_recipe("smoke"), 1, tmp_path / "logs")
+    try:
+        go_on(out, alone)
+    finally:
+        alone.close()
     assert records(out) == records(smoke_run)
     check_study(out)
 
@@ -239,6 +243,25 @@ def test_run_finished_trains_nothing_again(tmp_path: Path, smoke_run: Path) -> N
     for found in (before, after):
         found.pop("report.html", None)  # the page names the run folder, and this one is a copy
     assert after == before
+
+
+def test_run_finished_opens_no_study_and_keeps_its_figures(tmp_path: Path, smoke_run: Path, pool: LocalPool) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(smoke_run, out)
+    (out / "study.journal").write_text("no journal\n")  # nobody looks at it
+    os.utime(out / "study.journal", ns=(0, 0))
+    (out / "pareto.svg").write_text("drawn before")
+    go_on(out, pool)
+    assert (out / "study.journal").read_text() == "no journal\n"
+    assert (out / "pareto.svg").read_text() == "drawn before"
+    (out / "frontier.json").write_text("{}")  # of other records: its figures are others too
+    os.utime(out / "study.journal", ns=(0, 0))
+    go_on(out, pool)
+    assert (out / "pareto.svg").read_bytes() == (smoke_run / "pareto.svg").read_bytes()
+    assert (out / "frontier.json").read_bytes() == (smoke_run / "frontier.json").read_bytes()
+    (out / "signal.png").unlink()
+    go_on(out, pool)
+    assert (out / "signal.png").read_bytes() == (smoke_run / "signal.png").read_bytes()
 
 
 def test_run_killed_worker_has_its_trial_tried_once_more(tmp_path: Path, smoke_run: Path) -> None:
@@ -289,7 +312,7 @@ def test_run_failed_trials_of_every_phase_are_tried_again(tmp_path: Path, smoke_
     def go(found: Pool) -> Study:
         folder = RunFolder(out, asked)
         study = Study(folder.journal, space, config["budget"], recipe.search, config["seed"])
-        SearchLoop(plan, space, folder, study, found, lambda progress: None).run()
+        SearchLoop(plan, space, folder, lambda: study, found, lambda progress: None).run()
         folder.release()
         return study
 

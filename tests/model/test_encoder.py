@@ -44,6 +44,14 @@ def test_encoder_tokens_see_both_ways_and_a_decoders_only_back() -> None:
     # Token 12 reaches the global token in one layer, and through it all tokens in the next.
     assert moved("encoder", "window:2+global:first:1", 12) == [0, *range(10, 15)]
     assert moved("encoder", "window:2+global:first:1*2", 12) == list(range(24))
+    # BigBird without random blocks: the first and the last of four blocks of 6 see all, others their neighbors.
+    assert moved("encoder", "bigbird:4/0", 9) == [*range(16), *range(20, 24)]
+    # Token 2 is in the first of two summaries, which all tokens of an encoder see. A decoder's later blocks see it.
+    assert moved("encoder", "window:1+summary:12", 2) == list(range(24))
+    assert moved("decoder", "window:1+summary:12", 2) == [2, *range(12, 24)]
+    # A rest of 4 tokens joins the last summary of an encoder and is in none of a decoder.
+    assert moved("encoder", "window:1+summary:10", 23) == list(range(24))
+    assert moved("decoder", "window:1+summary:10", 21) == [21]
 
 
 def test_encoder_schedule_of_a_decoder_is_refused_by_its_space() -> None:
@@ -53,13 +61,13 @@ def test_encoder_schedule_of_a_decoder_is_refused_by_its_space() -> None:
         BoundSpace(load_space("patterns"), n_layers=2, seq_len=512, n_heads=2, bidirectional=True)
 
 
-def test_encoder_is_exported_as_a_file_of_its_schedule_only(tmp_path: Path) -> None:
+def test_encoder_is_exported_by_targets_for_encoders_only(tmp_path: Path) -> None:
     schedule = Schedule.parse("full window:4+global:first:1")
     asked = {"model": load_recipe("smoke-encoder").model, "vocab_size": 301, "seq_len": 48}
     (path,) = export(schedule, "yaml", **asked, out=tmp_path / "new")
     assert "global_first: 1" in path.read_text()
-    for target in ("hf", "hf-remote", "flex", "vllm"):
-        with pytest.raises(ExportError, match="give --to yaml or json"):
+    for target in ("gguf", "flex", "vllm"):
+        with pytest.raises(ExportError, match="give --to hf, hf-remote, yaml or json"):
             export(schedule, target, **asked, out=tmp_path / target)
 
 

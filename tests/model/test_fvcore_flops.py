@@ -55,7 +55,7 @@ def test_check_flops_of_a_shipped_recipe_agrees_with_the_closed_form(name: str, 
         }
 
 
-@pytest.mark.parametrize("name", ["attention_flops", "model_flops"])
+@pytest.mark.parametrize("name", ["attention_flops", "recipe_flops"])
 def test_check_flops_with_another_closed_form_names_both_counts(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     closed = getattr(fvcore_flops, name)
     monkeypatch.setattr(fvcore_flops, name, lambda *args, **kwargs: closed(*args, **kwargs) + 1)

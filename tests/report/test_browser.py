@@ -10,6 +10,7 @@ import pytest
 
 from layersearch.report.page import write_report
 from tests.helpers.browser import WAIT, chromium
+from tests.helpers.conversion_folders import conversion_folder
 from tests.helpers.hostile import hostile_run
 
 pytest.importorskip("plotly", reason="needs the extra report: pip install 'layersearch[report]'")
@@ -56,7 +57,7 @@ def selection(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def test_selection_page_draws_every_figure_without_an_error(selection: Opened) -> None:
-    names = ["frontier", "needs", "baselines", "positions", "retrieval", "per_l", "noise"]
+    names = ["frontier", "needs", "baselines", "positions", "retrieval", "depths", "per_l", "noise"]
     boxes = selection.page.locator(".plot")
     assert [boxes.nth(at).get_attribute("data-plot") for at in range(boxes.count())] == names
     assert selection.page.locator(".plot:has(.main-svg .cartesianlayer .subplot)").count() == len(names)
@@ -104,6 +105,21 @@ def test_slider_answers_for_another_budget_by_keyboard(selection: Opened) -> Non
     selection.check_quiet()
 
 
+def test_hover_and_table_show_retrieval_by_depth_with_all_full_and_chance(selection: Opened) -> None:
+    page, figure = selection.page, selection.page.locator('[data-plot="depths"]')
+    labels = figure.locator(".legendtext").all_text_contents()
+    assert (labels[:2], labels[-1]) == (["winner", "all_full"], "chance 0.06")
+    figure.locator(".scatterlayer .trace path.point").first.hover(force=True)
+    assert (
+        "256 tokens, depth 0.1: 0.800 ± 0.077 (12 answers)"
+        in figure.locator(".hoverlayer .hovertext").first.text_content()
+    )
+    table = page.locator("section", has=figure).locator("table")
+    assert table.locator("tbody tr").count() == 3 * 4
+    assert table.locator("thead th").all_text_contents()[-2:] == ["chance", "answers"]
+    selection.check_quiet()
+
+
 def test_axes_of_the_frontier_are_chosen(selection: Opened) -> None:
     page = selection.page
     title = page.locator('[data-plot="frontier"] .ytitle')
@@ -132,6 +148,21 @@ def test_narrow_window_does_not_scroll_sideways(selection: Opened) -> None:
     selection.page.wait_for_timeout(300)
     assert selection.page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
     selection.page.set_viewport_size({"width": 1280, "height": 900})
+
+
+def test_page_of_a_conversion_draws_its_figures_without_an_error(browser: Any, tmp_path: Path) -> None:
+    run = conversion_folder(tmp_path / "<script>window.attacked=1</script>")
+    opened = Opened(browser, write_report([run], tmp_path / "report.html"))
+    page = opened.page
+    boxes = page.locator(".plot")
+    names = [boxes.nth(at).get_attribute("data-plot") for at in range(boxes.count())]
+    assert names == ["training", "positions", "retrieval"]
+    assert page.locator(".plot:has(.main-svg .cartesianlayer .subplot)").count() == len(names)
+    assert page.locator(".picture-title").text_content() == "The schedule"
+    assert "original 2.0000" in page.locator('[data-plot="training"] .annotation-text').all_text_contents()
+    assert page.evaluate("window.attacked") is None
+    opened.check_quiet()
+    opened.context.close()
 
 
 def test_hostile_run_does_nothing(browser: Any, saved_run: Path, tmp_path: Path) -> None:

@@ -60,7 +60,38 @@ def test_page_asks_for_nothing_outside_itself(page: str) -> None:
 
 
 def test_page_is_the_same_when_written_again(page: str) -> None:
-    assert page_text([SELECTION]) == page
+    text, _, mark = page.rpartition("<!-- ")
+    assert page_text([SELECTION]) == text
+    assert re.fullmatch(r"[0-9a-f]{64} [0-9a-f]{64} -->\n", mark)
+
+
+def test_page_beside_a_run_is_written_again_only_where_it_would_differ(tmp_path: Path) -> None:
+    run, page = tmp_path / "run", tmp_path / "run" / "report.html"
+    shutil.copytree(SELECTION, run)
+
+    def renewed() -> bool:
+        """Whether another page stands there now: it is written beside and renamed, so a new one is a new file."""
+        before = page.stat().st_ino if page.exists() else None
+        kept = None if before is None else page.open()  # so that its number is not given again
+        assert report_beside(run) == f"Report: {page}"
+        if kept is not None:
+            kept.close()
+        return page.stat().st_ino != before
+
+    assert renewed()
+    assert not renewed()
+    whole = page.read_bytes()
+    page.write_bytes(whole.replace(b"full", b"fool", 1))
+    assert renewed()
+    assert page.read_bytes() == whole
+    page.write_bytes(whole[:-1])
+    assert renewed()
+    lines = (run / "trials.jsonl").read_bytes().splitlines(keepends=True)
+    (run / "trials.jsonl").write_bytes(b"".join(lines[:-1]))
+    assert renewed()
+    write_report([run], page, watched=True)  # one that loads itself again
+    assert renewed()
+    assert not renewed()
 
 
 @pytest.mark.slow

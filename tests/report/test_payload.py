@@ -8,10 +8,12 @@ import math
 import re
 import shutil
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
 
+from layersearch.config.selection import DEPTHS
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.report import facts
 from layersearch.report.answer import frontier_line
@@ -187,12 +189,32 @@ def test_command_of_a_shipped_recipe_makes_the_same_request() -> None:
 
 
 def test_differences_name_the_keys_in_which_two_runs_differ(saved_run: Path) -> None:
-    rows = facts.differences([open_run(saved_run), open_run(SELECTION)])
+    rows = facts.differences([facts.settings(open_run(run)) for run in (saved_run, SELECTION)])
     values = {row["key"]: row["values"] for row in rows}
     assert values["budget"] == ["0.6", "0.27"]
     assert values["recipe.training.seq_len"] == ["48", "1024"]
     assert "seed" not in values
-    assert facts.differences([open_run(saved_run), open_run(saved_run)]) == []
+    assert facts.differences([facts.settings(open_run(saved_run))] * 2) == []
+
+
+def test_depths_of_a_selection_are_shares_by_length_and_depth_with_chance(
+    selection: dict[str, Any], tmp_path: Path
+) -> None:
+    found, tasks = selection["depths"], selection["retrieval"]
+    assert found["places"] == [[length, depth] for length in (256, 512, 1024) for depth in DEPTHS]
+    assert [row["label"] for row in found["rows"]] == [row["label"] for row in tasks["rows"]]
+    assert found["chance"] == pytest.approx(fmean(tasks["chance"]), abs=1e-6)
+    for row, by_task in zip(found["rows"], tasks["rows"], strict=True):
+        assert fmean(value["mean"] for value in row["values"][8:]) == pytest.approx(fmean(by_task["values"]), abs=1e-6)
+        assert all(value["n"] == 12 for value in row["values"])
+    run = Path(shutil.copytree(SELECTION, tmp_path / "run"))
+    shares = {"512": {"10": {"pass_key": 0.25}}}  # example 10 asks for the pass key at depth 0.5
+    (run / "retrieval_lengths.json").write_text(json.dumps({"full*30": shares}))
+    found = page_data([open_run(run)])["runs"][0]["depths"]
+    assert found["places"] == [[512, 0.5], *([1024, depth] for depth in DEPTHS)]
+    by_label = {row["label"]: row["values"] for row in found["rows"]}
+    assert by_label["all_full"][0] == {"mean": 0.25, "low": None, "high": None, "n": 1}
+    assert by_label["winner"][0] is None
 
 
 def test_clean_makes_control_characters_visible_and_numbers_finite() -> None:
@@ -213,6 +235,7 @@ def test_study_of_several_settings_stands_for_its_folders(tmp_path: Path) -> Non
         ("gates.json", '{"scores": [[1]]}'),
         ("gates.json", "{"),
         ("retrieval.json", '{"pass_key": 3}'),
+        ("retrieval_lengths.json", '{"full*30": 3}'),
         ("trials.jsonl", "no record\n"),
         ("config.json", "[]"),
     ],

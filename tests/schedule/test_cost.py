@@ -24,8 +24,10 @@ from layersearch.schedule.cost import (
     cache_tokens,
     kv_cache_bytes,
     layer_costs,
+    marked_pairs,
     span_pairs,
 )
+from layersearch.schedule.span_keys import random_block
 
 BARE = [
     "full",
@@ -47,7 +49,7 @@ SINKS = [
     "block:8+sink:30",
     "block:16~9+sink:12",
 ]
-UNIONS = ["strided:9", "fixed:9/2", "bigbird:4/2", "memory:13/9"]
+UNIONS = ["strided:9", "fixed:9/2", "bigbird:4/2", "memory:13/9", "strided:9@1", "fixed:9/2@3", "bigbird:4/0"]
 KINDS = [
     *BARE,
     *SINKS,
@@ -93,8 +95,14 @@ def test_attended_pairs_closed_form_equals_the_mask_sum(
 
 
 unions = st.one_of(
-    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 20)),
-    st.builds(Span, kind=st.just("fixed"), size=st.integers(9, 20), columns=st.integers(1, 8)),
+    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 20), far_heads=st.sampled_from([None, 1, 4])),
+    st.builds(
+        Span,
+        kind=st.just("fixed"),
+        size=st.integers(9, 20),
+        columns=st.integers(1, 8),
+        far_heads=st.sampled_from([None, 3, 4]),
+    ),
     st.builds(Span, kind=st.just("memory"), size=st.integers(1, 20), memory=st.integers(1, 70)),
     st.builds(Span, kind=st.just("bigbird"), size=st.integers(1, 20), random_blocks=st.integers(1, 9)),
 )
@@ -104,8 +112,8 @@ unions = st.one_of(
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(span=unions, tokens=st.integers(1, 150))
 def test_union_pairs_and_what_covers_a_text_equal_the_mask(span: Span, tokens: int) -> None:
-    mask = span_mask(span, tokens, 1)
-    assert span_pairs(span, tokens, HEADS) == HEADS * int(mask.sum())
+    mask = span_mask(span, tokens, HEADS)
+    assert span_pairs(span, tokens, HEADS) == int(mask.sum())
     assert Span.parse(str(span)) == Span.from_dict(span.to_dict()) == span
     if span.covers(tokens):
         assert torch.equal(mask[0], torch.ones(tokens, tokens).tril().bool())
@@ -119,6 +127,10 @@ ENCODER = [
     "block:16",
     "block:16~5",
     "block:8+global:first:20",
+    "bigbird:3/2",
+    "bigbird:2/0",
+    "window:5+summary:3",
+    "block:6+global:mask:2+summary:7",
 ]
 
 
@@ -129,9 +141,10 @@ def test_encoder_flops_closed_form_mask_and_trace_agree(text: str, tokens: int) 
     size = {"n_layers": 1, "d_model": HEADS * HEAD_DIM, "n_heads": HEADS, "n_kv_heads": 2, "d_ff": 24}
     config = ModelConfig(kind="encoder", **size)
     closed = attention_flops(schedule, seq_len=tokens, n_heads=HEADS, head_dim=HEAD_DIM, bidirectional=True)
-    mask = span_mask(schedule[0], tokens, HEADS, bidirectional=True)
+    pairs = int(span_mask(schedule[0], tokens, HEADS, bidirectional=True).sum())
+    pairs += HEADS * tokens * schedule[0].summaries(tokens)
     traced = traced_flops(Decoder(config, 11, schedule), tokens)
-    assert closed == 2 * HEAD_DIM * int(mask.sum()) == traced["attend"]
+    assert closed == 2 * HEAD_DIM * pairs == traced["attend"]
     assert sum(traced.values()) == model_flops(config, 11, schedule, seq_len=tokens)
 
 
@@ -155,6 +168,50 @@ def test_encoder_pairs_closed_form_equals_the_mask_sum(
     assert bool(mask.all()) or not span.covers(tokens, bidirectional=True)
 
 
+@pytest.mark.slow
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(size=st.integers(1, 12), count=st.integers(0, 9), seed=st.integers(0, 99), tokens=st.integers(1, 90))
+def test_bigbird_pairs_of_an_encoder_equal_the_mask_sum(size: int, count: int, seed: int, tokens: int) -> None:
+    span = Span(kind="bigbird", size=size, random_blocks=count, seed=seed if count else 0)
+    mask = span_mask(span, tokens, 1, bidirectional=True)
+    assert span_pairs(span, tokens, HEADS, bidirectional=True) == HEADS * int(mask.sum())
+    assert bool(mask.all()) == span.covers(tokens, bidirectional=True)
+
+
+def test_bigbird_pairs_equal_the_published_count() -> None:
+    # Blocks of 64 at 4,096 tokens with 3 random ones (2007.14062, as transformers runs it): 15.2% of n^2.
+    blocks, size, count = 64, 64, 3
+    pairs = span_pairs(Span.parse("bigbird:64/3"), blocks * size, 1, bidirectional=True)
+    assert pairs == size**2 * ((7 + count) * blocks - 12 - 2 * count)
+    assert round(pairs / 4096**2, 3) == 0.152
+
+
+@pytest.mark.parametrize("text", ["window:7+global:mask:3", "block:9~4+global:mask:3"])
+def test_marked_pairs_equal_the_mask_of_those_tokens(text: str) -> None:
+    span, marked = Span.parse(text), [3, 4, 40]
+    mask = span_mask(span.plain, 53, 1, bidirectional=True)[0]
+    mask[marked] = True
+    mask[:, marked] = True
+    assert marked_pairs(span, 53, marked) == int(mask.sum())
+
+
+def test_longt5_pairs_equal_the_published_share() -> None:
+    # A radius of 127 and summaries of 16 tokens at 4,096 tokens: 12.4% of n^2 (2112.07916).
+    pairs = span_pairs(Span.parse("window:127+summary:16"), 4096, 1, bidirectional=True)
+    assert pairs == 4096 * 255 - 127 * 128 + 4096 * 256
+    assert round(pairs / 4096**2, 3) == 0.124
+
+
+def test_causal_summaries_cost_the_finished_blocks_of_each_query() -> None:
+    schedule = Schedule.parse("window:6+summary:5")
+    config = ModelConfig(n_layers=1, d_model=HEADS * HEAD_DIM, n_heads=HEADS, n_kv_heads=2, d_ff=24)
+    own, finished = span_pairs(Span.parse("window:6"), 53, HEADS), HEADS * sum(i // 5 for i in range(53))
+    assert span_pairs(schedule[0], 53, HEADS) == own + finished
+    traced = traced_flops(Decoder(config, 11, schedule), 53)
+    assert traced["attend"] == 2 * HEAD_DIM * (own + finished)
+    assert sum(traced.values()) == model_flops(config, 11, schedule, seq_len=53)
+
+
 def test_encoder_budget_ratio_of_longformer_equals_hand_computation() -> None:
     # 256 keys on each side of 4,096 tokens (2004.05150): n (2w + 1) - w (w + 1) pairs of n^2, 12.1%.
     ratio = budget_ratio(Schedule.parse("window:256*12"), seq_len=4096, n_heads=12, bidirectional=True)
@@ -165,11 +222,20 @@ def test_encoder_budget_ratio_of_longformer_equals_hand_computation() -> None:
 def test_bigbird_random_blocks_are_distinct_and_lie_between_the_first_and_the_window() -> None:
     span = Span.parse("bigbird:1/4/3")
     for block in range(6, 200):
-        drawn = [int(span.random_block(block, at)) for at in range(4)]
+        drawn = [int(random_block(span, block, at)) for at in range(4)]
         assert len(set(drawn)) == 4
         assert 1 <= min(drawn) <= max(drawn) <= block - 2
-    others = {Span.parse(f"bigbird:1/4/{seed}").random_block(150, 2) for seed in range(20)}
+    others = {random_block(Span.parse(f"bigbird:1/4/{seed}"), 150, 2) for seed in range(20)}
     assert len(others) > 10
+
+
+def test_bigbird_random_blocks_of_an_encoder_are_distinct_and_neither_ends_nor_neighbors() -> None:
+    span, last = Span.parse("bigbird:1/4/3"), 40
+    for block in range(1, last):
+        drawn = [int(random_block(span, block, at, last)) for at in range(4)]
+        assert len(set(drawn)) == 4
+        assert 1 <= min(drawn) <= max(drawn) <= last - 1
+        assert not {block - 1, block, block + 1} & set(drawn)
 
 
 def test_budget_ratio_sparse_transformer_on_enwik8_equals_hand_computation() -> None:
@@ -246,6 +312,7 @@ def test_traced_flops_attention_operator_of_another_library_is_an_error() -> Non
         ("strided:64", 1000),
         ("bigbird:64/2", 1000),
         ("memory:100/64", 164),
+        ("window:64+summary:16", 64 + 62),
         # At the end of the last whole block: the columns of 14 blocks, and a whole one. The text's end needs fewer.
         ("fixed:64/16", 14 * 16 + 64),
         ("fixed:500/16", 16 + 500),

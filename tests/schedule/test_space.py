@@ -18,12 +18,15 @@ from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import budget_ratio
 from layersearch.schedule.space import Space, load_space
+from layersearch.schedule.work import Work
 
 SHIPPED = {"laptop": (6, 64, 2), "smoke": (2, 48, 2), "masformer-1.3b": (24, 8192, 16), "gpu-125m": (12, 2048, 12),
            "wide": (6, 512, 2), "planted": (4, 28, 2), "local": (4, 48, 2), "hf-exportable": (6, 64, 2),
            "text": (6, 256, 2), "pretrained": (6, 512, 2), "patterns": (6, 512, 2),
-           "smoke-encoder": (2, 48, 2)}  # fmt: skip
+           "smoke-encoder": (2, 48, 2), "smoke-segments": (2, 48, 2), "smoke-t5": (2, 48, 2),
+           "smoke-classes": (2, 40, 2), "lra": (6, 2000, 8), "staged": (4, 512, 2)}  # fmt: skip
 """Layers, tokens and heads of a model that each shipped space fits."""
+ENCODERS = ("smoke-encoder", "smoke-t5", "smoke-classes", "lra")
 
 
 def bound(choices: str = "full window:8 block:12", **sizes: Any) -> BoundSpace:
@@ -55,8 +58,9 @@ def test_space_shipped_files_are_all_tested() -> None:
 def test_space_shipped_reaches_its_budget_and_opens_with_its_command(name: str) -> None:
     space = load_space(name)
     n_layers, seq_len, n_heads = SHIPPED[name]
-    sizes = {"n_layers": n_layers, "seq_len": seq_len, "n_heads": n_heads}
-    fitted = BoundSpace(space, **sizes, bidirectional=name == "smoke-encoder")
+    segment = 12 if name == "smoke-segments" else None
+    work = Work(seq_len=seq_len, n_heads=n_heads, bidirectional=name in ENCODERS, segment=segment)
+    fitted = BoundSpace(space, n_layers=n_layers, work=work)
     assert space.name == name
     assert space.budget is not None
     baselines = fitted.named_baselines(space.budget)
@@ -343,6 +347,7 @@ def test_load_space_wrong_file_is_refused_by_its_key(tmp_path: Path, content: An
         ("full block:49", {}, "block:49 is longer than the text"),
         ("full window:8+sink:50", {}, "longer than the text"),
         ("full window:8/2@3", {}, "dilates more heads than the model's 2"),
+        ("full window:44+summary:2", {}, "choice window:44+summary:2: window:44+summary:2 costs more than 'full'"),
         ("full window:8", {"layers": {4: ("full",)}}, "a model of 4 has no layer 4; the last is 3"),
         ("full window:8", {"tied": ((0, 9),)}, "a model of 4 has no layer 9"),
         ("full window:8", {"pattern": 5}, "pattern 5 is longer than the model's 4 layers"),

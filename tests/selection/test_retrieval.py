@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from tokenizers import Tokenizer, processors
 
+from layersearch.config.selection import DEPTHS
 from layersearch.data.tokenizer import EOS
 from layersearch.errors import ConfigError
-from layersearch.selection.retrieval import DEPTHS, NAMES, TASKS, Example, make_example
+from layersearch.selection.retrieval import NAMES, TASKS, Example, make_example
 from tests.helpers.selections import small_tokenizer
 
 EVERY = tuple(TASKS)

@@ -59,6 +59,9 @@ def test_study_trial_over_the_budget_violates_its_constraint_and_no_other_does(j
     assert len(complete) == 3
     for trial in study.trials:
         assert list(trial.constraints.values()) == [space.cost(space.decode(trial.params)) - BUDGET]
+    for trial in complete:
+        named = [trial.user_attrs[name] for name in study.metric_names]
+        assert named == pytest.approx(trial.values, abs=1e-6)  # the helper rounds costs
     assert [trial.constraints["0"] > 0 for trial in complete] == [True, False, False]
     assert all(trial.constraints["0"] <= 0 for trial in study.best_trials)
 
@@ -109,3 +112,5 @@ def test_dashboard_in_a_browser_shows_names_schedules_and_what_is_over_the_budge
         page.get_by_text("Infeasible", exact=True).first.wait_for()  # in the timeline: all-full
         page.goto(f"{dashboard}/studies/0/trials?numbers=0")
         page.get_by_text("full*2").first.wait_for()
+        page.get_by_text("validation loss (nats) 1.5", exact=True).wait_for()
+        page.get_by_text("attention cost (share of all-full) 1.0", exact=True).wait_for()

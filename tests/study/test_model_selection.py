@@ -23,9 +23,9 @@ from layersearch.model.pretrained import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops, budget_ratio
-from layersearch.study.model_selection import PARTS, make_units
 from layersearch.study.saved_run import load_request
 from layersearch.study.selection_plan import default_space, stock_space
+from layersearch.study.selection_units import PARTS, make_units
 from tests.helpers.refusals import check_line, contents
 from tests.helpers.runs import lines, wait_until
 from tests.helpers.selections import save_model
@@ -40,9 +40,10 @@ SIZES = {
     "selection.selection_units": 2,
     "selection.calibration_units": 2,
     "selection.precision": "float32",
+    "selection.tasks": "[pass_key,several_keys,variable_tracking]",  # their facts fit in half of the length
 }
 FILES = {"config.json", "flops.json", "frontier.json", "gates.json", "report.html", "retrieval.json", "run.lock",
-         "selection.png", "selection.svg", "trials.jsonl", "winner.yaml"}  # fmt: skip
+         "retrieval_lengths.json", "selection.png", "selection.svg", "trials.jsonl", "winner.yaml"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +84,7 @@ def finished(model: Path, cache_dir: Path, tmp_path_factory: pytest.TempPathFact
         patch.setenv("OMP_NUM_THREADS", "1")
         done = launch(request(model, out))
     assert done.returncode == 0, done.stderr
-    for phase in ("loading", "gates", "search", "confirm", "done"):
+    for phase in ("loading", "gates", "search", "confirm", "retrieval", "done"):
         assert re.search(rf"^{phase}: ", done.stderr, re.MULTILINE)
     assert "held-out documents" in done.stdout
     return out
@@ -201,7 +202,7 @@ def test_selection_killed_in_every_phase_resumes_to_the_same_records(
     done = launch(request(model, out))
     assert done.returncode == 0, done.stderr
     assert records(out) == records(finished)
-    for name in ("gates.json", "retrieval.json", "flops.json", "winner.yaml"):
+    for name in ("gates.json", "retrieval.json", "retrieval_lengths.json", "flops.json", "winner.yaml"):
         assert (out / name).read_text() == (finished / name).read_text()
     before = contents(out)["trials.jsonl"]
     assert launch(request(model, out)).returncode == 0
@@ -237,6 +238,10 @@ def test_selection_run_is_shown_drawn_exported_and_solved(
     assert main(["show", str(copied), "--json"]) == 0
     held = json.loads(capsys.readouterr().out)
     assert held["winner"]["schedule"] == winner
+    full = [cell for cell in held["retrieval_cells"] if cell["schedule"] == f"full*{LAYERS}"]
+    assert {cell["length"] for cell in full} == {TOKENS // 2, TOKENS}
+    for length in (TOKENS // 2, TOKENS):
+        assert sum(cell["accuracy"]["n"] for cell in full if cell["length"] == length) == 3 * 3
     assert len(held["held_out"]) == len({r["schedule"] for r in records(copied) if r["phase"] == "confirm"})
     (copied / "selection.png").unlink()
     assert main(["plot", str(copied)]) == 0
@@ -277,6 +282,7 @@ DAMAGES = {
         "gates.json": ("{", "[]", '{"scores": []}', '{"scores": [[0.0]], "losses": [1.0]}', '{"losses": [1.0]}',
                        '{"scores": 3, "losses": "x"}'),
         "retrieval.json": ("{", "[]", '{"pass_key": 3}', '{"pass_key": {"full": "x", "chance": 0}}'),
+        "retrieval_lengths.json": ("{", '{"full*5": 3}'),
     }.items()
     for text in texts
 }  # fmt: skip
@@ -292,8 +298,8 @@ def test_selection_damaged_file_is_refused_in_one_line(
     assert main(request(model, copied)) == 2
     check_line(capsys.readouterr().err.splitlines(keepends=True)[-1], (file, "damaged; remove it"))
     assert contents(copied) == before
-    if file == "retrieval.json":
-        assert main(["show", str(copied)]) == 2
+    if file.startswith("retrieval"):
+        assert main(["show", str(copied), "--json"]) == 2
         check_line(capsys.readouterr().err, (file, "damaged; remove it"))
 
 

@@ -72,7 +72,10 @@ def alone(recipe: Recipe, source: Source, schedule: Schedule, seed: int) -> dict
             with torch.no_grad():
                 held = source.validation(training.val_sequences)
                 losses[step + 1] = validate(
-                    lambda *batch: model(*batch, reduce=False), held, training.batch_size, RankGroup()
+                    lambda tokens, targets, *_: model(tokens, targets, reduce=False),
+                    held,
+                    training.batch_size,
+                    RankGroup(),
                 ).loss
     return losses
 

@@ -58,7 +58,7 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
     surrogate = Surrogate(space)
     log = {name: middle for name, (middle, _) in surrogate._prior.items()}
     scale = {name: float(np.exp(value)) for name, value in log.items()}
-    codes = surrogate._codes(rng.sample(everything(space), 7))
+    codes = surrogate.codes(rng.sample(everything(space), 7))
     layers, mixed = surrogate._features(codes, scale)
     count = codes.shape[1]
     wanted = np.ones((7, 7))
@@ -70,6 +70,19 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
         wanted[n, m] += scale["shared_pair"] ** 2 * single**2
     assert surrogate._kernel(codes, codes, log) == pytest.approx(wanted, rel=1e-9)
     assert surrogate._diagonal(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
+
+
+def test_means_of_single_changes_are_those_of_the_changed_schedules() -> None:
+    space, rng = bound(), Random(3)
+    schedules = rng.sample(everything(space), 40)
+    surrogate = Surrogate(space).fit(schedules, [rng.random() for _ in schedules])
+    codes = surrogate.codes(schedules[:3])
+    for row in codes:  # trained, so that some of their changes are trained too
+        found = surrogate.changed_means(row)
+        for variable, span in np.ndindex(found.shape):
+            changed = row.copy()
+            changed[variable] = span
+            assert found[variable, span] == pytest.approx(surrogate.mean(changed[None])[0], abs=1e-12)
 
 
 @pytest.mark.parametrize("pairwise", [True, False])

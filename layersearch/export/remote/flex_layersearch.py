@@ -12,6 +12,7 @@
 - "block": both lie in the same block of ``size`` tokens, of which the first holds ``size`` - ``offset``.
 - "strided": i - j is less than ``size`` or a multiple of it.
 - "fixed": both lie in the same block of ``size`` tokens, or j is one of the last ``columns`` of its block.
+  With ``far_heads`` the first heads see multiples (columns) and i alone, the others the rest.
 - "memory": j is no more than ``memory`` tokens before i's segment of ``size`` tokens.
 - "bigbird": j's block is i's, the one before, the first, or one of ``random_blocks`` (`random_block`).
 
@@ -56,20 +57,25 @@ def mask_mod(span: dict[str, Any]) -> Callable[..., Any]:
     """Return the function of (batch, head, query, key) that is true for visible keys."""
     kind, size = span["kind"], span.get("size", 0)
     dilation, heads, sink = span.get("dilation", 1), span.get("dilated_heads"), span.get("sink", 0)
-    offset = span.get("offset", 0)
+    offset, far = span.get("offset", 0), span.get("far_heads")
+
+    def joined(near: Any, other: Any, head: Any, i: Any, j: Any) -> Any:
+        if far is None:
+            return near | other
+        return (near & (head >= far)) | ((other | (i == j)) & (head < far))
 
     def visible(batch: Any, head: Any, i: Any, j: Any) -> Any:
         if kind == "full":
             return j <= i
         if kind == "strided":
-            return (j <= i) & ((i - j < size) | ((i - j) % size == 0))
+            return (j <= i) & joined(i - j < size, (i - j) % size == 0, head, i, j)
         if kind == "memory":
             return (j <= i) & (j >= i // size * size - span["memory"])
         if kind == "fixed":
-            return (j <= i) & ((j // size == i // size) | (j % size >= size - span["columns"]))
+            return (j <= i) & joined(j // size == i // size, j % size >= size - span["columns"], head, i, j)
         if kind == "bigbird":
             near = (i // size - j // size <= 1) | (j // size == 0)
-            for at in range(span["random_blocks"]):
+            for at in range(span.get("random_blocks", 0)):
                 near = near | (j // size == random_block(span, i // size, at))
             return (j <= i) & near
         if kind == "block":
@@ -113,7 +119,8 @@ def average_values(v: Tensor, layer: int) -> Tensor:
 
 @functools.lru_cache(maxsize=64)
 def _block_mask(layer: int, tokens: int, device: str) -> Any:
-    heads = None if SPANS[layer].get("dilated_heads") is None else N_HEADS
+    by_head = any(SPANS[layer].get(name) is not None for name in ("dilated_heads", "far_heads"))
+    heads = N_HEADS if by_head else None
     return create_block_mask(MASK_MODS[layer], None, heads, tokens, tokens, device=device)
 
 

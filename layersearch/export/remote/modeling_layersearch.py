@@ -9,6 +9,7 @@ weight names are the stock model's; its attention runs here. Query i (from 0, wi
     ``sink``        or j is one of the first ``sink`` tokens
     kind "strided"  i - j is less than ``size`` or a multiple of it
     kind "fixed"    i and j lie in the same block of ``size`` tokens, or j is one of the last ``columns`` of its block
+                    with ``far_heads`` the first heads see multiples (columns) and i alone, the others the rest
     kind "memory"   j is no more than ``memory`` tokens before i's segment of ``size`` tokens
     kind "bigbird"  j's block is i's, the one before, the first, or one of ``random_blocks`` (`Span.random_block`)
 
@@ -60,6 +61,7 @@ class Span:
     random_blocks: int = 0
     seed: int = 0
     memory: int = 0
+    far_heads: int | None = None
     sink: int = 0
     decay: float = 0.0
     pool: int = 1
@@ -70,7 +72,12 @@ class Span:
             raise ValueError(f"layer_spans: {self} is neither full nor a window or block with a size")
 
     def reach(self, dilated: bool = True) -> int | None:
-        """Return r such that every visible key except sinks lies at i-r < j; None: no bound."""
+        """Return r such that every visible key except sinks lies at i-r < j; None: no bound.
+
+        ``dilated`` is False for a head that is not dilated, or that sees no strides and columns.
+        """
+        if self.far_heads is not None and not dilated:
+            return self.size
         if self.kind == "window":
             return (self.size - 1) * (self.dilation if dilated else 1) + 1
         return self.size + self.memory if self.kind in ("block", "memory") else None
@@ -78,7 +85,7 @@ class Span:
     def slots(self, tokens: int, dilated: bool = True) -> int:
         """Return the most keys that a cache of so many tokens holds."""
         reach = self.reach(dilated)
-        if self.kind == "fixed":  # a block stays whole until the next one begins
+        if self.kind == "fixed" and reach is None:  # a block stays whole until the next one begins
             whole, now = tokens // self.size, (tokens - 1) // self.size * self.columns + (tokens - 1) % self.size + 1
             return max(now, (whole - 1) * self.columns + self.size if whole else 0)
         return tokens if reach is None else min(tokens, reach + self.pool - 1 + self.sink)
@@ -95,17 +102,22 @@ class Span:
             drawn = drawn * drawn % prime
         return (1 + first + drawn % width.clamp(min=1)) * ((choices > 0) & (width > 0))
 
+    def joined(self, near: Tensor, far: Tensor, i: Tensor, j: Tensor, head: Tensor) -> Tensor:
+        """Return the keys of all heads, or of those that see strides or columns and of the others."""
+        return near | far if self.far_heads is None else torch.where(head < self.far_heads, far | (i == j), near)
+
     def visible(self, i: Tensor, j: Tensor, head: Tensor) -> Tensor:
         """Return the mask (..., H or 1, Q, S) for positions i (..., Q, 1) and j (..., S), and heads (H, 1, 1)."""
         seen = (j >= 0) & (j <= i)
         if self.kind == "full":
             return seen
         if self.kind == "strided":
-            return seen & ((i - j < self.size) | ((i - j) % self.size == 0))
+            return seen & self.joined(i - j < self.size, (i - j) % self.size == 0, i, j, head)
         if self.kind == "memory":
             return seen & (j >= i // self.size * self.size - self.memory)
         if self.kind == "fixed":
-            return seen & ((j // self.size == i // self.size) | (j % self.size >= self.size - self.columns))
+            column = j % self.size >= self.size - self.columns
+            return seen & self.joined(j // self.size == i // self.size, column, i, j, head)
         if self.kind == "bigbird":
             block, other = i // self.size, j // self.size
             near = (block - other <= 1) | (other == 0)
@@ -128,12 +140,12 @@ class Span:
         """
         age = torch.arange(slots - 1, -1, -1, device=tokens.device)  # 0 for the newest slot
         tokens = tokens.clamp(min=0)
-        if self.kind == "fixed":  # columns of earlier blocks come first, then the newest block
+        reach = self.reach(dilated)
+        if self.kind == "fixed" and reach is None:  # columns of earlier blocks come first, then the newest block
             recent = (tokens - 1) % self.size + 1
             older = age - recent
             column = tokens - recent - (older // self.columns) * self.size - 1 - older % self.columns
             return torch.where(age < recent, tokens - 1 - age, column).clamp(min=-1)
-        reach = self.reach(dilated)
         recent = tokens if reach is None else tokens.clamp(max=reach + self.pool - 1)
         sinks = (tokens - recent).clamp(max=self.sink)
         older = sinks - 1 - (age - recent)
@@ -273,7 +285,7 @@ class SpanLayer(CacheLayerMixin):
             found.append((positions, both))
             slots = self.span.slots(total, dilated)
             # A block of a padded row may end at any length: then its columns move.
-            if slots < positions.shape[-1] or self.span.columns:
+            if slots < positions.shape[-1] or (self.span.columns and self.span.reach(dilated) is None):
                 index = torch.searchsorted(positions, self.span.kept(after, slots, dilated))
                 self.held[part] = [pick(states, index) for states in both]
             else:
@@ -330,7 +342,8 @@ def cache_layers(config: PreTrainedConfig) -> list[Any]:
     heads = config.num_attention_heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     spans = [Span(**entry) for entry in config.layer_spans]
-    return [SpanLayer(span, kv_heads, -(-(span.dilated_heads or heads) * kv_heads // heads)) for span in spans]
+    cuts = [span.dilated_heads or span.far_heads or heads for span in spans]
+    return [SpanLayer(span, kv_heads, -(-cut * kv_heads // heads)) for span, cut in zip(spans, cuts, strict=True)]
 
 
 def prepare(model: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:

@@ -1,7 +1,7 @@
 """Proof of an export by experiment: does transformers do with the folder what its schedule says?
 
 The model that `transformers.AutoModelForCausalLM` builds passes three experiments: on its masks, its logits, and its
-texts with and without a KV cache. `docs/methods/export-proof.md` describes them.
+texts with and without a KV cache. `docs/methods/export-proof.md` describes them. An encoder has an `EncoderProof`.
 """
 
 import dataclasses
@@ -9,6 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from layersearch.errors import ExportError
+from layersearch.export.encoders import is_encoder_file
+from layersearch.export.encoders.remote import MODEL_TYPE as REMOTE_ENCODER
+from layersearch.export.verify.encoders import EncoderProof, verify_encoder
 from layersearch.export.verify.loading import (
     MAX_WEIGHT_BYTES,
     decoder_layers,
@@ -19,9 +23,10 @@ from layersearch.export.verify.loading import (
 )
 from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
 from layersearch.export.verify.outputs import LogitsProof, TextProof, compare_logits, compare_texts
+from layersearch.export.verify.remote_encoders import verify_remote_encoder
 from layersearch.schedule import Schedule
 
-__all__ = ["LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
+__all__ = ["EncoderProof", "LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
 
 _SIZE_FIELDS = ("sliding_window", "attention_chunk_size", "window_size")
 
@@ -84,7 +89,7 @@ def verify(
     trust_remote_code: bool = False,
     attention: str | None = None,
     seed: int = 0,
-) -> Proof:
+) -> Proof | EncoderProof:
     """Compare the model that transformers makes of an exported folder with the schedule.
 
     Args:
@@ -101,6 +106,12 @@ def verify(
     import torch
 
     found = read_folder(folder, schedule, trust_remote_code=trust_remote_code)
+    if found.config.get("model_type") == REMOTE_ENCODER and found.remote:
+        if attention is not None:
+            raise ExportError("--attention has no meaning for code of the folder's own; drop it")
+        return verify_remote_encoder(found, seed=seed)
+    if is_encoder_file(found.config) and not found.remote:
+        return verify_encoder(found, attention=attention, seed=seed)
     config = read_config(found)
     text = config.get_text_config(decoder=True)
     longest = getattr(text, "max_position_embeddings", None)

@@ -105,7 +105,7 @@ _MAX_SIZES = {
 }
 """Largest values of fields that do not hold the schedule."""
 _SPECIAL = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
-QUERIES_AND_KEYS = ("q_proj", "k_proj", "qkv", "query", "key")
+QUERIES_AND_KEYS = ("q_proj", "k_proj", "qkv", "query", "key", "SelfAttention.q.", "SelfAttention.k.")
 
 
 def read_config(folder: Folder) -> Any:
@@ -154,14 +154,14 @@ def random_model(folder: Folder, config: Any, tokens: int, seed: int, attention:
     text.use_cache = True
     small = copy.deepcopy(original)
     per_head = any(span.dilated_heads is not None or span.is_las for span in folder.schedule)
-    shrunk = _shrink(small.get_text_config(decoder=True), keep_heads=per_head)
+    shrunk = shrink(small.get_text_config(decoder=True), keep_heads=per_head)
     try:
         model = _build_model(small, folder, seed, attention)
     except ExportError:
         if not shrunk or not folder.remote:
             raise
         model, shrunk = _build_model(original, folder, seed, attention), False
-    _randomize(model)
+    randomize(model)
     return model, shrunk
 
 
@@ -210,7 +210,7 @@ def decoder_layers(model: Any, n_layers: int) -> nn.ModuleList:
     return lists[min(named, key=lambda name: name.count("."))]
 
 
-def _shrink(text: Any, *, keep_heads: bool) -> bool:
+def shrink(text: Any, *, keep_heads: bool) -> bool:
     """Make a configuration narrower in place; return whether it was wide."""
     heads = getattr(text, "num_attention_heads", None)
     if not isinstance(heads, int) or getattr(text, "hidden_size", 0) <= SMALL_WIDTH:
@@ -265,7 +265,7 @@ def _build_model(config: Any, folder: Folder, seed: int, attention: str | None) 
 
 
 @torch.no_grad()
-def _randomize(model: nn.Module) -> None:
+def randomize(model: nn.Module) -> None:
     """Draw matrices with gain 1, for queries and keys 0.2: attention is then even, and every visible key has weight."""
     generator = torch.Generator().manual_seed(0)
     for name, parameter in model.named_parameters():

@@ -4,7 +4,7 @@ One forward pass tests all layers: `docs/methods/export-proof.md` says how.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -
     for span in schedule:
         if span.kind == "block":
             edges.append(2 * (span.size or 0) + span.sink + span.pool)
-        elif span.kind == "window":
+        elif span.kind == "window" and not span.summary:
             edges.append((span.reach() or 0) + 1 + span.sink + span.dilation)
         elif span.is_union:  # enough blocks or strides to tell what lies behind the near keys
             edges.append(span.memory + (span.random_blocks + 4) * (span.size or 0))
@@ -86,7 +86,7 @@ def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
     for span in set(schedule):
         if span.size is None:
             continue
-        keys |= {span.sink - 1, span.sink}
+        keys |= {span.sink - 1, span.sink, span.global_first - 1, span.global_first}
         if span.is_union:
             edges = {times * span.size + off for times in range(1, 5) for off in (-1, 0)}
             keys |= (
@@ -104,12 +104,33 @@ def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
 
 @torch.no_grad()
 def prove_masks(
-    model: Any, layers: nn.ModuleList, schedule: Schedule, *, tokens: int, n_heads: int
+    model: Any,
+    layers: nn.ModuleList,
+    schedule: Schedule,
+    *,
+    tokens: int,
+    n_heads: int,
+    padded: int | None = None,
+    call: Callable[[int], Any] | None = None,
+    joins: str | None = None,
+    bidirectional: bool = False,
 ) -> list[LayerProof]:
-    """Compare each layer's effective mask with its span, pair by pair, for an input of ``tokens`` tokens."""
+    """Compare each layer's effective mask with its span, pair by pair, for an input of ``tokens`` tokens.
+
+    Args:
+        model: transformers' model.
+        layers: its layers.
+        schedule: what it should do.
+        tokens: tokens of the input.
+        n_heads: query heads of a layer.
+        padded: the tokens that the model makes of them; None: as many.
+        call: runs the model on a batch of so many rows; None: with token ids and without a cache.
+        joins: where a layer keeps the projection that joins the heads; None: under a usual name.
+        bidirectional: whether the model is an encoder.
+    """
     keys = changed_keys(schedule, tokens)
-    rows = max(1, min(len(keys), _SCORE_BYTES // (4 * n_heads * tokens * tokens)))
-    probe = _Probe(model, layers, tokens, rows, n_heads)
+    rows = max(1, min(len(keys), _SCORE_BYTES // (4 * n_heads * (padded or tokens) ** 2)))
+    probe = _Probe(model, layers, tokens, rows, n_heads, call, joins)
     reference = probe.run([None] * rows)
     moved: list[list[Tensor]] = [[] for _ in layers]
     by_head: list[list[Tensor]] = [[] for _ in layers]
@@ -124,7 +145,7 @@ def prove_masks(
     for layer, span in enumerate(schedule):
         seen = torch.cat(moved[layer]).T  # (tokens, keys)
         seen_by_head = torch.cat(by_head[layer]).permute(2, 1, 0) if by_head[layer] else None  # (heads, tokens, keys)
-        proofs.append(_compare(layer, span, seen, seen_by_head, keys, n_heads))
+        proofs.append(_compare(layer, span, seen, seen_by_head, keys, n_heads, bidirectional))
     return proofs
 
 
@@ -132,10 +153,13 @@ def _changed(now: Tensor, before: Tensor) -> Tensor:
     return ((now - before).abs().amax(-1) > _THRESHOLD * before.std()).cpu()
 
 
-def _compare(layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: list[int], n_heads: int) -> LayerProof:
+def _compare(
+    layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: list[int], n_heads: int, bidirectional: bool
+) -> LayerProof:
     queries, columns = torch.arange(len(seen)), torch.tensor(keys)
-    head = torch.arange(n_heads)[:, None, None]
-    each = span.moves(queries[None, :, None], columns[None, None, :], head).expand(n_heads, len(seen), len(keys))
+    place = queries[None, :, None], columns[None, None, :], torch.arange(n_heads)[:, None, None]
+    shown: Tensor = span.moves(*place, bidirectional=bidirectional)
+    each = shown.expand(n_heads, len(seen), len(keys))
     wanted = each.any(0)
     wrong = (seen != wanted).nonzero()
     wrong_heads = (heads != each).nonzero() if heads is not None else torch.empty(0, 3, dtype=torch.long)
@@ -162,8 +186,18 @@ def _compare(layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: l
 class _Probe:
     """A model whose layers get noise instead of their inputs."""
 
-    def __init__(self, model: Any, layers: nn.ModuleList, tokens: int, rows: int, n_heads: int) -> None:
+    def __init__(
+        self,
+        model: Any,
+        layers: nn.ModuleList,
+        tokens: int,
+        rows: int,
+        n_heads: int,
+        call: Callable[[int], Any] | None,
+        joins: str | None,
+    ) -> None:
         self._model, self._layers, self._rows, self._tokens, self._n_heads = model, layers, rows, tokens, n_heads
+        self._call, self._joins = call or self._run_ids, joins
         self._noise: Tensor | None = None
         self._keys: Sequence[int | None] = ()
         self._hidden: dict[int, Tensor] = {}
@@ -180,11 +214,11 @@ class _Probe:
         for layer, module in enumerate(self._layers):
             hooks.append(module.register_forward_pre_hook(self._replace_input, with_kwargs=True))
             hooks.append(module.register_forward_hook(functools.partial(self._read_hidden, layer)))
-            projection = _projection(module)
+            projection = _projection(module) if self._joins is None else module.get_submodule(self._joins)
             if projection is not None:
                 hooks.append(projection.register_forward_pre_hook(functools.partial(self._read_heads, layer)))
         try:
-            self._model(torch.zeros(self._rows, self._tokens, dtype=torch.long), use_cache=False)
+            self._call(self._rows)
         except (ValueError, TypeError, RuntimeError, KeyError, IndexError, AttributeError) as error:
             name = type(self._model).__name__
             raise ExportError(
@@ -198,6 +232,9 @@ class _Probe:
                 raise ExportError(f"layer {layer} of {type(self._model).__name__} is never called")
         return [(self._hidden[layer], self._heads.get(layer)) for layer in range(len(self._layers))]
 
+    def _run_ids(self, rows: int) -> None:
+        self._model(torch.zeros(rows, self._tokens, dtype=torch.long), use_cache=False)
+
     def _replace_input(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         if self._noise is None:
@@ -210,10 +247,14 @@ class _Probe:
         return ((noise, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": noise})
 
     def _read_hidden(self, layer: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._hidden[layer] = output[0] if isinstance(output, tuple) else output
+        hidden = output[0] if isinstance(output, tuple) else output
+        self._hidden[layer] = hidden[:, : self._tokens]  # some models pad the text
 
     def _read_heads(self, layer: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-        joined = args[0].reshape(self._rows, self._tokens, -1)
+        held = args[0]
+        if held.ndim == 3 and held.shape[0] == self._rows:
+            held = held[:, : self._tokens]
+        joined = held.reshape(self._rows, self._tokens, -1)
         if joined.shape[-1] % self._n_heads == 0:
             self._heads[layer] = joined.unflatten(-1, (self._n_heads, -1))
 

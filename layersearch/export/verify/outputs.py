@@ -40,7 +40,7 @@ class LogitsProof:
 def compare_logits(model: Any, schedule: Schedule, tokens: int) -> LogitsProof | str:
     """Run a random text through both models; return the comparison, or the reason why there is none."""
     text = model.config.get_text_config(decoder=True)
-    size = _size(text, model)
+    size = decoder_size(text, model)
     if isinstance(size, str):
         return size
     # Not named_parameters, which lists tied weights once.
@@ -61,7 +61,7 @@ def compare_logits(model: Any, schedule: Schedule, tokens: int) -> LogitsProof |
     return LogitsProof(difference=difference, all_full=ignored)
 
 
-def _size(text: Any, model: Any) -> ModelConfig | str:
+def decoder_size(text: Any, model: Any) -> ModelConfig | str:
     """Return the decoder's size, or the reason why the decoder is not the same model."""
     rope = getattr(text, "rope_parameters", None) or {}
     if not rope:

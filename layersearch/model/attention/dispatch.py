@@ -1,6 +1,6 @@
 """The attention dispatcher: one call runs a span by the kernel that serves its device."""
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -8,8 +8,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layersearch.errors import LayersearchError, did_you_mean
-from layersearch.model.attention import dense
-from layersearch.model.attention.operator import chunked_attention, runs_flash
+from layersearch.model.attention.operator import chunked_attention
+from layersearch.model.attention.plain import runs_flash
 from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Span
 
@@ -28,8 +28,10 @@ def attend(
     softcap: float = 0.0,
     s_aux: Tensor | None = None,
     bidirectional: bool = False,
+    summaries: tuple[Tensor, Tensor] | None = None,
+    marked: Tensor | None = None,
 ) -> Tensor:
-    """Return attention over ``span``, differentiable in q, k, v and s_aux.
+    """Return attention over ``span``, differentiable in q, k, v, s_aux and summaries.
 
     Args:
         q: queries, (B, H, T, D).
@@ -43,6 +45,8 @@ def attend(
         s_aux: a learned logit per head, (H,), of one more key that every query sees and whose value is 0, as in
             gpt-oss; None: no such key.
         bidirectional: whether the model is an encoder: tokens see later ones, and a window has W keys on each side.
+        summaries: keys and values of a span's summaries, (B, G, M, D) each, where it has any.
+        marked: the tokens that the task marks, (B, T) boolean, as many in each text as the span says. None: the first.
 
     Returns:
         (B, H, T, D), in the widest precision of q, k and v, or in autocast's where that is on.
@@ -62,6 +66,7 @@ def attend(
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if not tracing:  # under tracing shapes are tensors, which a branch would freeze
         _check(q, k, v, span)
+        _check_extras(q, k, span, softcap, summaries, marked)
         if softcap < 0 or (s_aux is not None and s_aux.shape != q.shape[1:2]):
             raise LayersearchError(
                 f"softcap {softcap}, s_aux {None if s_aux is None else tuple(s_aux.shape)}: expected 0 or more, and "
@@ -72,24 +77,27 @@ def attend(
     else:
         common = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     q, k, v = q.to(common), k.to(common), v.to(common)
+    if summaries is not None:
+        summaries = summaries[0].to(common), summaries[1].to(common)
+    more: Any = {"bidirectional": bidirectional, "summaries": summaries, "marked": marked}
     if kernel is None:
         # A traced graph must show the operator that names the span, and FlexAttention cannot be traced.
         kernel = "flex" if q.device.type == "cuda" and not tracing else "chunked"
         if kernel == "flex" and _serves_flash(span, q.device, common, q.shape[3], bool(softcap) or s_aux is not None):
             kernel = "flash"
     if kernel == "chunked":
-        return chunked_attention(q, k, v, span, softcap, s_aux, bidirectional=bidirectional)
+        return chunked_attention(q, k, v, span, softcap, s_aux, **more)
     if kernel == "flex":
         from layersearch.model.attention.flex import flex_span_attention
 
-        return flex_span_attention(q, k, v, span, softcap, s_aux, bidirectional=bidirectional)
+        return flex_span_attention(q, k, v, span, softcap, s_aux, **more)
     if kernel == "flash":
         # Without a kernel of these torch would hold every pair in memory; here it raises an error instead.
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]):
             grouped = q.shape[1] != k.shape[1]
             return F.scaled_dot_product_attention(q, k, v, is_causal=not bidirectional, enable_gqa=grouped)
     if kernel == "reference":
-        return reference_attention(q, k, v, span, softcap, s_aux, bidirectional=bidirectional)
+        return reference_attention(q, k, v, span, softcap, s_aux, **more)
     raise LayersearchError(f"attention kernel {kernel!r} is not known{did_you_mean(str(kernel), get_args(Kernel))}")
 
 
@@ -102,6 +110,37 @@ def _check(q: Tensor, k: Tensor, v: Tensor, span: Span) -> None:
         raise LayersearchError(f"{q.shape[1]} query heads are no multiple of {k.shape[1]} key-value heads")
     if (span.dilated_heads or 0) > q.shape[1]:
         raise LayersearchError(f"{span} dilates more heads than the {q.shape[1]} there are; lower @H")
+
+
+def _check_extras(
+    q: Tensor,
+    k: Tensor,
+    span: Span,
+    softcap: float,
+    summaries: tuple[Tensor, Tensor] | None,
+    marked: Tensor | None,
+) -> None:
+    count, (batch, _, tokens, width) = span.summaries(q.shape[2]), q.shape
+    if (summaries is None) != (count == 0):
+        raise LayersearchError(f"{span} needs the keys and values of {count} summaries; give `summaries`")
+    for x in summaries or ():
+        if x.shape != (batch, k.shape[1], count, width):
+            raise LayersearchError(f"summaries {tuple(x.shape)}: expected {(batch, k.shape[1], count, width)}")
+    if marked is None:
+        return
+    if not span.global_marked:
+        raise LayersearchError(f"{span} takes no marked tokens; write '+global:mask:G'")
+    if softcap:
+        raise LayersearchError(f"{span} has no softcap; drop it, or take '+global:first:{span.global_marked}'")
+    if marked.shape != (batch, tokens):
+        raise LayersearchError(f"a mask of {tuple(marked.shape)} for texts of {(batch, tokens)}: give one mark a token")
+    counts = marked.sum(1)
+    if not bool((counts == span.global_marked).all()):
+        found = sorted(set(counts.tolist()))
+        raise LayersearchError(
+            f"{span}: the task marks {', '.join(map(str, found))} tokens of a text, not {span.global_marked}; "
+            f"write '+global:mask:{found[-1]}'"
+        )
 
 
 def _serves_flash(span: Span, device: torch.device, dtype: torch.dtype, width: int, more: bool) -> bool:
@@ -119,12 +158,11 @@ def kernel_for(
     head_dim: int = 64,
     softcap: float = 0.0,
     sinks: bool = False,
-    compiled_tokens: int = 0,
 ) -> str:
     """Return the name of the kernel that `attend` runs on a device, for records.
 
     It is ``flash`` or ``flex`` on CUDA. On CPU it is ``chunked-flash`` (torch's CPU flash kernel over every earlier
-    token, which has no ``softcap``) or ``chunked-span``, and ``dense`` in a compiled proxy of short texts.
+    token, which has no ``softcap``) or ``chunked-span``.
 
     Args:
         span: the span.
@@ -133,11 +171,8 @@ def kernel_for(
         head_dim: width of a head.
         softcap: as of `attend`.
         sinks: whether heads have learned sinks, the ``s_aux`` of `attend`.
-        compiled_tokens: tokens of the texts of a compiled proxy; 0: it is not compiled, or no proxy.
     """
     where = torch.device(device)
-    if compiled_tokens and dense.serves(span, compiled_tokens, where):
-        return "dense"
     if where.type == "cuda":
         return "flash" if _serves_flash(span, where, dtype, head_dim, bool(softcap) or sinks) else "flex"
     return "chunked-flash" if runs_flash(span, where, softcap) else "chunked-span"

@@ -30,10 +30,14 @@ class Steps:
 
     size: int  # tokens of a block
     columns: int  # keys of a block
+    own: bool = False  # the columns of a token's own block before it are seen too
 
     def visible(self, i: Tensor, j: Tensor) -> Tensor:
         """Tell whether token ``i`` sees column ``j``, both counted from the strip's first block."""
-        return j // self.columns < i // self.size
+        block, other = i // self.size, j // self.columns
+        if not self.own:
+            return other < block
+        return (other < block) | ((other == block) & (self.size - self.columns + j % self.columns < i % self.size))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from layersearch.model.attention import strips, tiled
 from layersearch.model.attention.strips import FEWEST_QUERIES, MOST_QUERIES, BothWays, Steps, StripGroup
 from layersearch.schedule import Span
+from layersearch.schedule.span_keys import random_block
 
 FEWEST_STEP_QUERIES = tiled.MOST_QUERIES
 """Fewest queries that see one prefix of the columns without a mask: as many as a window's tile has, not measured."""
@@ -27,6 +28,7 @@ class Far:
 
     plan: tuple[StripGroup, ...]
     columns: tuple[int, int] | None = None  # the keys are the last C of each of so many tokens
+    tail: int = 0  # and the first of those of the text's last block, which is not whole
     blocks: tuple[int, tuple[int, ...]] | None = None  # the keys are these blocks of so many tokens, one after another
 
     def keys(self, x: Tensor) -> Tensor:
@@ -35,8 +37,8 @@ class Far:
         if self.columns is not None:
             size, count = self.columns
             whole = x.shape[1] // size
-            some = x[:, : whole * size].view(rows, whole, size, width)[:, :, size - count :]
-            return some.reshape(rows, -1, width).contiguous()
+            some = x[:, : whole * size].view(rows, whole, size, width)[:, :, size - count :].reshape(rows, -1, width)
+            return torch.cat((some, x[:, x.shape[1] - self.tail :]), dim=1) if self.tail else some.contiguous()
         if self.blocks is not None:
             size, chosen = self.blocks
             blocks = x[:, : x.shape[1] // size * size].view(rows, -1, size, width)
@@ -50,7 +52,9 @@ class Far:
             size, count = self.columns
             whole = tokens // size
             wide = into[:, : whole * size].view(rows, whole, size, width)
-            wide[:, :, size - count :] += some.view(rows, whole, count, width)
+            wide[:, :, size - count :] += some[:, : whole * count].view(rows, whole, count, width)
+            if self.tail:
+                into[:, tokens - self.tail :] += some[:, whole * count :]
         elif self.blocks is not None:
             size, chosen = self.blocks
             wide = into[:, : tokens // size * size].view(rows, -1, size, width)
@@ -63,6 +67,8 @@ class Far:
 
 def near_span(span: Span) -> Span:
     """Return the window or block of a union span, and any other span itself."""
+    if span.far_heads is not None:  # these heads see columns, and themselves
+        return Span(kind="window", size=1)
     if span.kind == "strided":
         return Span(kind="window", size=span.size)
     if span.is_union:
@@ -78,8 +84,11 @@ def far_keys(span: Span, tokens: int) -> tuple[Far, ...]:
     assert span.size is not None
     if span.kind == "strided":
         return (Far(_strides(span.size, tokens)),)
+    if span.kind == "fixed" and span.far_heads is not None:
+        tail = max(0, tokens % span.size - span.size + span.columns)
+        return (Far(_own_steps(span.size, span.columns, tokens), columns=(span.size, span.columns), tail=tail),)
     if span.kind == "fixed":
-        return (Far(_steps(span.size, span.columns, tokens), columns=(span.size, span.columns)),)
+        return (Far(steps(span.size, span.columns, tokens), columns=(span.size, span.columns)),)
     if span.kind == "memory":
         return (Far(_memory(span.memory, span.size, tokens)),)
     return _bigbird(span, span.size, tokens)
@@ -111,7 +120,7 @@ def _strides(size: int, tokens: int) -> tuple[StripGroup, ...]:
     return tuple(cut)
 
 
-def _steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
+def steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
     """Cut the columns of earlier blocks into strips: a rectangle for several blocks of queries, and its corner."""
     several = max(1, FEWEST_STEP_QUERIES // size)
     queries, mask = several * size, Steps(size, columns)
@@ -131,6 +140,24 @@ def _steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
     return tuple(cut)
 
 
+def _own_steps(size: int, columns: int, tokens: int) -> tuple[StripGroup, ...]:
+    """Cut the columns of earlier blocks, and those of a query's own block before it, into strips."""
+    several = max(1, FEWEST_STEP_QUERIES // size)
+    queries, step, mask = several * size, several * columns, Steps(size, columns, own=True)
+    tiles, rest = divmod(tokens, queries)
+    keys = rest // size * columns + max(0, rest % size - size + columns)  # columns of the rest
+    cut: list[StripGroup] = []
+    if tiles:
+        cut.append(StripGroup(0, tiles, queries, 0, step, step, mask, False))
+    if keys:
+        cut.append(StripGroup(tiles * queries, 1, rest, tiles * step, keys, 0, mask, False))
+    covered = tokens if keys else tiles * queries
+    for first in range(queries, tokens, queries):
+        last = min(first + queries, tokens)
+        cut.append(StripGroup(first, 1, last - first, 0, first // size * columns, 0, None, False, last <= covered))
+    return tuple(cut)
+
+
 def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
     """Cut the block before each query's own, the first block and the random ones into strips."""
     whole, rest, count = tokens // size, tokens % size, span.random_blocks
@@ -138,12 +165,14 @@ def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
     if rest:
         cut.append(StripGroup(whole * size, 1, rest, (whole - 1) * size, size, 0, None, False))
     cut.append(StripGroup(2 * size, 1, tokens - 2 * size, 0, size, 0, None, False, True))
+    if not count:
+        return (Far(tuple(cut)),)
     # The first blocks have no more to choose from than they take: all of it, side by side.
     for block in range(3, min(count + 2, -(-tokens // size))):
         queries = min(size, tokens - block * size)
         cut.append(StripGroup(block * size, 1, queries, size, (block - 2) * size, 0, None, False, True))
     first, keys = count + 2, count * size
-    chosen = [span.random_block(block, at) for block in range(first, -(-tokens // size)) for at in range(count)]
+    chosen = [random_block(span, block, at) for block in range(first, -(-tokens // size)) for at in range(count)]
     drawn = []
     if whole > first:
         drawn.append(StripGroup(first * size, whole - first, size, 0, keys, keys, None, False))
@@ -157,6 +186,8 @@ def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
     """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query."""
     if span.size is None:
         return (StripGroup(0, 1, tokens, 0, tokens, 0, None, False),)
+    if span.kind == "bigbird":
+        return _bigbird_both_ways(span.size, tokens)
     near = Span(kind=span.kind, size=span.size, offset=span.offset)
     cut = _sides(near, span.size, tokens) if span.kind == "window" else _squares(near, span.size, tokens)
     first = span.global_first
@@ -173,6 +204,32 @@ def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
         if edge < tokens:
             cut.append(StripGroup(edge, 1, tokens - edge, 0, first, 0, None, False, True))
     return tuple(cut)
+
+
+def _bigbird_both_ways(size: int, tokens: int) -> tuple[StripGroup, ...]:
+    """Cut BigBird's window and its first and last block into strips, for 5 blocks or more."""
+    last = -(-tokens // size) - 1
+    end, rows = last * size, (last - 2) * size
+    return (
+        StripGroup(0, 1, size, 0, tokens, 0, None, False),
+        StripGroup(end, 1, tokens - end, 0, tokens, 0, None, False),
+        StripGroup(size, last - 2, size, 0, 3 * size, size, None, False),
+        StripGroup(end - size, 1, size, rows, tokens - rows, 0, None, False),
+        StripGroup(2 * size, 1, rows, 0, size, 0, None, False, True),
+        StripGroup(size, 1, rows, end, tokens - end, 0, None, False, True),
+    )
+
+
+@functools.lru_cache(maxsize=64)
+def both_ways_far(span: Span, tokens: int) -> tuple[Far, ...]:
+    """Return BigBird's random blocks in an encoder, for a span that does not cover the text; empty for other spans."""
+    if not span.random_blocks:
+        return ()
+    assert span.size is not None
+    last, size = -(-tokens // span.size) - 1, span.size
+    chosen = [random_block(span, block, at, last) for block in range(1, last) for at in range(span.random_blocks)]
+    keys = span.random_blocks * size
+    return (Far((StripGroup(size, last - 1, size, 0, keys, keys, None, False),), blocks=(size, tuple(chosen))),)
 
 
 def _block_end(span: Span, token: int) -> int:
@@ -218,11 +275,16 @@ def forward(
     for part in far:
         rows = q, part.keys(k), part.keys(v)
         some, sums = strips.forward(*rows, part.plan, scale, softcap=softcap, covered=False)
-        joined = torch.logaddexp(lse, sums)
-        # In place: fresh memory costs more than the arithmetic.
-        out.mul_((lse - joined).exp_().unsqueeze(-1)).addcmul_(some, (sums - joined).exp_().unsqueeze(-1))
-        lse = joined
+        out, lse = join(out, lse, some, sums)
     return out, lse
+
+
+def join(out: Tensor, lse: Tensor, some: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """Join the outputs over two sets of keys, (N, T, D), by their log-sum-exp, (N, T); ``out`` changes."""
+    joined = torch.logaddexp(lse, sums)
+    # In place: fresh memory costs more than the arithmetic.
+    out.mul_((lse - joined).exp_().unsqueeze(-1)).addcmul_(some, (sums - joined).exp_().unsqueeze(-1))
+    return out, joined
 
 
 def backward(

@@ -4,7 +4,7 @@ from layersearch.config.recipe import TrainingConfig
 from layersearch.training.record import HUNG
 from layersearch.training.workers.channel import BEAT_SECONDS
 
-START_SECONDS = 3600.0  # Seconds up to the first step: text is prepared, a model is read and compiled
+START_SECONDS = 3600.0  # Seconds up to the first step of all: text is prepared, a model is read and compiled
 
 
 class Patience:
@@ -17,6 +17,11 @@ class Patience:
         self._floor, self._factor = training.hang_seconds, training.hang_factor
         self.slowest, self._steps_end = 0.0, False
         self.seconds = max(START_SECONDS, training.hang_seconds)
+
+    def start(self, longest: float) -> None:
+        """Wait for a start, the longest of which took so many seconds so far; 0: none was made, so an hour."""
+        if longest:
+            self.slowest, self.seconds = longest, max(self._floor, min(START_SECONDS, self._factor * longest))
 
     def beat(self, slowest: float) -> None:
         """Take notice of progress."""
@@ -31,6 +36,6 @@ class Patience:
     def reason(self, log: str) -> str:
         """Return the error of a worker that was silent for longer."""
         return (
-            f"{HUNG} for {self.seconds:.0f} s and was killed (its slowest step took {self.slowest:.2g} s; see "
+            f"{HUNG} for {self.seconds:.0f} s and was killed (its slowest step or start took {self.slowest:.2g} s; see "
             f"training.hang_factor): see {log}"
         )

@@ -6,13 +6,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from pathlib import Path
 
-import torch
-
 from layersearch.config.recipe import Recipe, deepspeed_file
 from layersearch.errors import require
 from layersearch.training.deepspeed_config import zero_stage
-from layersearch.training.record import Trial, TrialRecord
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import KeepGoing, Trial, TrialRecord
 from layersearch.training.workers.meeting import meeting_folder
 from layersearch.training.workers.process import WorkerProcess
 from layersearch.training.workers.worker_group import WorkerGroup
@@ -86,11 +83,17 @@ class LocalPool(Pool):
     """Worker processes on this machine, in groups of ``recipe.training.ranks``. See `PoolFactory`."""
 
     def __init__(self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None) -> None:
-        gpus = torch.cuda.device_count() if recipe.training.gpus else 0
+        gpus = _gpus() if recipe.training.gpus else 0
         needs = f"the recipe needs {recipe.training.ranks} GPUs, but this machine has {gpus}"
         enough = not recipe.training.gpus or gpus >= recipe.training.ranks
         require(enough, f"{needs}: set training.gpus=0 to train on the CPU, or training.ranks")
         super().__init__(recipe, [_LocalWorkerGroup(recipe, index, logs, cache, gpus) for index in range(workers)])
+
+
+def _gpus() -> int:
+    import torch  # here, so that a run without a trial to train, or on the CPU, does not import it
+
+    return torch.cuda.device_count()
 
 
 class _LocalWorkerGroup(WorkerGroup):

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.recipe import Recipe, TrainingConfig
-from layersearch.data import open_source
+from layersearch.data import open_of
 from layersearch.errors import LayersearchError, one_line, require
 from layersearch.training.workers.pool import Pool
 from layersearch.training.workers.process import WorkerProcess
+from layersearch.training.workers.ray_cleanup import watch
 from layersearch.training.workers.worker_group import WorkerGroup
 from layersearch.version import __version__
 
@@ -31,6 +32,7 @@ _CONNECT_TIMEOUT, _STATUS_TIMEOUT = 5.0, 20.0  # Seconds; Ray itself would try f
 _STORE_BYTES = 100_000_000  # Shared memory of a cluster that we start: trials use none, Ray would take a third
 _ANSWER_TIMEOUT = 30.0  # Seconds that an actor's answer may take beyond the wait for its worker
 _SILENT = {"event": "silent"}
+_ELSEWHERE_TIMEOUT = 30.0  # Seconds for Ray to move a placement away from a machine that has died
 _PLACEMENT_TIMEOUT = 2.0  # Seconds for Ray to create a placement that has room: milliseconds unless the machine is busy
 
 
@@ -50,10 +52,10 @@ class RayPool(Pool):
     def __init__(
         self, recipe: Recipe, workers: int, logs: Path, cache: Path | None = None, *, address: str | None = None
     ) -> None:
-        self._ours = _connect(address)
+        self._ours, self._watcher = _connect(address)
         try:
             _check_room(recipe.training)
-            source = open_source(recipe.data, recipe.training.seq_len, cache)
+            source = open_of(recipe, cache)
             groups = [_RayWorkerGroup(recipe, index, logs, cache, source.fingerprint) for index in range(workers)]
         except BaseException:
             self._disconnect()
@@ -81,10 +83,13 @@ class RayPool(Pool):
 
             ray.shutdown()
             self._ours = False
+        if self._watcher is not None:
+            self._watcher.communicate()  # ends its standard input; it waits for Ray's processes, and ends those left
+            self._watcher = None
 
 
-def _connect(address: str | None) -> bool:
-    """Connect to a cluster; return whether this made a new connection."""
+def _connect(address: str | None) -> tuple[bool, "subprocess.Popen[bytes] | None"]:
+    """Connect to a cluster; return whether this made a new connection, and the watcher of a cluster that it started."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -97,7 +102,7 @@ def _connect(address: str | None) -> bool:
         joined = ray.get_runtime_context().gcs_address
         here = f"--ray-address {address}: this process is connected to {joined}; disconnect it first"
         require(address in (None, joined), here)
-        return False
+        return False, None
     cluster, origin = address, "--ray-address"
     if cluster is None and os.environ.get("RAY_ADDRESS"):
         cluster, origin = os.environ["RAY_ADDRESS"], "RAY_ADDRESS"
@@ -117,7 +122,7 @@ def _connect(address: str | None) -> bool:
     except Exception as error:  # also a bare Exception, where a node is not up in time
         what = f"{origin} {cluster}: Ray refuses it" if cluster else "--pool ray: no cluster could be started here"
         raise LayersearchError(f"{what} ({one_line(error)}); correct it, or use --pool local") from None
-    return True
+    return True, None if cluster else watch(os.getpid())
 
 
 @contextlib.contextmanager
@@ -230,9 +235,19 @@ class _RayWorkerGroup(WorkerGroup):
             PlacementGroupSchedulingStrategy(self._placement, placement_group_bundle_index=rank)
             for rank in range(training.ranks)
         ]
-        ranks = [_RayRank(kind.options(scheduling_strategy=bundle).remote()) for bundle in bundles]
-        self.ranks = [*ranks]
-        homes = [rank.home() for rank in ranks]
+        ends = time.monotonic() + _ELSEWHERE_TIMEOUT
+        while True:
+            ranks = [_RayRank(kind.options(scheduling_strategy=bundle).remote()) for bundle in bundles]
+            self.ranks = [*ranks]
+            try:
+                homes = [rank.home() for rank in ranks]
+                break
+            except EOFError:  # its machine has died, and Ray has not moved the placement yet
+                if time.monotonic() > ends:
+                    raise
+                for rank in ranks:
+                    rank.kill()
+                time.sleep(1.0)
         one_machine = len({home["node"] for home in homes}) == 1
         # Ray shows an actor only its own GPUs.
         device = "cuda:0" if training.gpus else "cpu"

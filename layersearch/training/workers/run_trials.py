@@ -3,8 +3,7 @@
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 
-from layersearch.training.record import Trial, TrialRecord
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import KeepGoing, Trial, TrialRecord
 from layersearch.training.workers.pool import Pool
 
 

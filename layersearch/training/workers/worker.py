@@ -33,7 +33,7 @@ def main() -> int:
     torch.set_num_threads(start["threads"])
     from layersearch.config.loader import build
     from layersearch.config.recipe import Recipe
-    from layersearch.data import open_source
+    from layersearch.data import open_of
     from layersearch.errors import DataError, LayersearchError
     from layersearch.training.engine import RankGroup, join
     from layersearch.training.record import Trial, blank_record
@@ -42,7 +42,8 @@ def main() -> int:
     group = RankGroup(rank=start["rank"], size=start["ranks"], device=start["device"])
     recipe = build(Recipe, start["recipe"], "recipe")
     try:
-        source = open_source(recipe.data, recipe.training.seq_len, Path(start["cache"]) if start["cache"] else None)
+        cache = Path(start["cache"]) if start["cache"] else None
+        source = open_of(recipe, cache)
         if start["fingerprint"] not in (None, source.fingerprint):
             raise DataError(
                 f"{socket.gethostname()}: its data differ from those here (data.source {recipe.data.source}): "

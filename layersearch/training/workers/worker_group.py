@@ -1,5 +1,6 @@
 """A worker group: the ranks that train one trial at a time, on this machine or on a cluster."""
 
+import time
 from abc import ABC, abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -8,8 +9,7 @@ from typing import Any
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
 from layersearch.schedule.files import plain
-from layersearch.training.record import DIED, Trial, TrialRecord, blank_record
-from layersearch.training.trial import KeepGoing
+from layersearch.training.record import DIED, KeepGoing, Trial, TrialRecord, blank_record
 from layersearch.training.workers.patience import Patience
 from layersearch.training.workers.process import WorkerProcess
 
@@ -27,6 +27,7 @@ class WorkerGroup(ABC):
     def __init__(self, recipe: Recipe, index: int, logs: Path, cache: Path | None) -> None:
         self.recipe, self.index, self.logs, self.cache = recipe, index, logs, cache
         self.ranks: list[WorkerProcess] = []
+        self._launched, self._started = 0.0, 0.0  # seconds of the longest launch, and of the longest start of a trial
 
     @abstractmethod
     def launch(self) -> None:
@@ -58,13 +59,21 @@ class WorkerGroup(ABC):
         patience = Patience(self.recipe.training)
         try:
             if not self.ranks:
+                began = time.monotonic()
+                patience.start(self._launched)
                 self.launch()
                 for rank in self.ranks:
                     self._receive(rank, patience)  # its data are open
                 self._receive(self.ranks[0], patience)  # all have met
+                self._launched = max(self._launched, time.monotonic() - began)
+            began, begun = time.monotonic(), False
+            patience = Patience(self.recipe.training)
+            patience.start(self._started)
             self._send(op="train", trial=plain(trial))
             while True:
                 message = self._receive(self.ranks[0], patience)
+                if not begun:
+                    begun, self._started = True, max(self._started, time.monotonic() - began)
                 if message["event"] == "record":
                     return self._with_dead_rank(TrialRecord.from_json(message["record"]))
                 if message["event"] == "beat":

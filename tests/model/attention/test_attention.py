@@ -45,7 +45,9 @@ SINKS = [f"{base}+sink:3" for base in BASES[1:] + DILATED] + [
 PLAIN = BASES + DILATED + SINKS
 LAS = [f"{span}+las:{las}" for span in PLAIN for las in ("0.3", "0.9/3", "0/4")]
 UNIONS = ["strided:5", "strided:64", "fixed:8/3", "fixed:16/1", "fixed:70/9", "bigbird:4/2", "bigbird:16/1/7"]
-UNIONS += ["memory:9/4", "memory:50/64"]
+UNIONS += ["memory:9/4", "memory:50/64", "bigbird:6/0"]
+BY_HEAD = ["strided:5@2", "strided:9@4", "fixed:8/3@1", "fixed:20/9@4"]
+UNIONS += BY_HEAD
 KINDS = [*PLAIN, *LAS, *UNIONS]
 
 
@@ -143,8 +145,14 @@ def test_chunked_attention_random_shapes_equals_reference(
 
 
 unions = st.one_of(
-    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 70)),
-    st.builds(Span, kind=st.just("fixed"), size=st.integers(9, 70), columns=st.integers(1, 8)),
+    st.builds(Span, kind=st.just("strided"), size=st.integers(2, 70), far_heads=st.sampled_from([None, 1, 2])),
+    st.builds(
+        Span,
+        kind=st.just("fixed"),
+        size=st.integers(9, 70),
+        columns=st.integers(1, 8),
+        far_heads=st.sampled_from([None, 1, 2]),
+    ),
     st.builds(Span, kind=st.just("memory"), size=st.integers(1, 70), memory=st.integers(1, 150)),
     st.builds(
         Span,
@@ -354,6 +362,17 @@ ENCODER = [
     "block:300",
 ]
 ENCODER += ["block:64", "block:64~60+global:first:9", "block:3~1+global:first:11", "window:60+global:first:2"]
+ENCODER += ["bigbird:4/0", "bigbird:6/2", "bigbird:9/1/5", "bigbird:40/2"]
+EXTRA = [
+    ("window:5+summary:7", True),
+    ("block:9~2+global:first:2+summary:4", True),
+    ("window:4+global:mask:3", True),
+    ("block:16+global:mask:1+summary:20", True),
+    ("window:6+summary:4", False),
+    ("block:8~3+summary:5+sink:2", False),
+    ("window:4/2@1+summary:9", False),
+]
+"""Spans with keys beside the text's, or with tokens that the task marks, and whether the model is an encoder."""
 
 
 @pytest.mark.parametrize("softcap", [0.0, 1.5])
@@ -373,10 +392,77 @@ def test_chunked_attention_of_an_encoder_equals_reference(text: str, softcap: fl
         assert max(differences(found, truth)) < 1e-10
 
 
+def extra_case(text: str, tokens: int) -> tuple[Span, list[Tensor], Tensor, dict[str, Any]]:
+    """Return a span, its q, k, v and summaries, a gradient, and its marks."""
+    span, (*case, grad) = Span.parse(text), tensors(3, 4, 2, tokens, 5)
+    generator = torch.Generator().manual_seed(1)
+    if count := span.summaries(tokens):
+        more = torch.randn(2, 3, 2, count, 5, generator=generator, dtype=torch.float64)
+        case += [x.requires_grad_() for x in more.unbind()]
+    marked = None
+    if span.global_marked:
+        marked = torch.zeros(3, tokens, dtype=torch.bool)
+        for row in marked:
+            row[torch.randperm(tokens, generator=generator)[: span.global_marked]] = True
+    return span, case, grad, {"marked": marked}
+
+
+@pytest.mark.parametrize(("text", "bidirectional"), EXTRA)
+@pytest.mark.parametrize("tokens", [35, 131])
+def test_chunked_attention_with_summaries_and_marks_equals_reference(
+    text: str, bidirectional: bool, tokens: int
+) -> None:
+    span, case, grad, more = extra_case(text, tokens)
+    found = []
+    for attention in (chunked_attention, reference_attention):
+        summaries = (case[3], case[4]) if len(case) > 3 else None
+        out = attention(*case[:3], span, bidirectional=bidirectional, summaries=summaries, **more)
+        found.append([out.detach(), *torch.autograd.grad(out, case, grad)])
+    assert max(differences(*found)) < 1e-10
+
+
+def test_summaries_of_a_causal_model_are_of_finished_blocks_only() -> None:
+    # Query 8 of blocks of 4 sees the summaries 0 and 1; query 7 sees the first alone.
+    q, k = torch.zeros(1, 1, 9, 2), torch.zeros(1, 1, 9, 2)
+    v, more = torch.zeros(1, 1, 9, 2), torch.eye(2)[None, None]
+    out = attend(q, k, v, Span.parse("window:1+summary:4"), summaries=(torch.zeros(1, 1, 2, 2), more))
+    third, half = torch.full((2,), 1 / 3), torch.tensor([0.5, 0.0])
+    assert torch.allclose(out[0, 0], torch.stack([torch.zeros(2)] * 4 + [half] * 4 + [third]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("text", "bidirectional"), EXTRA)
+def test_flex_with_summaries_and_marks_equals_reference(text: str, bidirectional: bool) -> None:
+    span, case, _, more = extra_case(text, 131)
+    case = [x.detach().float() for x in case]
+    more |= {"bidirectional": bidirectional, "summaries": (case[3], case[4]) if len(case) > 3 else None}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # as above
+        found = attend(*case[:3], span, kernel="flex", **more)
+    assert max(differences([found], [reference_attention(*case[:3], span, **more)])) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "given", "said"),
+    [
+        ("window:4+summary:3", {}, "keys and values of 2 summaries"),
+        ("window:4", {"summaries": (torch.zeros(1, 2, 2, 4),) * 2}, "0 summaries"),
+        ("window:4+summary:3", {"summaries": (torch.zeros(1, 2, 3, 4),) * 2}, r"expected \(1, 2, 2, 4\)"),
+        ("window:4+global:mask:2", {"marked": torch.ones(1, 7).bool()}, r"a mask of \(1, 7\)"),
+        ("window:4+global:mask:2", {"marked": torch.arange(8)[None] < 3}, "marks 3 tokens of a text, not 2"),
+        ("window:4", {"marked": torch.arange(8)[None] < 3}, "takes no marked tokens"),
+    ],
+)
+def test_attend_wrong_summaries_or_marks_are_refused(text: str, given: dict[str, Any], said: str) -> None:
+    q, k, v, _ = tensors(1, 4, 2, 8, 4)
+    with pytest.raises(errors.LayersearchError, match=said):
+        attend(q, k, v, Span.parse(text), bidirectional=True, **given)
+
+
 @pytest.mark.parametrize("text", ENCODER)
 def test_flex_mask_mod_of_an_encoder_sees_the_keys_of_span_mask(text: str) -> None:
     span, i, j = Span.parse(text), torch.arange(60)[:, None], torch.arange(60)[None, :]
-    seen = mask_mod(span, bidirectional=True)(0, torch.tensor(0), i, j).expand(60, 60)
+    seen = mask_mod(span, bidirectional=True, tokens=60)(0, torch.tensor(0), i, j).expand(60, 60)
     assert torch.equal(seen, span_mask(span, 60, 1, bidirectional=True)[0])
 
 
@@ -387,7 +473,7 @@ def test_flex_mask_mod_of_an_encoder_sees_the_keys_of_span_mask(text: str) -> No
         ("window:4+global:first:2", False, r"are '\+sink:2'"),
         ("strided:4", True, "is for causal models"),
         ("window:4/2", True, "is for causal models"),
-        ("full+las:0.1", True, "is for causal models"),
+        ("full+las:0.1/2", True, "pooling width is odd: give 3"),
     ],
 )
 def test_attend_span_of_the_other_direction_is_refused(text: str, bidirectional: bool, said: str) -> None:
@@ -457,9 +543,6 @@ def test_kernel_for_span_and_device_names_the_kernel() -> None:
     assert kernel_for(Span.parse("full+las:0.1"), "cpu") == "chunked-span"
     assert kernel_for(window, "cuda") == "flex"
     assert kernel_for(Span.parse("full"), "cpu", softcap=50.0) == "chunked-span"
-    assert kernel_for(window, "cpu", compiled_tokens=64) == "dense"
-    assert kernel_for(window, "cpu", compiled_tokens=1024) == "chunked-span"
-    assert kernel_for(Span.parse("window:8+las:0.1"), "cpu", compiled_tokens=64) == "chunked-span"
 
 
 def test_attend_wrong_input_is_refused() -> None:

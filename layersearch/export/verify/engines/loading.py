@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from layersearch.errors import ExportError
+from layersearch.export.encoders import is_encoder_file
 from layersearch.export.files import read_json
 from layersearch.export.verify.engines.gguf_files import gguf_of
 from layersearch.export.verify.engines.litgpt_files import Checkpoint
@@ -44,7 +45,8 @@ def engine_model(folder: Path, engine: str, schedule: Schedule | None, model: Pa
     """
     asked = schedule or folder_schedule(folder)
     for layer, span in enumerate(asked):
-        if span.dilation > 1 or span.offset or span.sink or span.is_las or span.is_union:
+        other = span.sink or span.summary or span.global_first or span.global_marked or span.is_las or span.is_union
+        if span.dilation > 1 or span.offset or other:
             raise ExportError(f"layer {layer}: {span}: --engine compares plain windows and blocks; leave --engine out")
     overrides = folder / "vllm.yaml"
     if engine == "llama.cpp":
@@ -103,6 +105,8 @@ def _folder(path: Path, asked: Schedule, options: Mapping[str, Any]) -> Source:
     values = read_json(file, str(file), "give a folder that 'layersearch export' wrote, or a served model")
     if values.get("auto_map"):
         raise ExportError(f"{file}: auto_map names code of its own, which no engine runs; leave --engine out")
+    if is_encoder_file(values):
+        raise ExportError(f"{file}: {values['model_type']} is an encoder, and --engine generates; leave --engine out")
     text = values.get("text_config")
     decoder = text if isinstance(text, dict) and text.get("model_type") else values
     if "model_type" not in decoder:

@@ -1,0 +1,120 @@
+"""Encoders of transformers with layersearch's own dense mask in every layer: the same modules and weights.
+
+The masks come from `Span.visible`. The library's own masks, chunks and blocks, and so its reading of a schedule, are
+not used.
+
+Shape legend: B batch, T tokens (with padding), n tokens of the text, C width, H heads, D head width.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from layersearch.export.encoders import EncoderFamily
+from layersearch.schedule import Schedule, Span
+
+_UNSEEN = torch.finfo(torch.float32).min
+
+
+@contextmanager
+def dense_layers(family: EncoderFamily, layers: nn.ModuleList, schedule: Schedule, tokens: int) -> Iterator[None]:
+    """Make every layer attend as a schedule says, in texts of ``tokens`` tokens, until the context ends."""
+    undo: list[Callable[[], Any]] = []
+    try:
+        for layer, span in zip(layers, schedule, strict=True):
+            attention = layer.get_submodule(family.attention)
+            if family.pads:
+                undo.append(_replace(attention, _longformer(attention, span, tokens)))
+            elif family.form == "one":
+                undo.append(_replace(attention, _longt5(attention, span)))
+            else:
+                undo.append(attention.register_forward_pre_hook(_with_mask(span), with_kwargs=True).remove)
+        yield
+    finally:
+        for restore in undo:
+            restore()
+
+
+def _replace(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], None]:
+    """Replace a module's forward pass; return what puts it back."""
+    module.forward = forward
+
+    def restore() -> None:
+        del module.forward  # the class's own shows again
+
+    return restore
+
+
+def _visible(span: Span, tokens: int) -> Tensor:
+    """Return which keys each query sees, (n, n)."""
+    at = torch.arange(tokens)
+    seen: Tensor = span.visible(at[:, None], at[None, :], bidirectional=True)
+    return seen
+
+
+def _with_mask(span: Span) -> Callable[..., Any]:
+    """Return a forward pre-hook that puts a mask in the place of the library's."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
+        more = given.pop("kwargs", {})
+        hidden = given["hidden_states"]
+        mask = torch.zeros(1, 1, hidden.shape[1], hidden.shape[1], dtype=hidden.dtype)
+        given["attention_mask"] = mask.masked_fill(~_visible(span, hidden.shape[1]), torch.finfo(hidden.dtype).min)
+        return (), given | more
+
+    return hook
+
+
+def _longformer(attention: Any, span: Span, tokens: int) -> Callable[..., Any]:
+    """Return Longformer's attention as one dense softmax; global tokens have queries, keys and values of their own."""
+
+    def heads(name: str, hidden: Tensor) -> Tensor:  # (B, n, C) -> (B, H, n, D)
+        return getattr(attention, name)(hidden).unflatten(-1, (attention.num_heads, -1)).transpose(1, 2)
+
+    def forward(hidden_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        text = hidden_states[:, :tokens]
+        scale = 1.0 / math.sqrt(attention.head_dim)
+        scores = heads("query", text) @ heads("key", text).mT * scale
+        out = scores.masked_fill(~_visible(span, tokens), _UNSEEN).softmax(-1) @ heads("value", text)
+        is_global = kwargs["is_index_global_attn"][0, :tokens]
+        if bool(is_global.any()):
+            scores = heads("query_global", text)[:, :, is_global] @ heads("key_global", text).mT * scale
+            out[:, :, is_global] = scores.softmax(-1) @ heads("value_global", text)
+        joined = torch.zeros_like(hidden_states)  # padding attends to nothing
+        joined[:, :tokens] = out.transpose(1, 2).flatten(2)
+        return (joined,)
+
+    return forward
+
+
+def _longt5(attention: Any, span: Span) -> Callable[..., Any]:
+    """Return LongT5's local attention as one dense softmax with the same position biases, which layer 0 hands on."""
+
+    def forward(
+        hidden_states: Tensor, mask: Any = None, position_bias: Tensor | None = None, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        tokens = hidden_states.shape[1]
+        if position_bias is None:
+            at = torch.arange(tokens)
+            buckets = attention._relative_position_bucket(
+                at[None, :] - at[:, None],
+                num_buckets=attention.relative_attention_num_buckets,
+                max_distance=attention.relative_attention_max_distance,
+            )
+            position_bias = attention.relative_attention_bias(buckets).permute(2, 0, 1)[None]  # (1, H, n, n)
+        q, k, v = (
+            getattr(attention, name)(hidden_states).unflatten(-1, (attention.n_heads, -1)).transpose(1, 2)
+            for name in ("q", "k", "v")
+        )
+        scores = (q @ k.mT + position_bias).masked_fill(~_visible(span, tokens), _UNSEEN)
+        return attention.o((scores.softmax(-1) @ v).transpose(1, 2).flatten(2)), position_bias
+
+    return forward

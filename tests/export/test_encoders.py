@@ -1,0 +1,275 @@
+"""Encoders of transformers: what is written, edited, read back and refused; `tests/export/verify` proves the masks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from layersearch.config.recipe import ModelConfig
+from layersearch.errors import ExportError, LayersearchError
+from layersearch.export import export
+from layersearch.export.capabilities import UnsupportedSchedule
+from layersearch.export.encoders import ENCODERS, edit_encoder
+from layersearch.export.encoders.supported import nearest, problem
+from layersearch.export.families import ENCODER_TYPES
+from layersearch.export.model_file import read_model_file
+from layersearch.schedule import Schedule
+from layersearch.schedule.cost import attention_flops
+
+torch.set_num_threads(1)
+TOKENS, VOCAB = 40, 61
+HELD = {
+    "modernbert": "full window:5*2 full",
+    "longformer": "window:3 full window:6*2",
+    "longt5": "window:5*4",
+    "t5gemma": "window:5*3 full",
+    "bert": "full*4",
+}
+
+
+def written(schedule: str, family: str, out: Path, **given: Any) -> dict[str, Any]:
+    asked = Schedule.parse(schedule)
+    sizes: dict[str, Any] = {"d_model": 32, "n_heads": 4, "n_kv_heads": 4, "d_ff": 48, "kind": "encoder"} | given
+    model = ModelConfig(n_layers=len(asked), **sizes)
+    export(asked, "hf", model=model, vocab_size=VOCAB, seq_len=TOKENS, out=out, family=family)
+    values: dict[str, Any] = json.loads((out / "config.json").read_text())
+    return values
+
+
+def test_every_encoder_family_is_named_where_decoders_are_found() -> None:
+    assert set(ENCODER_TYPES) == set(ENCODERS)
+
+
+@pytest.mark.parametrize("family", HELD)
+def test_schedule_that_was_written_is_read_back(family: str, tmp_path: Path) -> None:
+    written(HELD[family], family, tmp_path)
+    found = read_model_file(str(tmp_path))
+    assert (str(found.schedule), found.bidirectional, found.positions) == (HELD[family], True, TOKENS)
+    assert (found.n_heads, found.n_kv_heads, found.head_dim) == (4, 4, 8)
+
+
+def test_fields_hold_each_familys_own_number_for_five_keys_on_each_side(tmp_path: Path) -> None:
+    schedule = "window:5*2"
+    assert written(schedule, "modernbert", tmp_path / "a")["local_attention"] == 10
+    assert written(schedule, "longformer", tmp_path / "b")["attention_window"] == [10, 10]
+    assert written(schedule, "led", tmp_path / "c")["attention_window"] == [10, 10]
+    assert written(schedule, "longt5", tmp_path / "d")["local_radius"] == 5
+    values = written(schedule, "t5gemma", tmp_path / "e", n_kv_heads=2, head_width=10)
+    assert values["encoder"]["sliding_window"] == 5
+    assert set(values["decoder"]["layer_types"]) == {"full_attention"}
+    assert (values["encoder"]["num_key_value_heads"], values["encoder"]["head_dim"]) == (2, 10)
+
+
+def test_padding_of_longformer_is_no_token_of_the_text_and_takes_no_position_of_it(tmp_path: Path) -> None:
+    values = written("window:5 full", "longformer", tmp_path)
+    assert values["pad_token_id"] == VOCAB == values["vocab_size"] - 1
+    assert values["max_position_embeddings"] == VOCAB + 1 + TOKENS
+    # Every size divides the padded length, which is a multiple of the largest.
+    assert values["attention_window"] == [10, 80]
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule", "reason", "closest"),
+    [
+        ("modernbert", "window:5 window:6", "layer 1: window:6, but layer 0 has window:5: .* one window",
+         r"window:5\*2"),
+        ("modernbert", "window:5+global:first:2 full", "modernbert has no global tokens", r"window:\d+ full"),
+        ("modernbert", "full block:8", "layer 1: block:8: family modernbert holds no block spans", r"full window:\d+"),
+        ("longformer", "window:4 window:6", "window:4: family longformer pads a text .* 6 keys .* 4 does not divide it",
+         "window:3 window:6"),
+        ("longformer", "window:4+global:first:1 window:4", "the same global tokens in all layers",
+         r"window:4\+global:first:1\*2"),
+        ("longt5", "window:5 full", "layer 1: full, but layer 0 has window:5: .* one span for all layers",
+         r"window:\d+\*2"),
+        ("t5gemma", "full block:8~4", "holds no block spans", r"full window:\d+"),
+        ("bert", "full window:5", "layer 1: window:5: family bert holds no windows", r"full\*2"),
+    ],
+)  # fmt: skip
+def test_schedule_that_a_family_cannot_hold_is_refused_with_the_nearest(
+    family: str, schedule: str, reason: str, closest: str, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UnsupportedSchedule, match=f"{reason}.*the nearest supported schedule is '{closest}', with"
+    ) as held:
+        written(schedule, family, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert problem(held.value.nearest, ENCODERS[family]) is None
+    written(str(held.value.nearest), family, tmp_path / "out")
+
+
+@pytest.mark.parametrize("family", ["modernbert", "longformer", "longt5"])
+def test_nearest_schedule_has_the_closest_flops_of_all_sizes(family: str) -> None:
+    schedule = Schedule.parse("block:8 block:12" if family == "longformer" else "block:8 block:8~4")
+
+    def off(other: Schedule) -> int:
+        sizes: dict[str, Any] = {"seq_len": TOKENS, "n_heads": 1, "head_dim": 1, "bidirectional": True}
+        return abs(attention_flops(other, **sizes) - attention_flops(schedule, **sizes))
+
+    found = nearest(schedule, ENCODERS[family], seq_len=TOKENS, n_heads=1)
+    sides = [Schedule.parse(f"window:{a} window:{b}") for a in range(1, TOKENS) for b in range(1, TOKENS)]
+    held = [one for one in sides if problem(one, ENCODERS[family]) is None]
+    same = [one for one in held if family != "longformer" or max(s.size or 0 for s in one) == 6]
+    assert off(found) == min(map(off, same))
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "message"),
+    [
+        ("longformer", {"n_kv_heads": 2}, "n_kv_heads: family longformer .*give --family t5gemma, or .* n_kv_heads: 4"),
+        ("modernbert", {"head_width": 6}, "head_width: family modernbert has heads of d_model / n_heads"),
+        ("qwen3", {}, "--family qwen3 is a decoder's, and the model is an encoder; give modernbert, "),
+        ("longforme", {}, r"--family 'longforme' is not known.*longformer"),
+    ],
+)
+def test_size_or_family_that_does_not_fit_is_refused(
+    family: str, given: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ExportError, match=message):
+        written("window:5 full", family, tmp_path / "out", **given)
+
+
+def test_encoder_family_for_a_decoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--family longformer is an encoder's, and the model is a decoder; give "):
+        written("window:5 full", "longformer", tmp_path / "out", kind="decoder")
+
+
+@pytest.mark.parametrize("target", ["mlx", "gguf", "vllm"])
+def test_target_of_decoders_is_refused_with_the_remedy(target: str, tmp_path: Path) -> None:
+    schedule = Schedule.parse("window:5 full")
+    model = ModelConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48, kind="encoder")
+    with pytest.raises(ExportError, match=f"--to {target} is for decoders, .* an encoder; give --to hf, hf-remote, "):
+        export(schedule, target, model=model, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path)
+
+
+@pytest.mark.parametrize("schedule", ["window:5+sink:2 full", "full strided:4", "window:5+global:first:41 full"])
+def test_causal_terms_and_globals_outside_the_text_are_refused(schedule: str, tmp_path: Path) -> None:
+    with pytest.raises(LayersearchError, match=r"layer [01]: .*(in an encoder|for causal models|longer than the text)"):
+        written(schedule, "longformer", tmp_path / "out")
+
+
+MODERNBERT: dict[str, Any] = {
+    "model_type": "modernbert",
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "max_position_embeddings": TOKENS,
+    "global_attn_every_n_layers": 3,
+    "local_attention": 10,
+    **{f"{word}_token_id": 0 for word in ("pad", "bos", "eos", "cls", "sep")},
+}
+
+
+def edited(values: dict[str, Any], schedule: str, folder: Path) -> tuple[dict[str, Any], str | None]:
+    file = folder / "config.json"
+    file.write_text(json.dumps(values))
+    _, note = edit_encoder(Schedule.parse(schedule), dict(values), file, out=folder / "out")
+    found: dict[str, Any] = json.loads((folder / "out" / "config.json").read_text())
+    return found, note
+
+
+def test_edited_modernbert_keeps_other_keys_and_says_whose_positions_change(tmp_path: Path) -> None:
+    found, note = edited(MODERNBERT | {"mine": 7}, "full window:7 full window:7", tmp_path)
+    assert found == MODERNBERT | {"mine": 7, "local_attention": 14, "global_attn_every_n_layers": 2} | {
+        "layer_types": ["full_attention", "sliding_attention"] * 2
+    }
+    assert "the positions of layers 2, 3 change" in str(note)  # every third layer was full, with another RoPE base
+
+
+def test_edited_modernbert_without_a_period_drops_the_key_that_older_releases_read(tmp_path: Path) -> None:
+    found, _ = edited(MODERNBERT, "window:7 full*3", tmp_path)
+    assert "global_attn_every_n_layers" not in found
+
+
+def test_edited_folder_keeps_weights_and_tokenizer_to_the_byte(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(MODERNBERT))
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    paths, note = edit_encoder(Schedule.parse("full*4"), dict(MODERNBERT), tmp_path, out=tmp_path / "out")
+    assert [path.name for path in paths] == ["config.json", "model.safetensors", "tokenizer.json", "schedule.yaml"]
+    assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"weights"
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["local_attention"] == 10  # no layer uses it
+    assert "positions of layers 1, 2" in str(note)
+
+
+LED: dict[str, Any] = {
+    "model_type": "led",
+    "vocab_size": VOCAB,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "attention_window": 8,
+    "max_encoder_position_embeddings": TOKENS,
+}
+
+
+def test_edited_led_refuses_a_full_layer_whose_padding_needs_more_positions(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="led pads a text of 40 tokens to 80, more than its positions: give "):
+        edited(LED, "window:4 full", tmp_path)
+    found, _ = edited(LED, "window:4 window:20", tmp_path)
+    assert found["attention_window"] == [8, 40]
+
+
+def test_edited_config_says_where_global_tokens_go(tmp_path: Path) -> None:
+    _, note = edited(LED, "window:4+global:first:2*2", tmp_path)
+    assert "give global_attention_mask with 1 at the first 2 tokens at each call of LEDModel" in str(note)
+
+
+def test_edited_config_of_another_family_or_depth_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LED))
+    for given, message in (
+        (
+            {"schedule": Schedule.parse("window:4*3")},
+            "the schedule has 3 layers, .* 2; give a schedule of the encoder's",
+        ),
+        (
+            {"schedule": Schedule.parse("window:4*2"), "family": "longformer"},
+            "--family longformer but .* of family led",
+        ),
+        ({"schedule": Schedule.parse("window:4+sink:1*2")}, "in an encoder, first tokens that all see are"),
+    ):
+        with pytest.raises(LayersearchError, match=message):
+            edit_encoder(values=dict(LED), source=tmp_path / "config.json", out=tmp_path / "out", **given)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (LED | {"attention_window": [8, 7]}, "layer 1: attention_window is 7; expected an even whole number"),
+        (LED | {"attention_window": [8]}, "attention_window has 1 sizes for 2 layers; give one for each"),
+        (MODERNBERT | {"local_attention": 1}, "layer 1: local_attention is 1; expected an even whole number of at"),
+        (
+            {"model_type": "longt5", "num_layers": 2, "encoder_attention_type": "transient-global"},
+            "encoder_attention_type is transient-global: .*known: local",
+        ),
+    ],
+)  # fmt: skip
+def test_model_file_that_no_span_of_an_encoder_says_is_refused(
+    values: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ExportError, match=message):
+        read_model_file(str(tmp_path))
+
+
+def test_model_file_of_a_published_longformer_counts_its_pairs(tmp_path: Path) -> None:
+    # allenai/longformer-base-4096: 12.1% of the pairs of full attention, its MLM head included in the FLOPs.
+    values = {"model_type": "longformer", "attention_window": [512] * 12, "max_position_embeddings": 4098}
+    (tmp_path / "config.json").write_text(json.dumps(values | {"pad_token_id": 1, "vocab_size": 50265}))
+    found = read_model_file(str(tmp_path))
+    assert (str(found.schedule), found.positions) == ("window:256*12", 4096)
+    width, inner = 768, 3072
+    assert found.token_flops() == {
+        "projections": 12 * 4 * width**2,  # without those of global tokens, which the file names none of
+        "mlp": 12 * 2 * width * inner + width**2,
+        "head": width * 50265,
+    }
