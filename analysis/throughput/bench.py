@@ -38,7 +38,8 @@ from layersearch.training.engine import Engine, RankGroup, join
 from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).resolve().parent
-ROUNDS, STEPS = 7, 5
+ROUNDS, STEPS = 15, 5
+COMPILED = "nanoGPT, bf16, compiled"
 SHAPES: dict[str, list[str]] = {
     "the default recipe": [],
     "the default recipe, width 128": ["model.d_model=128", "model.d_ff=320"],
@@ -235,17 +236,30 @@ def on_one_thread(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, lis
 
 
 def rows(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return each way's median rate, and its ratio to the first's, taken round by round."""
+    """Return each way's median rate, and its ratios, taken round by round: to the first way, and like for like.
+
+    ``like`` is the ratio to nanoGPT compiled and in bf16 on as many processes and threads.
+    """
     base, made = rates[next(iter(rates))], []
     for way, mine in rates.items():
-        ratios = sorted(rate / other for rate, other in zip(mine, base, strict=True))
-        row = {"way": way, "tokens_per_second": round(statistics.median(mine))}
-        row |= {
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
-        }
+        row = {"way": way, "tokens_per_second": round(statistics.median(mine))} | against(mine, base)
+        arrangement = way.rpartition(", ")[2]
+        like = next((r for w, r in rates.items() if COMPILED in w and w.endswith(arrangement)), None)
+        if like is None and "process" not in way:
+            like = next((rate for other, rate in rates.items() if COMPILED in other), None)
+        if like is not None:
+            row |= {f"like_{key}": value for key, value in against(mine, like).items()}
         made.append(row)
     return made
+
+
+def against(mine: list[float], other: list[float]) -> dict[str, Any]:
+    """Return the median ratio of two ways' rates, its least and its greatest."""
+    ratios = sorted(rate / base for rate, base in zip(mine, other, strict=True))
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+    }
 
 
 def main() -> None:
@@ -282,8 +296,9 @@ def main() -> None:
         print(f"{shape}: products {alone * 1e3:.1f} ms, {rate / 1e9:.0f} GFLOP/s, {alone / step:.0%} of a step")
         for row in [*made["one_thread"], *made["machine"]]:
             low, high = row["ratio_range"]
+            like = f"{row['like_ratio']:6.2f} {row['like_ratio_range']}" if "like_ratio" in row else ""
             print(
-                f"  {row['way']:60s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high})",
+                f"  {row['way']:60s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high}) {like}",
                 flush=True,
             )
 
