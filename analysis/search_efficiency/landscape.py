@@ -157,7 +157,7 @@ class Landscape:
         return self.space.cost(schedule)
 
     @cached_property
-    def reference(self) -> list[Schedule]:
+    def frontier(self) -> list[Schedule]:
         """The best frontier known: single changes and swaps of two layers from it until none improves it."""
         first = [Schedule(tuple(self.space.options[0][at] for _ in range(self.space.n_layers))) for at in range(3)]
         front, done = first, set[Schedule]()
@@ -178,18 +178,18 @@ class Landscape:
 
     def best(self, budget: float) -> float:
         """Return the lowest loss known within a budget, nats."""
-        return min(self.truth(schedule) for schedule in self.reference if self.cost(schedule) <= budget)
+        return min(self.truth(schedule) for schedule in self.frontier if self.cost(schedule) <= budget)
 
     def hypervolume(self, found: list[Schedule]) -> float:
-        """Return the true hypervolume of schedules as a share of the reference's, as `Benchmark.hypervolume`."""
+        """Return the true hypervolume of schedules as a share of the frontier's, as `Benchmark.hypervolume`."""
         return self._volume(found) / self._whole
 
     @cached_property
     def _whole(self) -> float:
-        return self._volume(self.reference)
+        return self._volume(self.frontier)
 
     def _volume(self, found: list[Schedule]) -> float:
-        low = (min(map(self.truth, self.reference)), self.cost(self.space.cheapest()))
+        low = (min(map(self.truth, self.frontier)), self.cost(self.space.cheapest()))
         scale = (self.worst - low[0], 1.0 - low[1])
         scaled = [((self.truth(s) - low[0]) / scale[0], (self.cost(s) - low[1]) / scale[1]) for s in found]
         return hypervolume(scaled, (1.0, 1.0))
