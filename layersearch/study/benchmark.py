@@ -132,7 +132,7 @@ def load_bench_space(table: Path) -> BoundSpace:
 
 
 def load_bench(name: str) -> Benchmark:
-    """Read a benchmark of trainings: ``mix``, ``recall``, ``text``, ``prose``, ``deep``; or ``smollm2``, of measurements.
+    """Read a benchmark of trainings, ``mix``, ``recall``, ``text``, ``prose`` or ``deep``, or of a model, ``smollm2``.
 
     The path of such a table beside its YAML files serves too.
 
