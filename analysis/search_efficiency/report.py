@@ -109,6 +109,8 @@ def goals(groups: dict[Group, list[list[list[float]]]], corpora: Sequence[str], 
             if (c, a) == (corpus, anchored)
         }
         others = {method: values for method, values in to_99.items() if method not in OURS}
+        if not others:
+            continue
         best = min(
             others,
             key=lambda method: (np.median(others[method]), np.mean(np.minimum(others[method], limit(corpus, method)))),
