@@ -14,7 +14,7 @@ from layersearch.study.benchmark import load_bench
 
 def main() -> None:
     """Print the facts as Markdown."""
-    for name in ("mix", "recall", "text"):
+    for name in ("mix", "recall", "text", "prose", "deep", "smollm2"):
         bench = load_bench(name)
         final = bench.losses[:, :, -1]
         paired = [
@@ -24,7 +24,8 @@ def main() -> None:
         ]
         print(f"### {name}\n")
         print(f"- {len(bench.schedules)} schedules x {len(bench.seeds)} seeds x {len(bench.steps)} points, ", end="")
-        print(f"{len(np.unique(final))} distinct final losses, {bench.seconds.sum() / 3600:.1f} core hours.")
+        unit = "hours of one H100" if name == "smollm2" else "core hours"
+        print(f"{len(np.unique(final))} distinct final losses, {bench.seconds.sum() / 3600:.2g} {unit}.")
         low, high = bench.means.min(), bench.means.max()
         print(f"- Means over seeds from {low:.4f} to {high:.4f} nats; median {np.median(bench.means):.4f}.")
         per_schedule = final.std(axis=1, ddof=1)

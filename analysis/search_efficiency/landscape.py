@@ -8,7 +8,7 @@ a window a part of what full attention gives; both are fitted to the losses of s
 The noise is the table's own: a search reads one seed's losses, and is judged by the mean over seeds.
 
 Command:  python analysis/search_efficiency/landscape.py
-Writes:   landscape.json, the fit
+Writes:   landscape.json, the fit and the best frontiers known
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Landscape:
     """A landscape of so many layers, with what `methods.Training` asks of a table."""
 
     def __init__(self, layers: int) -> None:
-        found = json.loads((HERE / "landscape.json").read_text())
+        self._found = found = json.loads((HERE / "landscape.json").read_text())
         self.name, self._window = f"smollm2-{layers}", found["window_128"]
         space = Space(name=self.name, choices=CHOICES, baseline_span=CHOICES[2], budget=0.5)
         self.space = BoundSpace(space, n_layers=layers, seq_len=1024, n_heads=9)
@@ -157,8 +157,13 @@ class Landscape:
         return self.space.cost(schedule)
 
     @cached_property
-    def reference(self) -> list[Schedule]:
-        """The best frontier known: single changes and swaps of two layers from it until none improves it."""
+    def frontier(self) -> list[Schedule]:
+        """The best frontier known, from the file if it is there; else by `climb`."""
+        held = self._found.get("frontiers", {}).get(self.name)
+        return [Schedule.parse(text) for text in held] if held else self.climb()
+
+    def climb(self) -> list[Schedule]:
+        """Return the best frontier known: single changes and swaps of two layers until none improves it."""
         first = [Schedule(tuple(self.space.options[0][at] for _ in range(self.space.n_layers))) for at in range(3)]
         front, done = first, set[Schedule]()
         while fresh := [schedule for schedule in front if schedule not in done]:
@@ -178,18 +183,18 @@ class Landscape:
 
     def best(self, budget: float) -> float:
         """Return the lowest loss known within a budget, nats."""
-        return min(self.truth(schedule) for schedule in self.reference if self.cost(schedule) <= budget)
+        return min(self.truth(schedule) for schedule in self.frontier if self.cost(schedule) <= budget)
 
     def hypervolume(self, found: list[Schedule]) -> float:
-        """Return the true hypervolume of schedules as a share of the reference's, as `Benchmark.hypervolume`."""
+        """Return the true hypervolume of schedules as a share of the frontier's, as `Benchmark.hypervolume`."""
         return self._volume(found) / self._whole
 
     @cached_property
     def _whole(self) -> float:
-        return self._volume(self.reference)
+        return self._volume(self.frontier)
 
     def _volume(self, found: list[Schedule]) -> float:
-        low = (min(map(self.truth, self.reference)), self.cost(self.space.cheapest()))
+        low = (min(map(self.truth, self.frontier)), self.cost(self.space.cheapest()))
         scale = (self.worst - low[0], 1.0 - low[1])
         scaled = [((self.truth(s) - low[0]) / scale[0], (self.cost(s) - low[1]) / scale[1]) for s in found]
         return hypervolume(scaled, (1.0, 1.0))
@@ -231,6 +236,10 @@ def stretched(shares: Array, layers: int) -> Array:
 
 
 if __name__ == "__main__":
+    path = HERE / "landscape.json"
     made = fit()
-    (HERE / "landscape.json").write_text(json.dumps(made, indent=1) + "\n")
+    path.write_text(json.dumps(made, indent=1) + "\n")
     print(made)
+    # With 48 layers it takes minutes.
+    made["frontiers"] = {f"smollm2-{layers}": [str(s) for s in Landscape(layers).climb()] for layers in (24, 48)}
+    path.write_text(json.dumps(made, indent=1) + "\n")

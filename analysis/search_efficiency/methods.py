@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -51,6 +51,10 @@ class Problem(Protocol):
     def hypervolume(self, found: list[Schedule]) -> float:
         """Return the true hypervolume of schedules as a share of the best."""
 
+    @property
+    def frontier(self) -> Sequence[Schedule]:
+        """The true frontier, or the best known."""
+
     def drawn(self, rng: Random) -> Iterator[Schedule]:
         """Yield schedules drawn uniformly, none twice."""
 
@@ -61,12 +65,8 @@ class Table:
     def __init__(self, name: str) -> None:
         bench = load_bench(name)
         self.name, self.seeds, self.steps, self.space = name, bench.seeds, bench.steps, bench.space
-        self.schedules, self.query, self.cost, self.hypervolume = (
-            bench.schedules,
-            bench.query,
-            bench.cost,
-            bench.hypervolume,
-        )
+        self.schedules, self.frontier = bench.schedules, bench.frontier
+        self.query, self.cost, self.hypervolume = bench.query, bench.cost, bench.hypervolume
         self._truth = dict(zip(bench.schedules, bench.means.tolist(), strict=True))
         self.truth, self.worst = self._truth.__getitem__, max(self._truth.values())
 
@@ -189,6 +189,8 @@ def _optuna(sampler: Callable[[int], optuna.samplers.BaseSampler]) -> Callable[[
             trial = study.ask()
             schedule = space.decode({n: trial.suggest_categorical(n, c) for n, c in space.variables.items()})
             study.tell(trial, [training.full(schedule), training.bench.cost(schedule)])
+            if len(training.complete) == space.size:
+                return
 
     return search
 

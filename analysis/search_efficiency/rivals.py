@@ -30,8 +30,12 @@ FIRST = 5
 """Random schedules to begin with where no anchors are given."""
 MANY = 10_000
 """Random schedules to look for one within a level."""
-TRIES = 20
+TRIES = 2
 """Schedules within a level that were trained before, after which the level's turn passes."""
+
+
+FEW = 0.02
+"""Share of all schedules below which a level is searched at random for MCBO, whose draws take minutes to hit it."""
 
 
 class Level(Protocol):
@@ -118,6 +122,7 @@ class Smac:
 
     def propose(self) -> Schedule | None:
         """See `Level`."""
+        import joblib
         import numpy as np
 
         if not self.seen:
@@ -125,10 +130,13 @@ class Smac:
         if self.stale:
             x = np.array([configuration.get_array() for configuration in self.seen])
             losses = log_scaled(np.array(list(self.seen.values())))
-            self.model.train(x, losses[:, None])
-            best = int(losses.argmin())
-            self.acquisition.update(model=self.model, eta=losses[best], incumbent_array=x[best], num_data=len(x), X=x)
-            self.queue = iter(self.maximizer.maximize(list(self.seen), random_design=self.at_random))
+            with joblib.parallel_config(backend="sequential"):  # its threads wait for each other
+                self.model.train(x, losses[:, None])
+                best = int(losses.argmin())
+                self.acquisition.update(
+                    model=self.model, eta=losses[best], incumbent_array=x[best], num_data=len(x), X=x
+                )
+                self.queue = iter(self.maximizer.maximize(list(self.seen), random_design=self.at_random))
             self.stale = False
         for configuration in self.queue:
             schedule = self.space.decode(dict(configuration))
@@ -164,6 +172,7 @@ class Mcbo:
         names = self.space.variables
         variables = [{"name": n, "type": "nominal", "categories": list(c)} for n, c in names.items()]
         self.names = list(names)
+        self.built = False
         self.search = BO_ALGOS[algorithm].build_bo(
             search_space=SearchSpace(variables, dtype=torch.float64),
             n_init=FIRST,
@@ -171,10 +180,15 @@ class Mcbo:
             dtype=torch.float64,
             device=torch.device("cpu"),
         )
+        self.built = True
+        draws = [training.bench.cost(self.space.sample(Random(at))) <= level for at in range(1000)]
+        self.few = sum(draws) < FEW * len(draws)
         self.search.x_init = self.search.x_init[:0]  # all levels have begun with the same schedules
         self.own: Schedule | None = None
 
     def _within(self, values: dict[str, Any]) -> bool:
+        if not self.built:  # the random schedules of its own beginning, which are not used
+            return True
         chosen = {name: str(values[name]) for name in self.names}
         return self.training.bench.cost(self.space.decode(chosen)) <= self.level
 
@@ -194,8 +208,15 @@ class Mcbo:
                 self.search.tr_manager.adjust_tr_center()
 
     def propose(self) -> Schedule | None:
-        """See `Level`."""
-        found = self.search.suggest(1).iloc[0]
+        """See `Level`. None too where nothing within the level is known, or its own draws find nothing there."""
+        if self.few or not len(self.search.data_buffer):
+            return None
+        try:
+            found = self.search.suggest(1).iloc[0]
+        except RuntimeError as error:
+            if "Could not find valid points" not in str(error):
+                raise
+            return None
         self.own = self.space.decode({name: str(found[name]) for name in self.names})
         return self.own
 

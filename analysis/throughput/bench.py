@@ -22,7 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ from layersearch.training.engine import Engine, RankGroup, join
 from layersearch.training.workers.process import KEEP_FREED_MEMORY
 
 HERE = Path(__file__).resolve().parent
-ROUNDS, STEPS = 7, 5
+ROUNDS, STEPS = 15, 5
+COMPILED = "nanoGPT, bf16, compiled"
 SHAPES: dict[str, list[str]] = {
     "the default recipe": [],
     "the default recipe, width 128": ["model.d_model=128", "model.d_ff=320"],
@@ -143,15 +144,23 @@ def batch(recipe: Recipe) -> tuple[Tensor, Tensor]:
     return tokens, tokens.roll(-1, 1)
 
 
-def in_process(pipe: Connection, recipe: Recipe, schedule: str | None, nanogpt: Path, threads: int) -> None:
-    """Train in a process of its own: time `STEPS` steps whenever told to, until told to stop."""
+@dataclass(frozen=True)
+class NanoGPT:
+    """One way to train nanoGPT."""
+
+    precision: str
+    compiled: bool
+
+
+def in_process(pipe: Connection, recipe: Recipe, way: str | NanoGPT, nanogpt: Path, threads: int) -> None:
+    """Train a schedule or nanoGPT in a process of its own: time `STEPS` steps whenever told to, until told to stop."""
     torch.set_num_threads(threads)
     tokens, targets = batch(recipe)
-    if schedule is None:
-        step = nanogpt_step(nanogpt, recipe)
+    if isinstance(way, NanoGPT):
+        step = nanogpt_step(nanogpt, recipe, way.precision, way.compiled)
     else:
         join(RankGroup(), str(Path(tempfile.mkdtemp()) / "rendezvous"))
-        step = our_step(recipe, schedule, precision="bf16", compiled=True, optimizer=recipe.training.optimizer)
+        step = our_step(recipe, way, precision="bf16", compiled=True, optimizer=recipe.training.optimizer)
     for _ in range(2 * STEPS):
         step(tokens, targets)
     pipe.send("ready")
@@ -164,9 +173,13 @@ def in_process(pipe: Connection, recipe: Recipe, schedule: str | None, nanogpt: 
 def on_the_machine(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, list[float]]:
     """Return the tokens per second, round by round, of each way to keep two cores busy."""
     # Tokens of a step count once a process: two of ours train two trials.
-    ways: dict[str, list[tuple[str | None, int]]] = {
-        "nanoGPT, one process on two threads": [(None, 2)],
-        "nanoGPT, two processes on one thread": [(None, 1), (None, 1)],
+    eager, compiled = NanoGPT("float32", False), NanoGPT("bf16", True)
+    ways: dict[str, list[tuple[str | NanoGPT, int]]] = {
+        "nanoGPT, float32, eager, one process on two threads": [(eager, 2)],
+        "nanoGPT, float32, eager, two processes on one thread": [(eager, 1), (eager, 1)],
+        "nanoGPT, bf16, compiled, one process on two threads": [(compiled, 2)],
+        "nanoGPT, bf16, compiled, two processes on one thread": [(compiled, 1), (compiled, 1)],
+        "nanoGPT, float32, compiled, two processes on one thread": [(NanoGPT("float32", True), 1)] * 2,
         "ours, one process on two threads": [(schedule, 2)],
         "ours, two processes on one thread": [(schedule, 1), (schedule, 1)],
     }
@@ -174,9 +187,9 @@ def on_the_machine(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, li
     pipes: dict[str, list[Any]] = {}
     for way, processes in ways.items():
         pipes[way] = []
-        for schedule_, threads in processes:
+        for trained, threads in processes:
             here, there = spawn.Pipe()
-            spawn.Process(target=in_process, args=(there, recipe, schedule_, nanogpt, threads), daemon=True).start()
+            spawn.Process(target=in_process, args=(there, recipe, trained, nanogpt, threads), daemon=True).start()
             pipes[way].append(here)
         for pipe in pipes[way]:
             pipe.recv()
@@ -199,7 +212,13 @@ def on_the_machine(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, li
 def on_one_thread(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, list[float]]:
     """Return the tokens per second, round by round, of each way to train on one thread."""
     full = f"full*{recipe.model.n_layers}"
-    ways = {"nanoGPT, float32, eager, all-full": nanogpt_step(nanogpt, recipe)}
+    ways = {
+        f"nanoGPT, {precision}, {'compiled' if compiled else 'eager'}, all-full": nanogpt_step(
+            nanogpt, recipe, precision, compiled
+        )
+        for precision in ("float32", "bf16")
+        for compiled in (False, True)
+    }
     for name in (full, schedule):
         for precision, compiled in (("float32", False), ("bf16", False), ("bf16", True)):
             label = f"ours, AdamW, {precision}, {'compiled' if compiled else 'eager'}, {name}"
@@ -217,17 +236,30 @@ def on_one_thread(recipe: Recipe, schedule: str, nanogpt: Path) -> dict[str, lis
 
 
 def rows(rates: dict[str, list[float]]) -> list[dict[str, Any]]:
-    """Return each way's median rate, and its ratio to the first's, taken round by round."""
+    """Return each way's median rate, and its ratios, taken round by round: to the first way, and like for like.
+
+    ``like`` is the ratio to nanoGPT compiled and in bf16 on as many processes and threads.
+    """
     base, made = rates[next(iter(rates))], []
     for way, mine in rates.items():
-        ratios = sorted(rate / other for rate, other in zip(mine, base, strict=True))
-        row = {"way": way, "tokens_per_second": round(statistics.median(mine))}
-        row |= {
-            "ratio": round(statistics.median(ratios), 3),
-            "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
-        }
+        row = {"way": way, "tokens_per_second": round(statistics.median(mine))} | against(mine, base)
+        arrangement = way.rpartition(", ")[2]
+        like = next((r for w, r in rates.items() if COMPILED in w and w.endswith(arrangement)), None)
+        if like is None and "process" not in way:
+            like = next((rate for other, rate in rates.items() if COMPILED in other), None)
+        if like is not None:
+            row |= {f"like_{key}": value for key, value in against(mine, like).items()}
         made.append(row)
     return made
+
+
+def against(mine: list[float], other: list[float]) -> dict[str, Any]:
+    """Return the median ratio of two ways' rates, its least and its greatest."""
+    ratios = sorted(rate / base for rate, base in zip(mine, other, strict=True))
+    return {
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_range": [round(ratios[0], 3), round(ratios[-1], 3)],
+    }
 
 
 def main() -> None:
@@ -264,8 +296,9 @@ def main() -> None:
         print(f"{shape}: products {alone * 1e3:.1f} ms, {rate / 1e9:.0f} GFLOP/s, {alone / step:.0%} of a step")
         for row in [*made["one_thread"], *made["machine"]]:
             low, high = row["ratio_range"]
+            like = f"{row['like_ratio']:6.2f} {row['like_ratio_range']}" if "like_ratio" in row else ""
             print(
-                f"  {row['way']:60s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high})",
+                f"  {row['way']:60s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high}) {like}",
                 flush=True,
             )
 

@@ -2,8 +2,8 @@
 
 Command:  python analysis/throughput/stacked.py --nanogpt PATH_TO_A_NANOGPT_CHECKOUT [--rounds 9] [--only WORDS]
 Time:     a few minutes on one core, mostly compiling
-Shows:    tokens per second of one thread, as ratios to nanoGPT's, compiled and in bf16, interleaved round by round;
-          writes stacked.json
+Shows:    tokens per processor second of one thread, as ratios to nanoGPT's, compiled and in bf16, interleaved round by
+          round, so that other work on the machine matters little; writes stacked.json
 
 The stacked model is the proxy with the weights of K trials in one tensor each, (K, ...). All trials read the same
 batch, as paired seeds do. A layer's span is a mask (K, T, T) that the graph takes as an input, so one compiled graph
@@ -20,13 +20,14 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from bench import STEPS, _timed, batch, nanogpt_step, our_step, rows
+from bench import STEPS, batch, nanogpt_step, our_step, rows
 from torch import Tensor
 
 from layersearch.config.recipe import Recipe, load_recipe
@@ -52,8 +53,13 @@ def norm(x: Tensor, weight: Tensor) -> Tensor:  # (K, ..., width), (K, width) ->
     return F.rms_norm(x, x.shape[-1:], eps=1e-6) * weight.view(shape).to(x.dtype)
 
 
-def losses(weights: Weights, tokens: Tensor, targets: Tensor, masks: Tensor, recipe: Recipe) -> Tensor:
-    """Return the mean loss of each trial, (K,): tokens and targets (B, T), masks (layers, K, T, T), 0 or -inf."""
+def losses(
+    weights: Weights, tokens: Tensor, targets: Tensor, masks: Tensor, recipe: Recipe, products: bool = True
+) -> Tensor:
+    """Return the mean loss of each trial, (K,): tokens and targets (B, T), masks (layers, K, T, T), 0 or -inf.
+
+    ``products``: attention is two batched products and a softmax, else torch's own scaled dot product attention.
+    """
     model, (size, length) = recipe.model, tokens.shape
     count, heads, width = len(masks[0]), model.n_heads, model.head_dim
     cos, sin = (part.bfloat16() for part in rotary_table(length, width, model.rope_theta, tokens.device))
@@ -69,10 +75,15 @@ def losses(weights: Weights, tokens: Tensor, targets: Tensor, masks: Tensor, rec
             for name, each in (("q", q), ("k", k))
         )
         q, k, v = (
-            each.reshape(count, size, length, heads, width).permute(0, 1, 3, 2, 4).reshape(count, -1, length, width)
+            each.reshape(count, size, length, heads, width).transpose(2, 3).reshape(count, -1, length, width)
             for each in (q, k, v)
         )
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[at][:, None].to(q.dtype))
+        if products:
+            scores = torch.bmm(q.flatten(0, 1), k.flatten(0, 1).mT).view(count, -1, length, length).float()
+            shares = torch.softmax(scores * width**-0.5 + masks[at][:, None], dim=-1).to(q.dtype)
+            out = torch.bmm(shares.flatten(0, 1), v.flatten(0, 1))
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, attn_mask=masks[at][:, None].to(q.dtype))
         out = out.view(count, size, heads, length, width).transpose(2, 3).reshape(count, size * length, -1)
         x = x + torch.bmm(out, own["self_attn.o_proj.weight"].mT)
         h = norm(x, own["post_attention_layernorm.weight"])
@@ -92,7 +103,9 @@ LAYER = (
 )
 
 
-def stacked_step(recipe: Recipe, schedules: list[str], compiled: bool = True) -> Callable[[Tensor, Tensor], Tensor]:
+def stacked_step(
+    recipe: Recipe, schedules: list[str], *, compiled: bool = True, products: bool = True
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return one training step of several trials in bf16, with AdamW; it returns their losses, (K,)."""
     model, length = recipe.model, recipe.training.seq_len
     made = []
@@ -108,7 +121,7 @@ def stacked_step(recipe: Recipe, schedules: list[str], compiled: bool = True) ->
 
     def step(tokens: Tensor, targets: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            found = function(weights, tokens, targets, masks, recipe)
+            found = function(weights, tokens, targets, masks, recipe, products)
         found.sum().backward()
         gradients = [value.grad for value in weights.values() if value.grad is not None]
         squares = torch.stack([gradient.flatten(1).square().sum(dim=1) for gradient in gradients]).sum(dim=0)
@@ -158,9 +171,12 @@ def main() -> None:
     print(f"largest difference from the decoder: {check(recipe, schedule):.1e} nats", flush=True)
     makers: dict[str, tuple[Callable[[], Callable[[Tensor, Tensor], Any]], int]] = {
         "nanoGPT, bf16, compiled": (lambda: nanogpt_step(options.nanogpt, recipe, "bf16", True), 1),
+        "nanoGPT, bf16, eager": (lambda: nanogpt_step(options.nanogpt, recipe, "bf16"), 1),
+        "nanoGPT, float32, compiled": (lambda: nanogpt_step(options.nanogpt, recipe, "float32", True), 1),
         "nanoGPT, float32, eager": (lambda: nanogpt_step(options.nanogpt, recipe), 1),
         "ours, AdamW, bf16, compiled": (lambda: our_step(recipe, schedule, precision="bf16", compiled=True), 1),
-        "one graph, masks as inputs": (lambda: stacked_step(recipe, [schedule]), 1),
+        "one graph, torch's attention": (lambda: stacked_step(recipe, [schedule], products=False), 1),
+        "one graph, attention by products": (lambda: stacked_step(recipe, [schedule]), 1),
     }
     for count in (2, 4, 8):
         chosen = [other[at % layers] for at in range(count)]
@@ -171,16 +187,21 @@ def main() -> None:
     rates: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(options.rounds + 1):
         for name, step in ways.items():
-            taken = _timed(lambda step=step: step(tokens, targets))  # type: ignore[misc]
-            if round_:  # the first compiles and warms up
+            step(tokens, targets)
+            begun = time.process_time()
+            for _ in range(STEPS):
+                step(tokens, targets)
+            taken = (time.process_time() - begun) / STEPS
+            if round_:
                 rates[name].append(makers[name][1] * tokens.numel() / taken)
-    record = {"torch": torch.__version__, "rounds": options.rounds, "steps_a_round": STEPS, "ways": rows(rates)}
-    (HERE / "stacked.json").write_text(json.dumps(record, indent=1) + "\n")
+            else:  # the first compiles and warms up
+                print(f"compiled: {name}", flush=True)
+        if round_:
+            record = {"torch": torch.__version__, "rounds": round_, "steps_a_round": STEPS, "ways": rows(rates)}
+            (HERE / "stacked.json").write_text(json.dumps(record, indent=1) + "\n")
     for row in rows(rates):
         low, high = row["ratio_range"]
-        print(
-            f"{row['way']:40s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high})", flush=True
-        )
+        print(f"{row['way']:40s} {row['tokens_per_second']:8,d} tokens/s {row['ratio']:6.2f} ({low}-{high})")
 
 
 if __name__ == "__main__":

@@ -132,7 +132,9 @@ def load_bench_space(table: Path) -> BoundSpace:
 
 
 def load_bench(name: str) -> Benchmark:
-    """Read a benchmark: ``mix``, ``recall`` or ``text``, or the path of such a table beside its YAML files.
+    """Read a benchmark of trainings, ``mix``, ``recall``, ``text``, ``prose`` or ``deep``, or of a model, ``smollm2``.
+
+    The path of such a table beside its YAML files serves too.
 
     Raises:
         LayersearchError: if the file is missing, is no such table, or lacks trials.

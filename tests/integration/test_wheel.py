@@ -104,7 +104,7 @@ def test_wheel_installed_in_an_empty_folder_finds_its_files_and_runs(installed: 
 
 def test_load_bench_from_the_wheel_finds_every_table(installed: dict[str, str], tmp_path: Path) -> None:
     names = sorted(path.stem for path in (ROOT / "analysis" / "schedule_bench").glob("*.parquet"))
-    assert {"mix", "recall", "text"} <= set(names)
+    assert {"deep", "mix", "prose", "recall", "smollm2", "text"} <= set(names)
     script = f"from layersearch import load_bench\nfor name in {names}: print(load_bench(name).name)"
     command = [sys.executable, "-P", "-c", script]
     asked = subprocess.run(command, cwd=tmp_path, env=installed, capture_output=True, text=True, check=False)
