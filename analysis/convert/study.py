@@ -29,7 +29,8 @@ from typing import Any
 import torch
 
 from layersearch.config.loader import find_file
-from layersearch.config.recipe import TrainingConfig, load_recipe
+from layersearch.config.recipe import load_recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.data import open_source
 from layersearch.data.source import Source
 from layersearch.export.hf import save_weights, stock_config

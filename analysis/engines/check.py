@@ -29,7 +29,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.engines import ENGINES
 from layersearch.schedule import Schedule, Span

@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import LayersearchError
 from layersearch.export import FAMILIES, export, export_model, read_source
 from layersearch.export.engines import SERVING_FAMILIES

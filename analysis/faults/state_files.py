@@ -179,7 +179,7 @@ def _weights(way: str, number: int) -> Result:
 
 def _cache(name: str, way: str, number: int) -> Result:
     """Damage prepared data: they are prepared again."""
-    from layersearch.config.recipe import DataConfig
+    from layersearch.config.data import DataConfig
     from layersearch.data import open_source
 
     cache = _work() / "cache"

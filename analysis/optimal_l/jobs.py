@@ -16,7 +16,10 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import DataConfig, ModelConfig, Recipe, TrainingConfig, load_recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.files import UNTRAINED
 from layersearch.schedule import Schedule
 from layersearch.schedule.files import plain

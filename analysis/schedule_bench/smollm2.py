@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from train import save
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.sequences import document_sequences
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.model.pretrained import load_pretrained

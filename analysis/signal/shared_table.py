@@ -32,7 +32,8 @@ from scipy import stats
 from shared_weights import SPANS, decoder, tables, train
 from torch import Tensor
 
-from layersearch.config.recipe import TrainingConfig, load_recipe
+from layersearch.config.recipe import load_recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.data import open_source
 from layersearch.data.source import Source
 from layersearch.model.attention.dispatch import attend

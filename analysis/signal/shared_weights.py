@@ -47,7 +47,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.config.recipe import Recipe, TrainingConfig, load_recipe
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.data import open_source
 from layersearch.data.source import IGNORE, Source
 from layersearch.model.attention.dispatch import attend

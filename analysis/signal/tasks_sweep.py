@@ -17,7 +17,9 @@ from typing import Any
 
 import torch
 
-from layersearch.config.recipe import DataConfig, ModelConfig, TrainingConfig
+from layersearch.config.data import DataConfig
+from layersearch.config.model import ModelConfig
+from layersearch.config.training import TrainingConfig
 from layersearch.data.source import IGNORE
 from layersearch.data.tasks import TASKS
 from layersearch.model.decoder import Decoder

@@ -55,7 +55,7 @@ class Bench:
         shared: Bench | None = None,
         device: str = "cpu",
     ) -> None:
-        from layersearch.config.recipe import DataConfig
+        from layersearch.config.data import DataConfig
         from layersearch.data.sequences import document_sequences
         from layersearch.data.tokenizer import open_tokenizer
         from layersearch.model.pretrained import load_pretrained

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.config.selection import SelectionConfig
 from layersearch.convert.config import ConvertRecipe, load_convert_recipe
 from layersearch.convert.memory import MemoryEstimate, StepBytes, estimate_memory, step_bytes

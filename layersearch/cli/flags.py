@@ -86,7 +86,7 @@ def data_overrides(words: Sequence[str] | None) -> list[str]:
     Raises:
         DataError: if a word is neither a source nor a file, or such a word is not alone.
     """
-    from layersearch.config.recipe import SourceKind
+    from layersearch.config.data import SourceKind
 
     if not words:
         return []

@@ -8,10 +8,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from layersearch.config.data import DataConfig
 from layersearch.config.loader import build, find_file, override, read_yaml
-from layersearch.config.recipe import DataConfig, TrainingConfig
 from layersearch.config.selection import TaskName
 from layersearch.config.stages import StageConfig, divide
+from layersearch.config.training import TrainingConfig
 from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule
 

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from layersearch.config.corruption import corruption
-from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import Recipe
 from layersearch.config.stages import divide
+from layersearch.config.training import TrainingConfig
 from layersearch.data.cache import default_cache
 from layersearch.data.classes import MAKERS, open_classes
 from layersearch.data.lost_spans import LostSpans

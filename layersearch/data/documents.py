@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.hub import read_rows
 from layersearch.data.local_files import check_column, check_text, local_files, read_texts
 from layersearch.data.reading import Reading

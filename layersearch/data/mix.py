@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.source import Batch, Source, Tokens, digest
 from layersearch.data.tasks.recall import Recall
 from layersearch.data.text import Text, open_text

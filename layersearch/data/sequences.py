@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.cache import Prepared, default_cache, prepared
 from layersearch.data.classes import MAKERS
 from layersearch.data.documents import identity, origin, read_documents

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.cache import Prepared, prepared
 from layersearch.data.documents import Document, identity, origin, read_documents
 from layersearch.data.reading import Reading

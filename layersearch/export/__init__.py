@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.encoders import default_encoder, encoder_text, find_encoder
 from layersearch.export.encoders.remote import remote_encoder_files

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.capabilities import Capabilities
 from layersearch.export.hf import size_fields

@@ -14,7 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export.families import FAMILIES, Family
 from layersearch.export.files import write_files

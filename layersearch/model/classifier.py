@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.model.decoder import Decoder, mean_over_scored, token_losses
 from layersearch.schedule import Schedule
 

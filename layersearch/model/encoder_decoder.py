@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.data.source import IGNORE
 from layersearch.model.attention.dispatch import attend
 from layersearch.model.decoder import Attention, Decoder, Layer, RMSNorm, mean_over_scored, rotary_table, token_losses

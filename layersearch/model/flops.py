@@ -1,6 +1,7 @@
 """FLOPs and parameters of the proxy model, in closed form. One multiply-add counts as one FLOP."""
 
-from layersearch.config.recipe import ModelConfig, Recipe
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import Recipe
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops
 from layersearch.schedule.work import stacks

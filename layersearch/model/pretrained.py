@@ -13,7 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from layersearch.config.recipe import DataConfig, ModelConfig, Recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import Recipe
 from layersearch.data import hub
 from layersearch.data.gguf_file import is_gguf, opened
 from layersearch.data.quiet import quiet

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.model.decoder import Attention, Decoder, Layer, mean_over_scored, rotary_table, rotate, token_losses
 from layersearch.schedule import Schedule
 

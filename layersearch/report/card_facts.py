@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.convert.run_folder import ConvertFolder
 from layersearch.errors import RunFolderError
 from layersearch.export.card import CardFacts, Measure

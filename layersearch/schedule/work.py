@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layersearch.config.recipe import ModelConfig, Recipe
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import Recipe
 from layersearch.errors import located, require
 from layersearch.schedule.cost import check_cost, span_pairs
 from layersearch.schedule.schedule import Schedule

@@ -7,7 +7,7 @@ block's graph of the gates, and the logits of a few positions. Nothing else grow
 import math
 from dataclasses import dataclass
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.config.selection import SHORTER, SelectionConfig
 from layersearch.selection.layerwise import PIECE
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-from layersearch.config.recipe import SearchConfig
+from layersearch.config.search import SearchConfig
 from layersearch.files import LOCKS, parse_json
 from layersearch.results.result import PROPOSED
 from layersearch.schedule import Schedule

@@ -8,7 +8,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import DataConfig, Recipe, TrainingConfig
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import Recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.data import describe, open_training
 from layersearch.data.source import Source, check_marks
 from layersearch.files import FREE

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from layersearch.config.loader import build
-from layersearch.config.recipe import Recipe, default_pruner
+from layersearch.config.recipe import Recipe
+from layersearch.config.search import default_pruner
 from layersearch.errors import LayersearchError, RunFolderError
 from layersearch.files import (
     FORMAT,

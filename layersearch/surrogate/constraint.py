@@ -15,7 +15,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from layersearch.config.loader import build, read_yaml
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ConfigError, located, require
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import kv_cache_bytes

@@ -4,7 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import TrainingConfig
+from layersearch.config.training import TrainingConfig
 from layersearch.errors import ConfigError, one_line, require
 from layersearch.files import parse_json
 

@@ -21,7 +21,7 @@ import torch.distributed
 from torch import Tensor
 from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
 
-from layersearch.config.recipe import TrainingConfig
+from layersearch.config.training import TrainingConfig
 from layersearch.errors import RunFolderError, one_line
 from layersearch.training.deepspeed_config import check_with_deepspeed
 from layersearch.training.learning_rate import learning_rate_factor as learning_rate_factor  # also for importers

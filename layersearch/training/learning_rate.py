@@ -1,6 +1,6 @@
 """The learning rate of each optimizer step."""
 
-from layersearch.config.recipe import TrainingConfig
+from layersearch.config.training import TrainingConfig
 
 
 def learning_rate_factor(step: int, training: TrainingConfig) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from layersearch.config.recipe import Recipe, TrainingConfig
+from layersearch.config.recipe import Recipe
 from layersearch.config.stages import divide
+from layersearch.config.training import TrainingConfig
 from layersearch.errors import located
 from layersearch.model.flops import recipe_flops
 from layersearch.schedule import Schedule, Span

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from layersearch.config.data import DataConfig
 from layersearch.config.loader import build
-from layersearch.config.recipe import DataConfig, Recipe, load_recipe
+from layersearch.config.recipe import Recipe, load_recipe
 from layersearch.errors import ConfigError
 from layersearch.files import first_difference
 

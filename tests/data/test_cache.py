@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import layersearch
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import open_source
 from layersearch.data.cache import default_cache
 from layersearch.errors import DataError

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import describe, open_source
 from layersearch.data.documents import read_documents
 from layersearch.data.local_files import local_files, read_texts

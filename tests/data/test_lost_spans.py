@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from layersearch.config.corruption import corruption
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import open_source
 from layersearch.data.lost_spans import LostSpans
 from tests.data.test_source_contract import TEXTS

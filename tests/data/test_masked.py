@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from layersearch.config.recipe import DataConfig, load_recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.data.masked import Masked
 from layersearch.data.source import IGNORE
 from layersearch.errors import LayersearchError

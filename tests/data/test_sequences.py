@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.sequences import Sequences, _packed, document_sequences
 from layersearch.data.tokenizer import encode_each
 from layersearch.errors import DataError

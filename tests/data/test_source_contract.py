@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import open_source
 from layersearch.data.source import IGNORE, Source
 from layersearch.data.tasks import TASKS

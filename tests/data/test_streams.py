@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from layersearch.config.recipe import DataConfig, load_recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.data.source import IGNORE
 from layersearch.data.streams import Streams

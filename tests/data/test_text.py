@@ -14,7 +14,7 @@ import pytest
 from tokenizers import Tokenizer
 
 import layersearch
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import describe, open_source
 from layersearch.data.documents import stdlib_files
 from layersearch.data.source import IGNORE

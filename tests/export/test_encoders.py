@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
 from layersearch.export.capabilities import UnsupportedSchedule

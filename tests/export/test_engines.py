@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export import TARGETS, export
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES

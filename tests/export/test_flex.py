@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_mask
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.model.attention.reference import reference_attention
 from layersearch.schedule import Schedule

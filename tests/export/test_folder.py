@@ -11,7 +11,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export import SourceModel, decoder_source, export_model, read_source
 from layersearch.export.capabilities import UnsupportedSchedule

@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, LayersearchError
 from layersearch.export import export
 from layersearch.export.families import FAMILIES

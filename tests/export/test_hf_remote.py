@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, StaticCache
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.hf import MODELING
 from layersearch.export.remote import modeling_layersearch

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import LayersearchError
 from layersearch.export.families import FAMILIES
 from layersearch.export.hf import config_text, remote_config, stock_config

@@ -11,7 +11,7 @@ import torch
 import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, LayersearchError
 from layersearch.export.files import write_files
 from layersearch.export.hf import remote_files, save_remote, stock_config

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export import TARGETS, decoder_source, export, export_model
 from layersearch.model.decoder import Decoder

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 
 TEXTS = [f"document {number}: the quick brown fox, jumping {number * 7919 % 101} times\n" * 3 for number in range(60)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export.families import FAMILIES
 from layersearch.export.hf import known_fields, schedule_fields, size_fields
 from layersearch.export.verify.engines.references import load_state

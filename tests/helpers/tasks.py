@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import open_source
 from layersearch.data.source import Source
 

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data import open_source
 from layersearch.export.verify import verify
 from layersearch.schedule import Schedule

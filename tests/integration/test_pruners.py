@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from layersearch.config.loader import build
-from layersearch.config.recipe import Recipe, SearchConfig, load_recipe
+from layersearch.config.recipe import Recipe, load_recipe
+from layersearch.config.search import SearchConfig
 from layersearch.data import describe, open_source
 from layersearch.errors import UserError
 from layersearch.optimal_l.config import OptimalLConfig

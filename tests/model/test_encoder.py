@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from layersearch.config.recipe import ModelConfig, load_recipe
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.errors import ConfigError, ExportError
 from layersearch.export import export
 from layersearch.model.decoder import Decoder

@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from layersearch.config.corruption import corruption
-from layersearch.config.recipe import ModelConfig, load_recipe
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.errors import LayersearchError
 from layersearch.model.build import new_model
 from layersearch.model.encoder_decoder import EncoderDecoder

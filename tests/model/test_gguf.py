@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from layersearch.config.recipe import DataConfig, load_recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.data.gguf_file import opened
 from layersearch.errors import LayersearchError

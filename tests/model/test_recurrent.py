@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from layersearch.config.recipe import ModelConfig, load_recipe
+from layersearch.config.model import ModelConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.errors import LayersearchError
 from layersearch.model.decoder import Decoder
 from layersearch.model.recurrent import Recurrent

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.model.attention.reference import span_mask
 from layersearch.model.decoder import Decoder
 from layersearch.model.flops import model_flops

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import DataConfig, load_recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.export.families import FAMILIES
 from layersearch.model.pretrained import recipe_for

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from layersearch.config.recipe import SearchConfig, load_recipe
+from layersearch.config.recipe import load_recipe
+from layersearch.config.search import SearchConfig
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.space import Space

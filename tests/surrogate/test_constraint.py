@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ConfigError
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.bound_space import BoundSpace

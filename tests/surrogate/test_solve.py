@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ConfigError, RunFolderError
 from layersearch.results.analyze import analyze
 from layersearch.schedule import Schedule, Span

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from layersearch.config.loader import find_file
-from layersearch.config.recipe import TrainingConfig, load_recipe
+from layersearch.config.recipe import load_recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.errors import UserError
 from layersearch.training.deepspeed_config import deepspeed_config, zero_stage
 from layersearch.training.engine import learning_rate_factor

@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from layersearch.config.recipe import ModelConfig, TrainingConfig
+from layersearch.config.model import ModelConfig
+from layersearch.config.training import TrainingConfig
 from layersearch.model.decoder import Decoder
 from layersearch.schedule import Schedule
 from layersearch.training.optimizer import GroupedMuon, MuonAndAdamW, make_optimizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.classes.arrays import Arrays
 from layersearch.data.classes.digits import Digits
 from layersearch.data.classes.documents import Retrieval, TextClasses

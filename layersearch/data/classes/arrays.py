@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.classes.examples import CONTENT, Example, Maker
 from layersearch.data.source import require
 from layersearch.errors import DataError

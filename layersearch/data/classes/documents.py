@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.classes.examples import CONTENT, SEPARATOR, Example, Maker
 from layersearch.data.documents import identity, read_documents
 from layersearch.data.reading import Reading

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.cache import Prepared, prepared
 from layersearch.data.source import Batch, Source, Tokens, digest, generator, require
 

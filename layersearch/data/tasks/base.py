@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, Source, Tokens, digest, generator, require
 
 TRAIN, VALIDATION = 0, 1

@@ -31,7 +31,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.source import IGNORE, Batch, KnownAnswer
 from layersearch.data.tasks.base import Task, Uniform, choose, spread, to_integers
 

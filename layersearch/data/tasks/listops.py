@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.source import IGNORE, Batch, KnownAnswer, require
 from layersearch.data.tasks.base import Task, Uniform
 

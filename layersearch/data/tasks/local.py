@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 from layersearch.data.source import Batch, KnownAnswer, generator
 from layersearch.data.tasks.base import Task, Uniform, next_token, to_integers
 

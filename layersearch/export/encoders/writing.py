@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, one_line
 from layersearch.export.encoders.family import ENCODERS, WORDS, EncoderFamily
 from layersearch.export.encoders.reading import encoder_sizes

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import LayersearchError, one_line
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import quiet

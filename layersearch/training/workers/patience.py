@@ -1,6 +1,6 @@
 """How long a worker may be silent before it counts as hung."""
 
-from layersearch.config.recipe import TrainingConfig
+from layersearch.config.training import TrainingConfig
 from layersearch.training.record import HUNG
 from layersearch.training.workers.channel import BEAT_SECONDS
 

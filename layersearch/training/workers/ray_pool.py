@@ -19,7 +19,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from layersearch.config.recipe import Recipe, TrainingConfig
+from layersearch.config.recipe import Recipe
+from layersearch.config.training import TrainingConfig
 from layersearch.data import open_of
 from layersearch.errors import LayersearchError, one_line, require
 from layersearch.training.workers.pool import Pool

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from layersearch.config.recipe import DataConfig, load_recipe
+from layersearch.config.data import DataConfig
+from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.data.classes import MAKERS, Examples
 from layersearch.data.classes.documents import Retrieval

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from layersearch.config.data import DataConfig
 from layersearch.config.loader import build
-from layersearch.config.recipe import DataConfig
 from layersearch.data import describe
 from layersearch.data.source import IGNORE
 from layersearch.data.tasks import TASKS

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModel
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.verify import EncoderProof, verify
 from layersearch.export.verify.encoders import candidates

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export, export_model, read_source
 from layersearch.export.verify.engines import verify_in_engine
 from layersearch.export.verify.engines.environments import ENVIRONMENTS, installed

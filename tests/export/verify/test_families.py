@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export import export
 from layersearch.export.families import FAMILIES, IGNORE_LAYER_TYPES

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.hf import save_weights
 from layersearch.model.decoder import Decoder

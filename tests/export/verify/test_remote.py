@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.files import write_files
 from layersearch.export.hf import MODELING, remote_files

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from transformers import AutoModelForMaskedLM
 
 from layersearch.cli.main import main
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError
 from layersearch.export.encoders.remote import save_encoder
 from layersearch.export.verify import EncoderProof, verify

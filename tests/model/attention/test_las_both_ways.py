@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from layersearch.config.recipe import ModelConfig
+from layersearch.config.model import ModelConfig
 from layersearch.model.attention.dispatch import attend
 from layersearch.model.attention.las_both_ways import _tiles, center_values
 from layersearch.model.attention.operator import chunked_attention
