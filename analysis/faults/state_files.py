@@ -115,7 +115,7 @@ def _content(kind: str, out: Path) -> Any:
     if kind == "convert":
         found = [json.loads(line) for line in (out / "evaluations.jsonl").read_text().splitlines()]
         weights = hashlib.sha256((out / "model" / "model.safetensors").read_bytes()).hexdigest()
-        return [[one["moment"], one["step"], one["loss"]] for one in found], weights
+        return sorted([one["step"], one["moment"], one["loss"]] for one in found), weights
     records = [json.loads(line) for line in (out / "trials.jsonl").read_text().splitlines()]
     rows = sorted((r["schedule"], r["seed"], r["phase"], r["state"], r["loss"], r["metrics"]) for r in records)
     return json.loads(json.dumps(rows)), json.loads((out / "frontier.json").read_text())["winner"]

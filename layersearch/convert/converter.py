@@ -141,6 +141,7 @@ class _Converter:
         self.first = group.rank == 0
         self.began = time.perf_counter()
         self._kept: str | None = None  # the shards of the last checkpoint
+        self.evaluated: set[int] = set()  # steps of evaluations that an earlier process made
 
     def load(self, rope: dict[str, Any] | None) -> HFDecoder:
         """Return the model on this rank's device: sharded under ZeRO-3 on several ranks."""
@@ -165,7 +166,8 @@ class _Converter:
 
     def run(self, decoder: HFDecoder | None) -> None:
         """Do the rest of the conversion; ``decoder`` is the model with the recipe's RoPE, if it is loaded."""
-        done = {found.moment for found in self.folder.evaluations()}
+        held = self.folder.evaluations()
+        done, self.evaluated = {found.moment for found in held}, {found.step for found in held if found.step}
         if "converted" in done and self.folder.model.is_dir():
             return  # `convert` checked its weights
         decoder = self.load(self.job.rope) if decoder is None else decoder.to(self.group.device)
@@ -224,6 +226,12 @@ class _Converter:
         step = 0 if checkpoint is None else int(checkpoint["step"])
         if self.first:
             self.folder.rewind(step)
+            for gone in sorted(at for at in self.eval_steps - self.evaluated if at < step):
+                _LOG.warning(
+                    "%s: the evaluation of step %s is lost, and its weights are gone; the model is not changed by it",
+                    self.folder.path / "evaluations.jsonl",
+                    gone,
+                )
         for number, stage in enumerate(self.stages):
             end = stage.first + stage.training.steps
             # A stage that had just ended only gives its weights back.
@@ -244,6 +252,9 @@ class _Converter:
                     engine.load_shards(self.folder.shards, checkpoint["shards"])
                 else:
                     engine.load_state(checkpoint["engine"])
+                at = stage.first + first
+                if at in self.eval_steps - self.evaluated and at < self.steps:  # lost since this checkpoint
+                    self._evaluate_stage(decoder, stage, at)
             mark = time.perf_counter()
             # Each stage has its own seed, so it reads other texts.
             for inner, own in train_steps(engine, source, seed=self.job.seed + (number << 32), first=first):
@@ -260,9 +271,7 @@ class _Converter:
                         step=step, loss=loss, learning_rate=rate, seq_len=training.seq_len, seconds=seconds
                     )
                 if step in self.eval_steps and step < self.steps:
-                    decoder.set_schedule(self.schedule)
-                    self.evaluate(decoder, "training", step)
-                    decoder.set_schedule(stage.schedule)
+                    self._evaluate_stage(decoder, stage, step)
                 if step % self.recipe.checkpoint_steps == 0 or inner == training.steps:
                     self._save_checkpoint(step, engine)
                 self.listener(Step(step=step, steps=self.steps, loss=loss))
@@ -270,6 +279,12 @@ class _Converter:
             self._note_memory(engine)
         finally:
             engine.close()
+
+    def _evaluate_stage(self, decoder: HFDecoder, stage: Stage, step: int) -> None:
+        """Evaluate under the whole schedule in the middle of the training."""
+        decoder.set_schedule(self.schedule)
+        self.evaluate(decoder, "training", step)
+        decoder.set_schedule(stage.schedule)
 
     def _mean(self, loss: Tensor) -> float:
         """Return the mean of a loss over ranks."""

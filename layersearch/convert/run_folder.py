@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 from layersearch.config.loader import build
 from layersearch.convert.config import ConvertRecipe
@@ -82,12 +82,13 @@ class ConvertFolder:
             drop_torn_line(path / name)
 
     def evaluations(self) -> list[Evaluation]:
-        """Return the evaluations so far.
+        """Return the evaluations so far, in the order in which a conversion makes them.
 
         Raises:
             RunFolderError: if a line is damaged.
         """
-        return [build(Evaluation, line, f"{self.path / 'evaluations.jsonl'}") for line in self._lines("evaluations")]
+        found = [build(Evaluation, line, f"{self.path / 'evaluations.jsonl'}") for line in self._lines("evaluations")]
+        return sorted(found, key=lambda one: (one.step, get_args(Moment).index(one.moment)))
 
     def steps(self) -> list[dict[str, Any]]:
         """Return the log of the optimizer steps: step, loss in nats, learning rate, tokens, seconds.

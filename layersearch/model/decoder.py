@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from layersearch.config.model import ModelConfig
 from layersearch.data.source import IGNORE
@@ -171,6 +172,8 @@ class Decoder(nn.Module):
         self.config, self.compiled, self.softcap, self.sinks = config, compiled, 0.0, False
         self.both = config.bidirectional
         """Whether tokens see later ones."""
+        self.recomputes = False
+        """Whether layers keep their inputs only, and compute the rest again in the backward pass."""
         self.embed_tokens = nn.Embedding(vocab_size, config.d_model)
         self.layers = nn.ModuleList(Layer(config, span) for span in schedule)
         self.norm = RMSNorm(config.d_model)
@@ -207,12 +210,24 @@ class Decoder(nn.Module):
             # The residual stream stays float32. The tables are cast once, so rotation stays in q's precision.
             kind = torch.get_autocast_dtype(tokens.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
-        for layer in cast(list[Layer], list(self.layers)):
+
+        def run(layer: Layer, x: Tensor) -> Tensor:
             q, k, v = before(layer, x, cos, sin)
             span, more = layer.self_attn.span, layer.summaries(x, cos, sin, both)
             own = marked if span.global_marked else None
-            x = after(layer, x, attend(q, k, v, span, bidirectional=both, summaries=more, marked=own))
+            out: Tensor = after(layer, x, attend(q, k, v, span, bidirectional=both, summaries=more, marked=own))
+            return out
+
+        for layer in cast(list[Layer], list(self.layers)):
+            x = self.kept(run, layer, x)
         return x
+
+    def kept(self, run: Callable[..., Tensor], *given: Any) -> Tensor:
+        """Return ``run(*given)``; where the model `recomputes`, all that it made is freed until the backward pass."""
+        if self.recomputes and self.training and torch.is_grad_enabled():
+            made: Tensor = checkpoint(run, *given, use_reentrant=False, preserve_rng_state=False)
+            return made
+        return run(*given)
 
     def logits(self, tokens: Tensor) -> Tensor:  # (B, T) -> (B, T, V)
         """Return the scores of every next token."""

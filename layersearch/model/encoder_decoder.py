@@ -86,7 +86,7 @@ class EncoderDecoder(Decoder):
             kind = torch.get_autocast_dtype(given.device.type)
             cos, sin = cos.to(kind), sin.to(kind)
         for layer in cast(list[CrossLayer], list(self.decoder_layers)):
-            x = layer.run(x, held, cos, sin)
+            x = self.kept(layer.run, x, held, cos, sin)
         return x
 
     def forward(

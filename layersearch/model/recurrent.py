@@ -42,6 +42,7 @@ class Recurrent(Decoder):
     ) -> None:
         super().__init__(config, vocab_size, schedule)
         self.segment, self.memories = segment, memories
+        del self.recomputes  # its layers keep what their memories need
         self.states: list[Tensor] = []
         """The memory of each layer, (B, up to M, C); empty before the first call."""
 

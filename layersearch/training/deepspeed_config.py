@@ -30,6 +30,27 @@ def _is_auto(given: Any) -> bool:
     return given == "auto"
 
 
+def _parts(config: dict[str, Any]) -> int:
+    """Return into how many parts a step cuts a rank's sequences; 0: the file says none that can be."""
+    given = config.get("gradient_accumulation_steps", "auto")
+    return 1 if _is_auto(given) else given if type(given) is int else 0
+
+
+def _check_recomputation(config: dict[str, Any], path: Path) -> None:
+    """Refuse parts of DeepSpeed's activation checkpointing that are not done here."""
+    given = config.get("activation_checkpointing")
+    require(
+        given is None or isinstance(given, dict),
+        f"{path}: activation_checkpointing must be a mapping, not {given!r}; correct it",
+    )
+    wanted = sorted(key for key, value in (given or {}).items() if value and key != "profile")
+    require(
+        not wanted,
+        f"{path}: activation_checkpointing.{''.join(wanted[:1])} is not done here: layers are recomputed in the "
+        "backward pass, and nothing else; remove the key",
+    )
+
+
 def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
     """Read a DeepSpeed JSON and add the recipe's settings.
 
@@ -37,10 +58,17 @@ def deepspeed_config(training: TrainingConfig, path: Path) -> dict[str, Any]:
         ConfigError: if the file is not JSON, or contradicts the recipe; names the key.
     """
     config = _read(path)
+    rows, parts = training.batch_size // training.ranks, _parts(config)
+    require(
+        parts > 0 and rows % parts == 0,
+        f"{path}: gradient_accumulation_steps {parts} must divide the {rows} sequences that a rank has in each step "
+        "(training.batch_size / training.ranks)",
+    )
+    _check_recomputation(config, path)
     owned: dict[str, Any] = {
         "train_batch_size": training.batch_size,
-        "train_micro_batch_size_per_gpu": training.batch_size // training.ranks,
-        "gradient_accumulation_steps": 1,
+        "train_micro_batch_size_per_gpu": rows // parts,
+        "gradient_accumulation_steps": parts,
         "gradient_clipping": training.grad_clip,
     }
     if training.precision == "bf16":

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import FileStore, HashStore, Store, TCPStore
 
 from layersearch.config.training import TrainingConfig
-from layersearch.errors import RunFolderError, one_line
+from layersearch.errors import ConfigError, RunFolderError, one_line
 from layersearch.training.deepspeed_config import check_with_deepspeed
 from layersearch.training.learning_rate import learning_rate_factor as learning_rate_factor  # also for importers
 from layersearch.training.optimizer import make_optimizer
@@ -124,6 +124,9 @@ class Engine:
     def __init__(self, model: torch.nn.Module, training: TrainingConfig, config: dict[str, Any], group: RankGroup):
         self.group, self.training = group, training
         check_with_deepspeed(config, training)
+        config = dict(config)
+        if config.pop("activation_checkpointing", None) is not None:
+            _recompute(model, training)
         model.to(group.device)
         optimizer = make_optimizer(model, training)
         with warnings.catch_warnings():
@@ -143,11 +146,19 @@ class Engine:
             self._engine.enable_backward_allreduce = False
 
     def step(self, tokens: Tensor, targets: Tensor, marked: Tensor | None = None) -> Tensor:
-        """Take one optimizer step on this rank's rows, (B/ranks, T) each; return their mean loss, ()."""
-        loss = self._engine(tokens, targets, **_marks(marked))
-        self._engine.backward(loss)
-        self._engine.step()
-        return loss.detach()
+        """Take one optimizer step on this rank's rows, (B/ranks, T) each; return their mean loss, ().
+
+        The rows are cut into as many parts as gradients are accumulated over. DeepSpeed steps after the last one.
+        """
+        parts = self._engine.gradient_accumulation_steps()
+        marks = [None] * parts if marked is None else marked.chunk(parts)
+        losses = []
+        for some, wanted, own in zip(tokens.chunk(parts), targets.chunk(parts), marks, strict=True):
+            loss = self._engine(some, wanted, **_marks(own))
+            self._engine.backward(loss)
+            self._engine.step()
+            losses.append(loss.detach())
+        return losses[0] if parts == 1 else torch.stack(losses).mean()
 
     def token_losses(self, tokens: Tensor, targets: Tensor, marked: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return each target's loss in nats, and whether the top prediction was right, both (B, T)."""
@@ -216,6 +227,20 @@ class Engine:
             # DeepSpeed marks weights to be gathered in bf16 under autocast; left there, it would round what is saved.
             if hasattr(parameter, "comm_dtype"):
                 del parameter.comm_dtype
+
+
+def _recompute(model: torch.nn.Module, training: TrainingConfig) -> None:
+    """Let a model keep the inputs of its layers only, and compute the rest again in the backward pass."""
+    stock: Any = getattr(model, "model", None)
+    if hasattr(stock, "gradient_checkpointing_enable"):
+        stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        return
+    if not hasattr(model, "recomputes"):
+        raise ConfigError(
+            f"training.deepspeed {training.deepspeed}: activation_checkpointing is not for models with memories; "
+            "remove it"
+        )
+    model.recomputes = True
 
 
 def _marks(marked: Tensor | None) -> dict[str, Tensor]:

@@ -69,13 +69,16 @@ def run_trial(
     path = deepspeed_file(recipe)
     sharded = f"training.deepspeed {training.deepspeed} shards the weights; training.segments need ZeRO 0"
     require(work.segment is None or zero_stage(path) == 0, sharded)
+    config = deepspeed_config(training, path)
+    whole = f"training.deepspeed {training.deepspeed} accumulates gradients; training.segments need whole batches"
+    require(work.segment is None or config["gradient_accumulation_steps"] == 1, whole)
     model = _model(recipe, source, schedule, group)
     before = 0
     if training.start is not None:
         before = load_weights(model, Path(training.start.replace("{seed}", str(trial.seed))))
     shards = f"training.deepspeed {training.deepspeed} shards the weights, which are to be saved: use ZeRO 0-2"
     require(trial.save is None or zero_stage(path) < 3, shards)
-    engine = Engine(model, training, deepspeed_config(training, path), group)
+    engine = Engine(model, training, config, group)
     validation = source.validation(training.val_sequences)
     saved = None if unfinished is None else Unfinished(unfinished, trial, recipe, source.fingerprint, engine)
     begun = Begun() if saved is None else saved.load()

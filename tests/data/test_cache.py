@@ -109,7 +109,7 @@ def test_prepare_by_processes_at_once_agrees(config, tmp_path):
 import sys
 from pathlib import Path
 from layersearch.data import open_source
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 source = open_source(DataConfig(source="text", files=(sys.argv[1],), vocab_size=280), 16, Path(sys.argv[2]))
 print(source.fingerprint, source.train(seed=0, step=0, batch_size=2).tokens.tobytes().hex())
 """

@@ -120,7 +120,7 @@ import json, sys
 from pathlib import Path
 from layersearch.data import describe, open_source
 from layersearch.errors import DataError
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 for number, config in enumerate(json.loads(sys.argv[1])):
     try:
         print(json.dumps(["ok", describe(open_source(DataConfig(**config), 16, Path(sys.argv[2], str(number))))]))

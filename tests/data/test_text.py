@@ -103,7 +103,7 @@ PREPARE = """
 import sys
 from pathlib import Path
 from layersearch.data import open_source
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 source = open_source(DataConfig(source="stdlib", vocab_size=512, max_tokens=200_000), 64, Path(sys.argv[1]))
 batch = source.train(seed=5, step=9, batch_size=4)
 print(source.fingerprint, batch.tokens.tobytes().hex(), source.tokenizer_file)
@@ -140,7 +140,7 @@ def test_open_source_prepared_text_imports_no_heavy_library(stdlib, cache_dir):
 import sys
 from pathlib import Path
 from layersearch.data import open_source
-from layersearch.config.recipe import DataConfig
+from layersearch.config.data import DataConfig
 source = open_source(DataConfig(source="stdlib", vocab_size=1024), 64, Path(sys.argv[1]))
 source.train(seed=0, step=0, batch_size=2)
 print(source.fingerprint)

@@ -198,10 +198,15 @@ def test_convert_killed_ends_as_unbroken(
     assert not (folder / "model").exists()
     with log.open("a") as file:
         file.write('{"step": 7, "lo')  # what a kill in the middle of a write leaves
+    evaluations = folder / "evaluations.jsonl"
+    lost, *kept = evaluations.read_text().splitlines(keepends=True)
+    assert '"original"' in lost  # it is made again
+    evaluations.write_text("".join(kept))
     done = subprocess.run(command(base, folder), capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["evaluations"][-1]["step"] == 30
-    found = [json.loads(line) for line in (folder / "evaluations.jsonl").read_text().splitlines()]
+    found = json.loads(done.stdout)["evaluations"]
+    assert len(evaluations.read_text().splitlines()) == len(found)
     wanted = results["whole"]["evaluations"]
     assert [(one["moment"], one["step"], one["loss"]) for one in found] == [
         (one["moment"], one["step"], one["loss"]) for one in wanted

@@ -79,6 +79,17 @@ def test_trial_two_ranks_equals_one_rank_and_shards_moments(
         assert whole / 2 <= second <= whole / 2 + 512
 
 
+def test_trial_that_accumulates_and_recomputes_equals_the_plain_one(
+    one_rank: dict[str, TrialRecord], tmp_path: Path
+) -> None:
+    path = tmp_path / "ds.json"
+    path.write_text('{"gradient_accumulation_steps": 2, "activation_checkpointing": {}}')
+    (record,) = train(small(precision="float32", steps=STEPS["float32"], deepspeed=path), tmp_path, TRIAL)
+    assert record.state == "complete", record.error
+    wanted = one_rank["float32"].curve
+    assert [loss for _, loss in record.curve] == pytest.approx([loss for _, loss in wanted], abs=1e-4)
+
+
 @pytest.mark.parametrize(("stage", "same"), [(0, True), (3, False)])
 def test_local_pool_processes_are_kept_unless_zero3_leaks(stage: int, same: bool, tmp_path: Path) -> None:
     """A group trains many trials; under ZeRO-3, which leaks when initialised again, it is replaced."""

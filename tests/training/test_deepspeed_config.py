@@ -107,6 +107,13 @@ def test_deepspeed_config_auto_inside_a_key_is_accepted(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": "3"}}, "stage must be 0, 1, 2 or 3, not '3'"),
         ({"zero_optimization": {"stage": True}}, "stage must be 0, 1, 2 or 3, not True"),
         ({"zero_optimization": [3]}, "zero_optimization must be a mapping"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 must divide the 2 sequences"),
+        ({"gradient_accumulation_steps": "two"}, "gradient_accumulation_steps 0 must divide"),
+        (
+            {"activation_checkpointing": {"cpu_checkpointing": True}},
+            "activation_checkpointing.cpu_checkpointing is not",
+        ),
+        ({"activation_checkpointing": True}, "activation_checkpointing must be a mapping"),
     ],
 )
 def test_deepspeed_config_conflicting_file_is_refused_by_name(content: Any, said: str, tmp_path: Path) -> None:
@@ -125,3 +132,9 @@ def test_deepspeed_offload_keeps_the_recipes_optimizer(tmp_path: Path, stage: in
     path.write_text(f'{{"zero_optimization": {{"stage": {stage}, "offload_optimizer": {{"device": "cpu"}}}}}}')
     training = load_recipe("smoke").training
     assert deepspeed_config(training, path)["zero_force_ds_cpu_optimizer"] is False
+
+
+def test_deepspeed_config_accumulation_cuts_the_sequences_of_a_rank(tmp_path: Path) -> None:
+    config = deepspeed_config(TRAINING, file(tmp_path, {"gradient_accumulation_steps": 2}))
+    assert config["gradient_accumulation_steps"] == 2
+    assert (config["train_batch_size"], config["train_micro_batch_size_per_gpu"]) == (6, 1)
