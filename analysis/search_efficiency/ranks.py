@@ -15,6 +15,7 @@ within each table. All of it speaks of these tables: three are too few to speak 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -35,6 +36,8 @@ SECTIONS = (
     ("Landscapes, layersearch of today", LANDSCAPES, OURS, 60.0),
 )
 """Title, tables, ours, and the full trials up to which all are scored; a search that may spend less is left out."""
+FEWEST = 5
+"""Repetitions on every table; a search with fewer is left out."""
 Score = Callable[[list[list[float]]], float]
 Array = NDArray[np.float64]
 Traces = dict[tuple[str, str, bool, int], list[list[float]]]
@@ -137,9 +140,9 @@ def main() -> None:
     out = ["# Ranks", "", "Written by `ranks.py` from `contest.jsonl`. Rank 1 is the best.", ""]
     for title, corpora, mine, most in SECTIONS:
         for anchored in (False, True):
-            present = {(c, m) for c, m, with_anchors, _ in traces if with_anchors == anchored}
+            counts = Counter((c, m) for c, m, with_anchors, _ in traces if with_anchors == anchored)
             names = [mine, *(m for m in ALL if m != OURS)]
-            methods = [m for m in names if all((c, m) in present and limit(c, m) >= most for c in corpora)]
+            methods = [m for m in names if all(counts[c, m] >= FEWEST and limit(c, m) >= most for c in corpora)]
             if mine not in methods or len(methods) < 3:
                 continue
             words = "after the anchors of a real run" if anchored else "without anchors"
