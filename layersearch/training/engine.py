@@ -240,7 +240,8 @@ def _recompute(model: torch.nn.Module, training: TrainingConfig) -> None:
             f"training.deepspeed {training.deepspeed}: activation_checkpointing is not for models with memories; "
             "remove it"
         )
-    model.recomputes = True
+    own: Any = model
+    own.recomputes = True
 
 
 def _marks(marked: Tensor | None) -> dict[str, Tensor]:
