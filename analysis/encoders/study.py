@@ -1,9 +1,9 @@
 """Does the place of a full layer matter as much in an encoder, and what do other patterns give at equal cost?
 
 Command:  python analysis/encoders/study.py [--workers N] [--only encoder decoder t5]
-Time:     about an hour on one idle core; trials that are in records.jsonl are not trained again
-Shows:    encoder: 6 layers, masked language modeling on the standard library, 256 tokens. The patterns have the cost of
-          one full layer among windows of 4 tokens on each side, to the nearest size. decoder: the same places in a
+Time:     about 35 minutes on one idle core; trials that are in records.jsonl are not trained again
+Shows:    encoder: 4 layers, masked language modeling on the standard library, 128 tokens. The patterns have the cost of
+          one full layer among windows of 1 token on each side, to the nearest size. decoder: the same places in a
           decoder of equal size on the same text. t5: in the encoder of an encoder-decoder.
 
 Writes records.jsonl and tables.md beside itself. ``--toy`` writes into /tmp.

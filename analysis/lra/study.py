@@ -4,9 +4,9 @@ Command:  python analysis/lra/study.py [--workers N] [--only listops-encoder ...
 Time:     about 20 minutes on one idle core; trials that are in records.jsonl are not trained again
 Shows:    4 layers, classes read from the mean over the example. listops: the Long Range Arena's rules, but 6 to 31
           tokens in place of 500 to 2,000, 3 levels in place of 10 and 5 arguments in place of 10.
-          digits: MNIST-1D at 48 values (pip install mnist1d). Each of them as an
-          encoder and as a decoder, with neither part of LaS (2311.16620), decay alone, smoothing alone, and both;
-          beside windows, for what locality alone gives.
+          digits: MNIST-1D at 48 values (pip install mnist1d). Each of them as an encoder and as a decoder,
+          with neither part of LaS (2311.16620), decay alone, smoothing alone, and both. Encoders also have windows, for
+          what locality alone gives.
 
 Writes records.jsonl and tables.md beside itself. ``--toy`` writes into /tmp.
 """
