@@ -11,6 +11,7 @@ import torch
 
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
+from layersearch.files import parse_sealed
 from layersearch.model.pretrained import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
@@ -62,7 +63,7 @@ def test_run_pretrained_search_starts_from_the_model_weights(tmp_path: Path) -> 
         assert record["cost"] == budget_ratio(schedule, seq_len=TOKENS, n_heads=4)
     counted = json.loads((out / "flops.json").read_text())["forward_pass"]
     assert counted["all_full"] == {"schedule": "full*3", "attention_flops": full[0]["flops"]}
-    chosen = json.loads((out / "selectors.json").read_text())
+    chosen = parse_sealed((out / "selectors.json").read_text())
     assert {name.split("(")[0] for name in chosen} == {"restore_greedy", "remove_one"}
     names = {name for entry in result["entries"] for joined in entry["names"] for name in joined.split(" = ")}
     assert set(chosen) <= names

@@ -20,6 +20,7 @@ from layersearch.config.data import DataConfig
 from layersearch.config.recipe import load_recipe
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.export.families import FAMILIES
+from layersearch.files import parse_sealed
 from layersearch.model.pretrained import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
@@ -116,7 +117,7 @@ def test_selection_writes_its_files_and_exact_records(finished: Path) -> None:
         assert record["loss"] == record["curve"][-1][1]
         metrics = dict(record["metrics"])
         assert {name for name in metrics if name.startswith("accuracy_")} == {
-            f"accuracy_{task}" for task in json.loads((finished / "retrieval.json").read_text())
+            f"accuracy_{task}" for task in parse_sealed((finished / "retrieval.json").read_text())
         }
         mixed = 0.8 * metrics["text_loss"] + 0.2 * metrics["answer_loss"]
         assert record["loss"] == pytest.approx(mixed, abs=1e-6)
