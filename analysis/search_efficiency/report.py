@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 HERE = Path(__file__).resolve().parent
 SHARES = (0.9, 0.95, 0.99)
 OURS = ("layersearch", FROZEN)
-COLOURS = {
+COLORS = {
     "layersearch": "#0072B2",
     FROZEN: "#0072B2",
     "random": "#555555",
@@ -208,7 +208,7 @@ def draw(groups: dict[Group, list[list[list[float]]]], corpora: list[str]) -> No
     places = list(grid.flat)
     lines = {}
     for place, corpus in zip(places, corpora, strict=False):
-        for method, colour in COLOURS.items():
+        for method, shade in COLORS.items():
             traces = groups.get((corpus, method, False))
             if not traces:
                 continue
@@ -219,9 +219,9 @@ def draw(groups: dict[Group, list[list[list[float]]]], corpora: list[str]) -> No
                 FLOOR,
             )
             style = {"lw": 2.4 if own else 1.3, "ls": "--" if method == FROZEN else "-", "zorder": 4 if own else 3}
-            (lines[method],) = place.plot(end, middle, color=colour, **style)
+            (lines[method],) = place.plot(end, middle, color=shade, **style)
             if method in ("layersearch", "random"):
-                place.fill_between(end, low, high, color=colour, alpha=0.15, lw=0)
+                place.fill_between(end, low, high, color=shade, alpha=0.15, lw=0)
         place.axhline(0.01, color="black", lw=0.8, ls=":")
         place.annotate("99% found", (1, 0.0104), fontsize=8, ha="left", va="bottom")
         kind = "held out" if corpus in HELD_OUT else "used before" if corpus in OLD else "landscape"

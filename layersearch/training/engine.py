@@ -234,6 +234,7 @@ def _recompute(model: torch.nn.Module, training: TrainingConfig) -> None:
     stock: Any = getattr(model, "model", None)
     if hasattr(stock, "gradient_checkpointing_enable"):
         stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        model.train()  # transformers loads models for evaluation, where its layers recompute nothing
         return
     if not hasattr(model, "recomputes"):
         raise ConfigError(

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from layersearch.config.recipe import load_recipe
 from layersearch.model.build import new_model
+from layersearch.model.pretrained import load_pretrained
 from layersearch.schedule import Schedule
+from layersearch.training.engine import _recompute
+from tests.helpers.hf_models import save
 
 
 @pytest.mark.parametrize(
@@ -34,3 +39,13 @@ def test_recomputed_layers_run_twice_and_give_the_same_gradients(recipe: str, te
         found.append([value.grad for value in model.parameters() if value.grad is not None])
     assert calls == [2, 3]
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(*found, strict=True))
+
+
+def test_stock_model_loaded_for_evaluation_recomputes_too(tmp_path: Path) -> None:
+    model, calls = load_pretrained(str(save("llama", tmp_path / "model"))), []
+    model.model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: calls.append(1))
+    assert not model.model.training
+    _recompute(model, load_recipe("smoke").training)
+    tokens = torch.randint(20, (1, 8))
+    model(tokens, tokens).backward()
+    assert len(calls) == 2
