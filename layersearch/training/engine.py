@@ -232,8 +232,11 @@ class Engine:
 def _recompute(model: torch.nn.Module, training: TrainingConfig) -> None:
     """Let a model keep the inputs of its layers only, and compute the rest again in the backward pass."""
     stock: Any = getattr(model, "model", None)
-    if hasattr(stock, "gradient_checkpointing_enable"):
-        stock.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # transformers names it anew; the older name is what its oldest tested version has.
+    for name in ("activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if not hasattr(stock, name):
+            continue
+        getattr(stock, name)({"use_reentrant": False})
         model.train()  # transformers loads models for evaluation, where its layers recompute nothing
         return
     if not hasattr(model, "recomputes"):
