@@ -11,6 +11,11 @@ from layersearch.errors import require
 
 TaskKind = Literal["recall", "hops", "coreference", "listops", "local"]
 ClassKind = Literal["lra_listops", "pathfinder", "text_classes", "retrieval", "digits", "arrays"]
+ENCODERS_READ: dict[str, tuple[TaskKind, ...]] = {
+    "encoder": ("recall", "hops", "coreference"),
+    "encoder_decoder": ("recall",),
+}
+"""Generated tasks that models with an encoder learn without ``mask_share``: their answers are hidden."""
 Elsewhere = Literal["imdb", "aan", "cifar10"]
 """Sources of the Long Range Arena that a user must have: nothing is downloaded for them."""
 SourceKind = Literal[TaskKind, ClassKind, Elsewhere, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]

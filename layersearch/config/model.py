@@ -17,7 +17,8 @@ class ModelConfig(Strict):
     kind: Literal["decoder", "encoder", "encoder_decoder"] = "decoder"
     """``decoder``: no token sees a later one, and each predicts the next. ``encoder``: bidirectional, trained by masked
     language modeling (BERT). ``encoder_decoder``: two stacks, trained to write spans that the source lost (T5). The
-    last two need ``data.mask_share``."""
+    last two need ``data.mask_share``, or a generated task whose answers are hidden: recall, and in an encoder hops and
+    coreference. An encoder also reads sources with classes."""
     n_layers: Layers
     """Number of layers, L; of the stack that schedules speak of."""
     searched: Literal["encoder", "decoder"] | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from layersearch.config.corruption import corruption
-from layersearch.config.data import ClassKind, DataConfig, TaskKind
+from layersearch.config.data import ENCODERS_READ, ClassKind, DataConfig, TaskKind
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.config.model import ModelConfig
 from layersearch.config.search import SearchConfig
@@ -54,8 +54,13 @@ class Recipe(Strict):
             build(type(section), dataclasses.asdict(section), key)
         kind, masked = self.model.kind, self.data.mask_share is not None
         encoder, classes = kind != "decoder", self.data.n_classes is not None
-        learns = masked or not encoder or (classes and kind == "encoder")
-        require(learns, f"model.kind {kind} learns from masked text: set data.mask_share, such as 0.15")
+        tasks = ENCODERS_READ.get(kind, ())
+        learns = masked or not encoder or (classes and kind == "encoder") or self.data.source in tasks
+        require(
+            learns,
+            f"model.kind {kind} learns from masked text: set data.mask_share, such as 0.15, or take data.source "
+            f"{', '.join(tasks)}",
+        )
         require(classes or self.model.pooling is None, "model.pooling is for sources with classes; drop it")
         require(
             self.model.pooling != "first" or encoder,
@@ -84,7 +89,8 @@ class Recipe(Strict):
     @property
     def source_and_target(self) -> tuple[int, int]:
         """Tokens of an encoder_decoder's source and target."""
-        assert self.data.mask_share is not None
+        if self.data.mask_share is None:  # the answers of a generated task: each a sentinel and a token
+            return self.training.seq_len, 2 * self.data.queries
         found = corruption(self.training.seq_len, self.data.mask_share)
         return found.source, found.target
 

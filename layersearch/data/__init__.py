@@ -10,6 +10,7 @@ from layersearch.config.data import DataConfig
 from layersearch.config.recipe import Recipe
 from layersearch.config.stages import divide
 from layersearch.config.training import TrainingConfig
+from layersearch.data.answers import HiddenAnswers, WrittenAnswers
 from layersearch.data.cache import default_cache
 from layersearch.data.classes import MAKERS, open_classes
 from layersearch.data.lost_spans import LostSpans
@@ -36,13 +37,17 @@ def open_source(
         config: the data section.
         seq_len: tokens in a sequence.
         cache: folder of prepared text; None: `default_cache`.
-        kind: the model's kind: what ``mask_share`` means depends on it.
+        kind: the model's kind: what ``mask_share`` means, and what a task hides, depends on it.
         training: the training section, whose ``segments`` read on in a text; None: sequences are drawn anywhere.
 
     Raises:
         DataError: names the wrong key and the remedy.
     """
     if config.source in TASKS:
+        if kind == "encoder":
+            return HiddenAnswers(config, seq_len)
+        if kind == "encoder_decoder":
+            return WrittenAnswers(config, seq_len)
         return TASKS[config.source](config, seq_len)
     if config.source in MAKERS:
         return open_classes(config, seq_len, cache or default_cache())

@@ -131,8 +131,10 @@ def _vocabulary(recipe: Recipe) -> int:
         return open_of(recipe).vocab_size
     local = tokenizer.tokenizer_path(recipe.data.tokenizer) if recipe.data.tokenizer else None
     size = tokenizer.vocab_size(tokenizer.load_tokenizer(local)) if local else recipe.data.vocab_size
-    if recipe.data.mask_share is None:
+    if recipe.model.kind == "decoder":
         return size
+    if recipe.data.mask_share is None:  # the answers of a generated task are hidden
+        return size + 1 + (recipe.data.queries if recipe.target_len is not None else 0)
     more = corruption(recipe.training.seq_len, recipe.data.mask_share).spans if recipe.target_len is not None else 0
     return size + 1 + more
 

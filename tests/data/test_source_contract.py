@@ -55,8 +55,13 @@ def masked(folder: Path, cache: Path) -> Source:
     return open_source(config, SEQ_LEN, cache)
 
 
+def hidden(folder: Path, cache: Path) -> Source:
+    settings = {key: value for key, value in SMALL["recall"].items() if key != "seq_len"}
+    return open_source(DataConfig(source="recall", **settings), SEQ_LEN, cache, kind="encoder")
+
+
 SOURCES: dict[str, Opener] = {
-    **{opener.__name__: opener for opener in (text, jsonl, parquet, stdlib, mix, masked)},
+    **{opener.__name__: opener for opener in (text, jsonl, parquet, stdlib, mix, masked, hidden)},
     **{name: lambda folder, cache, name=name: open_task(name, **SMALL[name]) for name in TASKS},
 }
 

@@ -32,8 +32,9 @@ class Task(Source):
     keys: ClassVar[tuple[str, ...]]
     """Keys of the data section that the task reads, beside ``vocab_size``."""
 
-    def __init__(self, config: DataConfig, seq_len: int) -> None:
+    def __init__(self, config: DataConfig, seq_len: int, beside: int = 0) -> None:
         self.seq_len, self.vocab_size, self._fillers = seq_len, config.vocab_size, config.fillers
+        self._beside = beside  # tokens of a whole sequence that are not the task's; messages speak of the whole
         self.config = replace(config, fillers=config.fillers or max(1, config.vocab_size // 8))
         parameters = {key: getattr(self.config, key) for key in self.keys}
         self.details = {"parameters": parameters}
@@ -56,7 +57,8 @@ class Task(Source):
 
     def need_length(self, least: int, cause: str, more: str = "") -> int:
         """Require a sequence of ``least`` tokens; return the tokens to spare."""
-        message = f"training.seq_len {self.seq_len} is too short for {cause}: raise it to {least}{more}"
+        whole, enough = self.seq_len + self._beside, least + self._beside
+        message = f"training.seq_len {whole} is too short for {cause}: raise it to {enough}{more}"
         require(self.seq_len >= least, message)
         return self.seq_len - least
 

@@ -1,0 +1,94 @@
+"""Where does an encoder, and an encoder-decoder, need a full layer to recall? The answer is known for a decoder.
+
+Command:  python analysis/encoders/answers.py [--workers N] [--only decoder encoder t5-1 t5-2]
+Time:     about 30 minutes on one idle core; trials that are in answers.jsonl are not trained again
+Shows:    associative recall. All windows together reach less far than from a query to its pair. decoder: one full layer
+          above a local one is needed and enough. encoder: the same places; the answers are hidden. t5-1 and t5-2: the
+          schedule stands in the encoder of an encoder-decoder whose decoder, all full, has one or two layers.
+
+Writes answers.jsonl and answers.md beside itself. ``--toy`` writes into /tmp.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from layersearch.config.loader import build  # noqa: E402
+from layersearch.config.recipe import Recipe  # noqa: E402
+from layersearch.schedule import Schedule  # noqa: E402
+from trials import Group, arguments, read, run, table, toy  # noqa: E402
+
+LAYERS, SEEDS = 4, 3
+KINDS: dict[str, dict[str, Any]] = {
+    "decoder": {"kind": "decoder"},
+    "encoder": {"kind": "encoder"},
+    "t5-1": {"kind": "encoder_decoder", "other_layers": 1},
+    "t5-2": {"kind": "encoder_decoder", "other_layers": 2},
+}
+DATA = {"source": "recall", "vocab_size": 32, "pairs": 4, "queries": 4, "distance": 17}
+"""Four layers of windows reach 4 tokens."""
+PLACES: dict[str, tuple[int, ...]] = {
+    "none": (),
+    "full at 0": (0,),
+    "full at 1": (1,),
+    "full at 2": (2,),
+    "full at 3": (3,),
+    "l = 2": (1, 3),
+    "all full": tuple(range(LAYERS)),
+}
+
+
+def group(name: str) -> Group:
+    """Return the schedules of a kind of model."""
+    model = KINDS[name] | {
+        "n_layers": LAYERS,
+        "d_model": 64,
+        "n_heads": 2,
+        "n_kv_heads": 2,
+        "d_ff": 160,
+        "qk_norm": True,
+        "tie_embeddings": False,
+        "init": "width",
+    }
+    training = {
+        "seq_len": 36,
+        "batch_size": 32,
+        "steps": 300,
+        "optimizer": "muon",
+        "muon_learning_rate": 0.02,
+        "learning_rate": 0.004,
+        "warmup_steps": 20,
+        "val_sequences": 256,
+        "precision": "float32",
+        "compile": False,
+    }
+    recipe = build(Recipe, {"name": f"answers-{name}", "model": model, "data": DATA, "training": training}, name)
+    near = "window:2" if name == "decoder" else "window:1"
+    schedules = {
+        place: Schedule.parse(" ".join("full" if layer in full else near for layer in range(LAYERS)))
+        for place, full in PLACES.items()
+    }
+    return Group(name=name, recipe=recipe, schedules=schedules, seeds=SEEDS)
+
+
+def main() -> None:
+    """Train what is missing and write the tables."""
+    options = arguments(str(__doc__))
+    folder = Path("/tmp/answers-toy") if options.toy else HERE
+    folder.mkdir(exist_ok=True)
+    asked = [toy(group(name)) if options.toy else group(name) for name in KINDS]
+    run(asked, folder / "answers.jsonl", options.workers, options.only)
+    rows = read(folder / "answers.jsonl")
+    parts = [f"## {name}\n\n{table(rows, name, 'recall_accuracy', 'none')}" for name in KINDS]
+    (folder / "answers.md").write_text(
+        "Written by `answers.py`. Intervals are 95%, paired by seed.\n\n" + "\n".join(parts)
+    )
+
+
+if __name__ == "__main__":
+    main()
