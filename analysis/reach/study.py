@@ -2,9 +2,9 @@
 
 Command:  python analysis/reach/study.py [--workers N]
 Time:     about 20 minutes on one idle core; trials that are in records.jsonl are not trained again
-Shows:    decoders and encoders of 4 layers on the generated task `coreference`. All windows together reach less far than
-          from one document to the next. One and two full layers stand at the bottom, in the middle and at the top,
-          beside two apart, three at the bottom, none and all. The same for several hops is in ../optimal_l.
+Shows:    decoders and encoders of 4 layers on the generated task `coreference`. All windows together reach less far
+          than from one document to the next. One and two full layers stand at the bottom, in the middle and at the
+          top, beside two apart, three at the bottom, none and all. The same for several hops is in ../optimal_l.
 
 Encoders answer at the end of a query, as decoders do; no answer stands in the sequence. Writes records.jsonl and
 tables.md beside itself. ``--toy`` writes into /tmp.
