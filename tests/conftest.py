@@ -14,7 +14,7 @@ import pytest
 
 pytest.register_assert_rewrite("tests.helpers")
 
-# Where transformers copies the modelling files that it runs; it reads this when it is imported.
+# Where transformers copies the modeling files that it runs; it reads this when it is imported.
 os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp()
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 

@@ -3,7 +3,7 @@
 Command:  python analysis/convert/figure.py
 Time:     seconds
 Writes:   recovery.png, recovery.svg
-Shows:    loss above the original's against optimiser steps after the switch, one panel a budget, one line a placement;
+Shows:    loss above the original's against optimizer steps after the switch, one panel a budget, one line a placement;
           the table's recovered share is (switched - after the last step) / (switched - original), of gaps over 0.05
 """
 
@@ -60,7 +60,7 @@ def draw(figure: Figure, top: float, original: float, losses: Losses) -> None:
     for column, budget in enumerate(budgets):
         axes = figure.add_subplot(grid[column], sharey=first)
         first = first or axes
-        for place, (colour, marker, label) in STYLES.items():
+        for place, (color, marker, label) in STYLES.items():
             by_step = losses.get((budget, place))
             if not by_step:
                 continue
@@ -70,8 +70,8 @@ def draw(figure: Figure, top: float, original: float, losses: Losses) -> None:
             if any(mean.low is not None for mean in means):
                 low = [(mean.low if mean.low is not None else mean.mean) - original for mean in means]
                 high = [(mean.high if mean.high is not None else mean.mean) - original for mean in means]
-                axes.fill_between(range(len(steps)), low, high, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(range(len(steps)), above, color=colour, marker=marker, markersize=5, linewidth=1.4, label=label)
+                axes.fill_between(range(len(steps)), low, high, color=color, alpha=0.15, linewidth=0)
+            axes.plot(range(len(steps)), above, color=color, marker=marker, markersize=5, linewidth=1.4, label=label)
             axes.set_xticks(range(len(steps)), [str(step) for step in steps])
         axes.axhline(0, color="black", linewidth=0.8)
         axes.plot(
@@ -87,7 +87,7 @@ def draw(figure: Figure, top: float, original: float, losses: Losses) -> None:
             axes.tick_params(labelleft=False)
         else:
             axes.set_ylabel("validation loss above the original, nats")
-    figure.supxlabel("optimiser steps after the switch", fontsize=10, y=0.115)
+    figure.supxlabel("optimizer steps after the switch", fontsize=10, y=0.115)
     handles, labels = [], []
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):

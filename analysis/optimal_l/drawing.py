@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from report import Row
 
-COLOURS = {
+COLORS = {
     "all-full": "#000000",
     "all-sparse": "#9A9A9A",
     "bottom": "#D55E00",
@@ -67,17 +67,17 @@ def _dots(axes: Axes, group: Group, rows: Sequence[Row]) -> None:
             continue
         if not low <= gap.mean <= high:
             edge = high if gap.mean > high else low
-            colour = GRAY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
-            axes.plot([edge], [y], ">" if gap.mean > high else "<", ms=7, color=colour, zorder=4)
+            color = GRAY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
+            axes.plot([edge], [y], ">" if gap.mean > high else "<", ms=7, color=color, zorder=4)
             axes.annotate(f"{gap.mean:+.2f}", (edge, y), (-8 if gap.mean > high else 8, 0), textcoords="offset points",
                           ha="right" if gap.mean > high else "left", va="center", fontsize=8)  # fmt: skip
             continue
-        colour = GRAY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
+        color = GRAY if not gap.excludes_zero else BLUE if gap.mean < 0 else VERMILION
         if gap.low is not None and gap.high is not None:
-            axes.plot([max(gap.low, low), min(gap.high, high)], [y, y], "-", color=colour, lw=1.4, zorder=3)
+            axes.plot([max(gap.low, low), min(gap.high, high)], [y, y], "-", color=color, lw=1.4, zorder=3)
             caps = [end for end in (gap.low, gap.high) if low <= end <= high]
-            axes.plot(caps, [y] * len(caps), "|", color=colour, ms=5, zorder=3)
-        axes.plot([gap.mean], [y], "o", ms=6, color=colour, mec="white", mew=0.6, zorder=4)
+            axes.plot(caps, [y] * len(caps), "|", color=color, ms=5, zorder=3)
+        axes.plot([gap.mean], [y], "o", ms=6, color=color, mec="white", mew=0.6, zorder=4)
     axes.axvline(0.0, color=BLACK, lw=0.8, zorder=1)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_yticks(range(len(rows)), [f"{row.label}  {row.cost:.3f}" for row in rows], fontsize=8)
@@ -97,7 +97,7 @@ def first_name(row: Row) -> str:
 def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) -> list[Path]:
     """Draw every line's mean loss along training, less the median of all lines, so that crossings show."""
     labels = sorted({first_name(row) for _, rows in found for row in rows})
-    style = {label: ("s" if "(2)" in label else "o", COLOURS[label.partition("(")[0]]) for label in labels}
+    style = {label: ("s" if "(2)" in label else "o", COLORS[label.partition("(")[0]]) for label in labels}
 
     def draw(figure: Figure, top: float) -> None:
         rows_of_axes = (len(found) + 1) // 2
@@ -108,8 +108,8 @@ def draw_ranks(found: Sequence[tuple[Group, Sequence[Row]]], path_stem: Path) ->
             left=0.085, right=0.985, bottom=1.25 / tall, top=top - 0.25 / tall, hspace=0.4, wspace=0.2
         )
         for label in labels:
-            marker, colour = style[label]
-            figure.axes[0].plot([], [], marker + "-", ms=4, lw=1.3, color=colour, label=label)
+            marker, color = style[label]
+            figure.axes[0].plot([], [], marker + "-", ms=4, lw=1.3, color=color, label=label)
         figure.legend(loc="lower center", fontsize=8.5, frameon=False, ncols=5)
 
     title = [
@@ -124,9 +124,9 @@ def _ranks(axes: Axes, group: Group, rows: Sequence[Row], style: Mapping[str, tu
     means = {first_name(row): [sum(c[at] for c in row.curves) / len(row.curves) for at in steps] for row in rows}
     middle = [median(values) for values in zip(*means.values(), strict=True)]
     for label, found in means.items():
-        marker, colour = style[label]
+        marker, color = style[label]
         values = [value - mid for value, mid in zip(found, middle, strict=True)]
-        axes.plot([step / steps[-1] for step in steps], values, marker + "-", ms=4, lw=1.3, color=colour)
+        axes.plot([step / steps[-1] for step in steps], values, marker + "-", ms=4, lw=1.3, color=color)
     axes.set_title(group.name.replace("-", ", "), fontsize=9.5)
     axes.set_yscale("symlog", linthresh=_NEAR, linscale=0.5)
     ticks = [sign * size for size in (0.02, 0.1, 0.5, 2.0) for sign in (-1, 1)]

@@ -167,9 +167,9 @@ def draw(rows: list[dict[str, object]]) -> None:
     figure, both = plt.subplots(1, 2, figsize=(9.6, 4.0))
     labels = {"ask_seconds": "seconds a proposal", "solve_cpu_seconds": "processor seconds of solve"}
     for axes, (key, label) in zip(both, labels.items(), strict=True):
-        for kind, marker, colour in (("free", "o", "#0072B2"), ("tied", "s", "#D55E00"), ("pattern", "^", "#009E73")):
+        for kind, marker, color in (("free", "o", "#0072B2"), ("tied", "s", "#D55E00"), ("pattern", "^", "#009E73")):
             mine = [row for row in rows if row["kind"] == kind]
-            axes.plot([r["layers"] for r in mine], [r[key] for r in mine], marker + "-", color=colour, label=kind)
+            axes.plot([r["layers"] for r in mine], [r[key] for r in mine], marker + "-", color=color, label=kind)
         axes.set_ylim(0, 1.1 * max(1.0, *(r[key] for r in rows)))
         axes.set_xticks(LAYERS)
         axes.set_xlabel("layers, 6 choices each")

@@ -12,7 +12,7 @@ Shows:    rank correlation of the schedules' losses under shared weights with th
 
 Spans carry no weights, so a network can run a batch whose sequences follow different schedules: attention is called
 once per span on the rows that use it, everything else on the whole batch. A schedule is a word of letters, ``w`` for
-the window and ``f`` for full, bottom layer first. Training is the package's own model, optimiser and learning-rate
+the window and ``f`` for full, bottom layer first. Training is the package's own model, optimizer and learning-rate
 curve in a plain loop (no DeepSpeed, no compilation), on one thread.
 
 Ways to choose what a step trains, 32 sequences a step unless said otherwise:

@@ -33,7 +33,7 @@ UNSUPPORTED_ARGUMENTS = {
 PROBE_TOKENS = 24
 """Tokens of the sequence on which the model is compared with the stock one."""
 PROBE_STRIDE = 7919
-"""Difference of neighbouring token ids in that sequence; a prime."""
+"""Difference of neighboring token ids in that sequence; a prime."""
 LOGIT_TOLERANCE = {torch.bfloat16: 0.1}
 """Largest difference from the stock model's logits, relative to the largest logit, by weight type; else 1e-3."""
 

@@ -20,7 +20,7 @@ from tests.helpers.refusals import RUN, SMOKE, Line, Refuses, write
             ("'training.warm_up_steps'", "did you mean 'warmup_steps'"),
             id="unknown nested key",
         ),
-        pytest.param(SMOKE + "zzz: 1\n", ("'zzz'", "known: name, model"), id="key without neighbour"),
+        pytest.param(SMOKE + "zzz: 1\n", ("'zzz'", "known: name, model"), id="key without neighbor"),
         pytest.param(SMOKE.replace("  steps: 8\n", ""), ("'training.steps'", "add it"), id="missing key"),
         pytest.param(re.sub(r"(?m)^data:.*\n", "", SMOKE), ("'data'", "add it"), id="missing section"),
         pytest.param(

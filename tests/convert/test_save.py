@@ -48,7 +48,7 @@ def test_save_model_converted_is_saved_where_its_schedule_holds(family: str, tmp
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
 def test_save_model_converted_twice_is_saved_again(family: str, tmp_path: Path) -> None:
-    """Its own modelling file is not run for that; what it sees is the original that losses are compared with."""
+    """Its own modeling file is not run for that; what it sees is the original that losses are compared with."""
     decoder = HFDecoder(make(family))
     schedule = Schedule.parse("block:5 full window:4/2")
     decoder.set_schedule(schedule)

@@ -68,7 +68,7 @@ def a_run(
 ) -> list[TrialRecord]:
     """Return a whole run: all-full, all-sparse and placements at the budget, proposals, halving, fresh seeds.
 
-    The true loss falls by ``gap`` with the first full layer, less with each further one, and favours late layers.
+    The true loss falls by ``gap`` with the first full layer, less with each further one, and favors late layers.
     """
     rng = np.random.default_rng(seed)
     most = max(1, int((budget - WINDOW_COST) / (1 - WINDOW_COST) * layers))

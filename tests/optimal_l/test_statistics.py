@@ -123,9 +123,9 @@ def test_failures_plain_noise_is_not_called_a_failure(seeds: int) -> None:
 def test_trimmed_mean_has_the_interval_of_scipy(n: int, out: int) -> None:
     sample = np.random.default_rng(12).normal(0.0, 1.0, n)
     low, high = mstats.trimmed_mean_ci(sample, limits=(out / n + 1e-9, out / n + 1e-9), alpha=0.05)
-    centre = 10.0  # any delta: moving all values moves the interval
-    assert p_within(list(sample + centre), centre + high) == pytest.approx(0.025, rel=1e-4)
-    assert p_beyond(list(sample + centre), centre + low) == pytest.approx(0.025, rel=1e-4)
+    center = 10.0  # any delta: moving all values moves the interval
+    assert p_within(list(sample + center), center + high) == pytest.approx(0.025, rel=1e-4)
+    assert p_beyond(list(sample + center), center + low) == pytest.approx(0.025, rel=1e-4)
 
 
 def test_p_values_one_seed_shows_nothing_and_equal_losses_are_within() -> None:

@@ -144,7 +144,7 @@ def test_model_bytes_equal_those_of_deepspeed(stage: int, observed: dict[str, di
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_model_bytes_follow_the_optimizer(optimizer: str) -> None:
-    """Weights, gradients and what the optimiser keeps after one step of one rank, to the byte."""
+    """Weights, gradients and what the optimizer keeps after one step of one rank, to the byte."""
     recipe = load_recipe("smoke", [f"training.optimizer={optimizer}"])
     model = Decoder(recipe.model, 64, Schedule.parse(f"full*{recipe.model.n_layers}"))
     made = make_optimizer(model, recipe.training)

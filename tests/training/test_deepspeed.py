@@ -92,7 +92,7 @@ def test_trial_that_accumulates_and_recomputes_equals_the_plain_one(
 
 @pytest.mark.parametrize(("stage", "same"), [(0, True), (3, False)])
 def test_local_pool_processes_are_kept_unless_zero3_leaks(stage: int, same: bool, tmp_path: Path) -> None:
-    """A group trains many trials; under ZeRO-3, which leaks when initialised again, it is replaced."""
+    """A group trains many trials; under ZeRO-3, which leaks when initialized again, it is replaced."""
     seen: list[tuple[int, ...]] = []
     pool = LocalPool(small(deepspeed=f"zero{stage}"), 1, tmp_path)
 

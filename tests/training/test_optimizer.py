@@ -1,4 +1,4 @@
-"""The optimiser: what Muon takes, what AdamW takes, and that together they are themselves."""
+"""The optimizer: what Muon takes, what AdamW takes, and that together they are themselves."""
 
 from __future__ import annotations
 
