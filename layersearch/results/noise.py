@@ -13,6 +13,7 @@ from statistics import fmean
 import numpy as np
 
 from layersearch.results import stats
+from layersearch.results.chosen import chosen_confidence
 from layersearch.results.moderated import Prior
 from layersearch.results.result import PROPOSED, Entry, Fidelity, Noise, Signal, Spread, not_none
 from layersearch.training.record import TrialRecord
@@ -133,7 +134,7 @@ def measure_noise(
             if len(a.keys() & b.keys()) > 1
         ]
         floor_range = min(halves), max(halves)
-        each, degrees = stats.corrected_confidence(confidence, comparisons), prior.degrees if prior else 0.0
+        each, degrees = chosen_confidence(confidence, comparisons), prior.degrees if prior else 0.0
         detectable = stats.detectable_difference(paired, seeds, each, prior_degrees=degrees)
         if detectable:
             smaller = [size for size in ROUND_SIZES if size < detectable][:N_SMALLER]
