@@ -1,7 +1,7 @@
 """Intervals of a schedule that was chosen by the same losses that measure it.
 
-The lowest of several mean losses is low partly by luck. Luck of this kind has one direction: the schedule that is chosen
-is truly worse than it looks, hardly ever better. So the error of its own direction is counted for every schedule that
+The lowest of several mean losses is low partly by luck. This luck has one direction: the schedule that is chosen is
+truly worse than it looks, hardly ever better. So the error of its own direction is counted for every schedule that
 could have been chosen, and the error of the other direction once. `docs/methods/winner.md` has the argument, and
 `analysis/calibration` what the intervals hold.
 """

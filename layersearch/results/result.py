@@ -45,8 +45,8 @@ class Entry:
     unlearned_seeds: tuple[int, ...]
     """Fresh seeds at which it may have failed to learn: its loss there is far above its lowest."""
     mean: Interval | None
-    """Mean confirmed loss: over the seeds that all candidates share if it has them, else over its own seeds. The interval
-    of the winner, and of the schedule with the lowest loss, allows for their choice; the others hold each alone."""
+    """Mean confirmed loss: over the seeds that all candidates share if it has them, else over its own seeds. The
+    interval of the winner, and of the schedule with the lowest loss, allows for their choice; others hold alone."""
     metrics: tuple[tuple[str, float], ...]
     """Mean of each metric of the data source, over the seeds of ``mean``, else of the complete search trial."""
     loss_by_position: tuple[float, ...]

@@ -93,13 +93,13 @@ def test_analyse_schedule_that_failed_to_learn_replaces_no_leader_and_the_bound_
     assert result.winner.schedule == BOTTOM
     assert result.entry(MIDDLE).unlearned_seeds == (5,)
     assert (
-        "The winner failed to learn at 0 of 5 fresh seeds: losses and differences are of seeds that learn, and up to 45% "
-        "of seeds may fail (95%)."
+        "The winner failed to learn at 0 of 5 fresh seeds: losses and differences are of seeds that learn, and up to "
+        "45% of seeds may fail (95%)."
     ) in result.verdict
     assert result.winner.failure_bound == pytest.approx(1 - 0.05 ** (1 / 5))
     worse = [*confirmed(SPARSE, [5.0, 5.0, 5.01, 5.01, 5.0]), *confirmed(TOP, [6.0, 6.01, 6.0, 6.01, 6.0])]
     failing = analyze([*confirmed(MIDDLE, [2.40, 2.40, 2.41, 2.41, 3.40]), *worse], 0.5)
-    assert "failed to learn at 1 of 5 fresh seeds: its loss includes them, and up to 66% of seeds may" in failing.verdict
+    assert "failed to learn at 1 of 5 fresh seeds: its loss includes them, and up to 66% of seeds" in failing.verdict
     assert "failed to learn" not in analyze(records, 0.5, unit="document").verdict
 
 
