@@ -135,11 +135,16 @@ def measure_noise(
         ]
         floor_range = min(halves), max(halves)
         each, degrees = chosen_confidence(confidence, comparisons), prior.degrees if prior else 0.0
-        detectable = stats.detectable_difference(paired, seeds, each, prior_degrees=degrees)
+        # Residuals of the two-way layout, schedules by seeds: the noise is itself estimated.
+        known = max(1.0, float(sum(map(len, repeated)) - len(repeated) - len(set().union(*repeated)) + 1))
+        detectable = stats.detectable_difference(paired, seeds, each, prior_degrees=degrees, std_degrees=known)
         if detectable:
             smaller = [size for size in ROUND_SIZES if size < detectable][:N_SMALLER]
             seeds_for = [(detectable, seeds)]
-            seeds_for += [(size, stats.seeds_needed(paired, size, each, prior_degrees=degrees)) for size in smaller]
+            seeds_for += [
+                (size, stats.seeds_needed(paired, size, each, prior_degrees=degrees, std_degrees=known))
+                for size in smaller
+            ]
     return Noise(
         schedules=len(repeated),
         seeds=seeds,

@@ -123,13 +123,15 @@ def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixtur
     said = lines_of(capsys.readouterr().out, "With 3 seeds")
     noise = result.noise
     assert f"Seed std {noise.seed_std:.2g} (per schedule 0.061 to 0.1), paired-difference std 0.042." in said
-    assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
+    assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.2, 0.1]
     assert noise.paired_std is not None
     for size, seeds in noise.seeds_for[1:]:
-        assert t_test_power(noise.paired_std, size, seeds) >= 0.8 > t_test_power(noise.paired_std, size, seeds - 1)
+        # Two schedules on three seeds leave two degrees of freedom to the noise.
+        enough, fewer = (t_test_power(noise.paired_std, size, n, std_degrees=2) for n in (seeds, seeds - 1))
+        assert enough >= 0.8 > fewer
     (_, most), (_, more) = noise.seeds_for[1:]
     assert "Seeds needed for 80% power of the test: 3 for " in said
-    assert f", {most} for 0.1 nats, {more} for 0.05 nats." in said
+    assert f", {most} for 0.2 nats, {more} for 0.1 nats." in said
     assert "Signal: 2 placements at equal cost (l = 1, cost 0.340) span 0.067 nats, 0.8 times the seed std" in said
 
 
