@@ -35,8 +35,8 @@ from noises import NOISES, SEEDS  # noqa: E402
 Counts = dict[str, tuple[float, int]]
 Totals = dict[tuple[str, str, str], tuple[float, int]]
 RECORD, TABLE = HERE / "record.jsonl", HERE / "table.md"
-RATIO_OFF = 0.1
-"""A ratio misses if it is farther than this from 1."""
+RATIO_OFF = 0.05
+"""A ratio misses if it is farther than this from 1, and three standard errors of the simulation."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ def found(record: Path = RECORD) -> Totals:
             printed, _ = totals[f"{claim} from noise alone", noise, seeds]
             # A ratio of two means, not a mean of ratios.
             totals["equal: spread ratio", noise, seeds] = total / printed * number, number
+            squares, _ = totals["equal: spread ratio squared", noise, seeds]
+            relative = math.sqrt(squares / number) / (printed / number) / math.sqrt(number)
+            totals["equal: spread ratio error", noise, seeds] = relative, 1
     return totals
 
 
@@ -113,32 +116,32 @@ def error(share: float, number: int) -> float:
     return math.sqrt(max(share * (1 - share), 1 / number) / number)
 
 
-def misses(nominal: Nominal, share: float, number: int) -> bool:
+def misses(nominal: Nominal, share: float, number: int, ratio_error: float = 0.0) -> bool:
     """Return whether a share misses its nominal level by more than three standard errors of the simulation."""
     if not nominal.claimed:
         return False
     if nominal.ratio:
-        return abs(share - 1) > RATIO_OFF
+        return abs(share - 1) > RATIO_OFF + 3 * ratio_error
     by = 3 * error(share, number)
     return share + by < nominal.low or share - by > nominal.high
 
 
 @dataclass(frozen=True)
 class Row:
-    """A claim under one noise: (share, repetitions) by number of seeds."""
+    """A claim under one noise: (share, repetitions, standard error of a ratio) by number of seeds."""
 
     nominal: Nominal
     noise: str
-    shares: dict[str, tuple[float, int]]
+    shares: dict[str, tuple[float, int, float]]
 
     def line(self, columns: Sequence[str]) -> str:
         """Return the row as Markdown; what misses is bold, what may be chance stays plain."""
         nominal, texts = self.nominal, []
         for seeds in columns:
-            share, number = self.shares.get(seeds, (0.0, 0))
+            share, number, wide = self.shares.get(seeds, (0.0, 0, 0.0))
             text = f"{share:.2f}" if nominal.ratio else f"{100 * share:.1f}%"
-            texts.append("" if not number else f"**{text}**" if misses(nominal, share, number) else text)
-        fewest = min(number for _, number in self.shares.values())
+            texts.append("" if not number else f"**{text}**" if misses(nominal, share, number, wide) else text)
+        fewest = min(number for _, number, _ in self.shares.values())
         return f"| {nominal.text} | {nominal.said} | {self.noise} | {' | '.join(texts)} | {fewest} |"
 
     @property
@@ -153,7 +156,9 @@ def results(record: Path = RECORD) -> list[Row]:
     for name, nominal in NOMINAL.items():
         for noise in dict.fromkeys(n for claim, n, _ in totals if claim == name):
             held = {s: totals[name, noise, s] for s in (*SEEDS, "-") if (name, noise, s) in totals}
-            made.append(Row(nominal, noise, {s: (total / number, number) for s, (total, number) in held.items()}))
+            wide = {s: totals.get((f"{name} error", noise, s), (0.0, 0))[0] for s in held}
+            shares = {s: (total / number, number, wide[s]) for s, (total, number) in held.items()}
+            made.append(Row(nominal, noise, shares))
     return made
 
 
@@ -178,9 +183,9 @@ def _worst(found_rows: Sequence[Row]) -> Iterator[str]:
             (*held, row.noise, s) for row in found_rows if row.nominal == nominal for s, held in row.shares.items()
         ]
         ends = []
-        for share, number, noise, seeds in (min(shares), max(shares)):
+        for share, number, wide, noise, seeds in (min(shares), max(shares)):
             text = f"{share:.2f}" if nominal.ratio else f"{100 * share:.1f}%"
-            bold = "**" if misses(nominal, share, number) else ""
+            bold = "**" if misses(nominal, share, number, wide) else ""
             ends.append(f"{bold}{text}{bold} ({noise}{'' if seeds == '-' else f', {seeds} seeds'})")
         yield f"| {nominal.text} | {nominal.said} | {' | '.join(ends)} | {min(number for _, number, *_ in shares)} |"
 
@@ -206,9 +211,9 @@ def counts_text(found_rows: Sequence[Row]) -> str:
     claimed = [(row.nominal, *held) for row in found_rows if row.nominal.claimed for held in row.shares.values()]
     kinds = dict.fromkeys(nominal.said for nominal, *_ in claimed)
     for kind in kinds:
-        held = [(n, share, number) for n, share, number in claimed if n.said == kind]
+        held = [one for one in claimed if one[0].said == kind]
         missed = sum(misses(*one) for one in held)
-        shares = [share for _, share, _ in held]
+        shares = [share for _, share, *_ in held]
         inside = [sum(x < 0.93 for x in shares), sum(0.93 <= x <= 0.98 for x in shares), sum(x > 0.98 for x in shares)]
         cells_text = " | ".join(map(str, inside)) if "95%" in kind else " |  | "
         lines.append(f"| {kind} | {len(held)} | {cells_text} | {missed} |")
@@ -221,8 +226,8 @@ def table(record: Path = RECORD) -> str:
     claimed = [row for row in all_rows if row.nominal.claimed]
     missed = [row for row in claimed if row.missed]
     parts = [
-        "Bold: misses its level by more than three standard errors of the simulation (a ratio: by more than "
-        f"{RATIO_OFF:g}).\n",
+        "Bold: misses its level by more than three standard errors of the simulation, and a ratio "
+        f"by {RATIO_OFF:g} more.\n",
         "## Misses\n",
         *(_grid(missed) if missed else ["None.\n"]),
         "## Cells by kind of level\n",

@@ -152,6 +152,7 @@ def run_equal(rng: np.random.Generator, noise: str, seeds: str) -> Claims:
     yield "p < 0.05 of placements", placements.noise_chance < 0.05
     yield "spread of placements from noise alone", placements.noise_nats
     yield "spread of placements", placements.nats
+    yield "spread ratio squared", (placements.nats - placements.noise_nats) ** 2
 
 
 def run_graded(rng: np.random.Generator, noise: str, seeds: str) -> Claims:

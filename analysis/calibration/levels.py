@@ -75,8 +75,8 @@ _OTHERS = {
     "ranks: interval of a rank correlation": _holds(
         "rank correlation of n trials, at a true correlation: interval", "discrete"
     ),
-    "early: rank correlation of an early loss, of the truth": Nominal(
-        "rank correlation of an early loss where half stop and some are kept: of the truth", "1", ratio=True
+    "early: rank correlation of an early loss, of the truth": _compared(
+        "rank correlation of an early loss where half stop and some are kept: of the truth", ratio=True
     ),
     "early: interval of the rank correlation of an early loss": _holds(
         "rank correlation of an early loss where half stop and some are kept: interval", "discrete"

@@ -26,7 +26,7 @@ def test_calibration_small_run_keeps_every_level_and_resumes(tmp_path: Path) -> 
         calibrate.simulate(1, repetitions, record, groups, seeds)
     totals: dict[Nominal, tuple[float, int]] = {}
     for row in calibrate.results(record):
-        for share, number in row.shares.values():
+        for share, number, _ in row.shares.values():
             if row.nominal.claimed and not row.nominal.ratio:
                 total, before = totals.get(row.nominal, (0.0, 0))
                 totals[row.nominal] = total + share * number, before + number
