@@ -89,7 +89,7 @@ def print_result(result: Result, meta: Mapping[str, Any], scale: str | None = No
         screen.print("\nRank correlation of cheap measures with final losses", style="bold")
         screen.print(_trust(trust))
         if any(fidelity.stopped for fidelity in trust):
-            screen.print("Stopped trials are missing: an early step reads low unless some were kept (kept_trials).")
+            screen.print("Stopped trials are missing from an early step's correlation, which therefore reads low.")
 
 
 def _prose(result: Result, width: int, scale: str | None) -> list[tuple[str, str]]:

@@ -76,6 +76,20 @@ def test_summary_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFi
     assert len({len(line.rstrip()) for line in frontier}) == 1
 
 
+@pytest.mark.parametrize("stopped", [0, 3])
+def test_summary_says_that_an_early_correlation_of_survivors_reads_low(
+    stopped: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"window:{8 + at}*4" for at in range(8)]
+    ended = [record(text, 3.0 - at / 10, curve=((100, 4.0 - at / 10),)) for at, text in enumerate(texts[stopped:])]
+    print_result(analyze([*ended, *(record(t, 4.5, state="stopped", steps=100) for t in texts[:stopped])], 0.5), {})
+    out = " ".join(capsys.readouterr().out.split())
+    assert "step 100" in out
+    assert ("Stopped trials are missing from an early step's correlation, which therefore reads low." in out) == (
+        stopped > 0
+    )
+
+
 def test_summary_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     records = []
     for full in range(31):
