@@ -2,7 +2,7 @@
 
 from layersearch.cli.tables import console, size, table
 from layersearch.results.stats import decimals
-from layersearch.surrogate.solve import Candidate, Solution
+from layersearch.surrogate.solve import ENOUGH_SCHEDULES, Candidate, Solution
 
 _QUANTITY = {"cost": "attention cost", "kv_cache": "KV cache", "latency": "latency"}
 _SOURCE = {
@@ -90,6 +90,8 @@ def _basis(found: Solution) -> str:
         f"these are within the constraint. Only trained numbers of full layers are proposed: "
         f"l = {', '.join(map(str, found.n_full))}. "
     )
+    if found.schedules < ENOUGH_SCHEDULES:
+        basis += f"Fewer than {ENOUGH_SCHEDULES} schedules are trained: predicted intervals are widened for that. "
     if not found.shortlisted:
         return basis + "No untrained schedule with such an l is within the constraint."
     return (

@@ -65,8 +65,9 @@ def print_result(result: Result, meta: Mapping[str, Any], scale: str | None = No
         screen.print(line, style=style, soft_wrap=True)
     frontier = [result.entry(schedule) for schedule in result.frontier]
     if frontier:
-        kind = "mean loss over fresh seeds" if result.frontier_of == "confirm" else "one seed, that of the search"
-        screen.print(f"\nFrontier ({kind}; * marks the winner)", style="bold")
+        confirmed = "mean loss over fresh seeds; * winner, whose ± allows for its choice"
+        kind = confirmed if result.frontier_of == "confirm" else "one seed, that of the search; * marks the winner"
+        screen.print(f"\nFrontier ({kind})", style="bold")
         wins = None if result.winner is None else result.winner.schedule
         hidden = [entry for entry in frontier[:-n_frontier] if entry.schedule != wins]
         shown = [entry for entry in frontier if entry not in hidden]
@@ -87,6 +88,8 @@ def print_result(result: Result, meta: Mapping[str, Any], scale: str | None = No
     if trust:
         screen.print("\nRank correlation of cheap measures with final losses", style="bold")
         screen.print(_trust(trust))
+        if any(fidelity.stopped for fidelity in trust):
+            screen.print("Stopped trials are missing from an early step's correlation, which therefore reads low.")
 
 
 def _prose(result: Result, width: int, scale: str | None) -> list[tuple[str, str]]:

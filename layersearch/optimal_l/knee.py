@@ -52,10 +52,15 @@ def knee_index(costs: Sequence[float], losses: Sequence[float]) -> int:
     haystack", ICDCSW 2011, for a convex falling curve, without smoothing). Each loss is replaced by the lowest loss so
     far, because a schedule need not use all of its attention.
     """
-    x, y = np.asarray(costs, dtype=np.float64), np.minimum.accumulate(np.asarray(losses, dtype=np.float64))
+    return int(_knees(costs, np.asarray([losses], dtype=np.float64))[0])
+
+
+def _knees(costs: Sequence[float], losses: Array) -> NDArray[np.intp]:
+    """Return `knee_index` of each row of losses, (curves, l's)."""
+    x, y = np.asarray(costs, dtype=np.float64), np.minimum.accumulate(losses, axis=1)
     x = (x - x[0]) / max(x[-1] - x[0], 1e-300)
-    y = (y - y[-1]) / max(y[0] - y[-1], 1e-300)
-    return int(np.argmax(1 - x - y))
+    y = (y - y[:, -1:]) / np.maximum(y[:, :1] - y[:, -1:], 1e-300)
+    return np.argmax(1 - x - y, axis=1)
 
 
 def find_knee(ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Sequence[float]], delta: float) -> Choice:
@@ -75,7 +80,7 @@ def find_knee(ls: Sequence[int], costs: Sequence[float], losses: Mapping[int, Se
         return Choice(why=f"from l = {ls[0]} on the loss falls by no more than delta ({delta:g} nats)")
     if not _bends(costs, table, knee_index(costs, means.tolist())):
         return Choice(why="the curve is not shown to fall below the straight line between its ends")
-    return _pick(ls, table, lambda row: knee_index(costs, [float(loss) for loss in row]))
+    return _pick(ls, table, lambda rows: _knees(costs, rows))
 
 
 def _bends(costs: Sequence[float], table: Array, at: int) -> bool:
@@ -97,18 +102,18 @@ def best_within(
     inside = [l for l, cost in zip(ls, costs, strict=True) if cost <= budget]
     if not inside:
         return Choice(why=f"no l costs {budget:g} of all-full or less; the cheapest costs {min(costs):.4g}")
-    return _pick(inside, _table(inside, losses), lambda row: int(np.argmin(row)))
+    return _pick(inside, _table(inside, losses), lambda rows: np.argmin(rows, axis=1))
 
 
 def _table(ls: Sequence[int], losses: Mapping[int, Sequence[float]]) -> Array:
     return np.array([losses[l] for l in ls], dtype=np.float64).T
 
 
-def _pick(ls: Sequence[int], table: Array, index: Callable[[Array], int]) -> Choice:
-    chosen = ls[index(table.mean(axis=0))]
+def _pick(ls: Sequence[int], table: Array, indices: Callable[[Array], NDArray[np.intp]]) -> Choice:
+    chosen = ls[int(indices(table.mean(axis=0, keepdims=True))[0])]
     if len(table) < 2:
         return Choice(l=chosen, likely=tuple(ls))
-    drawn = Counter(ls[index(row)] for row in sample_means(table, np.random.default_rng(0)))
+    drawn = Counter(ls[at] for at in indices(sample_means(table, np.random.default_rng(0))).tolist())
     likely: set[int] = set()
     for l, _ in drawn.most_common():
         likely.add(l)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from layersearch.results import pareto, stats
+from layersearch.results.chosen import chosen_difference, chosen_mean
 from layersearch.results.failures import failed_seeds, failure_bound
 from layersearch.results.moderated import Prior, fit_prior
 from layersearch.results.noise import measure_noise, measure_signal, rank_fidelities
@@ -139,7 +140,29 @@ def decide(
     entries.sort(key=lambda entry: (entry.cost, entry.schedule))
     prior = fit_prior([confirmed[schedule] for schedule in sorted(confirmed)])  # the order of records must not matter
     winner = _winner(entries, confirmed, (common, shared), confidence, tolerance, prior, unit)
+    if winner is not None:
+        entries = [_allow_for_choice(entry, winner, confirmed, confidence, prior) for entry in entries]
     return Decision(entries=entries, confirmed=confirmed, common=common, shared=shared, prior=prior, winner=winner)
+
+
+def _allow_for_choice(
+    entry: Entry,
+    winner: Winner,
+    confirmed: Mapping[Schedule, Mapping[int, float]],
+    confidence: float,
+    prior: Prior | None,
+) -> Entry:
+    """Return the entry of the winner or the leader with an interval that allows for its choice, others as they are."""
+    if entry.schedule not in (winner.schedule, winner.leader) or winner.candidates < 2:
+        return entry
+    whole = {
+        schedule: {seed: by_seed[seed] for seed in winner.seeds}
+        for schedule, by_seed in sorted(confirmed.items())
+        if by_seed.keys() >= set(winner.seeds)
+    }
+    at = list(whole).index(entry.schedule)
+    mean = chosen_mean(list(whole.values()), at, confidence, candidates=winner.candidates, prior=prior)
+    return dataclasses.replace(entry, mean=mean)
 
 
 def _order(record: TrialRecord) -> tuple[str, int, str]:
@@ -263,9 +286,8 @@ def _winner(
             return None
         picks = sum(entry is not reference for entry in tried)
         a, b = whole[pick.schedule], whole[reference.schedule]
-        difference, corrected = (
-            stats.paired_difference(a, b, confidence, comparisons=n, prior=prior) for n in (1, picks)
-        )
+        difference = stats.paired_difference(a, b, confidence, prior=prior)
+        corrected = chosen_difference(a, b, confidence, comparisons=picks, prior=prior)
         std = difference.std if prior is None or difference.std is None else prior.std(difference.std, difference.n)
         needed = None
         if std and difference.mean and not corrected.excludes_zero:

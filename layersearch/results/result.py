@@ -45,7 +45,8 @@ class Entry:
     unlearned_seeds: tuple[int, ...]
     """Fresh seeds at which it may have failed to learn: its loss there is far above its lowest."""
     mean: Interval | None
-    """Mean confirmed loss: over the seeds that all candidates share if it has them, else over its own seeds."""
+    """Mean confirmed loss: over the seeds that all candidates share if it has them, else over its own seeds. The
+    interval of the winner, and of the schedule with the lowest loss, allows for their choice; others hold alone."""
     metrics: tuple[tuple[str, float], ...]
     """Mean of each metric of the data source, over the seeds of ``mean``, else of the complete search trial."""
     loss_by_position: tuple[float, ...]
@@ -76,7 +77,7 @@ class Comparison:
     difference: Interval
     """Winner minus reference, nats."""
     corrected: Interval
-    """The same, with an interval corrected for the choice of the winner (Bonferroni)."""
+    """The same, with an interval that allows for the choice of the winner (`layersearch.results.chosen`)."""
     comparisons: int
     """Number of schedules that could have been picked and compared."""
     seeds_needed: int | None
@@ -141,7 +142,7 @@ class Spread:
     seed_stds: float | None
     """The spread in standard deviations of one schedule's loss over seeds; None if that is unknown or zero."""
     noise_nats: float | None
-    """Mean spread from seed noise alone, by each schedule's own noise; None if that is unknown."""
+    """Mean spread from seed noise alone, by these schedules' own noise; None if that is unknown."""
     noise_chance: float | None
     """Smallest p value of the paired t tests of all pairs, times their number (Bonferroni), at most 1. It holds for
     schedules of unequal noise."""
@@ -192,7 +193,7 @@ class Noise:
     """(true difference in nats, seeds at which that test detects it with a probability of 80%): ``resolvable``, then
     smaller ones."""
     comparisons: int
-    """Number of choices that the verdict's test is corrected for (Bonferroni)."""
+    """Number of choices that the verdict's test is corrected for (`layersearch.results.chosen`)."""
 
 
 @dataclass(frozen=True, kw_only=True)

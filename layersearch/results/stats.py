@@ -168,12 +168,18 @@ def paired_p(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def t_test_power(
-    std: float, difference: float, seeds: int, confidence: float = CONFIDENCE, prior_degrees: float = 0.0
+    std: float,
+    difference: float,
+    seeds: int,
+    confidence: float = CONFIDENCE,
+    prior_degrees: float = 0.0,
+    std_degrees: float = math.inf,
 ) -> float:
     """Return the probability that a paired t test detects a true mean difference, nats, on 2 seeds or more.
 
     ``std`` is that of the paired difference over seeds, nats; ``confidence`` is 1 minus the two-sided level;
-    ``prior_degrees`` are those of a moderated test's prior.
+    ``prior_degrees`` are those of a moderated test's prior. ``std_degrees`` are the degrees of freedom of the estimate
+    ``std``: the power is then the mean over the true ones that such an estimate leaves open.
     """
     if std == 0:
         return 1.0 if difference else 0.0
@@ -181,8 +187,18 @@ def t_test_power(
     if shift < 1e-12:
         return 1 - confidence
     degrees = seeds - 1 + prior_degrees
+    shifts = shift * _open_variances(std_degrees)
     # Noncentral F of the squared statistic: scipy's noncentral t returns NaN in its far tail, for example at (2, 11.3).
-    return float(1 - special.ncfdtr(1, degrees, shift, _t_quantile(confidence, degrees) ** 2))
+    return float(np.mean(1 - special.ncfdtr(1, degrees, shifts, _t_quantile(confidence, degrees) ** 2)))
+
+
+@functools.lru_cache(maxsize=64)
+def _open_variances(degrees: float) -> Array:
+    """Return equally likely quotients of an estimated variance and the true one, by chi-square."""
+    if degrees == math.inf:
+        return np.ones(1)
+    found: Array = special.chdtri(degrees, 1 - (np.arange(24) + 0.5) / 24) / degrees
+    return found
 
 
 def seeds_needed(
@@ -191,6 +207,7 @@ def seeds_needed(
     confidence: float = CONFIDENCE,
     power: float = POWER,
     prior_degrees: float = 0.0,
+    std_degrees: float = math.inf,
 ) -> int:
     """Return the number of seeds at which a paired t test detects a true difference with the given power.
 
@@ -205,14 +222,29 @@ def seeds_needed(
         raise LayersearchError(f"power must lie between 0 and 1, not {power!r}; use for example 0.8")
     # The z test, which knows the variance, needs the fewest seeds: a lower bound.
     z_test = (_t_quantile(confidence, 10**9) + float(special.ndtri(power))) * std / abs(difference)
-    seeds = max(2, math.floor(z_test**2))
-    while seeds <= 10**6 and t_test_power(std, difference, seeds, confidence, prior_degrees) < power:
-        seeds += 1
-    return seeds
+    low = max(2, math.floor(z_test**2)) - 1
+    if low >= 10**6:
+        return low + 1
+
+    def enough(seeds: int) -> bool:
+        return t_test_power(std, difference, seeds, confidence, prior_degrees, std_degrees) >= power
+
+    high = low + 1
+    while not enough(high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return high
 
 
 def detectable_difference(
-    std: float, seeds: int, confidence: float = CONFIDENCE, power: float = POWER, prior_degrees: float = 0.0
+    std: float,
+    seeds: int,
+    confidence: float = CONFIDENCE,
+    power: float = POWER,
+    prior_degrees: float = 0.0,
+    std_degrees: float = math.inf,
 ) -> float:
     """Return the smallest true difference, nats, that a paired t test detects with this power. See `t_test_power`."""
     from scipy import optimize
@@ -222,7 +254,7 @@ def detectable_difference(
     high = 1.0
 
     def missing(effect: float) -> float:
-        return t_test_power(1.0, effect, seeds, confidence, prior_degrees) - power
+        return t_test_power(1.0, effect, seeds, confidence, prior_degrees, std_degrees) - power
 
     while missing(high) < 0:
         high *= 2

@@ -65,7 +65,8 @@ def test_summary_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFi
     ]
     print_result(analyze(records, 0.5), {})
     out = capsys.readouterr().out
-    assert re.search(r"^\* window:32 full window:32\*2 +1 +0\.340 +2\.45 +0\.13 +3$", out, re.MULTILINE)
+    # Its interval allows for the choice of one of two.
+    assert re.search(r"^\* window:32 full window:32\*2 +1 +0\.340 +2\.45 +0\.16 +3$", out, re.MULTILINE)
     assert re.search(r"^  window:32\*4  \(all_sparse\) +0 +0\.120 +2\.95 +0\.13 +3$", out, re.MULTILINE)
     # The loss at a rung is no loss of the trial: the state stands in its place.
     assert re.search(r"^  top\(1\) +0\.340 +stopped +0 ", out, re.MULTILINE)
@@ -73,6 +74,20 @@ def test_summary_tables_hold_the_numbers_and_align_them(capsys: pytest.CaptureFi
     assert "two schedules of average noise differ significantly from 0.00" in " ".join(out.split())
     frontier = out[out.index("Frontier") : out.index("Baselines")].rstrip().splitlines()[1:]
     assert len({len(line.rstrip()) for line in frontier}) == 1
+
+
+@pytest.mark.parametrize("stopped", [0, 3])
+def test_summary_says_that_an_early_correlation_of_survivors_reads_low(
+    stopped: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"window:{8 + at}*4" for at in range(8)]
+    ended = [record(text, 3.0 - at / 10, curve=((100, 4.0 - at / 10),)) for at, text in enumerate(texts[stopped:])]
+    print_result(analyze([*ended, *(record(t, 4.5, state="stopped", steps=100) for t in texts[:stopped])], 0.5), {})
+    out = " ".join(capsys.readouterr().out.split())
+    assert "step 100" in out
+    assert ("Stopped trials are missing from an early step's correlation, which therefore reads low." in out) == (
+        stopped > 0
+    )
 
 
 def test_summary_cut_table_says_how_much_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -122,13 +137,15 @@ def test_summary_noise_and_seeds_needed_are_printed(capsys: pytest.CaptureFixtur
     said = lines_of(capsys.readouterr().out, "With 3 seeds")
     noise = result.noise
     assert f"Seed std {noise.seed_std:.2g} (per schedule 0.061 to 0.1), paired-difference std 0.042." in said
-    assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.1, 0.05]
+    assert [size for size, _ in noise.seeds_for] == [noise.resolvable, 0.2, 0.1]
     assert noise.paired_std is not None
     for size, seeds in noise.seeds_for[1:]:
-        assert t_test_power(noise.paired_std, size, seeds) >= 0.8 > t_test_power(noise.paired_std, size, seeds - 1)
+        # Two schedules on three seeds leave two degrees of freedom to the noise.
+        enough, fewer = (t_test_power(noise.paired_std, size, n, std_degrees=2) for n in (seeds, seeds - 1))
+        assert enough >= 0.8 > fewer
     (_, most), (_, more) = noise.seeds_for[1:]
     assert "Seeds needed for 80% power of the test: 3 for " in said
-    assert f", {most} for 0.1 nats, {more} for 0.05 nats." in said
+    assert f", {most} for 0.2 nats, {more} for 0.1 nats." in said
     assert "Signal: 2 placements at equal cost (l = 1, cost 0.340) span 0.067 nats, 0.8 times the seed std" in said
 
 

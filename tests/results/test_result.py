@@ -49,7 +49,7 @@ def test_analyse_significant_lead_wins_and_claims_say_by_how_much() -> None:
     assert (full.reference, full.comparisons) == ("all_full", 3)
     assert (baseline.reference, baseline.comparisons) == ("bottom(1)", 2)
     assert full.difference.mean == pytest.approx(-0.1)
-    assert full.verdict == "better by 0.1000 ± 0.0034 nats"
+    assert full.verdict == "better by 0.1000 ± 0.0028 nats"
     # Between these two every seed differs by the same, up to rounding.
     assert baseline.verdict.startswith("better by 0.2")
     assert "lowest loss, significantly below the other 2" in result.verdict
@@ -92,11 +92,14 @@ def test_analyse_schedule_that_failed_to_learn_replaces_no_leader_and_the_bound_
     assert result.winner is not None
     assert result.winner.schedule == BOTTOM
     assert result.entry(MIDDLE).unlearned_seeds == (5,)
-    assert "The winner failed to learn at 0 of 5 fresh seeds; up to 45% of seeds may fail (95%)." in result.verdict
+    assert (
+        "The winner failed to learn at 0 of 5 fresh seeds: losses and differences are of seeds that learn, and up to "
+        "45% of seeds may fail (95%)."
+    ) in result.verdict
     assert result.winner.failure_bound == pytest.approx(1 - 0.05 ** (1 / 5))
     worse = [*confirmed(SPARSE, [5.0, 5.0, 5.01, 5.01, 5.0]), *confirmed(TOP, [6.0, 6.01, 6.0, 6.01, 6.0])]
     failing = analyze([*confirmed(MIDDLE, [2.40, 2.40, 2.41, 2.41, 3.40]), *worse], 0.5)
-    assert "failed to learn at 1 of 5 fresh seeds; up to 66% of seeds" in failing.verdict
+    assert "failed to learn at 1 of 5 fresh seeds: its loss includes them, and up to 66% of seeds" in failing.verdict
     assert "failed to learn" not in analyze(records, 0.5, unit="document").verdict
 
 
@@ -155,7 +158,7 @@ def test_verdict_nothing_separated_says_so() -> None:
         "top(1) has the lowest loss of 2 candidates on 3 fresh seeds. The test cannot tell whether 1 of the others is "
         "worse."
     )
-    assert "Against all_full: no significant difference (-0.00 ± 0.4" in result.verdict
+    assert "Against all_full: no significant difference (-0.00 ± 0.5" in result.verdict
 
 
 def test_analyse_lead_explained_by_selection_is_not_claimed() -> None:

@@ -107,6 +107,19 @@ def test_seeds_needed_reach_the_power_in_simulation_and_one_fewer_does_not() -> 
     assert found(n - 1) < 0.80
 
 
+def test_detectable_difference_of_an_estimated_noise_is_detected_as_often_as_said() -> None:
+    """With the estimate taken for the truth, 72% are found."""
+    rng, seeds, degrees = np.random.default_rng(1), 4, 7
+    estimates = 0.01 * np.sqrt(rng.chisquare(degrees, 250) / degrees)
+    found = []
+    for std in estimates:
+        difference = stats.detectable_difference(std, seeds, std_degrees=degrees)
+        draws = rng.normal(difference, 0.01, size=(200, seeds))
+        found.append(np.mean(scipy_stats.ttest_1samp(draws, 0.0, axis=1).pvalue < 0.05))
+    assert np.mean(found) == pytest.approx(0.8, abs=0.02)
+    assert stats.seeds_needed(0.01, 0.012, std_degrees=degrees) > stats.seeds_needed(0.01, 0.012)
+
+
 def test_seeds_needed_and_detectable_difference_are_inverse() -> None:
     for seeds in (2, 3, 5, 20):
         smallest = stats.detectable_difference(0.01, seeds)
