@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         trust_remote_code=options.trust_remote_code,
         attention=options.attention,
     )
-    from layersearch.export.verify.encoders import EncoderProof
+    from layersearch.export.verify.encoder_proof import EncoderProof
 
     if options.json:
         print(json.dumps(proof.to_dict(), indent=1))

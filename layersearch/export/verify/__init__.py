@@ -12,7 +12,8 @@ from typing import Any
 from layersearch.errors import ExportError
 from layersearch.export.encoders import is_encoder_file
 from layersearch.export.encoders.remote import MODEL_TYPE as REMOTE_ENCODER
-from layersearch.export.verify.encoders import EncoderProof, verify_encoder
+from layersearch.export.verify.encoder_proof import EncoderProof
+from layersearch.export.verify.encoders import verify_encoder
 from layersearch.export.verify.loading import (
     MAX_WEIGHT_BYTES,
     decoder_layers,

@@ -14,7 +14,7 @@ from layersearch.cli.main import main
 from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.verify import EncoderProof, verify
-from layersearch.export.verify.encoders import candidates
+from layersearch.export.verify.encoder_proof import candidates
 from layersearch.schedule import Schedule
 
 torch.set_num_threads(1)

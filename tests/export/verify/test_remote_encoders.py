@@ -24,6 +24,9 @@ SCHEDULES = [
     "full window:5+global:first:2 block:8~3",
     "window:4+las:0.2/3 full+las:0.1 block:7+las:0.0/5",
     "window:3+global:first:9+las:0.3",
+    "bigbird:4/2/7 full bigbird:3/0",
+    "window:3+summary:7 block:6~2+global:first:2+summary:5",
+    "window:3+global:mask:3 block:8+global:mask:3+summary:6 full",
 ]
 
 
