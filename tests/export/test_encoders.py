@@ -18,7 +18,7 @@ from layersearch.export.encoders.supported import nearest, problem
 from layersearch.export.families import ENCODER_TYPES
 from layersearch.export.model_file import read_model_file
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import attention_flops
+from layersearch.schedule.cost import attention_flops, budget_ratio
 
 torch.set_num_threads(1)
 TOKENS, VOCAB = 40, 61
@@ -26,6 +26,7 @@ HELD = {
     "modernbert": "full window:5*2 full",
     "longformer": "window:3 full window:6*2",
     "longt5": "window:5*4",
+    "longt5 with summaries": "window:5+summary:7*4",
     "t5gemma": "window:5*3 full",
     "bert": "full*4",
 }
@@ -46,7 +47,7 @@ def test_every_encoder_family_is_named_where_decoders_are_found() -> None:
 
 @pytest.mark.parametrize("family", HELD)
 def test_schedule_that_was_written_is_read_back(family: str, tmp_path: Path) -> None:
-    written(HELD[family], family, tmp_path)
+    written(HELD[family], family.split()[0], tmp_path)
     found = read_model_file(str(tmp_path))
     assert (str(found.schedule), found.bidirectional, found.positions) == (HELD[family], True, TOKENS)
     assert (found.n_heads, found.n_kv_heads, found.head_dim) == (4, 4, 8)
@@ -83,6 +84,10 @@ def test_padding_of_longformer_is_no_token_of_the_text_and_takes_no_position_of_
          "window:3 window:6"),
         ("longformer", "window:4+global:first:1 window:4", "the same global tokens in all layers",
          r"window:4\+global:first:1\*2"),
+        ("longt5", "window:5+summary:4 window:6+summary:4", "but layer 0 has .* longt5 has one window size",
+         r"window:\d\+summary:4\*2"),
+        ("longt5", "window:5+summary:4 window:5", "layer 1: window:5, but layer 0 has .* one span for all layers",
+         r"window:\d\*2"),
         ("longt5", "window:5 full", "layer 1: full, but layer 0 has window:5: .* one span for all layers",
          r"window:\d+\*2"),
         ("t5gemma", "full block:8~4", "holds no block spans", r"full window:\d+"),
@@ -248,8 +253,12 @@ def test_edited_config_of_another_family_or_depth_is_refused(tmp_path: Path) -> 
         (LED | {"attention_window": [8]}, "attention_window has 1 sizes for 2 layers; give one for each"),
         (MODERNBERT | {"local_attention": 1}, "layer 1: local_attention is 1; expected an even whole number of at"),
         (
-            {"model_type": "longt5", "num_layers": 2, "encoder_attention_type": "transient-global"},
-            "encoder_attention_type is transient-global: .*known: local",
+            {"model_type": "longt5", "num_layers": 2, "encoder_attention_type": "global"},
+            "encoder_attention_type is global, which no span says; known: local, transient-global",
+        ),
+        (
+            {"model_type": "longt5", "encoder_attention_type": "transient-global", "global_block_size": 1},
+            "global_block_size is 1; expected a whole number of at least 2",
         ),
     ],
 )  # fmt: skip
@@ -273,6 +282,28 @@ def test_model_file_of_a_published_longformer_counts_its_pairs(tmp_path: Path) -
         "mlp": 12 * 2 * width * inner + width**2,
         "head": width * 50265,
     }
+
+
+def test_model_file_of_a_published_longt5_with_summaries_counts_them_as_keys(tmp_path: Path) -> None:
+    # google/long-t5-tglobal-base, and the same sizes with local attention.
+    values = {"model_type": "longt5", "num_layers": 12, "local_radius": 127, "n_positions": 4096}
+    shares = []
+    for kind in ("transient-global", "local"):
+        (tmp_path / "config.json").write_text(json.dumps(values | {"encoder_attention_type": kind}))
+        found = read_model_file(str(tmp_path)).schedule
+        shares.append((str(found), budget_ratio(found, seq_len=4096, n_heads=12, bidirectional=True)))
+    assert shares[0] == ("window:127+summary:16*12", pytest.approx(0.1238, abs=1e-4))
+    assert shares[1] == ("window:127*12", pytest.approx(0.0613, abs=1e-4))
+
+
+def test_longt5_is_edited_to_summaries_but_not_with_weights_of_another_type(tmp_path: Path) -> None:
+    values = {"model_type": "longt5", "num_layers": 2, "d_model": 32, "d_kv": 8, "num_heads": 4, "vocab_size": VOCAB}
+    found, _ = edited(values | {"n_positions": TOKENS}, "window:5+summary:8*2", tmp_path)
+    held = (found["encoder_attention_type"], found["local_radius"], found["global_block_size"])
+    assert held == ("transient-global", 5, 8)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ExportError, match="weights of encoder_attention_type local have other names than transient-"):
+        edit_encoder(Schedule.parse("window:5+summary:8*2"), dict(values), tmp_path, out=tmp_path / "new")
 
 
 def of_two_stacks(family: str | None, out: Path, **given: Any) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 
 from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, one_line
-from layersearch.export.encoders.family import ENCODERS, WORDS, EncoderFamily
+from layersearch.export.encoders.family import ENCODERS, SUMMED, WORDS, EncoderFamily
 from layersearch.export.encoders.reading import encoder_sizes
 from layersearch.export.encoders.supported import check_supported
 from layersearch.export.families import make_config
@@ -49,7 +49,8 @@ def schedule_fields(schedule: Schedule, family: EncoderFamily, seq_len: int) -> 
         return {family.size: [full if span.size is None else family.factor * span.size for span in schedule]}
     one = covering_size(schedule, family, seq_len) if size is None else family.factor * size
     if family.form == "one":
-        return {family.size: one, "encoder_attention_type": "local"}
+        summed = {} if family.summary is None or not schedule[0].summary else {family.summary: schedule[0].summary}
+        return {family.size: one, **summed, "encoder_attention_type": SUMMED if summed else "local"}
     return {"layer_types": [WORDS[span.kind] for span in schedule], family.size: one}
 
 
@@ -226,7 +227,7 @@ def edit_encoder(
             "depth"
         )
     tokens = sizes.positions or values.get("n_positions")
-    longest = tokens or 2 * max((span.size or 1) for span in schedule) + 1
+    longest = tokens or max(max(2 * (span.size or 1) + 1, span.summary, span.global_first) for span in schedule)
     schedule.check(seq_len=longest, n_heads=sizes.n_heads, bidirectional=True)
     check_supported(schedule, held, seq_len=longest, n_heads=sizes.n_heads)
     if tokens is None and held.form == "one" and schedule.n_full:
@@ -255,6 +256,11 @@ def edit_encoder(
     with new_files(out) as part:
         write_files(part, {"config.json": text}, schedule, evidence)
         weights = sorted({*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")})
+        if weights and held.summary is not None and before.encoder_attention_type != after.encoder_attention_type:
+            raise ExportError(
+                f"{where}: weights of encoder_attention_type {before.encoder_attention_type} have other names than "
+                f"{after.encoder_attention_type} needs; give the config.json alone, or a schedule that keeps the type"
+            )
         for file in weights:
             shutil.copy(file, part / file.name)
         if not weights:

@@ -62,7 +62,7 @@ def verify_encoder(folder: Folder, *, attention: str | None = None, seed: int = 
             n_heads=heads,
             padded=padded,
             call=lambda rows: model.run(torch.full((rows, tokens), model.token), schedule),
-            joins=family.joins,
+            joins=family.joins_of(model.layers[0]),
             bidirectional=True,
         )
         weights = "random"
@@ -111,7 +111,7 @@ def _text_length(family: EncoderFamily, config: Any, schedule: Schedule) -> tupl
         # A full layer is a window, and the padded text has more positions than any text that it covers.
         longest = min(longest or max(sides) + 1, max(sides) + 1)
     edges = [min(side, longest or side) for side in sides] + [span.size or 0 for span in schedule]
-    edges += [span.global_first for span in schedule]
+    edges += [max(span.global_first, 3 * span.summary) for span in schedule]
     if longest is not None and schedule.n_full and family.form in ("list", "one"):
         edges.append(longest)
     tokens = text_length(edges, longest)

@@ -24,6 +24,7 @@ CASES = [
     ("longformer", "window:3+global:first:2 full window:6+global:first:2"),
     ("led", "window:2 window:4"),
     ("longt5", "window:5*2"),
+    ("longt5", "window:2+summary:7*2"),
     ("t5gemma", "window:5 full"),
     ("bert", "full*2"),
     ("modernbert", "window:5*2"),
