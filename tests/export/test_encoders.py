@@ -19,6 +19,7 @@ from layersearch.export.families import ENCODER_TYPES
 from layersearch.export.model_file import read_model_file
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import attention_flops, budget_ratio
+from layersearch.schedule.files import read_other_stack
 
 torch.set_num_threads(1)
 TOKENS, VOCAB = 40, 61
@@ -327,12 +328,41 @@ def test_encoder_decoder_of_a_recipe_keeps_the_layers_of_both_stacks(family: str
     assert layers[family]() == (2, 1)
 
 
+@pytest.mark.parametrize("searched", ["encoder", "decoder"])
+def test_t5gemma_holds_the_schedules_of_both_stacks_in_their_own_numbers(searched: str, tmp_path: Path) -> None:
+    out = of_two_stacks(None, tmp_path / "out", searched=searched, other_layers=3, other_schedule="window:7*2 full")
+    values = json.loads((out / "config.json").read_text())
+    other = "decoder" if searched == "encoder" else "encoder"
+    held = {stack: (values[stack]["layer_types"], values[stack]["sliding_window"]) for stack in ("encoder", "decoder")}
+    assert held[searched] == (["sliding_attention"] * 2, 5)  # W keys on each side in the encoder, W keys in the decoder
+    assert held[other] == (["sliding_attention"] * 2 + ["full_attention"], 7)
+    assert read_other_stack(out / "schedule.yaml") == (other, Schedule.parse("window:7*2 full"))
+
+
+def test_decoder_of_two_window_sizes_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    model = ModelConfig(
+        kind="encoder_decoder", searched="decoder", n_layers=2, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48
+    )
+    with pytest.raises(UnsupportedSchedule, match=r"decoder of family t5gemma supports one window size .* nearest"):
+        export(Schedule.parse("window:5 window:6"), "hf", model=model, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("family", "given", "said"),
     [
         ("modernbert", {}, "modernbert has no decoder, and the recipe's model is an encoder-decoder; give led, longt5"),
-        ("led", {"other_schedule": "window:4"}, r"model\.other_schedule window:4: .* full attention; give --to yaml"),
-        (None, {"searched": "decoder"}, "an encoder-decoder whose decoder is searched; give --to yaml or json"),
+        ("led", {"other_schedule": "window:4"}, r"model\.other_schedule window:4: the decoder of family led is full"),
+        (
+            "longt5",
+            {"searched": "decoder"},
+            r"window:5\*2: the decoder of family longt5 is full .*give --family t5gemma",
+        ),
+        (
+            None,
+            {"other_schedule": "block:4"},
+            r"model\.other_schedule: layer 0: block:4: .* t5gemma supports no blocks",
+        ),
+        (None, {"searched": "decoder", "other_schedule": "block:8"}, "model.other_schedule: layer 0: block:8: family"),
     ],
 )
 def test_encoder_decoder_that_no_family_holds_is_refused(

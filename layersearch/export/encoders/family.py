@@ -45,7 +45,9 @@ class EncoderFamily:
     part: str | None = None
     """The part of the configuration that is the encoder's; None: all of it."""
     decoder: bool = False
-    """Whether the model has a decoder too, which no schedule here reaches."""
+    """Whether the model has a decoder too."""
+    decoder_windows: bool = False
+    """Whether the decoder's layers may have a window; those of the other families are full."""
     gqa: bool = False
     """Whether there may be fewer key-value heads than query heads."""
     own_head_width: bool = False
@@ -161,6 +163,7 @@ _FAMILIES = (
         size="sliding_window",
         part="encoder",
         decoder=True,
+        decoder_windows=True,
         gqa=True,
         own_head_width=True,
         joins="self_attn.o_proj",

@@ -24,8 +24,13 @@ _UNSEEN = torch.finfo(torch.float32).min
 
 
 @contextmanager
-def dense_layers(family: EncoderFamily, layers: nn.ModuleList, schedule: Schedule, tokens: int) -> Iterator[None]:
-    """Make every layer attend as a schedule says, in texts of ``tokens`` tokens, until the context ends."""
+def dense_layers(
+    family: EncoderFamily, layers: nn.ModuleList, schedule: Schedule, tokens: int, *, bidirectional: bool = True
+) -> Iterator[None]:
+    """Make every layer attend as a schedule says, in texts of ``tokens`` tokens, until the context ends.
+
+    ``bidirectional`` is False for the layers of T5Gemma's decoder.
+    """
     undo: list[Callable[[], Any]] = []
     path = family.attention_of(layers[0])
     try:
@@ -36,7 +41,9 @@ def dense_layers(family: EncoderFamily, layers: nn.ModuleList, schedule: Schedul
             elif family.form == "one":
                 undo.append(_replace(attention, _longt5(attention, layers[0].get_submodule(path), span)))
             else:
-                undo.append(attention.register_forward_pre_hook(_with_mask(span), with_kwargs=True).remove)
+                undo.append(
+                    attention.register_forward_pre_hook(_with_mask(span, bidirectional), with_kwargs=True).remove
+                )
         yield
     finally:
         for restore in undo:
@@ -53,22 +60,23 @@ def _replace(module: nn.Module, forward: Callable[..., Any]) -> Callable[[], Non
     return restore
 
 
-def _visible(span: Span, tokens: int) -> Tensor:
+def _visible(span: Span, tokens: int, bidirectional: bool = True) -> Tensor:
     """Return which keys each query sees, (n, n)."""
     at = torch.arange(tokens)
-    seen: Tensor = span.visible(at[:, None], at[None, :], bidirectional=True)
+    seen: Tensor = span.visible(at[:, None], at[None, :], bidirectional=bidirectional)
     return seen
 
 
-def _with_mask(span: Span) -> Callable[..., Any]:
+def _with_mask(span: Span, bidirectional: bool) -> Callable[..., Any]:
     """Return a forward pre-hook that puts a mask in the place of the library's."""
 
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         given = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         more = given.pop("kwargs", {})
         hidden = given["hidden_states"]
-        mask = torch.zeros(1, 1, hidden.shape[1], hidden.shape[1], dtype=hidden.dtype)
-        given["attention_mask"] = mask.masked_fill(~_visible(span, hidden.shape[1]), torch.finfo(hidden.dtype).min)
+        hidden_pairs = ~_visible(span, hidden.shape[1], bidirectional)
+        mask = torch.zeros(1, 1, *hidden_pairs.shape, dtype=hidden.dtype)
+        given["attention_mask"] = mask.masked_fill(hidden_pairs, torch.finfo(hidden.dtype).min)
         return (), given | more
 
     return hook

@@ -6,31 +6,30 @@ modules with layersearch's dense mask in every layer, for the schedule asked for
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from layersearch.errors import ExportError, one_line
+from layersearch.errors import ExportError
 from layersearch.export.encoders import ENCODERS, EncoderFamily, encoder_schedule, encoder_sizes
 from layersearch.export.verify.dense_encoders import dense_layers
+from layersearch.export.verify.encoder_models import build, load, read_model_config, shrunk_config
 from layersearch.export.verify.encoder_proof import EncoderProof, candidates, text_length
-from layersearch.export.verify.loading import MAX_WEIGHT_BYTES, SMALL_WIDTH, Folder, randomize
+from layersearch.export.verify.loading import MAX_WEIGHT_BYTES, Folder
 from layersearch.export.verify.mask_probe import changed_keys, prove_masks
 from layersearch.export.verify.nearness import Comparison, compare
 from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
 
-_HEADS, _WIDTH = 2, 16
 
-
-def verify_encoder(folder: Folder, *, attention: str | None = None, seed: int = 0) -> EncoderProof:
+def verify_encoder(folder: Folder, schedule: Schedule, *, attention: str | None = None, seed: int = 0) -> EncoderProof:
     """Compare the encoder that transformers makes of an exported folder with its schedule.
 
     Args:
         folder: with ``config.json`` of one of `ENCODERS`.
+        schedule: one span per layer of the encoder.
         attention: transformers' name of an attention implementation; None: its default.
         seed: of random weights and of the text.
 
@@ -38,8 +37,8 @@ def verify_encoder(folder: Folder, *, attention: str | None = None, seed: int = 
         LayersearchError: if the folder cannot be loaded. An encoder that differs from the schedule is no error: its
             `EncoderProof` is not ``proven``.
     """
-    family, schedule = ENCODERS[str(folder.config["model_type"])], folder.schedule
-    config = _config(folder, family)
+    family = ENCODERS[str(folder.config["model_type"])]
+    config = read_model_config(folder, family)
     sizes = encoder_sizes(config, family)
     if sizes.n_layers != len(schedule):
         raise ExportError(
@@ -48,9 +47,9 @@ def verify_encoder(folder: Folder, *, attention: str | None = None, seed: int = 
         )
     tokens, padded = _text_length(family, config, schedule)
     schedule.check(seq_len=max(tokens, sizes.positions or 0), bidirectional=True)
-    small, shrunk = _shrunk(config, family)
+    small, shrunk = shrunk_config(config, family)
     written = _with_globals(encoder_schedule(config, family, str(folder.path / "config.json")), schedule)
-    model = _Encoder(family, _build(small, folder, family, attention, seed), tokens)
+    model = _Encoder(family, build(small, folder, family, attention, seed), tokens)
     heads = encoder_sizes(small, family).n_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,7 +67,7 @@ def verify_encoder(folder: Folder, *, attention: str | None = None, seed: int = 
         weights = "random"
         if folder.weights and folder.weight_bytes <= MAX_WEIGHT_BYTES:
             weights = "the folder's own"
-            own = _Encoder(family, _load(folder, attention), tokens)
+            own = _Encoder(family, load(folder, attention), tokens)
             found = _compare(own, schedule, written, seed)
             if not found.told_apart:
                 weights, found = "random", _compare(model, schedule, written, seed)
@@ -84,12 +83,6 @@ def verify_encoder(folder: Folder, *, attention: str | None = None, seed: int = 
         layers=tuple(masks),
         **found._asdict(),
     )
-
-
-def _config(folder: Folder, family: EncoderFamily) -> Any:
-    from layersearch.export.encoders.reading import read_encoder_config
-
-    return read_encoder_config(folder.config, family, str(folder.path / "config.json"))
 
 
 def _with_globals(written: Schedule, asked: Schedule) -> Schedule:
@@ -117,77 +110,6 @@ def _text_length(family: EncoderFamily, config: Any, schedule: Schedule) -> tupl
     tokens = text_length(edges, longest)
     largest = max(sides, default=0) * family.factor if family.pads else 0
     return tokens, -(-tokens // largest) * largest if largest else tokens
-
-
-def _shrunk(config: Any, family: EncoderFamily) -> tuple[Any, bool]:
-    """Return a copy of a configuration that is narrow, and whether the original was wide."""
-    small = copy.deepcopy(config)
-    own = family.encoder_part(small)
-    if own.hidden_size <= SMALL_WIDTH:
-        return small, False
-    parts = [own, *([small.decoder] if family.part is not None else [])]
-    names = {
-        "hidden_size": _HEADS * _WIDTH,
-        "intermediate_size": 32,
-        "d_ff": 32,
-        "encoder_ffn_dim": 32,
-        "decoder_ffn_dim": 32,
-        "num_attention_heads": _HEADS,
-        "num_key_value_heads": _HEADS,
-        "decoder_attention_heads": _HEADS,
-        "head_dim": _WIDTH,
-        "num_decoder_layers": 1,
-        "decoder_layers": 1,
-    }
-    for part in parts:
-        for name, value in names.items():
-            if getattr(part, name, None) is not None:
-                setattr(part, name, value)
-    if family.part is not None:
-        small.decoder.cross_attention_hidden_size = own.hidden_size
-    return small, True
-
-
-def _build(config: Any, folder: Folder, family: EncoderFamily, attention: str | None, seed: int) -> Any:
-    from transformers import AutoModel
-
-    config = copy.deepcopy(config)
-    options: dict[str, Any] = {"dtype": torch.float32}
-    if attention is not None:
-        options["attn_implementation"] = attention
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            with quiet():
-                factory: Any = AutoModel
-                model = factory.from_config(config, **options)
-        except Exception as error:  # the library raises many kinds
-            raise ExportError(f"{folder.path}: {family.architecture} cannot be built ({one_line(error)})") from None
-    randomize(model)
-    return model.eval()
-
-
-def _load(folder: Folder, attention: str | None) -> Any:
-    from transformers import AutoModel
-
-    options: dict[str, Any] = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
-    if attention is not None:
-        options["attn_implementation"] = attention
-    try:
-        with quiet():
-            factory: Any = AutoModel
-            model, report = factory.from_pretrained(folder.path, **options)
-    except Exception as error:
-        raise ExportError(
-            f"{folder.path}: the weights do not load ({one_line(error)}); give those of this model"
-        ) from None
-    missing = sorted(str(name) for name in report.get("missing_keys", ()) if "pooler" not in str(name))
-    if missing:
-        raise ExportError(
-            f"{folder.path}: the weights are of another architecture than config.json: {len(missing)} missing such as "
-            f"{missing[0]}; give those of this model"
-        )
-    return model.eval()
 
 
 class _Encoder:
