@@ -62,8 +62,8 @@ def config(at: Path, **fields: Any) -> str:
             id="summaries",
         ),
         pytest.param(
-            ["export", "window:4+global:mask full", *HF, "--family", "longformer"],
-            ("layer 0: window:4+global:mask:1", "write +global:first:G"),
+            ["export", "window:4+global:mask full", *HF, "--family", "modernbert"],
+            ("layer 0: window:4+global:mask:1: family modernbert has no global tokens", "nearest supported schedule"),
             id="marked tokens",
         ),
         pytest.param(

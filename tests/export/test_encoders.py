@@ -85,6 +85,8 @@ def test_padding_of_longformer_is_no_token_of_the_text_and_takes_no_position_of_
          "window:3 window:6"),
         ("longformer", "window:4+global:first:1 window:4", "the same global tokens in all layers",
          r"window:4\+global:first:1\*2"),
+        ("longformer", "window:4+global:mask:2 window:4+global:first:2", "the same global tokens in all layers",
+         r"window:4\+global:mask:2\*2"),
         ("longt5", "window:5+summary:4 window:6+summary:4", "but layer 0 has .* longt5 has one window size",
          r"window:\d\+summary:4\*2"),
         ("longt5", "window:5+summary:4 window:5", "layer 1: window:5, but layer 0 has .* one span for all layers",
@@ -228,6 +230,9 @@ def test_edited_led_refuses_a_full_layer_whose_padding_needs_more_positions(tmp_
 def test_edited_config_says_where_global_tokens_go(tmp_path: Path) -> None:
     _, note = edited(LED, "window:4+global:first:2*2", tmp_path)
     assert "give global_attention_mask with 1 at the first 2 tokens at each call of LEDModel" in str(note)
+    (tmp_path / "marked").mkdir()
+    _, note = edited(LED, "window:4+global:mask:2*2", tmp_path / "marked")
+    assert "give global_attention_mask with 1 at the 2 tokens that the task marks at each call of" in str(note)
 
 
 def test_edited_config_of_another_family_or_depth_is_refused(tmp_path: Path) -> None:

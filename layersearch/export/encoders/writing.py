@@ -277,10 +277,13 @@ def _edited(values: Mapping[str, Any], fields: Mapping[str, Any], family: Encode
 def usage(schedule: Schedule, family: EncoderFamily, seq_len: int) -> str | None:
     """Return what a caller has to know for the schedule to hold in texts of ``seq_len`` tokens; None: nothing."""
     first, notes = max(span.global_first for span in schedule), []
-    if first:
+    marked = max(span.global_marked for span in schedule)
+    if first or marked:
+        tokens = f"{first or marked} tokens" if (first or marked) > 1 else "token"
+        which = f"the first {tokens}" if first else f"the {tokens} that the task marks"
         notes.append(
-            f"no config.json holds global tokens: give global_attention_mask with 1 at the first "
-            f"{f'{first} tokens' if first > 1 else 'token'} at each call of {family.architecture}"
+            f"no config.json holds global tokens: give global_attention_mask with 1 at {which} at each call of "
+            f"{family.architecture}"
         )
     if family.pads_positions and schedule.n_full:
         notes.append(f"full layers are windows that cover {seq_len} tokens; a longer text is not seen whole")

@@ -92,8 +92,11 @@ def _longformer(attention: Any, span: Span, tokens: int) -> Callable[..., Any]:
         text = hidden_states[:, :tokens]
         scale = 1.0 / math.sqrt(attention.head_dim)
         scores = heads("query", text) @ heads("key", text).mT * scale
-        out = scores.masked_fill(~_visible(span, tokens), _UNSEEN).softmax(-1) @ heads("value", text)
         is_global = kwargs["is_index_global_attn"][0, :tokens]
+        visible = _visible(span.plain, tokens)
+        if span.global_marked:
+            visible = visible | is_global[:, None] | is_global[None, :]
+        out = scores.masked_fill(~visible, _UNSEEN).softmax(-1) @ heads("value", text)
         if bool(is_global.any()):
             scores = heads("query_global", text)[:, :, is_global] @ heads("key_global", text).mT * scale
             out[:, :, is_global] = scores.softmax(-1) @ heads("value_global", text)

@@ -6,6 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import torch
+from torch import Tensor
+
 from layersearch.errors import ExportError
 from layersearch.export.verify.mask_probe import MIN_TOKENS, LayerProof
 from layersearch.export.verify.nearness import Compared, Nearness
@@ -153,3 +156,18 @@ def text_length(edges: Sequence[int], longest: int | None) -> int:
     if tokens > MOST_TOKENS:
         raise ExportError(f"the spans need a text of {tokens} tokens; more than {MOST_TOKENS} are not tested")
     return tokens
+
+
+def drawn_marks(schedule: Schedule, tokens: int, seed: int) -> Tensor | None:
+    """Return which tokens (T,) a call marks: random ones, as many as the spans name; None: none.
+
+    Raises:
+        ExportError: the spans name different numbers.
+    """
+    counts = {span.global_marked for span in schedule if span.global_marked}
+    if not counts:
+        return None
+    if len(counts) > 1:
+        raise ExportError(f"the spans name {sorted(counts)} marked tokens, and a call marks one number; give one")
+    drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[: counts.pop()]
+    return torch.zeros(tokens, dtype=torch.bool).index_fill(0, drawn, True)

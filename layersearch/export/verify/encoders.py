@@ -16,7 +16,7 @@ from layersearch.errors import ExportError
 from layersearch.export.encoders import ENCODERS, EncoderFamily, encoder_schedule, encoder_sizes
 from layersearch.export.verify.dense_encoders import dense_layers
 from layersearch.export.verify.encoder_models import build, load, read_model_config, shrunk_config
-from layersearch.export.verify.encoder_proof import EncoderProof, candidates, text_length
+from layersearch.export.verify.encoder_proof import EncoderProof, candidates, drawn_marks, text_length
 from layersearch.export.verify.loading import MAX_WEIGHT_BYTES, Folder
 from layersearch.export.verify.mask_probe import changed_keys, prove_masks
 from layersearch.export.verify.nearness import Comparison, compare
@@ -49,7 +49,8 @@ def verify_encoder(folder: Folder, schedule: Schedule, *, attention: str | None 
     schedule.check(seq_len=max(tokens, sizes.positions or 0), bidirectional=True)
     small, shrunk = shrunk_config(config, family)
     written = _with_globals(encoder_schedule(config, family, str(folder.path / "config.json")), schedule)
-    model = _Encoder(family, build(small, folder, family, attention, seed), tokens)
+    marks = drawn_marks(schedule, tokens, seed)
+    model = _Encoder(family, build(small, folder, family, attention, seed), tokens, marks)
     heads = encoder_sizes(small, family).n_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -63,11 +64,12 @@ def verify_encoder(folder: Folder, schedule: Schedule, *, attention: str | None 
             call=lambda rows: model.run(torch.full((rows, tokens), model.token), schedule),
             joins=family.joins_of(model.layers[0]),
             bidirectional=True,
+            marked=marks,
         )
         weights = "random"
         if folder.weights and folder.weight_bytes <= MAX_WEIGHT_BYTES:
             weights = "the folder's own"
-            own = _Encoder(family, load(folder, attention), tokens)
+            own = _Encoder(family, load(folder, attention), tokens, marks)
             found = _compare(own, schedule, written, seed)
             if not found.told_apart:
                 weights, found = "random", _compare(model, schedule, written, seed)
@@ -87,8 +89,9 @@ def verify_encoder(folder: Folder, schedule: Schedule, *, attention: str | None 
 
 def _with_globals(written: Schedule, asked: Schedule) -> Schedule:
     """Return a configuration's schedule with the global tokens of the calls that test another."""
-    first = max(span.global_first for span in asked)
-    return Schedule(tuple(span if span.is_full else replace(span, global_first=first) for span in written))
+    first, marked = (max(getattr(span, name) for span in asked) for name in ("global_first", "global_marked"))
+    named = {"global_first": first, "global_marked": marked}
+    return Schedule(tuple(span if span.is_full else replace(span, **named) for span in written))
 
 
 def _text_length(family: EncoderFamily, config: Any, schedule: Schedule) -> tuple[int, int]:
@@ -104,7 +107,7 @@ def _text_length(family: EncoderFamily, config: Any, schedule: Schedule) -> tupl
         # A full layer is a window, and the padded text has more positions than any text that it covers.
         longest = min(longest or max(sides) + 1, max(sides) + 1)
     edges = [min(side, longest or side) for side in sides] + [span.size or 0 for span in schedule]
-    edges += [max(span.global_first, 3 * span.summary) for span in schedule]
+    edges += [max(span.global_first, 2 * span.global_marked, 3 * span.summary) for span in schedule]
     if longest is not None and schedule.n_full and family.form in ("list", "one"):
         edges.append(longest)
     tokens = text_length(edges, longest)
@@ -115,8 +118,8 @@ def _text_length(family: EncoderFamily, config: Any, schedule: Schedule) -> tupl
 class _Encoder:
     """A model whose encoder is called alone."""
 
-    def __init__(self, family: EncoderFamily, whole: Any, tokens: int) -> None:
-        self.family, self.whole, self.tokens = family, whole, tokens
+    def __init__(self, family: EncoderFamily, whole: Any, tokens: int, marks: Tensor | None) -> None:
+        self.family, self.whole, self.tokens, self.marks = family, whole, tokens, marks
         self.stack = whole.encoder if family.decoder else whole
         self.layers: nn.ModuleList = self.stack.get_submodule(family.layers)
         pad = getattr(family.encoder_part(whole.config), "pad_token_id", None)
@@ -128,7 +131,9 @@ class _Encoder:
         """Return the last hidden states (rows, tokens, width) of token ids (rows, tokens)."""
         inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         first = max(span.global_first for span in schedule)
-        if self.family.takes_globals and first:
+        if self.marks is not None and any(span.global_marked for span in schedule):
+            inputs["global_attention_mask"] = self.marks.long().expand_as(ids)
+        elif self.family.takes_globals and first:
             inputs["global_attention_mask"] = (torch.arange(ids.shape[1]) < first).long().expand_as(ids)
         with quiet():
             found: Tensor = self.stack(**inputs).last_hidden_state

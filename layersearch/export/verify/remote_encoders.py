@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from layersearch.errors import ExportError, one_line
-from layersearch.export.verify.encoder_proof import EncoderProof, candidates, text_length
+from layersearch.export.verify.encoder_proof import EncoderProof, candidates, drawn_marks, text_length
 from layersearch.export.verify.loading import MAX_WEIGHT_BYTES, Folder, decoder_layers, randomize, shrink
 from layersearch.export.verify.mask_probe import changed_keys, prove_masks
 from layersearch.export.verify.nearness import compare
@@ -51,7 +51,7 @@ def verify_remote_encoder(folder: Folder, *, seed: int = 0) -> EncoderProof:
     shrunk = shrink(small, keep_heads=any(span.is_las for span in schedule))
     model = _build(small, folder)
     randomize(model)
-    layers, marked = decoder_layers(model, len(schedule)), _marked(schedule, tokens, seed)
+    layers, marked = decoder_layers(model, len(schedule)), drawn_marks(schedule, tokens, seed)
 
     def given(rows: int) -> dict[str, Tensor]:
         return {} if marked is None else {"global_attention_mask": marked.long().expand(rows, -1)}
@@ -143,18 +143,3 @@ def _logits(model: nn.Module, schedule: Schedule, ids: Tensor, marked: Tensor | 
     marks = marked[None] if marked is not None and any(span.global_marked for span in schedule) else None
     found: Tensor = encoder.lm_head(encoder.norm(encoder.stream(ids, marks)))
     return found
-
-
-def _marked(schedule: Schedule, tokens: int, seed: int) -> Tensor | None:
-    """Return which tokens (T,) a call marks: random ones, as many as the spans name; None: none.
-
-    Raises:
-        ExportError: the spans name different numbers.
-    """
-    counts = {span.global_marked for span in schedule if span.global_marked}
-    if not counts:
-        return None
-    if len(counts) > 1:
-        raise ExportError(f"the spans name {sorted(counts)} marked tokens, and a call marks one number; give one")
-    drawn = torch.randperm(tokens, generator=torch.Generator().manual_seed(seed))[: counts.pop()]
-    return torch.zeros(tokens, dtype=torch.bool).index_fill(0, drawn, True)

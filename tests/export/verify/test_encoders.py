@@ -26,6 +26,8 @@ CASES = [
     ("led", "window:2 window:4"),
     ("longt5", "window:5*2"),
     ("longt5", "window:2+summary:7*2"),
+    ("longformer", "window:3+global:mask:3 full window:6+global:mask:3"),
+    ("led", "window:3+global:mask:2*2"),
     ("t5gemma", "window:5 full"),
     ("bert", "full*2"),
     ("modernbert", "window:5*2"),
