@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> None:
     if recipe.selection is None:
         raise ConfigError(f"--recipe {options.recipe} has no section selection; leave it out, or name pretrained")
     from layersearch.cli.progress import ProgressDisplay
-    from layersearch.model.pretrained import recipe_for
+    from layersearch.model.pretrained_recipe import recipe_for
     from layersearch.study.lm_eval_tasks import HarnessTasks
     from layersearch.study.model_evaluation import evaluate_model
 

@@ -179,6 +179,7 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
     from layersearch.data import open_of
     from layersearch.export import export
     from layersearch.export.encoders import default_encoder, find_encoder, usage
+    from layersearch.export.encoders.decoders import both_schedules
     from layersearch.export.families import WITH_SINKS, default_family
     from layersearch.export.folder import MODEL_TARGETS
 
@@ -192,13 +193,13 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
             "--recipe is missing: a schedule alone has no model size; name a recipe, give --model, or export a run"
         )
     note = None
-    if options.to == "hf" and recipe.model.bidirectional:
+    if options.to == "hf" and recipe.model.kind != "decoder":
         two = recipe.model.kind == "encoder_decoder"
         encoder = default_encoder(two) if family is None else find_encoder(family)
         own = "no weights: the family's norms and feed-forward layers are its own"
-        note = "; ".join(
-            filter(None, (f"family {encoder.name}", own, usage(asked.schedule, encoder, recipe.training.seq_len)))
-        )
+        schedule, _ = both_schedules(asked.schedule, recipe.model)
+        more = usage(schedule, encoder, recipe.training.seq_len)
+        note = "; ".join(filter(None, (f"family {encoder.name}", own, more)))
     elif options.to == "hf" and family is None:
         family = default_family(recipe.model.qk_norm)
         note = f"family {family}"
@@ -229,6 +230,10 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
     if (encoder := _encoder_values(path)) is not None:
         if options.to != "hf":
             raise ExportError(f"--to {options.to} is for decoders, and {name} is an encoder; give --to hf")
+        if asked.recipe is not None and asked.recipe.model.searched == "decoder":
+            raise ExportError(
+                f"{options.schedule} is of a decoder, and --to hf edits the schedule of {name}'s encoder; drop --model"
+            )
         return edit_encoder(
             asked.schedule, encoder, path, out=options.out, family=options.family, evidence=asked.evidence
         )

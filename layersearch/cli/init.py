@@ -143,7 +143,8 @@ def _for_model(options: argparse.Namespace, data: dict[str, Any], overrides: lis
     import dataclasses
 
     from layersearch.config.recipe import load_recipe
-    from layersearch.model.pretrained import load_config, recipe_for
+    from layersearch.model.pretrained import load_config
+    from layersearch.model.pretrained_recipe import recipe_for
     from layersearch.study.selection_plan import default_space
 
     most = getattr(load_config(options.model), "max_position_embeddings", None) or 1024

@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> None:
     name = options.recipe or ("pretrained" if options.model else DEFAULT_RECIPE)
     recipe = load_recipe(name, [*data_overrides(options.data), *options.overrides])
     if options.model:
-        from layersearch.model.pretrained import recipe_for
+        from layersearch.model.pretrained_recipe import recipe_for
 
         print(f"reading the configuration of {options.model}", file=sys.stderr, flush=True)
         recipe = recipe_for(recipe, options.model)

@@ -74,6 +74,12 @@ def _schedule() -> dict[str, Any]:
                 "properties": {
                     "schedule": text | {"description": "Text form, for example full*2 window:32*2."},
                     "layers": layers | {"description": "One mapping per layer, bottom layer first."},
+                    "other_stack": {
+                        "type": "object",
+                        "properties": {"stack": {"enum": ["encoder", "decoder"]}, "schedule": text},
+                        "required": ["stack", "schedule"],
+                        "description": "The other stack of a model with two.",
+                    },
                     "evidence": {"type": "object", "description": "What was measured of the schedule."},
                 },
                 "anyOf": [{"required": ["layers"]}, {"required": ["schedule"]}],

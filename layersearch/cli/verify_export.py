@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
         trust_remote_code=options.trust_remote_code,
         attention=options.attention,
     )
-    from layersearch.export.verify.encoders import EncoderProof
+    from layersearch.export.verify.encoder_proof import EncoderProof
 
     if options.json:
         print(json.dumps(proof.to_dict(), indent=1))
@@ -94,16 +94,22 @@ def _print_engine_proof(proof: EngineProof) -> None:
 def _print_encoder_proof(proof: EncoderProof) -> None:
     from layersearch.cli.tables import console
 
-    _print_masks(proof)
-    near, following = proof.nearest, proof.next_nearest
+    for one in filter(None, (proof, proof.other)):
+        if proof.other is not None:
+            console().print(f"{'' if one is proof else chr(10)}stack      {one.stack}", soft_wrap=True)
+        _print_masks(one)
+        near, following = one.nearest, one.next_nearest
+        lines = [
+            f"\nnearest    {near.name}: '{near.schedule}', outputs within {near.error:.1e} of their spread, "
+            f"{one.weights} weights",
+            f"next       {following.name}: {following.error:.1e} off, of {one.tried} schedules compared",
+        ]
+        if one.cache_error is not None:
+            lines.append(f"cache      outputs token by token within {one.cache_error:.1e} of their spread")
+        for line in lines:
+            console().print(line, soft_wrap=True)
     verdict = "PROVEN: every layer does what the schedule says" if proof.proven else f"NOT PROVEN: {proof.problem}"
-    for line in (
-        f"\nnearest    {near.name}: '{near.schedule}', outputs within {near.error:.1e} of their spread, "
-        f"{proof.weights} weights",
-        f"next       {following.name}: {following.error:.1e} off, of {proof.tried} schedules compared",
-        f"\n{verdict}",
-    ):
-        console().print(line, soft_wrap=True)
+    console().print(f"\n{verdict}", soft_wrap=True)
 
 
 def _print_masks(proof: Proof | EncoderProof) -> None:

@@ -23,7 +23,8 @@ from layersearch.convert.save import target_family
 from layersearch.data import describe
 from layersearch.errors import ConfigError
 from layersearch.files import unwritable
-from layersearch.model.pretrained import fingerprint, load_pretrained, load_skeleton, with_tokenizer
+from layersearch.model.pretrained import fingerprint, load_pretrained, load_skeleton
+from layersearch.model.pretrained_recipe import with_tokenizer
 from layersearch.model.weight_checksums import check_weights
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio

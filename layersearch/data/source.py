@@ -115,8 +115,9 @@ def check_marks(spans: Iterable[Span], source: Source) -> None:
     """Raise a `DataError` unless a task marks as many tokens as the spans of ``+global:mask:G`` say."""
     for span in spans:
         good, count = span.global_marked in (0, source.marked), source.marked
+        noun = "token" if count == 1 else "tokens"
         remedy = f"write '+global:mask:{count}'" if count else "write '+global:first:G', or take a task that marks some"
-        require(good, f"{span}: data.source {source.name} marks {count or 'no'} tokens of a sequence; {remedy}")
+        require(good, f"{span}: data.source {source.name} marks {count or 'no'} {noun} of a sequence; {remedy}")
 
 
 def require(holds: object, message: str) -> None:

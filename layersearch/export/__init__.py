@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.model import ModelConfig
-from layersearch.errors import ExportError, did_you_mean
+from layersearch.errors import ExportError, did_you_mean, located
 from layersearch.export.encoders import default_encoder, encoder_text, find_encoder
 from layersearch.export.encoders.remote import remote_encoder_files
 from layersearch.export.engines import ENGINES, SERVING_FAMILIES, engine_text
@@ -20,6 +20,7 @@ from layersearch.export.mlx import check_mlx, mlx_config
 from layersearch.export.source import SourceModel, decoder_source, read_source
 from layersearch.export.weights import save_weights
 from layersearch.schedule import Schedule
+from layersearch.schedule.work import other_stack
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -98,19 +99,24 @@ def export(
             f"the schedule has {len(schedule)} layers, the model {model.n_layers}; export it at its own depth"
         )
     two = model.kind == "encoder_decoder"
-    takes: tuple[str, ...] = (target,) if model.kind == "decoder" else ("yaml", "json")
-    if model.bidirectional:
-        takes = ("hf", *takes) if two else ("hf", "hf-remote", *takes)
+    takes: tuple[str, ...] = (target,) if model.kind == "decoder" else ("hf", "yaml", "json")
+    if model.kind == "encoder":
+        takes = ("hf", "hf-remote", "yaml", "json")
     if target not in takes:
-        searched = "" if model.bidirectional else " whose decoder is searched"
-        kind = f"an encoder-decoder{searched}" if two else "an encoder"
+        kind = "an encoder-decoder" if two else "an encoder"
         known = f"{', '.join(takes[:-1])} or {takes[-1]}"
         raise ExportError(f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {known}")
-    schedule.check(seq_len=seq_len, n_heads=model.n_heads, bidirectional=model.bidirectional)
+    sizes: dict[str, Any] = {"seq_len": seq_len, "n_heads": model.n_heads}
+    schedule.check(**sizes, bidirectional=model.bidirectional)
+    other = None
+    if two:
+        other = "decoder" if model.bidirectional else "encoder", other_stack(model)
+        with located("model.other_schedule"):
+            other[1].check(**sizes, bidirectional=not model.bidirectional)
     if family is not None and target not in ("hf", "mlx") and target not in SERVING_FAMILIES:
         raise ExportError(f"--family {family!r} has no meaning for --to {target}; drop it")
     texts: dict[str, str] = {}
-    if target == "hf" and model.bidirectional:
+    if target == "hf" and model.kind != "decoder":
         encoder = default_encoder(two) if family is None else find_encoder(family)
         texts["config.json"] = encoder_text(schedule, encoder, model, vocab_size, seq_len)
     elif target == "hf":
@@ -132,4 +138,4 @@ def export(
         texts[FLEX] = flex_module(schedule, model.n_heads)
     elif target in ENGINES:
         texts[ENGINES[target].file] = engine_text(schedule, target, family, model, vocab_size, seq_len)
-    return write_files(out, texts, schedule, evidence, form="json" if target == "json" else "yaml")
+    return write_files(out, texts, schedule, evidence, form="json" if target == "json" else "yaml", other=other)

@@ -31,15 +31,17 @@ def write_files(
     schedule: Schedule,
     evidence: Mapping[str, Any] | None = None,
     form: str = "yaml",
+    other: tuple[str, Schedule] | None = None,
 ) -> list[Path]:
     """Write files (content by name) and ``schedule.yaml`` or ``schedule.json``, and return their paths.
 
-    The folder is created if it is missing. Files with the same content may exist already.
+    ``other`` is the name and the schedule of the other stack of a model with two. The folder is created if it is
+    missing. Files with the same content may exist already.
 
     Raises:
         ExportError: if a file exists with other content (then nothing is written), or cannot be written.
     """
-    texts = {**texts, f"schedule.{form}": schedule_text(schedule, evidence or {}, form)}
+    texts = {**texts, f"schedule.{form}": schedule_text(schedule, evidence or {}, form, other)}
     path = out
     try:
         for path in (out / name for name in texts):

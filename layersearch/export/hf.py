@@ -100,19 +100,14 @@ def _code(name: str) -> str:
     return resources.files("layersearch.export.remote").joinpath(name).read_text(encoding="utf-8")
 
 
-def check_summaries(schedule: Schedule, target: str) -> None:
-    """Raise ExportError if a layer has summaries: they are made of its inputs, which attention does not get."""
+def flex_module(schedule: Schedule, n_heads: int) -> str:
+    """Return the code of FlexAttention's module: its two constants hold the schedule and the number of query heads."""
     for layer, span in enumerate(schedule):
         if span.summary:
             raise ExportError(
-                f"layer {layer}: {span}: --to {target} has no summaries, which are made of a layer's inputs; "
-                "give --to yaml or json"
+                f"layer {layer}: {span}: --to flex has no summaries: they are made of a layer's inputs, which no mask "
+                "gets; give --to hf-remote, yaml or json"
             )
-
-
-def flex_module(schedule: Schedule, n_heads: int) -> str:
-    """Return the code of FlexAttention's module: its two constants hold the schedule and the number of query heads."""
-    check_summaries(schedule, "flex")
     code, spans = _code(FLEX), pprint.pformat(schedule.to_dicts(), width=110, sort_dicts=False)
     for line, value in (("N_HEADS = 1\n", n_heads), ('SPANS: list[dict[str, Any]] = [{"kind": "full"}]\n', spans)):
         assert code.count(line) == 1
@@ -131,13 +126,18 @@ def remote_config(schedule: Schedule, config: PreTrainedConfig) -> PreTrainedCon
     Raises:
         ExportError: if the modeling file does not support the model, or the number of layers differs.
     """
-    from layersearch.export.remote.modeling_layersearch import BASES, NAME, config_class
+    from layersearch.export.remote.modeling_layersearch import BASES, NAME, SUMMARY_BASES, config_class
 
-    check_summaries(schedule, "hf-remote")
     values = copy.deepcopy(config.to_dict())
     base = values.pop("base_model_type", None) or values["model_type"]
     if base not in BASES:
         raise ExportError(f"--to hf-remote does not support {base!r}; known: {', '.join(BASES)}")
+    for layer, span in enumerate(schedule):
+        if span.summary and base not in SUMMARY_BASES:
+            raise ExportError(
+                f"layer {layer}: {span}: --to hf-remote has summaries for {' and '.join(SUMMARY_BASES)}, whose layers "
+                f"define them, not for {base!r}; drop '+summary:{span.summary}', or give --to yaml or json"
+            )
     if len(schedule) != config.num_hidden_layers:
         raise ExportError(f"the schedule has {len(schedule)} layers, the model {config.num_hidden_layers}")
     schedule.check(seq_len=config.max_position_embeddings, n_heads=config.num_attention_heads)

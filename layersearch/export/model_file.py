@@ -14,6 +14,7 @@ from typing import Any
 from layersearch.errors import ConfigError, ExportError, LayersearchError, did_you_mean
 from layersearch.export.encoders import ENCODERS, encoder_schedule, encoder_sizes, is_encoder_file
 from layersearch.export.encoders.reading import encoder_flops, read_encoder_config
+from layersearch.export.encoders.remote import MODEL_TYPE as REMOTE_ENCODER
 from layersearch.export.families import check_no_layer_windows, make_config
 from layersearch.export.files import read_json
 from layersearch.export.gguf_spans import gguf_matrix_flops, gguf_schedule, read_header
@@ -98,7 +99,8 @@ def _gguf(path: Path) -> ModelFile:
 
 def _config(values: Mapping[str, Any], file: Path) -> ModelFile:
     where, spans = str(file), None
-    if values.get("model_type") == "layersearch" and "layer_spans" in values:  # hf-remote
+    both = values.get("model_type") == REMOTE_ENCODER
+    if (both or values.get("model_type") == "layersearch") and "layer_spans" in values:  # hf-remote
         spans = Schedule.from_dicts(values["layer_spans"])
         values = {key: value for key, value in values.items() if key not in ("auto_map", "layer_spans")}
         values["model_type"] = values.pop("base_model_type", None)
@@ -140,6 +142,7 @@ def _config(values: Mapping[str, Any], file: Path) -> ModelFile:
         head_dim=width or getattr(config, "head_dim", None) or config.hidden_size // heads,
         positions=getattr(config, "max_position_embeddings", None),
         token_flops=token_flops,
+        bidirectional=both,
     )
 
 

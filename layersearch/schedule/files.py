@@ -13,9 +13,17 @@ from layersearch.errors import located, require
 from layersearch.schedule.schedule import Schedule
 
 
-def schedule_text(schedule: Schedule, evidence: Mapping[str, Any], form: str = "yaml") -> str:
-    """Return the content of a schedule file, ``yaml`` or ``json``; ``evidence`` is plain data, tuples become lists."""
-    content = {"schedule": str(schedule), "layers": schedule.to_dicts(), "evidence": plain(evidence)}
+def schedule_text(
+    schedule: Schedule, evidence: Mapping[str, Any], form: str = "yaml", other: tuple[str, Schedule] | None = None
+) -> str:
+    """Return the content of a schedule file, ``yaml`` or ``json``; ``evidence`` is plain data, tuples become lists.
+
+    ``other`` is the name and the schedule of the other stack of a model with two.
+    """
+    content: dict[str, Any] = {"schedule": str(schedule), "layers": schedule.to_dicts()}
+    if other is not None:
+        content["other_stack"] = {"stack": other[0], "schedule": str(other[1])}
+    content["evidence"] = plain(evidence)
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     if form == "yaml":
         return yaml.safe_dump(json.loads(text), sort_keys=False, allow_unicode=True, width=100)
@@ -34,6 +42,22 @@ def read_schedule(path: Path) -> Schedule:
     require(held is not None, f"{path}: no key 'layers'; give a winner.yaml, or a list with one span per layer")
     with located(str(path)):
         return _written(held)
+
+
+def read_other_stack(path: Path) -> tuple[str, Schedule] | None:
+    """Return the name, ``encoder`` or ``decoder``, and the schedule of the other stack in a schedule file; None: none.
+
+    Raises:
+        ConfigError: the entry has another form.
+    """
+    held = read_yaml(path)
+    other = held.get("other_stack") if isinstance(held, Mapping) else None
+    if other is None:
+        return None
+    form = f"{path}: other_stack is a mapping of stack (encoder or decoder) and schedule, not {other!r}"
+    require(isinstance(other, Mapping) and other.get("stack") in ("encoder", "decoder") and "schedule" in other, form)
+    with located(f"{path}: other_stack"):
+        return str(other["stack"]), _written(other["schedule"])
 
 
 def _written(held: Any) -> Schedule:

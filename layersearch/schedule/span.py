@@ -254,15 +254,15 @@ class Span:
         """The same span without summaries and without the task's marks."""
         return replace(self, summary=0, global_marked=0) if self.summary or self.global_marked else self
 
-    def moves(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False) -> Any:
+    def moves(self, i: Any, j: Any, head: Any = 0, *, bidirectional: bool = False, tokens: int | None = None) -> Any:
         """Tell whether key ``j`` can change query ``i``'s output: it is visible, or pooled into a visible one.
 
         Row-wise pooling of width P mixes the value of ``j`` into the rows of ``j`` ... ``j+P-1``, in an encoder into
         those up to (P-1)/2 from ``j``. Arguments and result are as in `visible`.
         """
-        moved, side = self.visible(i, j, head, bidirectional=bidirectional), self.pool // 2
+        moved, side = self.visible(i, j, head, bidirectional=bidirectional, tokens=tokens), self.pool // 2
         for ahead in range(-side, side + 1) if bidirectional else range(1, self.pool):
-            moved = moved | self.visible(i, j + ahead, head, bidirectional=bidirectional)
+            moved = moved | self.visible(i, j + ahead, head, bidirectional=bidirectional, tokens=tokens)
         if self.summary:
             moved = moved | self.sees_summary(i, j // self.summary, bidirectional=bidirectional)
         return moved

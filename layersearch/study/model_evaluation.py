@@ -98,8 +98,8 @@ def evaluate_model(
     """Measure the model's own schedule and the given ones.
 
     Args:
-        recipe: as `layersearch.model.pretrained.recipe_for` returns it, with a section ``selection``; its tasks, its
-            ``confirm_units`` and ``training.seq_len`` count.
+        recipe: as `layersearch.model.pretrained_recipe.recipe_for` returns it, with a section ``selection``; its tasks,
+            its ``confirm_units`` and ``training.seq_len`` count.
         schedules: schedules to compare with the model's own.
         seed: of the documents' order and the retrieval examples.
         cache: folder of prepared text; None: the default one.

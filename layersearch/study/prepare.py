@@ -37,7 +37,7 @@ def open_data(
     """
     source = open_training(data, training, cache, kind)
     if rows is not None:
-        from layersearch.model.pretrained import check_vocabulary
+        from layersearch.model.pretrained_recipe import check_vocabulary
 
         check_vocabulary(rows, source.vocab_size, data.tokenizer)
     source.validation(training.val_sequences)

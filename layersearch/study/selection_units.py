@@ -15,7 +15,7 @@ import torch
 from layersearch.config.recipe import Recipe
 from layersearch.data.sequences import document_sequences
 from layersearch.data.tokenizer import open_tokenizer, vocab_size
-from layersearch.model.pretrained import check_vocabulary
+from layersearch.model.pretrained_recipe import check_vocabulary
 from layersearch.selection.measure import Unit
 from layersearch.selection.retrieval import make_example
 

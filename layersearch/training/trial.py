@@ -172,7 +172,8 @@ def _model(recipe: Recipe, source: Source, schedule: Schedule, group: RankGroup)
         training = recipe.training
         compiled = training.compile and zero_stage(deepspeed_file(recipe)) < 3 and can_compile(group.device)
         return new_model(recipe, source.vocab_size, schedule, compiled)
-    from layersearch.model.pretrained import check_vocabulary, load_pretrained
+    from layersearch.model.pretrained import load_pretrained
+    from layersearch.model.pretrained_recipe import check_vocabulary
 
     decoder = load_pretrained(recipe.pretrained, check=False, tokens=recipe.training.seq_len)
     check_vocabulary(decoder.num_embeddings, source.vocab_size, recipe.data.tokenizer)

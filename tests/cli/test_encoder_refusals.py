@@ -21,6 +21,16 @@ LONGFORMER: dict[str, Any] = {
     "pad_token_id": 1,
     "attention_window": [8, 8],
 }
+MISTRAL = {
+    "model_type": "mistral",
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "num_hidden_layers": 2,
+    "intermediate_size": 32,
+    "vocab_size": 61,
+    "max_position_embeddings": 64,
+}
 HF = ["--to", "hf", "--recipe", "smoke-encoder", "--out", "new"]
 
 
@@ -52,14 +62,59 @@ def config(at: Path, **fields: Any) -> str:
             id="summaries",
         ),
         pytest.param(
-            ["export", "window:4+global:mask full", *HF, "--family", "longformer"],
-            ("layer 0: window:4+global:mask:1", "write +global:first:G"),
+            ["export", "window:4+global:mask full", *HF, "--family", "modernbert"],
+            ("layer 0: window:4+global:mask:1: family modernbert has no global tokens", "nearest supported schedule"),
             id="marked tokens",
         ),
         pytest.param(
-            ["export", "bigbird:6/1 full", "--to", "hf-remote", "--recipe", "smoke-encoder", "--out", "new"],
-            ("layer 0: bigbird:6/1", "give --to yaml or json"),
-            id="BigBird to a modeling file",
+            ["export", "memory:8/16 full", "--to", "hf-remote", "--recipe", "smoke-encoder", "--out", "new"],
+            ("layer 0: memory:8/16 is for causal models", "an encoder has full, window:W"),
+            id="a memory to a modeling file",
+        ),
+        pytest.param(
+            ["export", "window:4+summary:8 full", "--to", "flex", "--recipe", "smoke", "--out", "new"],
+            ("layer 0: window:4+summary:8: --to flex has no summaries", "give --to hf-remote, yaml or json"),
+            id="summaries in a mask",
+        ),
+        pytest.param(
+            lambda at, run: [
+                *("export", "window:4+summary:8 full", "--to", "hf-remote", "--out", "new"),
+                *("--model", write(at / "mistral.json", json.dumps(MISTRAL))),
+            ],
+            ("layer 0: window:4+summary:8: --to hf-remote has summaries for llama and qwen3", "not for 'mistral'"),
+            id="summaries in another model's layers",
+        ),
+        pytest.param(
+            ["export", "window:4*2", "--to", "hf", "--recipe", "smoke-t5", "--family", "bert", "--out", "new"],
+            ("--family bert has no decoder", "give led, longt5, t5gemma"),
+            id="a family without a decoder",
+        ),
+        pytest.param(
+            ["export", "window:4*2", "--to", "hf-remote", "--recipe", "smoke-t5", "--out", "new"],
+            (
+                "--to hf-remote is for decoders, and the recipe's model is an encoder-decoder",
+                "give --to hf, yaml or json",
+            ),
+            id="a modeling file for two stacks",
+        ),
+        pytest.param(
+            ["cost", "memory:8/65 full", "--seq-len", "64"],
+            ("layer 0: memory:8/65 is longer than the text of 64 tokens",),
+            id="a segment longer than the text",
+        ),
+        pytest.param(
+            ["cost", "window:4+summary:65 full", "--seq-len", "64", "--encoder"],
+            ("layer 0: window:4+summary:65 is longer than the text of 64 tokens",),
+            id="a summary longer than the text",
+        ),
+        pytest.param(
+            lambda at, run: [
+                *("run", "--recipe", "smoke-classes", "--set", "data.examples=200", "--budget", "0.6", "--out", "new"),
+                "--space",
+                write(at / "marks.yaml", "name: marks\nchoices: [full, 'window:4+global:mask:3']\n"),
+            ],
+            ("window:4+global:mask:3: data.source lra_listops marks 1 token of", "write '+global:mask:1'"),
+            id="a task that marks another number of tokens",
         ),
         pytest.param(
             ["export", "window:4 full", *HF, "--family", "bert"],

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from layersearch.cli.main import main
 from layersearch.config.recipe import load_recipe
 from layersearch.data.tokenizer import open_tokenizer
-from layersearch.model.pretrained import load_pretrained, recipe_for
+from layersearch.model.pretrained import load_pretrained
+from layersearch.model.pretrained_recipe import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.study.model_evaluation import ModelEvaluation, evaluate_model

@@ -18,7 +18,8 @@ from layersearch.export.encoders.supported import nearest, problem
 from layersearch.export.families import ENCODER_TYPES
 from layersearch.export.model_file import read_model_file
 from layersearch.schedule import Schedule
-from layersearch.schedule.cost import attention_flops
+from layersearch.schedule.cost import attention_flops, budget_ratio
+from layersearch.schedule.files import read_other_stack
 
 torch.set_num_threads(1)
 TOKENS, VOCAB = 40, 61
@@ -26,6 +27,7 @@ HELD = {
     "modernbert": "full window:5*2 full",
     "longformer": "window:3 full window:6*2",
     "longt5": "window:5*4",
+    "longt5 with summaries": "window:5+summary:7*4",
     "t5gemma": "window:5*3 full",
     "bert": "full*4",
 }
@@ -46,7 +48,7 @@ def test_every_encoder_family_is_named_where_decoders_are_found() -> None:
 
 @pytest.mark.parametrize("family", HELD)
 def test_schedule_that_was_written_is_read_back(family: str, tmp_path: Path) -> None:
-    written(HELD[family], family, tmp_path)
+    written(HELD[family], family.split()[0], tmp_path)
     found = read_model_file(str(tmp_path))
     assert (str(found.schedule), found.bidirectional, found.positions) == (HELD[family], True, TOKENS)
     assert (found.n_heads, found.n_kv_heads, found.head_dim) == (4, 4, 8)
@@ -83,6 +85,12 @@ def test_padding_of_longformer_is_no_token_of_the_text_and_takes_no_position_of_
          "window:3 window:6"),
         ("longformer", "window:4+global:first:1 window:4", "the same global tokens in all layers",
          r"window:4\+global:first:1\*2"),
+        ("longformer", "window:4+global:mask:2 window:4+global:first:2", "the same global tokens in all layers",
+         r"window:4\+global:mask:2\*2"),
+        ("longt5", "window:5+summary:4 window:6+summary:4", "but layer 0 has .* longt5 has one window size",
+         r"window:\d\+summary:4\*2"),
+        ("longt5", "window:5+summary:4 window:5", "layer 1: window:5, but layer 0 has .* one span for all layers",
+         r"window:\d\*2"),
         ("longt5", "window:5 full", "layer 1: full, but layer 0 has window:5: .* one span for all layers",
          r"window:\d+\*2"),
         ("t5gemma", "full block:8~4", "holds no block spans", r"full window:\d+"),
@@ -222,6 +230,9 @@ def test_edited_led_refuses_a_full_layer_whose_padding_needs_more_positions(tmp_
 def test_edited_config_says_where_global_tokens_go(tmp_path: Path) -> None:
     _, note = edited(LED, "window:4+global:first:2*2", tmp_path)
     assert "give global_attention_mask with 1 at the first 2 tokens at each call of LEDModel" in str(note)
+    (tmp_path / "marked").mkdir()
+    _, note = edited(LED, "window:4+global:mask:2*2", tmp_path / "marked")
+    assert "give global_attention_mask with 1 at the 2 tokens that the task marks at each call of" in str(note)
 
 
 def test_edited_config_of_another_family_or_depth_is_refused(tmp_path: Path) -> None:
@@ -248,8 +259,12 @@ def test_edited_config_of_another_family_or_depth_is_refused(tmp_path: Path) -> 
         (LED | {"attention_window": [8]}, "attention_window has 1 sizes for 2 layers; give one for each"),
         (MODERNBERT | {"local_attention": 1}, "layer 1: local_attention is 1; expected an even whole number of at"),
         (
-            {"model_type": "longt5", "num_layers": 2, "encoder_attention_type": "transient-global"},
-            "encoder_attention_type is transient-global: .*known: local",
+            {"model_type": "longt5", "num_layers": 2, "encoder_attention_type": "global"},
+            "encoder_attention_type is global, which no span says; known: local, transient-global",
+        ),
+        (
+            {"model_type": "longt5", "encoder_attention_type": "transient-global", "global_block_size": 1},
+            "global_block_size is 1; expected a whole number of at least 2",
         ),
     ],
 )  # fmt: skip
@@ -275,6 +290,28 @@ def test_model_file_of_a_published_longformer_counts_its_pairs(tmp_path: Path) -
     }
 
 
+def test_model_file_of_a_published_longt5_with_summaries_counts_them_as_keys(tmp_path: Path) -> None:
+    # google/long-t5-tglobal-base, and the same sizes with local attention.
+    values = {"model_type": "longt5", "num_layers": 12, "local_radius": 127, "n_positions": 4096}
+    shares = []
+    for kind in ("transient-global", "local"):
+        (tmp_path / "config.json").write_text(json.dumps(values | {"encoder_attention_type": kind}))
+        found = read_model_file(str(tmp_path)).schedule
+        shares.append((str(found), budget_ratio(found, seq_len=4096, n_heads=12, bidirectional=True)))
+    assert shares[0] == ("window:127+summary:16*12", pytest.approx(0.1238, abs=1e-4))
+    assert shares[1] == ("window:127*12", pytest.approx(0.0613, abs=1e-4))
+
+
+def test_longt5_is_edited_to_summaries_but_not_with_weights_of_another_type(tmp_path: Path) -> None:
+    values = {"model_type": "longt5", "num_layers": 2, "d_model": 32, "d_kv": 8, "num_heads": 4, "vocab_size": VOCAB}
+    found, _ = edited(values | {"n_positions": TOKENS}, "window:5+summary:8*2", tmp_path)
+    held = (found["encoder_attention_type"], found["local_radius"], found["global_block_size"])
+    assert held == ("transient-global", 5, 8)
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with pytest.raises(ExportError, match="weights of encoder_attention_type local have other names than transient-"):
+        edit_encoder(Schedule.parse("window:5+summary:8*2"), dict(values), tmp_path, out=tmp_path / "new")
+
+
 def of_two_stacks(family: str | None, out: Path, **given: Any) -> Path:
     model = ModelConfig(
         kind="encoder_decoder", n_layers=2, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48, **{"other_layers": 1} | given
@@ -296,12 +333,41 @@ def test_encoder_decoder_of_a_recipe_keeps_the_layers_of_both_stacks(family: str
     assert layers[family]() == (2, 1)
 
 
+@pytest.mark.parametrize("searched", ["encoder", "decoder"])
+def test_t5gemma_holds_the_schedules_of_both_stacks_in_their_own_numbers(searched: str, tmp_path: Path) -> None:
+    out = of_two_stacks(None, tmp_path / "out", searched=searched, other_layers=3, other_schedule="window:7*2 full")
+    values = json.loads((out / "config.json").read_text())
+    other = "decoder" if searched == "encoder" else "encoder"
+    held = {stack: (values[stack]["layer_types"], values[stack]["sliding_window"]) for stack in ("encoder", "decoder")}
+    assert held[searched] == (["sliding_attention"] * 2, 5)  # W keys on each side in the encoder, W keys in the decoder
+    assert held[other] == (["sliding_attention"] * 2 + ["full_attention"], 7)
+    assert read_other_stack(out / "schedule.yaml") == (other, Schedule.parse("window:7*2 full"))
+
+
+def test_decoder_of_two_window_sizes_is_refused_with_the_nearest(tmp_path: Path) -> None:
+    model = ModelConfig(
+        kind="encoder_decoder", searched="decoder", n_layers=2, d_model=32, n_heads=4, n_kv_heads=4, d_ff=48
+    )
+    with pytest.raises(UnsupportedSchedule, match=r"decoder of family t5gemma supports one window size .* nearest"):
+        export(Schedule.parse("window:5 window:6"), "hf", model=model, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("family", "given", "said"),
     [
         ("modernbert", {}, "modernbert has no decoder, and the recipe's model is an encoder-decoder; give led, longt5"),
-        ("led", {"other_schedule": "window:4"}, r"model\.other_schedule window:4: .* full attention; give --to yaml"),
-        (None, {"searched": "decoder"}, "an encoder-decoder whose decoder is searched; give --to yaml or json"),
+        ("led", {"other_schedule": "window:4"}, r"model\.other_schedule window:4: the decoder of family led is full"),
+        (
+            "longt5",
+            {"searched": "decoder"},
+            r"window:5\*2: the decoder of family longt5 is full .*give --family t5gemma",
+        ),
+        (
+            None,
+            {"other_schedule": "block:4"},
+            r"model\.other_schedule: layer 0: block:4: .* t5gemma supports no blocks",
+        ),
+        (None, {"searched": "decoder", "other_schedule": "block:8"}, "model.other_schedule: layer 0: block:8: family"),
     ],
 )
 def test_encoder_decoder_that_no_family_holds_is_refused(

@@ -32,7 +32,7 @@ torch.set_num_threads(1)
 EVERY = Schedule.parse(
     "window:5 full window:4/3 window:3/4@1 block:6 window:5+sink:3 block:5+sink:2 window:2/3@3+sink:2 "
     "full+las:0.1/3 window:7+las:0.05/4 block:7~3+sink:2+las:0.0/5 window:3/2@2+las:0.2/3 full+las:0.3 "
-    "strided:4 fixed:5/2 bigbird:3/2/1 memory:7/5 strided:4@1 fixed:5/2@2"
+    "strided:4 fixed:5/2 bigbird:3/2/1 memory:7/5 strided:4@1 fixed:5/2@2 window:4+summary:5 block:6~2+summary:3+sink:2"
 )
 CACHE = next(
     name
@@ -235,7 +235,9 @@ def test_forward_cache_under_either_name_is_kept(name: str, model: Any) -> None:
 
 
 def held_bytes(cache: Any) -> int:
-    return sum(x.numel() * x.element_size() for layer in cache.layers for x in (layer.keys, layer.values))
+    """Return the bytes of keys and values; the sum of a summary that is not finished is neither."""
+    held = [x for layer in cache.layers for x in (layer.keys, layer.values, *(layer.summaries or ())[1:])]
+    return sum(x.numel() * x.element_size() for x in held)
 
 
 @pytest.mark.slow
@@ -257,7 +259,9 @@ def test_remote_cache_holds_what_the_cost_model_counts_at_every_length(model: An
 
 def storages(cache: Any) -> dict[int, int]:
     """Return the bytes that the cache keeps alive by storage: a view would keep its longer base tensor."""
-    held = [x.untyped_storage() for layer in cache.layers for part in layer.held for x in part]
+    kept = [*(x for layer in cache.layers for part in layer.held for x in part)]
+    kept += [x for layer in cache.layers for x in (layer.summaries or ())[1:]]
+    held = [x.untyped_storage() for x in kept]
     return {storage.data_ptr(): storage.nbytes() for storage in held}
 
 

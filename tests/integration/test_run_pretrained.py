@@ -12,7 +12,7 @@ import torch
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.files import parse_sealed
-from layersearch.model.pretrained import recipe_for
+from layersearch.model.pretrained_recipe import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.cost import budget_ratio
 from layersearch.training.record import Trial

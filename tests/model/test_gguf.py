@@ -13,7 +13,8 @@ from layersearch.config.recipe import load_recipe
 from layersearch.data import open_source
 from layersearch.data.gguf_file import opened
 from layersearch.errors import LayersearchError
-from layersearch.model.pretrained import fingerprint, load_config, load_pretrained, recipe_for, with_tokenizer
+from layersearch.model.pretrained import fingerprint, load_config, load_pretrained
+from layersearch.model.pretrained_recipe import recipe_for, with_tokenizer
 from tests.helpers import gguf_models
 
 TOKENS = torch.arange(40)[None]

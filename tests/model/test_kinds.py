@@ -14,7 +14,8 @@ from layersearch.data.tokenizer import train_bpe
 from layersearch.errors import DataError, LayersearchError
 from layersearch.model.hf_decoder import HFDecoder
 from layersearch.model.kinds import skeleton
-from layersearch.model.pretrained import load_pretrained, load_skeleton, model_config, recipe_for
+from layersearch.model.pretrained import load_pretrained, load_skeleton
+from layersearch.model.pretrained_recipe import model_config, recipe_for
 from layersearch.schedule import Schedule
 from tests.helpers import hf_models
 from tests.helpers.hf_models import FAMILIES, FURTHER, VOCAB

@@ -21,7 +21,7 @@ from layersearch.config.recipe import load_recipe
 from layersearch.data.tokenizer import open_tokenizer
 from layersearch.export.families import FAMILIES
 from layersearch.files import parse_sealed
-from layersearch.model.pretrained import recipe_for
+from layersearch.model.pretrained_recipe import recipe_for
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.cost import attention_flops, budget_ratio

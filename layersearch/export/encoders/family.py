@@ -14,7 +14,11 @@ from layersearch.errors import ExportError, did_you_mean
 from layersearch.export.families import FAMILIES
 
 if TYPE_CHECKING:
+    from torch.nn import Module
     from transformers import PreTrainedConfig
+
+SUMMED = "transient-global"
+"""LongT5's ``encoder_attention_type`` with summaries; without, it is ``local``."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,8 @@ class EncoderFamily:
     factor: int = 1
     """The number written for ``window:W``, over W. Longformer, LED and ModernBERT count both sides: 2. LongT5's radius
     and the window of T5Gemma's encoder count one: 1."""
+    summary: str | None = None
+    """The field of the tokens of a summary (``encoder_attention_type: transient-global``); None: it has none."""
     takes_globals: bool = False
     """Whether a call may name tokens that see all and are seen by all; the configuration names none."""
     pads: bool = False
@@ -39,7 +45,9 @@ class EncoderFamily:
     part: str | None = None
     """The part of the configuration that is the encoder's; None: all of it."""
     decoder: bool = False
-    """Whether the model has a decoder too, which no schedule here reaches."""
+    """Whether the model has a decoder too."""
+    decoder_windows: bool = False
+    """Whether the decoder's layers may have a window; those of the other families are full."""
     gqa: bool = False
     """Whether there may be fewer key-value heads than query heads."""
     own_head_width: bool = False
@@ -80,6 +88,20 @@ class EncoderFamily:
     def encoder_part(self, config: Any) -> Any:
         """Return the encoder's part of a configuration object."""
         return config if self.part is None else getattr(config, self.part)
+
+    @property
+    def attention_paths(self) -> tuple[str, ...]:
+        """Where a layer may keep its attention: LongT5's names its type."""
+        return self.attention, self.attention.replace("LocalSelf", "TransientGlobalSelf")
+
+    def attention_of(self, layer: Module) -> str:
+        """Return where a layer keeps its attention."""
+        held = {name for name, _ in layer.named_modules()}
+        return next(path for path in self.attention_paths if path in held)
+
+    def joins_of(self, layer: Module) -> str:
+        """Return where a layer keeps the projection that joins the heads."""
+        return self.joins.replace(self.attention, self.attention_of(layer))
 
     def positions(self, config: Any) -> int | None:
         """Return the longest text in tokens that a configuration allows; None: it names none."""
@@ -128,6 +150,7 @@ _FAMILIES = (
         model_type="longt5",
         form="one",
         size="local_radius",
+        summary="global_block_size",
         decoder=True,
         own_head_width=True,
         layers="block",
@@ -140,6 +163,7 @@ _FAMILIES = (
         size="sliding_window",
         part="encoder",
         decoder=True,
+        decoder_windows=True,
         gqa=True,
         own_head_width=True,
         joins="self_attn.o_proj",

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from layersearch.errors import ExportError, one_line
-from layersearch.export.encoders.family import WORDS, EncoderFamily
+from layersearch.export.encoders.family import SUMMED, WORDS, EncoderFamily
 from layersearch.export.families import make_config
 from layersearch.schedule import Schedule, Span
 from layersearch.schedule.span import FULL
@@ -61,10 +62,13 @@ def encoder_schedule(config: Any, family: EncoderFamily, where: str) -> Schedule
                 for layer, word in enumerate(own.layer_types)
             )
         )
-    if family.form == "one" and own.encoder_attention_type != "local":
+    if family.summary is not None and own.encoder_attention_type == SUMMED:
+        span = _with_summary(held, getattr(own, family.summary), family, sizes.positions, where)
+        return Schedule((span,) * count)
+    if family.summary is not None and own.encoder_attention_type != "local":
         raise ExportError(
-            f"{where}: encoder_attention_type is {own.encoder_attention_type}: its summaries are no keys of the text, "
-            "which no span of an encoder says; known: local"
+            f"{where}: encoder_attention_type is {own.encoder_attention_type}, which no span says; "
+            f"known: local, {SUMMED}"
         )
     each = list(held) if isinstance(held, list | tuple) else [held] * count
     if len(each) != count:
@@ -86,6 +90,18 @@ def _window(size: Any, family: EncoderFamily, positions: int | None, where: str)
     return Span(kind="window", size=side)
 
 
+def _with_summary(radius: Any, block: Any, family: EncoderFamily, positions: int | None, where: str) -> Span:
+    """Return LongT5's span with summaries of ``block`` tokens; a text that is shorter has none."""
+    if not isinstance(block, int) or isinstance(block, bool) or block < 2:
+        raise ExportError(f"{where}: {family.summary} is {block!r}; expected a whole number of at least 2")
+    span = _window(radius, family, None, where)
+    if positions is None:
+        return replace(span, summary=block)
+    if block > positions:
+        return _window(radius, family, positions, where)
+    return replace(span, size=min(radius, max(1, positions - 1)), summary=block)
+
+
 def read_encoder_config(values: Mapping[str, Any], family: EncoderFamily, where: str) -> Any:
     """Return transformers' configuration object of an encoder's ``config.json``."""
     return make_config(family.model_type, values, where)
@@ -95,7 +111,8 @@ def encoder_flops(config: Any, family: EncoderFamily, where: str) -> dict[str, i
     """Return the FLOPs of one token's matrix products outside of attention's QK^T and AV, by part.
 
     One multiply-add = one FLOP. They are the encoder's alone where the model has a decoder. Longformer's further
-    projections of global tokens are not counted: a configuration names no such tokens.
+    projections of global tokens are not counted: a configuration names no such tokens. LongT5's keys and values of
+    summaries are not either: their number depends on the text.
 
     Raises:
         LayersearchError: begins with ``where``; the model cannot be built.

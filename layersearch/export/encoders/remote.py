@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from layersearch.config.model import ModelConfig
-from layersearch.errors import ExportError
 from layersearch.export.files import write_files
 from layersearch.export.hf import stock_config
 from layersearch.export.weights import decoder_tensors, new_files, save_tensors
@@ -27,12 +26,6 @@ def remote_encoder_files(schedule: Schedule, model: ModelConfig, vocab_size: int
     """Return ``config.json`` and the modeling file by name."""
     from layersearch.export.remote.modeling_layersearch_encoder import NAME, config_class
 
-    for layer, span in enumerate(schedule):
-        if span.kind not in ("full", "window", "block") or span.summary or span.global_marked:
-            raise ExportError(
-                f"layer {layer}: {span}: --to hf-remote of an encoder has full, window:W, block:B, block:B~O, "
-                "+global:first:G and +las; give --to yaml or json"
-            )
     values = copy.deepcopy(stock_config(model, vocab_size, seq_len).to_dict())
     base = values["model_type"]
     if values.get("layer_types") is not None:

@@ -1,9 +1,9 @@
 """Which schedules an encoder family supports, and the nearest one that it does.
 
-The **nearest** schedule keeps full layers and global tokens where the family has them. Every other layer becomes a
-window with the exact attention FLOPs closest to the original's. Where one size holds for all windows, or one span for
-all layers, it is the size closest in their sum. Where every size must divide the largest, the largest stays, and the
-others become its divisors. A family without windows gets all-full.
+The **nearest** schedule keeps full layers and global tokens where the family has them, and summaries if all layers do.
+Every other layer becomes a window with the exact attention FLOPs closest to the original's. Where one size holds for
+all windows, or one span for all layers, it is the size closest in their sum. Where every size must divide the largest,
+the largest stays, and the others become its divisors. A family without windows gets all-full.
 """
 
 from __future__ import annotations
@@ -28,20 +28,18 @@ def problem(schedule: Schedule, family: EncoderFamily) -> str | None:
             if span.kind == "window":
                 return f"{where}: family {family.name} holds no windows, as modernbert and longformer do"
             return f"{where}: family {family.name} holds no {span.kind} spans"
-        if span.summary:
+        if span.summary and family.summary is None:
             return f"{where}: family {family.name} is written without summaries"
-        if span.global_marked:
-            return f"{where}: family {family.name} gets a task's marks when it runs; write +global:first:G"
         if span.is_las or span.dilation > 1:
             return f"{where}: family {family.name} holds plain windows only"
-        if span.global_first and not family.takes_globals:
+        if (span.global_first or span.global_marked) and not family.takes_globals:
             return f"{where}: family {family.name} has no global tokens"
-        if family.form == "one" and span.is_full != schedule[0].is_full:
+        if family.form == "one" and (span.is_full, span.summary) != (schedule[0].is_full, schedule[0].summary):
             return f"{where}, but layer 0 has {schedule[0]}: family {family.name} has one span for all layers"
         if span.is_full:
             continue
         first = first or (layer, span)
-        if span.global_first != first[1].global_first:
+        if _globals(span) != _globals(first[1]):
             return (
                 f"{where}, but layer {first[0]} has {first[1]}: family {family.name} has the same global tokens in all "
                 "layers"
@@ -83,14 +81,18 @@ def nearest(schedule: Schedule, family: EncoderFamily, *, seq_len: int, n_heads:
         return schedule
     if family.form == "none":
         return Schedule((FULL,) * len(schedule))
-    globals_ = max(span.global_first for span in schedule) if family.takes_globals else 0
+    summary = {span.summary for span in schedule}
+    kept = summary.pop() if family.summary is not None and len(summary) == 1 else 0
+    globals_ = max((_globals(span) for span in schedule), key=max) if family.takes_globals else (0, 0)
     whole = family.form == "one"  # full layers become windows too
     sparse = [layer for layer, span in enumerate(schedule) if whole or not span.is_full]
     groups = [[layer] for layer in sparse] if family.form == "list" else [sparse]
 
+    def window(size: int) -> Span:
+        return Span(kind="window", size=size, global_first=globals_[0], global_marked=globals_[1], summary=kept)
+
     def pairs(size: int) -> int:
-        span = Span(kind="window", size=size, global_first=globals_)
-        return span_pairs(span, seq_len, n_heads, bidirectional=True)
+        return span_pairs(window(size), seq_len, n_heads, bidirectional=True)
 
     wanted = [span_pairs(span, seq_len, n_heads, bidirectional=True) for span in schedule]
     sizes = {layer: 0 for layer in sparse}
@@ -104,8 +106,12 @@ def nearest(schedule: Schedule, family: EncoderFamily, *, seq_len: int, n_heads:
         sizes[max(sparse, key=lambda layer: wanted[layer])] = largest
     spans = [FULL] * len(schedule)
     for layer, size in sizes.items():
-        spans[layer] = Span(kind="window", size=size, global_first=globals_)
+        spans[layer] = window(size)
     return Schedule(tuple(spans))
+
+
+def _globals(span: Span) -> tuple[int, int]:
+    return span.global_first, span.global_marked
 
 
 def _closest(sizes: Sequence[int], wanted: Sequence[int], pairs: Callable[[int], int]) -> int:

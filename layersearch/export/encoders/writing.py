@@ -12,15 +12,15 @@ from typing import Any
 
 from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, one_line
-from layersearch.export.encoders.family import ENCODERS, WORDS, EncoderFamily
+from layersearch.export.encoders.decoders import both_schedules, check_decoder, decoder_fields
+from layersearch.export.encoders.family import ENCODERS, SUMMED, WORDS, EncoderFamily
 from layersearch.export.encoders.reading import encoder_sizes
-from layersearch.export.encoders.supported import check_supported
+from layersearch.export.encoders.supported import check_supported, problem
 from layersearch.export.families import make_config
 from layersearch.export.files import write_files
 from layersearch.export.hf import known_fields
 from layersearch.export.weights import copy_tokenizer, new_files
-from layersearch.schedule import Schedule, presets
-from layersearch.schedule.work import other_stack
+from layersearch.schedule import Schedule
 
 _PERIOD = "global_attn_every_n_layers"
 """ModernBERT's older form of ``layer_types``; transformers 4 reads nothing else."""
@@ -49,7 +49,8 @@ def schedule_fields(schedule: Schedule, family: EncoderFamily, seq_len: int) -> 
         return {family.size: [full if span.size is None else family.factor * span.size for span in schedule]}
     one = covering_size(schedule, family, seq_len) if size is None else family.factor * size
     if family.form == "one":
-        return {family.size: one, "encoder_attention_type": "local"}
+        summed = {} if family.summary is None or not schedule[0].summary else {family.summary: schedule[0].summary}
+        return {family.size: one, **summed, "encoder_attention_type": SUMMED if summed else "local"}
     return {"layer_types": [WORDS[span.kind] for span in schedule], family.size: one}
 
 
@@ -66,9 +67,12 @@ def encoder_text(schedule: Schedule, family: EncoderFamily, model: ModelConfig, 
 
     The vocabulary gets one more token, for padding, where the family cannot do without.
     """
-    check_supported(schedule, family, seq_len=seq_len, n_heads=model.n_heads)
-    if model.kind == "encoder_decoder":
-        _check_decoder(model, family)
+    encoder, decoder = both_schedules(schedule, model)
+    check_decoder(decoder, family, model, seq_len)
+    if model.searched != "decoder":
+        check_supported(encoder, family, seq_len=seq_len, n_heads=model.n_heads)
+    elif (found := problem(encoder, family)) is not None:
+        raise ExportError(f"model.other_schedule: {found}; give a schedule that it holds, or --to yaml or json")
     if not family.gqa and model.n_kv_heads != model.n_heads:
         raise ExportError(
             f"n_kv_heads: family {family.name} has one key-value head per query head, the model {model.n_kv_heads} for "
@@ -78,40 +82,24 @@ def encoder_text(schedule: Schedule, family: EncoderFamily, model: ModelConfig, 
         raise ExportError(
             f"head_width: family {family.name} has heads of d_model / n_heads; give --family t5gemma, or drop the key"
         )
-    fields = schedule_fields(schedule, family, seq_len)
-    values = _sizes(family, model, vocab_size, seq_len, padded_length(fields, family, seq_len))
+    fields = schedule_fields(encoder, family, seq_len)
+    layers = len(encoder), len(decoder)
+    values = _sizes(family, model, layers, vocab_size, seq_len, padded_length(fields, family, seq_len))
     if family.part is None:
         values |= fields
     else:
         own = values | fields
-        layers = _decoder_layers(model)
-        decoder = values | schedule_fields(presets.all_full(layers), family, seq_len) | {"num_hidden_layers": layers}
-        values = {family.part: own, "decoder": decoder, "vocab_size": values["vocab_size"]}
+        other = values | decoder_fields(decoder, seq_len) | {"num_hidden_layers": len(decoder)}
+        values = {family.part: own, "decoder": other, "vocab_size": values["vocab_size"]}
         values["tie_word_embeddings"] = model.tie_embeddings
     values["architectures"] = [family.architecture]
     built = build(family, values, f"family {family.name} at this size")
     return str(built.to_json_string())
 
 
-def _decoder_layers(model: ModelConfig) -> int:
-    return model.stack_layers[1] if model.kind == "encoder_decoder" else model.n_layers
-
-
-def _check_decoder(model: ModelConfig, family: EncoderFamily) -> None:
-    """Refuse a family without a decoder, and a decoder's schedule, for a recipe's encoder-decoder."""
-    if not family.decoder:
-        known = ", ".join(one.name for one in ENCODERS.values() if one.decoder)
-        raise ExportError(
-            f"--family {family.name} has no decoder, and the recipe's model is an encoder-decoder; give {known}"
-        )
-    decoder = other_stack(model)
-    if decoder.n_full != len(decoder):
-        raise ExportError(
-            f"model.other_schedule {decoder}: --to hf writes a decoder with full attention; give --to yaml or json"
-        )
-
-
-def _sizes(family: EncoderFamily, model: ModelConfig, vocab: int, seq_len: int, padded: int) -> dict[str, Any]:
+def _sizes(
+    family: EncoderFamily, model: ModelConfig, layers: tuple[int, int], vocab: int, seq_len: int, padded: int
+) -> dict[str, Any]:
     """Return a model's size under every name that a configuration class of these families uses, cut to its own."""
     rope = {"rope_type": "default", "rope_theta": model.rope_theta}
     pad = vocab  # a token of the text must not be the padding: the models hide it, or give it no position
@@ -124,11 +112,11 @@ def _sizes(family: EncoderFamily, model: ModelConfig, vocab: int, seq_len: int, 
         "intermediate_size": model.d_ff,
         "encoder_ffn_dim": model.d_ff,
         "decoder_ffn_dim": model.d_ff,
-        "num_hidden_layers": model.n_layers,
-        "num_layers": model.n_layers,
-        "num_decoder_layers": _decoder_layers(model),
-        "encoder_layers": model.n_layers,
-        "decoder_layers": _decoder_layers(model),
+        "num_hidden_layers": layers[0],
+        "num_layers": layers[0],
+        "num_decoder_layers": layers[1],
+        "encoder_layers": layers[0],
+        "decoder_layers": layers[1],
         "num_attention_heads": model.n_heads,
         "num_heads": model.n_heads,
         "encoder_attention_heads": model.n_heads,
@@ -226,7 +214,7 @@ def edit_encoder(
             "depth"
         )
     tokens = sizes.positions or values.get("n_positions")
-    longest = tokens or 2 * max((span.size or 1) for span in schedule) + 1
+    longest = tokens or max(max(2 * (span.size or 1) + 1, span.summary, span.global_first) for span in schedule)
     schedule.check(seq_len=longest, n_heads=sizes.n_heads, bidirectional=True)
     check_supported(schedule, held, seq_len=longest, n_heads=sizes.n_heads)
     if tokens is None and held.form == "one" and schedule.n_full:
@@ -255,6 +243,11 @@ def edit_encoder(
     with new_files(out) as part:
         write_files(part, {"config.json": text}, schedule, evidence)
         weights = sorted({*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")})
+        if weights and held.summary is not None and before.encoder_attention_type != after.encoder_attention_type:
+            raise ExportError(
+                f"{where}: weights of encoder_attention_type {before.encoder_attention_type} have other names than "
+                f"{after.encoder_attention_type} needs; give the config.json alone, or a schedule that keeps the type"
+            )
         for file in weights:
             shutil.copy(file, part / file.name)
         if not weights:
@@ -284,10 +277,13 @@ def _edited(values: Mapping[str, Any], fields: Mapping[str, Any], family: Encode
 def usage(schedule: Schedule, family: EncoderFamily, seq_len: int) -> str | None:
     """Return what a caller has to know for the schedule to hold in texts of ``seq_len`` tokens; None: nothing."""
     first, notes = max(span.global_first for span in schedule), []
-    if first:
+    marked = max(span.global_marked for span in schedule)
+    if first or marked:
+        tokens = f"{first or marked} tokens" if (first or marked) > 1 else "token"
+        which = f"the first {tokens}" if first else f"the {tokens} that the task marks"
         notes.append(
-            f"no config.json holds global tokens: give global_attention_mask with 1 at the first "
-            f"{f'{first} tokens' if first > 1 else 'token'} at each call of {family.architecture}"
+            f"no config.json holds global tokens: give global_attention_mask with 1 at {which} at each call of "
+            f"{family.architecture}"
         )
     if family.pads_positions and schedule.n_full:
         notes.append(f"full layers are windows that cover {seq_len} tokens; a longer text is not seen whole")

@@ -13,6 +13,10 @@ weight names are the stock model's; its attention runs here. Query i (from 0, wi
     kind "memory"   j is no more than ``memory`` tokens before i's segment of ``size`` tokens
     kind "bigbird"  j's block is i's, the one before, the first, or one of ``random_blocks`` (`Span.random_block`)
 
+``summary`` adds keys that are no tokens (LongT5, 2112.07916, section 3.1.2): the layer's normalized inputs of each so
+many tokens, added up and normalized again. Query i sees those that are finished before its own so many tokens. The
+cache holds their keys and values, and the sum of the inputs that are not finished.
+
 ``decay`` and ``pool`` are LaS (arXiv:2311.16620). The logits of head h are multiplied by exp(-alpha_h (i - j)), where
 alpha_0 = 0, and alpha_h doubles from head to head up to ``decay``. Rows of attention weights are averaged over ``pool``
 neighbors. Averaging values gives the same: sum_j AP(A)_ij v_j = sum_m A_im mean(v_m ... v_m-pool+1). The cache holds
@@ -41,6 +45,9 @@ NAME = "layersearch_spans"
 BASES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "smollm3", "olmo", "olmo2")
 """Stock models whose attention is plain softmax attention through transformers' AttentionInterface."""
 
+SUMMARY_BASES = ("llama", "qwen3")
+"""Those whose keys of a summary are defined: projected, normalized if tokens' are, and rotated."""
+
 CACHE_NAMES = ("cache", "past_key_values")
 """A model's argument for its KV cache: from transformers 5.24 on, and before."""
 
@@ -62,6 +69,7 @@ class Span:
     seed: int = 0
     memory: int = 0
     far_heads: int | None = None
+    summary: int = 0
     sink: int = 0
     decay: float = 0.0
     pool: int = 1
@@ -192,6 +200,7 @@ def span_attention(
         out = F.scaled_dot_product_attention(query, key, value, is_causal=True, **grouped)
         return out.transpose(1, 2).contiguous(), None
 
+    sums = kwargs.get("summaries")
     head = torch.arange(heads, device=query.device)[:, None, None]
     reach, sinks = span.reach(), int((j < span.sink).sum(-1).max()) if span.sink else 0
     chunks = []
@@ -203,7 +212,12 @@ def span_attention(
         at = torch.cat([j[:, part] for part in parts], dim=1)[:, None, None]  # (B or 1, 1, 1, S')
         to = i[:, None, first:last, None]  # (B or 1, 1, Q', 1)
         # Padding sees everything, so that no row is empty; its outputs are not used.
-        visible = span.visible(to, at, head) | (to < 0)
+        visible = span.visible(to, at, head)
+        if sums:
+            k, v = (torch.cat(pair, dim=2) for pair in zip((k, v), sums, strict=True))
+            there = torch.arange(sums[0].shape[2], device=query.device) < to // span.summary
+            visible = torch.cat((visible, there), dim=-1)
+        visible = visible | (to < 0)
         q = query[:, :, first:last]
         if not span.decay:
             chunks.append(F.scaled_dot_product_attention(q, k, v, attn_mask=visible, **grouped))
@@ -225,7 +239,7 @@ def padding(attention_mask: Tensor | None) -> Tensor | None:
     real = (attention_mask != 0).long()
     if bool((real.diff(dim=-1) == 1).sum(-1).add(real[:, 0]).max() > 1):
         raise ValueError("attention_mask has padding inside a text; pad on the left (tokenizer.padding_side='left')")
-    start = real.argmax(dim=-1, keepdim=True)
+    start = torch.where(real.any(-1, keepdim=True), real.argmax(dim=-1, keepdim=True), real.shape[1])
     return start if bool(start.any()) else None  # a text never sees the padding after it
 
 
@@ -242,6 +256,58 @@ AttentionInterface.register(NAME, span_attention)
 AttentionMaskInterface.register(NAME, span_positions)
 
 
+def summarize(rotary: torch.nn.Module, module: torch.nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """Give attention the keys and values of finished summaries (B, G, M, D) before it runs; ``rotary`` is the model's.
+
+    Block b of a row stands in slot b. Slots of blocks that a row has not finished hold anything: no query sees them.
+    """
+    size = module.config.layer_spans[module.layer_idx]["summary"]
+    hidden, i = args[0] if args else kwargs["hidden_states"], kwargs["attention_mask"]
+    i = i if i.ndim == 2 else i[None]  # (B or 1, Q); padding is negative
+    cache = next((kwargs[name] for name in CACHE_NAMES if kwargs.get(name) is not None), None)
+    layer = None if cache is None else cache.layers[module.layer_idx]
+    rows, _, width = hidden.shape
+    before, after = i[:, :1].clamp(min=0), (i[:, -1:] + 1).clamp(min=0)  # tokens of each row, (B or 1, 1)
+    first, most = int((before // size).min()), int((after // size).max())
+    # Sums of the blocks from ``first`` on, in the last slot of padding.
+    slot = torch.where(i < 0, most + 1, i // size) - first
+    wide = torch.promote_types(hidden.dtype, torch.float32)
+    sums = torch.zeros(rows, most + 2 - first, width, dtype=wide, device=hidden.device)
+    sums = sums.scatter_add(1, slot[..., None].expand_as(hidden), hidden.to(wide))
+    open_before, open_after = ((there // size - first).expand(rows, 1)[..., None] for there in (before, after))
+    held = None if layer is None else layer.summaries
+    if held is not None:
+        sums = sums.scatter_add(1, open_before.expand(-1, -1, width), held[0])
+    made = sums[:, : most - first]
+    key = value = hidden.new_zeros(rows, module.config.num_key_value_heads, 0, module.head_dim)
+    if most > first:
+        inputs = F.rms_norm(made.to(hidden.dtype), (width,), eps=1e-6)
+        key, value = (part(inputs).unflatten(-1, (-1, module.head_dim)) for part in (module.k_proj, module.v_proj))
+        key = module.k_norm(key) if hasattr(module, "k_norm") else key
+        middle = torch.arange(first, most, device=hidden.device)[None] * size + size // 2
+        shift = 0 if kwargs.get("position_ids") is None else kwargs["position_ids"][:, -1:] - i[:, -1:]
+        cos, sin = (table[:, :, None] for table in rotary(hidden, middle + shift))
+        left, right = key.chunk(2, dim=-1)
+        key = (key * cos + torch.cat((-right, left), dim=-1) * sin).transpose(1, 2)
+        value = value.transpose(1, 2)
+    if held is not None and first < held[1].shape[2]:  # another row has finished some of these blocks before
+        done = (torch.arange(first, held[1].shape[2], device=hidden.device) < before // size)[:, None, :, None]
+        count = done.shape[2]
+        key, value = (
+            torch.cat((torch.where(done, old[:, :, first:], new[:, :, :count]), new[:, :, count:]), dim=2)
+            for old, new in zip(held[1:], (key, value), strict=True)
+        )
+    if held is not None and most == first:
+        key, value = held[1:]
+    elif held is not None:
+        key, value = (
+            torch.cat((old[:, :, :first], new), dim=2) for old, new in zip(held[1:], (key, value), strict=True)
+        )
+    if layer is not None:
+        layer.summaries = [sums.take_along_dim(open_after, 1), key, value]
+    return args, kwargs | ({"summaries": (key, value)} if most else {})
+
+
 class SpanLayer(CacheLayerMixin):
     """One layer's keys and values, only those that its span still needs.
 
@@ -254,6 +320,8 @@ class SpanLayer(CacheLayerMixin):
         heads = [(slice(dilated), True), (slice(dilated, kv_heads), False)]
         self.parts = [part for part in heads if part[0].start != part[0].stop and part[0].stop]
         self.held: list[list[Tensor]] = []  # keys and values of each part, (B, its heads, its slots, D)
+        # The sum of inputs of the block that is not finished, (B, 1, C), and keys and values of the summaries.
+        self.summaries: list[Tensor] | None = None
         self.start: Tensor | int = 0  # padding tokens at the start of each row, (B, 1); set by `prepare`
 
     # (B, G, slots, D); (B, all heads' slots, D) where heads differ in slots.
@@ -309,6 +377,7 @@ class SpanLayer(CacheLayerMixin):
 
     def _change(self, change: Callable[[Tensor], Tensor]) -> None:
         self.held = [[change(states) for states in part] for part in self.held]
+        self.summaries = self.summaries and [change(states) for states in self.summaries]
 
     def offload(self) -> None:
         self._change(lambda states: states.to("cpu", non_blocking=True))
@@ -317,7 +386,7 @@ class SpanLayer(CacheLayerMixin):
         self._change(lambda states: states.to(self.device, non_blocking=True))
 
     def reset(self) -> None:
-        self.held, self.is_initialized, self.seen = [], False, 0
+        self.held, self.summaries, self.is_initialized, self.seen = [], None, False, 0
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove:
@@ -401,6 +470,8 @@ def config_class(base: str) -> type[PreTrainedConfig]:
             spans = [Span(**entry) for entry in self.layer_spans or ()]
             if spans and len(spans) != self.num_hidden_layers:
                 raise ValueError(f"{len(spans)} layer_spans for {self.num_hidden_layers} layers")
+            if base not in SUMMARY_BASES and any(span.summary for span in spans):
+                raise ValueError(f"layer_spans: a {base} has no summaries; known: {', '.join(SUMMARY_BASES)}")
 
     Config.__name__ = Config.__qualname__ = "LayersearchConfig"  # the name in auto_map
     return Config
@@ -422,6 +493,10 @@ def model_class(base: str) -> type[torch.nn.Module]:
             config._attn_implementation = NAME
             super().__init__(config, *args, **kwargs)
             self.base_model.register_forward_pre_hook(prepare, with_kwargs=True)
+            hook = functools.partial(summarize, getattr(self.base_model, "rotary_emb", None))
+            for layer, span in enumerate(config.layer_spans):
+                if span.get("summary"):
+                    self.base_model.layers[layer].self_attn.register_forward_pre_hook(hook, with_kwargs=True)
 
     Model.__name__ = Model.__qualname__ = "LayersearchForCausalLM"  # the name in auto_map
     return Model

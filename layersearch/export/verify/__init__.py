@@ -12,7 +12,7 @@ from typing import Any
 from layersearch.errors import ExportError
 from layersearch.export.encoders import is_encoder_file
 from layersearch.export.encoders.remote import MODEL_TYPE as REMOTE_ENCODER
-from layersearch.export.verify.encoders import EncoderProof, verify_encoder
+from layersearch.export.verify.encoder_proof import EncoderProof
 from layersearch.export.verify.loading import (
     MAX_WEIGHT_BYTES,
     decoder_layers,
@@ -24,6 +24,7 @@ from layersearch.export.verify.loading import (
 from layersearch.export.verify.mask_probe import LayerProof, changed_keys, prove_masks, text_length
 from layersearch.export.verify.outputs import LogitsProof, TextProof, compare_logits, compare_texts
 from layersearch.export.verify.remote_encoders import verify_remote_encoder
+from layersearch.export.verify.stacks import verify_stacks
 from layersearch.schedule import Schedule
 
 __all__ = ["EncoderProof", "LayerProof", "LogitsProof", "Proof", "TextProof", "verify"]
@@ -111,7 +112,7 @@ def verify(
             raise ExportError("--attention has no meaning for code of the folder's own; drop it")
         return verify_remote_encoder(found, seed=seed)
     if is_encoder_file(found.config) and not found.remote:
-        return verify_encoder(found, attention=attention, seed=seed)
+        return verify_stacks(found, attention=attention, seed=seed)
     config = read_config(found)
     text = config.get_text_config(decoder=True)
     longest = getattr(text, "max_position_embeddings", None)

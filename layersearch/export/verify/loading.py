@@ -16,7 +16,7 @@ from layersearch.export.layer_spans import text_part
 from layersearch.files import parse_json
 from layersearch.model.hf_decoder import quiet
 from layersearch.schedule import Schedule
-from layersearch.schedule.files import read_schedule
+from layersearch.schedule.files import read_other_stack, read_schedule
 
 MAX_WEIGHT_BYTES = 2 * 2**30  # larger weights are not loaded: the proof then uses random ones
 
@@ -28,6 +28,8 @@ class Folder:
     path: Path
     config: dict[str, Any]
     schedule: Schedule
+    other: tuple[str, Schedule] | None
+    """The name and the schedule of the other stack of a model with two; None: the folder names none."""
     weights: tuple[Path, ...]
     """The safetensors files; may be empty."""
     remote: bool
@@ -48,9 +50,9 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
     """
     file = path / "config.json"
     config = read_json(file, str(file), "give a folder that 'layersearch export --to hf' wrote")
+    files = [path / "schedule.yaml", path / "schedule.json"]
+    found = next((one for one in files if one.is_file()), None)
     if schedule is None:
-        files = [path / "schedule.yaml", path / "schedule.json"]
-        found = next((one for one in files if one.is_file()), None)
         if found is None:
             raise ExportError(f"{files[0]} is missing: it says what to prove; add it, or give --schedule")
         schedule = read_schedule(found)
@@ -64,7 +66,8 @@ def read_folder(path: Path, schedule: Schedule | None, *, trust_remote_code: boo
             f"{file}: auto_map names code in the folder, which does not run without consent; read it, then give "
             "--trust-remote-code"
         )
-    return Folder(path=path, config=config, schedule=schedule, weights=weight_files(path), remote=remote)
+    other = None if found is None else read_other_stack(found)
+    return Folder(path=path, config=config, schedule=schedule, other=other, weights=weight_files(path), remote=remote)
 
 
 def weight_files(path: Path) -> tuple[Path, ...]:

@@ -5,7 +5,7 @@ One forward pass tests all layers: `docs/methods/export-proof.md` says how.
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -67,10 +67,12 @@ def text_length(schedule: Schedule, sizes: Sequence[int], longest: int | None) -
     for span in schedule:
         if span.kind == "block":
             edges.append(2 * (span.size or 0) + span.sink + span.pool)
-        elif span.kind == "window" and not span.summary:
-            edges.append((span.reach() or 0) + 1 + span.sink + span.dilation)
+        elif span.kind == "window":
+            edges.append((replace(span, summary=0).reach() or 0) + 1 + span.sink + span.dilation)
         elif span.is_union:  # enough blocks or strides to tell what lies behind the near keys
             edges.append(span.memory + (span.random_blocks + 4) * (span.size or 0))
+        if span.summary:
+            edges.append(3 * span.summary)
     needed += [edge + max(4, min(64, edge // 2)) for edge in edges]
     tokens = max(MIN_TOKENS, min(longest or 0, MIN_LONG_TOKENS), *needed)
     if tokens > MAX_TOKENS:
@@ -87,6 +89,8 @@ def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
         if span.size is None:
             continue
         keys |= {span.sink - 1, span.sink, span.global_first - 1, span.global_first}
+        if span.summary:
+            keys |= {times * span.summary + off for times in (1, 2) for off in (-1, 0)}
         if span.is_union:
             edges = {times * span.size + off for times in range(1, 5) for off in (-1, 0)}
             keys |= (
@@ -95,7 +99,7 @@ def changed_keys(schedule: Schedule, tokens: int) -> list[int]:
         elif span.kind == "block":
             keys |= {times * span.size - span.offset + off for times in (1, 2) for off in (-1, 0)}
         else:
-            reach = span.reach() or 0
+            reach = replace(span, summary=0).reach() or 0
             keys |= {reach, tokens - 1 - reach, tokens - 2 - reach, (tokens - 1 - reach) // 2}
     generator = torch.Generator().manual_seed(0)
     keys |= set(torch.randint(tokens, (_RANDOM_KEYS,), generator=generator).tolist())
@@ -114,6 +118,7 @@ def prove_masks(
     call: Callable[[int], Any] | None = None,
     joins: str | None = None,
     bidirectional: bool = False,
+    marked: Tensor | None = None,
 ) -> list[LayerProof]:
     """Compare each layer's effective mask with its span, pair by pair, for an input of ``tokens`` tokens.
 
@@ -127,6 +132,7 @@ def prove_masks(
         call: runs the model on a batch of so many rows; None: with token ids and without a cache.
         joins: where a layer keeps the projection that joins the heads; None: under a usual name.
         bidirectional: whether the model is an encoder.
+        marked: (tokens,) boolean, the tokens that ``call`` marks for spans of ``+global:mask``; None: the first ones.
     """
     keys = changed_keys(schedule, tokens)
     rows = max(1, min(len(keys), _SCORE_BYTES // (4 * n_heads * (padded or tokens) ** 2)))
@@ -145,7 +151,13 @@ def prove_masks(
     for layer, span in enumerate(schedule):
         seen = torch.cat(moved[layer]).T  # (tokens, keys)
         seen_by_head = torch.cat(by_head[layer]).permute(2, 1, 0) if by_head[layer] else None  # (heads, tokens, keys)
-        proofs.append(_compare(layer, span, seen, seen_by_head, keys, n_heads, bidirectional))
+        queries, columns = torch.arange(len(seen)), torch.tensor(keys)
+        place = queries[None, :, None], columns[None, None, :], torch.arange(n_heads)[:, None, None]
+        named = span if marked is None else replace(span, global_marked=0)
+        shown: Tensor = named.moves(*place, bidirectional=bidirectional, tokens=tokens)
+        if marked is not None and span.global_marked:
+            shown = shown | marked[place[0]] | marked[place[1]]
+        proofs.append(_compare(layer, span, seen, seen_by_head, keys, shown.expand(n_heads, len(seen), len(keys))))
     return proofs
 
 
@@ -153,13 +165,8 @@ def _changed(now: Tensor, before: Tensor) -> Tensor:
     return ((now - before).abs().amax(-1) > _THRESHOLD * before.std()).cpu()
 
 
-def _compare(
-    layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: list[int], n_heads: int, bidirectional: bool
-) -> LayerProof:
-    queries, columns = torch.arange(len(seen)), torch.tensor(keys)
-    place = queries[None, :, None], columns[None, None, :], torch.arange(n_heads)[:, None, None]
-    shown: Tensor = span.moves(*place, bidirectional=bidirectional)
-    each = shown.expand(n_heads, len(seen), len(keys))
+def _compare(layer: int, span: Span, seen: Tensor, heads: Tensor | None, keys: list[int], each: Tensor) -> LayerProof:
+    """Compare what is seen (tokens, keys), and by head, with what each head should see (heads, tokens, keys)."""
     wanted = each.any(0)
     wrong = (seen != wanted).nonzero()
     wrong_heads = (heads != each).nonzero() if heads is not None else torch.empty(0, 3, dtype=torch.long)

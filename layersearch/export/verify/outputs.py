@@ -1,6 +1,6 @@
 """The model's outputs: logits beside those of layersearch's decoder, and texts with and without a KV cache."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,7 +129,8 @@ def prompts(schedule: Schedule, tokens: int, longest: int) -> list[tuple[int, in
     tokens = min(tokens, longest)
     if tokens <= SHORT:
         return [(_PROMPT, tokens - _PROMPT)]
-    edges = {(span.reach() or 0) + 1 for span in schedule if span.kind == "window"}
+    edges = {(replace(span, summary=0).reach() or 0) + 1 for span in schedule if span.kind == "window"}
+    edges |= {times * span.summary for span in schedule if span.summary for times in (1, 2)}
     blocks = [span for span in schedule if span.kind == "block" or span.is_union]
     edges |= {times * (span.size or 0) - span.offset for span in blocks for times in (1, 2, span.random_blocks + 3)}
     edges |= {span.memory + times * (span.size or 0) for span in blocks if span.memory for times in (0, 1)}

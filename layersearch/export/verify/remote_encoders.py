@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from layersearch.errors import ExportError, one_line
-from layersearch.export.verify.encoders import EncoderProof, Nearness, candidates, text_length
+from layersearch.export.verify.encoder_proof import EncoderProof, candidates, drawn_marks, text_length
 from layersearch.export.verify.loading import MAX_WEIGHT_BYTES, Folder, decoder_layers, randomize, shrink
 from layersearch.export.verify.mask_probe import changed_keys, prove_masks
+from layersearch.export.verify.nearness import compare
 from layersearch.export.verify.outputs import decoder_size
 from layersearch.model.decoder import Decoder
 from layersearch.model.hf_decoder import quiet
+from layersearch.schedule import Schedule, Span
 
 
 def verify_remote_encoder(folder: Folder, *, seed: int = 0) -> EncoderProof:
@@ -43,14 +45,17 @@ def verify_remote_encoder(folder: Folder, *, seed: int = 0) -> EncoderProof:
         )
     longest = int(config.max_position_embeddings)
     schedule.check(seq_len=longest, n_heads=config.num_attention_heads, bidirectional=True)
-    edges = [(span.size or 0) * (2 if span.kind == "block" else 1) + span.pool for span in schedule]
-    tokens = text_length([*edges, *(span.global_first for span in schedule)], longest)
+    tokens = text_length([_edge(span) for span in schedule], longest)
     small = copy.deepcopy(config)
     small.rms_norm_eps = 1e-6
     shrunk = shrink(small, keep_heads=any(span.is_las for span in schedule))
     model = _build(small, folder)
     randomize(model)
-    layers = decoder_layers(model, len(schedule))
+    layers, marked = decoder_layers(model, len(schedule)), drawn_marks(schedule, tokens, seed)
+
+    def given(rows: int) -> dict[str, Tensor]:
+        return {} if marked is None else {"global_attention_mask": marked.long().expand(rows, -1)}
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         masks = prove_masks(
@@ -59,22 +64,22 @@ def verify_remote_encoder(folder: Folder, *, seed: int = 0) -> EncoderProof:
             schedule,
             tokens=tokens,
             n_heads=small.num_attention_heads,
-            call=lambda rows: model(torch.zeros(rows, tokens, dtype=torch.long)),
+            call=lambda rows: model(torch.zeros(rows, tokens, dtype=torch.long), **given(rows)),
             joins="self_attn.o_proj",
             bidirectional=True,
+            marked=marked,
         )
     weights = "random"
     if folder.weights and folder.weight_bytes <= MAX_WEIGHT_BYTES:
         model, weights = _load(folder), "the folder's own"
     ids = torch.randint(model.config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        found = model(ids).logits.float()
-    matches = []
-    for name, other in candidates(schedule, tokens):
-        wanted = _logits(model, other, ids)
-        apart = float(((found - wanted).abs().max() / wanted.std()).nan_to_num(torch.inf))
-        matches.append(Nearness(name=name, schedule=str(other), error=apart))
-    nearest, following = sorted(matches, key=lambda match: match.error)[:2]
+        found = model(ids, **given(1)).logits.float()
+
+    def apart(other: Schedule) -> float:
+        wanted = _logits(model, other, ids, marked)
+        return float(((found - wanted).abs().max() / wanted.std()).nan_to_num(torch.inf))
+
     return EncoderProof(
         architecture=type(model).__name__,
         schedule=str(schedule),
@@ -83,11 +88,15 @@ def verify_remote_encoder(folder: Folder, *, seed: int = 0) -> EncoderProof:
         shrunk=shrunk,
         weights=weights,
         layers=tuple(masks),
-        asked=matches[0],
-        nearest=nearest,
-        next_nearest=following,
-        tried=len(matches),
+        **compare(candidates(schedule, tokens), apart)._asdict(),
     )
+
+
+def _edge(span: Span) -> int:
+    """Return the tokens that show what a span sees and what not."""
+    blocks = {"block": 2, "bigbird": span.random_blocks + 6}.get(span.kind, 1)
+    near = (span.size or 0) * blocks + span.pool
+    return max(near, span.global_first, 2 * span.global_marked, 3 * span.summary)
 
 
 def _build(config: Any, folder: Folder) -> Any:
@@ -123,12 +132,14 @@ def _load(folder: Folder) -> Any:
 
 
 @torch.no_grad()
-def _logits(model: nn.Module, schedule: Any, ids: Tensor) -> Tensor:
-    """Return the logits of layersearch's own encoder with these weights, under a schedule."""
+def _logits(model: nn.Module, schedule: Schedule, ids: Tensor, marked: Tensor | None) -> Tensor:
+    """Return the logits of layersearch's own encoder with these weights, under a schedule, with marked tokens (T,)."""
     config: Any = model.config
     size = decoder_size(config, model)
     if isinstance(size, str):
         raise ExportError(f"config.json is of no encoder of layersearch's: {size}; export it again")
     encoder = Decoder(replace(size, kind="encoder"), config.vocab_size, schedule).eval()
     encoder.load_state_dict({name.removeprefix("model."): value for name, value in model.state_dict().items()})
-    return encoder.logits(ids)
+    marks = marked[None] if marked is not None and any(span.global_marked for span in schedule) else None
+    found: Tensor = encoder.lm_head(encoder.norm(encoder.stream(ids, marks)))
+    return found

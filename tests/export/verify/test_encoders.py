@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoConfig, AutoModel
 
 from layersearch.cli.main import main
 from layersearch.config.model import ModelConfig
 from layersearch.export import export
 from layersearch.export.verify import EncoderProof, verify
-from layersearch.export.verify.encoders import candidates
+from layersearch.export.verify.encoder_proof import candidates
 from layersearch.schedule import Schedule
 
 torch.set_num_threads(1)
@@ -24,6 +25,9 @@ CASES = [
     ("longformer", "window:3+global:first:2 full window:6+global:first:2"),
     ("led", "window:2 window:4"),
     ("longt5", "window:5*2"),
+    ("longt5", "window:2+summary:7*2"),
+    ("longformer", "window:3+global:mask:3 full window:6+global:mask:3"),
+    ("led", "window:3+global:mask:2*2"),
     ("t5gemma", "window:5 full"),
     ("bert", "full*2"),
     ("modernbert", "window:5*2"),
@@ -129,52 +133,53 @@ def keys_seen(run: Any, tokens: int = 32) -> list[int]:
     return [int(key) - at for key in moved.nonzero()[:, 0]]
 
 
-def one_layer(**fields: Any) -> Any:
-    sizes = {
-        "hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "vocab_size": 61,
-        "max_position_embeddings": 128, "pad_token_id": 0, "num_key_value_heads": 4, "head_dim": 8,
-    }  # fmt: skip
-    given = dict(sizes | fields)
-    kind = given.pop("model_type")
+def one_layer(kind: str, **fields: Any) -> Any:
+    sizes: dict[str, Any] = {"vocab_size": 61, "pad_token_id": 0}
+    if kind in ("led", "longt5"):
+        sizes |= {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4, "encoder_layers": 1}
+        sizes |= {"decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    else:
+        sizes |= {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1}
+        sizes |= {"max_position_embeddings": 128, "num_key_value_heads": 4, "head_dim": 8}
+    if kind == "modernbert":
+        fields |= {f"{word}_token_id": 0 for word in ("bos", "eos", "cls", "sep")}
+    given = sizes | fields
     if kind == "t5gemma":
-        part = {key: value for key, value in given.items() if key != "pad_token_id"} | {"pad_token_id": 0}
-        given = {"encoder": dict(part), "decoder": dict(part), "vocab_size": 61}
+        given = {"encoder": dict(given), "decoder": dict(given), "vocab_size": 61}
     torch.manual_seed(0)
     return AutoModel.from_config(AutoConfig.for_model(kind, **given)).eval()
 
 
-def test_width_of_a_window_in_every_convention_by_experiment() -> None:
-    """One number, 6, in six places: 3 or 6 keys on each side, or 6 keys with the token itself."""
-    both = {side: list(range(-side, side + 1)) for side in (3, 6)}
-    sliding = {"layer_types": ["sliding_attention"]}
-    special = {f"{word}_token_id": 0 for word in ("bos", "eos", "cls", "sep")}
-    model = one_layer(model_type="modernbert", local_attention=6, **sliding, **special)
-    assert keys_seen(lambda ids: model(ids).last_hidden_state) == both[3]
-    odd = one_layer(model_type="modernbert", local_attention=7, **sliding, **special)
-    assert keys_seen(lambda ids: odd(ids).last_hidden_state) == both[3]  # an odd number is rounded down
-
-    longformer = one_layer(model_type="longformer", attention_window=[6])
-    assert keys_seen(lambda ids: longformer(ids).last_hidden_state) == both[3]
-
-    sizes: dict[str, Any] = {"d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 4, "vocab_size": 61}
-    torch.manual_seed(0)
-    radius = AutoModel.from_config(AutoConfig.for_model("longt5", local_radius=6, **sizes)).eval()
-    assert keys_seen(lambda ids: radius.encoder(ids).last_hidden_state) == both[6]
-
-    t5 = one_layer(model_type="t5gemma", sliding_window=6, **sliding)
-    assert keys_seen(lambda ids: t5.encoder(ids).last_hidden_state) == both[6]
-    # The same number in its decoder: 6 keys, the token itself counted.
+def of_decoder(model: Any) -> Any:
+    """Return T5Gemma's decoder, beside the states of five tokens that its encoder has read."""
     states = torch.randn(1, 5, 32, generator=torch.Generator().manual_seed(2))
+    return lambda ids: model.decoder(ids, encoder_hidden_states=states.expand(len(ids), -1, -1), use_cache=False)
 
-    def decode(ids: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = t5.decoder(
-            ids, encoder_hidden_states=states.expand(len(ids), -1, -1), use_cache=False
-        ).last_hidden_state
-        return found
 
-    assert keys_seen(decode) == list(range(-5, 1))
-    causal = one_layer(model_type="ministral", sliding_window=6, **sliding)
-    assert keys_seen(lambda ids: causal(ids).last_hidden_state) == list(range(-5, 1))
+SLIDING = {"layer_types": ["sliding_attention"]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "run", "before", "after"),
+    [
+        pytest.param("modernbert", {"local_attention": 6} | SLIDING, lambda model: model, 3, 3, id="modernbert"),
+        # An odd number is rounded down.
+        pytest.param("modernbert", {"local_attention": 7} | SLIDING, lambda model: model, 3, 3, id="modernbert-odd"),
+        pytest.param("longformer", {"attention_window": [6]}, lambda model: model, 3, 3, id="longformer"),
+        pytest.param("led", {"attention_window": [6]}, lambda model: model.encoder, 3, 3, id="led"),
+        pytest.param("longt5", {"local_radius": 6}, lambda model: model.encoder, 6, 6, id="longt5"),
+        pytest.param("t5gemma", {"sliding_window": 6} | SLIDING, lambda model: model.encoder, 6, 6, id="t5gemma"),
+        # The same number in its decoder: 6 keys, the token itself counted.
+        pytest.param("t5gemma", {"sliding_window": 6} | SLIDING, of_decoder, 5, 0, id="t5gemma-decoder"),
+        pytest.param("ministral", {"sliding_window": 6} | SLIDING, lambda model: model, 5, 0, id="ministral"),
+    ],
+)
+def test_width_of_a_window_in_every_convention_by_experiment(
+    kind: str, fields: dict[str, Any], run: Any, before: int, after: int
+) -> None:
+    """The last key inside of the window changes a token's output on each side, and the first one outside does not."""
+    stack = run(one_layer(kind, **fields))
+    assert keys_seen(lambda ids: stack(ids).last_hidden_state) == list(range(-before, after + 1))
 
 
 def test_wide_config_with_its_own_weights_is_proven_on_them(tmp_path: Path) -> None:
@@ -188,6 +193,52 @@ def test_wide_config_with_its_own_weights_is_proven_on_them(tmp_path: Path) -> N
     proof = proof_of(folder)
     assert proof.proven, proof.problem
     assert (proof.shrunk, proof.weights) == (True, "the folder's own")
+
+
+TWO_STACKS = {"kind": "encoder_decoder", "other_layers": 1, "d_model": 32, "n_heads": 2, "n_kv_heads": 2, "d_ff": 48}
+
+
+@pytest.mark.parametrize(
+    ("family", "schedule", "given"),
+    [
+        ("t5gemma", "window:5 full", {"other_schedule": "window:6"}),
+        ("t5gemma", "window:6 full", {"other_schedule": "window:5", "searched": "decoder"}),
+        ("led", "window:4+global:first:1 window:2+global:first:1", {}),
+        ("longt5", "window:5*2", {}),
+        ("longt5", "window:3+summary:6*2", {}),
+    ],
+)
+def test_command_line_writes_and_proves_both_stacks(
+    family: str, schedule: str, given: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = yaml.safe_load(Path("trials/smoke-t5.yaml").read_text())
+    recipe["model"] = TWO_STACKS | {"n_layers": 2} | given
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
+    out = str(tmp_path / "out")
+    size = ["--recipe", str(tmp_path / "mine.yaml"), "--family", family]
+    assert main(["export", schedule, "--to", "hf", *size, "--out", out]) == 0
+    assert main(["verify-export", out]) == 0
+    assert "PROVEN: every layer does what the schedule says" in capsys.readouterr().out
+    assert main(["verify-export", out, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    stacks = {one["stack"]: one["schedule"] for one in (found, found["other"]) if one}
+    searched = given.get("searched", "encoder")
+    other = "decoder" if searched == "encoder" else "encoder"
+    # The decoders of LED and LongT5 hold no schedule.
+    assert stacks == {searched: schedule} | ({other: given["other_schedule"]} if given else {})
+    if family == "t5gemma":
+        cache = (found if searched == "decoder" else found["other"])["cache_error"]
+        assert 0 < cache < 1e-5
+
+
+def test_decoder_of_another_window_is_not_proven(tmp_path: Path) -> None:
+    folder = written("window:5 full", "t5gemma", tmp_path, **TWO_STACKS, other_schedule="window:6")
+    values = json.loads((folder / "config.json").read_text())
+    proof = proof_of(changed(folder, decoder=values["decoder"] | {"sliding_window": 7}))
+    assert "decoder: layer 0: token 6 sees token 0, unlike window:6" in str(proof.problem)
+    assert "T5GemmaDecoder ran as config.json says ('window:7')" in str(proof.problem)
+    assert proof.other is not None
+    assert not proof.other.layers[0].proven
 
 
 def test_verify_export_of_an_encoder_prints_the_schedule_that_ran(

@@ -13,11 +13,12 @@ import torch
 from layersearch.cli.main import main
 from layersearch.errors import ExportError
 from layersearch.export import export_model, read_source
-from layersearch.export.verify.engines import EngineProof, Match
+from layersearch.export.verify.engines import EngineProof
 from layersearch.export.verify.engines import gguf_files as gguf
 from layersearch.export.verify.engines.environments import DRIVERS, ENVIRONMENTS, checked, find_python, run_engine
 from layersearch.export.verify.engines.references import Reference, candidates, load_state
 from layersearch.export.verify.engines.small_models import narrow, randomize
+from layersearch.export.verify.nearness import Nearness
 from layersearch.schedule import Schedule
 from tests.helpers.engine_models import POSITIONS, saved, values_of
 
@@ -143,8 +144,8 @@ def test_gguf_file_without_the_package_names_the_extra(tmp_path: Path, monkeypat
 
 def proof(**changes: Any) -> EngineProof:
     """Return a proof that holds, with these changes."""
-    asked = Match(name="as asked", schedule="full window:6", error=1e-6)
-    following = Match(name="one key more", schedule="full window:7", error=0.3)
+    asked = Nearness(name="as asked", schedule="full window:6", error=1e-6)
+    following = Nearness(name="one key more", schedule="full window:7", error=0.3)
     good = EngineProof(
         engine="mlx",
         version="mlx-lm 1",
@@ -165,19 +166,19 @@ def proof(**changes: Any) -> EngineProof:
 
 def test_proof_problem_names_the_schedule_that_ran() -> None:
     assert proof().proven
-    ran = Match(name="all-full", schedule="full*2", error=1e-6)
-    wrong = proof(asked=Match(name="as asked", schedule="full window:6", error=0.5), nearest=ran)
+    ran = Nearness(name="all-full", schedule="full*2", error=1e-6)
+    wrong = proof(asked=Nearness(name="as asked", schedule="full window:6", error=0.5), nearest=ran)
     assert wrong.problem == "mlx ran all-full ('full*2'), not the schedule asked for"
 
 
 def test_proof_problem_near_to_no_schedule_is_no_schedule() -> None:
-    ran = Match(name="all-full", schedule="full*2", error=0.4)
-    wrong = proof(asked=Match(name="as asked", schedule="full window:6", error=0.5), nearest=ran)
+    ran = Nearness(name="all-full", schedule="full*2", error=0.4)
+    wrong = proof(asked=Nearness(name="as asked", schedule="full window:6", error=0.5), nearest=ran)
     assert "its weights or positions are read in another way" in str(wrong.problem)
 
 
 def test_proof_problem_two_equally_near_are_not_told_apart() -> None:
-    one = proof(next_nearest=Match(name="one key more", schedule="full window:7", error=2e-6))
+    one = proof(next_nearest=Nearness(name="one key more", schedule="full window:7", error=2e-6))
     assert not one.told_apart
     assert "do not tell them apart" in str(one.problem)
 

@@ -21,7 +21,7 @@ torch.set_num_threads(1)
 EVERY = Schedule.parse(
     "window:5 full window:4/3 window:3/4@1 block:6 window:5+sink:3 block:5+sink:2 window:2/3@3+sink:2 full+las:0.1/3 "
     "window:7+las:0.05/4 block:7~3+sink:2+las:0.0/5 window:3/2@2+las:0.2/3 full+las:0.3 "
-    "strided:4 fixed:5/2 bigbird:3/2/1 memory:7/5"
+    "strided:4 fixed:5/2 bigbird:3/2/1 memory:7/5 window:4+summary:5 block:6~2+summary:3+sink:2"
 )
 
 

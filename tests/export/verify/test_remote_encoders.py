@@ -24,6 +24,9 @@ SCHEDULES = [
     "full window:5+global:first:2 block:8~3",
     "window:4+las:0.2/3 full+las:0.1 block:7+las:0.0/5",
     "window:3+global:first:9+las:0.3",
+    "bigbird:4/2/7 full bigbird:3/0",
+    "window:3+summary:7 block:6~2+global:first:2+summary:5",
+    "window:3+global:mask:3 block:8+global:mask:3+summary:6 full",
 ]
 
 
@@ -66,24 +69,68 @@ def test_another_schedule_is_not_proven_and_the_one_that_ran_is_named(tmp_path: 
         verify(folder, trust_remote_code=True, attention="eager")
 
 
-@pytest.mark.parametrize("text", ["window:20+global:first:3 block:90~7", "full+las:0.05/3 window:300+las:0.1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "window:20+global:first:3 block:90~7",
+        "full+las:0.05/3 window:300+las:0.1",
+        "bigbird:32/2 bigbird:20/0",
+        "window:30+global:mask:3+summary:50 block:90~7+summary:40",
+    ],
+)
 def test_long_texts_in_chunks_and_padding_on_either_side_change_nothing(text: str, tmp_path: Path) -> None:
     encoder, folder = saved(text, tmp_path / "out", seq_len=700)
     model, tokens, pads = loaded(folder), 600, 37
     ids = torch.randint(VOCAB, (1, tokens), generator=torch.Generator().manual_seed(1))
     fill = torch.zeros(1, pads, dtype=torch.long)
     mask = torch.ones(1, tokens + pads, dtype=torch.long)
+    marks = torch.zeros(1, tokens, dtype=torch.long).index_fill(1, torch.tensor([1, 300, 599]), 1)
+    marked = "mask" in text
+
+    def given(*parts: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"global_attention_mask": torch.cat(parts, 1)} if marked else {}
+
     with torch.no_grad():
-        wanted = encoder.logits(ids)
-        assert torch.allclose(model(ids).logits, wanted, atol=1e-4)
-        right = model(
-            torch.cat((ids, fill), 1), attention_mask=mask.index_fill(1, torch.arange(tokens, tokens + pads), 0)
-        )
-        left = model(torch.cat((fill, ids), 1), attention_mask=mask.index_fill(1, torch.arange(pads), 0))
+        wanted = encoder.lm_head(encoder.norm(encoder.stream(ids, marks.bool() if marked else None)))
+        assert torch.allclose(model(ids, **given(marks)).logits, wanted, atol=1e-4)
+        after = mask.index_fill(1, torch.arange(tokens, tokens + pads), 0)
+        right = model(torch.cat((ids, fill), 1), attention_mask=after, **given(marks, fill))
+        before = mask.index_fill(1, torch.arange(pads), 0)
+        left = model(torch.cat((fill, ids), 1), attention_mask=before, **given(fill, marks))
         assert torch.allclose(right.logits[:, :tokens], wanted, atol=1e-4)
         assert torch.allclose(left.logits[:, pads:], wanted, atol=1e-4)
         with pytest.raises(ValueError, match="padding inside a text"):
             model(ids, attention_mask=torch.ones_like(ids).index_fill(1, torch.tensor([5]), 0))
+
+
+@torch.no_grad()
+def test_texts_of_two_lengths_in_one_batch_have_their_own_last_block_summaries_and_marks(tmp_path: Path) -> None:
+    encoder, folder = saved("bigbird:4/2 window:3+global:mask:2+summary:6", tmp_path / "out")
+    model = loaded(folder)
+    ids = torch.randint(VOCAB, (2, 40), generator=torch.Generator().manual_seed(1))
+    mask, marks = torch.ones_like(ids), torch.zeros_like(ids)
+    mask[1, 27:] = 0
+    marks[0, [3, 39]] = marks[1, [0, 26]] = 1
+    found = model(ids, attention_mask=mask, global_attention_mask=marks).logits
+    for row, tokens in ((0, 40), (1, 27)):
+        own = encoder.stream(ids[row : row + 1, :tokens], marks[row : row + 1, :tokens].bool())
+        assert torch.allclose(found[row : row + 1, :tokens], encoder.lm_head(encoder.norm(own)), atol=1e-4)
+
+
+def test_wrong_marks_are_refused(tmp_path: Path) -> None:
+    model = loaded(saved("window:3+global:mask:2 full", tmp_path / "out")[1])
+    ids = torch.zeros(1, 40, dtype=torch.long)
+    mask = torch.ones_like(ids).index_fill(1, torch.tensor([38, 39]), 0)
+    for marks, message in (
+        ([1, 1] + [0] * 37, r"global_attention_mask \(1, 39\): give one mark a token, \(1, 40\)"),
+        ([1] * 3 + [0] * 37, r"marks \[3\] tokens of a text, spans \[2\]"),
+        ([1] + [0] * 38 + [1], "marks padding; mark tokens of the text"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(ids, attention_mask=mask, global_attention_mask=torch.tensor([marks]))
+    plain = loaded(saved("window:3 full", tmp_path / "plain")[1])
+    with pytest.raises(ValueError, match="no layer has marked tokens; leave it out"):
+        plain(ids, global_attention_mask=torch.zeros_like(ids))
 
 
 def test_loss_scores_each_label_in_its_place(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ The engine runs a text in a process of its own. Its log-probabilities are compar
 `candidates`; the nearest is the one that ran. Then the engine generates past every window with its own cache.
 """
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,12 +17,11 @@ from layersearch.export.verify.engines.loading import Source, engine_model
 from layersearch.export.verify.engines.references import Reference, candidates
 from layersearch.export.verify.engines.small_models import EngineModel
 from layersearch.export.verify.mask_probe import text_length
+from layersearch.export.verify.nearness import MARGIN, Compared, Nearness, compare
 from layersearch.schedule import Schedule
 
 __all__ = ["ENVIRONMENTS", "EngineProof", "Experiment", "verify_in_engine"]
 
-MARGIN = 4
-"""The schedule that ran must be so many times nearer than the next."""
 TOLERANCE = 2e-3
 """Largest difference of a log-probability in nats, in single precision."""
 CACHE_TOLERANCE = 0.03
@@ -32,17 +30,7 @@ MIN_TOKENS, NEW = 96, 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Match:
-    """One schedule that the engine may have run."""
-
-    name: str
-    schedule: str
-    error: float
-    """Largest difference of a log-probability from the engine's, in nats."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineProof:
+class EngineProof(Compared):
     """Which schedule an engine ran, and whether its cache gives the same text."""
 
     engine: str
@@ -54,9 +42,9 @@ class EngineProof:
     tokens: int
     weights: str
     """``random``, or ``the folder's own``."""
-    asked: Match
-    nearest: Match
-    next_nearest: Match
+    asked: Nearness
+    nearest: Nearness
+    next_nearest: Nearness
     tried: int
     """How many schedules were compared."""
     generated: int
@@ -88,20 +76,6 @@ class EngineProof:
                 f"differ by {self.cache_error:.2g} nats"
             )
         return None
-
-    @property
-    def told_apart(self) -> bool:
-        """False if the schedule asked for is the nearest, and another is as near."""
-        return self.nearest.name != self.asked.name or self.asked.error * MARGIN <= self.next_nearest.error
-
-    @property
-    def proven(self) -> bool:
-        """True if the engine ran the schedule asked for, with its cache too."""
-        return self.problem is None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain data, as ``--json`` prints it."""
-        return dataclasses.asdict(self) | {"proven": self.proven, "problem": self.problem}
 
 
 def verify_in_engine(
@@ -170,12 +144,12 @@ class Experiment:
         reference = Reference(made.values, made.state, self._where, made.prepare)
         found = torch.tensor(result["logprobs"])
         index = torch.tensor(text[1:])[:, None]
-        matches: list[Match] = []
-        for name, other in candidates(self._asked, self._unused):
+
+        def error(other: Schedule) -> float:
             row = reference.logprobs(text, other)[:-1].gather(1, index)[:, 0]
-            error = float((row - found).abs().nan_to_num(torch.inf).max())
-            matches.append(Match(name=name, schedule=str(other), error=error))
-        nearest, next_nearest = sorted(matches, key=lambda match: match.error)[:2]
+            return float((row - found).abs().nan_to_num(torch.inf).max())
+
+        compared = compare(candidates(self._asked, self._unused), error)
         equal, cache_error = _compare_generated(reference, self._asked, text, result["generated"])
         return EngineProof(
             engine=self._engine,
@@ -184,10 +158,7 @@ class Experiment:
             schedule=str(self._asked),
             tokens=self._tokens,
             weights=made.weights,
-            asked=matches[0],
-            nearest=nearest,
-            next_nearest=next_nearest,
-            tried=len(matches),
+            **compared._asdict(),
             generated=sum(len(one["tokens"]) for one in result["generated"]),
             equal=equal,
             cache_error=cache_error,
