@@ -162,8 +162,8 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
         values = pool_values(values, span.pool)
     keys, values = expand(keys, heads), expand(values, heads)
     if products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
-        rows = (rows_of(x) for x in (keys, values))
-        found = products.forward(rows_of(queries), union.sources(whole, *rows), scale)
+        given = union.sources(whole, rows_of(keys), rows_of(values))
+        found = products.forward(rows_of(queries), given, scale)
         if found is not None:
             return found[0].view(q.shape), found[1].view(q.shape[:3])
     near, far = union.near_span(span), union.far_keys(span, tokens)

@@ -12,7 +12,7 @@ queries of a tile, L its keys.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -41,6 +41,7 @@ class Source:
     values: Tensor
     blocks: tuple[int, tuple[int, ...]] | None = None  # a strip's keys are these blocks of so many tokens
     gradients: tuple[Tensor, Tensor] | None = None  # added to
+    hide: Callable[[Tiles, Tensor], None] | None = None  # sets weights (B, C, L) of a tile to 0 that no mask knows of
 
     def tiles(self, q: Tensor) -> tuple[Tiles, ...]:
         """Return the tiles of queries (N, T, D)."""
@@ -76,11 +77,13 @@ class Tiles:
         """View keys (N, M, D) as the tiles' keys, which may overlap, (B, L, D)."""
         return _view(x, self.low, self.count, self.step, self.keys, self.stride)
 
-    def hide(self, scores: Tensor) -> None:
+    def hide(self, weights: Tensor, source: Source) -> None:
         """Set weights (B, C, L) of unseen keys to 0, infinite ones too."""
         for start, end, cap in self.caps:
-            some = scores[:, :, start:end]
+            some = weights[:, :, start:end]
             torch.minimum(some, cap, out=some)
+        if source.hide is not None:
+            source.hide(self, weights)
 
 
 def _view(x: Tensor, first: int, count: int, jump: int, size: int, stride: int) -> Tensor:
@@ -264,7 +267,7 @@ def forward(
                 keys, values = _held(source, tiles, lent)
                 (p,) = scratch.take(tiles.count, tiles.queries, tiles.keys)
                 torch.baddbmm(p, tiles.of_queries(q), keys.mT, beta=0, alpha=scale, out=p).exp_()
-                tiles.hide(p)
+                tiles.hide(p, source)
                 into, sums = tiles.of_queries(out), tiles.of_queries(mass)
                 if tiles.adds or source is not fresh:
                     sums.add_(p.sum(-1, keepdim=True))
@@ -306,7 +309,7 @@ def backward(
                 p, ds = scratch.take(tiles.count, tiles.queries, tiles.keys)
                 torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p)
                 p.sub_(tiles.of_queries(lse)).exp_()
-                tiles.hide(p)
+                tiles.hide(p, source)
                 _give(source, tiles, dv, p, some_grad, 1.0)
                 torch.bmm(some_grad, values.mT, out=ds)
                 ds.sub_(tiles.of_queries(delta)).mul_(p)
