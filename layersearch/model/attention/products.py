@@ -91,10 +91,13 @@ def _view(x: Tensor, first: int, count: int, jump: int, size: int, stride: int) 
     return x.as_strided((count, size, width), (jump * width, stride * width, 1), x.storage_offset() + first * width)
 
 
-def _cut(part: StripGroup, dtype: torch.dtype) -> Iterator[Tiles]:
-    """Cut a group of strips into tiles whose scores fit the cache, without keys at either end that no query sees."""
+def _cut(part: StripGroup, dtype: torch.dtype, unit: int) -> Iterator[Tiles]:
+    """Cut a group of strips into tiles whose scores fit the cache, without keys at either end that no query sees.
+
+    Keys come in blocks of ``unit``, which stay whole.
+    """
     masked = part.causal or part.mask is not None
-    width = part.keys if masked else min(part.keys, MOST_KEYS)
+    width = part.keys if masked else min(part.keys, max(unit, MOST_KEYS // unit * unit))
     most = max(16, CACHED_SCORES // max(width, 1) // 16 * 16)
     if masked:
         most = min(most, MASKED_QUERIES)
@@ -158,7 +161,7 @@ def _tiles(
     """Cut strips into tiles of one product each."""
     found = []
     for part in plan:
-        for tiles in _cut(part, dtype):
+        for tiles in _cut(part, dtype, 1 if blocks is None else blocks[0]):
             together = max(1, CACHED_SCORES // (tiles.queries * tiles.keys))
             if blocks is None and rows > tiles.count:
                 # Short rows: the same tile of several rows.
@@ -183,8 +186,9 @@ def _tiles(
                     count, index = min(together, tiles.count - at), None
                     if blocks is not None:
                         size, chosen = blocks
-                        start, each = (tiles.low + at * tiles.step) // size, tiles.keys // size
-                        index = torch.tensor(chosen[start : start + count * each])
+                        starts = [(tiles.low + tile * tiles.step) // size for tile in range(at, at + count)]
+                        of_tiles = [chosen[start : start + tiles.keys // size] for start in starts]
+                        index = torch.tensor([block for some in of_tiles for block in some])
                     found.append(
                         replace(
                             tiles,
