@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import strips, union
+from layersearch.model.attention import products, strips, union
+from layersearch.model.attention.products import Source, Tiles
 from layersearch.model.attention.strips import StripGroup
 from layersearch.schedule import Span
 
@@ -49,8 +50,27 @@ def join_summaries(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: tuple[StripGroup, ...], scale: float, cap: float
 ) -> tuple[Tensor, Tensor]:
     """Join summaries (N, M, D) to the output (N, T, D) and log-sum-exp (N, T) of queries (N, T, D)."""
+    if products.serves(q, cap):
+        found = products.forward(q, [Source(plan, k, v)], scale, (out, lse))
+        if found is not None:
+            return found
     some, sums = strips.forward(q, k, v, plan, scale, softcap=cap, covered=False)
     return union.join(out, lse, some, sums)
+
+
+def summary_gradients(
+    rows: Rows, k: Tensor, v: Tensor, plan: tuple[StripGroup, ...], scale: float, cap: float, dq: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the summaries' keys and values, (N, M, D), and add those of queries to ``dq``."""
+    if products.serves(rows.q, cap):
+        given = torch.zeros_like(k), torch.zeros_like(v)
+        products.backward(rows.grad, rows.q, rows.out, rows.lse, [Source(plan, k, v, gradients=given)], scale, dq)
+        return given
+    some_q, dk, dv = strips.backward(
+        rows.grad, rows.q, k, v, rows.out, rows.lse, plan, scale, softcap=cap, covered=False
+    )
+    dq += some_q
+    return dk, dv
 
 
 @dataclass(frozen=True)
@@ -67,17 +87,45 @@ class Rows:
 
 @dataclass(frozen=True)
 class Marked:
-    """Marked tokens of every row: their places (N, G), and which queries see them as near keys, (N, T, G)."""
+    """Marked tokens of every row: their places, (N, G)."""
 
     places: Tensor
-    near: Tensor
+    span: Span  # which queries see them as near keys
+    tokens: int
 
     @classmethod
     def of(cls, span: Span, places: Tensor, tokens: int, heads: int) -> Marked:
         """Return those of rows of batch and head; ``places`` is (B, G)."""
-        at = torch.arange(tokens, device=places.device)[None, :, None]
-        near = span.plain.visible(at, places[:, None, :], bidirectional=True, tokens=tokens)
-        return cls(places.repeat_interleave(heads, 0), near.repeat_interleave(heads, 0))
+        return cls(places.repeat_interleave(heads, 0), span.plain, tokens)
+
+    def near(self, rows: slice, queries: slice, marks: slice) -> Tensor:
+        """Return which queries see which marked tokens as near keys, (N, C, G)."""
+        at = torch.arange(queries.start, queries.stop, device=self.places.device, dtype=torch.int32)
+        places = self.places[rows, None, marks].int()  # int32 takes half the time
+        near: Tensor = self.span.visible(at[None, :, None], places, bidirectional=True, tokens=self.tokens)
+        return near
+
+    def _every_near(self) -> Tensor:
+        return self.near(slice(None), slice(0, self.tokens), slice(None))
+
+    def _seen(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
+        """Return the marked tokens, (N, G, D), as keys that all queries see which do not see them as near ones."""
+        count = self.places.shape[1]
+
+        def hide(tiles: Tiles, weights: Tensor) -> None:
+            # The one strip is all queries: each tile of a product is of another row.
+            row, first = divmod(tiles.first, self.tokens)
+            low = tiles.low % count
+            place = slice(row, row + tiles.count), slice(first, first + tiles.queries), slice(low, low + tiles.keys)
+            weights.masked_fill_(self.near(*place), 0.0)
+
+        plan = (StripGroup(0, 1, self.tokens, 0, count, 0, None, False),)
+        return Source(plan, k, v, gradients=gradients, hide=hide)
+
+    def _all(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
+        """Return all tokens, (N, T, D), as keys of the marked ones."""
+        plan = (StripGroup(0, 1, self.places.shape[1], 0, self.tokens, 0, None, False),)
+        return Source(plan, k, v, gradients=gradients)
 
     def pick(self, x: Tensor) -> Tensor:
         """Return the marked tokens' rows: (N, T, D) -> (N, G, D)."""
@@ -85,18 +133,28 @@ class Marked:
 
     def give(self, into: Tensor, some: Tensor) -> None:
         """Add (N, G, D) to the marked tokens' rows of (N, T, D)."""
-        into.scatter_add_(1, self.places[..., None].expand_as(some), some)
+        into.scatter_add_(1, self._wide(some), some)
+
+    def _wide(self, some: Tensor) -> Tensor:
+        """Return the places of values (N, G, D)."""
+        return self.places[..., None].expand_as(some)
 
     def join(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Join the marked tokens to near keys: each query sees them, and they see all."""
-        scores = (q @ self.pick(k).mT * scale).masked_fill_(self.near, -torch.inf)
+        if products.serves(q, 0.0):
+            found = products.forward(q, [self._seen(self.pick(k), self.pick(v))], scale, (out, lse))
+            rows_found = products.forward(self.pick(q), [self._all(k, v)], scale)
+            if found is not None and rows_found is not None:
+                own, sums = rows_found
+                return found[0].scatter_(1, self._wide(own), own), found[1].scatter_(1, self.places, sums)
+        scores = (q @ self.pick(k).mT * scale).masked_fill_(self._every_near(), -torch.inf)
         joined = torch.logaddexp(lse, scores.logsumexp(-1))
         out = out * (lse - joined).exp_().unsqueeze(-1)
         out = out.baddbmm_(scores.sub_(joined.unsqueeze(-1)).exp_(), self.pick(v))
         rows = self.pick(q) @ k.mT * scale
         sums = rows.logsumexp(-1)
         own = rows.sub_(sums.unsqueeze(-1)).exp_() @ v
-        out.scatter_(1, self.places[..., None].expand_as(own), own)
+        out.scatter_(1, self._wide(own), own)
         return out, joined.scatter_(1, self.places, sums)
 
     def hide(self, lse: Tensor) -> Tensor:
@@ -107,9 +165,18 @@ class Marked:
         """Add the gradients of the pairs with a marked token to ``into``: those of q, k and v, (N, T, D) each."""
         grad, q, k, v, lse = rows.grad, rows.q, rows.k, rows.v, rows.lse
         dq, dk, dv = into
+        if products.serves(q, 0.0):
+            some_k, some_v = self.pick(k), self.pick(v)
+            given = torch.zeros_like(some_k), torch.zeros_like(some_v)
+            products.backward(grad, q, rows.out, self.hide(lse), [self._seen(some_k, some_v, given)], scale, dq)
+            for target, some in zip((dk, dv), given, strict=True):
+                self.give(target, some)
+            own = self.pick(grad), self.pick(q), self.pick(rows.out), lse.gather(1, self.places)
+            self.give(dq, products.backward(*own, [self._all(k, v, (dk, dv))], scale))
+            return
         delta = (grad * rows.out).sum(-1, keepdim=True)
         some_k, some_v = self.pick(k), self.pick(v)
-        scores = (q @ some_k.mT * scale).masked_fill_(self.near, -torch.inf)
+        scores = (q @ some_k.mT * scale).masked_fill_(self._every_near(), -torch.inf)
         weights = scores.sub_(self.hide(lse).unsqueeze(-1)).exp_()
         scored = (grad @ some_v.mT).sub_(delta).mul_(weights).mul_(scale)
         dq += scored @ some_k

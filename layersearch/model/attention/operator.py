@@ -12,8 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import strips
-from layersearch.model.attention.extras import Extras, Marked, Rows, join_summaries, marked_places, summary_plan
+from layersearch.model.attention.extras import (
+    Extras,
+    Marked,
+    Rows,
+    join_summaries,
+    marked_places,
+    summary_gradients,
+    summary_plan,
+)
 from layersearch.model.attention.plain import (
     ENCODER,
     backward_kind,
@@ -200,10 +207,7 @@ def _backward_piece(
     if extras.keys is not None and extras.values is not None and extras.keys.shape[2]:
         own_k, own_v = (rows_of(expand(x, heads).to(wide)) for x in (extras.keys, extras.values))
         plan = summary_plan(span, tokens, both)
-        some_q, *given = strips.backward(
-            rows.grad, rows.q, own_k, own_v, rows.out, rows.lse, plan, scale, softcap=softcap, covered=False
-        )
-        dq += some_q
+        given = summary_gradients(rows, own_k, own_v, plan, scale, softcap, dq)
         more = [fold_heads(x.view(batch, heads, -1, width), kv_heads) for x in given]
     return (dq.view(q.shape), fold_heads(dk.view(q.shape), kv_heads), fold_heads(dv.view(q.shape), kv_heads)), more
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import las_both_ways, strips, tiled, two_sides, union
+from layersearch.model.attention import las_both_ways, products, strips, tiled, two_sides, union
 from layersearch.model.attention.residues import deal, gather
 from layersearch.schedule import Span
 
@@ -97,6 +97,11 @@ def _head_groups(
         yield group, part, band, dealt, plan
 
 
+def _by_products(span: Span, windows: int) -> bool:
+    """Tell whether a span that strips serve goes by products, rather than by tiles as windows of so many keys do."""
+    return span.size is not None and (span.kind == "block" or span.size < windows)
+
+
 def _sinks(x: Tensor, span: Span) -> Tensor:
     """Return the sinks of every row: (B, H, T, D) -> (B*H*R, G, D)."""
     return x[:, :, : span.sink].flatten(0, 1).repeat_interleave(span.dilation, dim=0)
@@ -144,6 +149,10 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
             alphas = _alphas(queries, span, batch)
             out, lse = las_both_ways.forward(queries, keys, values, span, alphas, scale, softcap)
             return out.view(q.shape), lse.view(q.shape[:3])
+        if kind == wide and products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
+            found = products.forward(queries, union.sources(whole, keys, values), scale)
+            if found is not None:
+                return found[0].view(q.shape), found[1].view(q.shape[:3])
         out, lse = strips.forward(queries, keys, values, union.both_ways(span, tokens), scale, softcap=softcap)
         out, lse = union.forward(queries, keys, values, out, lse, union.both_ways_far(span, tokens), scale, softcap)
         return out.view(q.shape), lse.view(q.shape[:3])
@@ -152,10 +161,20 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = expand(keys, heads), expand(values, heads)
+    if products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
+        given = union.sources(whole, rows_of(keys), rows_of(values))
+        found = products.forward(rows_of(queries), given, scale)
+        if found is not None:
+            return found[0].view(q.shape), found[1].view(q.shape[:3])
     near, far = union.near_span(span), union.far_keys(span, tokens)
     outs, sums = [], []
     for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
-        if plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
+        found = None
+        if plan is not None and kind == wide and _by_products(part, TILED_FORWARD_SIZE):
+            found = products.forward(dealt[0], [products.Source(plan, *dealt[1:])], scale)
+        if found is not None:
+            out, lse = found
+        elif plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
             # Tiles accumulate in the precision of their input.
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)
             wq, wk, wv, sink_k, sink_v = (x.to(wide) for x in (*dealt, *sinks))
@@ -202,6 +221,8 @@ def backward_plain(
             found = las_both_ways.backward(grad, queries, held, mixed, outs, sums, span, alphas, scale, softcap)
         elif two_sides.serves(span, tokens, TILED_BACKWARD_SIZE):
             found = two_sides.backward(grad, queries, held, mixed, outs, sums, span, scale, softcap)
+        elif products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
+            found = union.whole_backward(grad, queries, held, mixed, outs, sums, whole, scale)
         else:
             plan = union.both_ways(span, tokens)
             found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap)
@@ -227,15 +248,21 @@ def _sparse_backward(
     # Copied once: to the wider precision and, heads apart, to the layout that rows are dealt from.
     grad, queries, keys, values = (x.to(wide, memory_format=torch.contiguous_format) for x in (grad, q, k, v))
     lse = lse.to(wide).unsqueeze(-1)
+    if products.serves(q, softcap) and (whole := union.whole(span, tokens, False)):
+        grad, queries, keys, values, out = (rows_of(x.to(wide)) for x in (grad, queries, keys, values, out))
+        dq, dk, dv = union.whole_backward(grad, queries, keys, values, out, rows_of(lse.squeeze(-1)), whole, scale)
+        return dq.view(q.shape), dk.view(q.shape), dv.view(q.shape)
     near, far = union.near_span(span), union.far_keys(span, tokens)
     gradients: list[tuple[Tensor, Tensor, Tensor]] = []
     for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
         stride = part.dilation
         dealt_lse, dealt_grad = deal(lse[:, group], stride).squeeze(-1), deal(grad[:, group], stride)
         lent = None
-        if plan is not None and part.size is not None and part.size < TILED_BACKWARD_SIZE:
+        if plan is not None and _by_products(part, TILED_BACKWARD_SIZE):
             dealt_out = deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
-            found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
+            given = torch.zeros_like(dealt[1]), torch.zeros_like(dealt[2])
+            source = products.Source(plan, *dealt[1:], gradients=given)
+            found = [products.backward(dealt_grad, dealt[0], dealt_out, dealt_lse, [source], scale), *given]
         else:
             delta = deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)

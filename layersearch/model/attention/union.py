@@ -8,12 +8,12 @@ Shape legend: N batch rows (batch and head), T tokens, D head width.
 """
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from layersearch.model.attention import strips, tiled
+from layersearch.model.attention import products, strips, tiled
 from layersearch.model.attention.strips import FEWEST_QUERIES, MOST_QUERIES, BothWays, Steps, StripGroup
 from layersearch.schedule import Span
 from layersearch.schedule.span_keys import random_block
@@ -184,6 +184,22 @@ def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
 
 
 @functools.lru_cache(maxsize=64)
+def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
+    """Return all keys of a span, near ones too, for products that take them at once; empty where near ones go alone."""
+    if bidirectional:
+        plan = both_ways(span, tokens)
+        squares = all(part.mask is None and not part.joins and part.queries >= MOST_QUERIES for part in plan)
+        return () if squares else (Far(plan), *both_ways_far(span, tokens))
+    if span.kind not in ("memory", "bigbird"):
+        return ()
+    assert span.size is not None
+    far, later, size = far_keys(span, tokens), Span(kind="full"), min(span.size, tokens)
+    # The keys before a block and those of the block itself are neighbors.
+    plan = tuple(x if x.joins else replace(x, keys=x.keys + x.queries, mask=later) for x in far[0].plan)
+    return (Far((StripGroup(0, 1, size, 0, size, 0, None, True), *plan)), *far[1:])
+
+
+@functools.lru_cache(maxsize=64)
 def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
     """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query."""
     if span.size is None:
@@ -278,10 +294,50 @@ def _squares(span: Span, size: int, tokens: int) -> list[StripGroup]:
     return cut
 
 
+def sources(
+    far: tuple[Far, ...], k: Tensor, v: Tensor, into: tuple[Tensor, Tensor] | None = None
+) -> list[products.Source]:
+    """Return keys and values (N, T, D) for products; their gradients are added to ``into``, where it is given."""
+    found = []
+    for part in far:
+        keys, values, gradients = k, v, into
+        if part.columns is not None:
+            keys, values = part.keys(k), part.keys(v)
+            gradients = None if into is None else (torch.zeros_like(keys), torch.zeros_like(values))
+        found.append(products.Source(part.plan, keys, values, part.blocks, gradients))
+    return found
+
+
+def whole_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    far: tuple[Far, ...],
+    scale: float,
+    begun: tuple[Tensor, Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v, (N, T, D), by products; ``begun``, over other keys, is added to."""
+    dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if begun is None else begun[1:]
+    given = sources(far, k, v, (dk, dv))
+    dq = products.backward(grad, q, out, lse, given, scale, None if begun is None else begun[0])
+    for part, source in zip(far, given, strict=True):
+        if part.columns is not None and source.gradients is not None:
+            for target, some in zip((dk, dv), source.gradients, strict=True):
+                part.give(target, some)
+    return dq, dk, dv
+
+
 def forward(
     q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, far: tuple[Far, ...], scale: float, softcap: float
 ) -> tuple[Tensor, Tensor]:
     """Join far keys to the output of near ones, which changes: q, k, v and ``out`` are (N, T, D), ``lse`` is (N, T)."""
+    if far and products.serves(q, softcap):
+        found = products.forward(q, sources(far, k, v), scale, (out, lse))
+        if found is not None:
+            return found
     for part in far:
         rows = q, part.keys(k), part.keys(v)
         some, sums = strips.forward(*rows, part.plan, scale, softcap=softcap, covered=False)
@@ -311,6 +367,9 @@ def backward(
 ) -> None:
     """Add the far keys' share of the gradients of q, k and v to ``into``, all (N, T, D); ``lse`` is (N, T)."""
     dq, dk, dv = into
+    if far and products.serves(q, softcap):
+        whole_backward(grad, q, k, v, out, lse, far, scale, into)
+        return
     for part in far:
         rows = grad, q, part.keys(k), part.keys(v), out
         some_q, some_k, some_v = strips.backward(*rows, lse, part.plan, scale, softcap=softcap, covered=False)
