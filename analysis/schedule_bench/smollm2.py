@@ -44,7 +44,9 @@ HERE = Path(__file__).resolve().parent
 UNITS, WEIGHT = 8, 0.2
 
 
-def units_of(model: str, seq_len: int, seeds: int, files: Sequence[str] = ()) -> list[list[Unit]]:
+def units_of(
+    model: str, seq_len: int, seeds: int, files: Sequence[str] = (), tasks: Sequence[str] = tuple(TASKS)
+) -> list[list[Unit]]:
     """Return the units of each seed, of the files or else of the standard library."""
     tokenizer, _ = open_tokenizer(model)
     data = DataConfig(source="files" if files else "stdlib", files=tuple(files), tokenizer=model)
@@ -52,7 +54,7 @@ def units_of(model: str, seq_len: int, seeds: int, files: Sequence[str] = ()) ->
     made = [
         Unit(
             torch.from_numpy(text),
-            make_example(tokenizer, list(TASKS), seq_len=seq_len + 1, number=number, seed=11),
+            make_example(tokenizer, tasks, seq_len=seq_len + 1, number=number, seed=11),
         )
         for number, text in enumerate(texts)
     ]
@@ -120,6 +122,7 @@ def main() -> None:
     parser.add_argument("model", help="the GGUF file")
     parser.add_argument("--table", default="smollm2", help="a table of this folder: its YAML files name the space")
     parser.add_argument("--files", nargs="+", default=[], help="files or folders of text, instead of Python's library")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="retrieval tasks; a short text holds few")
     parser.add_argument("--precision", choices=("bfloat16", "float32"), help="default: float32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seeds", type=int, default=3)
@@ -132,7 +135,7 @@ def main() -> None:
     dtype = options.precision or ("bfloat16" if options.device != "cpu" else "float32")
     model = Layerwise(load_pretrained(options.model, check=False, dtype=dtype).to(options.device))
     device = options.device if options.device == "cpu" else torch.cuda.get_device_name(options.device)
-    for seed, units in enumerate(units_of(options.model, space.seq_len, options.seeds, options.files)):
+    for seed, units in enumerate(units_of(options.model, space.seq_len, options.seeds, options.files, options.tasks)):
         if seed in done or time.monotonic() - began > 60 * options.minutes:
             continue
         started, found = time.monotonic(), []
