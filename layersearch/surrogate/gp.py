@@ -44,6 +44,8 @@ _SMOOTH: dict[str, tuple[float, float]] = {
     "bend": (0.0, 0.7),  # standard deviation of interactions of any order
     "bent": (0.0, 1.0),  # their length scale, in units of the spread of schedules
 } | {name: _PRIOR[name] for name in ("rest", "noise", "seed", "reach", "width", "early")}
+_LEVEL: dict[str, tuple[float, float]] = {"level": (0.0, 1.0)}  # standard deviation of what depends on the cost alone
+_LEVEL_LENGTH = 0.2  # its length scale, as a share of the logarithmic range of costs
 _JITTER = 1e-9
 _AT_ONCE = 512  # Schedules predicted at once, which bounds the memory
 _NONE = (np.empty(0), np.empty(0))
@@ -58,11 +60,14 @@ class Surrogate:
         space: the bound space; the surrogate covers its schedules only.
         pairwise: additive plus pairwise, as above. Otherwise interactions of any order: a squared exponential of the
             distance between schedules replaces the pairs. It needs fewer trials if layers depend on each other.
+        by_cost: not pairwise only: add a smooth function of the logarithm of the cost. Without it, a schedule unlike
+            all trained ones is predicted at their mean, so that a few with full layers make all cheap ones look good.
     """
 
-    def __init__(self, space: BoundSpace, *, pairwise: bool = True) -> None:
-        self._space, self._pairwise = space, pairwise
-        self._prior = _PRIOR if pairwise else _SMOOTH
+    def __init__(self, space: BoundSpace, *, pairwise: bool = True, by_cost: bool = False) -> None:
+        assert not (pairwise and by_cost)
+        self._space, self._pairwise, self._by_cost = space, pairwise, by_cost
+        self._prior = (_PRIOR if pairwise else _SMOOTH) | (_LEVEL if by_cost else {})
         spans = list(dict.fromkeys(span for options in space.options for span in options))
         self._index = {span: at for at, span in enumerate(spans)}
         pairs = np.log([space.pairs(span) for span in spans])
@@ -83,8 +88,11 @@ class Surrogate:
         self._span_distance: Array = far + np.abs(decay[:, None] - decay) + np.abs(pool[:, None] - pool)
         places = np.array([np.mean(group) for group in space.groups])
         self._place_distance: Array = np.abs(places[:, None] - places[None, :]) / max(1, space.n_layers)
+        self._pairs: Array = np.array([len(group) * np.exp(pairs) for group in space.groups])  # (V, S)
+        costs = [[self._pairs[at, self._index[span]] for span in options] for at, options in enumerate(space.options)]
+        self._range = max(float(np.log(sum(map(max, costs)) / sum(map(min, costs)))), 1e-12)
         # What the kernel of observed schedules is made of, by the length scales: other hyperparameters only weigh it.
-        self._parts: dict[tuple[float, float], tuple[Array, Array]] = {}
+        self._parts: dict[tuple[float, float], tuple[Array, Array, Array]] = {}
         self._distinct: Codes = np.empty((0, len(space.groups)), dtype=np.int64)
         self._coded: dict[Schedule, Codes] = {}  # the same schedules are asked for again and again
         self._fitted: dict[str, float] = {}
@@ -174,7 +182,7 @@ class Surrogate:
         """Return a surrogate fitted to all losses of some schedules only, evenly spread."""
         kept = np.linspace(0, len(self._distinct) - 1, _MOST_FITTED).round()
         rows: list[int] = np.flatnonzero(np.isin(self._of, kept)).tolist()
-        some = Surrogate(self._space, pairwise=self._pairwise)
+        some = Surrogate(self._space, pairwise=self._pairwise, by_cost=self._by_cost)
         return some.fit(
             [schedules[row] for row in rows], [losses[row] for row in rows], seed[rows].tolist(), share[rows].tolist()
         )
@@ -214,20 +222,25 @@ class Surrogate:
             self._parts[key] = self._kernels(left, right, scale)
         return self._sum(scale, *self._parts[key])
 
-    def _kernels(self, left: Codes, right: Codes, scale: dict[str, float]) -> tuple[Array, Array]:
-        """Return the kernel of single layers, and that of pairs or else the squared distance."""
+    def _kernels(self, left: Codes, right: Codes, scale: dict[str, float]) -> tuple[Array, Array, Array]:
+        """Return the kernel of single layers, that of pairs or else the squared distance, and that of costs."""
+        level = np.empty(0)
+        if self._by_cost:
+            groups = np.arange(left.shape[1])
+            a, b = (np.log(self._pairs[groups, codes].sum(axis=1)) / self._range for codes in (left, right))
+            level = np.exp(-(((a[:, None] - b[None, :]) / _LEVEL_LENGTH) ** 2) / 2)
         vectors = self._span_vectors(scale)
         a, mixed_a = self._features(left, scale, vectors)
         b, mixed_b = (a, mixed_a) if left is right else self._features(right, scale, vectors)
         single: Array = mixed_a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         if not self._pairwise:
             norms = [np.einsum("nvs,nvs->n", x, y) for x, y in ((mixed_a, a), (mixed_b, b))]
-            return single, np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0)
+            return single, np.maximum(norms[0][:, None] + norms[1][None, :] - 2 * single, 0.0), level
         count = left.shape[1]
         plain = a.reshape(len(left), -1) @ b.reshape(len(right), -1).T
         squares = ((vectors @ vectors.T) ** 2)[left].reshape(len(left), -1)
         own = squares @ np.eye(len(vectors))[right].reshape(len(right), -1).T  # each layer with itself is no pair
-        return single, (plain**2 - own) / max(1, count * (count - 1))
+        return single, (plain**2 - own) / max(1, count * (count - 1)), level
 
     def _diagonal(self, codes: Codes, log: dict[str, float]) -> Array:
         """Return the diagonal of `_kernel`, (rows,)."""
@@ -235,11 +248,13 @@ class Surrogate:
         layers, mixed = self._features(codes, scale)
         single, each, count = (layers * mixed).sum(axis=(1, 2)), (layers**2).sum(axis=2), codes.shape[1]
         pair = (each.sum(1) ** 2 - (each**2).sum(1)) / max(1, count * (count - 1))
-        return self._sum(scale, single, pair if self._pairwise else np.zeros(len(codes)))
+        return self._sum(scale, single, pair if self._pairwise else np.zeros(len(codes)), np.ones(len(codes)))
 
-    def _sum(self, scale: dict[str, float], single: Array, other: Array) -> Array:
-        """Return the sum of the kernel's parts; ``other`` is the kernel of pairs, else the squared distance."""
+    def _sum(self, scale: dict[str, float], single: Array, other: Array, level: Array) -> Array:
+        """Return the sum of the kernel's parts, which are those of `_kernels`."""
         result: Array = 1.0 + scale["single"] ** 2 * single
+        if self._by_cost:
+            result += scale["level"] ** 2 * level
         if self._pairwise:
             return result + scale["pair"] ** 2 * other + scale["shared_pair"] ** 2 * single**2
         return result + scale["bend"] ** 2 * np.exp(-other / (2 * scale["bent"] ** 2))

@@ -208,3 +208,38 @@ def test_fit_large_space_is_learned() -> None:
     mean, std = Surrogate(space).fit(schedules, losses).predict([space.cheapest(), Schedule.parse("full*48")])
     assert mean[1] < mean[0]
     assert (std > 0).all()
+
+
+def test_by_cost_kernel_is_a_squared_exponential_of_the_log_cost_on_top() -> None:
+    """The kernel and its diagonal are those without it, plus the written-out part of the exact costs."""
+    space, rng = bound(), Random(2)
+    plain, by_cost = (Surrogate(space, pairwise=False, by_cost=flag) for flag in (False, True))
+    log = {name: middle for name, (middle, _) in by_cost._prior.items()} | {"level": 0.3}
+    some = rng.sample(everything(space), 7)
+    codes, place = by_cost.codes(some), np.log([space.cost(schedule) for schedule in some])
+    ends = np.log([space.cost(schedule) for schedule in everything(space)])
+    apart = (place[:, None] - place[None, :]) / np.ptp(ends)
+    extra = by_cost._kernel(codes, codes, log) - plain._kernel(codes, codes, log)
+    np.testing.assert_allclose(extra, np.exp(0.6 - (apart / 0.2) ** 2 / 2), atol=1e-12)
+    added = by_cost._diagonal(codes, log) - plain._diagonal(codes, log)
+    np.testing.assert_allclose(added, np.exp(0.6))
+
+
+def test_by_cost_draws_a_cheap_schedule_to_the_losses_of_cheap_ones() -> None:
+    """Without full layers the loss is 3, with them 2: windows unlike the trained ones are not as good as the mean."""
+    space = bound()
+    trained = {"window:8*2 window:2 window:8 window:2*2": 3.0, "window:2*4 window:8*2": 3.02}
+    trained |= {
+        "window:8*2 full window:8*3": 2.0,
+        "window:2*4 full window:8": 2.03,
+        "full window:2*5": 2.05,
+        "full*6": 2,
+    }
+    schedules, losses = [Schedule.parse(text) for text in trained], list(trained.values())
+    unlike = [Schedule.parse(text) for text in ("window:8 window:2*4 window:8", "window:2*2 window:8 window:2*3")]
+    plain, by_cost = (
+        Surrogate(space, pairwise=False, by_cost=flag).fit(schedules, losses).predict(unlike)[0]
+        for flag in (False, True)
+    )
+    assert (by_cost > plain + 0.1).all()
+    assert (by_cost < 3.1).all()
