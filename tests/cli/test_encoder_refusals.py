@@ -92,7 +92,7 @@ def config(at: Path, **fields: Any) -> str:
         pytest.param(
             ["export", "window:4*2", "--to", "hf-remote", "--recipe", "smoke-t5", "--out", "new"],
             (
-                "--to hf-remote is for decoders, and the recipe's model is an encoder-decoder",
+                "--to hf-remote runs one stack, and the recipe's model is an encoder-decoder",
                 "give --to hf, yaml or json",
             ),
             id="a modeling file for two stacks",
@@ -203,15 +203,8 @@ def config(at: Path, **fields: Any) -> str:
         ),
         pytest.param(
             [
-                "run",
-                "--recipe",
-                "staged",
-                "--set",
-                "training.steps=4",
-                "--set",
-                "training.warmup_steps=0",
-                "--out",
-                "new",
+                *("run", "--recipe", "staged", "--set", "training.steps=4", "--set", "training.warmup_steps=0"),
+                *("--out", "new"),
             ],
             ("steps 4 are fewer than the 5 stages; raise it",),
             id="fewer steps than stages",
