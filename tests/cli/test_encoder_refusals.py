@@ -98,6 +98,18 @@ def config(at: Path, **fields: Any) -> str:
             id="a modeling file for two stacks",
         ),
         pytest.param(
+            ["export", "window:4 full", *HF, "--stack", "decoder"],
+            ("--stack decoder is for a --model with two stacks", "drop it"),
+            id="a stack of a recipe",
+        ),
+        pytest.param(
+            lambda at, run: [
+                *("export", "window:4*2", "--to", "hf", "--model", config(at), "--stack", "decoder", "--out", "new")
+            ],
+            ("no decoder; give the schedule of the encoder",),
+            id="a decoder that an encoder has not",
+        ),
+        pytest.param(
             ["cost", "memory:8/65 full", "--seq-len", "64"],
             ("layer 0: memory:8/65 is longer than the text of 64 tokens",),
             id="a segment longer than the text",
