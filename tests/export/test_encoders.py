@@ -302,6 +302,15 @@ def test_model_file_of_a_published_longt5_with_summaries_counts_them_as_keys(tmp
     assert shares[1] == ("window:127*12", pytest.approx(0.0613, abs=1e-4))
 
 
+def test_folder_of_a_modeling_file_is_read_as_the_encoder_that_it_is(tmp_path: Path) -> None:
+    schedule = Schedule.parse("bigbird:4/1 window:3+global:mask:2+summary:6")
+    model = ModelConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, kind="encoder")
+    export(schedule, "hf-remote", model=model, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path)
+    found = read_model_file(str(tmp_path))
+    assert (found.schedule, found.bidirectional, found.positions) == (schedule, True, TOKENS)
+    assert found.token_flops()["head"] == 32 * VOCAB
+
+
 def test_longt5_is_edited_to_summaries_but_not_with_weights_of_another_type(tmp_path: Path) -> None:
     values = {"model_type": "longt5", "num_layers": 2, "d_model": 32, "d_kv": 8, "num_heads": 4, "vocab_size": VOCAB}
     found, _ = edited(values | {"n_positions": TOKENS}, "window:5+summary:8*2", tmp_path)
