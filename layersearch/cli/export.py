@@ -38,6 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "tokenizer, its config.json alone does not (default: the run's model)"
     )
     add("--model", "--config", metavar="PATH|ID", dest="model", help=text)
+    text = "the stack of a T5Gemma --model that the schedule is of (default: the run's, or encoder)"
+    add("--stack", choices=("encoder", "decoder"), help=text)
     add("--out", type=Path, required=True, help="the folder to write")
     add_card(parser)
     add_shared(parser, "--json")
@@ -188,6 +190,7 @@ def _write(options: argparse.Namespace, asked: _Asked) -> tuple[list[Path], str 
         raise ExportError(f"--model is for --to {', '.join(MODEL_TARGETS)}, not for --to {options.to}; drop it")
     if name is not None and options.to in MODEL_TARGETS:
         return _write_model(options, asked, name)
+    _check_no_stack(options)
     if recipe is None:
         raise ExportError(
             "--recipe is missing: a schedule alone has no model size; name a recipe, give --model, or export a run"
@@ -230,13 +233,18 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
     if (encoder := _encoder_values(path)) is not None:
         if options.to != "hf":
             raise ExportError(f"--to {options.to} is for decoders, and {name} is an encoder; give --to hf")
-        if asked.recipe is not None and asked.recipe.model.searched == "decoder":
-            raise ExportError(
-                f"{options.schedule} is of a decoder, and --to hf edits the schedule of {name}'s encoder; drop --model"
-            )
+        searched = "encoder" if asked.recipe is None else asked.recipe.model.searched or "encoder"
+        stack = options.stack or searched
         return edit_encoder(
-            asked.schedule, encoder, path, out=options.out, family=options.family, evidence=asked.evidence
+            asked.schedule,
+            encoder,
+            path,
+            out=options.out,
+            family=options.family,
+            stack=stack,
+            evidence=asked.evidence,
         )
+    _check_no_stack(options)
     if options.model is not None and options.to == "hf" and (is_file or os.path.isdir(name)):
         # The user's own file is edited, so that its other keys keep their values.
         held = path.is_dir() and (any(path.glob("*.safetensors")) or any(path.glob("*.bin")))
@@ -268,6 +276,11 @@ def _write_model(options: argparse.Namespace, asked: _Asked, name: str) -> tuple
         seq_len=asked.recipe.training.seq_len if asked.recipe is not None else None,
         user=user,
     )
+
+
+def _check_no_stack(options: argparse.Namespace) -> None:
+    if options.stack is not None:
+        raise ExportError(f"--stack {options.stack} is for a --model with two stacks, of --to hf; drop it")
 
 
 def _encoder_values(path: Path) -> dict[str, Any] | None:

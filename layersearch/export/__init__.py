@@ -105,7 +105,8 @@ def export(
     if target not in takes:
         kind = "an encoder-decoder" if two else "an encoder"
         known = f"{', '.join(takes[:-1])} or {takes[-1]}"
-        raise ExportError(f"--to {target} is for decoders, and the recipe's model is {kind}; give --to {known}")
+        held = "runs one stack" if target == "hf-remote" else "is for decoders"
+        raise ExportError(f"--to {target} {held}, and the recipe's model is {kind}; give --to {known}")
     sizes: dict[str, Any] = {"seq_len": seq_len, "n_heads": model.n_heads}
     schedule.check(**sizes, bidirectional=model.bidirectional)
     other = None

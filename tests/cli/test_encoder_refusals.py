@@ -92,10 +92,22 @@ def config(at: Path, **fields: Any) -> str:
         pytest.param(
             ["export", "window:4*2", "--to", "hf-remote", "--recipe", "smoke-t5", "--out", "new"],
             (
-                "--to hf-remote is for decoders, and the recipe's model is an encoder-decoder",
+                "--to hf-remote runs one stack, and the recipe's model is an encoder-decoder",
                 "give --to hf, yaml or json",
             ),
             id="a modeling file for two stacks",
+        ),
+        pytest.param(
+            ["export", "window:4 full", *HF, "--stack", "decoder"],
+            ("--stack decoder is for a --model with two stacks", "drop it"),
+            id="a stack of a recipe",
+        ),
+        pytest.param(
+            lambda at, run: [
+                *("export", "window:4*2", "--to", "hf", "--model", config(at), "--stack", "decoder", "--out", "new")
+            ],
+            ("no decoder; give the schedule of the encoder",),
+            id="a decoder that an encoder has not",
         ),
         pytest.param(
             ["cost", "memory:8/65 full", "--seq-len", "64"],
@@ -203,15 +215,8 @@ def config(at: Path, **fields: Any) -> str:
         ),
         pytest.param(
             [
-                "run",
-                "--recipe",
-                "staged",
-                "--set",
-                "training.steps=4",
-                "--set",
-                "training.warmup_steps=0",
-                "--out",
-                "new",
+                *("run", "--recipe", "staged", "--set", "training.steps=4", "--set", "training.warmup_steps=0"),
+                *("--out", "new"),
             ],
             ("steps 4 are fewer than the 5 stages; raise it",),
             id="fewer steps than stages",

@@ -302,6 +302,15 @@ def test_model_file_of_a_published_longt5_with_summaries_counts_them_as_keys(tmp
     assert shares[1] == ("window:127*12", pytest.approx(0.0613, abs=1e-4))
 
 
+def test_folder_of_a_modeling_file_is_read_as_the_encoder_that_it_is(tmp_path: Path) -> None:
+    schedule = Schedule.parse("bigbird:4/1 window:3+global:mask:2+summary:6")
+    model = ModelConfig(n_layers=2, d_model=32, n_heads=4, n_kv_heads=2, d_ff=48, kind="encoder")
+    export(schedule, "hf-remote", model=model, vocab_size=VOCAB, seq_len=TOKENS, out=tmp_path)
+    found = read_model_file(str(tmp_path))
+    assert (found.schedule, found.bidirectional, found.positions) == (schedule, True, TOKENS)
+    assert found.token_flops()["head"] == 32 * VOCAB
+
+
 def test_longt5_is_edited_to_summaries_but_not_with_weights_of_another_type(tmp_path: Path) -> None:
     values = {"model_type": "longt5", "num_layers": 2, "d_model": 32, "d_kv": 8, "num_heads": 4, "vocab_size": VOCAB}
     found, _ = edited(values | {"n_positions": TOKENS}, "window:5+summary:8*2", tmp_path)
@@ -342,6 +351,34 @@ def test_t5gemma_holds_the_schedules_of_both_stacks_in_their_own_numbers(searche
     assert held[searched] == (["sliding_attention"] * 2, 5)  # W keys on each side in the encoder, W keys in the decoder
     assert held[other] == (["sliding_attention"] * 2 + ["full_attention"], 7)
     assert read_other_stack(out / "schedule.yaml") == (other, Schedule.parse("window:7*2 full"))
+
+
+def test_either_stack_of_a_t5gemma_is_edited_and_the_other_stays(tmp_path: Path) -> None:
+    source = of_two_stacks(None, tmp_path / "mine", other_layers=3, other_schedule="window:7*2 full")
+    values = json.loads((source / "config.json").read_text())
+    for stack, schedule, other in (
+        ("decoder", "full window:4*2", "window:5*2"),
+        ("encoder", "full window:4", "window:7*2 full"),
+    ):
+        out = tmp_path / stack
+        edit_encoder(Schedule.parse(schedule), values, source / "config.json", out=out, stack=stack)
+        found = json.loads((out / "config.json").read_text())
+        assert found[stack]["sliding_window"] == 4
+        assert found[stack]["layer_types"][:2] == ["full_attention", "sliding_attention"]
+        left = "encoder" if stack == "decoder" else "decoder"
+        assert found[left] == values[left]
+        assert read_other_stack(out / "schedule.yaml") == (left, Schedule.parse(other))
+    for schedule, message in (
+        ("full window:4", "the schedule has 2 layers, .* 3; give a schedule of the decoder's depth"),
+        ("full window:4 window:5", "the decoder of family t5gemma supports one window size"),
+        ("full block:4*2", "the decoder of family t5gemma supports no blocks"),
+    ):
+        with pytest.raises(ExportError, match=message):
+            edit_encoder(Schedule.parse(schedule), values, source / "config.json", out=tmp_path / "no", stack="decoder")
+    with pytest.raises(
+        ExportError, match="the decoder of family led is full and holds no schedule; give the schedule of"
+    ):
+        edit_encoder(Schedule.parse("window:4*2"), dict(LED), tmp_path, out=tmp_path / "no", stack="decoder")
 
 
 def test_decoder_of_two_window_sizes_is_refused_with_the_nearest(tmp_path: Path) -> None:

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import copy
-import json
 import math
-import shutil
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from layersearch.config.model import ModelConfig
 from layersearch.errors import ExportError, one_line
 from layersearch.export.encoders.decoders import both_schedules, check_decoder, decoder_fields
-from layersearch.export.encoders.family import ENCODERS, SUMMED, WORDS, EncoderFamily
-from layersearch.export.encoders.reading import encoder_sizes
+from layersearch.export.encoders.family import SUMMED, WORDS, EncoderFamily
 from layersearch.export.encoders.supported import check_supported, problem
 from layersearch.export.families import make_config
-from layersearch.export.files import write_files
 from layersearch.export.hf import known_fields
-from layersearch.export.weights import copy_tokenizer, new_files
 from layersearch.schedule import Schedule
-
-_PERIOD = "global_attn_every_n_layers"
-"""ModernBERT's older form of ``layer_types``; transformers 4 reads nothing else."""
 
 
 def covering_size(schedule: Schedule, family: EncoderFamily, seq_len: int) -> int:
@@ -175,103 +166,6 @@ def build(family: EncoderFamily, values: Mapping[str, Any], where: str) -> Any:
             f"{where}: transformers cannot build {family.architecture} ({one_line(error)}); correct it"
         ) from None
     return config
-
-
-def edit_encoder(
-    schedule: Schedule,
-    values: dict[str, Any],
-    source: Path,
-    *,
-    out: Path,
-    family: str | None = None,
-    evidence: Mapping[str, Any] | None = None,
-) -> tuple[list[Path], str | None]:
-    """Write an encoder's ``config.json`` with a schedule in it, its weights and its tokenizer as they are.
-
-    Args:
-        schedule: one span per layer of the encoder.
-        values: the ``config.json``.
-        source: the file, or the folder that also holds weights and a tokenizer.
-        out: the folder to write.
-        family: what the user named; it must be the file's own.
-        evidence: what supports the schedule, as plain data.
-
-    Returns:
-        The files written, and notes.
-
-    Raises:
-        ExportError: the family does not support the schedule, the sizes differ, or a file exists with other content.
-    """
-    where = f"--config {source}"
-    held = ENCODERS[values["model_type"]]
-    if family not in (None, held.name):
-        raise ExportError(f"--family {family} but {source} is of family {held.name} (its model_type); drop --family")
-    before = make_config(held.model_type, values, where)
-    sizes = encoder_sizes(before, held)
-    if sizes.n_layers != len(schedule):
-        raise ExportError(
-            f"the schedule has {len(schedule)} layers, {source} {sizes.n_layers}; give a schedule of the encoder's "
-            "depth"
-        )
-    tokens = sizes.positions or values.get("n_positions")
-    longest = tokens or max(max(2 * (span.size or 1) + 1, span.summary, span.global_first) for span in schedule)
-    schedule.check(seq_len=longest, n_heads=sizes.n_heads, bidirectional=True)
-    check_supported(schedule, held, seq_len=longest, n_heads=sizes.n_heads)
-    if tokens is None and held.form == "one" and schedule.n_full:
-        raise ExportError(f"{where}: a radius that covers the text needs its length; add n_positions")
-    fields = schedule_fields(schedule, held, longest)
-    if schedule.n_full == len(schedule) and held.form == "types":
-        del fields[str(held.size)]  # no layer uses it
-    if (needed := padded_length(fields, held, longest) if held.pads else longest) > longest and held.pads_positions:
-        raise ExportError(
-            f"{where}: {held.name} pads a text of {longest} tokens to {needed}, more than its positions: give "
-            f"max_encoder_position_embeddings of {needed} and weights for them, or windows that divide {longest // 2}"
-        )
-    changed = _edited(values, fields, held)
-    after = build(held, changed, where)
-    notes = [usage(schedule, held, longest)]
-    if held.rope_by_type and before.rope_parameters["full_attention"] != before.rope_parameters["sliding_attention"]:
-        old, new = before.layer_types, after.layer_types
-        if moved := [str(layer) for layer in range(len(schedule)) if old[layer] != new[layer]]:
-            notes.append(
-                f"each layer type has a RoPE base of its own: the positions of layers {', '.join(moved)} change; "
-                "trained weights need further training"
-            )
-    text = json.dumps(changed, indent=2, ensure_ascii=False) + "\n"
-    if not source.is_dir():
-        return write_files(out, {"config.json": text}, schedule, evidence), "; ".join(filter(None, notes)) or None
-    with new_files(out) as part:
-        write_files(part, {"config.json": text}, schedule, evidence)
-        weights = sorted({*source.glob("*.safetensors"), *source.glob("*.safetensors.index.json")})
-        if weights and held.summary is not None and before.encoder_attention_type != after.encoder_attention_type:
-            raise ExportError(
-                f"{where}: weights of encoder_attention_type {before.encoder_attention_type} have other names than "
-                f"{after.encoder_attention_type} needs; give the config.json alone, or a schedule that keeps the type"
-            )
-        for file in weights:
-            shutil.copy(file, part / file.name)
-        if not weights:
-            notes.append(f"{source} has no safetensors weights, so none were written")
-        if not copy_tokenizer(source, part):
-            notes.append(f"{source} has no tokenizer, so none was written")
-        names = sorted((file.name for file in part.iterdir()), key=lambda name: (name == "schedule.yaml", name))
-    return [out / name for name in names], "; ".join(filter(None, notes)) or None
-
-
-def _edited(values: Mapping[str, Any], fields: Mapping[str, Any], family: EncoderFamily) -> dict[str, Any]:
-    """Return a ``config.json`` with the fields of a schedule."""
-    changed = copy.deepcopy(dict(values))
-    own: dict[str, Any] = changed if family.part is None else changed[family.part]
-    own.update(fields)
-    if family.rope_by_type and _PERIOD in own:
-        words = own["layer_types"]
-        full = [word == WORDS["full"] for word in words]
-        periods = [n for n in range(1, len(full) + 1) if full == [at % n == 0 for at in range(len(full))]]
-        if not periods:
-            del own[_PERIOD]
-        else:
-            own[_PERIOD] = periods[0]
-    return changed
 
 
 def usage(schedule: Schedule, family: EncoderFamily, seq_len: int) -> str | None:

@@ -19,7 +19,7 @@ normalized inputs of each so many tokens, added up and normalized again. A rest 
 alpha_0 = 0, and alpha_h doubles from head to head up to ``decay``. Rows of attention weights are averaged over ``pool``
 neighbors, which averaging the values does too.
 
-Tested with transformers 5.23.0.
+Tested with transformers 5.19.0, 5.23.0 and 5.24.0.
 Shape legend: B batch, H query heads, G key-value heads, T tokens, Q queries of a chunk, S keys, D head width.
 """
 
