@@ -1,10 +1,10 @@
 """Where does an encoder, and an encoder-decoder, need a full layer to recall? The answer is known for a decoder.
 
-Command:  python analysis/encoders/answers.py [--workers N] [--only decoder encoder t5-1 t5-2]
+Command:  python analysis/encoders/answers.py [--workers N] [--only decoder encoder t5]
 Time:     about 30 minutes on one idle core; trials that are in answers.jsonl are not trained again
 Shows:    associative recall. All windows together reach less far than from a query to its pair. decoder: one full layer
-          above a local one is needed and enough. encoder: the same places; the answers are hidden. t5-1 and t5-2: the
-          schedule stands in the encoder of an encoder-decoder whose decoder, all full, has one or two layers.
+          above a local one is needed and enough. encoder: the same places; the answers are hidden. t5: the schedule
+          stands in the encoder of an encoder-decoder whose decoder has one layer, a full one.
 
 Writes answers.jsonl and answers.md beside itself. ``--toy`` writes into /tmp.
 """
@@ -27,8 +27,7 @@ LAYERS, SEEDS = 4, 3
 KINDS: dict[str, dict[str, Any]] = {
     "decoder": {"kind": "decoder"},
     "encoder": {"kind": "encoder"},
-    "t5-1": {"kind": "encoder_decoder", "other_layers": 1},
-    "t5-2": {"kind": "encoder_decoder", "other_layers": 2},
+    "t5": {"kind": "encoder_decoder", "other_layers": 1},
 }
 DATA = {"source": "recall", "vocab_size": 32, "pairs": 4, "queries": 4, "distance": 17}
 """Four layers of windows reach 4 tokens."""
