@@ -135,8 +135,7 @@ def measure_noise(
         ]
         floor_range = min(halves), max(halves)
         each, degrees = chosen_confidence(confidence, comparisons), prior.degrees if prior else 0.0
-        # Residuals of the two-way layout, schedules by seeds: the noise is itself estimated.
-        known = max(1.0, float(sum(map(len, repeated)) - len(repeated) - len(set().union(*repeated)) + 1))
+        known = _degrees(repeated)  # the noise is itself estimated
         detectable = stats.detectable_difference(paired, seeds, each, prior_degrees=degrees, std_degrees=known)
         if detectable:
             smaller = [size for size in ROUND_SIZES if size < detectable][:N_SMALLER]
@@ -157,6 +156,17 @@ def measure_noise(
         seeds_for=tuple(seeds_for),
         comparisons=comparisons,
     )
+
+
+def _degrees(losses: Sequence[Mapping[int, float]]) -> float:
+    """Return the degrees of freedom of `stats.paired_std`, at least 1 (Satterthwaite, Biometrics Bull. 2, 1946).
+
+    A seed that k schedules have gives k - 1 degrees to the residuals, and they count k times: once for each pair of a
+    schedule. The means of schedules take those of one seed.
+    """
+    sizes = sorted(Counter(seed for by_seed in losses for seed in by_seed).values(), reverse=True)[1:]
+    squares = sum(k * k * (k - 1) for k in sizes)
+    return max(1.0, sum(k * (k - 1) for k in sizes) ** 2 / squares) if squares else 1.0
 
 
 def rank_fidelities(

@@ -204,7 +204,7 @@ def _failures(winner: Winner) -> str:
     """State at how many seeds the winner failed to learn, how likely that still is, and which seeds the losses are of.
 
     No number of seeds without a failure shows a mean over all seeds: in a simulation with failures at one in ten, its
-    interval holds that mean in 0 to 12% of runs, and the mean over the seeds that learn in 95%.
+    interval holds that mean in 0 to 10% of runs, and the mean over the seeds that learn in 95%.
     """
     if winner.failure_bound is None:
         return ""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from layersearch.results.analyze import analyze
-from layersearch.results.noise import noise_range
+from layersearch.results.noise import _degrees, noise_range
 from layersearch.results.result import Signal, Spread
 from layersearch.results.sentences import signal_sentence
-from layersearch.results.stats import mean_interval
+from layersearch.results.stats import mean_interval, paired_std
 from layersearch.schedule import Schedule
 from layersearch.training.record import TrialRecord
 from tests.helpers.synthetic import confirmed, record
@@ -95,6 +95,20 @@ def test_signal_pure_noise_is_shown_as_often_as_stated(seeds: int) -> None:
     chances = np.array([f.noise_chance for f in found])
     for level in (0.05, 0.1, 0.5):
         assert np.mean(chances <= level) <= level + 3.3 * (level * (1 - level) / 150) ** 0.5
+
+
+def test_degrees_of_the_noise_are_those_of_the_two_way_layout() -> None:
+    """On two rounds they equal the spread of the pooled variance over simulated runs."""
+    assert _degrees([dict.fromkeys(range(3), 0.0)] * 8) == 14
+    assert _degrees([dict.fromkeys(range(2), 0.0)] * 2) == 1
+    rounds = [*[dict.fromkeys(range(5), 0.0)] * 3, *[dict.fromkeys(range(2), 0.0)] * 5]
+    rng, variances = np.random.default_rng(4), []
+    for _ in range(400):
+        drawn = rng.normal(size=(8, 5))
+        found = paired_std([{seed: drawn[at, seed] for seed in by_seed} for at, by_seed in enumerate(rounds)])
+        variances.append((found or 0.0) ** 2)
+    # A chi-square of d degrees has a relative variance of 2 / d.
+    assert 2 / (np.std(variances) / np.mean(variances)) ** 2 == pytest.approx(_degrees(rounds), rel=0.25)
 
 
 UNEQUAL = (0.054, 0.005, 0.005, 0.007)  # of four placements in a real run
