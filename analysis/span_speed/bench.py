@@ -137,14 +137,15 @@ def summary(
     return {"shape": shape, "repetitions": len(times["sdpa"]), "spans": rows}
 
 
-def peak_mb(name: str) -> float:
+def peak_mb(name: str, bidirectional: bool = False) -> float:
     """Return how far one forward and backward pass lifts the peak memory of this fresh process, in MB."""
     from layersearch.model.attention.reference import reference_attention
 
     torch.set_num_threads(1)
     small, case = inputs(1, 1, 64, 64, "float32"), inputs(1, 1, 8192, 64, "float32")
-    run = {"sdpa": full_attention, "reference": lambda q, k, v: reference_attention(q, k, v, FULL)}.get(name)
-    run = run or over(name)
+    full = full_both_ways if bidirectional else full_attention
+    run = {"sdpa": full, "reference": lambda q, k, v: reference_attention(q, k, v, FULL)}.get(name)
+    run = run or over(name, bidirectional)
     seconds(run, *small)  # libraries and thread pools are in memory before the count starts
     # The kernel forgets the peak of the imports; what follows is the pass alone.
     Path("/proc/self/clear_refs").write_text("5")

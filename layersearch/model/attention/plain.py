@@ -97,9 +97,10 @@ def _head_groups(
         yield group, part, band, dealt, plan
 
 
-def _by_products(span: Span, windows: int) -> bool:
+def _by_products(rows: Tensor, span: Span, windows: int) -> bool:
     """Tell whether a span that strips serve goes by products, rather than by tiles as windows of so many keys do."""
-    return span.size is not None and (span.kind == "block" or span.size < windows)
+    served = span.size is not None and (span.kind == "block" or span.size < windows)
+    return served and products.serves(rows, 0.0)
 
 
 def _sinks(x: Tensor, span: Span) -> Tensor:
@@ -170,7 +171,7 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     outs, sums = [], []
     for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
         found = None
-        if plan is not None and kind == wide and _by_products(part, TILED_FORWARD_SIZE):
+        if plan is not None and kind == wide and _by_products(dealt[0], part, TILED_FORWARD_SIZE):
             found = products.forward(dealt[0], [products.Source(plan, *dealt[1:])], scale)
         if found is not None:
             out, lse = found
@@ -258,11 +259,15 @@ def _sparse_backward(
         stride = part.dilation
         dealt_lse, dealt_grad = deal(lse[:, group], stride).squeeze(-1), deal(grad[:, group], stride)
         lent = None
-        if plan is not None and _by_products(part, TILED_BACKWARD_SIZE):
+        by_products = _by_products(dealt[0], part, TILED_BACKWARD_SIZE)
+        if plan is not None and (by_products or (part.size is not None and part.size < TILED_BACKWARD_SIZE)):
             dealt_out = deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
-            given = torch.zeros_like(dealt[1]), torch.zeros_like(dealt[2])
-            source = products.Source(plan, *dealt[1:], gradients=given)
-            found = [products.backward(dealt_grad, dealt[0], dealt_out, dealt_lse, [source], scale), *given]
+            if by_products:
+                given = torch.zeros_like(dealt[1]), torch.zeros_like(dealt[2])
+                source = products.Source(plan, *dealt[1:], gradients=given)
+                found = [products.backward(dealt_grad, dealt[0], dealt_out, dealt_lse, [source], scale), *given]
+            else:
+                found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
         else:
             delta = deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)

@@ -23,13 +23,15 @@ from layersearch.model.attention.tiled import CACHED_SCORES, SAFE_MASS
 
 MASKED_QUERIES = 64
 """Most queries of a tile with a mask: the scores of its unseen corners are computed too."""
+FEWEST_TOKENS = 1024
+"""Fewest tokens of a row: a batch of shorter rows is 2% to 20% faster by the flash kernel, while other programs run."""
 MOST_KEYS = 512
-"""Most keys of a tile without a mask: more would leave few queries to a product."""
+"""Most keys of a tile without a mask. Measured, see analysis/span_speed: 256 are as fast, 1,024 are 10% slower."""
 
 
 def serves(q: Tensor, softcap: float) -> bool:
-    """Return whether queries in float32 or wider go by these products: on CPU, without a softcap."""
-    return q.device.type == "cpu" and softcap == 0
+    """Return whether queries (..., T, D), in float32 or wider, go by these products: on CPU, without a softcap."""
+    return q.device.type == "cpu" and softcap == 0 and q.shape[-2] >= FEWEST_TOKENS
 
 
 @dataclass(frozen=True)
@@ -205,15 +207,27 @@ def _tiles(
 class _Scratch:
     """Buffers that all tiles reuse: fresh memory costs as much as the product that fills it."""
 
-    def __init__(self, like: Tensor, count: int) -> None:
-        self.flat = like.new_empty((count, CACHED_SCORES))
+    def __init__(self, like: Tensor) -> None:
+        self.like = like
+        self.flat: dict[str, Tensor] = {}
 
-    def take(self, *shape: int) -> list[Tensor]:
-        """Return the buffers in a shape of three dimensions."""
+    def take(self, name: str, *shape: int) -> Tensor:
+        """Return a buffer in a shape of three dimensions."""
         size = shape[0] * shape[1] * shape[2]
-        if self.flat.shape[1] < size:
-            self.flat = self.flat.new_empty((len(self.flat), size))
-        return [x[:size].view(shape) for x in self.flat]
+        if name not in self.flat or len(self.flat[name]) < size:
+            self.flat[name] = self.like.new_empty(max(size, CACHED_SCORES))
+        return self.flat[name][:size].view(shape)
+
+    def dense(self, name: str, some: Tensor, tiles: Tiles) -> Tensor:
+        """Return queries or keys of some tiles, copied if a stride lies between them: else products are slow."""
+        return some if tiles.stride == 1 else self.take(name, *some.shape).copy_(some)
+
+    def add(self, into: Tensor, a: Tensor, b: Tensor, factor: float, tiles: Tiles) -> None:
+        """Add factor * a @ b to the queries or keys of some tiles."""
+        if tiles.stride == 1:
+            into.baddbmm_(a, b, alpha=factor)
+        else:
+            into.add_(torch.bmm(a, b, out=self.take("product", *into.shape)), alpha=factor)
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
@@ -221,26 +235,32 @@ def _blocks(x: Tensor, size: int) -> Tensor:
     return x[: len(x) // size * size].view(-1, size * x.shape[1])
 
 
-def _held(source: Source, tiles: Tiles, lent: _Scratch) -> list[Tensor]:
+def _held(source: Source, tiles: Tiles, scratch: _Scratch) -> list[Tensor]:
     """Return the keys and values of some tiles, (B, L, D) each."""
+    given = {"keys": source.keys, "values": source.values}
     if source.blocks is None or tiles.index is None:
-        return [tiles.of_keys(source.keys), tiles.of_keys(source.values)]
-    size, found = source.blocks[0], lent.take(tiles.count, tiles.keys, source.keys.shape[2])
-    for x, out in zip((source.keys, source.values), found, strict=True):
+        return [scratch.dense(name, tiles.of_keys(x), tiles) for name, x in given.items()]
+    size, found = source.blocks[0], []
+    for name, x in given.items():
+        out = scratch.take(name, tiles.count, tiles.keys, x.shape[2])
         torch.index_select(_blocks(x[tiles.row], size), 0, tiles.index, out=out.view(len(tiles.index), -1))
+        found.append(out)
     return found
 
 
-def _give(source: Source, tiles: Tiles, into: Tensor, weights: Tensor, rows: Tensor, factor: float) -> None:
+def _give(
+    source: Source, tiles: Tiles, into: Tensor, weights: Tensor, rows: Tensor, factor: float, scratch: _Scratch
+) -> None:
     """Add factor * weights^T rows to the gradients of the tiles' keys, (N, M, D)."""
     if source.blocks is not None and tiles.index is not None:
-        some = torch.bmm(weights.mT, rows).view(len(tiles.index), -1)
-        _blocks(into[tiles.row], source.blocks[0]).index_add_(0, tiles.index, some, alpha=factor)
+        some = torch.bmm(weights.mT, rows, out=scratch.take("product", tiles.count, tiles.keys, rows.shape[2]))
+        blocks = _blocks(into[tiles.row], source.blocks[0])
+        blocks.index_add_(0, tiles.index, some.view(len(tiles.index), -1), alpha=factor)
         return
     target = tiles.of_keys(into)
     for at in range(min(tiles.apart, tiles.count)):
         each = slice(at, None, tiles.apart)  # these share no key, so that writes never overlap
-        target[each].baddbmm_(weights[each].mT, rows[each], alpha=factor)
+        scratch.add(target[each], weights[each].mT, rows[each], factor, tiles)
 
 
 def forward(
@@ -265,17 +285,18 @@ def forward(
         mass = begun[1].exp().unsqueeze(-1)
         out = begun[0] * mass
     with torch.inference_mode():  # outside, each view records its base
-        scratch, lent = _Scratch(q, 1), _Scratch(q, 2)
+        scratch = _Scratch(q)
         for source in sources:
             for tiles in source.tiles(q):
-                keys, values = _held(source, tiles, lent)
-                (p,) = scratch.take(tiles.count, tiles.queries, tiles.keys)
-                torch.baddbmm(p, tiles.of_queries(q), keys.mT, beta=0, alpha=scale, out=p).exp_()
+                keys, values = _held(source, tiles, scratch)
+                p = scratch.take("scores", tiles.count, tiles.queries, tiles.keys)
+                some_q = scratch.dense("queries", tiles.of_queries(q), tiles)
+                torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p).exp_()
                 tiles.hide(p, source)
                 into, sums = tiles.of_queries(out), tiles.of_queries(mass)
                 if tiles.adds or source is not fresh:
                     sums.add_(p.sum(-1, keepdim=True))
-                    into.baddbmm_(p, values)
+                    scratch.add(into, p, values, 1.0, tiles)
                 else:
                     torch.sum(p, -1, keepdim=True, out=sums)
                     torch.bmm(p, values, out=into)
@@ -303,21 +324,27 @@ def backward(
     dq, fresh = (torch.empty_like(q), sources[0]) if begun is None else (begun, None)
     with torch.inference_mode():
         delta, lse = (grad * out).sum(-1, keepdim=True), lse.unsqueeze(-1)
-        scratch, lent = _Scratch(q, 2), _Scratch(q, 2)
+        scratch = _Scratch(q)
         for source in sources:
             assert source.gradients is not None
             dk, dv = source.gradients
             for tiles in source.tiles(q):
-                keys, values = _held(source, tiles, lent)
-                some_q, some_grad = tiles.of_queries(q), tiles.of_queries(grad)
-                p, ds = scratch.take(tiles.count, tiles.queries, tiles.keys)
+                keys, values = _held(source, tiles, scratch)
+                some_q = scratch.dense("queries", tiles.of_queries(q), tiles)
+                some_grad = scratch.dense("gradients", tiles.of_queries(grad), tiles)
+                p, ds = (
+                    scratch.take(name, tiles.count, tiles.queries, tiles.keys) for name in ("scores", "their gradients")
+                )
                 torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p)
                 p.sub_(tiles.of_queries(lse)).exp_()
                 tiles.hide(p, source)
-                _give(source, tiles, dv, p, some_grad, 1.0)
+                _give(source, tiles, dv, p, some_grad, 1.0, scratch)
                 torch.bmm(some_grad, values.mT, out=ds)
                 ds.sub_(tiles.of_queries(delta)).mul_(p)
-                kept = 1 if tiles.adds or source is not fresh else 0
-                tiles.of_queries(dq).baddbmm_(ds, keys, beta=kept, alpha=scale)
-                _give(source, tiles, dk, ds, some_q, scale)
+                into = tiles.of_queries(dq)
+                if tiles.adds or source is not fresh:
+                    scratch.add(into, ds, keys, scale, tiles)
+                else:
+                    torch.baddbmm(into, ds, keys, beta=0, alpha=scale, out=into)
+                _give(source, tiles, dk, ds, some_q, scale, scratch)
     return dq
