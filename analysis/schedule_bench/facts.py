@@ -14,7 +14,7 @@ from layersearch.study.benchmark import load_bench
 
 def main() -> None:
     """Print the facts as Markdown."""
-    for name in ("mix", "recall", "text", "prose", "deep", "smollm2"):
+    for name in ("mix", "recall", "text", "prose", "deep", "smollm2", "hops", "smollm2-prose"):
         bench = load_bench(name)
         final = bench.losses[:, :, -1]
         paired = [
@@ -38,7 +38,7 @@ def main() -> None:
             end="",
         )
         print("of two seeds once what a seed does to all is taken out.")
-        seeds = [stats.spearmanr(final[:, a], final[:, b]).statistic for a in range(3) for b in range(a)]
+        seeds = [stats.spearmanr(final[:, a], final[:, b]).statistic for a in range(len(bench.seeds)) for b in range(a)]
         print(f"- Ranks of one seed with those of another (Spearman): {min(seeds):.3f} to {max(seeds):.3f}.\n")
         print("| share of the training | " + " | ".join(f"{step / bench.steps[-1]:g}" for step in bench.steps) + " |")
         print("|---|" + "---|" * len(bench.steps))
