@@ -14,7 +14,7 @@ from layersearch.study.benchmark import load_bench
 
 def main() -> None:
     """Print the facts as Markdown."""
-    for name in ("mix", "recall", "text", "prose", "deep", "smollm2"):
+    for name in ("mix", "recall", "text", "prose", "deep", "smollm2", "hops", "smollm2-prose"):
         bench = load_bench(name)
         final = bench.losses[:, :, -1]
         paired = [
@@ -28,18 +28,19 @@ def main() -> None:
         print(f"{len(np.unique(final))} distinct final losses, {bench.seconds.sum() / 3600:.2g} {unit}.")
         low, high = bench.means.min(), bench.means.max()
         print(f"- Means over seeds from {low:.4f} to {high:.4f} nats; median {np.median(bench.means):.4f}.")
-        per_schedule = final.std(axis=1, ddof=1)
-        print(
-            f"- Seed standard deviation {bench.seed_std:.4f} nats pooled, {np.median(per_schedule):.4f} in the median ",
-            end="",
-        )
-        print(
-            f"schedule, {per_schedule.max():.4f} in the worst; {np.std(np.concatenate(paired)):.4f} for a difference ",
-            end="",
-        )
-        print("of two seeds once what a seed does to all is taken out.")
-        seeds = [stats.spearmanr(final[:, a], final[:, b]).statistic for a in range(3) for b in range(a)]
-        print(f"- Ranks of one seed with those of another (Spearman): {min(seeds):.3f} to {max(seeds):.3f}.\n")
+        if len(bench.seeds) > 1:
+            per_schedule = final.std(axis=1, ddof=1)
+            print(f"- Seed standard deviation {bench.seed_std:.4f} nats pooled, ", end="")
+            print(
+                f"{np.median(per_schedule):.4f} in the median schedule, {per_schedule.max():.4f} in the worst; ", end=""
+            )
+            print(f"{np.std(np.concatenate(paired)):.4f} for a difference of two seeds ", end="")
+            print("once what a seed does to all is taken out.")
+            seeds = [
+                stats.spearmanr(final[:, a], final[:, b]).statistic for a in range(len(bench.seeds)) for b in range(a)
+            ]
+            print(f"- Ranks of one seed with those of another (Spearman): {min(seeds):.3f} to {max(seeds):.3f}.")
+        print()
         print("| share of the training | " + " | ".join(f"{step / bench.steps[-1]:g}" for step in bench.steps) + " |")
         print("|---|" + "---|" * len(bench.steps))
         early = [stats.spearmanr(bench.losses[:, 0, at], final[:, 0]).statistic for at in range(len(bench.steps))]

@@ -132,7 +132,9 @@ def load_bench_space(table: Path) -> BoundSpace:
 
 
 def load_bench(name: str) -> Benchmark:
-    """Read a benchmark of trainings, ``mix``, ``recall``, ``text``, ``prose`` or ``deep``, or of a model, ``smollm2``.
+    """Read a benchmark of trainings, ``mix``, ``recall``, ``text``, ``prose``, ``deep`` or ``hops``, or of a model.
+
+    Those of a model are ``smollm2`` and ``smollm2-prose``.
 
     The path of such a table beside its YAML files serves too.
 
