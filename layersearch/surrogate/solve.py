@@ -45,7 +45,7 @@ class Candidate:
     takes: float  # Sum over layers that the constraint limits, in the units of its limit
     state: CandidateState
     loss: float  # Mean over fresh seeds of a confirmed schedule, else the predicted mean over seeds, nats
-    low: float  # Lower end of the interval of that mean: Student's t of the seeds, or the surrogate's
+    low: float  # Lower end of the interval of that mean: of the seeds, allowing for the choice, or the surrogate's
     high: float  # Upper end
     seeds: int  # Number of fresh seeds that it was trained on
     predicted: float  # Mean predicted by the surrogate, nats; it was fitted to this schedule's losses too
