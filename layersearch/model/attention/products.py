@@ -207,15 +207,23 @@ def _tiles(
 class _Scratch:
     """Buffers that all tiles reuse: fresh memory costs as much as the product that fills it."""
 
-    def __init__(self, like: Tensor) -> None:
-        self.like = like
+    def __init__(self, q: Tensor, sources: Sequence[Source]) -> None:
+        self.like = q
+        sizes = (x.count * x.queries * x.keys for source in sources for x in source.tiles(q))
+        self.largest = max(sizes, default=0)
         self.flat: dict[str, Tensor] = {}
+
+    def scores(self, name: str, tiles: Tiles) -> Tensor:
+        """Return a buffer for the scores of some tiles, (B, C, L)."""
+        if name not in self.flat:
+            self.flat[name] = self.like.new_empty(self.largest)
+        return self.take(name, tiles.count, tiles.queries, tiles.keys)
 
     def take(self, name: str, *shape: int) -> Tensor:
         """Return a buffer in a shape of three dimensions."""
         size = shape[0] * shape[1] * shape[2]
         if name not in self.flat or len(self.flat[name]) < size:
-            self.flat[name] = self.like.new_empty(max(size, CACHED_SCORES))
+            self.flat[name] = self.like.new_empty(size)
         return self.flat[name][:size].view(shape)
 
     def dense(self, name: str, some: Tensor, tiles: Tiles) -> Tensor:
@@ -285,11 +293,11 @@ def forward(
         mass = begun[1].exp().unsqueeze(-1)
         out = begun[0] * mass
     with torch.inference_mode():  # outside, each view records its base
-        scratch = _Scratch(q)
+        scratch = _Scratch(q, sources)
         for source in sources:
             for tiles in source.tiles(q):
                 keys, values = _held(source, tiles, scratch)
-                p = scratch.take("scores", tiles.count, tiles.queries, tiles.keys)
+                p = scratch.scores("scores", tiles)
                 some_q = scratch.dense("queries", tiles.of_queries(q), tiles)
                 torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p).exp_()
                 tiles.hide(p, source)
@@ -324,7 +332,7 @@ def backward(
     dq, fresh = (torch.empty_like(q), sources[0]) if begun is None else (begun, None)
     with torch.inference_mode():
         delta, lse = (grad * out).sum(-1, keepdim=True), lse.unsqueeze(-1)
-        scratch = _Scratch(q)
+        scratch = _Scratch(q, sources)
         for source in sources:
             assert source.gradients is not None
             dk, dv = source.gradients
@@ -332,9 +340,7 @@ def backward(
                 keys, values = _held(source, tiles, scratch)
                 some_q = scratch.dense("queries", tiles.of_queries(q), tiles)
                 some_grad = scratch.dense("gradients", tiles.of_queries(grad), tiles)
-                p, ds = (
-                    scratch.take(name, tiles.count, tiles.queries, tiles.keys) for name in ("scores", "their gradients")
-                )
+                p, ds = scratch.scores("scores", tiles), scratch.scores("their gradients", tiles)
                 torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p)
                 p.sub_(tiles.of_queries(lse)).exp_()
                 tiles.hide(p, source)
