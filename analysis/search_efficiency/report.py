@@ -81,12 +81,15 @@ def fewest(bench: Problem, share: float) -> int:
     return count
 
 
-def ratio(mine: list[float], theirs: list[float], most: float) -> str:
-    """Return ours over theirs in words: medians, what was not reached counted as ``most``, with a 95% bootstrap."""
+def ratio(mine: list[float], theirs: list[float], given: float, most: float) -> str:
+    """Return ours over theirs in words: medians, with a 95% bootstrap; what was not reached counts as all that was given.
+
+    ``given`` and ``most`` are the full trials that ours and theirs could spend.
+    """
     rng = np.random.default_rng(0)
     middles = []
-    for values in (mine, theirs):
-        cut = np.minimum(values, most)
+    for values, end in ((mine, given), (theirs, most)):
+        cut = np.minimum(values, end)
         drawn = np.median(rng.choice(cut, (2000, len(cut))), axis=1)
         middles.append((float(np.median(values)), float(np.median(cut)), drawn))
     (own, top, above), (other, bottom, below) = middles
@@ -121,7 +124,9 @@ def goals(groups: dict[Group, list[list[list[float]]]], corpora: Sequence[str], 
             cells = [corpus, VERSIONS[mine], quartiles(to_99[mine], limit(corpus, mine))]
             for other in ("NSGA-II", "random", best):
                 missing = other not in others
-                cells.append("" if missing else ratio(to_99[mine], others[other], limit(corpus, other)))
+                cells.append(
+                    "" if missing else ratio(to_99[mine], others[other], limit(corpus, mine), limit(corpus, other))
+                )
             cells.append(f"{best}, {quartiles(others[best], limit(corpus, best))}")
             lines.append("| " + " | ".join(cells) + " |")
     return lines
