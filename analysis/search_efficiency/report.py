@@ -82,7 +82,7 @@ def fewest(bench: Problem, share: float) -> int:
 
 
 def ratio(mine: list[float], theirs: list[float], given: float, most: float) -> str:
-    """Return ours over theirs in words: medians, with a 95% bootstrap; what was not reached counts as all that was given.
+    """Return ours over theirs in words: medians, with a 95% bootstrap; not reached counts as all that was given.
 
     ``given`` and ``most`` are the full trials that ours and theirs could spend.
     """
