@@ -51,7 +51,7 @@ $(VENV)/bin/python:
 # torch first, as pinned: DeepSpeed's build looks for it, and a later open range would be satisfied by it.
 $(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[report]"
 	touch $@
 
 $(VENV)/installed-tests: $(VENV)/installed
