@@ -117,13 +117,16 @@ def error(share: float, number: int) -> float:
 
 
 def misses(nominal: Nominal, share: float, number: int, ratio_error: float = 0.0) -> bool:
-    """Return whether a share misses its nominal level by more than three standard errors of the simulation."""
+    """Return whether a share misses its nominal level by more than three standard errors of the simulation.
+
+    They are those of a share that just keeps the level: the error of the share found grows with the miss.
+    """
     if not nominal.claimed:
         return False
     if nominal.ratio:
         return abs(share - 1) > RATIO_OFF + 3 * ratio_error
-    by = 3 * error(share, number)
-    return share + by < nominal.low or share - by > nominal.high
+    low, high = (3 * error(level, number) for level in (nominal.low, nominal.high))
+    return share < nominal.low - low or share > nominal.high + high
 
 
 @dataclass(frozen=True)
