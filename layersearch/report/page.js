@@ -363,7 +363,7 @@
       input.setAttribute("aria-valuetext", percent(row.budget));
       solved.replaceChildren();
       const measured = run.points.find((p) => p.schedule === row.measured);
-      card("Winner among the measured", row.measured, measured ? [row.alike > 1 ? `The cheapest of ${row.alike} shown to lie within the tolerance of the lowest loss.` : "", `Loss ${ci(measured.loss)} nats` + (measured.to_full ? `, ${ci(measured.to_full, true)} to all-full.` : "."),
+      card("Winner among the measured", row.measured, measured ? [row.alike > 1 ? `The cheapest of ${row.alike} shown to lie within the tolerance of the lowest loss.` : "", `Loss ${ci(measured.loss)} nats` + (measured.to_full ? `, ${ci(measured.to_full, true)} to all-full, not corrected for the choice.` : "."),
         measured.digits ? `Text loss ${ci(measured.text_to_full, true)} to all-full, digits right ${ci(measured.digits)}.` : ""] : []);
       const offer = row.proposal, point = offer && run.points.find((p) => p.schedule === offer.schedule && p.loss);
       if (offer && offer.schedule !== row.measured)
