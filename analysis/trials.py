@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from layersearch.config.recipe import Recipe
 from layersearch.errors import LayersearchError
@@ -20,6 +21,25 @@ from layersearch.training.workers.run_trials import run_trials
 
 LOGS = Path(__file__).resolve().parent.parent / "runs"
 """Where workers write what they say; not committed."""
+
+
+SMALL: dict[str, Any] = {
+    "d_model": 64,
+    "n_heads": 2,
+    "n_kv_heads": 2,
+    "d_ff": 160,
+    "qk_norm": True,
+    "tie_embeddings": False,
+    "init": "width",
+}
+"""The model of the studies, but for its kind and depth."""
+FAST: dict[str, Any] = {"optimizer": "muon", "learning_rate": 0.004, "warmup_steps": 20, "compile": False}
+"""How they train it, but for lengths, steps and Muon's rate."""
+
+
+def placed(full: Collection[int], near: str, layers: int, other: str = "full") -> Schedule:
+    """Return the schedule with ``other`` in the layers ``full``, 0 at the bottom, and ``near`` elsewhere."""
+    return Schedule.parse(" ".join(other if layer in full else near for layer in range(layers)))
 
 
 @dataclass(frozen=True, kw_only=True)

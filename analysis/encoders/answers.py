@@ -20,8 +20,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from layersearch.config.loader import build  # noqa: E402
 from layersearch.config.recipe import Recipe  # noqa: E402
-from layersearch.schedule import Schedule  # noqa: E402
-from trials import Group, arguments, read, run, table, toy  # noqa: E402
+from trials import FAST, SMALL, Group, arguments, placed, read, run, table, toy  # noqa: E402
 
 LAYERS, SEEDS = 4, 3
 KINDS: dict[str, dict[str, Any]] = {
@@ -44,34 +43,18 @@ PLACES: dict[str, tuple[int, ...]] = {
 
 def group(name: str) -> Group:
     """Return the schedules of a kind of model."""
-    model = KINDS[name] | {
-        "n_layers": LAYERS,
-        "d_model": 64,
-        "n_heads": 2,
-        "n_kv_heads": 2,
-        "d_ff": 160,
-        "qk_norm": True,
-        "tie_embeddings": False,
-        "init": "width",
-    }
-    training = {
+    model = SMALL | KINDS[name] | {"n_layers": LAYERS}
+    training = FAST | {
         "seq_len": 36,
         "batch_size": 32,
         "steps": 300,
-        "optimizer": "muon",
         "muon_learning_rate": 0.02,
-        "learning_rate": 0.004,
-        "warmup_steps": 20,
         "val_sequences": 256,
         "precision": "float32",
-        "compile": False,
     }
     recipe = build(Recipe, {"name": f"answers-{name}", "model": model, "data": DATA, "training": training}, name)
     near = "window:2" if name == "decoder" else "window:1"
-    schedules = {
-        place: Schedule.parse(" ".join("full" if layer in full else near for layer in range(LAYERS)))
-        for place, full in PLACES.items()
-    }
+    schedules = {place: placed(full, near, LAYERS) for place, full in PLACES.items()}
     return Group(name=name, recipe=recipe, schedules=schedules, seeds=SEEDS)
 
 

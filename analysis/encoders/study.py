@@ -23,7 +23,7 @@ from layersearch.config.loader import build  # noqa: E402
 from layersearch.config.recipe import Recipe  # noqa: E402
 from layersearch.schedule import Schedule  # noqa: E402
 from layersearch.schedule.work import Work  # noqa: E402
-from trials import Group, arguments, read, run, table, toy  # noqa: E402
+from trials import FAST, SMALL, Group, arguments, placed, read, run, table, toy  # noqa: E402
 
 LAYERS, TOKENS, SEEDS = 4, 128, 3
 NEAR = {"encoder": "window:1", "decoder": "window:3", "t5": "window:1"}
@@ -32,28 +32,17 @@ NEAR = {"encoder": "window:1", "decoder": "window:3", "t5": "window:1"}
 
 def recipe(kind: str) -> Recipe:
     """Return the recipe of a group: that of ``text``, which was tuned for decoders, at more steps."""
-    model: dict[str, Any] = {
+    model = SMALL | {
         "kind": {"t5": "encoder_decoder"}.get(kind, kind),
         "n_layers": LAYERS,
-        "d_model": 64,
-        "n_heads": 2,
-        "n_kv_heads": 2,
-        "d_ff": 160,
-        "qk_norm": True,
-        "tie_embeddings": False,
-        "init": "width",
     }
     if kind == "t5":
         model["other_layers"] = 2
-    training = {
+    training = FAST | {
         "seq_len": TOKENS,
         "batch_size": 16,
         "steps": 200,
-        "optimizer": "muon",
         "muon_learning_rate": 0.03,
-        "learning_rate": 0.004,
-        "warmup_steps": 20,
-        "compile": False,
         "val_sequences": 64,
     }
     data = {"source": "stdlib", "vocab_size": 512} | ({} if kind == "decoder" else {"mask_share": 0.3})
@@ -62,7 +51,7 @@ def recipe(kind: str) -> Recipe:
 
 def full_at(near: str, *layers: int) -> Schedule:
     """Return the schedule with these full layers."""
-    return Schedule.parse(" ".join("full" if layer in layers else near for layer in range(LAYERS)))
+    return placed(layers, near, LAYERS)
 
 
 def nearest(work: Work, target: float, made: Callable[[Any], str], sizes: Iterable[Any]) -> Schedule:

@@ -23,8 +23,7 @@ sys.path.insert(0, str(HERE.parent))
 
 from layersearch.config.loader import build  # noqa: E402
 from layersearch.config.recipe import Recipe  # noqa: E402
-from layersearch.schedule import Schedule  # noqa: E402
-from trials import Group, arguments, read, run, table, toy  # noqa: E402
+from trials import FAST, SMALL, Group, arguments, placed, read, run, table, toy  # noqa: E402
 
 LAYERS, SEEDS = 4, 3
 LONG = {"recall": "memory:32/4", "text": "memory:48/16"}
@@ -60,28 +59,10 @@ PLACES: dict[str, tuple[int, ...]] = {
 
 def group(name: str) -> Group:
     """Return the schedules of a text."""
-    model = {
-        "n_layers": LAYERS,
-        "d_model": 64,
-        "n_heads": 2,
-        "n_kv_heads": 2,
-        "d_ff": 160,
-        "qk_norm": True,
-        "tie_embeddings": False,
-        "init": "width",
-    }
-    training = TRAINING[name] | {
-        "optimizer": "muon",
-        "learning_rate": 0.004,
-        "warmup_steps": 20,
-        "precision": "float32",
-        "compile": False,
-    }
+    model = SMALL | {"n_layers": LAYERS}
+    training = FAST | TRAINING[name] | {"precision": "float32"}
     recipe = build(Recipe, {"name": name, "model": model, "data": DATA[name], "training": training}, name)
-    schedules = {
-        place: Schedule.parse(" ".join((LONG if layer in long else SHORT)[name] for layer in range(LAYERS)))
-        for place, long in PLACES.items()
-    }
+    schedules = {place: placed(long, SHORT[name], LAYERS, LONG[name]) for place, long in PLACES.items()}
     return Group(name=name, recipe=recipe, schedules=schedules, seeds=SEEDS)
 
 
