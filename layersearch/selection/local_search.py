@@ -18,7 +18,8 @@ import numpy as np
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.selection.measure import Measurement, Scorer
-from layersearch.surrogate.gp import Array, Surrogate
+from layersearch.surrogate.gp import Surrogate
+from layersearch.surrogate.kernel import Array
 
 MIN_UNITS = 2
 """Units before a candidate may stop."""

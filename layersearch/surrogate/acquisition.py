@@ -18,7 +18,8 @@ from layersearch.results.pareto import nondominated
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace
 from layersearch.schedule.span import FULL
-from layersearch.surrogate.gp import MIN_SCHEDULES, Array, Surrogate
+from layersearch.surrogate.gp import MIN_SCHEDULES, Surrogate
+from layersearch.surrogate.kernel import Array
 
 EXPLORATION = 0.5  # Factor on the posterior standard deviation (tuned, see analysis/search_efficiency)
 RANDOM_EVERY = 12  # One proposal in this many is random: a search that trusts a wrong model would never end

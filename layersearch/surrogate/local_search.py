@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from layersearch.schedule import Schedule
 from layersearch.schedule.bound_space import BoundSpace, Subspace
 from layersearch.surrogate.constraint import Constraint
-from layersearch.surrogate.gp import Codes, Surrogate
+from layersearch.surrogate.gp import Surrogate
+from layersearch.surrogate.kernel import Codes
 
 SHORTLIST = 5  # Number of schedules to return
 BEAM_WIDTH = 4  # Number of schedules to change per round: the best so far of as many numbers of full layers

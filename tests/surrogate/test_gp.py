@@ -56,10 +56,10 @@ def planted(space: BoundSpace, seed: int) -> Callable[[Schedule], float]:
 def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
     space, rng = bound(), Random(1)
     surrogate = Surrogate(space)
-    log = {name: middle for name, (middle, _) in surrogate._prior.items()}
+    log = {name: middle for name, (middle, _) in surrogate._kernel.prior.items()}
     scale = {name: float(np.exp(value)) for name, value in log.items()}
     codes = surrogate.codes(rng.sample(everything(space), 7))
-    layers, mixed = surrogate._features(codes, scale)
+    layers, mixed = surrogate._kernel._features(codes, scale)
     count = codes.shape[1]
     wanted = np.ones((7, 7))
     for n, m in itertools.product(range(7), repeat=2):
@@ -68,8 +68,8 @@ def test_kernel_of_pairs_equals_the_sum_written_out() -> None:
         pair = sum(each[v] * each[w] for v in range(count) for w in range(count) if v != w) / (count * (count - 1))
         wanted[n, m] += scale["single"] ** 2 * single + scale["pair"] ** 2 * pair
         wanted[n, m] += scale["shared_pair"] ** 2 * single**2
-    assert surrogate._kernel(codes, codes, log) == pytest.approx(wanted, rel=1e-9)
-    assert surrogate._diagonal(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
+    assert surrogate._kernel.between(codes, codes, log) == pytest.approx(wanted, rel=1e-9)
+    assert surrogate._kernel.diagonal(codes, log) == pytest.approx(np.diag(wanted), rel=1e-9)
 
 
 def test_means_of_single_changes_are_those_of_the_changed_schedules() -> None:
@@ -214,14 +214,14 @@ def test_by_cost_kernel_is_a_squared_exponential_of_the_log_cost_on_top() -> Non
     """The kernel and its diagonal are those without it, plus the written-out part of the exact costs."""
     space, rng = bound(), Random(2)
     plain, by_cost = (Surrogate(space, pairwise=False, by_cost=flag) for flag in (False, True))
-    log = {name: middle for name, (middle, _) in by_cost._prior.items()} | {"level": 0.3}
+    log = {name: middle for name, (middle, _) in by_cost._kernel.prior.items()} | {"level": 0.3}
     some = rng.sample(everything(space), 7)
     codes, place = by_cost.codes(some), np.log([space.cost(schedule) for schedule in some])
     ends = np.log([space.cost(schedule) for schedule in everything(space)])
     apart = (place[:, None] - place[None, :]) / np.ptp(ends)
-    extra = by_cost._kernel(codes, codes, log) - plain._kernel(codes, codes, log)
+    extra = by_cost._kernel.between(codes, codes, log) - plain._kernel.between(codes, codes, log)
     np.testing.assert_allclose(extra, np.exp(0.6 - (apart / 0.2) ** 2 / 2), atol=1e-12)
-    added = by_cost._diagonal(codes, log) - plain._diagonal(codes, log)
+    added = by_cost._kernel.diagonal(codes, log) - plain._kernel.diagonal(codes, log)
     np.testing.assert_allclose(added, np.exp(0.6))
 
 
