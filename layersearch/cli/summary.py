@@ -94,8 +94,9 @@ def print_result(result: Result, meta: Mapping[str, Any], scale: str | None = No
 
 def _prose(result: Result, width: int, scale: str | None) -> list[tuple[str, str]]:
     """Return the verdict and the noise, wrapped, each line with its style."""
-    parts: list[str | None] = [result.verdict, noise_sentence(result.noise), signal_sentence(result.signal)]
-    parts += [position_sentence(result), ranking_warning(result.trust), scale]
+    parts: list[str | None] = [result.verdict, noise_sentence(result.noise)]
+    parts += [signal_sentence(result.signal, result.noise), position_sentence(result)]
+    parts += [ranking_warning(result.trust), scale]
     lines = [("", "")]
     if result.winner is not None:
         entry = result.entry(result.winner.schedule)

@@ -146,7 +146,7 @@ def _answer_lines(run: OpenedRun) -> list[str]:
 def noise_lines(run: OpenedRun) -> list[str]:
     """Return what is known about noise, signal and cheap measures."""
     result = run.result
-    found = [noise_sentence(result.noise), signal_sentence(result.signal), ranking_warning(result.trust)]
+    found = [noise_sentence(result.noise), signal_sentence(result.signal, result.noise), ranking_warning(result.trust)]
     return [line for line in found if line]
 
 

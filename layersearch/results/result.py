@@ -145,7 +145,7 @@ class Spread:
     """Mean spread from seed noise alone, by these schedules' own noise; None if that is unknown."""
     noise_chance: float | None
     """Smallest p value of the paired t tests of all pairs, times their number (Bonferroni), at most 1. It holds for
-    schedules of unequal noise."""
+    schedules of unequal noise. None if the schedules share fewer than three seeds."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,8 +70,11 @@ def ranking_warning(found: Sequence[Fidelity]) -> str | None:
     return f"Not shown to rank schedules (lower Spearman bound below {MIN_SPEARMAN:g}, or too few trials): {listed}."
 
 
-def signal_sentence(found: Signal) -> str:
-    """State the spread of the placements, and the difference of all_sparse and all_full."""
+def signal_sentence(found: Signal, noise: Noise | None = None) -> str:
+    """State the spread of the placements, and the difference of all_sparse and all_full.
+
+    Where it stands beside `noise_sentence`, ``noise`` is the noise that this one tells.
+    """
     said, places = [], decimals(found.seed_std)
     if found.placements is not None and found.n_full is not None:
         said.append(
@@ -86,7 +89,11 @@ def signal_sentence(found: Signal) -> str:
         )
     if not said:
         return "Signal: unknown, it takes two placements of equal cost, or all_sparse and all_full."
-    one = "" if len(found.seeds) > 1 else " (on one fresh seed)" if found.seeds else " (on one seed, the search's own)"
+    one = " (on one fresh seed)" if found.seeds else " (on one seed, the search's own)"
+    if len(found.seeds) > 1:
+        # After two rounds some schedules have more seeds, and the noise's seed std holds those too.
+        told = noise is None or noise.seed_std is None or f"{noise.seed_std:.2g}" == f"{found.seed_std or 0:.2g}"
+        one = "" if told else f" ({len(found.seeds)} shared seeds, seed std {found.seed_std or 0:.2g})"
     return f"Signal{one}: {'; '.join(said)}."
 
 

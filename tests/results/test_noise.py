@@ -91,6 +91,10 @@ def test_signal_pure_noise_is_shown_as_often_as_stated(seeds: int) -> None:
     assert ratio.high - ratio.low < 0.3
     stated = [f.noise_nats or 0.0 for f in found]
     assert np.mean(stated) == pytest.approx(RANGE_OF_FOUR * STD / seeds**0.5, rel=0.1)
+    if seeds == 2:
+        # A schedule that fails at both seeds would look truly different.
+        assert {f.noise_chance for f in found} == {None}
+        return
     # Bonferroni: the chance is at most uniform where nothing differs.
     chances = np.array([f.noise_chance for f in found])
     for level in (0.05, 0.1, 0.5):
@@ -157,6 +161,21 @@ def test_signal_real_difference_is_not_called_chance() -> None:
     assert placed.noise_chance is not None
     assert placed.noise_chance < 0.01
     assert "paired tests of all pairs, corrected: p < 0.01" in signal_sentence(signal(records))
+
+
+def test_signal_two_shared_seeds_are_not_tested_and_their_seed_std_is_named_where_noise_has_more() -> None:
+    """A loss of 3 at both seeds may be a schedule that fails to learn at one seed in two."""
+    records = [
+        *confirmed(PLACES[0], [3.0, 3.01]),
+        *confirmed(PLACES[1], [2.0, 2.01]),
+        *confirmed(PLACES[2], [2.01, 2.02, 2.0, 3.0, 2.03]),
+    ]
+    result = analyze(records, 0.5)
+    assert (result.signal.seeds, spread(result.signal.placements).noise_chance) == ((1, 2), None)
+    said = signal_sentence(result.signal, result.noise)
+    assert said.startswith("Signal (2 shared seeds, seed std 0.0071): 3 placements")
+    assert "paired tests" not in said
+    assert f"{result.noise.seed_std:.2g}" != "0.0071"
 
 
 def test_signal_several_equal_cost_sets_takes_the_largest_then_the_dearest() -> None:

@@ -52,7 +52,7 @@ def plot_signal(result: Result, path_stem: Path | str) -> list[Path]:
             _draw_spreads(below, result, bars)
         figure.legend(loc="lower center", ncols=2, fontsize=9, frameon=False, borderaxespad=0.2)
 
-    title = [*signal_sentence(signal).split("; "), noise_sentence(result.noise)]
+    title = [*signal_sentence(signal, result.noise).split("; "), noise_sentence(result.noise)]
     room = heights[0] + AXIS + (heights[1] + AXIS if bars else 0.0) + LEGEND + 0.2
     return style.write_figure(path_stem, title, room, 0.02, draw)
 
