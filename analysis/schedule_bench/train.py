@@ -1,6 +1,6 @@
 """Train every schedule of a small space, for a benchmark that searches can be run on in seconds.
 
-Command:  python analysis/schedule_bench/train.py [mix recall text prose deep hops] [--seeds 3] [--files PROSE]
+Command:  python analysis/schedule_bench/train.py [mix recall text prose deep hops shallow] [--seeds 3] [--files PROSE]
 Time:     about 6 seconds a trial for mix and 4 for recall on one core (729 trials each), 7 for text and prose, 10
           for deep (243 each) and 4 for hops (162), after a minute of compiling in each worker
 Writes:   CORPUS.parquet, one row per trial and checkpoint, every 10 seconds; finished trials are not trained again
