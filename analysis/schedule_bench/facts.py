@@ -14,7 +14,7 @@ from layersearch.study.benchmark import load_bench
 
 def main() -> None:
     """Print the facts as Markdown."""
-    for name in ("mix", "recall", "text", "prose", "deep", "smollm2", "hops", "smollm2-prose"):
+    for name in ("mix", "recall", "text", "prose", "deep", "smollm2", "hops", "smollm2-prose", "shallow"):
         bench = load_bench(name)
         final = bench.losses[:, :, -1]
         paired = [

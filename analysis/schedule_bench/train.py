@@ -1,8 +1,9 @@
 """Train every schedule of a small space, for a benchmark that searches can be run on in seconds.
 
-Command:  python analysis/schedule_bench/train.py [mix recall text prose deep hops] [--seeds 3] [--files PROSE]
+Command:  python analysis/schedule_bench/train.py [mix recall text prose deep hops shallow] [--seeds 3] [--files PROSE]
 Time:     about 6 seconds a trial for mix and 4 for recall on one core (729 trials each), 7 for text and prose, 10
-          for deep (243 each) and 4 for hops (162), after a minute of compiling in each worker
+          for deep (243 each), 4 for hops (162) and 10 for shallow (128, on a busy machine), after a minute of compiling
+          in each worker
 Writes:   CORPUS.parquet, one row per trial and checkpoint, every 10 seconds; finished trials are not trained again
 
 The trials are those of `layersearch run`: its worker processes, its records, its paired seeds. One seed of all

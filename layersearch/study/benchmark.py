@@ -132,9 +132,10 @@ def load_bench_space(table: Path) -> BoundSpace:
 
 
 def load_bench(name: str) -> Benchmark:
-    """Read a benchmark of trainings, ``mix``, ``recall``, ``text``, ``prose``, ``deep`` or ``hops``, or of a model.
+    """Read a benchmark: of trainings, or of a model that was measured without training.
 
-    Those of a model are ``smollm2`` and ``smollm2-prose``.
+    Of trainings are ``mix``, ``recall``, ``text``, ``prose``, ``deep``, ``hops`` and ``shallow``. Those of a model are
+    ``smollm2`` and ``smollm2-prose``.
 
     The path of such a table beside its YAML files serves too.
 
