@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from layersearch.model.attention import products, strips, union
-from layersearch.model.attention.products import Source, Tiles
+from layersearch.model.attention.product_tiles import Tiles
+from layersearch.model.attention.products import Source
 from layersearch.model.attention.strips import StripGroup
 from layersearch.schedule import Span
 
@@ -64,7 +65,7 @@ def summary_gradients(
     """Return the gradients of the summaries' keys and values, (N, M, D), and add those of queries to ``dq``."""
     if products.serves(rows.q, cap):
         given = torch.zeros_like(k), torch.zeros_like(v)
-        products.backward(rows.grad, rows.q, rows.out, rows.lse, [Source(plan, k, v, gradients=given)], scale, dq)
+        products.backward(rows.grad, rows.q, products.deltas(rows.grad, rows.out), rows.lse, [Source(plan, k, v, gradients=given)], scale, dq)
         return given
     some_q, dk, dv = strips.backward(
         rows.grad, rows.q, k, v, rows.out, rows.lse, plan, scale, softcap=cap, covered=False
@@ -112,10 +113,10 @@ class Marked:
         """Return the marked tokens, (N, G, D), as keys that all queries see which do not see them as near ones."""
         count = self.places.shape[1]
 
-        def hide(tiles: Tiles, weights: Tensor) -> None:
+        def hide(tiles: Tiles, product: int, weights: Tensor) -> None:
             # The one strip is all queries: each tile of a product is of another row.
-            row, first = divmod(tiles.first, self.tokens)
-            low = tiles.low % count
+            row, first = divmod(tiles.first + product * tiles.onward, self.tokens)
+            low = (tiles.low + product * tiles.along) % count
             place = slice(row, row + tiles.count), slice(first, first + tiles.queries), slice(low, low + tiles.keys)
             weights.masked_fill_(self.near(*place), 0.0)
 
@@ -168,10 +169,10 @@ class Marked:
         if products.serves(q, 0.0):
             some_k, some_v = self.pick(k), self.pick(v)
             given = torch.zeros_like(some_k), torch.zeros_like(some_v)
-            products.backward(grad, q, rows.out, self.hide(lse), [self._seen(some_k, some_v, given)], scale, dq)
+            products.backward(grad, q, products.deltas(grad, rows.out), self.hide(lse), [self._seen(some_k, some_v, given)], scale, dq)
             for target, some in zip((dk, dv), given, strict=True):
                 self.give(target, some)
-            own = self.pick(grad), self.pick(q), self.pick(rows.out), lse.gather(1, self.places)
+            own = self.pick(grad), self.pick(q), products.deltas(self.pick(grad), self.pick(rows.out)), lse.gather(1, self.places)
             self.give(dq, products.backward(*own, [self._all(k, v, (dk, dv))], scale))
             return
         delta = (grad * rows.out).sum(-1, keepdim=True)

@@ -322,7 +322,7 @@ def whole_backward(
     """Return the gradients of q, k and v, (N, T, D), by products; ``begun``, over other keys, is added to."""
     dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if begun is None else begun[1:]
     given = sources(far, k, v, (dk, dv))
-    dq = products.backward(grad, q, out, lse, given, scale, None if begun is None else begun[0])
+    dq = products.backward(grad, q, products.deltas(grad, out), lse, given, scale, None if begun is None else begun[0])
     for part, source in zip(far, given, strict=True):
         if part.columns is not None and source.gradients is not None:
             for target, some in zip((dk, dv), source.gradients, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from layersearch.model.attention import products
+from layersearch.model.attention import product_tiles, products
 from layersearch.model.attention.operator import chunked_attention
 from layersearch.model.attention.products import Source
 from layersearch.model.attention.reference import reference_attention
@@ -19,12 +19,14 @@ from tests.helpers.attention import ENCODER, EXTRA, PLAIN, UNIONS, differences, 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Cut short texts as long ones are cut: several tiles of a strip, and several products of equal tiles."""
-    small = {"FEWEST_TOKENS": 1, "CACHED_SCORES": 1 << 9, "MOST_KEYS": 16, "MASKED_QUERIES": 8}
+    small = {"CACHED_SCORES": 1 << 9, "COPIED_TOKENS": 1 << 6, "MOST_KEYS": 16, "MASKED_QUERIES": 8}
     for name, value in small.items():
+        monkeypatch.setattr(product_tiles, name, value)
+    for name, value in (("FEWEST_TOKENS", 1), ("DELTA_TOKENS", 1 << 4)):
         monkeypatch.setattr(products, name, value)
-    products._tiles.cache_clear()
+    product_tiles.tiles_of.cache_clear()
     yield
-    products._tiles.cache_clear()
+    product_tiles.tiles_of.cache_clear()
 
 
 @pytest.mark.parametrize("text", [*PLAIN[1:], *UNIONS, "bigbird:20/3", "memory:30/100", "fixed:40/33"])

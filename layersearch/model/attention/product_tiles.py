@@ -1,0 +1,197 @@
+"""Strips of queries and keys cut into equal tiles, which one batched matrix product takes together.
+
+Shape legend: N batch rows (batch and head), T tokens of a row, M keys of a row, D width of a token, P products of equal
+tiles, B tiles of one product, C queries of a tile, L its keys.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from layersearch.model.attention.strips import Steps, StripGroup
+from layersearch.model.attention.tiled import CACHED_SCORES
+
+MASKED_QUERIES = 64
+"""Most queries of a tile with a mask: the scores of its unseen corners are computed too."""
+MOST_KEYS = 512
+"""Most keys of a tile without a mask. Measured, see analysis/span_speed: 256 are as fast, 1,024 are 10% slower."""
+COPIED_TOKENS = 1 << 10
+"""Most queries and keys of a product that are copied first: the copies stay in the cache beside the scores."""
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """Keys [start, end) of a tile of which some queries see only some: inf where seen, else 0."""
+
+    start: int
+    end: int
+    cap: Tensor  # (C, L)
+    cap_by_key: Tensor  # (L, C)
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Products of equal tiles, among the tokens of all rows one after another.
+
+    Tile b of product p holds queries [first + p*onward + b*jump, ...) and keys [low + p*along + b*step, ...).
+    """
+
+    products: int
+    first: int
+    onward: int
+    count: int
+    queries: int
+    jump: int
+    low: int
+    along: int
+    keys: int
+    step: int
+    stride: int  # tokens between neighboring queries, and keys, of a tile
+    hidden: tuple[Hidden, ...]
+    adds: bool  # the queries see other keys in earlier tiles
+    apart: int  # tiles of a product so far apart share no key
+    row: int = 0
+    chosen: tuple[Tensor, ...] = ()  # for each product the blocks of the row that are its keys, one tile after another
+
+    def of_queries(self, x: Tensor, part: slice = slice(None)) -> Tensor:
+        """View tokens (N, T, D) as the queries of all tiles, or of a part of each product's, (P, B, C, D)."""
+        return self._view(x, self.first, self.onward, self.jump, self.queries, part)
+
+    def of_keys(self, x: Tensor, part: slice = slice(None)) -> Tensor:
+        """View keys (N, M, D) as the tiles' keys, which may overlap, (P, B, L, D)."""
+        return self._view(x, self.low, self.along, self.step, self.keys, part)
+
+    def _view(self, x: Tensor, first: int, onward: int, jump: int, size: int, part: slice) -> Tensor:
+        width, (start, end, every) = x.shape[2], part.indices(self.count)
+        return x.as_strided(
+            (self.products, len(range(start, end, every)), size, width),
+            (onward * width, every * jump * width, self.stride * width, 1),
+            x.storage_offset() + (first + start * jump) * width,
+        )
+
+    @property
+    def parts(self) -> list[slice]:
+        """Return parts of a product whose tiles share no key, so that writes to their keys never overlap."""
+        return [slice(at, None, self.apart) for at in range(min(self.apart, self.count))]
+
+
+def cut(part: StripGroup, dtype: torch.dtype, unit: int = 1) -> Iterator[Tiles]:
+    """Cut a group of strips into tiles whose scores fit the cache, without keys at either end that no query sees.
+
+    Keys come in blocks of ``unit``, which stay whole. Each yields one product of all strips.
+    """
+    masked = part.causal or part.mask is not None
+    width = part.keys if masked else min(part.keys, max(unit, MOST_KEYS // unit * unit))
+    most = max(16, CACHED_SCORES // max(width, 1) // 16 * 16)
+    if masked:
+        most = min(most, MASKED_QUERIES)
+    for first in range(0, part.queries, most):
+        last = min(first + most, part.queries)
+        visible, low, high = _visible(part, first, last), 0, part.keys
+        if visible is not None:
+            seen = visible.any(0).nonzero().flatten()
+            if not len(seen):
+                continue
+            # A start on a multiple of 16 keeps the keys aligned: faster products.
+            low, high = int(seen[0]) // 16 * 16, int(seen[-1]) + 1
+        for start in range(low, high, width):
+            size = min(width, high - start)
+            yield Tiles(
+                products=1,
+                first=part.first + first * part.stride,
+                onward=0,
+                count=part.strips,
+                queries=last - first,
+                jump=1 if part.stride > 1 else part.queries,
+                low=part.low + start * part.stride,
+                along=0,
+                keys=size,
+                step=part.step,
+                stride=part.stride,
+                hidden=() if visible is None else _hidden(visible[:, start : start + size], dtype),
+                adds=part.joins or start > low,
+                apart=-(-size // part.step) if part.step and part.stride == 1 else 1,
+            )
+
+
+def _visible(part: StripGroup, first: int, last: int) -> Tensor | None:
+    """Return which keys of a strip its queries [first, last) see, (C, L); None: all."""
+    i, j = torch.arange(first, last)[:, None], torch.arange(part.keys)[None, :]
+    if part.causal:
+        return j <= i
+    if part.mask is None:
+        return None
+    return part.mask.visible(i if isinstance(part.mask, Steps) else i + part.first - part.low, j)
+
+
+def _hidden(visible: Tensor, dtype: torch.dtype) -> tuple[Hidden, ...]:
+    """Return the keys before and after the longest stretch that all queries see, with their caps."""
+    size, begin, clear = visible.shape[1], 0, (0, 0)
+    for key, seen in enumerate([*visible.all(0).tolist(), False]):
+        if not seen:
+            clear = max(clear, (begin, key), key=lambda stretch: stretch[1] - stretch[0])
+            begin = key + 1
+    sides = [(0, clear[0]), (clear[1], size)] if clear[1] else [(0, size)]
+    cap = torch.zeros(visible.shape, dtype=dtype).masked_fill_(visible, torch.inf)
+    caps = [(start, end, cap[:, start:end]) for start, end in sides if start < end]
+    return tuple(Hidden(start, end, some.contiguous(), some.t().contiguous()) for start, end, some in caps)
+
+
+@functools.lru_cache(maxsize=64)
+def tiles_of(
+    plan: tuple[StripGroup, ...],
+    dtype: torch.dtype,
+    rows: int,
+    tokens: int,
+    keys: int,
+    blocks: tuple[int, tuple[int, ...]] | None,
+) -> tuple[Tiles, ...]:
+    """Cut strips of rows (rows, tokens), against so many keys a row, into products that fit the cache."""
+    found: list[Tiles] = []
+    for part in plan:
+        for tiles in cut(part, dtype, 1 if blocks is None else blocks[0]):
+            together = max(1, CACHED_SCORES // (tiles.queries * tiles.keys))
+            if blocks is not None or tiles.stride > 1:
+                together = max(1, min(together, COPIED_TOKENS // max(tiles.queries, tiles.keys)))
+            if blocks is None and rows > tiles.count:
+                # Short rows: the same tile of several rows.
+                for at in range(tiles.count):
+                    first, low = tiles.first + at * tiles.jump, tiles.low + at * tiles.step
+                    same = replace(tiles, first=first, low=low, count=rows, jump=tokens, step=keys, apart=1)
+                    found += _products(same, together)
+                continue
+            if together > tiles.apart:
+                together = together // tiles.apart * tiles.apart
+            for row in range(rows):
+                first, low = row * tokens + tiles.first, row * keys + tiles.low
+                for some in _products(replace(tiles, first=first, low=low, row=row), together):
+                    found.append(some if blocks is None else _choose(some, some.low - row * keys, *blocks))
+    return tuple(found)
+
+
+def _products(tiles: Tiles, together: int) -> list[Tiles]:
+    """Cut the tiles of one product into products of so many, and one of the rest."""
+    products, rest = divmod(tiles.count, together)
+    onward, along = together * tiles.jump, together * tiles.step
+    found = []
+    if products:
+        found.append(replace(tiles, products=products, count=together, onward=onward, along=along))
+    if rest:
+        first, low = tiles.first + products * onward, tiles.low + products * along
+        found.append(replace(tiles, first=first, low=low, count=rest))
+    return found
+
+
+def _choose(tiles: Tiles, low: int, size: int, chosen: tuple[int, ...]) -> Tiles:
+    """Return tiles whose keys, from place ``low`` on, are blocks of ``size``, with the blocks of each product."""
+    indices = []
+    for product in range(tiles.products):
+        starts = [(low + product * tiles.along + tile * tiles.step) // size for tile in range(tiles.count)]
+        of_tiles = [chosen[start : start + tiles.keys // size] for start in starts]
+        indices.append(torch.tensor([block for some in of_tiles for block in some]))
+    return replace(tiles, chosen=tuple(indices))
