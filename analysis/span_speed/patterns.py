@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from bench import HERE, LIMIT, LONG, full_attention, full_both_ways, inputs, peak_mb, seconds, summary, timed
 
-from layersearch.model.attention import products, strips, union
+from layersearch.model.attention import product_tiles, strips, union
 from layersearch.model.attention.extras import summary_plan
 from layersearch.schedule import Span
 from layersearch.schedule.cost import span_pairs
@@ -66,12 +66,12 @@ def plans(span: Span, tokens: int, bidirectional: bool) -> Iterator[tuple[tuple[
 def bare_products(span: Span, bidirectional: bool) -> float:
     """Return the CPU time of a span's seven matrix products alone, in its tiles' shapes and on data in the cache."""
     tokens, width = LONG["tokens"], LONG["head_dim"]
-    buffers = torch.randn(7, products.CACHED_SCORES * 4)
+    buffers = torch.randn(7, product_tiles.CACHED_SCORES * 4)
     calls = []
     for plan, unit in plans(span, tokens, bidirectional):
         for part in plan:
-            for tiles in products._cut(part, torch.float32, unit):
-                together = max(1, products.CACHED_SCORES // (tiles.queries * tiles.keys))
+            for tiles in product_tiles.cut(part, torch.float32, unit):
+                together = max(1, product_tiles.CACHED_SCORES // (tiles.queries * tiles.keys))
                 for at in range(0, tiles.count, together):
                     calls.append((min(together, tiles.count - at), tiles.queries, tiles.keys))
     with torch.inference_mode():

@@ -162,7 +162,7 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = expand(keys, heads), expand(values, heads)
-    if products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
+    if kind == wide and products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
         given = union.sources(whole, rows_of(keys), rows_of(values))
         found = products.forward(rows_of(queries), given, scale)
         if found is not None:
@@ -220,10 +220,10 @@ def backward_plain(
         if span.decay > 0:
             alphas = _alphas(queries, span, len(q))
             found = las_both_ways.backward(grad, queries, held, mixed, outs, sums, span, alphas, scale, softcap)
-        elif two_sides.serves(span, tokens, TILED_BACKWARD_SIZE):
-            found = two_sides.backward(grad, queries, held, mixed, outs, sums, span, scale, softcap)
         elif products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
             found = union.whole_backward(grad, queries, held, mixed, outs, sums, whole, scale)
+        elif two_sides.serves(span, tokens, TILED_BACKWARD_SIZE):
+            found = two_sides.backward(grad, queries, held, mixed, outs, sums, span, scale, softcap)
         else:
             plan = union.both_ways(span, tokens)
             found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap)

@@ -16,8 +16,10 @@ from torch import Tensor
 from layersearch.model.attention.strips import Steps, StripGroup
 from layersearch.model.attention.tiled import CACHED_SCORES
 
-MASKED_QUERIES = 64
-"""Most queries of a tile with a mask: the scores of its unseen corners are computed too."""
+MASKED_QUERIES, WIDE_MASKED_QUERIES = 64, 96
+"""Most queries of a tile with a mask, and of one with many keys: the scores of its unseen corners are computed too."""
+WIDE_KEYS = 1024
+"""Fewest keys of such a wide tile."""
 MOST_KEYS = 512
 """Most keys of a tile without a mask. Measured, see analysis/span_speed: 256 are as fast, 1,024 are 10% slower."""
 COPIED_TOKENS = 1 << 10
@@ -89,7 +91,7 @@ def cut(part: StripGroup, dtype: torch.dtype, unit: int = 1) -> Iterator[Tiles]:
     width = part.keys if masked else min(part.keys, max(unit, MOST_KEYS // unit * unit))
     most = max(16, CACHED_SCORES // max(width, 1) // 16 * 16)
     if masked:
-        most = min(most, MASKED_QUERIES)
+        most = min(most, MASKED_QUERIES if width < WIDE_KEYS else WIDE_MASKED_QUERIES)
     for first in range(0, part.queries, most):
         last = min(first + most, part.queries)
         visible, low, high = _visible(part, first, last), 0, part.keys

@@ -191,7 +191,9 @@ def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
         squares = all(part.mask is None and not part.joins and part.queries >= MOST_QUERIES for part in plan)
         return () if squares else (Far(plan), *both_ways_far(span, tokens))
     if span.kind not in ("memory", "bigbird"):
-        return ()
+        near = near_span(span)
+        plan = None if near.covers(tokens) else strips.strip_groups(near, tokens)
+        return () if plan is None else (Far(plan), *far_keys(span, tokens))
     assert span.size is not None
     far, later, size = far_keys(span, tokens), Span(kind="full"), min(span.size, tokens)
     # The keys before a block and those of the block itself are neighbors.
