@@ -127,6 +127,14 @@ def _forward_kind(span: Span, q: Tensor, softcap: float) -> torch.dtype:
     return torch.promote_types(q.dtype, torch.float32)
 
 
+def whole_keys(q: Tensor, text: str, softcap: float) -> tuple[union.Far, ...]:
+    """Return all keys of a span that has further ones, for products that take both at once; empty where they do not."""
+    span, both = effective_span(text, q.shape[2]), text.startswith(ENCODER)
+    if span.is_las or q.dtype != torch.promote_types(q.dtype, torch.float32) or not products.serves(q, softcap):
+        return ()
+    return union.whole(span, q.shape[2], both)
+
+
 def rows_of(x: Tensor) -> Tensor:
     """Return batch and heads as one dimension, contiguous: (B, H, T, ...) -> (B*H, T, ...)."""
     return x.flatten(0, 1).contiguous()
@@ -265,7 +273,12 @@ def _sparse_backward(
             if by_products:
                 given = torch.zeros_like(dealt[1]), torch.zeros_like(dealt[2])
                 source = products.Source(plan, *dealt[1:], gradients=given)
-                found = [products.backward(dealt_grad, dealt[0], products.deltas(dealt_grad, dealt_out), dealt_lse, [source], scale), *given]
+                found = [
+                    products.backward(
+                        dealt_grad, dealt[0], products.deltas(dealt_grad, dealt_out), dealt_lse, [source], scale
+                    ),
+                    *given,
+                ]
             else:
                 found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
         else:

@@ -101,7 +101,14 @@ class _Gift:
     """Where the keys' gradients of some tiles go: those of keys or of values, (N, M, D)."""
 
     def __init__(
-        self, into: Tensor, weights: Tensor, rows: Tensor, factor: float, source: Source, tiles: Tiles, scratch: _Scratch
+        self,
+        into: Tensor,
+        weights: Tensor,
+        rows: Tensor,
+        factor: float,
+        source: Source,
+        tiles: Tiles,
+        scratch: _Scratch,
     ) -> None:
         """Prepare to add factor * weights^T rows; ``weights`` (B, L, C) are those of each product in turn."""
         self.weights, self.factor, self.chosen = weights, factor, tiles.chosen
@@ -115,7 +122,12 @@ class _Gift:
             self.targets = tiles.of_keys(into).unbind()
         else:
             shares = [
-                zip(tiles.of_keys(into, x).unbind(), repeat(weights[x]), tiles.of_queries(rows, x).unbind(), strict=False)
+                zip(
+                    tiles.of_keys(into, x).unbind(),
+                    repeat(weights[x]),
+                    tiles.of_queries(rows, x).unbind(),
+                    strict=False,
+                )
                 for x in tiles.parts
             ]
             self.shares = list(zip(*shares, strict=True))
@@ -225,7 +237,8 @@ def backward(
             assert source.gradients is not None
             # Scores stored key by key: the products for keys and values are faster.
             p, ds = (
-                scratch.take(x, tiles.count, tiles.keys, tiles.queries, scores=True) for x in ("scores", "their gradients")
+                scratch.take(x, tiles.count, tiles.keys, tiles.queries, scores=True)
+                for x in ("scores", "their gradients")
             )
             by_query, ds_by_query = p.mT, ds.mT
             hidden = [(p[:, x.start : x.end], x.cap_by_key) for x in tiles.hidden]

@@ -8,6 +8,7 @@ Shape legend: N batch rows (batch and head), T tokens, D head width.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -20,6 +21,8 @@ from layersearch.schedule.span_keys import random_block
 
 FEWEST_STEP_QUERIES = tiled.MOST_QUERIES
 """Fewest queries that see one prefix of the columns without a mask: as many as a window's tile has, not measured."""
+FEWEST_TILED = 2048
+"""Keys of a causal window from which on tiles are as fast as products."""
 FEWEST_STEP_KEYS = 16
 """Fewest columns by which such prefixes grow: fewer make many small products (see analysis/span_speed)."""
 
@@ -192,6 +195,8 @@ def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
         return () if squares else (Far(plan), *both_ways_far(span, tokens))
     if span.kind not in ("memory", "bigbird"):
         near = near_span(span)
+        if near.kind == "window" and (near.size or 0) >= FEWEST_TILED:
+            return ()
         plan = None if near.covers(tokens) else strips.strip_groups(near, tokens)
         return () if plan is None else (Far(plan), *far_keys(span, tokens))
     assert span.size is not None
@@ -320,11 +325,16 @@ def whole_backward(
     far: tuple[Far, ...],
     scale: float,
     begun: tuple[Tensor, Tensor, Tensor] | None = None,
+    more: Sequence[products.Source] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v, (N, T, D), by products; ``begun``, over other keys, is added to."""
+    """Return the gradients of q, k and v, (N, T, D), by products; ``begun``, over other keys, is added to.
+
+    ``more`` are other keys beside all of these, whose gradients are added to their own.
+    """
     dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if begun is None else begun[1:]
     given = sources(far, k, v, (dk, dv))
-    dq = products.backward(grad, q, products.deltas(grad, out), lse, given, scale, None if begun is None else begun[0])
+    delta = products.deltas(grad, out)
+    dq = products.backward(grad, q, delta, lse, [*given, *more], scale, None if begun is None else begun[0])
     for part, source in zip(far, given, strict=True):
         if part.columns is not None and source.gradients is not None:
             for target, some in zip((dk, dv), source.gradients, strict=True):
