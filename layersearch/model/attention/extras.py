@@ -149,19 +149,32 @@ class Marked:
         near: Tensor = self.span.visible(at[None, :, None], places, bidirectional=True, tokens=self.tokens)
         return near
 
+    def _near_queries(self, place: int) -> tuple[int, int]:
+        """Return the first query that sees a token as a near key, and the one after the last."""
+        size, offset = self.span.size, self.span.offset
+        assert size is not None
+        if self.span.kind == "window":
+            return place - size, place + size + 1
+        start = (place + offset) // size * size - offset
+        return start, start + size
+
     def _every_near(self) -> Tensor:
         return self.near(slice(None), slice(0, self.tokens), slice(None))
 
     def seen(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
         """Return the marked tokens, (N, G, D), as keys that all queries see which do not see them as near ones."""
-        count = self.places.shape[1]
+        count, places = self.places.shape[1], self.places.tolist()
 
         def hide(tiles: Tiles, product: int, weights: Tensor) -> None:
             # The one strip is all queries: each tile of a product is of another row.
             row, first = divmod(tiles.first + product * tiles.onward, self.tokens)
             low = (tiles.low + product * tiles.along) % count
-            place = slice(row, row + tiles.count), slice(first, first + tiles.queries), slice(low, low + tiles.keys)
-            weights.masked_fill_(self.near(*place), 0.0)
+            for tile, of_row in enumerate(places[row : row + tiles.count]):
+                for mark, place in enumerate(of_row[low : low + tiles.keys]):
+                    # The queries near a token are neighbors: so few writes take less time than a mask of all pairs.
+                    start, end = (min(max(x - first, 0), tiles.queries) for x in self._near_queries(place))
+                    if start < end:
+                        weights[tile, start:end, mark].zero_()
 
         plan = (StripGroup(0, 1, self.tokens, 0, count, 0, None, False, True),)
         return Source(plan, k, v, gradients=gradients, hide=hide)
