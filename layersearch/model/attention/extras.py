@@ -19,10 +19,6 @@ from layersearch.model.attention.products import Source
 from layersearch.model.attention.strips import StripGroup
 from layersearch.schedule import Span
 
-HIDDEN = 1e4
-"""Added to a log-sum-exp, it makes all weights of a query 0, in double precision too."""
-
-
 @dataclass(frozen=True)
 class Extras:
     """Tensors of a span's further keys; empty for most spans."""
@@ -108,7 +104,7 @@ def backward_products(
     some_k, some_v = marks.pick(k), marks.pick(v)
     given = torch.zeros_like(some_k), torch.zeros_like(some_v)
     sources = [marks.seen(some_k, some_v, given), *more]
-    dq, dk, dv = union.whole_backward(grad, q, k, v, out, marks.hide(lse), whole, scale, begun, sources)
+    dq, dk, dv = union.whole_backward(marks.silence(grad), q, k, v, out, lse, whole, scale, begun, sources)
     for target, some in zip((dk, dv), given, strict=True):
         marks.give(target, some)
     own_grad, own_q = marks.pick(grad), marks.pick(q)
@@ -142,13 +138,6 @@ class Marked:
         """Return those of rows of batch and head; ``places`` is (B, G)."""
         return cls(places.repeat_interleave(heads, 0), span.plain, tokens)
 
-    def near(self, rows: slice, queries: slice, marks: slice) -> Tensor:
-        """Return which queries see which marked tokens as near keys, (N, C, G)."""
-        at = torch.arange(queries.start, queries.stop, device=self.places.device, dtype=torch.int32)
-        places = self.places[rows, None, marks].int()  # int32 takes half the time
-        near: Tensor = self.span.visible(at[None, :, None], places, bidirectional=True, tokens=self.tokens)
-        return near
-
     def _near_queries(self, place: int) -> tuple[int, int]:
         """Return the first query that sees a token as a near key, and the one after the last."""
         size, offset = self.span.size, self.span.offset
@@ -158,8 +147,12 @@ class Marked:
         start = (place + offset) // size * size - offset
         return start, start + size
 
-    def _every_near(self) -> Tensor:
-        return self.near(slice(None), slice(0, self.tokens), slice(None))
+    def _near(self) -> Tensor:
+        """Return which queries see which marked tokens as near keys, (N, T, G)."""
+        at = torch.arange(self.tokens, device=self.places.device, dtype=torch.int32)
+        places = self.places[:, None].int()  # int32 takes half the time
+        near: Tensor = self.span.visible(at[None, :, None], places, bidirectional=True, tokens=self.tokens)
+        return near
 
     def seen(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
         """Return the marked tokens, (N, G, D), as keys that all queries see which do not see them as near ones."""
@@ -207,7 +200,7 @@ class Marked:
 
     def join(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Join the marked tokens to near keys: each query sees them, and they see all."""
-        scores = (q @ self.pick(k).mT * scale).masked_fill_(self._every_near(), -torch.inf)
+        scores = (q @ self.pick(k).mT * scale).masked_fill_(self._near(), -torch.inf)
         joined = torch.logaddexp(lse, scores.logsumexp(-1))
         out = out * (lse - joined).exp_().unsqueeze(-1)
         out = out.baddbmm_(scores.sub_(joined.unsqueeze(-1)).exp_(), self.pick(v))
@@ -216,25 +209,27 @@ class Marked:
         own = rows.sub_(sums.unsqueeze(-1)).exp_() @ v
         return self.put((out, joined), (own, sums))
 
-    def hide(self, lse: Tensor) -> Tensor:
-        """Return the log-sum-exp with which the marked tokens' queries have no near keys."""
-        return lse.scatter(1, self.places, lse.gather(1, self.places) + HIDDEN)
+    def silence(self, grad: Tensor) -> Tensor:
+        """Return gradients of the output, (N, T, D), with 0 for the marked queries: no near key learns from them."""
+        return grad.scatter(1, self._wide(grad[:, : self.places.shape[1]]), 0.0)
 
     def backward(self, rows: Rows, into: tuple[Tensor, Tensor, Tensor], scale: float) -> None:
         """Add the gradients of the pairs with a marked token to ``into``: those of q, k and v, (N, T, D) each."""
         grad, q, k, v, lse = rows.grad, rows.q, rows.k, rows.v, rows.lse
         dq, dk, dv = into
-        delta = (grad * rows.out).sum(-1, keepdim=True)
+        quiet = self.silence(grad)
         some_k, some_v = self.pick(k), self.pick(v)
-        scores = (q @ some_k.mT * scale).masked_fill_(self._every_near(), -torch.inf)
-        weights = scores.sub_(self.hide(lse).unsqueeze(-1)).exp_()
-        scored = (grad @ some_v.mT).sub_(delta).mul_(weights).mul_(scale)
+        scores = (q @ some_k.mT * scale).masked_fill_(self._near(), -torch.inf)
+        weights = scores.sub_(lse.unsqueeze(-1)).exp_()
+        delta = (quiet * rows.out).sum(-1, keepdim=True)
+        scored = (quiet @ some_v.mT).sub_(delta).mul_(weights).mul_(scale)
         dq += scored @ some_k
         self.give(dk, scored.mT @ q)
-        self.give(dv, weights.mT @ grad)
+        self.give(dv, weights.mT @ quiet)
         some_q, some_grad = self.pick(q), self.pick(grad)
         weights = (some_q @ k.mT * scale).sub_(lse.gather(1, self.places).unsqueeze(-1)).exp_()
-        scored = (some_grad @ v.mT).sub_(self.pick(delta)).mul_(weights).mul_(scale)
+        own = (some_grad * self.pick(rows.out)).sum(-1, keepdim=True)
+        scored = (some_grad @ v.mT).sub_(own).mul_(weights).mul_(scale)
         self.give(dq, scored @ k)
         dk += scored.mT @ some_q
         dv += weights.mT @ some_grad

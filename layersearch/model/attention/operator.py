@@ -225,8 +225,8 @@ def _backward_piece(
     sums = _summaries(span, both, tokens, heads, extras, wide, gradients=True)
     whole, begun = whole_keys(rows.q.view(q.shape), plain, softcap), None
     if not whole:
-        hidden = lse if marks is None else marks.hide(rows.lse).view(lse.shape)
-        near = backward_plain(grad, q, keys, values, out, hidden, text=plain, softcap=softcap)
+        quiet = grad if marks is None else marks.silence(rows.grad).view(grad.shape)
+        near = backward_plain(quiet, q, keys, values, out, lse, text=plain, softcap=softcap)
         begun = rows_of(near[0].to(wide)), rows_of(near[1].to(wide)), rows_of(near[2].to(wide))
     if begun is None or products.serves(rows.q, softcap):
         dq, dk, dv = backward_products(rows, whole, marks, sums, scale, begun)
