@@ -82,6 +82,11 @@ class Tiles:
         return [slice(at, None, self.apart) for at in range(min(self.apart, self.count))]
 
 
+def masked_queries(keys: int) -> int:
+    """Return how many queries a tile with a mask and so many keys has at most."""
+    return MASKED_QUERIES if keys < WIDE_KEYS else WIDE_MASKED_QUERIES
+
+
 def cut(part: StripGroup, dtype: torch.dtype, unit: int = 1) -> Iterator[Tiles]:
     """Cut a group of strips into tiles whose scores fit the cache, without keys at either end that no query sees.
 
@@ -91,7 +96,7 @@ def cut(part: StripGroup, dtype: torch.dtype, unit: int = 1) -> Iterator[Tiles]:
     width = part.keys if masked else min(part.keys, max(unit, MOST_KEYS // unit * unit))
     most = max(16, CACHED_SCORES // max(width, 1) // 16 * 16)
     if masked:
-        most = min(most, MASKED_QUERIES if width < WIDE_KEYS else WIDE_MASKED_QUERIES)
+        most = min(most, masked_queries(width))
     for first in range(0, part.queries, most):
         last = min(first + most, part.queries)
         visible, low, high = _visible(part, first, last), 0, part.keys

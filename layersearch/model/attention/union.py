@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from layersearch.model.attention import products, strips, tiled
+from layersearch.model.attention.product_tiles import masked_queries
 from layersearch.model.attention.strips import FEWEST_QUERIES, MOST_QUERIES, BothWays, Steps, StripGroup
 from layersearch.schedule import Span
 from layersearch.schedule.span_keys import random_block
@@ -190,14 +191,15 @@ def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
 def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
     """Return all keys of a span, near ones too, for products that take them at once; empty where near ones go alone."""
     if bidirectional:
-        plan = both_ways(span, tokens)
+        # A strip of one tile: all tiles of a window then follow one another, and their keys stay in the cache.
+        plan = both_ways(span, tokens, masked_queries(2 * (span.size or 0)))
         squares = all(part.mask is None and not part.joins and part.queries >= MOST_QUERIES for part in plan)
         return () if squares else (Far(plan), *both_ways_far(span, tokens))
     if span.kind not in ("memory", "bigbird"):
         near = near_span(span)
         if near.kind == "window" and (near.size or 0) >= FEWEST_TILED:
             return ()
-        plan = None if near.covers(tokens) else strips.strip_groups(near, tokens)
+        plan = None if near.covers(tokens) else strips.strip_groups(near, tokens, masked_queries(near.size or 0))
         return () if plan is None else (Far(plan), *far_keys(span, tokens))
     assert span.size is not None
     far, later, size = far_keys(span, tokens), Span(kind="full"), min(span.size, tokens)
@@ -207,14 +209,17 @@ def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
-    """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query."""
+def both_ways(span: Span, tokens: int, most: int = MOST_QUERIES) -> tuple[StripGroup, ...]:
+    """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query.
+
+    Those of a window have at most ``most`` queries.
+    """
     if span.size is None:
         return (StripGroup(0, 1, tokens, 0, tokens, 0, None, False),)
     if span.kind == "bigbird":
         return _bigbird_both_ways(span.size, tokens)
     near = Span(kind=span.kind, size=span.size, offset=span.offset)
-    cut = _sides(near, span.size, tokens) if span.kind == "window" else _squares(near, span.size, tokens)
+    cut = _sides(near, span.size, tokens, most) if span.kind == "window" else _squares(near, span.size, tokens)
     return (*cut, *global_strips(span, tokens))
 
 
@@ -271,10 +276,10 @@ def _block_end(span: Span, token: int) -> int:
     return ((token + span.offset) // span.size + 1) * span.size - span.offset - 1
 
 
-def _sides(span: Span, size: int, tokens: int) -> list[StripGroup]:
+def _sides(span: Span, size: int, tokens: int, most: int) -> list[StripGroup]:
     """Cut a window with keys on both sides: the first queries, equal strips, and the last queries."""
     mask = BothWays(span)
-    queries = max(FEWEST_QUERIES, min(MOST_QUERIES, size // 2 // 16 * 16))
+    queries = max(FEWEST_QUERIES, min(most, size // 2 // 16 * 16))
     strips = max(0, tokens - 2 * size) // queries
     if not strips:
         return [StripGroup(0, 1, tokens, 0, tokens, 0, mask, False)]
