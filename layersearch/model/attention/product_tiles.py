@@ -18,6 +18,8 @@ from layersearch.model.attention.tiled import CACHED_SCORES
 
 MASKED_QUERIES, WIDE_MASKED_QUERIES = 64, 96
 """Most queries of a tile with a mask, and of one with many keys: the scores of its unseen corners are computed too."""
+FEW_KEYS = 32
+"""Most keys of a tile that has all queries despite a mask: the scores that it wastes cost less than more tiles."""
 WIDE_KEYS = 1024
 """Fewest keys of such a wide tile."""
 MOST_KEYS = 512
@@ -60,13 +62,21 @@ class Tiles:
     row: int = 0
     chosen: tuple[Tensor, ...] = ()  # for each product the blocks of the row that are its keys, one tile after another
 
-    def of_queries(self, x: Tensor, part: slice = slice(None)) -> Tensor:
-        """View tokens (N, T, D) as the queries of all tiles, or of a part of each product's, (P, B, C, D)."""
-        return self._view(x, self.first, self.onward, self.jump, self.queries, part)
+    def of_queries(self, x: Tensor) -> Tensor:
+        """View tokens (N, T, D) as the queries of all tiles, (P, B, C, D)."""
+        return self._view(x, self.first, self.onward, self.jump, self.queries, slice(None))
 
-    def of_keys(self, x: Tensor, part: slice = slice(None)) -> Tensor:
+    def of_keys(self, x: Tensor) -> Tensor:
         """View keys (N, M, D) as the tiles' keys, which may overlap, (P, B, L, D)."""
-        return self._view(x, self.low, self.along, self.step, self.keys, part)
+        return self._view(x, self.low, self.along, self.step, self.keys, slice(None))
+
+    def queries_apart(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """View tokens (N, T, D) as the queries of each product's `parts`."""
+        return self._apart(x, self.first, self.onward, self.jump, self.queries)
+
+    def keys_apart(self, x: Tensor) -> list[tuple[Tensor, ...]]:
+        """View keys (N, M, D) as the keys of each product's `parts`."""
+        return self._apart(x, self.low, self.along, self.step, self.keys)
 
     def _view(self, x: Tensor, first: int, onward: int, jump: int, size: int, part: slice) -> Tensor:
         width, (start, end, every) = x.shape[2], part.indices(self.count)
@@ -76,6 +86,15 @@ class Tiles:
             x.storage_offset() + (first + start * jump) * width,
         )
 
+    def _apart(self, x: Tensor, first: int, onward: int, jump: int, size: int) -> list[tuple[Tensor, ...]]:
+        if self.apart < self.count:
+            parts = (self._view(x, first, onward, jump, size, part).unbind() for part in self.parts)
+            return list(zip(*parts, strict=True))
+        # One tile each: all views at once take a third of the time.
+        one = replace(self, products=self.products * self.count, count=1)
+        tiles = one._view(x, first, jump, jump, size, slice(None)).unbind()
+        return [tiles[at : at + self.count] for at in range(0, len(tiles), self.count)]
+
     @property
     def parts(self) -> list[slice]:
         """Return parts of a product whose tiles share no key, so that writes to their keys never overlap."""
@@ -84,6 +103,8 @@ class Tiles:
 
 def masked_queries(keys: int) -> int:
     """Return how many queries a tile with a mask and so many keys has at most."""
+    if keys <= FEW_KEYS:
+        return CACHED_SCORES // FEW_KEYS
     return MASKED_QUERIES if keys < WIDE_KEYS else WIDE_MASKED_QUERIES
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -121,16 +120,11 @@ class _Gift:
         elif self.copies:
             self.targets = tiles.of_keys(into).unbind()
         else:
-            shares = [
-                zip(
-                    tiles.of_keys(into, x).unbind(),
-                    repeat(weights[x]),
-                    tiles.of_queries(rows, x).unbind(),
-                    strict=False,
-                )
-                for x in tiles.parts
+            by_part = [weights[part] for part in tiles.parts]
+            self.shares = [
+                list(zip(targets, by_part, some, strict=True))
+                for targets, some in zip(tiles.keys_apart(into), tiles.queries_apart(rows), strict=True)
             ]
-            self.shares = list(zip(*shares, strict=True))
 
     def add(self, product: int, rows: Tensor) -> None:
         """Add a product's share, of its queries' rows (B, C, D)."""
