@@ -19,6 +19,7 @@ from layersearch.model.attention.products import Source
 from layersearch.model.attention.strips import StripGroup
 from layersearch.schedule import Span
 
+
 @dataclass(frozen=True)
 class Extras:
     """Tensors of a span's further keys; empty for most spans."""

@@ -64,41 +64,28 @@ class Tiles:
 
     def of_queries(self, x: Tensor) -> Tensor:
         """View tokens (N, T, D) as the queries of all tiles, (P, B, C, D)."""
-        return self._view(x, self.first, self.onward, self.jump, self.queries, slice(None))
+        return self._view(x, self.first, self.onward, self.jump, self.queries)
 
     def of_keys(self, x: Tensor) -> Tensor:
         """View keys (N, M, D) as the tiles' keys, which may overlap, (P, B, L, D)."""
-        return self._view(x, self.low, self.along, self.step, self.keys, slice(None))
+        return self._view(x, self.low, self.along, self.step, self.keys)
 
-    def queries_apart(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """View tokens (N, T, D) as the queries of each product's `parts`."""
-        return self._apart(x, self.first, self.onward, self.jump, self.queries)
-
-    def keys_apart(self, x: Tensor) -> list[tuple[Tensor, ...]]:
-        """View keys (N, M, D) as the keys of each product's `parts`."""
-        return self._apart(x, self.low, self.along, self.step, self.keys)
-
-    def _view(self, x: Tensor, first: int, onward: int, jump: int, size: int, part: slice) -> Tensor:
-        width, (start, end, every) = x.shape[2], part.indices(self.count)
+    def _view(self, x: Tensor, first: int, onward: int, jump: int, size: int) -> Tensor:
+        width = x.shape[2]
         return x.as_strided(
-            (self.products, len(range(start, end, every)), size, width),
-            (onward * width, every * jump * width, self.stride * width, 1),
-            x.storage_offset() + (first + start * jump) * width,
+            (self.products, self.count, size, width),
+            (onward * width, jump * width, self.stride * width, 1),
+            x.storage_offset() + first * width,
         )
 
-    def _apart(self, x: Tensor, first: int, onward: int, jump: int, size: int) -> list[tuple[Tensor, ...]]:
+    def apart_in(self, tiles: Tensor) -> list[tuple[Tensor, ...]]:
+        """Cut the tiles (P, B, ...) of each product into parts that share no key, so that writes never overlap."""
+        if self.apart == 1:
+            return [(x,) for x in tiles.unbind()]
         if self.apart < self.count:
-            parts = (self._view(x, first, onward, jump, size, part).unbind() for part in self.parts)
-            return list(zip(*parts, strict=True))
-        # One tile each: all views at once take a third of the time.
-        one = replace(self, products=self.products * self.count, count=1)
-        tiles = one._view(x, first, jump, jump, size, slice(None)).unbind()
-        return [tiles[at : at + self.count] for at in range(0, len(tiles), self.count)]
-
-    @property
-    def parts(self) -> list[slice]:
-        """Return parts of a product whose tiles share no key, so that writes to their keys never overlap."""
-        return [slice(at, None, self.apart) for at in range(min(self.apart, self.count))]
+            return list(zip(*(tiles[:, at :: self.apart].unbind() for at in range(self.apart)), strict=True))
+        one = tiles.flatten(0, 1).unsqueeze(1).unbind()  # one tile each
+        return [one[at : at + self.count] for at in range(0, len(one), self.count)]
 
 
 def masked_queries(keys: int) -> int:
@@ -199,7 +186,7 @@ def tiles_of(
                 first, low = row * tokens + tiles.first, row * keys + tiles.low
                 for some in _products(replace(tiles, first=first, low=low, row=row), together):
                     found.append(some if blocks is None else _choose(some, some.low - row * keys, *blocks))
-    return tuple(found)
+    return tuple(_merge(found))
 
 
 def _products(tiles: Tiles, together: int) -> list[Tiles]:
@@ -223,3 +210,25 @@ def _choose(tiles: Tiles, low: int, size: int, chosen: tuple[int, ...]) -> Tiles
         of_tiles = [chosen[start : start + tiles.keys // size] for start in starts]
         indices.append(torch.tensor([block for some in of_tiles for block in some]))
     return replace(tiles, chosen=tuple(indices))
+
+
+def _merge(found: list[Tiles]) -> list[Tiles]:
+    """Join products without a mask that follow one another at even steps."""
+    merged: list[Tiles] = []
+    for tiles in found:
+        last = merged[-1] if merged else tiles
+        onward, along = tiles.first - last.first, tiles.low - last.low
+        if last.products > 1:
+            onward, along = last.onward, last.along
+        place = last.first + last.products * onward, last.low + last.products * along
+        same = replace(
+            tiles, products=last.products, first=last.first, onward=last.onward, low=last.low, along=last.along
+        )
+        plain = (
+            bool(merged) and tiles.products == 1 and not (tiles.hidden or last.hidden or tiles.chosen or last.chosen)
+        )
+        if plain and place == (tiles.first, tiles.low) and same == last:
+            merged[-1] = replace(last, products=last.products + 1, onward=onward, along=along)
+        else:
+            merged.append(tiles)
+    return merged

@@ -120,10 +120,10 @@ class _Gift:
         elif self.copies:
             self.targets = tiles.of_keys(into).unbind()
         else:
-            by_part = [weights[part] for part in tiles.parts]
+            (by_part,) = tiles.apart_in(weights.unsqueeze(0))
+            by_key, by_query = (tiles.apart_in(x) for x in (tiles.of_keys(into), tiles.of_queries(rows)))
             self.shares = [
-                list(zip(targets, by_part, some, strict=True))
-                for targets, some in zip(tiles.keys_apart(into), tiles.queries_apart(rows), strict=True)
+                list(zip(targets, by_part, some, strict=True)) for targets, some in zip(by_key, by_query, strict=True)
             ]
 
     def add(self, product: int, rows: Tensor) -> None:
