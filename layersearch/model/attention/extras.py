@@ -184,7 +184,7 @@ class Marked:
         return found
 
     def put(self, into: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Write the marked queries' own outputs (N, G, D) and log-sum-exps (N, G) over those in (N, T, D) and (N, T)."""
+        """Write the marked queries' own outputs (N, G, D) and log-sum-exps (N, G) over those of all queries."""
         return into[0].scatter_(1, self._wide(own[0]), own[0]), into[1].scatter_(1, self.places, own[1])
 
     def pick(self, x: Tensor) -> Tensor:

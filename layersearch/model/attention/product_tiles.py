@@ -84,7 +84,7 @@ class Tiles:
             return [(x,) for x in tiles.unbind()]
         if self.apart < self.count:
             return list(zip(*(tiles[:, at :: self.apart].unbind() for at in range(self.apart)), strict=True))
-        one = tiles.flatten(0, 1).unsqueeze(1).unbind()  # one tile each
+        one = tiles.view(-1, 1, *tiles.shape[2:]).unbind()  # one tile each
         return [one[at : at + self.count] for at in range(0, len(one), self.count)]
 
 
@@ -216,19 +216,18 @@ def _merge(found: list[Tiles]) -> list[Tiles]:
     """Join products without a mask that follow one another at even steps."""
     merged: list[Tiles] = []
     for tiles in found:
-        last = merged[-1] if merged else tiles
-        onward, along = tiles.first - last.first, tiles.low - last.low
-        if last.products > 1:
-            onward, along = last.onward, last.along
-        place = last.first + last.products * onward, last.low + last.products * along
-        same = replace(
-            tiles, products=last.products, first=last.first, onward=last.onward, low=last.low, along=last.along
-        )
-        plain = (
-            bool(merged) and tiles.products == 1 and not (tiles.hidden or last.hidden or tiles.chosen or last.chosen)
-        )
-        if plain and place == (tiles.first, tiles.low) and same == last:
-            merged[-1] = replace(last, products=last.products + 1, onward=onward, along=along)
-        else:
-            merged.append(tiles)
+        last = merged.pop() if merged else None
+        joined = None if last is None else _join(last, tiles)
+        merged += [x for x in (joined or last, None if joined else tiles) if x is not None]
     return merged
+
+
+def _join(last: Tiles, tiles: Tiles) -> Tiles | None:
+    """Return products and another one together, if it follows them at even steps and all have no mask."""
+    if tiles.products > 1 or tiles.apart > 1 or tiles.hidden or last.hidden or tiles.chosen:
+        return None
+    if last.products == 1:
+        last = replace(last, onward=tiles.first - last.first, along=tiles.low - last.low)
+    first, low = last.first + last.products * last.onward, last.low + last.products * last.along
+    moved = replace(last, products=1, first=first, onward=tiles.onward, low=low, along=tiles.along)
+    return replace(last, products=last.products + 1) if moved == tiles else None

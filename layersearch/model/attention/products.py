@@ -71,7 +71,7 @@ class _Scratch:
         return self.views[name, shape]
 
     def dense(self, name: str, some: Tensor, tiles: Tiles) -> Iterator[Tensor]:
-        """Yield the tokens (P, B, C, D) of each product, copied if a stride lies between them: else products are slow."""
+        """Yield the tokens (P, B, C, D) of each product, copied if a stride makes its products slow."""
         if tiles.stride == 1:
             yield from some.unbind()
             return
