@@ -84,7 +84,10 @@ class Tiles:
             return [(x,) for x in tiles.unbind()]
         if self.apart < self.count:
             return list(zip(*(tiles[:, at :: self.apart].unbind() for at in range(self.apart)), strict=True))
-        one = tiles.view(-1, 1, *tiles.shape[2:]).unbind()  # one tile each
+        # One tile each. If all are evenly spaced, their views are made at once.
+        if self.products > 1 and tiles.stride(0) != self.count * tiles.stride(1):
+            return list(zip(*(tiles[:, at : at + 1].unbind() for at in range(self.count)), strict=True))
+        one = tiles.view(-1, 1, *tiles.shape[2:]).unbind()
         return [one[at : at + self.count] for at in range(0, len(one), self.count)]
 
 
@@ -182,10 +185,10 @@ def tiles_of(
                 continue
             if together > tiles.apart:
                 together = together // tiles.apart * tiles.apart
-            for row in range(rows):
-                first, low = row * tokens + tiles.first, row * keys + tiles.low
-                for some in _products(replace(tiles, first=first, low=low, row=row), together):
-                    found.append(some if blocks is None else _choose(some, some.low - row * keys, *blocks))
+            for some in _products(tiles, together):
+                for row in range(rows):
+                    moved = replace(some, first=row * tokens + some.first, low=row * keys + some.low)
+                    found.append(moved if blocks is None else _choose(moved, row, some.low, *blocks))
     return tuple(_merge(found))
 
 
@@ -202,18 +205,18 @@ def _products(tiles: Tiles, together: int) -> list[Tiles]:
     return found
 
 
-def _choose(tiles: Tiles, low: int, size: int, chosen: tuple[int, ...]) -> Tiles:
-    """Return tiles whose keys, from place ``low`` on, are blocks of ``size``, with the blocks of each product."""
+def _choose(tiles: Tiles, row: int, low: int, size: int, chosen: tuple[int, ...]) -> Tiles:
+    """Return tiles of a row whose keys, from place ``low`` on, are the chosen blocks of ``size``, one by one."""
     indices = []
     for product in range(tiles.products):
         starts = [(low + product * tiles.along + tile * tiles.step) // size for tile in range(tiles.count)]
         of_tiles = [chosen[start : start + tiles.keys // size] for start in starts]
         indices.append(torch.tensor([block for some in of_tiles for block in some]))
-    return replace(tiles, chosen=tuple(indices))
+    return replace(tiles, row=row, chosen=tuple(indices))
 
 
 def _merge(found: list[Tiles]) -> list[Tiles]:
-    """Join products without a mask that follow one another at even steps."""
+    """Join products of equal tiles that follow one another at even steps."""
     merged: list[Tiles] = []
     for tiles in found:
         last = merged.pop() if merged else None
@@ -223,8 +226,8 @@ def _merge(found: list[Tiles]) -> list[Tiles]:
 
 
 def _join(last: Tiles, tiles: Tiles) -> Tiles | None:
-    """Return products and another one together, if it follows them at even steps and all have no mask."""
-    if tiles.products > 1 or tiles.apart > 1 or tiles.hidden or last.hidden or tiles.chosen:
+    """Return products and another one together, if it follows them at even steps; masks are those of one tile."""
+    if tiles.products > 1 or last.hidden is not tiles.hidden or tiles.chosen:
         return None
     if last.products == 1:
         last = replace(last, onward=tiles.first - last.first, along=tiles.low - last.low)
