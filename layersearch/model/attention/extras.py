@@ -109,7 +109,7 @@ def backward_products(
     for target, some in zip((dk, dv), given, strict=True):
         marks.give(target, some)
     own_grad, own_q = marks.pick(grad), marks.pick(q)
-    own = own_grad, own_q, products.deltas(own_grad, marks.pick(out)), lse.gather(1, marks.places)
+    own = own_grad, own_q, marks.pick(out), lse.gather(1, marks.places)
     marks.give(dq, products.backward(*own, marks.all_keys(k, v, sums, (dk, dv)), scale))
     return dq, dk, dv
 

@@ -133,19 +133,25 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float, e
     queries, keys, values = (rows_of(x.to(wide)) for x in (q, expand(k, heads), expand(v, heads)))
     marks = None if extras.marked is None else Marked.of(span, extras.marked, tokens, heads)
     sums = _summaries(span, both, tokens, heads, extras, wide)
-    whole, found = whole_keys(q, plain, softcap), None
-    near = None if whole else forward_plain(q, k, v, plain, softcap)
-    begun = None if near is None else (rows_of(near[0].to(wide)), rows_of(near[1]))
+    whole = whole_keys(q, plain, softcap)
+    begun = None if whole else _near_rows(q, k, v, plain, softcap)
     if products.serves(queries, softcap):
-        found = forward_products(queries, keys, values, whole, marks, sums, scale, begun)
-    if found is not None:
-        return found[0].view(q.shape), found[1].view(q.shape[:3])
-    out, lse = begun or (rows_of(x.to(wide)) for x in forward_plain(q, k, v, plain, softcap))
+        joined = forward_products(queries, keys, values, whole, marks, sums, scale, begun)
+        if joined is not None:
+            return joined[0].view(q.shape), joined[1].view(q.shape[:3])
+    out, lse = begun or _near_rows(q, k, v, plain, softcap)
     if marks is not None:
         out, lse = marks.join(queries, keys, values, out, lse, scale)
     if sums is not None:
         out, lse = join_summaries(queries, sums, out, lse, scale, softcap)
     return out.view(q.shape), lse.view(q.shape[:3])
+
+
+def _near_rows(q: Tensor, k: Tensor, v: Tensor, plain: str, softcap: float) -> tuple[Tensor, Tensor]:
+    """Return `forward_plain`'s output (B*H, T, D) and log-sum-exp (B*H, T), in float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out, lse = forward_plain(q, k, v, plain, softcap)
+    return rows_of(out.to(wide)), rows_of(lse.to(wide))
 
 
 def _summaries(

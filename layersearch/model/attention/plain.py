@@ -273,12 +273,7 @@ def _sparse_backward(
             if by_products:
                 given = torch.zeros_like(dealt[1]), torch.zeros_like(dealt[2])
                 source = products.Source(plan, *dealt[1:], gradients=given)
-                found = [
-                    products.backward(
-                        dealt_grad, dealt[0], products.deltas(dealt_grad, dealt_out), dealt_lse, [source], scale
-                    ),
-                    *given,
-                ]
+                found = [products.backward(dealt_grad, dealt[0], dealt_out, dealt_lse, [source], scale), *given]
             else:
                 found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
         else:

@@ -96,8 +96,8 @@ def _blocks(x: Tensor, size: int) -> Tensor:
     return x[: len(x) // size * size].view(-1, size * x.shape[1])
 
 
-class _Gift:
-    """Where the keys' gradients of some tiles go: those of keys or of values, (N, M, D)."""
+class _KeyGradients:
+    """Where some tiles add to the gradients of keys or of values, (N, M, D)."""
 
     def __init__(
         self,
@@ -127,7 +127,7 @@ class _Gift:
             ]
 
     def add(self, product: int, rows: Tensor) -> None:
-        """Add a product's share, of its queries' rows (B, C, D)."""
+        """Add a product's share, from its queries' rows (B, C, D)."""
         if not self.copies:
             for target, weights, some in self.shares[product]:
                 target.baddbmm_(weights, some, alpha=self.factor)
@@ -198,21 +198,20 @@ def forward(
     return out, mass.squeeze(-1)
 
 
-def deltas(grad: Tensor, out: Tensor) -> Tensor:
+def _deltas(grad: Tensor, out: Tensor) -> Tensor:
     """Return the inner product of each output and its gradient: (N, T, D) each -> (N, T, 1)."""
     found = out.new_empty(*out.shape[:2], 1)
-    with torch.inference_mode():
-        rows, buffer = [x.view(-1, x.shape[2]).split(DELTA_TOKENS) for x in (grad, out, found)], None
-        for some, of_out, into in zip(*rows, strict=True):
-            buffer = torch.empty_like(some) if buffer is None else buffer[: len(some)]
-            torch.sum(torch.mul(some, of_out, out=buffer), -1, keepdim=True, out=into)
+    rows = [torch.split(x.view(-1, x.shape[2]), DELTA_TOKENS) for x in (grad, out, found)]
+    buffer = torch.empty_like(rows[0][0])
+    for some, of_out, into in zip(*rows, strict=True):
+        torch.sum(torch.mul(some, of_out, out=buffer[: len(some)]), -1, keepdim=True, out=into)
     return found
 
 
 def backward(
     grad: Tensor,
     q: Tensor,
-    delta: Tensor,
+    out: Tensor,
     lse: Tensor,
     sources: Sequence[Source],
     scale: float,
@@ -220,13 +219,12 @@ def backward(
 ) -> Tensor:
     """Return the gradients of q, (N, T, D), and add those of keys and values to the sources' own.
 
-    The weights are recomputed (2205.14135, appendix B.2). ``grad`` is the gradient of the output. ``delta`` are their
-    `deltas`. ``begun``, to which the gradients are added, are those of q over other keys. Other arguments as of
-    `forward`, and as it returns them.
+    The weights are recomputed (2205.14135, appendix B.2). ``grad`` is the gradient of the output. ``begun``, to which
+    the gradients are added, are those of q over other keys. Other arguments as of `forward`, and as it returns them.
     """
     dq, fresh = (torch.empty_like(q), sources[0]) if begun is None else (begun, None)
     with torch.inference_mode():
-        scratch, lse = _Scratch(q, sources), lse.unsqueeze(-1)
+        scratch, lse, delta = _Scratch(q, sources), lse.unsqueeze(-1), _deltas(grad, out)
         for source, tiles in scratch.tiles:
             assert source.gradients is not None
             # Scores stored key by key: the products for keys and values are faster.
@@ -238,7 +236,7 @@ def backward(
             hidden = [(p[:, x.start : x.end], x.cap_by_key) for x in tiles.hidden]
             kept, copies = float(tiles.adds or source is not fresh), tiles.stride > 1
             given = [
-                _Gift(into, weights, rows, factor, source, tiles, scratch)
+                _KeyGradients(into, weights, rows, factor, source, tiles, scratch)
                 for into, weights, rows, factor in zip(source.gradients, (ds, p), (q, grad), (scale, 1.0), strict=True)
             ]
             views = zip(

@@ -199,8 +199,8 @@ def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
         near = near_span(span)
         if near.kind == "window" and (near.size or 0) >= FEWEST_TILED:
             return ()
-        plan = None if near.covers(tokens) else strips.strip_groups(near, tokens, masked_queries(near.size or 0))
-        return () if plan is None else (Far(plan), *far_keys(span, tokens))
+        own = None if near.covers(tokens) else strips.strip_groups(near, tokens, masked_queries(near.size or 0))
+        return () if own is None else (Far(own), *far_keys(span, tokens))
     assert span.size is not None
     far, later, size = far_keys(span, tokens), Span(kind="full"), min(span.size, tokens)
     # The keys before a block and those of the block itself are neighbors.
@@ -338,8 +338,7 @@ def whole_backward(
     """
     dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if begun is None else begun[1:]
     given = sources(far, k, v, (dk, dv))
-    delta = products.deltas(grad, out)
-    dq = products.backward(grad, q, delta, lse, [*given, *more], scale, None if begun is None else begun[0])
+    dq = products.backward(grad, q, out, lse, [*given, *more], scale, None if begun is None else begun[0])
     for part, source in zip(far, given, strict=True):
         if part.columns is not None and source.gradients is not None:
             for target, some in zip((dk, dv), source.gradients, strict=True):

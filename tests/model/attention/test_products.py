@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from layersearch.model.attention import product_tiles, products
+from layersearch.model.attention import product_tiles, products, union
 from layersearch.model.attention.operator import chunked_attention
 from layersearch.model.attention.products import Source
 from layersearch.model.attention.reference import reference_attention
@@ -60,8 +60,25 @@ def test_products_of_summaries_and_marks_equal_reference(text: str, bidirectiona
         assert max(differences(*found)) < 1e-10
 
 
+@pytest.mark.parametrize("factor", [1, 900], ids=["", "beyond the range"])
+@pytest.mark.parametrize("whole", [True, False], ids=["", "near keys by another kernel"])
+@pytest.mark.parametrize("text", ["window:5+global:mask:3", "block:9~2+global:mask:4+summary:7"])
+def test_products_join_further_keys(text: str, whole: bool, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not whole:
+        monkeypatch.setattr(union, "whole", lambda *_: ())  # as for the large blocks of an encoder
+    span, case, grad, more = extra_case(text, 67)
+    case[0] = (factor * case[0].detach()).requires_grad_()
+    found = []
+    for attention in (chunked_attention, reference_attention):
+        summaries = (case[3], case[4]) if len(case) > 3 else None
+        out = attention(*case[:3], span, bidirectional=True, summaries=summaries, **more)
+        found.append([out.detach(), *torch.autograd.grad(out, case, grad)])
+    assert max(differences(*found)) < 1e-10
+
+
 @pytest.mark.parametrize(
-    ("text", "bidirectional"), [("window:5", False), ("bigbird:4/2", False), ("bigbird:6/2", True)]
+    ("text", "bidirectional"),
+    [("window:5", False), ("bigbird:4/2", False), ("bigbird:6/2", True)],
 )
 def test_products_of_logits_beyond_the_range_go_another_way(text: str, bidirectional: bool) -> None:
     q, k, v, grad = tensors(1, 2, 2, 70, 4)
