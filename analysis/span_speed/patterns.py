@@ -1,7 +1,7 @@
 """Time the spans that join two parts, and staggered blocks, against torch's full causal attention.
 
 Command:  python analysis/span_speed/patterns.py
-Time:     about two minutes on one core
+Time:     about four minutes on one core
 Shows:    each span's share of the time of full attention beside its share of the FLOPs, at 8,192 tokens, head
           dimension 64, float32, one thread. 1.6 times the share is asked. Beside it, the same of its bare matrix
           products, and the memory of one pass.
@@ -36,7 +36,7 @@ SPANS += ["bigbird:64/3", "bigbird:256/3", "memory:512/512", "window:512+summary
 ENCODER = ["window:256", "window:256+global:first:64", "window:256+global:mask:64", "window:256+summary:64"]
 ENCODER += ["block:1024", "block:1024~512", "bigbird:64/3", "bigbird:256/3"]
 """Spans of an encoder, against its full attention."""
-REPETITIONS, BARE_REPETITIONS = 5, 3
+REPETITIONS, BARE_REPETITIONS = 9, 3
 
 
 def plans(span: Span, tokens: int, bidirectional: bool) -> Iterator[tuple[tuple[strips.StripGroup, ...], int]]:

@@ -24,7 +24,7 @@ WIDE_KEYS = 1024
 """Fewest keys of such a wide tile."""
 MOST_KEYS = 512
 """Most keys of a tile without a mask. Measured, see analysis/span_speed: 256 are as fast, 1,024 are 10% slower."""
-COPIED_TOKENS = 1 << 10
+COPIED_TOKENS = 3 << 9
 """Most queries and keys of a product that are copied first: the copies stay in the cache beside the scores."""
 
 
