@@ -1,12 +1,12 @@
 """Time the spans that join two parts, and staggered blocks, against torch's full causal attention.
 
 Command:  python analysis/span_speed/patterns.py
-Time:     about four minutes on one core
+Time:     about five minutes on one core
 Shows:    each span's share of the time of full attention beside its share of the FLOPs, at 8,192 tokens, head
           dimension 64, float32, one thread. 1.6 times the share is asked. Beside it, the same of its bare matrix
           products, and the memory of one pass.
 
-Each span is timed as in `bench.py`: against the full attention of its own repetition, after an untimed pass of the same
+Each span is timed as the goal in `bench.py`: in turn with full attention, each pass after an untimed one of the same
 kind, in CPU time of the one thread. Writes patterns.json beside itself.
 """
 
@@ -107,7 +107,13 @@ def bare_over_flops(text: str, bidirectional: bool) -> float:
 
 def measured(spans: list[str], bidirectional: bool, usual: dict[str, str]) -> dict[str, Any]:
     """Return the times of spans, their bare products' and their memory."""
-    found = summary(LONG, timed(LONG, spans, REPETITIONS, bidirectional), bidirectional)
+    full, rows = list[tuple[float, float]](), dict[str, Any]()
+    for name in spans:  # in turn with full attention alone, so that other load on the machine meets both
+        times = timed(LONG, [name], REPETITIONS, bidirectional)
+        full += times["sdpa"]
+        rows[name] = summary(LONG, times, bidirectional)["spans"][name]
+    found = summary(LONG, {"sdpa": full}, bidirectional)
+    found |= {"repetitions": REPETITIONS, "spans": found["spans"] | rows}
     for name, row in found["spans"].items():
         if name != "sdpa":
             row["bare_products_over_flops"] = bare_over_flops(name, bidirectional)
