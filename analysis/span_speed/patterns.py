@@ -1,12 +1,12 @@
 """Time the spans that join two parts, and staggered blocks, against torch's full causal attention.
 
 Command:  python analysis/span_speed/patterns.py
-Time:     about two minutes on one core
+Time:     about five minutes on one core
 Shows:    each span's share of the time of full attention beside its share of the FLOPs, at 8,192 tokens, head
           dimension 64, float32, one thread. 1.6 times the share is asked. Beside it, the same of its bare matrix
           products, and the memory of one pass.
 
-Each span is timed as in `bench.py`: against the full attention of its own repetition, after an untimed pass of the same
+Each span is timed as the goal in `bench.py`: in turn with full attention, each pass after an untimed one of the same
 kind, in CPU time of the one thread. Writes patterns.json beside itself.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from bench import HERE, LIMIT, LONG, full_attention, full_both_ways, inputs, peak_mb, seconds, summary, timed
 
-from layersearch.model.attention import products, strips, union
+from layersearch.model.attention import product_tiles, strips, union
 from layersearch.model.attention.extras import summary_plan
 from layersearch.schedule import Span
 from layersearch.schedule.cost import span_pairs
@@ -36,7 +36,7 @@ SPANS += ["bigbird:64/3", "bigbird:256/3", "memory:512/512", "window:512+summary
 ENCODER = ["window:256", "window:256+global:first:64", "window:256+global:mask:64", "window:256+summary:64"]
 ENCODER += ["block:1024", "block:1024~512", "bigbird:64/3", "bigbird:256/3"]
 """Spans of an encoder, against its full attention."""
-REPETITIONS, BARE_REPETITIONS = 5, 3
+REPETITIONS, BARE_REPETITIONS = 9, 3
 
 
 def plans(span: Span, tokens: int, bidirectional: bool) -> Iterator[tuple[tuple[strips.StripGroup, ...], int]]:
@@ -66,12 +66,12 @@ def plans(span: Span, tokens: int, bidirectional: bool) -> Iterator[tuple[tuple[
 def bare_products(span: Span, bidirectional: bool) -> float:
     """Return the CPU time of a span's seven matrix products alone, in its tiles' shapes and on data in the cache."""
     tokens, width = LONG["tokens"], LONG["head_dim"]
-    buffers = torch.randn(7, products.CACHED_SCORES * 4)
+    buffers = torch.randn(7, product_tiles.CACHED_SCORES * 4)
     calls = []
     for plan, unit in plans(span, tokens, bidirectional):
         for part in plan:
-            for tiles in products._cut(part, torch.float32, unit):
-                together = max(1, products.CACHED_SCORES // (tiles.queries * tiles.keys))
+            for tiles in product_tiles.cut(part, torch.float32, unit):
+                together = max(1, product_tiles.CACHED_SCORES // (tiles.queries * tiles.keys))
                 for at in range(0, tiles.count, together):
                     calls.append((min(together, tiles.count - at), tiles.queries, tiles.keys))
     with torch.inference_mode():
@@ -107,7 +107,13 @@ def bare_over_flops(text: str, bidirectional: bool) -> float:
 
 def measured(spans: list[str], bidirectional: bool, usual: dict[str, str]) -> dict[str, Any]:
     """Return the times of spans, their bare products' and their memory."""
-    found = summary(LONG, timed(LONG, spans, REPETITIONS, bidirectional), bidirectional)
+    full, rows = list[tuple[float, float]](), dict[str, Any]()
+    for name in spans:  # in turn with full attention alone, so that other load on the machine meets both
+        times = timed(LONG, [name], REPETITIONS, bidirectional)
+        full += times["sdpa"]
+        rows[name] = summary(LONG, times, bidirectional)["spans"][name]
+    found = summary(LONG, {"sdpa": full}, bidirectional)
+    found |= {"repetitions": REPETITIONS, "spans": found["spans"] | rows}
     for name, row in found["spans"].items():
         if name != "sdpa":
             row["bare_products_over_flops"] = bare_over_flops(name, bidirectional)

@@ -1,24 +1,23 @@
 """Keys beside a span's plain ones: summaries of blocks, and tokens that the task marks to see all and be seen by all.
 
-Both join the output of the plain span by log-sum-exp, and take their gradients from the joined one, as in `union`.
+Products add them to the plain span's own sum of exponentials. Where these do not serve, both join the output of the
+plain span by log-sum-exp, and take their gradients from the joined one, as in `union`.
 
 Shape legend: B batch, H query heads, N rows (batch and head), T tokens, M summaries, G marked tokens, D head width.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from layersearch.model.attention import products, strips, union
-from layersearch.model.attention.products import Source, Tiles
+from layersearch.model.attention.product_tiles import Tiles
+from layersearch.model.attention.products import Source
 from layersearch.model.attention.strips import StripGroup
 from layersearch.schedule import Span
-
-HIDDEN = 1e4
-"""Added to a log-sum-exp, it makes all weights of a query 0, in double precision too."""
 
 
 @dataclass(frozen=True)
@@ -47,30 +46,72 @@ def summary_plan(span: Span, tokens: int, bidirectional: bool) -> tuple[StripGro
 
 
 def join_summaries(
-    q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: tuple[StripGroup, ...], scale: float, cap: float
+    q: Tensor, sums: Source, out: Tensor, lse: Tensor, scale: float, cap: float
 ) -> tuple[Tensor, Tensor]:
-    """Join summaries (N, M, D) to the output (N, T, D) and log-sum-exp (N, T) of queries (N, T, D)."""
-    if products.serves(q, cap):
-        found = products.forward(q, [Source(plan, k, v)], scale, (out, lse))
-        if found is not None:
-            return found
-    some, sums = strips.forward(q, k, v, plan, scale, softcap=cap, covered=False)
-    return union.join(out, lse, some, sums)
+    """Join summaries to the output (N, T, D) and log-sum-exp (N, T) of queries (N, T, D)."""
+    some, some_lse = strips.forward(q, sums.keys, sums.values, sums.plan, scale, softcap=cap, covered=False)
+    return union.join(out, lse, some, some_lse)
 
 
-def summary_gradients(
-    rows: Rows, k: Tensor, v: Tensor, plan: tuple[StripGroup, ...], scale: float, cap: float, dq: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the summaries' keys and values, (N, M, D), and add those of queries to ``dq``."""
-    if products.serves(rows.q, cap):
-        given = torch.zeros_like(k), torch.zeros_like(v)
-        products.backward(rows.grad, rows.q, rows.out, rows.lse, [Source(plan, k, v, gradients=given)], scale, dq)
-        return given
-    some_q, dk, dv = strips.backward(
-        rows.grad, rows.q, k, v, rows.out, rows.lse, plan, scale, softcap=cap, covered=False
-    )
+def summary_gradients(rows: Rows, sums: Source, scale: float, cap: float, dq: Tensor) -> None:
+    """Add the summaries' share of the gradients of queries to ``dq``, and their own gradients to those of ``sums``."""
+    assert sums.gradients is not None
+    given = rows.grad, rows.q, sums.keys, sums.values, rows.out, rows.lse
+    some_q, *found = strips.backward(*given, sums.plan, scale, softcap=cap, covered=False)
     dq += some_q
-    return dk, dv
+    for into, some in zip(sums.gradients, found, strict=True):
+        into += some
+
+
+def forward_products(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    whole: tuple[union.Far, ...],
+    marks: Marked | None,
+    sums: Source | None,
+    scale: float,
+    begun: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor] | None:
+    """Attend over a plain span and further keys with one sum of exponentials; arguments and result as of `products`.
+
+    ``whole`` are the plain span's keys. If it is empty, ``begun`` holds the output over them.
+    """
+    more = [] if sums is None else [sums]
+    seen = [] if marks is None else [marks.seen(marks.pick(k), marks.pick(v))]
+    found = products.forward(q, [*union.sources(whole, k, v), *seen, *more], scale, begun)
+    if found is None or marks is None:
+        return found
+    own = products.forward(marks.pick(q), marks.all_keys(k, v, sums), scale)
+    return None if own is None else marks.put(found, own)
+
+
+def backward_products(
+    rows: Rows,
+    whole: tuple[union.Far, ...],
+    marks: Marked | None,
+    sums: Source | None,
+    scale: float,
+    begun: tuple[Tensor, Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k and v of `forward_products`; those of summaries are added to their own.
+
+    ``begun`` are the gradients over near keys, if ``whole`` is empty.
+    """
+    grad, q, k, v, out, lse = rows.grad, rows.q, rows.k, rows.v, rows.out, rows.lse
+    more = [] if sums is None else [sums]
+    if marks is None:
+        return union.whole_backward(grad, q, k, v, out, lse, whole, scale, begun, more)
+    some_k, some_v = marks.pick(k), marks.pick(v)
+    given = torch.zeros_like(some_k), torch.zeros_like(some_v)
+    sources = [marks.seen(some_k, some_v, given), *more]
+    dq, dk, dv = union.whole_backward(marks.silence(grad), q, k, v, out, lse, whole, scale, begun, sources)
+    for target, some in zip((dk, dv), given, strict=True):
+        marks.give(target, some)
+    own_grad, own_q = marks.pick(grad), marks.pick(q)
+    own = own_grad, own_q, marks.pick(out), lse.gather(1, marks.places)
+    marks.give(dq, products.backward(*own, marks.all_keys(k, v, sums, (dk, dv)), scale))
+    return dq, dk, dv
 
 
 @dataclass(frozen=True)
@@ -98,34 +139,53 @@ class Marked:
         """Return those of rows of batch and head; ``places`` is (B, G)."""
         return cls(places.repeat_interleave(heads, 0), span.plain, tokens)
 
-    def near(self, rows: slice, queries: slice, marks: slice) -> Tensor:
-        """Return which queries see which marked tokens as near keys, (N, C, G)."""
-        at = torch.arange(queries.start, queries.stop, device=self.places.device, dtype=torch.int32)
-        places = self.places[rows, None, marks].int()  # int32 takes half the time
+    def _near_queries(self, place: int) -> tuple[int, int]:
+        """Return the first query that sees a token as a near key, and the one after the last."""
+        size, offset = self.span.size, self.span.offset
+        assert size is not None
+        if self.span.kind == "window":
+            return place - size, place + size + 1
+        start = (place + offset) // size * size - offset
+        return start, start + size
+
+    def _near(self) -> Tensor:
+        """Return which queries see which marked tokens as near keys, (N, T, G)."""
+        at = torch.arange(self.tokens, device=self.places.device, dtype=torch.int32)
+        places = self.places[:, None].int()  # int32 takes half the time
         near: Tensor = self.span.visible(at[None, :, None], places, bidirectional=True, tokens=self.tokens)
         return near
 
-    def _every_near(self) -> Tensor:
-        return self.near(slice(None), slice(0, self.tokens), slice(None))
-
-    def _seen(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
+    def seen(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
         """Return the marked tokens, (N, G, D), as keys that all queries see which do not see them as near ones."""
-        count = self.places.shape[1]
+        count, places = self.places.shape[1], self.places.tolist()
 
-        def hide(tiles: Tiles, weights: Tensor) -> None:
+        def hide(tiles: Tiles, product: int, weights: Tensor) -> None:
             # The one strip is all queries: each tile of a product is of another row.
-            row, first = divmod(tiles.first, self.tokens)
-            low = tiles.low % count
-            place = slice(row, row + tiles.count), slice(first, first + tiles.queries), slice(low, low + tiles.keys)
-            weights.masked_fill_(self.near(*place), 0.0)
+            row, first = divmod(tiles.first + product * tiles.onward, self.tokens)
+            low = (tiles.low + product * tiles.along) % count
+            for tile, of_row in enumerate(places[row : row + tiles.count]):
+                for mark, place in enumerate(of_row[low : low + tiles.keys]):
+                    # The queries near a token are neighbors: so few writes take less time than a mask of all pairs.
+                    start, end = (min(max(x - first, 0), tiles.queries) for x in self._near_queries(place))
+                    if start < end:
+                        weights[tile, start:end, mark].zero_()
 
-        plan = (StripGroup(0, 1, self.tokens, 0, count, 0, None, False),)
+        plan = (StripGroup(0, 1, self.tokens, 0, count, 0, None, False, True),)
         return Source(plan, k, v, gradients=gradients, hide=hide)
 
-    def _all(self, k: Tensor, v: Tensor, gradients: tuple[Tensor, Tensor] | None = None) -> Source:
-        """Return all tokens, (N, T, D), as keys of the marked ones."""
-        plan = (StripGroup(0, 1, self.places.shape[1], 0, self.tokens, 0, None, False),)
-        return Source(plan, k, v, gradients=gradients)
+    def all_keys(
+        self, k: Tensor, v: Tensor, sums: Source | None, gradients: tuple[Tensor, Tensor] | None = None
+    ) -> list[Source]:
+        """Return all tokens, (N, T, D), and all summaries as keys of the marked ones."""
+        count = self.places.shape[1]
+        found = [Source((StripGroup(0, 1, count, 0, self.tokens, 0, None, False),), k, v, gradients=gradients)]
+        if sums is not None:
+            found.append(replace(sums, plan=(StripGroup(0, 1, count, 0, sums.keys.shape[1], 0, None, False),)))
+        return found
+
+    def put(self, into: tuple[Tensor, Tensor], own: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """Write the marked queries' own outputs (N, G, D) and log-sum-exps (N, G) over those of all queries."""
+        return into[0].scatter_(1, self._wide(own[0]), own[0]), into[1].scatter_(1, self.places, own[1])
 
     def pick(self, x: Tensor) -> Tensor:
         """Return the marked tokens' rows: (N, T, D) -> (N, G, D)."""
@@ -141,50 +201,36 @@ class Marked:
 
     def join(self, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, scale: float) -> tuple[Tensor, Tensor]:
         """Join the marked tokens to near keys: each query sees them, and they see all."""
-        if products.serves(q, 0.0):
-            found = products.forward(q, [self._seen(self.pick(k), self.pick(v))], scale, (out, lse))
-            rows_found = products.forward(self.pick(q), [self._all(k, v)], scale)
-            if found is not None and rows_found is not None:
-                own, sums = rows_found
-                return found[0].scatter_(1, self._wide(own), own), found[1].scatter_(1, self.places, sums)
-        scores = (q @ self.pick(k).mT * scale).masked_fill_(self._every_near(), -torch.inf)
+        scores = (q @ self.pick(k).mT * scale).masked_fill_(self._near(), -torch.inf)
         joined = torch.logaddexp(lse, scores.logsumexp(-1))
         out = out * (lse - joined).exp_().unsqueeze(-1)
         out = out.baddbmm_(scores.sub_(joined.unsqueeze(-1)).exp_(), self.pick(v))
         rows = self.pick(q) @ k.mT * scale
         sums = rows.logsumexp(-1)
         own = rows.sub_(sums.unsqueeze(-1)).exp_() @ v
-        out.scatter_(1, self._wide(own), own)
-        return out, joined.scatter_(1, self.places, sums)
+        return self.put((out, joined), (own, sums))
 
-    def hide(self, lse: Tensor) -> Tensor:
-        """Return the log-sum-exp with which the marked tokens' queries have no near keys."""
-        return lse.scatter(1, self.places, lse.gather(1, self.places) + HIDDEN)
+    def silence(self, grad: Tensor) -> Tensor:
+        """Return gradients of the output, (N, T, D), with 0 for the marked queries: no near key learns from them."""
+        return grad.scatter(1, self._wide(grad[:, : self.places.shape[1]]), 0.0)
 
     def backward(self, rows: Rows, into: tuple[Tensor, Tensor, Tensor], scale: float) -> None:
         """Add the gradients of the pairs with a marked token to ``into``: those of q, k and v, (N, T, D) each."""
         grad, q, k, v, lse = rows.grad, rows.q, rows.k, rows.v, rows.lse
         dq, dk, dv = into
-        if products.serves(q, 0.0):
-            some_k, some_v = self.pick(k), self.pick(v)
-            given = torch.zeros_like(some_k), torch.zeros_like(some_v)
-            products.backward(grad, q, rows.out, self.hide(lse), [self._seen(some_k, some_v, given)], scale, dq)
-            for target, some in zip((dk, dv), given, strict=True):
-                self.give(target, some)
-            own = self.pick(grad), self.pick(q), self.pick(rows.out), lse.gather(1, self.places)
-            self.give(dq, products.backward(*own, [self._all(k, v, (dk, dv))], scale))
-            return
-        delta = (grad * rows.out).sum(-1, keepdim=True)
+        quiet = self.silence(grad)
         some_k, some_v = self.pick(k), self.pick(v)
-        scores = (q @ some_k.mT * scale).masked_fill_(self._every_near(), -torch.inf)
-        weights = scores.sub_(self.hide(lse).unsqueeze(-1)).exp_()
-        scored = (grad @ some_v.mT).sub_(delta).mul_(weights).mul_(scale)
+        scores = (q @ some_k.mT * scale).masked_fill_(self._near(), -torch.inf)
+        weights = scores.sub_(lse.unsqueeze(-1)).exp_()
+        delta = (quiet * rows.out).sum(-1, keepdim=True)
+        scored = (quiet @ some_v.mT).sub_(delta).mul_(weights).mul_(scale)
         dq += scored @ some_k
         self.give(dk, scored.mT @ q)
-        self.give(dv, weights.mT @ grad)
+        self.give(dv, weights.mT @ quiet)
         some_q, some_grad = self.pick(q), self.pick(grad)
         weights = (some_q @ k.mT * scale).sub_(lse.gather(1, self.places).unsqueeze(-1)).exp_()
-        scored = (some_grad @ v.mT).sub_(self.pick(delta)).mul_(weights).mul_(scale)
+        own = (some_grad * self.pick(rows.out)).sum(-1, keepdim=True)
+        scored = (some_grad @ v.mT).sub_(own).mul_(weights).mul_(scale)
         self.give(dq, scored @ k)
         dk += scored.mT @ some_q
         dv += weights.mT @ some_grad

@@ -12,10 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from layersearch.model.attention import products
 from layersearch.model.attention.extras import (
     Extras,
     Marked,
     Rows,
+    backward_products,
+    forward_products,
     join_summaries,
     marked_places,
     summary_gradients,
@@ -32,7 +35,9 @@ from layersearch.model.attention.plain import (
     read_text,
     rows_of,
     runs_flash,
+    whole_keys,
 )
+from layersearch.model.attention.products import Source
 from layersearch.schedule import Span
 
 # Values of one tensor processed together: fresh pages cost more than the arithmetic of a short window on them.
@@ -121,19 +126,43 @@ def _forward_piece(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float, e
         keys, values = expand(k, heads), expand(v, heads)
         found = [forward_plain(q[:, at], keys[:, at], values[:, at], str(part), softcap) for at, part in groups]
         return torch.cat([out for out, _ in found], dim=1), torch.cat([lse for _, lse in found], dim=1)
-    out, lse = forward_plain(q, k, v, _plain_text(span, both, extras.marked is not None), softcap)
+    plain = _plain_text(span, both, extras.marked is not None)
     if extras.keys is None and extras.marked is None:
-        return out, lse
+        return forward_plain(q, k, v, plain, softcap)
     scale = 1.0 / math.sqrt(width)
-    queries, out, lse = (rows_of(x.to(wide)) for x in (q, out, lse))
-    if extras.marked is not None:
-        marks = Marked.of(span, extras.marked, tokens, heads)
-        keys, values = (rows_of(expand(x, heads).to(wide)) for x in (k, v))
+    queries, keys, values = (rows_of(x.to(wide)) for x in (q, expand(k, heads), expand(v, heads)))
+    marks = None if extras.marked is None else Marked.of(span, extras.marked, tokens, heads)
+    sums = _summaries(span, both, tokens, heads, extras, wide)
+    whole = whole_keys(q, plain, softcap)
+    begun = None if whole else _near_rows(q, k, v, plain, softcap)
+    if products.serves(queries, softcap):
+        joined = forward_products(queries, keys, values, whole, marks, sums, scale, begun)
+        if joined is not None:
+            return joined[0].view(q.shape), joined[1].view(q.shape[:3])
+    out, lse = begun or _near_rows(q, k, v, plain, softcap)
+    if marks is not None:
         out, lse = marks.join(queries, keys, values, out, lse, scale)
-    if extras.keys is not None and extras.values is not None and extras.keys.shape[2]:
-        keys, values = (rows_of(expand(x, heads).to(wide)) for x in (extras.keys, extras.values))
-        out, lse = join_summaries(queries, keys, values, out, lse, summary_plan(span, tokens, both), scale, softcap)
+    if sums is not None:
+        out, lse = join_summaries(queries, sums, out, lse, scale, softcap)
     return out.view(q.shape), lse.view(q.shape[:3])
+
+
+def _near_rows(q: Tensor, k: Tensor, v: Tensor, plain: str, softcap: float) -> tuple[Tensor, Tensor]:
+    """Return `forward_plain`'s output (B*H, T, D) and log-sum-exp (B*H, T), in float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    out, lse = forward_plain(q, k, v, plain, softcap)
+    return rows_of(out.to(wide)), rows_of(lse.to(wide))
+
+
+def _summaries(
+    span: Span, both: bool, tokens: int, heads: int, extras: Extras, wide: torch.dtype, *, gradients: bool = False
+) -> Source | None:
+    """Return a span's summaries, if it has any, one row for each head, with gradients of 0 where these are asked."""
+    if extras.keys is None or extras.values is None or not extras.keys.shape[2]:
+        return None
+    keys, values = (rows_of(expand(x, heads).to(wide)) for x in (extras.keys, extras.values))
+    empty = (torch.zeros_like(keys), torch.zeros_like(values)) if gradients else None
+    return Source(summary_plan(span, tokens, both), keys, values, gradients=empty)
 
 
 def _backward(
@@ -152,10 +181,11 @@ def _backward(
     """Return the gradients of q (B, H, T, D), k and v (B, G, T, D), and of summaries, empty where there are none."""
     extras = Extras(more_k, more_v, marked)
     pieces = _batches(q, text, backward_kind(q), softcap)
-    if len(pieces) == 1 and more_k is None:
-        gradients, _ = _backward_piece(grad, q, k, v, out, lse, text, softcap, extras)
+    if len(pieces) == 1:
+        gradients, more = _backward_piece(grad, q, k, v, out, lse, text, softcap, extras)
         dq, dk, dv = (x.to(q.dtype).contiguous() for x in gradients)
-        return dq, dk, dv, q.new_empty(0), q.new_empty(0)
+        sums = [x.to(q.dtype) for x in more] or [q.new_zeros(0 if x is None else x.shape) for x in (more_k, more_v)]
+        return dq, dk, dv, sums[0], sums[1]
     dq, dk, dv = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     d_more = [q.new_zeros(0 if x is None else x.shape) for x in (more_k, more_v)]
     for piece in pieces:
@@ -195,20 +225,25 @@ def _backward_piece(
     plain = _plain_text(span, both, extras.marked is not None)
     if extras.keys is None and extras.marked is None:
         return backward_plain(grad, q, k, v, out, lse, text=plain, softcap=softcap), more
-    scale, hidden = 1.0 / math.sqrt(width), lse
+    scale = 1.0 / math.sqrt(width)
     rows = Rows(*(rows_of(x.to(wide)) for x in (grad, q, keys, values, out, lse)))
     marks = None if extras.marked is None else Marked.of(span, extras.marked, tokens, heads)
-    if marks is not None:
-        hidden = marks.hide(rows.lse).view(lse.shape)
-    near = backward_plain(grad, q, keys, values, out, hidden, text=plain, softcap=softcap)
-    dq, dk, dv = (rows_of(x.to(wide)) for x in near)
-    if marks is not None:
-        marks.backward(rows, (dq, dk, dv), scale)
-    if extras.keys is not None and extras.values is not None and extras.keys.shape[2]:
-        own_k, own_v = (rows_of(expand(x, heads).to(wide)) for x in (extras.keys, extras.values))
-        plan = summary_plan(span, tokens, both)
-        given = summary_gradients(rows, own_k, own_v, plan, scale, softcap, dq)
-        more = [fold_heads(x.view(batch, heads, -1, width), kv_heads) for x in given]
+    sums = _summaries(span, both, tokens, heads, extras, wide, gradients=True)
+    whole, begun = whole_keys(rows.q.view(q.shape), plain, softcap), None
+    if not whole:
+        quiet = grad if marks is None else marks.silence(rows.grad).view(grad.shape)
+        near = backward_plain(quiet, q, keys, values, out, lse, text=plain, softcap=softcap)
+        begun = rows_of(near[0].to(wide)), rows_of(near[1].to(wide)), rows_of(near[2].to(wide))
+    if begun is None or products.serves(rows.q, softcap):
+        dq, dk, dv = backward_products(rows, whole, marks, sums, scale, begun)
+    else:
+        dq, dk, dv = begun
+        if marks is not None:
+            marks.backward(rows, begun, scale)
+        if sums is not None:
+            summary_gradients(rows, sums, scale, softcap, dq)
+    if sums is not None and sums.gradients is not None:
+        more = [fold_heads(x.view(batch, heads, -1, width), kv_heads) for x in sums.gradients]
     return (dq.view(q.shape), fold_heads(dk.view(q.shape), kv_heads), fold_heads(dv.view(q.shape), kv_heads)), more
 
 

@@ -97,10 +97,12 @@ def _head_groups(
         yield group, part, band, dealt, plan
 
 
-def _by_products(rows: Tensor, span: Span, windows: int) -> bool:
-    """Tell whether a span that strips serve goes by products, rather than by tiles as windows of so many keys do."""
-    served = span.size is not None and (span.kind == "block" or span.size < windows)
-    return served and products.serves(rows, 0.0)
+def _row_keys(rows: Tensor, span: Span) -> tuple[union.Far, ...]:
+    """Return all keys that dealt rows (N, T, D) see of a span, for products; empty where these do not serve."""
+    if not products.serves(rows, 0.0):
+        return ()
+    tokens = rows.shape[1]
+    return union.whole(effective_span(str(replace(span, dilation=1, pool=1)), tokens), tokens, False)
 
 
 def _sinks(x: Tensor, span: Span) -> Tensor:
@@ -125,6 +127,14 @@ def _forward_kind(span: Span, q: Tensor, softcap: float) -> torch.dtype:
     if by_strips and softcap == 0 and span.decay == 0 and span.pool == 1 and span.sink == 0 and not span.is_union:
         return q.dtype
     return torch.promote_types(q.dtype, torch.float32)
+
+
+def whole_keys(q: Tensor, text: str, softcap: float) -> tuple[union.Far, ...]:
+    """Return all keys of a span that has further ones, for products that take both at once; empty where they do not."""
+    span, both = effective_span(text, q.shape[2]), text.startswith(ENCODER)
+    if span.is_las or q.dtype != torch.promote_types(q.dtype, torch.float32) or not products.serves(q, softcap):
+        return ()
+    return union.whole(span, q.shape[2], both)
 
 
 def rows_of(x: Tensor) -> Tensor:
@@ -162,7 +172,7 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     if span.pool > 1:
         values = pool_values(values, span.pool)
     keys, values = expand(keys, heads), expand(values, heads)
-    if products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
+    if kind == wide and products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
         given = union.sources(whole, rows_of(keys), rows_of(values))
         found = products.forward(rows_of(queries), given, scale)
         if found is not None:
@@ -170,9 +180,9 @@ def forward_plain(q: Tensor, k: Tensor, v: Tensor, text: str, softcap: float) ->
     near, far = union.near_span(span), union.far_keys(span, tokens)
     outs, sums = [], []
     for group, part, band, dealt, plan in _head_groups(queries, keys, values, near, softcap):
-        found = None
-        if plan is not None and kind == wide and _by_products(dealt[0], part, TILED_FORWARD_SIZE):
-            found = products.forward(dealt[0], [products.Source(plan, *dealt[1:])], scale)
+        whole, found = () if plan is None or kind != wide else _row_keys(dealt[0], part), None
+        if whole:
+            found = products.forward(dealt[0], union.sources(whole, *dealt[1:]), scale)
         if found is not None:
             out, lse = found
         elif plan is None or ((part.size or 0) >= TILED_FORWARD_SIZE and kind == wide):
@@ -220,10 +230,10 @@ def backward_plain(
         if span.decay > 0:
             alphas = _alphas(queries, span, len(q))
             found = las_both_ways.backward(grad, queries, held, mixed, outs, sums, span, alphas, scale, softcap)
-        elif two_sides.serves(span, tokens, TILED_BACKWARD_SIZE):
-            found = two_sides.backward(grad, queries, held, mixed, outs, sums, span, scale, softcap)
         elif products.serves(queries, softcap) and (whole := union.whole(span, tokens, both)):
             found = union.whole_backward(grad, queries, held, mixed, outs, sums, whole, scale)
+        elif two_sides.serves(span, tokens, TILED_BACKWARD_SIZE):
+            found = two_sides.backward(grad, queries, held, mixed, outs, sums, span, scale, softcap)
         else:
             plan = union.both_ways(span, tokens)
             found = strips.backward(grad, queries, held, mixed, outs, sums, plan, scale, softcap=softcap)
@@ -259,15 +269,14 @@ def _sparse_backward(
         stride = part.dilation
         dealt_lse, dealt_grad = deal(lse[:, group], stride).squeeze(-1), deal(grad[:, group], stride)
         lent = None
-        by_products = _by_products(dealt[0], part, TILED_BACKWARD_SIZE)
-        if plan is not None and (by_products or (part.size is not None and part.size < TILED_BACKWARD_SIZE)):
+        whole = () if plan is None else _row_keys(dealt[0], part)
+        if plan is not None and (whole or (part.size is not None and part.size < TILED_BACKWARD_SIZE)):
             dealt_out = deal(out[:, group].to(wide, memory_format=torch.contiguous_format), stride)
-            if by_products:
-                given = torch.zeros_like(dealt[1]), torch.zeros_like(dealt[2])
-                source = products.Source(plan, *dealt[1:], gradients=given)
-                found = [products.backward(dealt_grad, dealt[0], dealt_out, dealt_lse, [source], scale), *given]
+            given = dealt_grad, *dealt, dealt_out, dealt_lse
+            if whole:
+                found = list(union.whole_backward(*given, whole, scale))
             else:
-                found = list(strips.backward(dealt_grad, *dealt, dealt_out, dealt_lse, plan, scale))
+                found = list(strips.backward(*given, plan, scale))
         else:
             delta = deal((grad[:, group] * out[:, group]).sum(dim=-1, keepdim=True), stride).squeeze(-1)
             sinks = _sinks(keys[:, group], part), _sinks(values[:, group], part)

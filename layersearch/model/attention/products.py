@@ -11,22 +11,21 @@ queries of a tile, L its keys.
 
 from __future__ import annotations
 
-import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from layersearch.model.attention.strips import Steps, StripGroup
-from layersearch.model.attention.tiled import CACHED_SCORES, SAFE_MASS
+from layersearch.model.attention.product_tiles import Tiles, tiles_of
+from layersearch.model.attention.strips import StripGroup
+from layersearch.model.attention.tiled import SAFE_MASS
 
-MASKED_QUERIES = 64
-"""Most queries of a tile with a mask: the scores of its unseen corners are computed too."""
 FEWEST_TOKENS = 1024
 """Fewest tokens of a row: a batch of shorter rows is 2% to 20% faster by the flash kernel, while other programs run."""
-MOST_KEYS = 512
-"""Most keys of a tile without a mask. Measured, see analysis/span_speed: 256 are as fast, 1,024 are 10% slower."""
+DELTA_TOKENS = 1 << 10
+"""Tokens whose output and its gradient are multiplied at once, so that the product stays in the cache."""
 
 
 def serves(q: Tensor, softcap: float) -> bool:
@@ -43,165 +42,12 @@ class Source:
     values: Tensor
     blocks: tuple[int, tuple[int, ...]] | None = None  # a strip's keys are these blocks of so many tokens
     gradients: tuple[Tensor, Tensor] | None = None  # added to
-    hide: Callable[[Tiles, Tensor], None] | None = None  # sets weights (B, C, L) of a tile to 0 that no mask knows of
+    # Sets weights (B, C, L) of a product's tiles to 0 that no mask knows of; the product is given by its number.
+    hide: Callable[[Tiles, int, Tensor], None] | None = None
 
     def tiles(self, q: Tensor) -> tuple[Tiles, ...]:
         """Return the tiles of queries (N, T, D)."""
-        return _tiles(self.plan, q.dtype, len(q), q.shape[1], self.keys.shape[1], self.blocks)
-
-
-@dataclass(frozen=True)
-class Tiles:
-    """Equal tiles of one product, among the tokens of all rows one after another.
-
-    Tile b holds queries [first + b*jump, ...) and keys [low + b*step, ...).
-    """
-
-    first: int
-    count: int
-    queries: int
-    jump: int
-    low: int
-    keys: int
-    step: int
-    stride: int  # tokens between neighboring queries, and keys, of a tile
-    caps: tuple[tuple[int, int, Tensor], ...]  # keys [start, end) of which some are unseen: inf where seen, else 0
-    adds: bool  # the queries see other keys in earlier tiles
-    apart: int  # tiles so far apart share no key
-    row: int = 0
-    index: Tensor | None = None  # blocks of the row that are the keys, one tile after another
-
-    def of_queries(self, x: Tensor) -> Tensor:
-        """View tokens (N, T, ...) as the tiles' queries, (B, C, ...)."""
-        return _view(x, self.first, self.count, self.jump, self.queries, self.stride)
-
-    def of_keys(self, x: Tensor) -> Tensor:
-        """View keys (N, M, D) as the tiles' keys, which may overlap, (B, L, D)."""
-        return _view(x, self.low, self.count, self.step, self.keys, self.stride)
-
-    def hide(self, weights: Tensor, source: Source) -> None:
-        """Set weights (B, C, L) of unseen keys to 0, infinite ones too."""
-        for start, end, cap in self.caps:
-            some = weights[:, :, start:end]
-            torch.minimum(some, cap, out=some)
-        if source.hide is not None:
-            source.hide(self, weights)
-
-
-def _view(x: Tensor, first: int, count: int, jump: int, size: int, stride: int) -> Tensor:
-    width = x.shape[2]
-    return x.as_strided((count, size, width), (jump * width, stride * width, 1), x.storage_offset() + first * width)
-
-
-def _cut(part: StripGroup, dtype: torch.dtype, unit: int) -> Iterator[Tiles]:
-    """Cut a group of strips into tiles whose scores fit the cache, without keys at either end that no query sees.
-
-    Keys come in blocks of ``unit``, which stay whole.
-    """
-    masked = part.causal or part.mask is not None
-    width = part.keys if masked else min(part.keys, max(unit, MOST_KEYS // unit * unit))
-    most = max(16, CACHED_SCORES // max(width, 1) // 16 * 16)
-    if masked:
-        most = min(most, MASKED_QUERIES)
-    for first in range(0, part.queries, most):
-        last = min(first + most, part.queries)
-        visible, low, high = _visible(part, first, last), 0, part.keys
-        if visible is not None:
-            seen = visible.any(0).nonzero().flatten()
-            if not len(seen):
-                continue
-            # A start on a multiple of 16 keeps the keys aligned: faster products.
-            low, high = int(seen[0]) // 16 * 16, int(seen[-1]) + 1
-        for start in range(low, high, width):
-            size = min(width, high - start)
-            yield Tiles(
-                first=part.first + first * part.stride,
-                count=part.strips,
-                queries=last - first,
-                jump=1 if part.stride > 1 else part.queries,
-                low=part.low + start * part.stride,
-                keys=size,
-                step=part.step,
-                stride=part.stride,
-                caps=() if visible is None else _caps(visible[:, start : start + size], dtype),
-                adds=part.joins or start > low,
-                apart=-(-size // part.step) if part.step and part.stride == 1 else 1,
-            )
-
-
-def _visible(part: StripGroup, first: int, last: int) -> Tensor | None:
-    """Return which keys of a strip its queries [first, last) see, (C, L); None: all."""
-    i, j = torch.arange(first, last)[:, None], torch.arange(part.keys)[None, :]
-    if part.causal:
-        return j <= i
-    if part.mask is None:
-        return None
-    return part.mask.visible(i if isinstance(part.mask, Steps) else i + part.first - part.low, j)
-
-
-def _caps(visible: Tensor, dtype: torch.dtype) -> tuple[tuple[int, int, Tensor], ...]:
-    """Return the keys before and after the longest stretch that all queries see, with their caps."""
-    size, begin, clear = visible.shape[1], 0, (0, 0)
-    for key, seen in enumerate([*visible.all(0).tolist(), False]):
-        if not seen:
-            clear = max(clear, (begin, key), key=lambda stretch: stretch[1] - stretch[0])
-            begin = key + 1
-    sides = [(0, clear[0]), (clear[1], size)] if clear[1] else [(0, size)]
-    cap = torch.zeros(visible.shape, dtype=dtype).masked_fill_(visible, torch.inf)
-    return tuple((start, end, cap[:, start:end].contiguous()) for start, end in sides if start < end)
-
-
-@functools.lru_cache(maxsize=64)
-def _tiles(
-    plan: tuple[StripGroup, ...],
-    dtype: torch.dtype,
-    rows: int,
-    tokens: int,
-    keys: int,
-    blocks: tuple[int, tuple[int, ...]] | None,
-) -> tuple[Tiles, ...]:
-    """Cut strips into tiles of one product each."""
-    found = []
-    for part in plan:
-        for tiles in _cut(part, dtype, 1 if blocks is None else blocks[0]):
-            together = max(1, CACHED_SCORES // (tiles.queries * tiles.keys))
-            if blocks is None and rows > tiles.count:
-                # Short rows: the same tile of several rows.
-                for at in range(tiles.count):
-                    for row in range(0, rows, together):
-                        found.append(
-                            replace(
-                                tiles,
-                                first=row * tokens + tiles.first + at * tiles.jump,
-                                low=row * keys + tiles.low + at * tiles.step,
-                                count=min(together, rows - row),
-                                jump=tokens,
-                                step=keys,
-                                apart=1,
-                            )
-                        )
-                continue
-            if together > tiles.apart:
-                together = together // tiles.apart * tiles.apart
-            for row in range(rows):
-                for at in range(0, tiles.count, together):
-                    count, index = min(together, tiles.count - at), None
-                    if blocks is not None:
-                        size, chosen = blocks
-                        starts = [(tiles.low + tile * tiles.step) // size for tile in range(at, at + count)]
-                        of_tiles = [chosen[start : start + tiles.keys // size] for start in starts]
-                        index = torch.tensor([block for some in of_tiles for block in some])
-                    found.append(
-                        replace(
-                            tiles,
-                            first=row * tokens + tiles.first + at * tiles.jump,
-                            low=row * keys + tiles.low + at * tiles.step,
-                            count=count,
-                            row=row,
-                            index=index,
-                        )
-                    )
-    return tuple(found)
+        return tiles_of(self.plan, q.dtype, len(q), q.shape[1], self.keys.shape[1], self.blocks)
 
 
 class _Scratch:
@@ -209,33 +55,40 @@ class _Scratch:
 
     def __init__(self, q: Tensor, sources: Sequence[Source]) -> None:
         self.like = q
-        sizes = (x.count * x.queries * x.keys for source in sources for x in source.tiles(q))
-        self.largest = max(sizes, default=0)
+        self.tiles = [(source, tiles) for source in sources for tiles in source.tiles(q)]
+        self.scores = max((x.count * x.queries * x.keys for _, x in self.tiles), default=0)
+        copied = [x for _, x in self.tiles if x.chosen or x.stride > 1]
+        self.tokens = max((x.count * max(x.queries, x.keys) for x in copied), default=0) * q.shape[2]
         self.flat: dict[str, Tensor] = {}
+        self.views: dict[tuple[str, tuple[int, ...]], Tensor] = {}
 
-    def scores(self, name: str, tiles: Tiles) -> Tensor:
-        """Return a buffer for the scores of some tiles, (B, C, L)."""
-        if name not in self.flat:
-            self.flat[name] = self.like.new_empty(self.largest)
-        return self.take(name, tiles.count, tiles.queries, tiles.keys)
+    def take(self, name: str, *shape: int, scores: bool = False) -> Tensor:
+        """Return a buffer in a shape of tokens (B, C, D), or of scores (B, C, L)."""
+        if (name, shape) not in self.views:
+            if name not in self.flat:
+                self.flat[name] = self.like.new_empty(self.scores if scores else self.tokens)
+            self.views[name, shape] = self.flat[name][: math.prod(shape)].view(shape)
+        return self.views[name, shape]
 
-    def take(self, name: str, *shape: int) -> Tensor:
-        """Return a buffer in a shape of three dimensions."""
-        size = shape[0] * shape[1] * shape[2]
-        if name not in self.flat or len(self.flat[name]) < size:
-            self.flat[name] = self.like.new_empty(size)
-        return self.flat[name][:size].view(shape)
-
-    def dense(self, name: str, some: Tensor, tiles: Tiles) -> Tensor:
-        """Return queries or keys of some tiles, copied if a stride lies between them: else products are slow."""
-        return some if tiles.stride == 1 else self.take(name, *some.shape).copy_(some)
-
-    def add(self, into: Tensor, a: Tensor, b: Tensor, factor: float, tiles: Tiles) -> None:
-        """Add factor * a @ b to the queries or keys of some tiles."""
+    def dense(self, name: str, some: Tensor, tiles: Tiles) -> Iterator[Tensor]:
+        """Yield the tokens (P, B, C, D) of each product, copied if a stride makes its products slow."""
         if tiles.stride == 1:
-            into.baddbmm_(a, b, alpha=factor)
-        else:
-            into.add_(torch.bmm(a, b, out=self.take("product", *into.shape)), alpha=factor)
+            yield from some.unbind()
+            return
+        buffer = self.take(name, *some.shape[1:])
+        for x in some.unbind():
+            yield buffer.copy_(x)
+
+    def held(self, name: str, x: Tensor, source: Source, tiles: Tiles) -> Iterator[Tensor]:
+        """Yield the keys or values of each product, of those of all rows (N, M, D)."""
+        if source.blocks is None:
+            yield from self.dense(name, tiles.of_keys(x), tiles)
+            return
+        blocks, buffer = _blocks(x[tiles.row], source.blocks[0]), self.take(name, tiles.count, tiles.keys, x.shape[2])
+        into = buffer.view(-1, blocks.shape[1])
+        for index in tiles.chosen:
+            torch.index_select(blocks, 0, index, out=into)
+            yield buffer
 
 
 def _blocks(x: Tensor, size: int) -> Tensor:
@@ -243,32 +96,47 @@ def _blocks(x: Tensor, size: int) -> Tensor:
     return x[: len(x) // size * size].view(-1, size * x.shape[1])
 
 
-def _held(source: Source, tiles: Tiles, scratch: _Scratch) -> list[Tensor]:
-    """Return the keys and values of some tiles, (B, L, D) each."""
-    given = {"keys": source.keys, "values": source.values}
-    if source.blocks is None or tiles.index is None:
-        return [scratch.dense(name, tiles.of_keys(x), tiles) for name, x in given.items()]
-    size, found = source.blocks[0], []
-    for name, x in given.items():
-        out = scratch.take(name, tiles.count, tiles.keys, x.shape[2])
-        torch.index_select(_blocks(x[tiles.row], size), 0, tiles.index, out=out.view(len(tiles.index), -1))
-        found.append(out)
-    return found
+class _KeyGradients:
+    """Where some tiles add to the gradients of keys or of values, (N, M, D)."""
 
+    def __init__(
+        self,
+        into: Tensor,
+        weights: Tensor,
+        rows: Tensor,
+        factor: float,
+        source: Source,
+        tiles: Tiles,
+        scratch: _Scratch,
+    ) -> None:
+        """Prepare to add factor * weights^T rows; ``weights`` (B, L, C) are those of each product in turn."""
+        self.weights, self.factor, self.chosen = weights, factor, tiles.chosen
+        self.copies = source.blocks is not None or tiles.stride > 1
+        if self.copies:
+            self.buffer = scratch.take("given", tiles.count, tiles.keys, into.shape[2])
+        if source.blocks is not None:
+            self.blocks = _blocks(into[tiles.row], source.blocks[0])
+            self.by_block = self.buffer.view(-1, self.blocks.shape[1])
+        elif self.copies:
+            self.targets = tiles.of_keys(into).unbind()
+        else:
+            (by_part,) = tiles.apart_in(weights.unsqueeze(0))
+            by_key, by_query = (tiles.apart_in(x) for x in (tiles.of_keys(into), tiles.of_queries(rows)))
+            self.shares = [
+                list(zip(targets, by_part, some, strict=True)) for targets, some in zip(by_key, by_query, strict=True)
+            ]
 
-def _give(
-    source: Source, tiles: Tiles, into: Tensor, weights: Tensor, rows: Tensor, factor: float, scratch: _Scratch
-) -> None:
-    """Add factor * weights^T rows to the gradients of the tiles' keys, (N, M, D)."""
-    if source.blocks is not None and tiles.index is not None:
-        some = torch.bmm(weights.mT, rows, out=scratch.take("product", tiles.count, tiles.keys, rows.shape[2]))
-        blocks = _blocks(into[tiles.row], source.blocks[0])
-        blocks.index_add_(0, tiles.index, some.view(len(tiles.index), -1), alpha=factor)
-        return
-    target = tiles.of_keys(into)
-    for at in range(min(tiles.apart, tiles.count)):
-        each = slice(at, None, tiles.apart)  # these share no key, so that writes never overlap
-        scratch.add(target[each], weights[each].mT, rows[each], factor, tiles)
+    def add(self, product: int, rows: Tensor) -> None:
+        """Add a product's share, from its queries' rows (B, C, D)."""
+        if not self.copies:
+            for target, weights, some in self.shares[product]:
+                target.baddbmm_(weights, some, alpha=self.factor)
+            return
+        torch.bmm(self.weights, rows, out=self.buffer)
+        if self.chosen:
+            self.blocks.index_add_(0, self.chosen[product], self.by_block, alpha=self.factor)
+        else:
+            self.targets[product].add_(self.buffer, alpha=self.factor)
 
 
 def forward(
@@ -294,25 +162,50 @@ def forward(
         out = begun[0] * mass
     with torch.inference_mode():  # outside, each view records its base
         scratch = _Scratch(q, sources)
-        for source in sources:
-            for tiles in source.tiles(q):
-                keys, values = _held(source, tiles, scratch)
-                p = scratch.scores("scores", tiles)
-                some_q = scratch.dense("queries", tiles.of_queries(q), tiles)
+        for source, tiles in scratch.tiles:
+            p = scratch.take("scores", tiles.count, tiles.queries, tiles.keys, scores=True)
+            hidden = [(p[:, :, x.start : x.end], x.cap) for x in tiles.hidden]
+            adds, copies = tiles.adds or source is not fresh, tiles.stride > 1
+            views = zip(
+                scratch.dense("queries", tiles.of_queries(q), tiles),
+                scratch.held("keys", source.keys, source, tiles),
+                scratch.held("values", source.values, source, tiles),
+                tiles.of_queries(out).unbind(),
+                tiles.of_queries(mass).unbind(),
+                strict=True,
+            )
+            for product, (some_q, keys, values, into, sums) in enumerate(views):
                 torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p).exp_()
-                tiles.hide(p, source)
-                into, sums = tiles.of_queries(out), tiles.of_queries(mass)
-                if tiles.adds or source is not fresh:
+                for some, cap in hidden:
+                    torch.minimum(some, cap, out=some)
+                if source.hide is not None:
+                    source.hide(tiles, product, p)
+                if adds:
                     sums.add_(p.sum(-1, keepdim=True))
-                    scratch.add(into, p, values, 1.0, tiles)
                 else:
                     torch.sum(p, -1, keepdim=True, out=sums)
+                if copies:
+                    some_out = torch.bmm(p, values, out=scratch.take("given", *into.shape))
+                    into.add_(some_out) if adds else into.copy_(some_out)
+                elif adds:
+                    into.baddbmm_(p, values)
+                else:
                     torch.bmm(p, values, out=into)
         if not bool(((mass > SAFE_MASS[0]) & (mass < SAFE_MASS[1])).all()):
             return None
         out.div_(mass)
         mass.log_()
     return out, mass.squeeze(-1)
+
+
+def _deltas(grad: Tensor, out: Tensor) -> Tensor:
+    """Return the inner product of each output and its gradient: (N, T, D) each -> (N, T, 1)."""
+    found = out.new_empty(*out.shape[:2], 1)
+    rows = [torch.split(x.view(-1, x.shape[2]), DELTA_TOKENS) for x in (grad, out, found)]
+    buffer = torch.empty_like(rows[0][0])
+    for some, of_out, into in zip(*rows, strict=True):
+        torch.sum(torch.mul(some, of_out, out=buffer[: len(some)]), -1, keepdim=True, out=into)
+    return found
 
 
 def backward(
@@ -331,26 +224,43 @@ def backward(
     """
     dq, fresh = (torch.empty_like(q), sources[0]) if begun is None else (begun, None)
     with torch.inference_mode():
-        delta, lse = (grad * out).sum(-1, keepdim=True), lse.unsqueeze(-1)
-        scratch = _Scratch(q, sources)
-        for source in sources:
+        scratch, lse, delta = _Scratch(q, sources), lse.unsqueeze(-1), _deltas(grad, out)
+        for source, tiles in scratch.tiles:
             assert source.gradients is not None
-            dk, dv = source.gradients
-            for tiles in source.tiles(q):
-                keys, values = _held(source, tiles, scratch)
-                some_q = scratch.dense("queries", tiles.of_queries(q), tiles)
-                some_grad = scratch.dense("gradients", tiles.of_queries(grad), tiles)
-                p, ds = scratch.scores("scores", tiles), scratch.scores("their gradients", tiles)
-                torch.baddbmm(p, some_q, keys.mT, beta=0, alpha=scale, out=p)
-                p.sub_(tiles.of_queries(lse)).exp_()
-                tiles.hide(p, source)
-                _give(source, tiles, dv, p, some_grad, 1.0, scratch)
-                torch.bmm(some_grad, values.mT, out=ds)
-                ds.sub_(tiles.of_queries(delta)).mul_(p)
-                into = tiles.of_queries(dq)
-                if tiles.adds or source is not fresh:
-                    scratch.add(into, ds, keys, scale, tiles)
+            # Scores stored key by key: the products for keys and values are faster.
+            p, ds = (
+                scratch.take(x, tiles.count, tiles.keys, tiles.queries, scores=True)
+                for x in ("scores", "their gradients")
+            )
+            by_query, ds_by_query = p.mT, ds.mT
+            hidden = [(p[:, x.start : x.end], x.cap_by_key) for x in tiles.hidden]
+            kept, copies = float(tiles.adds or source is not fresh), tiles.stride > 1
+            given = [
+                _KeyGradients(into, weights, rows, factor, source, tiles, scratch)
+                for into, weights, rows, factor in zip(source.gradients, (ds, p), (q, grad), (scale, 1.0), strict=True)
+            ]
+            views = zip(
+                scratch.dense("queries", tiles.of_queries(q), tiles),
+                scratch.dense("gradients", tiles.of_queries(grad), tiles),
+                tiles.of_queries(lse).mT.unbind(),
+                tiles.of_queries(delta).mT.unbind(),
+                tiles.of_queries(dq).unbind(),
+                scratch.held("keys", source.keys, source, tiles),
+                scratch.held("values", source.values, source, tiles),
+                strict=True,
+            )
+            for product, (some_q, some_grad, sums, some_delta, into, keys, values) in enumerate(views):
+                torch.baddbmm(p, keys, some_q.mT, beta=0, alpha=scale, out=p).sub_(sums).exp_()
+                for some, cap in hidden:
+                    torch.minimum(some, cap, out=some)
+                if source.hide is not None:
+                    source.hide(tiles, product, by_query)
+                torch.bmm(values, some_grad.mT, out=ds).sub_(some_delta).mul_(p)
+                given[1].add(product, some_grad)
+                given[0].add(product, some_q)
+                if copies:
+                    some_dq = torch.bmm(ds_by_query, keys, out=scratch.take("given", *into.shape))
+                    into.add_(some_dq, alpha=scale) if kept else torch.mul(some_dq, scale, out=into)
                 else:
-                    torch.baddbmm(into, ds, keys, beta=0, alpha=scale, out=into)
-                _give(source, tiles, dk, ds, some_q, scale, scratch)
+                    into.baddbmm_(ds_by_query, keys, beta=kept, alpha=scale)
     return dq

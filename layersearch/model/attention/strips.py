@@ -76,8 +76,11 @@ class StripGroup:
 
 
 @functools.lru_cache(maxsize=256)
-def strip_groups(span: Span, tokens: int) -> tuple[StripGroup, ...] | None:
-    """Cut a span, as `effective_span` returns it, into groups of strips; None where strips do not serve it."""
+def strip_groups(span: Span, tokens: int, most: int = MOST_QUERIES) -> tuple[StripGroup, ...] | None:
+    """Cut a span, as `effective_span` returns it, into groups of strips; None where strips do not serve it.
+
+    Strips of a window have at most ``most`` queries.
+    """
     if span.size is None or span.dilation > 1 or span.decay > 0:
         return None
     size, bare = span.size, Span(kind=span.kind, size=span.size)
@@ -87,7 +90,7 @@ def strip_groups(span: Span, tokens: int) -> tuple[StripGroup, ...] | None:
     cut: list[StripGroup] = []
     if span.kind == "window":
         cut.append(StripGroup(0, 1, size, 0, size, 0, None, True))
-        queries = max(FEWEST_QUERIES, min(MOST_QUERIES, size // 2 // 16 * 16))
+        queries = max(FEWEST_QUERIES, min(most, size // 2 // 16 * 16))
         strips, rest = divmod(tokens - size, queries)
         # Strip s starts W tokens after its first key, which that query just misses: so the number of keys is round.
         if strips:

@@ -1,4 +1,6 @@
-"""Gradients of wide windows in encoders, by the tiles of a causal window. Strips are as fast in the forward pass.
+"""Gradients of wide windows in encoders, by the tiles of a causal window, where products do not serve them.
+
+Strips are as fast in the forward pass.
 
 Query i of a window with W keys on each side sees keys i-W ... i+W. So does query i+W of a causal window of 2W+1 keys.
 All queries but the last W therefore move on by W tokens, behind W empty ones, whose gradients are 0. The last W go

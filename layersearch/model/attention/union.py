@@ -8,18 +8,22 @@ Shape legend: N batch rows (batch and head), T tokens, D head width.
 """
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from layersearch.model.attention import products, strips, tiled
+from layersearch.model.attention.product_tiles import masked_queries
 from layersearch.model.attention.strips import FEWEST_QUERIES, MOST_QUERIES, BothWays, Steps, StripGroup
 from layersearch.schedule import Span
 from layersearch.schedule.span_keys import random_block
 
 FEWEST_STEP_QUERIES = tiled.MOST_QUERIES
 """Fewest queries that see one prefix of the columns without a mask: as many as a window's tile has, not measured."""
+FEWEST_TILED = 2048
+"""Keys of a causal window from which on tiles are as fast as products."""
 FEWEST_STEP_KEYS = 16
 """Fewest columns by which such prefixes grow: fewer make many small products (see analysis/span_speed)."""
 
@@ -187,11 +191,16 @@ def _bigbird(span: Span, size: int, tokens: int) -> tuple[Far, ...]:
 def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
     """Return all keys of a span, near ones too, for products that take them at once; empty where near ones go alone."""
     if bidirectional:
-        plan = both_ways(span, tokens)
+        # A strip of one tile: all tiles of a window then follow one another, and their keys stay in the cache.
+        plan = both_ways(span, tokens, masked_queries(2 * (span.size or 0)))
         squares = all(part.mask is None and not part.joins and part.queries >= MOST_QUERIES for part in plan)
         return () if squares else (Far(plan), *both_ways_far(span, tokens))
     if span.kind not in ("memory", "bigbird"):
-        return ()
+        near = near_span(span)
+        if near.kind == "window" and (near.size or 0) >= FEWEST_TILED:
+            return ()
+        own = None if near.covers(tokens) else strips.strip_groups(near, tokens, masked_queries(near.size or 0))
+        return () if own is None else (Far(own), *far_keys(span, tokens))
     assert span.size is not None
     far, later, size = far_keys(span, tokens), Span(kind="full"), min(span.size, tokens)
     # The keys before a block and those of the block itself are neighbors.
@@ -200,14 +209,17 @@ def whole(span: Span, tokens: int, bidirectional: bool) -> tuple[Far, ...]:
 
 
 @functools.lru_cache(maxsize=64)
-def both_ways(span: Span, tokens: int) -> tuple[StripGroup, ...]:
-    """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query."""
+def both_ways(span: Span, tokens: int, most: int = MOST_QUERIES) -> tuple[StripGroup, ...]:
+    """Cut a span of an encoder, as `effective_span` returns it, into strips that hold every query.
+
+    Those of a window have at most ``most`` queries.
+    """
     if span.size is None:
         return (StripGroup(0, 1, tokens, 0, tokens, 0, None, False),)
     if span.kind == "bigbird":
         return _bigbird_both_ways(span.size, tokens)
     near = Span(kind=span.kind, size=span.size, offset=span.offset)
-    cut = _sides(near, span.size, tokens) if span.kind == "window" else _squares(near, span.size, tokens)
+    cut = _sides(near, span.size, tokens, most) if span.kind == "window" else _squares(near, span.size, tokens)
     return (*cut, *global_strips(span, tokens))
 
 
@@ -264,10 +276,10 @@ def _block_end(span: Span, token: int) -> int:
     return ((token + span.offset) // span.size + 1) * span.size - span.offset - 1
 
 
-def _sides(span: Span, size: int, tokens: int) -> list[StripGroup]:
+def _sides(span: Span, size: int, tokens: int, most: int) -> list[StripGroup]:
     """Cut a window with keys on both sides: the first queries, equal strips, and the last queries."""
     mask = BothWays(span)
-    queries = max(FEWEST_QUERIES, min(MOST_QUERIES, size // 2 // 16 * 16))
+    queries = max(FEWEST_QUERIES, min(most, size // 2 // 16 * 16))
     strips = max(0, tokens - 2 * size) // queries
     if not strips:
         return [StripGroup(0, 1, tokens, 0, tokens, 0, mask, False)]
@@ -318,11 +330,15 @@ def whole_backward(
     far: tuple[Far, ...],
     scale: float,
     begun: tuple[Tensor, Tensor, Tensor] | None = None,
+    more: Sequence[products.Source] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of q, k and v, (N, T, D), by products; ``begun``, over other keys, is added to."""
+    """Return the gradients of q, k and v, (N, T, D), by products; ``begun``, over other keys, is added to.
+
+    ``more`` are other keys beside all of these, whose gradients are added to their own.
+    """
     dk, dv = (torch.zeros_like(k), torch.zeros_like(v)) if begun is None else begun[1:]
     given = sources(far, k, v, (dk, dv))
-    dq = products.backward(grad, q, out, lse, given, scale, None if begun is None else begun[0])
+    dq = products.backward(grad, q, out, lse, [*given, *more], scale, None if begun is None else begun[0])
     for part, source in zip(far, given, strict=True):
         if part.columns is not None and source.gradients is not None:
             for target, some in zip((dk, dv), source.gradients, strict=True):

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from layersearch.model.attention import products
+from layersearch.model.attention import product_tiles, products, union
 from layersearch.model.attention.operator import chunked_attention
 from layersearch.model.attention.products import Source
 from layersearch.model.attention.reference import reference_attention
@@ -19,12 +19,14 @@ from tests.helpers.attention import ENCODER, EXTRA, PLAIN, UNIONS, differences, 
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Cut short texts as long ones are cut: several tiles of a strip, and several products of equal tiles."""
-    small = {"FEWEST_TOKENS": 1, "CACHED_SCORES": 1 << 9, "MOST_KEYS": 16, "MASKED_QUERIES": 8}
+    small = {"CACHED_SCORES": 1 << 9, "COPIED_TOKENS": 1 << 6, "MOST_KEYS": 16, "MASKED_QUERIES": 8}
     for name, value in small.items():
+        monkeypatch.setattr(product_tiles, name, value)
+    for name, value in (("FEWEST_TOKENS", 1), ("DELTA_TOKENS", 1 << 4)):
         monkeypatch.setattr(products, name, value)
-    products._tiles.cache_clear()
+    product_tiles.tiles_of.cache_clear()
     yield
-    products._tiles.cache_clear()
+    product_tiles.tiles_of.cache_clear()
 
 
 @pytest.mark.parametrize("text", [*PLAIN[1:], *UNIONS, "bigbird:20/3", "memory:30/100", "fixed:40/33"])
@@ -58,8 +60,25 @@ def test_products_of_summaries_and_marks_equal_reference(text: str, bidirectiona
         assert max(differences(*found)) < 1e-10
 
 
+@pytest.mark.parametrize("factor", [1, 900], ids=["", "beyond the range"])
+@pytest.mark.parametrize("whole", [True, False], ids=["", "near keys by another kernel"])
+@pytest.mark.parametrize("text", ["window:5+global:mask:3", "block:9~2+global:mask:4+summary:7"])
+def test_products_join_further_keys(text: str, whole: bool, factor: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not whole:
+        monkeypatch.setattr(union, "whole", lambda *_: ())  # as for the large blocks of an encoder
+    span, case, grad, more = extra_case(text, 67)
+    case[0] = (factor * case[0].detach()).requires_grad_()
+    found = []
+    for attention in (chunked_attention, reference_attention):
+        summaries = (case[3], case[4]) if len(case) > 3 else None
+        out = attention(*case[:3], span, bidirectional=True, summaries=summaries, **more)
+        found.append([out.detach(), *torch.autograd.grad(out, case, grad)])
+    assert max(differences(*found)) < 1e-10
+
+
 @pytest.mark.parametrize(
-    ("text", "bidirectional"), [("window:5", False), ("bigbird:4/2", False), ("bigbird:6/2", True)]
+    ("text", "bidirectional"),
+    [("window:5", False), ("bigbird:4/2", False), ("bigbird:6/2", True)],
 )
 def test_products_of_logits_beyond_the_range_go_another_way(text: str, bidirectional: bool) -> None:
     q, k, v, grad = tensors(1, 2, 2, 70, 4)
