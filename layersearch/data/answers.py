@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from layersearch.config.data import DataConfig
-from layersearch.data.source import IGNORE, Batch, Source, digest
+from layersearch.config.data import ASKED, DataConfig
+from layersearch.data.source import IGNORE, TOLD, Batch, Source, digest
 from layersearch.data.tasks import TASKS
 
 HIDING = 1
@@ -95,6 +95,56 @@ class WrittenAnswers(Source):
         """Return the share of the answers that were written, in [0, 1]."""
         answers = batch.targets < self.task.vocab_size
         return {f"{self.name}_accuracy": float(correct[answers].mean())}
+
+
+class GivenQueries(Source):
+    """A task for an encoder-decoder whose decoder is given each query and writes its answer; only those are scored.
+
+    The encoder reads the task's own sequence with filler, token 0, where queries and their answers stood. The decoder's
+    first token follows the ids of the task. Arguments are those of `HiddenAnswers`.
+
+    Example:
+        >>> from layersearch.config.data import DataConfig
+        >>> from layersearch.data.answers import GivenQueries
+        >>> config = DataConfig(source="hops", vocab_size=32, pairs=2, queries=1, distance=4, asked_in="target")
+        >>> source = GivenQueries(config, 24)
+        >>> batch = source.train(seed=0, step=0, batch_size=1)
+        >>> batch.targets.shape, int((batch.targets >= 0).sum())
+        ((1, 2), 1)
+    """
+
+    def __init__(self, config: DataConfig, seq_len: int) -> None:
+        self.task = TASKS[config.source](config, seq_len)
+        self.queries, self.asked = config.queries, ASKED[self.task.name]
+        self.name, self.seq_len, self.target_len = self.task.name, seq_len, (self.asked + 1) * config.queries
+        self.vocab_size = self.task.vocab_size + 1
+        self.answer = None  # what is known of a decoder's layers says nothing of two stacks
+        self.fingerprint = digest([self.task.fingerprint, "given queries", HIDING])
+        self.details = {**self.task.details, "target_tokens": self.target_len}
+
+    def train(self, *, seed: int, step: int, batch_size: int) -> Batch:
+        return self._ask(self.task.train(seed=seed, step=step, batch_size=batch_size))
+
+    def validation(self, sequences: int) -> Batch:
+        return self._ask(self.task.validation(sequences))
+
+    def _ask(self, batch: Batch) -> Batch:
+        rows = np.arange(len(batch.targets))[:, None]
+        # Queries are the last that is scored. What else is, helps a decoder to learn the task.
+        place = np.stack([np.nonzero(scored)[0][-self.queries :] for scored in batch.targets != IGNORE])
+        source = batch.tokens.copy()
+        target = np.empty((len(source), self.queries, self.asked + 1), dtype=np.int64)
+        for back in range(self.asked):
+            target[:, :, self.asked - 1 - back] = TOLD - batch.tokens[rows, place - back]
+            source[rows, place - back] = 0
+        target[:, :, self.asked] = batch.targets[rows, place]
+        behind = source[:, 1:]  # a view: what stands behind each token
+        behind[stands_behind(batch)] = 0
+        return Batch(source, target.reshape(len(source), self.target_len))
+
+    def metrics(self, correct: npt.NDArray[np.bool_], batch: Batch) -> dict[str, float]:
+        """Return the share of the answers that were written, in [0, 1]."""
+        return {f"{self.name}_accuracy": float(correct[batch.targets >= 0].mean())}
 
 
 def stands_behind(batch: Batch) -> npt.NDArray[np.bool_]:
