@@ -16,8 +16,6 @@ ENCODERS_READ: dict[str, tuple[TaskKind, ...]] = {
     "encoder_decoder": ("recall",),
 }
 """Generated tasks that models with an encoder learn without ``mask_share``: their answers are hidden."""
-ASKED: dict[TaskKind, int] = {"recall": 1, "hops": 1, "coreference": 2}
-"""Generated tasks whose queries a decoder can be given (``asked_in: target``), and the tokens of one query."""
 Elsewhere = Literal["imdb", "aan", "cifar10"]
 """Sources of the Long Range Arena that a user must have: nothing is downloaded for them."""
 SourceKind = Literal[TaskKind, ClassKind, Elsewhere, "stdlib", "files", "text", "json", "parquet", "hub", "mix"]
@@ -66,10 +64,11 @@ class DataConfig(Strict):
     distance: PositiveInt = 64
     """recall, mix, hops, coreference: least distance in tokens between a query and its pair, between the links of a
     chain, and between documents."""
-    asked_in: Literal["source", "target"] = "source"
-    """encoder_decoder: where the queries of a generated task stand. ``source``: in the encoder's text, and the decoder
-    writes their answers in order (recall). ``target``: the decoder is given each query and writes its answer; filler
-    stands in the encoder's text instead (recall, hops, coreference)."""
+    asked_in: Literal["source", "target", "names"] = "source"
+    """recall in an encoder_decoder: where queries stand. ``source``: in the encoder's text. ``target``: the decoder is
+    given each key and writes its value; filler stands in the encoder's text instead. ``names``: the encoder's text
+    names each queried key, the decoder is given the name, and it takes two hops to the value. In training half of the
+    queries are keys instead, which have no name then: without these it is hardly learned."""
     fillers: PositiveInt | None = None
     """recall, mix, hops, coreference: number of distinct filler tokens. None: an eighth of the vocabulary."""
     hops: PositiveInt = 2
@@ -111,8 +110,8 @@ class DataConfig(Strict):
         require(where is None, f"data.source {self.source} is not made here and nothing is downloaded: {where}")
         named = self.source != "arrays" or self.classes is not None
         require(named, "data.source arrays: name the number of classes (data.classes)")
-        asks, kinds = self.asked_in == "source" or self.source in ASKED, ", ".join(ASKED)
-        require(asks, f"data.asked_in target is for data.source {kinds}, not {self.source}; take one, or drop asked_in")
+        asks, asked = self.asked_in == "source" or self.source == "recall", f"data.asked_in {self.asked_in}"
+        require(asks, f"{asked} is for data.source recall, not {self.source}; take recall, or drop asked_in")
         require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
 
     @property

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from layersearch.config.corruption import corruption
-from layersearch.config.data import ASKED, ENCODERS_READ, ClassKind, DataConfig, TaskKind
+from layersearch.config.data import ENCODERS_READ, ClassKind, DataConfig, TaskKind
 from layersearch.config.loader import Strict, build, find_file, override, read_yaml
 from layersearch.config.model import ModelConfig
 from layersearch.config.search import SearchConfig
@@ -54,12 +54,9 @@ class Recipe(Strict):
             build(type(section), dataclasses.asdict(section), key)
         kind, masked = self.model.kind, self.data.mask_share is not None
         encoder, classes = kind != "decoder", self.data.n_classes is not None
-        given = self.data.asked_in == "target"
-        require(
-            not given or kind == "encoder_decoder",
-            f"data.asked_in target is for model.kind encoder_decoder, not {kind}; drop it",
-        )
-        tasks = tuple(ASKED) if given else ENCODERS_READ.get(kind, ())
+        tasks, asked = ENCODERS_READ.get(kind, ()), self.data.asked_in
+        given = f"data.asked_in {asked} is for model.kind encoder_decoder, not {kind}; drop it"
+        require(asked == "source" or kind == "encoder_decoder", given)
         learns = masked or not encoder or (classes and kind == "encoder") or self.data.source in tasks
         require(
             learns,
@@ -94,9 +91,8 @@ class Recipe(Strict):
     @property
     def source_and_target(self) -> tuple[int, int]:
         """Tokens of an encoder_decoder's source and target."""
-        if self.data.mask_share is None:  # the answers of a generated task: each its query or a sentinel, and a token
-            asked = self.data.asked_in == "target" and self.data.source in ASKED
-            return self.training.seq_len, ((ASKED[self.data.source] if asked else 1) + 1) * self.data.queries
+        if self.data.mask_share is None:  # the answers of a generated task: each a sentinel and a token
+            return self.training.seq_len, 2 * self.data.queries
         found = corruption(self.training.seq_len, self.data.mask_share)
         return found.source, found.target
 

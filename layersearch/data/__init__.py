@@ -10,7 +10,7 @@ from layersearch.config.data import DataConfig
 from layersearch.config.recipe import Recipe
 from layersearch.config.stages import divide
 from layersearch.config.training import TrainingConfig
-from layersearch.data.answers import GivenQueries, HiddenAnswers, WrittenAnswers
+from layersearch.data.answers import HiddenAnswers, WrittenAnswers
 from layersearch.data.cache import default_cache
 from layersearch.data.classes import MAKERS, open_classes
 from layersearch.data.lost_spans import LostSpans
@@ -47,7 +47,7 @@ def open_source(
         if kind == "encoder":
             return HiddenAnswers(config, seq_len)
         if kind == "encoder_decoder":
-            return (GivenQueries if config.asked_in == "target" else WrittenAnswers)(config, seq_len)
+            return WrittenAnswers(config, seq_len)
         return TASKS[config.source](config, seq_len)
     if config.source in MAKERS:
         return open_classes(config, seq_len, cache or default_cache())

@@ -134,8 +134,7 @@ def _vocabulary(recipe: Recipe) -> int:
     if recipe.model.kind == "decoder":
         return size
     if recipe.data.mask_share is None:  # the answers of a generated task are hidden
-        sentinels = recipe.target_len is not None and recipe.data.asked_in == "source"
-        return size + 1 + (recipe.data.queries if sentinels else 0)
+        return size + 1 + (recipe.data.queries if recipe.target_len is not None else 0)
     more = corruption(recipe.training.seq_len, recipe.data.mask_share).spans if recipe.target_len is not None else 0
     return size + 1 + more
 
