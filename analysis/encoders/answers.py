@@ -35,11 +35,11 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 DATA = {"source": "recall", "vocab_size": 32, "pairs": 4, "queries": 4, "distance": 17}
 """Four layers of windows reach 4 tokens."""
-NAMED = DATA | {"vocab_size": 24, "pairs": 3, "queries": 3, "distance": 13, "asked_in": "names"}
+NAMED = DATA | {"asked_in": "names"}
 GIVEN: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
     "given": (DATA | {"asked_in": "target"}, {"steps": 200}),
-    "named": (NAMED, {"seq_len": 28, "batch_size": 64, "steps": 500}),
-    "named-2": (NAMED, {"seq_len": 28, "batch_size": 64, "steps": 500}),
+    "named": (NAMED, {"steps": 500}),
+    "named-2": (NAMED, {"steps": 500}),
 }
 """Data and training where they differ from the others'."""
 FEW = {"named-2": ("none", "full at 1")}

@@ -66,9 +66,9 @@ class DataConfig(Strict):
     chain, and between documents."""
     asked_in: Literal["source", "target", "names"] = "source"
     """recall in an encoder_decoder: where queries stand. ``source``: in the encoder's text. ``target``: the decoder is
-    given each key and writes its value; filler stands in the encoder's text instead. ``names``: the encoder's text
-    names each queried key, the decoder is given the name, and it takes two hops to the value. In training half of the
-    queries are keys instead, which have no name then: without these it is hardly learned."""
+    given each key and writes its value; filler stands in the encoder's text instead. ``names``: the encoder's text has
+    another key there as a name, and the queried key behind it; the decoder is given the name, so that it takes two hops
+    to the value. Training asks half of them by their key instead, which then has no name."""
     fillers: PositiveInt | None = None
     """recall, mix, hops, coreference: number of distinct filler tokens. None: an eighth of the vocabulary."""
     hops: PositiveInt = 2

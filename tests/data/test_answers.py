@@ -61,24 +61,33 @@ def test_encoder_decoder_writes_the_value_of_each_queried_key() -> None:
 def test_decoder_is_given_a_key_or_the_name_of_one(asked_in: str) -> None:
     config = DataConfig(source="recall", asked_in=asked_in, **RECALL)
     source = open_source(config, 64, kind="encoder_decoder")
-    first = config.vocab_size
     training, validation = source.train(seed=1, step=2, batch_size=300), source.validation(200)
     shares = []
     for batch in (training, validation):
         given, answers = TOLD - batch.targets[:, ::2], batch.targets[:, 1::2]
-        shares.append(float((given >= first).mean()))
+        named = 0
         for tokens, asked, values in zip(batch.tokens.tolist(), given.tolist(), answers.tolist(), strict=True):
-            named = [token for token in tokens if token >= first]
-            assert sorted(named) == sorted(token for token in asked if token >= first)
             for token, value in zip(asked, values, strict=True):
-                key = tokens[tokens.index(token) + 1] if token >= first else token
-                assert tokens[tokens.index(key) + 1] == value  # the first time that the key stands there is its pair
-                assert tokens.count(key) == (2 if token >= first else 1)
+                behind, key = tokens[tokens.index(token) + 1], token
+                assert tokens.count(token) == 1
+                if behind != value:  # the token is a name: behind it stands the key, whose first place is its pair
+                    key, named = behind, named + 1
+                    assert tokens.index(key) < tokens.index(token) - config.distance
+                    assert tokens.count(key) == 2
+                assert tokens[tokens.index(key) + 1] == value
+        shares.append(named / given.size)
     assert shares == [0, 0] if asked_in == "target" else (0.4 < shares[0] < 0.6 and shares[1] == 1)
     assert source.metrics(training.targets >= 0, training) == {"recall_accuracy": 1.0}
-    np.testing.assert_array_equal(source.train(seed=1, step=2, batch_size=9).targets, training.targets[:9])
+    for part, whole in zip(source.train(seed=1, step=2, batch_size=9)[:2], training[:2], strict=True):
+        np.testing.assert_array_equal(part, whole[:9])
     plain = open_source(DataConfig(source="recall", **RECALL), 64, kind="encoder_decoder")
     assert source.fingerprint != plain.fingerprint
+
+
+def test_names_need_keys_of_their_own() -> None:
+    few = RECALL | {"pairs": 4, "queries": 4, "vocab_size": 12}
+    with pytest.raises(LayersearchError, match=r"vocab_size 12 has 5 keys, and data.asked_in names takes 8"):
+        open_source(DataConfig(source="recall", asked_in="names", **few), 64, kind="encoder_decoder")
 
 
 def test_message_of_a_short_source_speaks_of_the_whole_source() -> None:
