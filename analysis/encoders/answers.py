@@ -37,7 +37,7 @@ DATA = {"source": "recall", "vocab_size": 32, "pairs": 4, "queries": 4, "distanc
 """Four layers of windows reach 4 tokens."""
 NAMED = DATA | {"asked_in": "names"}
 GIVEN: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "given": (DATA | {"asked_in": "target"}, {"steps": 200}),
+    "given": (DATA | {"asked_in": "target"}, {"steps": 100}),
     "named": (NAMED, {"steps": 500}),
     "named-2": (NAMED, {"steps": 500}),
 }
