@@ -1,10 +1,12 @@
 """Where does an encoder, and an encoder-decoder, need a full layer to recall? The answer is known for a decoder.
 
-Command:  python analysis/encoders/answers.py [--workers N] [--only decoder encoder t5]
-Time:     about 30 minutes on one idle core; trials that are in answers.jsonl are not trained again
+Command:  python analysis/encoders/answers.py [--workers N] [--only decoder encoder t5 given named]
+Time:     about 45 minutes on one idle core; trials that are in answers.jsonl are not trained again
 Shows:    associative recall. All windows together reach less far than from a query to its pair. decoder: one full layer
           above a local one is needed and enough. encoder: the same places; the answers are hidden. t5: the schedule
-          stands in the encoder of an encoder-decoder whose decoder has one layer, a full one.
+          stands in the encoder of an encoder-decoder whose decoder has one layer, a full one. given: the same, but the
+          decoder is given each key and writes its value. named: it is given the name of a key, which the encoder's text
+          ties to the key far from the pair, so that it takes two hops.
 
 Writes answers.jsonl and answers.md beside itself. ``--toy`` writes into /tmp.
 """
@@ -27,9 +29,17 @@ KINDS: dict[str, dict[str, Any]] = {
     "decoder": {"kind": "decoder"},
     "encoder": {"kind": "encoder"},
     "t5": {"kind": "encoder_decoder", "other_layers": 1},
+    "given": {"kind": "encoder_decoder", "other_layers": 1},
+    "named": {"kind": "encoder_decoder", "other_layers": 1},
 }
 DATA = {"source": "recall", "vocab_size": 32, "pairs": 4, "queries": 4, "distance": 17}
 """Four layers of windows reach 4 tokens."""
+NAMED = DATA | {"vocab_size": 24, "pairs": 3, "queries": 3, "distance": 13, "asked_in": "names"}
+GIVEN: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
+    "given": (DATA | {"asked_in": "target"}, {"steps": 100}),
+    "named": (NAMED, {"seq_len": 28, "batch_size": 64, "steps": 200}),
+}
+"""Data and training where they differ from the others'."""
 PLACES: dict[str, tuple[int, ...]] = {
     "none": (),
     "full at 0": (0,),
@@ -52,7 +62,9 @@ def group(name: str) -> Group:
         "val_sequences": 256,
         "precision": "float32",
     }
-    recipe = build(Recipe, {"name": f"answers-{name}", "model": model, "data": DATA, "training": training}, name)
+    data, more = GIVEN.get(name, (DATA, {}))
+    training |= more
+    recipe = build(Recipe, {"name": f"answers-{name}", "model": model, "data": data, "training": training}, name)
     near = "window:2" if name == "decoder" else "window:1"
     schedules = {place: placed(full, near, LAYERS) for place, full in PLACES.items()}
     return Group(name=name, recipe=recipe, schedules=schedules, seeds=SEEDS)

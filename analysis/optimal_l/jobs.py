@@ -89,7 +89,10 @@ class Records:
 
 ADDED: dict[str, tuple[type, tuple[str, ...]]] = {
     "model": (ModelConfig, ("kind", "searched", "other_layers", "other_schedule", "pooling")),
-    "data": (DataConfig, ("mask_share", "list_min", "list_max", "contour_length", "examples", "classes", "documents")),
+    "data": (
+        DataConfig,
+        ("mask_share", "list_min", "list_max", "contour_length", "examples", "classes", "documents", "asked_in"),
+    ),
     "training": (TrainingConfig, ("segments", "warm_tokens", "stages")),
 }
 """Keys that came after the committed records. At its default, such a key leaves a training what it was before."""

@@ -64,6 +64,11 @@ class DataConfig(Strict):
     distance: PositiveInt = 64
     """recall, mix, hops, coreference: least distance in tokens between a query and its pair, between the links of a
     chain, and between documents."""
+    asked_in: Literal["source", "target", "names"] = "source"
+    """recall in an encoder_decoder: where queries stand. ``source``: in the encoder's text. ``target``: the decoder is
+    given each key and writes its value; filler stands in the encoder's text instead. ``names``: the encoder's text has
+    another key there as a name, and the queried key behind it; the decoder is given the name, so that it takes two hops
+    to the value. Training asks half of them by their key instead, which then has no name."""
     fillers: PositiveInt | None = None
     """recall, mix, hops, coreference: number of distinct filler tokens. None: an eighth of the vocabulary."""
     hops: PositiveInt = 2
@@ -105,6 +110,8 @@ class DataConfig(Strict):
         require(where is None, f"data.source {self.source} is not made here and nothing is downloaded: {where}")
         named = self.source != "arrays" or self.classes is not None
         require(named, "data.source arrays: name the number of classes (data.classes)")
+        asks, asked = self.asked_in == "source" or self.source == "recall", f"data.asked_in {self.asked_in}"
+        require(asks, f"{asked} is for data.source recall, not {self.source}; take recall, or drop asked_in")
         require(self.queries <= self.pairs, f"queries {self.queries} must not exceed pairs {self.pairs}")
 
     @property

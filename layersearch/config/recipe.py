@@ -54,7 +54,9 @@ class Recipe(Strict):
             build(type(section), dataclasses.asdict(section), key)
         kind, masked = self.model.kind, self.data.mask_share is not None
         encoder, classes = kind != "decoder", self.data.n_classes is not None
-        tasks = ENCODERS_READ.get(kind, ())
+        tasks, asked = ENCODERS_READ.get(kind, ()), self.data.asked_in
+        given = f"data.asked_in {asked} is for model.kind encoder_decoder, not {kind}; drop it"
+        require(asked == "source" or kind == "encoder_decoder", given)
         learns = masked or not encoder or (classes and kind == "encoder") or self.data.source in tasks
         require(
             learns,

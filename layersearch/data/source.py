@@ -19,6 +19,8 @@ from layersearch.schedule import Span
 
 IGNORE = -100
 """Target of a token whose prediction is not scored; PyTorch's default ``ignore_index``."""
+TOLD = IGNORE - 1
+"""An encoder_decoder's target of ``TOLD - token``: its decoder reads the token next, and is not scored on it."""
 
 Tokens = npt.NDArray[np.int64]
 
@@ -29,7 +31,7 @@ class Batch(NamedTuple):
     tokens: Tokens
     targets: Tokens
     """``targets[s, t]`` is the token to predict after ``tokens[s, : t + 1]``, or `IGNORE`. In a masked text it is the
-    token that stood at t."""
+    token that stood at t. An encoder_decoder's may also be of `TOLD`. What is scored is 0 or more."""
     marked: npt.NDArray[np.bool_] | None = None
     """The tokens that the task marks to see all and be seen by all, of the same shape; None: it marks none."""
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from layersearch.config.model import ModelConfig
-from layersearch.data.source import IGNORE
+from layersearch.data.source import IGNORE, TOLD
 from layersearch.model.attention.dispatch import attend
 from layersearch.model.decoder import Attention, Decoder, Layer, RMSNorm, mean_over_scored, rotary_table, token_losses
 from layersearch.schedule import Schedule, Span
@@ -79,7 +79,8 @@ class EncoderDecoder(Decoder):
         """Return the residual stream of the target after the last layer, each token before its own is known."""
         held = self.encoder_norm(self.stream(source))
         first = torch.full_like(targets[:, :1], self.start)
-        given = torch.cat((first, targets[:, :-1].masked_fill(targets[:, :-1] == IGNORE, self.start)), dim=1)
+        known = torch.where(targets <= TOLD, TOLD - targets, targets.masked_fill(targets == IGNORE, self.start))
+        given = torch.cat((first, known[:, :-1]), dim=1)
         x = self.embed_tokens(given)
         cos, sin = rotary_table(given.shape[1], self.config.head_dim, self.config.rope_theta, given.device)
         if not given.is_meta and torch.is_autocast_enabled(given.device.type):
@@ -94,9 +95,10 @@ class EncoderDecoder(Decoder):
     ) -> Tensor | tuple[Tensor, Tensor]:
         """Return the cross-entropy of the targets in nats, as `Decoder.forward`.
 
-        ``tokens`` are the source (B, S), ``targets`` what the decoder writes (B, T).
+        ``tokens`` are the source (B, S), ``targets`` what the decoder writes (B, T), or is told (`TOLD`).
         """
         logits = self.lm_head(self.norm(self.target_stream(tokens, targets))).float()
+        targets = targets.clamp_min(IGNORE)
         losses = token_losses(logits, targets)
         if reduce:
             return mean_over_scored(losses, targets)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from layersearch.data.source import IGNORE, Batch, Source
+from layersearch.data.source import Batch, Source
 from layersearch.training.engine import RankGroup
 
 POSITION_BINS = 8
@@ -27,7 +27,7 @@ class ValidationResult:
 
 def named_metrics(source: Source, batch: Batch, measured: ValidationResult) -> dict[str, float]:
     """Return the source's metrics, and the loss of each token group that it names."""
-    scored = batch.targets != IGNORE
+    scored = batch.targets >= 0
     by_group = {
         f"{name}_loss": float(measured.losses[part & scored].mean()) for name, part in source.groups(batch).items()
     }
@@ -59,7 +59,7 @@ def validate(
             losses[rows], correct[rows] = found.double().cpu(), predicted.double().cpu()
         beat()
     losses, correct = sum_over_ranks(losses, group), sum_over_ranks(correct, group)
-    scored = torch.from_numpy(batch.targets != IGNORE)
+    scored = torch.from_numpy(batch.targets >= 0)
     edges = [tokens * (index + 1) // POSITION_BINS for index in range(POSITION_BINS)]
     by_position, kept = [], []
     for low, high in zip([0, *edges[:-1]], edges, strict=True):

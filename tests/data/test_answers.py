@@ -12,7 +12,7 @@ from layersearch.config.data import DataConfig
 from layersearch.config.recipe import load_recipe
 from layersearch.data import open_of, open_source
 from layersearch.data.answers import HiddenAnswers, WrittenAnswers
-from layersearch.data.source import IGNORE
+from layersearch.data.source import IGNORE, TOLD
 from layersearch.errors import LayersearchError
 from layersearch.study.estimate import _vocabulary
 from tests.helpers.tasks import SMALL
@@ -57,6 +57,39 @@ def test_encoder_decoder_writes_the_value_of_each_queried_key() -> None:
     assert source.metrics(correct, batch) == {"recall_accuracy": 1 / queries}
 
 
+@pytest.mark.parametrize("asked_in", ["target", "names"])
+def test_decoder_is_given_a_key_or_the_name_of_one(asked_in: str) -> None:
+    config = DataConfig(source="recall", asked_in=asked_in, **RECALL)
+    source = open_source(config, 64, kind="encoder_decoder")
+    training, validation = source.train(seed=1, step=2, batch_size=300), source.validation(200)
+    shares = []
+    for batch in (training, validation):
+        given, answers = TOLD - batch.targets[:, ::2], batch.targets[:, 1::2]
+        named = 0
+        for tokens, asked, values in zip(batch.tokens.tolist(), given.tolist(), answers.tolist(), strict=True):
+            for token, value in zip(asked, values, strict=True):
+                behind, key = tokens[tokens.index(token) + 1], token
+                assert tokens.count(token) == 1
+                if behind != value:  # the token is a name: behind it stands the key, whose first place is its pair
+                    key, named = behind, named + 1
+                    assert tokens.index(key) < tokens.index(token) - config.distance
+                    assert tokens.count(key) == 2
+                assert tokens[tokens.index(key) + 1] == value
+        shares.append(named / given.size)
+    assert shares == [0, 0] if asked_in == "target" else (0.4 < shares[0] < 0.6 and shares[1] == 1)
+    assert source.metrics(training.targets >= 0, training) == {"recall_accuracy": 1.0}
+    for part, whole in zip(source.train(seed=1, step=2, batch_size=9)[:2], training[:2], strict=True):
+        np.testing.assert_array_equal(part, whole[:9])
+    plain = open_source(DataConfig(source="recall", **RECALL), 64, kind="encoder_decoder")
+    assert source.fingerprint != plain.fingerprint
+
+
+def test_names_need_keys_of_their_own() -> None:
+    few = RECALL | {"pairs": 4, "queries": 4, "vocab_size": 12}
+    with pytest.raises(LayersearchError, match=r"vocab_size 12 has 5 keys, and data.asked_in names takes 8"):
+        open_source(DataConfig(source="recall", asked_in="names", **few), 64, kind="encoder_decoder")
+
+
 def test_message_of_a_short_source_speaks_of_the_whole_source() -> None:
     config = DataConfig(source="recall", **RECALL)
     with pytest.raises(LayersearchError, match=r"training.seq_len 9 is too short for .*: raise it to") as caught:
@@ -86,3 +119,20 @@ def test_plan_knows_the_vocabulary_before_the_data_are_made(name: str, task: str
 def test_tasks_that_cannot_be_are_refused(name: str, task: str, said: str) -> None:
     with pytest.raises(LayersearchError, match=said):
         load_recipe(name, ["data.mask_share=null", f"data.source={task}"])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "said"),
+    [
+        ("smoke-t5", ["data.asked_in=names"], "data.asked_in names is for data.source recall, not stdlib; take recall"),
+        (
+            "smoke-encoder",
+            ["data.mask_share=null", "data.source=recall", "data.asked_in=target"],
+            "data.asked_in target is for model.kind encoder_decoder, not encoder; drop it",
+        ),
+        ("smoke-t5", ["data.asked_in=both"], "data.asked_in"),
+    ],
+)
+def test_wrong_place_of_the_queries_is_refused(name: str, given: list[str], said: str) -> None:
+    with pytest.raises(LayersearchError, match=said):
+        load_recipe(name, given)

@@ -13,6 +13,7 @@ from torch import Tensor
 from layersearch.config.corruption import corruption
 from layersearch.config.model import ModelConfig
 from layersearch.config.recipe import load_recipe
+from layersearch.data.source import TOLD
 from layersearch.errors import LayersearchError
 from layersearch.model.build import new_model
 from layersearch.model.encoder_decoder import EncoderDecoder
@@ -58,6 +59,19 @@ def test_target_sees_the_whole_source_and_its_own_past() -> None:
     assert moved(model("full", "window:2"), 1, 4) == [5, 6]
     assert moved(model("full", "window:2*2"), 1, 4) == [5, 6, 7]
     assert moved(model("full"), 1, 8) == []
+
+
+def test_told_token_is_read_and_not_scored() -> None:
+    one, (source, target) = model("full"), texts()
+    told = torch.where(torch.arange(9) % 2 == 0, TOLD - target, target)
+    with torch.no_grad():
+        torch.testing.assert_close(one.target_stream(source, told), one.target_stream(source, target))
+        losses, right = one(source, told, reduce=False)
+        plain, _ = one(source, target, reduce=False)
+        assert losses[0, ::2].abs().max() == 0
+        assert not right[0, ::2].any()
+        torch.testing.assert_close(losses[0, 1::2], plain[0, 1::2])
+        torch.testing.assert_close(one(source, told), plain[0, 1::2].mean())
 
 
 def test_encoder_sees_both_ways_within_its_span() -> None:
