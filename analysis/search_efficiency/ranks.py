@@ -31,7 +31,7 @@ OURS = "layersearch"
 SECTIONS = (
     ("Held-out tables", HELD_OUT, OURS, 25.0),
     ("Held-out tables, the slow searches too", HELD_OUT, OURS, 15.0),
-    ("Held-out tables, layersearch before it learnt from the second tables", HELD_OUT, BEFORE, 25.0),
+    ("Held-out tables but shallow, layersearch before it learnt from the second ones", HELD_OUT[:2], BEFORE, 25.0),
     ("Second tables", SECOND, OURS, 25.0),
     ("Second tables, layersearch as frozen before they were made", SECOND, FROZEN, 25.0),
     ("Second tables, layersearch as frozen before they were made, the slow searches too", SECOND, FROZEN, 15.0),
