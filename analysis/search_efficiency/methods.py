@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from random import Random
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -240,8 +240,14 @@ def _shuffled(training: Training, seed: int, first: list[Schedule]) -> Iterator[
     yield from (schedule for schedule in training.bench.drawn(Random(seed)) if schedule not in first)
 
 
-def ours(training: Training, seed: int, first: list[Schedule], rungs: tuple[float, ...] = (0.625,)) -> None:
-    """The project's sampler, and its rule for stopping a trial, on an ordinary Optuna study."""
+def ours(
+    training: Training,
+    seed: int,
+    first: list[Schedule],
+    rungs: tuple[float, ...] = (0.625,),
+    kept: Collection[Schedule] = (),
+) -> None:
+    """The project's sampler, and its rule for stopping a trial but those ``kept``, on an ordinary Optuna study."""
     space = training.bench.space
     study = optuna.create_study(directions=["minimize", "minimize"], sampler=ScheduleSampler(space, seed=seed))
     for schedule in first:
@@ -250,7 +256,7 @@ def ours(training: Training, seed: int, first: list[Schedule], rungs: tuple[floa
     while True:
         trial = study.ask()
         schedule = space.decode({n: trial.suggest_categorical(n, c) for n, c in space.variables.items()})
-        acquisition = ExpectedImprovement(space, 1.0, seen) if rungs else None
+        acquisition = ExpectedImprovement(space, 1.0, seen) if rungs and schedule not in kept else None
         taken = {o.schedule for o in seen} | {schedule}
         fresh = acquisition.best_improvement(taken, Random(seed)) if acquisition else 0.0
         curve: list[tuple[float, float]] = []
@@ -265,6 +271,11 @@ def ours(training: Training, seed: int, first: list[Schedule], rungs: tuple[floa
             study.tell(trial, [curve[-1][1], training.bench.cost(schedule)])
         else:
             study.tell(trial, state=TrialState.PRUNED)
+
+
+def as_run(training: Training, seed: int, first: list[Schedule]) -> None:
+    """As `ours`, but the anchors are trained to their end, as `layersearch run` does with its baselines."""
+    ours(training, seed, first, kept=set(first))
 
 
 METHODS: dict[str, Callable[[Training, int, list[Schedule]], None]] = {

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
-from contest import BEFORE, FROZEN, HELD_OUT, LANDSCAPES, OLD, OURS, SECOND, limit, problem
+from contest import AS_RUN, BEFORE, FROZEN, HELD_OUT, LANDSCAPES, OLD, OURS, SECOND, limit, problem
 from methods import BUDGETS, Problem, Table
 
 mpl.use("Agg")
@@ -23,7 +23,7 @@ from layersearch.results.pareto import nondominated
 
 HERE = Path(__file__).resolve().parent
 SHARES = (0.9, 0.95, 0.99)
-VERSIONS = {"layersearch": "today", BEFORE: "before", FROZEN: "as frozen"}
+VERSIONS = {"layersearch": "today", AS_RUN: "today, as run", BEFORE: "before", FROZEN: "as frozen"}
 COLORS = {
     "layersearch": "#0072B2",
     BEFORE: "#0072B2",
