@@ -2,7 +2,7 @@
 
 Command:  python analysis/calibration/calibrate.py [--chunks N] [--only GROUP ...]
 Time:     25 seconds a chunk on one idle core; a chunk repeats the cells of a run 20 times, see `claims.REPETITIONS`
-Writes:   record.jsonl, one line a cell and chunk; cells that it holds are not simulated again
+Writes:   record.jsonl, one line a cell, while it runs one a chunk; chunks that it holds are not simulated again
           table.md, from record.jsonl alone
 
 The noises are normal (standard deviation 0.01 nats), heavy-tailed (Student's t with three degrees of freedom, the same
@@ -74,7 +74,7 @@ def simulate(
     ``repetitions`` of each cell in a chunk, None: those of `claims.REPETITIONS`; ``only`` names groups, none: all;
     ``seeds`` names one number of seeds, empty: all.
     """
-    held = {(row["group"], row["noise"], row["seeds"], row["chunk"]) for row in rows(record)}
+    held = {(row["group"], row["noise"], row["seeds"], chunk) for row in rows(record) for chunk in row["chunks"]}
     for chunk in range(chunks):
         for cell in cells():
             wanted = (not only or cell.group in only) and seeds in ("", cell.seeds)
@@ -82,9 +82,23 @@ def simulate(
                 continue
             counts = cell.run(chunk, repetitions or claims.REPETITIONS.get(cell.group, 20))
             rounded = {claim: (round(total, 6), number) for claim, (total, number) in counts.items()}
-            row = {"group": cell.group, "noise": cell.noise, "seeds": cell.seeds, "chunk": chunk, "counts": rounded}
+            row = {"group": cell.group, "noise": cell.noise, "seeds": cell.seeds, "chunks": [chunk], "counts": rounded}
             with record.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
+
+
+def compact(record: Path = RECORD) -> None:
+    """Rewrite the record with one line a cell, the sums over its chunks."""
+    merged: dict[tuple[str, str, str], dict] = {}
+    for row in rows(record):
+        into = merged.setdefault((row["group"], row["noise"], row["seeds"]), {**row, "chunks": [], "counts": {}})
+        into["chunks"] += row["chunks"]
+        for claim, (total, number) in row["counts"].items():
+            before = into["counts"].get(claim, (0.0, 0))
+            into["counts"][claim] = round(before[0] + total, 6), before[1] + number
+    written = record.with_suffix(".tmp")
+    written.write_text("".join(json.dumps(row) + "\n" for row in merged.values()), encoding="utf-8")
+    written.replace(record)
 
 
 def rows(record: Path = RECORD) -> list[dict]:
@@ -254,6 +268,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=(), choices=sorted(claims.GROUPS))
     options = parser.parse_args()
     simulate(options.chunks, only=options.only)
+    compact()
     TABLE.write_text(table())
 
 
